@@ -1,0 +1,76 @@
+"""Every hyperparameter of a model and of its training, with its default. Published settings are in `presets`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Mode = Literal["exclusive", "all"]
+Protocol = Literal["next_day", "leave_one_out"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the network. The number of songs is not here: it belongs to the item table."""
+
+    dim: int = 50  # D, width of item vectors and of the residual stream
+    layers: int = 2
+    heads: int = 1  # maps are shared by heads, so heads only order the channels
+    ffn_multiply: int = 1  # hidden width of the MFFN as a multiple of dim
+    max_history: int = 200  # N, newest events a listener's context holds
+    dropout: float = 0.2
+    temporal: Literal["pow", "zero"] = "pow"  # the function of elapsed time in FRAB; "zero" switches the channel off
+    position_margin: int = 11  # positions and relative distances beyond max_history that have weights of their own
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "layers", "heads", "ffn_multiply", "max_history"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.dim % self.heads:
+            raise ValueError(f"model.heads is {self.heads}: it must divide model.dim ({self.dim})")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout is {self.dropout}: it must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is fitted. The batch size and every count are global: the number of workers changes no result."""
+
+    protocol: Protocol = "next_day"  # which targets are held out, and what t_{i+1} is at a day's end
+    mode: Mode = "exclusive"  # targets and candidates are first listens only, or all plays
+    min_completion: int = 30  # percent played below which an event is a skip: neither context nor target
+    epochs: int = 5
+    warm_start_epochs: int = 2  # epochs when weights come from the previous champion
+    batch_size: int = 128  # listeners a step, over all workers
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.0
+    item_optimizer: Literal["adamw", "rowwise_adagrad"] = "rowwise_adagrad"
+    item_lr: float = 0.05  # learning rate of row-wise Adagrad; AdamW on items uses lr
+    item_eps: float = 1e-8
+    accumulator_decay: float = 0.5  # warm start multiplies Adagrad's accumulators by this
+    negatives: int = 128  # uniform negatives a position, with replacement
+    temperature: float = 0.05
+    min_listeners: int = 5  # songs with fewer distinct listeners are neither negatives nor candidates
+    capacity_margin: float = 0.10  # spare rows of the item table, for songs of the next days
+    checkpoint_every_steps: int = 200
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "warm_start_epochs", "batch_size", "negatives", "checkpoint_every_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("lr", "item_lr", "item_eps", "temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"train.{name} is {getattr(self, name)}: it must be above 0")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured, and on whom."""
+
+    at: tuple[int, ...] = (10, 30, 50)  # cut-offs of the ranking metrics; next_day's headline is 30
+    max_listeners: int = 100_000  # a fixed hash sample above this
+    light_events: int = 50  # histories up to this long are "light" listeners, longer ones "heavy"
+    new_days: int = 7  # first heard of within this many days: "new"
+    popularity_days: int = 28  # window of the popularity baseline and of the fallback list
+    popularity_daily_cap: int = 200  # songs one listener can count for on one day; bounds bots
+    batch_size: int = field(default=256)

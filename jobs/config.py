@@ -1,0 +1,201 @@
+"""The one configuration of the daily job: typed, documented, YAML and environment and flags over defaults.
+
+Precedence: `--set section.key=value` over `FUXI_SECTION__KEY` over the YAML file over the defaults here.
+Unknown keys are refused with the nearest valid name.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
+from pipelines import storage
+from pipelines.schema import InputError
+
+ENVIRONMENT_PREFIX = "FUXI_"
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LogsConfig(Section):
+    """Where the play logs are and how their columns map onto ours."""
+
+    path: str = Field("", description="folder or s3:// prefix with ds=YYYY-MM-DD/ folders by landing day, or a Delta table")
+    format: Literal["auto", "parquet", "csv", "json", "delta"] = Field("auto", description="auto: by file ending")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="our column -> the logs' column, for example {user_id: listener, timestamp: played_at}",
+    )
+    catalogue: str = Field("", description="folder of the optional catalogue table (item_id, title, artist_id, ...)")
+    play_events: tuple[str, ...] = Field(("play",), description="values of event_type that are plays")
+    other_events: tuple[str, ...] = Field(("like", "pause", "seek"), description="known event types that are ignored")
+    max_late_days: int = Field(60, ge=0, description="events older than this on their landing day are rejected")
+    max_rejected_share: float = Field(0.25, ge=0, le=1, description="a day with more rejected rows is refused")
+
+
+class SequencesConfig(Section):
+    """How listeners' histories are kept."""
+
+    timezone: str = "UTC"
+    buckets: int = Field(256, description="user buckets, a power of two; fixed for the life of a workspace")
+    max_history: int = Field(2000, ge=1, description="newest events kept per listener")
+    session_gap_s: int = Field(1800, ge=1, description="a longer pause starts a new session")
+    user_id_type: Literal["int64", "string"] = "int64"
+    item_id_type: Literal["int64", "string"] = "int64"
+
+
+class GatesConfig(Section):
+    """When a challenger may serve."""
+
+    metric: str = "ndcg_30"
+    margin: float = Field(0.05, ge=0, description="relative loss against the champion that is tolerated")
+    best_of_days: int = Field(28, ge=1, description="twice the margin below the best of these days is refused")
+
+
+class RecommendConfig(Section):
+    """The daily list and the audit before it is published."""
+
+    k: int = Field(30, ge=1)
+    active_days: int = Field(365, ge=1, description="listeners without an event for longer get no list")
+    serve_stale: bool = Field(True, description="publish from the last good sequences when a day's input is refused")
+    max_listener_drop: float = Field(0.5, description="audit: largest allowed fall of listeners against yesterday")
+    max_fallback_share: float = Field(0.5, description="audit: largest allowed share of popular lists")
+    min_coverage: float = Field(0.01, description="audit: least share of eligible songs in any list")
+    max_top_share: float = Field(0.9, description="audit: largest share of lists one song may be in")
+
+
+class ClusterConfig(Section):
+    """Engines. The defaults run everything on this machine and listen on loopback only."""
+
+    spark_master: str = "local[*]"
+    spark_driver_memory: str = "1g"
+    spark_options: dict[str, str] = Field(default_factory=dict, description="passed to Spark as they are")
+    ray_address: str = Field("local", description='"local", or the address of a running cluster')
+    ray_object_store_mb: int = 512
+    train_workers: int = Field(1, ge=1)
+    train_cpus_per_worker: int = Field(1, ge=1)
+    train_gpus_per_worker: int = Field(0, ge=0)
+    max_failures: int = Field(3, ge=0, description="worker deaths a training run survives")
+
+
+class MlflowConfig(Section):
+    """The model registry."""
+
+    tracking_uri: str = Field("", description="empty: sqlite beside a local workspace; required for s3:// workspaces")
+    model_name: str = "fuxi-beta-daily"
+
+
+class Config(Section):
+    """Everything `fuxi` can be told."""
+
+    workspace: str = "./workspace"
+    deterministic: bool = Field(True, description="same inputs, same lists, bit by bit, at equal worker counts")
+    logs: LogsConfig = LogsConfig()  # type: ignore[call-arg]
+    sequences: SequencesConfig = SequencesConfig()  # type: ignore[call-arg]
+    model: Annotated[ModelConfig, Field()] = ModelConfig()
+    train: Annotated[TrainConfig, Field()] = TrainConfig()
+    evaluate: Annotated[EvaluateConfig, Field()] = EvaluateConfig()
+    gates: GatesConfig = GatesConfig()  # type: ignore[call-arg]
+    recommend: RecommendConfig = RecommendConfig()  # type: ignore[call-arg]
+    cluster: ClusterConfig = ClusterConfig()  # type: ignore[call-arg]
+    mlflow: MlflowConfig = MlflowConfig()  # type: ignore[call-arg]
+
+    def hash(self) -> str:
+        """Digest of the settings that decide what is computed; where it runs and is stored does not count."""
+        where = {"workspace": True, "cluster": True, "mlflow": True, "logs": {"path", "catalogue"}}
+        content = self.model_dump(mode="json", exclude=where)  # type: ignore[arg-type]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_config(
+    file: str | None = None, *, overrides: Sequence[str] = (), environment: dict[str, str] | None = None
+) -> Config:
+    """Read the configuration. `overrides` are "section.key=value" texts; values are YAML.
+
+    Raises InputError with one line that names the source, the key, what was found and the remedy.
+    """
+    merged: dict[str, Any] = {}
+    if file:
+        _merge(merged, _read_yaml(file), source=file)
+    for key, value in sorted((os.environ if environment is None else environment).items()):
+        if key.startswith(ENVIRONMENT_PREFIX):
+            path = key.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            _merge(merged, _nest(path, value), source=f"environment variable {key}")
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise InputError(f"--set {text!r}: write it as section.key=value, for example --set train.epochs=3")
+        _merge(merged, _nest(key.split("."), value), source=f"--set {text}")
+    try:
+        return Config(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "configuration"
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {message} (found {first.get('input')!r})") from None
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(storage.read_bytes(storage.absolute(file)))
+    except FileNotFoundError:
+        raise InputError(f"configuration file {file} is not there") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"configuration file {file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content or {}, dict):
+        raise InputError(f"configuration file {file} must be a mapping of sections, found {type(content).__name__}")
+    return content or {}
+
+
+def _nest(path: list[str], value: str) -> dict[str, Any]:
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        nested = value
+    for part in reversed(path):
+        nested = {part: nested}
+    return nested
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any], *, source: str) -> None:
+    """Check `new`'s keys against the schema and lay it over `into`."""
+    sections = Config.model_fields
+    for key, value in new.items():
+        _check_key(key, sections, prefix="", source=source)
+        annotation = sections[key].annotation
+        if not _is_section(annotation):
+            into[key] = value
+            continue
+        if not isinstance(value, dict):
+            raise InputError(f"{source}: {key} is a section of settings, found {value!r}")
+        for inner in value:
+            _check_key(inner, _section_fields(annotation), prefix=f"{key}.", source=source)
+        into.setdefault(key, {}).update(value)
+
+
+def _check_key(key: str, valid: Any, *, prefix: str, source: str) -> None:
+    if key in valid:
+        return
+    near = difflib.get_close_matches(str(key), list(valid), n=1, cutoff=0.0)
+    raise InputError(f"{source}: unknown key {prefix}{key}: did you mean {prefix}{near[0]}?")
+
+
+def _is_section(annotation: Any) -> bool:
+    return dataclasses.is_dataclass(annotation) or (isinstance(annotation, type) and issubclass(annotation, BaseModel))
+
+
+def _section_fields(annotation: Any) -> Any:
+    if dataclasses.is_dataclass(annotation):
+        return {field.name for field in dataclasses.fields(annotation)}
+    return annotation.model_fields

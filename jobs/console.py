@@ -1,0 +1,80 @@
+"""What a person sees: progress bars on a terminal, JSON lines otherwise, and tables at the end."""
+
+import contextlib
+import datetime as dt
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Advance = Callable[[int], None]
+
+
+def interactive() -> bool:
+    """Whether standard error is a terminal."""
+    return sys.stderr.isatty()
+
+
+def log(event: str, **values: Any) -> None:
+    """One event: a readable line on a terminal, a JSON line otherwise. Standard output stays for results."""
+    if interactive():
+        details = "  ".join(f"{key} {value}" for key, value in values.items())
+        console().print(f"[bold]{event}[/bold]  {details}" if details else event, highlight=False)
+        return
+    record = {"time": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"), "event": event, **values}
+    print(json.dumps(record, default=str), file=sys.stderr, flush=True)
+
+
+def console() -> Any:
+    """The shared rich console on standard error."""
+    from rich.console import Console
+
+    global _console
+    if _console is None:
+        _console = Console(stderr=True)
+    return _console
+
+
+_console: Any = None
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int | None, *, unit: str = "") -> Iterator[Advance]:
+    """A bar for a long step: call the yielded function with the amount done since the last call.
+
+    Off a terminal it logs a JSON line at most every five seconds and one at the end.
+    """
+    if interactive():
+        with _bar(description, total, unit) as advance:
+            yield advance
+        return
+    started = last = time.monotonic()
+    done = 0
+
+    def advance(amount: int = 1) -> None:
+        nonlocal done, last
+        done += amount
+        if time.monotonic() - last >= 5:
+            last = time.monotonic()
+            log(description, done=done, total=total, unit=unit, seconds=round(last - started, 1))
+
+    yield advance
+    log(description, done=done, total=total, unit=unit, seconds=round(time.monotonic() - started, 1), finished=True)
+
+
+@contextlib.contextmanager
+def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console()) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda amount=1: bar.advance(task, amount)

@@ -1,0 +1,50 @@
+"""Spark and Ray, started once a process, bound to loopback unless the configuration says otherwise."""
+
+import os
+import sys
+from typing import Any
+
+from jobs.config import ClusterConfig
+
+
+def spark_session(cluster: ClusterConfig) -> Any:
+    """The process's Spark session, started on first use."""
+    from pyspark.sql import SparkSession
+
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder.appName("fuxi").master(cluster.spark_master)  # type: ignore[attr-defined]
+    options = {
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.parquet.compression.codec": "zstd",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "65536",
+        "spark.sql.shuffle.partitions": "8",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+    }
+    if cluster.spark_master.startswith("local"):
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+        options |= {
+            "spark.driver.host": "127.0.0.1",
+            "spark.driver.bindAddress": "127.0.0.1",
+            "spark.driver.memory": cluster.spark_driver_memory,
+        }
+    for key, value in (options | cluster.spark_options).items():
+        builder = builder.config(key, value)
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    return session
+
+
+def ray_session(cluster: ClusterConfig) -> Any:
+    """The process's Ray client, started or connected on first use. Returns the ray module."""
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if not ray.is_initialized():
+        options: dict[str, Any] = {"address": cluster.ray_address, "log_to_driver": False, "logging_level": "ERROR"}
+        if cluster.ray_address == "local":
+            options |= {"include_dashboard": False, "object_store_memory": cluster.ray_object_store_mb * 2**20}
+        ray.init(**options)
+    return ray

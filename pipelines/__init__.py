@@ -1,0 +1,1 @@
+"""Logs to sequence shards, with Spark and Arrow and without torch."""

@@ -1,0 +1,149 @@
+"""The one home of column names, Arrow schemas and table specifications.
+
+Everything that is read or written under a workspace has its shape here. Times are Unix seconds, UTC. Ids
+of users and items are int64 or string, one type per column and per workspace.
+"""
+
+import datetime as dt
+
+import pyarrow as pa
+
+WORKSPACE_SCHEMA_VERSION = 1
+
+# Interactions, after the configured column mapping.
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+TIMESTAMP = "timestamp"
+EVENT_TYPE = "event_type"
+PLAY_MS = "play_ms"
+DURATION_MS = "duration_ms"
+REQUIRED_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP)
+OPTIONAL_COLUMNS = (EVENT_TYPE, PLAY_MS, DURATION_MS)
+
+# Catalogue.
+TITLE = "title"
+ARTIST_ID = "artist_id"
+ARTIST = "artist"
+RELEASE_DATE = "release_date"
+
+# Shards, vocabulary, lists.
+ITEM_INDEX = "item_index"
+COMPLETION = "completion"
+SESSION_INDEX = "session_index"
+HEARD_BEFORE = "heard_before"
+NUM_EVENTS = "num_events"
+BUCKET = "bucket"
+DS = "ds"
+FIRST_DS = "first_ds"
+LISTENERS = "listeners"
+REASON = "reason"
+LANDING_DAY = "landing_day"
+SOURCE_FILE = "source_file"
+ITEMS = "items"
+SCORE = "score"
+SOURCE = "source"
+MODEL_VERSION = "model_version"
+STALE_DAYS = "stale_days"
+
+PADDING_INDEX = 0
+"""Item index 0 is padding: no song ever has it."""
+
+LIST_LENGTH = 30
+"""Songs in a daily list."""
+
+
+class InputError(ValueError):
+    """Something the operator gave us is wrong. The message is one line: the thing, what was found, the remedy."""
+
+
+ID_TYPES: dict[str, pa.DataType] = {"int64": pa.int64(), "string": pa.string()}
+
+
+def id_type(name: str) -> pa.DataType:
+    """The Arrow type of an id column from its name in configuration and manifests ("int64" or "string")."""
+    try:
+        return ID_TYPES[name]
+    except KeyError:
+        raise InputError(f"id type {name!r} is not supported: use one of {', '.join(ID_TYPES)}") from None
+
+
+def catalogue_schema(item_id_type: str) -> pa.Schema:
+    """Songs as the music service describes them; used for titles only."""
+    return pa.schema(
+        [
+            (ITEM_ID, id_type(item_id_type)),
+            (TITLE, pa.string()),
+            (ARTIST_ID, pa.int64()),
+            (ARTIST, pa.string()),
+            (DURATION_MS, pa.int32()),
+            (RELEASE_DATE, pa.date32()),
+        ]
+    )
+
+
+def sequence_schema(user_id_type: str) -> pa.Schema:
+    """One listener's history in a shard: parallel lists, oldest event first (DESIGN: sequence shard row)."""
+    return pa.schema(
+        [
+            (USER_ID, id_type(user_id_type)),
+            (ITEM_INDEX, pa.list_(pa.int32())),
+            (TIMESTAMP, pa.list_(pa.int64())),
+            (COMPLETION, pa.list_(pa.uint8())),
+            (SESSION_INDEX, pa.list_(pa.int32())),
+            (HEARD_BEFORE, pa.list_(pa.int32())),
+            (NUM_EVENTS, pa.int32()),
+        ]
+    )
+
+
+def vocabulary_schema(item_id_type: str) -> pa.Schema:
+    """Append-only map from song to row of the embedding table."""
+    return pa.schema(
+        [
+            pa.field(ITEM_INDEX, pa.int32(), nullable=False),
+            pa.field(ITEM_ID, id_type(item_id_type), nullable=False),
+            pa.field(FIRST_DS, pa.date32(), nullable=False),
+        ]
+    )
+
+
+def item_counts_schema() -> pa.Schema:
+    """Distinct listeners per song up to a ds, for eligibility."""
+    return pa.schema([(ITEM_INDEX, pa.int32()), (LISTENERS, pa.int64())])
+
+
+def recommendations_schema(user_id_type: str, item_id_type: str) -> pa.Schema:
+    """One row a listener and ds; `items` is in rank order. `user_id` null is the list for unknown listeners."""
+    item = pa.struct([(ITEM_ID, id_type(item_id_type)), (SCORE, pa.float32())])
+    return pa.schema(
+        [
+            pa.field(DS, pa.date32(), nullable=False),
+            pa.field(BUCKET, pa.int32()),
+            pa.field(USER_ID, id_type(user_id_type)),
+            pa.field(ITEMS, pa.list_(item)),
+            pa.field(SOURCE, pa.string()),
+            pa.field(MODEL_VERSION, pa.string()),
+            pa.field(STALE_DAYS, pa.int32()),
+        ]
+    )
+
+
+METRICS_SCHEMA = pa.schema(
+    [
+        pa.field(DS, pa.date32(), nullable=False),
+        pa.field(MODEL_VERSION, pa.string()),  # an MLflow version, or the name of a baseline ("popularity", "markov")
+        pa.field("protocol", pa.string()),
+        pa.field("slice", pa.string()),  # "all", "new", "light", "heavy"
+        pa.field("metric", pa.string()),  # for example "ndcg_30"
+        pa.field("value", pa.float64()),
+        pa.field(LISTENERS, pa.int64()),
+    ]
+)
+
+
+def parse_ds(text: str) -> dt.date:
+    """An ISO date as given on a command line."""
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError:
+        raise InputError(f"ds {text!r} is not a date: write it as YYYY-MM-DD, for example 2026-03-02") from None

@@ -1,0 +1,280 @@
+"""All reading and writing under a workspace: one URI, local folder or `s3://bucket/prefix`, one set of verbs.
+
+pyarrow filesystems do the work; boto3 does what they cannot (a lease taken by a conditional put). Credentials
+come from the environment or the cloud's identity; `AWS_ENDPOINT_URL` points both at another S3 server.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from pipelines.schema import InputError
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file as it was when listed. `etag` changes when the content is replaced."""
+
+    uri: str
+    size: int
+    etag: str
+
+
+def is_s3(uri: str) -> bool:
+    """Whether a URI names an object store rather than a local path."""
+    return uri.startswith("s3://")
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path parts to a URI. Parts that would leave it ("..", absolute) are refused."""
+    for part in parts:
+        if part.startswith("/") or ".." in part.split("/"):
+            raise InputError(f"path part {part!r} would leave {uri}")
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def name(uri: str) -> str:
+    """The last part of a URI."""
+    return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def parent(uri: str) -> str:
+    """A URI without its last part."""
+    return uri.rstrip("/").rsplit("/", 1)[0]
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute, with `file://` removed; an s3 URI unchanged."""
+    if is_s3(uri):
+        return uri.rstrip("/")
+    if "://" in uri and not uri.startswith("file://"):
+        raise InputError(f"{uri!r}: only local paths and s3:// URIs are supported")
+    return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem of a URI and the path within it."""
+    if not is_s3(uri):
+        return pafs.LocalFileSystem(), absolute(uri)
+    options: dict[str, Any] = {}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        parsed = urlparse(endpoint)
+        options = {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region:
+        options["region"] = region
+    return pafs.S3FileSystem(**options), uri.removeprefix("s3://").rstrip("/")
+
+
+def delta_options(uri: str) -> dict[str, str]:
+    """`storage_options` for delta-rs at a URI. Credentials are left to the environment."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if not is_s3(uri) or not endpoint:
+        return {}
+    return {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": str(endpoint.startswith("http://")).lower()}
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    fs, path = filesystem(uri)
+    return fs.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def make_parent(uri: str) -> None:
+    """Create the folder a local file will be written to; object stores need none."""
+    if not is_s3(uri):
+        Path(absolute(uri)).parent.mkdir(parents=True, exist_ok=True)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The content of a file. Raises FileNotFoundError."""
+    fs, path = filesystem(uri)
+    with fs.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Write a file at once: readers see the old content or the new, never a part."""
+    fs, path = filesystem(uri)
+    if is_s3(uri):
+        with fs.open_output_stream(path) as stream:
+            stream.write(content)
+        return
+    make_parent(uri)
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    with open(temporary, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(uri: str) -> Any:
+    """The parsed content of a JSON file. A broken one is an InputError that names it."""
+    try:
+        return json.loads(read_bytes(uri))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{uri} is not valid JSON ({error}): restore it or remove it and run again") from None
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write JSON at once, readable by people."""
+    write_bytes(uri, (json.dumps(value, indent=2, default=str) + "\n").encode())
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """One Parquet file as a table. An unreadable file is an InputError that names it."""
+    fs, path = filesystem(uri)
+    try:
+        with fs.open_input_file(path) as source:
+            return pq.ParquetFile(source).read(columns=columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise InputError(f"{uri} cannot be read as Parquet ({error}): replace or remove the file") from None
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    """Write one Parquet file (zstd) at once."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_bytes(uri, sink.getvalue().to_pybytes())
+
+
+def list_files(uri: str) -> list[FileInfo]:
+    """Every file below a folder, hidden ones ("_" or "." first) left out, sorted by URI. No folder: no files."""
+    fs, path = filesystem(uri)
+    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+    found = []
+    for info in fs.get_file_info(selector):
+        below = info.path[len(path) :].strip("/")
+        if info.type == pafs.FileType.File and not any(part[0] in "._" for part in below.split("/")):
+            found.append(FileInfo(join(uri, below), info.size, f"{info.mtime_ns or 0:x}-{info.size:x}"))
+    return sorted(found, key=lambda file: file.uri)
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly below a folder, sorted. No folder: none."""
+    fs, path = filesystem(uri)
+    entries = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(entry.base_name for entry in entries if entry.type == pafs.FileType.Directory)
+
+
+def delete_folder(uri: str) -> None:
+    """Remove a folder and all below it; nothing happens if it is not there."""
+    fs, path = filesystem(uri)
+    if exists(uri):
+        fs.delete_dir(path)
+
+
+def upload_folder(local: str, uri: str) -> None:
+    """Copy a local folder to a URI, file by file."""
+    for file in sorted(Path(local).rglob("*")):
+        if file.is_file():
+            write_bytes(join(uri, file.relative_to(local).as_posix()), file.read_bytes())
+
+
+def download_folder(uri: str, local: str) -> str:
+    """Copy every file below a URI to a local folder and return that folder."""
+    for file in list_files(uri):
+        target = Path(local) / file.uri[len(uri.rstrip("/")) + 1 :]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(read_bytes(file.uri))
+    return local
+
+
+def sha256(content: bytes) -> str:
+    """Hex digest used in manifests."""
+    return hashlib.sha256(content).hexdigest()
+
+
+@contextlib.contextmanager
+def lease(uri: str, *, purpose: str, seconds: float = 120.0) -> Iterator[None]:
+    """Hold the lock file `uri` while the block runs; InputError if somebody else holds it.
+
+    Locally the lock is the kernel's (it goes with the process, however that dies). On S3 it is an object made
+    by a conditional put and renewed every third of `seconds`; one not renewed for `seconds` may be taken over.
+    """
+    with _s3_lease(uri, purpose, seconds) if is_s3(uri) else _local_lease(uri, purpose):
+        yield
+
+
+def _holder(purpose: str) -> str:
+    return f"{purpose}, process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}"
+
+
+def _refuse(uri: str, holder: str) -> InputError:
+    return InputError(f"{uri} is held by another run ({holder or 'unknown'}): wait for it to end or stop it")
+
+
+@contextlib.contextmanager
+def _local_lease(uri: str, purpose: str) -> Iterator[None]:
+    make_parent(uri)
+    with open(absolute(uri), "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise _refuse(uri, file.read().strip()) from None
+        file.seek(0)
+        file.truncate()
+        file.write(_holder(purpose))
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _s3_lease(uri: str, purpose: str, seconds: float) -> Iterator[None]:
+    import boto3
+    from botocore.exceptions import ClientError
+
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    client = boto3.client("s3")
+    etag = ""
+
+    def put(**condition: str) -> None:
+        nonlocal etag
+        body = json.dumps({"holder": _holder(purpose), "expires": time.time() + seconds}).encode()
+        etag = client.put_object(Bucket=bucket, Key=key, Body=body, **condition)["ETag"]
+
+    try:
+        put(IfNoneMatch="*")
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in ("PreconditionFailed", "ConditionalRequestConflict"):
+            raise
+        current = client.get_object(Bucket=bucket, Key=key)
+        content = json.loads(current["Body"].read())
+        if content["expires"] > time.time():
+            raise _refuse(uri, content["holder"]) from None
+        put(IfMatch=current["ETag"])
+
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(seconds / 3):
+            put(IfMatch=etag)
+
+    renewer = threading.Thread(target=renew, daemon=True)
+    renewer.start()
+    try:
+        yield
+    finally:
+        done.set()
+        renewer.join()
+        client.delete_object(Bucket=bucket, Key=key)

@@ -1,0 +1,107 @@
+"""The workspace: where everything of one deployment lives, and the file that says how it was made."""
+
+import datetime as dt
+from dataclasses import asdict, dataclass, fields
+
+from pipelines import storage
+from pipelines.calendar import Calendar
+from pipelines.schema import WORKSPACE_SCHEMA_VERSION, InputError, id_type
+
+
+@dataclass(frozen=True)
+class WorkspaceSpec:
+    """What a workspace fixes for its whole life; stored in `_workspace.json`."""
+
+    schema_version: int = WORKSPACE_SCHEMA_VERSION
+    timezone: str = "UTC"
+    buckets: int = 256  # a power of two; a listener's bucket never changes
+    user_id_type: str = "int64"
+    item_id_type: str = "int64"
+
+    def __post_init__(self) -> None:
+        if self.buckets < 1 or self.buckets & (self.buckets - 1):
+            raise InputError(f"buckets is {self.buckets}: it must be a power of two, for example 8 or 256")
+        id_type(self.user_id_type)
+        id_type(self.item_id_type)
+        Calendar(self.timezone)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths of an opened workspace. Use `open_workspace`."""
+
+    uri: str
+    spec: WorkspaceSpec
+
+    @property
+    def calendar(self) -> Calendar:
+        """The days of this workspace's time zone."""
+        return Calendar(self.spec.timezone)
+
+    @property
+    def vocabulary(self) -> str:
+        """Delta table item_index -> item_id."""
+        return storage.join(self.uri, "vocabulary")
+
+    @property
+    def recommendations(self) -> str:
+        """Delta table of the lists, partitioned by ds."""
+        return storage.join(self.uri, "recommendations")
+
+    @property
+    def metrics(self) -> str:
+        """Delta table of metrics."""
+        return storage.join(self.uri, "metrics")
+
+    def sequences(self, ds: dt.date) -> str:
+        """Folder of the shards of one ds."""
+        return storage.join(self.uri, "sequences", f"ds={ds}")
+
+    def quarantine(self, ds: dt.date) -> str:
+        """Folder of the rows rejected on one ds."""
+        return storage.join(self.uri, "quarantine", f"ds={ds}")
+
+    def run(self, ds: dt.date) -> str:
+        """Folder of the run record, stage markers and checkpoints of one ds."""
+        return storage.join(self.uri, "runs", f"ds={ds}")
+
+    def report(self, ds: dt.date) -> str:
+        """The HTML page of one ds."""
+        return storage.join(self.uri, "reports", f"ds={ds}", "report.html")
+
+    def days_with_sequences(self) -> list[dt.date]:
+        """Every ds whose shards are published (their manifest is there), oldest first."""
+        root = storage.join(self.uri, "sequences")
+        names = [name for name in storage.list_folders(root) if name.startswith("ds=")]
+        published = [n for n in names if storage.exists(storage.join(root, n, "_manifest.json"))]
+        return sorted(dt.date.fromisoformat(name.removeprefix("ds=")) for name in published)
+
+
+def open_workspace(uri: str, wanted: WorkspaceSpec | None = None) -> Workspace:
+    """Open a workspace, creating it from `wanted` if it is not there.
+
+    Raises InputError if it was made by another schema version, or with values other than `wanted`'s.
+    """
+    uri = storage.absolute(uri)
+    marker = storage.join(uri, "_workspace.json")
+    if not storage.exists(marker):
+        if wanted is None:
+            raise InputError(f"{uri} is not a workspace (no _workspace.json): run `fuxi daily` or `fuxi sessionize` first")
+        storage.write_json(marker, asdict(wanted))
+        return Workspace(uri, wanted)
+    found = storage.read_json(marker)
+    if not isinstance(found, dict) or found.get("schema_version") != WORKSPACE_SCHEMA_VERSION:
+        version = found.get("schema_version") if isinstance(found, dict) else None
+        raise InputError(
+            f"{marker}: schema_version is {version}, this release reads {WORKSPACE_SCHEMA_VERSION}: "
+            "use the release that made this workspace, or another --workspace"
+        )
+    known = {field.name for field in fields(WorkspaceSpec)}
+    spec = WorkspaceSpec(**{key: value for key, value in found.items() if key in known})
+    for field in fields(WorkspaceSpec) if wanted else ():
+        if getattr(spec, field.name) != getattr(wanted, field.name):
+            raise InputError(
+                f"{marker}: {field.name} is {getattr(spec, field.name)!r} but the configuration says "
+                f"{getattr(wanted, field.name)!r}: it cannot change in a workspace; use the first, or another --workspace"
+            )
+    return Workspace(uri, spec)
