@@ -10,6 +10,7 @@ from typing import Any
 
 from jobs.config import Config
 from pipelines import storage
+from pipelines.calendar import Calendar
 from pipelines.schema import InputError
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 
@@ -37,6 +38,7 @@ class RunRecord:
     parent_model: str | None = None  # MLflow version the training starts from
     files: tuple[InputFile, ...] = ()  # log files not consumed by an earlier ds
     catalogue_files: tuple[InputFile, ...] = ()
+    sequences_ds: str | None = None  # an earlier ds whose shards serve this one, when today's input was refused
     chosen_model: str | None = None  # MLflow version that serves this ds; written by promote
     chosen_reason: str = ""
 
@@ -73,6 +75,17 @@ class Day:
         for key in ("files", "catalogue_files"):
             content[key] = tuple(InputFile(**file) for file in content.get(key, ()))
         return RunRecord(**content)
+
+    @property
+    def sequences_ds(self) -> dt.date:
+        """The ds whose shards serve this day: its own, or the last good one when its input was refused."""
+        served = self.record.sequences_ds
+        return dt.date.fromisoformat(served) if served else self.ds
+
+    @property
+    def stale_days(self) -> int:
+        """How many days old the sequences are that serve this day; 0 on a normal day."""
+        return (self.ds - self.sequences_ds).days
 
     def new_record(self, **values: Any) -> RunRecord:
         """Freeze the inputs of this ds."""
@@ -132,11 +145,11 @@ Stage = Callable[[Day], dict[str, Any]]
 
 
 def open_day(config: Config, ds: dt.date, *, force: bool = False, refresh_inputs: bool = False) -> Day:
-    """Open (or create) the workspace for one serving day. A ds after tomorrow is refused: its logs cannot exist."""
-    tomorrow = dt.datetime.now(dt.UTC).date() + dt.timedelta(days=1)
-    if ds > tomorrow:
-        raise InputError(f"ds {ds} is in the future (tomorrow is {tomorrow}): give the day the lists are served")
+    """Open (or create) the workspace for one serving day. A ds after today is refused: its logs are not complete."""
     sequences = config.sequences
+    today = Calendar(sequences.timezone).date_of(int(time.time()))
+    if ds > today:
+        raise InputError(f"ds {ds} is in the future (today is {today}): give a day whose logs are complete")
     wanted = WorkspaceSpec(
         timezone=sequences.timezone,
         buckets=sequences.buckets,

@@ -56,6 +56,10 @@ class InputError(ValueError):
     """Something the operator gave us is wrong. The message is one line: the thing, what was found, the remedy."""
 
 
+class BusyError(InputError):
+    """Another run holds the lock of what we were asked to do. Nothing is wrong with the input."""
+
+
 ID_TYPES: dict[str, pa.DataType] = {"int64": pa.int64(), "string": pa.string()}
 
 

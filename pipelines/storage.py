@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from pipelines.schema import InputError
+from pipelines.schema import BusyError, InputError
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def sha256(content: bytes) -> str:
 
 @contextlib.contextmanager
 def lease(uri: str, *, purpose: str, seconds: float = 120.0) -> Iterator[None]:
-    """Hold the lock file `uri` while the block runs; InputError if somebody else holds it.
+    """Hold the lock file `uri` while the block runs; BusyError if somebody else holds it.
 
     Locally the lock is the kernel's (it goes with the process, however that dies). On S3 it is an object made
     by a conditional put and renewed every third of `seconds`; one not renewed for `seconds` may be taken over.
@@ -219,8 +219,8 @@ def _holder(purpose: str) -> str:
     return f"{purpose}, process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}"
 
 
-def _refuse(uri: str, holder: str) -> InputError:
-    return InputError(f"{uri} is held by another run ({holder or 'unknown'}): wait for it to end or stop it")
+def _refuse(uri: str, holder: str) -> BusyError:
+    return BusyError(f"{uri} is held by another run ({holder or 'unknown'}): wait for it to end or stop it")
 
 
 @contextlib.contextmanager

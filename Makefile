@@ -1,0 +1,61 @@
+# Every target works on a fresh machine: the environment is made first, by whoever needs it.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+WORKSPACE ?= ./workspace
+export MLFLOW_DISABLE_TELEMETRY := true
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup daily test test-all lint format lock doctor clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## create .venv with the locked packages (CPU)
+
+$(STAMP): requirements/cpu.txt requirements/torch-cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}: run make with PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "torch for CPU ..."
+	@$(BIN)/pip install --quiet --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) -r requirements/torch-cpu.txt
+	@echo "about 170 locked packages, a few minutes ..."
+	@$(BIN)/pip install --quiet --no-deps -r requirements/cpu.txt
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+daily: $(STAMP) doctor ## run two serving days on eight weeks of synthetic logs, under ./workspace
+	@$(BIN)/fuxi demo --workspace $(WORKSPACE)
+
+test: $(STAMP) doctor ## run the tests
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(STAMP) doctor ## run the tests, the slow ones too
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff and pyright
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+
+format: $(STAMP) ## let ruff format and fix
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+doctor: $(STAMP) ## check Python, Java, torch, torchrec, fbgemm, GPU, workspace
+	@$(BIN)/fuxi doctor --workspace $(WORKSPACE)
+
+lock: $(STAMP) ## resolve requirements/cpu.txt and requirements/cuda.txt anew
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml requirements/cpu.in --extra dev --override requirements/cpu-overrides.txt \
+	  --no-emit-package torch --no-emit-package fbgemm-gpu --python-version 3.11 --universal --generate-hashes \
+	  --custom-compile-command "make lock" --upgrade --quiet -o requirements/cpu.txt
+	$(BIN)/uv pip compile pyproject.toml requirements/cuda.in --extra dev --override requirements/cuda-overrides.txt \
+	  --python-version 3.11 --universal --generate-hashes \
+	  --custom-compile-command "make lock" --upgrade --quiet -o requirements/cuda.txt
+
+clean: ## remove the workspace and caches
+	rm -rf $(WORKSPACE) .pytest_cache .ruff_cache .hypothesis
