@@ -53,7 +53,7 @@ lock: $(STAMP) ## resolve requirements/cpu.txt and requirements/cuda.txt anew
 	$(BIN)/uv pip compile pyproject.toml requirements/cpu.in --extra dev --override requirements/cpu-overrides.txt \
 	  --no-emit-package torch --no-emit-package fbgemm-gpu --python-version 3.11 --universal --generate-hashes \
 	  --custom-compile-command "make lock" --upgrade --quiet -o requirements/cpu.txt
-	$(BIN)/uv pip compile pyproject.toml requirements/cuda.in --extra dev --override requirements/cuda-overrides.txt \
+	$(BIN)/uv pip compile pyproject.toml requirements/cuda.in --extra dev \
 	  --python-version 3.11 --universal --generate-hashes \
 	  --custom-compile-command "make lock" --upgrade --quiet -o requirements/cuda.txt
 

@@ -1,0 +1,224 @@
+"""The `fuxi` command: one verb a stage. Engines are imported by the verb that needs them."""
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from pipelines.schema import InputError, parse_ds
+
+EXIT_REFUSED = 2
+EXIT_DEGRADED = 3
+
+
+def _shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--config, --workspace, --set: every verb that works in a workspace has them."""
+    options = (
+        click.option("--config", "config_file", metavar="FILE", help="YAML file; see `fuxi config` for every key."),
+        click.option("--workspace", metavar="URI", help="Local folder or s3://bucket/prefix. [default: ./workspace]"),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For example train.epochs=3."),
+    )
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+def _stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options = (
+        click.option("--ds", required=True, metavar="DATE", help="The day the lists are served, YYYY-MM-DD."),
+        click.option("--dry-run", is_flag=True, help="Say what would run and stop."),
+        click.option("--force", is_flag=True, help="Run even where the output of this run record exists."),
+        click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs anew: makes a new run record."),
+    )
+    command = _shared_options(command)
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+def _config(config_file: str | None, workspace: str | None, overrides: tuple[str, ...]) -> Any:
+    from jobs.config import load_config
+
+    # Flags win, the last one given most of all; --workspace is short for --set workspace=...
+    return load_config(config_file, overrides=(*overrides, *((f"workspace={workspace}",) if workspace else ())))
+
+
+def _open_day(options: dict[str, Any]) -> Any:
+    from jobs.day import open_day
+
+    config = _config(options["config_file"], options["workspace"], options["overrides"])
+    flags = {"force": options["force"], "refresh_inputs": options["refresh_inputs"]}
+    return open_day(config, parse_ds(options["ds"]), **flags)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="fuxi-daily")
+def cli() -> None:
+    """A daily music recommender: play logs in, 30 songs for every listener out.
+
+    \b
+    On a laptop:          fuxi demo
+    Every day:            fuxi daily --ds 2026-03-02 --config daily.yaml
+    One stage at a time:  sessionize, train, evaluate, promote, recommend, report (all take --ds)
+    Look at a list:       fuxi show USER --ds 2026-03-02
+
+    Running anything again is safe: finished work of a ds is skipped, unfinished work resumes.
+    """
+
+
+@cli.command()
+@_stage_options
+def daily(**options: Any) -> None:
+    """Run all stages of one serving day, skipping what is done.
+
+    Exit code 0: published. 3: published, but by the champion or from older sequences. 2: refused, nothing changed.
+    """
+    from jobs.daily import plan, run_day
+
+    day = _open_day(options)
+    if options["dry_run"]:
+        for name, state in plan(day):
+            click.echo(f"{name:<12} {state}")
+        return
+    result = run_day(day)
+    for stage, message in result.failures.items():
+        click.echo(f"fuxi: {stage} failed, published without it: {message}", err=True)
+    if result.degraded:
+        sys.exit(EXIT_DEGRADED)
+    click.echo(result.stages["report"]["uri"])
+
+
+def _stage_command(name: str, help_text: str) -> None:
+    @cli.command(name, help=help_text)
+    @_stage_options
+    def run_one(**options: Any) -> None:
+        import json
+
+        from jobs.day import run_stage
+
+        day = _open_day(options)
+        if options["dry_run"]:
+            done = day.marker(name) is not None and not day.force
+            click.echo(f"{name} --ds {day.ds}: {'done, would be skipped' if done else 'would run'}")
+            return
+        result = run_stage(day, name, importlib.import_module(f"jobs.{name}").run)
+        click.echo(json.dumps(result, indent=2, default=str))
+
+
+_stage_command("sessionize", "Logs to sequence shards: validate, quarantine, deduplicate, merge into yesterday's (Spark).")
+_stage_command("train", "Fit FuXi-beta on the day's shards and register it as challenger (Ray Train, TorchRec, MLflow).")
+_stage_command("evaluate", "Measure challenger, champion, popularity and Markov on the same listeners.")
+_stage_command("promote", "Apply the gates and write the model version that serves this ds into the run record.")
+_stage_command("recommend", "Score every active listener, audit the lists, publish them in one Delta transaction (Ray).")
+_stage_command("report", "Write the day's self-contained HTML page.")
+
+
+@cli.command()
+@click.argument("user")
+@click.option("--ds", required=True, metavar="DATE", help="The day of the list, YYYY-MM-DD.")
+@_shared_options
+def show(user: str, ds: str, **options: Any) -> None:
+    """Print one listener's recent plays and list, with titles and artists."""
+    from jobs import show as show_job
+
+    config = _config(**options)
+    show_job.render(show_job.show(config, user, parse_ds(ds)))
+
+
+@cli.command()
+@click.option("--out", default="./logs", show_default=True, metavar="URI", help="Folder the logs are written to.")
+@click.option("--listeners", default=3000, show_default=True)
+@click.option("--songs", default=5000, show_default=True)
+@click.option("--first-day", default="2026-01-05", show_default=True, metavar="DATE", help="First landing day.")
+@click.option("--days", default=57, show_default=True, help="Landing days; run again with more to add days.")
+@click.option("--seed", default=1, show_default=True)
+@click.option(
+    "--elapsed-time",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="How much elapsed time matters for what is played next; 0: not at all.",
+)
+def synth(out: str, first_day: str, **options: Any) -> None:
+    """Generate synthetic music logs with a catalogue, of any size, from a seed (docs/synthetic-logs.md)."""
+    from jobs import synth as synth_job
+    from pipelines.synthetic import SyntheticConfig
+
+    result = synth_job.synth(SyntheticConfig(first_day=parse_ds(first_day), **options), out)
+    click.echo(f"{result}")
+
+
+@cli.group(name="import")
+def import_group() -> None:
+    """Turn other data sets into the same shards."""
+
+
+@import_group.command()
+@click.argument("path")
+@click.option("--ds", metavar="DATE", help="Serving day of the import. [default: the day after the last rating]")
+@click.option("--movies", metavar="FILE", help="Titles: movies.dat, movies.csv, u.item or Parquet.")
+@_shared_options
+def movielens(path: str, ds: str | None, movies: str | None, **options: Any) -> None:
+    """Import MovieLens ratings (ratings.dat, ratings.csv, u.data or Parquet) into a workspace.
+
+    Then train and measure them with the paper's protocol:
+
+    \b
+    fuxi import movielens ml-1m/ratings.dat --workspace ./ml-1m
+    fuxi train    --ds DATE --workspace ./ml-1m --set train.protocol=leave_one_out --set train.mode=all
+    fuxi evaluate --ds DATE --workspace ./ml-1m --set train.protocol=leave_one_out --set train.mode=all
+    """
+    from jobs import import_movielens
+
+    config = _config(**options)
+    result = import_movielens.run(config, path, ds=parse_ds(ds) if ds else None, movies=movies)
+    click.echo(f"{result}")
+
+
+@cli.command()
+@click.option("--workspace", default="./workspace", show_default=True, metavar="URI")
+def doctor(workspace: str) -> None:
+    """Check Python, Java, the torch/torchrec/fbgemm triple, GPU and workspace access."""
+    from jobs.doctor import examine, render
+
+    if not render(examine(workspace)):
+        sys.exit(1)
+
+
+@cli.command()
+@_shared_options
+def config(**options: Any) -> None:
+    """Print the configuration in force, every key with its value."""
+    import yaml
+
+    click.echo(yaml.safe_dump(_config(**options).model_dump(mode="json"), sort_keys=False), nl=False)
+
+
+@cli.command()
+@click.option("--workspace", default="./workspace", show_default=True, metavar="FOLDER")
+@click.option("--listeners", default=3000, show_default=True)
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For example train.epochs=3.")
+def demo(workspace: str, listeners: int, overrides: tuple[str, ...]) -> None:
+    """Generate eight weeks of logs and run two serving days; about three minutes on two cores."""
+    from jobs.demo import run_demo
+
+    run_demo(workspace, listeners=listeners, overrides=overrides)
+
+
+def main() -> None:
+    """Entry point: refusals are one line on standard error and exit code 2."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except InputError as error:
+        click.echo(f"fuxi: {' '.join(str(error).split())}", err=True)
+        sys.exit(EXIT_REFUSED)
+
+
+if __name__ == "__main__":
+    main()

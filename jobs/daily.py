@@ -1,0 +1,93 @@
+"""`fuxi daily`: the stages of one serving day as a small graph, with markers, resumption and degraded publication.
+
+    sessionize -> train -> evaluate -> promote -> recommend -> report
+
+A stage whose output exists for the day's run record is skipped, so running again resumes where it stopped. When
+training or evaluation fails, the champion serves; when the day's input is refused, the last good sequences do.
+Either way the lists of the day are published and the command ends with exit code 3.
+"""
+
+import datetime as dt
+import importlib
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.console import log
+from jobs.day import Day, run_stage
+from pipelines import storage
+from pipelines.schema import BusyError, InputError
+
+STAGES = ("sessionize", "train", "evaluate", "promote", "recommend", "report")
+MAY_FAIL = ("train", "evaluate")
+"""Stages without which a day is still published, by the champion."""
+
+
+@dataclass
+class DayResult:
+    """What a day did: each finished stage's result, and what went wrong on the way."""
+
+    ds: dt.date
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def degraded(self) -> bool:
+        """Whether the lists were published without everything they should rest on."""
+        return bool(self.failures)
+
+
+def run_day(day: Day) -> DayResult:
+    """Run every stage of one ds that is not done yet.
+
+    Raises InputError if the day cannot be published at all; nothing published before is changed then.
+    """
+    result = DayResult(day.ds)
+    with storage.lease(storage.join(day.workspace.run(day.ds), "daily.lock"), purpose=f"fuxi daily --ds {day.ds}"):
+        if day.has_record and day.record.sequences_ds:
+            day.refresh_inputs = True  # published stale before: try today's input again
+        for name in STAGES:
+            if result.failures.keys() & {"sessionize", "train"} and name in MAY_FAIL:
+                continue
+            _run(day, name, result)
+    result.seconds = dict(day.timings)
+    return result
+
+
+def _run(day: Day, name: str, result: DayResult) -> None:
+    try:
+        done = run_stage(day, name, importlib.import_module(f"jobs.{name}").run)
+    except BusyError:
+        raise
+    except InputError as error:
+        if name == "sessionize" and serve_stale(day):
+            result.failures[name] = str(error)
+        elif name in MAY_FAIL:
+            result.failures[name] = str(error)
+        else:
+            raise
+    except Exception as error:
+        if name not in MAY_FAIL:
+            raise
+        log(f"{name} failed", error=traceback.format_exc())
+        result.failures[name] = f"{type(error).__name__}: {error}"
+    else:
+        result.stages[name] = done
+        log(f"{name} {'already done' if done.get('skipped') else 'done'}", seconds=round(day.timings[name], 1))
+    if name in result.failures:
+        log(f"{name} failed; the day goes on without it", error=result.failures[name])
+
+
+def serve_stale(day: Day) -> bool:
+    """After a refused input: let the last good sequences serve this ds. False if that is off or there are none."""
+    earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
+    if not day.config.recommend.serve_stale or not earlier:
+        return False
+    day.new_record(parent_sequences=str(earlier[-1]), sequences_ds=str(earlier[-1]))
+    return True
+
+
+def plan(day: Day) -> list[tuple[str, str]]:
+    """What a run would do: each stage with "done" or "to run"."""
+    return [(name, "done" if day.marker(name) is not None and not day.force else "to run") for name in STAGES]
