@@ -105,11 +105,13 @@ def _stage_command(name: str, help_text: str) -> None:
         click.echo(json.dumps(result, indent=2, default=str))
 
 
-_stage_command("sessionize", "Logs to sequence shards: validate, quarantine, deduplicate, merge into yesterday's (Spark).")
-_stage_command("train", "Fit FuXi-beta on the day's shards and register it as challenger (Ray Train, TorchRec, MLflow).")
+_stage_command("sessionize", "Logs to sequence shards: validate, quarantine, deduplicate, merge into the last (Spark).")
+_stage_command("train", "Fit FuXi-beta on the shards and register it as challenger (Ray Train, TorchRec, MLflow).")
 _stage_command("evaluate", "Measure challenger, champion, popularity and Markov on the same listeners.")
 _stage_command("promote", "Apply the gates and write the model version that serves this ds into the run record.")
-_stage_command("recommend", "Score every active listener, audit the lists, publish them in one Delta transaction (Ray).")
+_stage_command(
+    "recommend", "Score every active listener, audit the lists, publish them in one transaction (Ray, Delta)."
+)
 _stage_command("report", "Write the day's self-contained HTML page.")
 
 
@@ -141,8 +143,9 @@ def show(user: str, ds: str, **options: Any) -> None:
 )
 def synth(out: str, first_day: str, **options: Any) -> None:
     """Generate synthetic music logs with a catalogue, of any size, from a seed (docs/synthetic-logs.md)."""
-    from jobs import synth as synth_job
     from pipelines.synthetic import SyntheticConfig
+
+    from jobs import synth as synth_job
 
     result = synth_job.synth(SyntheticConfig(first_day=parse_ds(first_day), **options), out)
     click.echo(f"{result}")

@@ -31,7 +31,9 @@ class Section(BaseModel):
 class LogsConfig(Section):
     """Where the play logs are and how their columns map onto ours."""
 
-    path: str = Field("", description="folder or s3:// prefix with ds=YYYY-MM-DD/ folders by landing day, or a Delta table")
+    path: str = Field(
+        "", description="folder of ds=YYYY-MM-DD/ folders by landing day, or a Delta table; local or s3://"
+    )
     format: Literal["auto", "parquet", "csv", "json", "delta"] = Field("auto", description="auto: by file ending")
     columns: dict[str, str] = Field(
         default_factory=dict,

@@ -50,7 +50,8 @@ def check_python() -> Check:
 
 def check_java() -> Check:
     """Java 17 or 21, which Spark needs."""
-    remedy = "Spark needs Java 17 or 21: install openjdk-17-jre-headless (Debian, Ubuntu), java-17-openjdk (Fedora) or openjdk@17 (Homebrew)"
+    packages = "openjdk-17-jre-headless (Debian, Ubuntu), java-17-openjdk (Fedora) or openjdk@17 (Homebrew)"
+    remedy = f"Spark needs Java 17 or 21: install {packages}"
     home = os.environ.get("JAVA_HOME")
     program = f"{home}/bin/java" if home else shutil.which("java")
     if not program or not shutil.which(program):

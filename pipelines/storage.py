@@ -122,7 +122,7 @@ def write_bytes(uri: str, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    Path(temporary).replace(path)
 
 
 def read_json(uri: str) -> Any:

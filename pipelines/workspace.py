@@ -86,7 +86,7 @@ def open_workspace(uri: str, wanted: WorkspaceSpec | None = None) -> Workspace:
     marker = storage.join(uri, "_workspace.json")
     if not storage.exists(marker):
         if wanted is None:
-            raise InputError(f"{uri} is not a workspace (no _workspace.json): run `fuxi daily` or `fuxi sessionize` first")
+            raise InputError(f"{uri} is not a workspace (no _workspace.json): run `fuxi daily` in it first")
         storage.write_json(marker, asdict(wanted))
         return Workspace(uri, wanted)
     found = storage.read_json(marker)
@@ -102,6 +102,6 @@ def open_workspace(uri: str, wanted: WorkspaceSpec | None = None) -> Workspace:
         if getattr(spec, field.name) != getattr(wanted, field.name):
             raise InputError(
                 f"{marker}: {field.name} is {getattr(spec, field.name)!r} but the configuration says "
-                f"{getattr(wanted, field.name)!r}: it cannot change in a workspace; use the first, or another --workspace"
+                f"{getattr(wanted, field.name)!r}: it cannot change; use the first, or another --workspace"
             )
     return Workspace(uri, spec)
