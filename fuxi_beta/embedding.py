@@ -1,0 +1,272 @@
+"""Item tables behind one interface: in one process, or row-wise sharded over ranks by TorchRec.
+
+Shapes: `V` rows of the table (capacity, row 0 is padding), `D` width, `U` unique items of a batch, `R` rows of a
+slice. A table answers `table(item_index [U]) -> [U, D]`, learns by `step()` after a backward pass, and shows its
+state as live tensors by name, so that a checkpoint written at one world size loads at another.
+
+A row's initial value depends on (seed, row) alone, never on the table's capacity or the number of ranks.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fuxi_beta.config import TrainConfig
+from fuxi_beta.optimizers import RowwiseAdagrad, adamw
+
+ROW_MULTIPLE = 64
+INITIAL_STD = 0.02  # truncated at two standard deviations
+_CHUNK_ROWS = 1 << 14
+_TABLE = "item_table"  # TorchRec's name of the one table
+_FEATURE = "item"
+
+
+class ItemTable(Protocol):
+    """What training needs of an item table."""
+
+    rows: int
+
+    def __call__(self, item_index: Tensor) -> Tensor:
+        """Unique int64 [U] -> raw vectors [U, D], differentiable. ValueError if an index is outside [0, rows)."""
+        ...
+
+    def replicated(self) -> list[nn.Parameter]:
+        """Parameters every rank holds whole: the caller averages their gradients over ranks before `step`."""
+        ...
+
+    def zero_grad(self) -> None:
+        """Forget gradients; call it before a backward pass."""
+        ...
+
+    def step(self) -> None:
+        """Apply the gradients of the last backward pass, where that pass has not done so itself."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Live tensors for torch.distributed.checkpoint: "weight" [V, D] and the optimizer's by name."""
+        ...
+
+    def full_weight(self) -> Tensor:
+        """A copy of the whole table [V, D] on every rank, on the CPU. Collective."""
+        ...
+
+    def full_optimizer_state(self) -> dict[str, Tensor]:
+        """A copy of the whole optimizer state on every rank, on the CPU. Collective."""
+        ...
+
+    def load_full(self, weight: Tensor, state: Mapping[str, Tensor] | None = None) -> None:
+        """Overwrite the first R rows with `weight` [R, D], and their optimizer state with tensors of R rows.
+
+        Rows from R on keep what they hold; state left out of `state` does too. Scalars (step counts) are copied.
+        """
+        ...
+
+
+def capacity_rows(vocabulary_size: int, margin: float) -> int:
+    """Rows of the table for songs 1..vocabulary_size: padding and spare rows added, up to a multiple of 64.
+
+    >>> capacity_rows(1000, 0.10)
+    1152
+    """
+    return -(-(1 + math.ceil(vocabulary_size * (1 + margin))) // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def initial_rows(start: int, stop: int, *, dim: int, seed: int) -> Tensor:
+    """Initial values of rows [start, stop), float32 [stop - start, dim]: normal(0, 0.02) cut at two sigma; row 0 is 0.
+
+    A pure function of (seed, row, column): a counter-based hash (SplitMix64) mapped through the inverse of the normal.
+    """
+    result = torch.empty(stop - start, dim)
+    bound = math.erf(2 / math.sqrt(2))
+    for first in range(start, stop, _CHUNK_ROWS):
+        last = min(first + _CHUNK_ROWS, stop)
+        uniform = torch.from_numpy(_uniform(np.arange(first, last, dtype=np.uint64), dim, seed))
+        values = torch.erfinv((2 * uniform - 1) * bound) * (math.sqrt(2) * INITIAL_STD)
+        result[first - start : last - start] = values.to(torch.float32)
+    if start == 0 and stop > 0:
+        result[0] = 0
+    return result
+
+
+def _uniform(rows: np.ndarray, dim: int, seed: int) -> np.ndarray:
+    """float64 in (0, 1), [len(rows), dim]."""
+    with np.errstate(over="ignore"):
+        row_keys = _splitmix64(_splitmix64(np.array([seed], np.uint64)) ^ rows)  # [R]
+        bits = _splitmix64(row_keys[:, None] + np.arange(1, dim + 1, dtype=np.uint64))  # [R, dim]
+    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def _splitmix64(x: np.ndarray) -> np.ndarray:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _validate(item_index: Tensor, rows: int) -> None:
+    """FBGEMM would silently read row 0 of a shard for an index outside the table."""
+    if item_index.numel() and not (0 <= int(item_index.min()) and int(item_index.max()) < rows):
+        low, high = int(item_index.min()), int(item_index.max())
+        raise ValueError(f"item indices {low}..{high} are outside the table's rows 0..{rows - 1}")
+
+
+class PlainItemTable(nn.Module):
+    """The whole table in one process. With several ranks each holds a replica and gradients are averaged densely.
+
+    AdamW updates every row (moments decay, as the paper's code does); row-wise Adagrad only those a batch touched.
+    """
+
+    def __init__(self, rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.rows = rows
+        self.weight = nn.Parameter(initial_rows(0, rows, dim=dim, seed=train.seed).to(device))
+        self.sparse = train.item_optimizer == "rowwise_adagrad"
+        self.optimizer: torch.optim.Optimizer = (
+            RowwiseAdagrad([self.weight], lr=train.item_lr, eps=train.item_eps)
+            if self.sparse
+            else adamw([self.weight], train)
+        )
+
+    def forward(self, item_index: Tensor) -> Tensor:
+        _validate(item_index, self.rows)
+        return F.embedding(item_index, self.weight, sparse=self.sparse)
+
+    def replicated(self) -> list[nn.Parameter]:
+        return [self.weight]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        return {"weight": self.weight.detach(), **self.optimizer.state[self.weight]}
+
+    def full_weight(self) -> Tensor:
+        return self.weight.detach().cpu().clone()
+
+    def full_optimizer_state(self) -> dict[str, Tensor]:
+        return {name: tensor.cpu().clone() for name, tensor in self.optimizer.state[self.weight].items()}
+
+    def load_full(self, weight: Tensor, state: Mapping[str, Tensor] | None = None) -> None:
+        _check_rows(weight, self.rows)
+        own = self.state()
+        for name, source in {"weight": weight, **(state or {})}.items():
+            target = own[name]
+            (target[: source.shape[0]] if source.ndim else target).copy_(source)
+
+
+class ShardedItemTable(nn.Module):
+    """The table cut by rows over the ranks of the default process group: TorchRec, fused row-wise Adagrad.
+
+    The update happens inside the backward pass. Gradients are averaged over ranks, so a loss that is a share of a
+    global mean must be multiplied by the world size first. Needs torchrec and an initialised process group.
+    """
+
+    def __init__(self, rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        if train.item_optimizer != "rowwise_adagrad":
+            raise ValueError(f"a sharded table learns by rowwise_adagrad, not {train.item_optimizer}")
+        self.rows = rows
+        self.sharded = _shard(rows, dim, train=train, device=torch.device(device))
+        self._state = self._find_state()
+        for start, tensor in self._local("weight"):
+            tensor.copy_(initial_rows(start, start + tensor.shape[0], dim=dim, seed=train.seed))
+
+    def forward(self, item_index: Tensor) -> Tensor:
+        from torchrec import KeyedJaggedTensor
+
+        _validate(item_index, self.rows)
+        lengths = torch.tensor([item_index.numel()], dtype=torch.int64, device=item_index.device)
+        return self.sharded(KeyedJaggedTensor(keys=[_FEATURE], values=item_index, lengths=lengths))[_FEATURE].values()
+
+    def replicated(self) -> list[nn.Parameter]:
+        return []
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        pass
+
+    def step(self) -> None:
+        pass
+
+    def state(self) -> dict[str, Any]:
+        return dict(self._state)
+
+    def full_weight(self) -> Tensor:
+        return self._gather("weight")
+
+    def full_optimizer_state(self) -> dict[str, Tensor]:
+        return {"accumulator": self._gather("accumulator")}
+
+    def load_full(self, weight: Tensor, state: Mapping[str, Tensor] | None = None) -> None:
+        _check_rows(weight, self.rows)
+        for name, source in {"weight": weight, **(state or {})}.items():
+            for start, tensor in self._local(name):
+                part = source[start : start + tensor.shape[0]]
+                tensor[: part.shape[0]].copy_(part)
+
+    def _find_state(self) -> dict[str, Any]:
+        """TorchRec's ShardedTensors; they share memory with the fused kernel. RuntimeError without an optimizer."""
+        weights = list(self.sharded.state_dict().values())
+        accumulators = [
+            tensor
+            for state in self.sharded.fused_optimizer.state_dict()["state"].values()
+            for name, tensor in state.items()
+            if name.endswith("momentum1")
+        ]
+        if len(weights) != 1 or len(accumulators) != 1 or accumulators[0].size() != torch.Size([self.rows]):
+            raise RuntimeError(
+                "TorchRec did not attach row-wise Adagrad to the item table (it would train by plain SGD)"
+            )
+        return {"weight": weights[0], "accumulator": accumulators[0]}
+
+    def _local(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """(first row, live tensor) of this rank's shards."""
+        for shard in self._state[name].local_shards():
+            yield shard.metadata.shard_offsets[0], shard.tensor.detach()
+
+    def _gather(self, name: str) -> Tensor:
+        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, [(start, tensor.cpu()) for start, tensor in self._local(name)])
+        return torch.cat(
+            [tensor for _, tensor in sorted((pair for part in parts for pair in part), key=lambda p: p[0])]
+        )
+
+
+def _check_rows(weight: Tensor, rows: int) -> None:
+    if weight.shape[0] > rows:
+        raise ValueError(f"{weight.shape[0]} rows do not fit into an item table of {rows}")
+
+
+def _shard(rows: int, dim: int, *, train: TrainConfig, device: torch.device) -> nn.Module:
+    """An EmbeddingCollection of one table, row-wise over all ranks, under DistributedModelParallel."""
+    import torch.distributed as dist
+    from torch.distributed.optim import _apply_optimizer_in_backward
+    from torchrec import EmbeddingCollection, EmbeddingConfig
+    from torchrec.distributed import DistributedModelParallel
+    from torchrec.distributed.embedding import EmbeddingCollectionSharder
+    from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+    from torchrec.distributed.planner.types import ParameterConstraints
+    from torchrec.optim import RowWiseAdagrad
+
+    table = EmbeddingConfig(name=_TABLE, embedding_dim=dim, num_embeddings=rows, feature_names=[_FEATURE])
+    collection = EmbeddingCollection(tables=[table], device=torch.device("meta"))
+    # TorchRec mutates the keyword arguments it is given: hand it a dictionary of its own.
+    arguments = {"lr": train.item_lr, "eps": train.item_eps}
+    _apply_optimizer_in_backward(RowWiseAdagrad, collection.parameters(), dict(arguments))
+    world = dist.get_world_size()
+    local = min(world, torch.cuda.device_count()) if device.type == "cuda" else world
+    constraints = {_TABLE: ParameterConstraints(sharding_types=["row_wise"], compute_kernels=["fused"])}
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(world_size=world, local_world_size=local, compute_device=device.type),
+        constraints=constraints,
+    )
+    sharders: Any = [EmbeddingCollectionSharder()]
+    plan = planner.collective_plan(collection, sharders, dist.group.WORLD)
+    return DistributedModelParallel(collection, device=device, plan=plan, sharders=sharders)
