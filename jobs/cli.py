@@ -48,7 +48,7 @@ def _open_day(options: dict[str, Any]) -> Any:
 
     config = _config(options["config_file"], options["workspace"], options["overrides"])
     flags = {"force": options["force"], "refresh_inputs": options["refresh_inputs"]}
-    return open_day(config, parse_ds(options["ds"]), **flags)
+    return open_day(config, parse_ds(options["ds"]), create=not options["dry_run"], **flags)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

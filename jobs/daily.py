@@ -10,11 +10,12 @@ Either way the lists of the day are published and the command ends with exit cod
 import datetime as dt
 import importlib
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.console import log
-from jobs.day import Day, run_stage
+from jobs.day import Day, Stage, run_stage
 from pipelines import storage
 from pipelines.schema import BusyError, InputError
 
@@ -38,7 +39,12 @@ class DayResult:
         return bool(self.failures)
 
 
-def run_day(day: Day) -> DayResult:
+def stage_functions() -> dict[str, Stage]:
+    """Every stage by name, in order."""
+    return {name: importlib.import_module(f"jobs.{name}").run for name in STAGES}
+
+
+def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
     """Run every stage of one ds that is not done yet.
 
     Raises InputError if the day cannot be published at all; nothing published before is changed then.
@@ -47,17 +53,17 @@ def run_day(day: Day) -> DayResult:
     with storage.lease(storage.join(day.workspace.run(day.ds), "daily.lock"), purpose=f"fuxi daily --ds {day.ds}"):
         if day.has_record and day.record.sequences_ds:
             day.refresh_inputs = True  # published stale before: try today's input again
-        for name in STAGES:
+        for name, stage in (stages or stage_functions()).items():
             if result.failures.keys() & {"sessionize", "train"} and name in MAY_FAIL:
                 continue
-            _run(day, name, result)
+            _run(day, name, stage, result)
     result.seconds = dict(day.timings)
     return result
 
 
-def _run(day: Day, name: str, result: DayResult) -> None:
+def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:
     try:
-        done = run_stage(day, name, importlib.import_module(f"jobs.{name}").run)
+        done = run_stage(day, name, stage)
     except BusyError:
         raise
     except InputError as error:

@@ -144,7 +144,9 @@ class Day:
 Stage = Callable[[Day], dict[str, Any]]
 
 
-def open_day(config: Config, ds: dt.date, *, force: bool = False, refresh_inputs: bool = False) -> Day:
+def open_day(
+    config: Config, ds: dt.date, *, force: bool = False, refresh_inputs: bool = False, create: bool = True
+) -> Day:
     """Open (or create) the workspace for one serving day. A ds after today is refused: its logs are not complete."""
     sequences = config.sequences
     today = Calendar(sequences.timezone).date_of(int(time.time()))
@@ -156,7 +158,8 @@ def open_day(config: Config, ds: dt.date, *, force: bool = False, refresh_inputs
         user_id_type=sequences.user_id_type,
         item_id_type=sequences.item_id_type,
     )
-    return Day(config, ds, open_workspace(config.workspace, wanted), force=force, refresh_inputs=refresh_inputs)
+    workspace = open_workspace(config.workspace, wanted, create=create)
+    return Day(config, ds, workspace, force=force, refresh_inputs=refresh_inputs)
 
 
 def run_stage(day: Day, name: str, stage: Stage) -> dict[str, Any]:

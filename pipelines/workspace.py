@@ -77,8 +77,8 @@ class Workspace:
         return sorted(dt.date.fromisoformat(name.removeprefix("ds=")) for name in published)
 
 
-def open_workspace(uri: str, wanted: WorkspaceSpec | None = None) -> Workspace:
-    """Open a workspace, creating it from `wanted` if it is not there.
+def open_workspace(uri: str, wanted: WorkspaceSpec | None = None, *, create: bool = True) -> Workspace:
+    """Open a workspace, creating it from `wanted` if it is not there (`create=False`: only as if).
 
     Raises InputError if it was made by another schema version, or with values other than `wanted`'s.
     """
@@ -87,7 +87,8 @@ def open_workspace(uri: str, wanted: WorkspaceSpec | None = None) -> Workspace:
     if not storage.exists(marker):
         if wanted is None:
             raise InputError(f"{uri} is not a workspace (no _workspace.json): run `fuxi daily` in it first")
-        storage.write_json(marker, asdict(wanted))
+        if create:
+            storage.write_json(marker, asdict(wanted))
         return Workspace(uri, wanted)
     found = storage.read_json(marker)
     if not isinstance(found, dict) or found.get("schema_version") != WORKSPACE_SCHEMA_VERSION:

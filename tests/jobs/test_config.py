@@ -1,0 +1,63 @@
+"""Configuration: precedence, types and one clear line for every mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.config import Config, load_config
+from pipelines.schema import InputError
+
+
+def load(tmp_path: Path, text: str = "", **options) -> Config:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    return load_config(str(file), environment=options.pop("environment", {}), **options)
+
+
+def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
+    text = "train: {epochs: 2, batch_size: 64, negatives: 16}"
+    environment = {"FUXI_TRAIN__EPOCHS": "3", "FUXI_TRAIN__BATCH_SIZE": "32", "HOME": "/nowhere"}
+    config = load(tmp_path, text, environment=environment, overrides=["train.epochs=4"])
+    assert (config.train.epochs, config.train.batch_size, config.train.negatives) == (4, 32, 16)
+    assert config.train.lr == Config().train.lr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {epoch: 3}", "unknown key train.epoch: did you mean train.epochs?"),
+        ("trian: {epochs: 3}", "unknown key trian: did you mean train?"),
+        ("train: 3", "train is a section of settings, found 3"),
+        ("train: {epochs: many}", "train.epochs"),
+        ("model: {heads: 3}", "model.heads is 3: it must divide model.dim"),
+        ("logs: {format: avro}", "logs.format"),
+        ("- a\n- b", "must be a mapping"),
+        ("{", "not valid YAML"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load(tmp_path, text)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_misspelt_environment_variable_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="FUXI_TRAIN__EPOCH: unknown key train.epoch"):
+        load(tmp_path, environment={"FUXI_TRAIN__EPOCH": "3"})
+
+
+def test_an_override_without_a_value_is_refused() -> None:
+    with pytest.raises(InputError, match=r"write it as section\.key=value"):
+        load_config(overrides=["train.epochs"], environment={})
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(InputError, match=r"nowhere\.yaml is not there"):
+        load_config("/nowhere.yaml", environment={})
+
+
+def test_the_hash_follows_what_is_computed_not_where(tmp_path: Path) -> None:
+    base = load(tmp_path).hash()
+    assert load(tmp_path, overrides=["workspace=/elsewhere", "cluster.train_workers=4"]).hash() == base
+    assert load(tmp_path, overrides=["train.seed=2"]).hash() != base
