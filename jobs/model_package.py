@@ -4,6 +4,9 @@ Nothing is pickled: `pyfunc_model.py` is stored as text with the two packages it
 the code it was trained with.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
 import shutil
 import warnings
 from collections.abc import Iterable
@@ -26,7 +29,7 @@ def read_vocabulary(day: Day, *, size: int | None = None) -> pa.Table:
     from deltalake import DeltaTable
 
     uri = day.workspace.vocabulary
-    table = DeltaTable(uri, storage_options=storage.delta_options(uri)).to_pyarrow_table([ITEM_INDEX, ITEM_ID])
+    table = DeltaTable(uri, storage_options=storage.delta_options(uri)).to_pyarrow_table(columns=[ITEM_INDEX, ITEM_ID])
     table = table.cast(pa.schema([(ITEM_INDEX, pa.int32()), (ITEM_ID, id_type(day.workspace.spec.item_id_type))]))
     if size is not None:
         table = table.filter(pc.less_equal(table[ITEM_INDEX], size))
@@ -69,13 +72,13 @@ def _signature(day: Day, songs: pa.Table, data_end: int) -> tuple[Any, Any]:
     from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
     item = DataType.long if day.workspace.spec.item_id_type == "int64" else DataType.string
-    inputs = [
+    inputs: list[Any] = [
         ColSpec(Array(item), "item_ids"),
         ColSpec(Array(DataType.long), "timestamps"),
         ColSpec(DataType.long, "request_time"),
         ColSpec(DataType.long, "k", required=False),
     ]
-    outputs = [ColSpec(Array(item), "items"), ColSpec(Array(DataType.float), "scores")]
+    outputs: list[Any] = [ColSpec(Array(item), "items"), ColSpec(Array(DataType.float), "scores")]
     played = songs[ITEM_ID].to_pylist()[:_EXAMPLE_SONGS]
     times = [data_end - 3600 * (len(played) - i) for i in range(len(played))]
     row = {"item_ids": [played], "timestamps": [times], "request_time": [data_end + 8 * 3600], "k": [10]}

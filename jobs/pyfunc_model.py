@@ -3,6 +3,9 @@
 MLflow stores this file as text and runs it when the model is loaded, so it imports only what the version carries.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
 from typing import Any
 
 import mlflow
@@ -11,9 +14,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from fuxi_beta.batches import Histories, inference_batch
 from fuxi_beta.checkpoint import load_export
 
+from fuxi_beta.batches import Histories, inference_batch
 from pipelines.calendar import Calendar
 
 DEFAULT_K = 30
