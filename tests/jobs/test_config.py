@@ -43,7 +43,7 @@ def test_mistakes_are_one_line_that_names_the_key(tmp_path: Path, text: str, mes
 
 
 def test_a_misspelt_environment_variable_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="FUXI_TRAIN__EPOCH: unknown key train.epoch"):
+    with pytest.raises(InputError, match=r"FUXI_TRAIN__EPOCH: unknown key train\.epoch"):
         load(tmp_path, environment={"FUXI_TRAIN__EPOCH": "3"})
 
 

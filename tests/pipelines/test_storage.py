@@ -94,9 +94,12 @@ def test_other_schemes_are_refused() -> None:
 
 def test_a_local_lease_is_exclusive_and_names_its_holder(tmp_path: Path) -> None:
     uri = str(tmp_path / "day.lock")
-    with storage.lease(uri, purpose="first run"):
-        with pytest.raises(BusyError, match="first run, process"), storage.lease(uri, purpose="second run"):
-            pass
+    with (
+        storage.lease(uri, purpose="first run"),
+        pytest.raises(BusyError, match="first run, process"),
+        storage.lease(uri, purpose="second run"),
+    ):
+        pass
     with storage.lease(uri, purpose="third run"):
         pass
 
