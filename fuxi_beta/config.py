@@ -52,10 +52,11 @@ class TrainConfig:
     min_listeners: int = 5  # songs with fewer distinct listeners are neither negatives nor candidates
     capacity_margin: float = 0.10  # spare rows of the item table, for songs of the next days
     checkpoint_every_steps: int = 200
+    lanes: int = 16  # row groups read side by side, dealt to workers; more workers than lanes leaves some idle
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "warm_start_epochs", "batch_size", "negatives", "checkpoint_every_steps"):
+        for name in ("epochs", "warm_start_epochs", "batch_size", "negatives", "checkpoint_every_steps", "lanes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
         for name in ("lr", "item_lr", "item_eps", "temperature"):

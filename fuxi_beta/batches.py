@@ -1,0 +1,432 @@
+"""From sequence shards to jagged batches: for training (keyed order, disjoint ranks, resumable) and for inference.
+
+Shapes: `B` listeners in a batch, `T` packed tokens (sum of history lengths), `N` newest events a context holds.
+Tokens of a listener are contiguous, oldest first. Times are Unix seconds, UTC.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from fuxi_beta import keyed
+from fuxi_beta.config import ModelConfig, TrainConfig
+from pipelines import schema
+from pipelines.calendar import Calendar
+from pipelines.shards import Manifest, ShardFile
+
+_COLUMNS = [schema.USER_ID, schema.ITEM_INDEX, schema.TIMESTAMP, schema.COMPLETION, schema.HEARD_BEFORE]
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Stored events of B listeners, skips included, as they are in the shards (host memory, jagged)."""
+
+    user_id: pa.Array  # B, int64 or string
+    offsets: np.ndarray  # int64 [B + 1]
+    item_index: np.ndarray  # int32 [T]
+    timestamp: np.ndarray  # int64 [T], ascending within a listener
+    completion: np.ndarray  # uint8 [T], percent played
+    heard_offsets: np.ndarray  # int64 [B + 1]
+    heard_items: np.ndarray  # int32, distinct songs of events older than those kept
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def listener(self) -> np.ndarray:
+        """Row of the listener of each event. int64 [T]."""
+        return _owners(self.offsets)
+
+    def before(self, end: int) -> "Histories":
+        """Only events before `end` (Unix seconds). Listeners stay, maybe with nothing left."""
+        return self.keep(self.timestamp < end)
+
+    def keep(self, mask: np.ndarray) -> "Histories":
+        """Only the events of a boolean mask [T]."""
+        kept_before = np.concatenate([[0], np.cumsum(mask)])
+        return replace(
+            self,
+            offsets=kept_before[self.offsets],
+            item_index=self.item_index[mask],
+            timestamp=self.timestamp[mask],
+            completion=self.completion[mask],
+        )
+
+    def select(self, rows: np.ndarray) -> "Histories":
+        """The listeners of some rows, in that order."""
+        offsets, events = _gather(self.offsets, rows)
+        heard_offsets, heard = _gather(self.heard_offsets, rows)
+        return Histories(
+            user_id=self.user_id.take(pa.array(rows, pa.int64())),
+            offsets=offsets,
+            item_index=self.item_index[events],
+            timestamp=self.timestamp[events],
+            completion=self.completion[events],
+            heard_offsets=heard_offsets,
+            heard_items=self.heard_items[heard],
+        )
+
+
+def concatenate(parts: Sequence[Histories]) -> Histories:
+    """Listeners of several pieces (at least one), one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def offsets(pieces: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(np.concatenate([np.diff(piece) for piece in pieces]))])
+
+    return Histories(
+        user_id=pa.concat_arrays([part.user_id for part in parts]),
+        offsets=offsets([part.offsets for part in parts]),
+        item_index=np.concatenate([part.item_index for part in parts]),
+        timestamp=np.concatenate([part.timestamp for part in parts]),
+        completion=np.concatenate([part.completion for part in parts]),
+        heard_offsets=offsets([part.heard_offsets for part in parts]),
+        heard_items=np.concatenate([part.heard_items for part in parts]),
+    )
+
+
+def read_histories(manifest: Manifest, file: ShardFile, group: int | None = None) -> Histories:
+    """One row group of a shard file, or the whole file. A broken file is an InputError that names it."""
+    try:
+        with manifest.open(file) as parquet:
+            if group is None:
+                table = parquet.read(columns=_COLUMNS)
+            else:
+                table = parquet.read_row_group(group, columns=_COLUMNS)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise schema.InputError(
+            f"{manifest.uri(file.path)} cannot be read ({error}): re-run `fuxi sessionize` for its ds"
+        ) from None
+    return from_table(table)
+
+
+def from_table(table: pa.Table) -> Histories:
+    """Rows of `schema.sequence_schema` as jagged arrays."""
+
+    def column(name: str) -> pa.Array:
+        array = table[name].combine_chunks()
+        return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+
+    def offsets(lists: pa.Array) -> np.ndarray:
+        lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+    items, heard = column(schema.ITEM_INDEX), column(schema.HEARD_BEFORE)
+    return Histories(
+        user_id=column(schema.USER_ID),
+        offsets=offsets(items),
+        item_index=items.flatten().to_numpy(),
+        timestamp=column(schema.TIMESTAMP).flatten().to_numpy(),
+        completion=column(schema.COMPLETION).flatten().to_numpy(),
+        heard_offsets=offsets(heard),
+        heard_items=heard.flatten().to_numpy(),
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens of B listeners as the network reads them, packed."""
+
+    offsets: Tensor  # int64 [B + 1]
+    item_index: Tensor  # int64 [T], rows of the item table; 0 (padding) never appears
+    timestamp: Tensor  # int64 [T]
+    next_timestamp: Tensor  # int64 [T], t_{i+1}: of the event predicted at i, or the request time
+    target: Tensor  # int64 [T], item to predict; 0 where there is none
+    sample: Tensor  # int64 [B], global sample number: the key of all randomness
+    seen_offsets: Tensor  # int64 [B + 1]
+    seen_items: Tensor  # int64, every song a listener heard before the batch's cut, ascending within a listener
+
+    @property
+    def num_listeners(self) -> int:
+        """B."""
+        return self.offsets.shape[0] - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each listener. int64 [B]."""
+        return self.offsets.diff()
+
+    @property
+    def listener(self) -> Tensor:
+        """Row of the listener of each token. int64 [T]."""
+        rows = torch.arange(self.num_listeners, device=self.offsets.device)
+        return torch.repeat_interleave(rows, self.lengths, output_size=self.item_index.shape[0])
+
+    @property
+    def position(self) -> Tensor:
+        """Place of each token in its listener's context, 0 = oldest retained event. int64 [T]."""
+        tokens = torch.arange(self.item_index.shape[0], device=self.offsets.device)
+        return tokens - self.offsets[self.listener]
+
+    @property
+    def seen_listener(self) -> Tensor:
+        """Row of the listener of each entry of `seen_items`."""
+        rows = torch.arange(self.num_listeners, device=self.offsets.device)
+        return torch.repeat_interleave(rows, self.seen_offsets.diff(), output_size=self.seen_items.shape[0])
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
+        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def inference_batch(
+    histories: Histories,
+    *,
+    request_time: int | np.ndarray,
+    model: ModelConfig,
+    train: TrainConfig,
+    calendar: Calendar,
+    vocabulary_size: int,
+) -> Batch:
+    """What the network reads to answer a request: contexts of the newest N plays, t_{i+1} of the last = the request.
+
+    histories: events before the cut only (`Histories.before`). Skips and events of songs the model lacks
+    (index > vocabulary_size) are not context, but all of them are seen. request_time: Unix seconds, one for
+    all or one a listener.
+    """
+    plays = histories.keep(_is_play(histories, train, vocabulary_size))
+    plays = plays.keep(_from_newest(plays) < model.max_history)
+    next_timestamp = _next_timestamps(plays, train, calendar)
+    lengths = np.diff(plays.offsets)
+    last = plays.offsets[1:][lengths > 0] - 1
+    next_timestamp[last] = np.broadcast_to(np.asarray(request_time, np.int64), lengths.shape)[lengths > 0]
+    seen, _ = _seen_songs(histories)
+    return _batch(plays, next_timestamp, np.zeros(len(plays.item_index), np.int64), np.arange(len(histories)), seen)
+
+
+def training_batch(
+    histories: Histories,
+    *,
+    sample: np.ndarray,
+    model: ModelConfig,
+    train: TrainConfig,
+    calendar: Calendar,
+    data_end: int,
+    vocabulary_size: int,
+) -> Batch:
+    """Contexts with the next play as target at every position that may learn from it.
+
+    Tokens are the newest N plays that have a next play before `data_end`. In mode `exclusive` a target is a first
+    listen: a song in no earlier event of the listener, skipped ones included, nor in `heard_before`. Under
+    `leave_one_out` each listener's newest play, and all after it, is not there at all. sample: int64 [B].
+    """
+    if train.protocol == "leave_one_out":
+        histories = held_out(histories, train, vocabulary_size)[0]
+    histories = histories.before(data_end)
+    seen, first_listen = _seen_songs(histories)
+    is_play = _is_play(histories, train, vocabulary_size)
+    plays = histories.keep(is_play)
+    may_be_target = first_listen[is_play] if train.mode == "exclusive" else np.ones(len(plays.item_index), bool)
+
+    next_timestamp = _next_timestamps(plays, train, calendar)
+    target = np.zeros(len(plays.item_index), np.int64)
+    target[:-1] = np.where(may_be_target[1:], plays.item_index[1:], 0)
+
+    from_newest = _from_newest(plays)
+    tokens = (from_newest >= 1) & (from_newest <= model.max_history)
+    return _batch(plays.keep(tokens), next_timestamp[tokens], target[tokens], sample, seen)
+
+
+def held_out(histories: Histories, train: TrainConfig, vocabulary_size: int) -> tuple[Histories, np.ndarray]:
+    """Leave one out: histories without each listener's newest play and all after it, and where those plays were.
+
+    Returns the shortened histories and int64 [B] event numbers of the held-out plays in the ones given, -1 for
+    a listener without plays.
+    """
+    is_play = _is_play(histories, train, vocabulary_size)
+    newest = np.full(len(histories), -1, np.int64)
+    play_numbers = np.flatnonzero(is_play)
+    newest[histories.listener[play_numbers]] = play_numbers  # the last write is the newest play
+    cut = np.where(newest < 0, histories.offsets[1:], newest)
+    return histories.keep(np.arange(len(is_play)) < cut[histories.listener]), newest
+
+
+class TrainingBatches:
+    """The shards of a manifest as training batches for one rank.
+
+    Row groups are dealt to a fixed number of lanes; an epoch walks each lane in an order keyed by (seed, epoch)
+    and shuffles the rows of each row group by a key of their own. A global batch takes a fixed share from every
+    lane, and rank r owns the lanes l with l % world_size == r: global batch k is the same set of samples for every
+    world size. A lane that has run dry gives nothing, so a rank's batch may be empty; every rank takes
+    `steps_per_epoch` steps.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        model: ModelConfig,
+        train: TrainConfig,
+        data_end: int,
+        rank: int,
+        world_size: int,
+        vocabulary_size: int,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is not in a world of {world_size}")
+        self.manifest, self.model, self.train = manifest, model, train
+        self.data_end, self.vocabulary_size = data_end, vocabulary_size
+        self.calendar = Calendar(manifest.timezone)
+        lanes = _deal(manifest, train)
+        self._lanes = {number: lane for number, lane in enumerate(lanes) if number % world_size == rank}
+        self.steps_per_epoch = max((-(-lane.rows // lane.quota) for lane in lanes), default=0)
+
+    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
+        """Batches of steps start_step, start_step + 1, ... of an epoch; exactly what a run from step 0 sees there."""
+        lanes = [self._walk(number, lane, epoch, start_step) for number, lane in self._lanes.items()]
+        for _ in range(start_step, self.steps_per_epoch):
+            parts = [part for lane in lanes if (part := next(lane, None)) is not None]
+            histories = concatenate([part[0] for part in parts]) if parts else _NOBODY
+            sample = np.concatenate([part[1] for part in parts]) if parts else np.zeros(0, np.int64)
+            yield training_batch(
+                histories,
+                sample=sample,
+                model=self.model,
+                train=self.train,
+                calendar=self.calendar,
+                data_end=self.data_end,
+                vocabulary_size=self.vocabulary_size,
+            )
+
+    def _walk(self, number: int, lane: "_Lane", epoch: int, start_step: int) -> Iterator[tuple[Histories, np.ndarray]]:
+        """A lane's shares of the global batches from a step on: the listeners and their global sample numbers."""
+        skip, parts, missing = start_step * lane.quota, [], lane.quota
+        for place in keyed.permutation(len(lane.groups), self.train.seed, epoch, keyed.SHUFFLE_LANE, number).tolist():
+            group = lane.groups[place]
+            if skip >= group.rows:
+                skip -= group.rows
+                continue
+            histories = read_histories(self.manifest, group.file, group.group)
+            order = keyed.permutation(
+                group.rows, self.train.seed, epoch, keyed.SHUFFLE_ROWS, group.first_sample
+            ).numpy()
+            order, skip = order[skip:], 0
+            while len(order):
+                rows, order = order[:missing], order[missing:]
+                parts.append((histories.select(rows), group.first_sample + rows))
+                missing -= len(rows)
+                if missing == 0:
+                    yield _merge(parts)
+                    parts, missing = [], lane.quota
+        if parts:
+            yield _merge(parts)
+
+
+@dataclass(frozen=True)
+class _RowGroup:
+    file: ShardFile
+    group: int
+    rows: int
+    first_sample: int  # number of its first row among all rows of the manifest
+
+
+@dataclass(frozen=True)
+class _Lane:
+    groups: tuple[_RowGroup, ...]
+    quota: int  # rows it gives to each global batch
+
+    @property
+    def rows(self) -> int:
+        return sum(group.rows for group in self.groups)
+
+
+def _deal(manifest: Manifest, train: TrainConfig) -> list[_Lane]:
+    """Row groups to lanes of about equal length, largest first; the same for every epoch and world size."""
+    groups, first = [], 0
+    for file, group, rows in manifest.row_groups():
+        if rows:
+            groups.append(_RowGroup(file, group, rows, first))
+        first += rows
+    count = min(train.lanes, len(groups), train.batch_size)
+    hands: list[list[_RowGroup]] = [[] for _ in range(count)]
+    for group in sorted(groups, key=lambda group: (-group.rows, group.first_sample)):
+        min(hands, key=lambda hand: sum(held.rows for held in hand)).append(group)
+    shares = [train.batch_size * (n + 1) // count - train.batch_size * n // count for n in range(count)]
+    return [_Lane(tuple(hand), share) for hand, share in zip(hands, shares, strict=True)]
+
+
+def _merge(parts: list[tuple[Histories, np.ndarray]]) -> tuple[Histories, np.ndarray]:
+    return concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+
+_NOBODY = Histories(
+    user_id=pa.array([], pa.int64()),
+    offsets=np.zeros(1, np.int64),
+    item_index=np.zeros(0, np.int32),
+    timestamp=np.zeros(0, np.int64),
+    completion=np.zeros(0, np.uint8),
+    heard_offsets=np.zeros(1, np.int64),
+    heard_items=np.zeros(0, np.int32),
+)
+
+
+def _owners(offsets: np.ndarray) -> np.ndarray:
+    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+
+
+def _gather(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets of the chosen rows laid end to end, and where their elements are in the original."""
+    lengths = offsets[rows + 1] - offsets[rows]
+    chosen = np.concatenate([[0], np.cumsum(lengths)])
+    return chosen, np.arange(chosen[-1]) + np.repeat(offsets[rows] - chosen[:-1], lengths)
+
+
+def _is_play(histories: Histories, train: TrainConfig, vocabulary_size: int) -> np.ndarray:
+    """Events the model may read or predict: not skipped, and of a song it has. bool [T]."""
+    return (histories.completion >= train.min_completion) & (histories.item_index <= vocabulary_size)
+
+
+def _from_newest(histories: Histories) -> np.ndarray:
+    """Events of the same listener after each event. int64 [T]."""
+    return histories.offsets[1:][histories.listener] - 1 - np.arange(len(histories.item_index))
+
+
+def _next_timestamps(plays: Histories, train: TrainConfig, calendar: Calendar) -> np.ndarray:
+    """t_{i+1} of each play that has a next one of the same listener; the last of each keeps its own time."""
+    following = plays.timestamp.copy()
+    following[:-1] = plays.timestamp[1:]
+    last = plays.offsets[1:][np.diff(plays.offsets) > 0] - 1
+    following[last] = plays.timestamp[last]
+    if train.protocol == "leave_one_out":
+        return following
+    return calendar.served_next_timestamps(plays.timestamp, following)
+
+
+def _seen_songs(histories: Histories) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Distinct songs of each listener's lifetime as (offsets, items), and which events are first listens (bool [T])."""
+    items = np.concatenate([histories.heard_items, histories.item_index]).astype(np.int64)
+    listeners = np.concatenate([_owners(histories.heard_offsets), histories.listener])
+    stride = int(items.max(initial=0)) + 1
+    pairs, first_at = np.unique(listeners * stride + items, return_index=True)
+    older = len(histories.heard_items)
+    first_listen = np.zeros(len(histories.item_index), bool)
+    first_listen[first_at[first_at >= older] - older] = True
+    offsets = np.searchsorted(pairs, np.arange(len(histories) + 1) * stride)
+    return (offsets, pairs % stride), first_listen
+
+
+def _batch(
+    tokens: Histories,
+    next_timestamp: np.ndarray,
+    target: np.ndarray,
+    sample: np.ndarray,
+    seen: tuple[np.ndarray, np.ndarray],
+) -> Batch:
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, np.int64))
+
+    return Batch(
+        offsets=tensor(tokens.offsets),
+        item_index=tensor(tokens.item_index),
+        timestamp=tensor(tokens.timestamp),
+        next_timestamp=tensor(next_timestamp),
+        target=tensor(target),
+        sample=tensor(sample),
+        seen_offsets=tensor(seen[0]),
+        seen_items=tensor(seen[1]),
+    )

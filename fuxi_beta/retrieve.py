@@ -1,0 +1,97 @@
+"""Exact top-k over the catalogue, with heard songs removed and ties broken by the lower item index.
+
+Shapes: `B` listeners, `V` rows of the item table, `D` width, `K` list length.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_BLOCK = 8192
+_NO_SONG = torch.iinfo(torch.int64).min
+
+
+def top_k(
+    queries: Tensor,
+    table: Tensor,
+    *,
+    candidates: Tensor,
+    k: int,
+    seen: tuple[Tensor, Tensor] | None = None,
+    block: int = _BLOCK,
+) -> tuple[Tensor, Tensor]:
+    """The k candidates with the largest inner product for each query, best first.
+
+    queries: [B, D]; table: [V, D]; candidates: bool [V]; seen: (listener, item) int64 pairs to leave out. Returns
+    items int64 [B, K], 0 where there are fewer candidates than k, and their scores [B, K] in fp32, -inf there.
+    The catalogue is scored `block` candidates at a time, so memory does not grow with it.
+    """
+
+    def score(items: Tensor) -> Tensor:
+        return queries @ table.index_select(0, items).t()
+
+    return _blocked(score, len(queries), candidates=candidates, k=k, seen=seen, block=block)
+
+
+def top_k_of_scores(
+    scores: Tensor, *, candidates: Tensor, k: int, seen: tuple[Tensor, Tensor] | None = None, block: int = _BLOCK
+) -> tuple[Tensor, Tensor]:
+    """`top_k` for scores that are there already. scores: [B, V]."""
+    return _blocked(
+        lambda items: scores.index_select(1, items), len(scores), candidates=candidates, k=k, seen=seen, block=block
+    )
+
+
+def _blocked(
+    score: Callable[[Tensor], Tensor],
+    listeners: int,
+    *,
+    candidates: Tensor,
+    k: int,
+    seen: tuple[Tensor, Tensor] | None,
+    block: int,
+) -> tuple[Tensor, Tensor]:
+    items = candidates.nonzero().squeeze(1)
+    column = torch.full((len(candidates),), -1, device=items.device)
+    column[items] = torch.arange(len(items), device=items.device)
+    best = torch.full((listeners, k), _NO_SONG, device=items.device)
+    seen_listener, seen_column = _columns(column, seen)
+    for start in range(0, len(items), block):
+        part = items[start : start + block]
+        keys = _rank_keys(score(part).float(), part)
+        inside = (seen_column >= start) & (seen_column < start + block)
+        keys[seen_listener[inside], seen_column[inside] - start] = _NO_SONG
+        best = torch.cat([best, keys.topk(min(k, len(part)), dim=1).values], dim=1).topk(k, dim=1).values
+    return _unpack(best)
+
+
+def _columns(column: Tensor, seen: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Seen pairs as (listener, place among the candidates); pairs that are no candidates are left out."""
+    if seen is None:
+        nothing = column.new_zeros(0)
+        return nothing, nothing
+    listener, item = seen
+    places = column[item.clamp(max=len(column) - 1)]
+    known = (item < len(column)) & (places >= 0)
+    return listener[known], places[known]
+
+
+def _rank_keys(scores: Tensor, items: Tensor) -> Tensor:
+    """int64 keys that sort by score, then by lower item index: the float's ordered bits above the negated index.
+
+    Raises ValueError for a score that is not a number.
+    """
+    if bool(scores.isnan().any()):
+        raise ValueError("a score is not a number: the model or its item table is broken")
+    bits = (scores + 0.0).contiguous().view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
+    return ordered * (1 << 32) + (0x7FFFFFFF - items)
+
+
+def _unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
+    ordered = (keys >> 32).to(torch.int32)
+    scores = torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32)
+    items = 0x7FFFFFFF - keys.bitwise_and(0xFFFFFFFF)
+    empty = keys == _NO_SONG
+    return items.masked_fill(empty, 0), scores.masked_fill(empty, -torch.inf)
