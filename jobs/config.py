@@ -52,6 +52,7 @@ class SequencesConfig(Section):
     timezone: str = "UTC"
     buckets: int = Field(256, description="user buckets, a power of two; fixed for the life of a workspace")
     max_history: int = Field(2000, ge=1, description="newest events kept per listener")
+    row_group_events: int = Field(1_000_000, ge=1, description="events in a row group of a shard; training reads these")
     session_gap_s: int = Field(1800, ge=1, description="a longer pause starts a new session")
     user_id_type: Literal["int64", "string"] = "int64"
     item_id_type: Literal["int64", "string"] = "int64"

@@ -5,8 +5,11 @@
 """
 
 import datetime as dt
+import hashlib
+import io
+import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
-from pipelines.schema import InputError
+from pipelines.schema import ITEM_INDEX, LISTENERS, NUM_EVENTS, InputError, item_counts_schema, sequence_schema
 
 SHARD_FORMAT = 1
 ROW_GROUP_EVENTS = 1_000_000
@@ -114,6 +117,152 @@ def _parse(content: dict[str, Any]) -> dict[str, Any]:
 
     files = tuple(ShardFile(**{**file, "row_groups": tuple(file["row_groups"])}) for file in content["files"])
     return {**content, "ds": date(content["ds"]), "parent": date(content["parent"]), "files": files}
+
+
+def read_item_counts(manifest: Manifest) -> np.ndarray:
+    """Distinct listeners of every song on this ds, int64 [vocabulary_size + 1] by item_index; entry 0 is 0."""
+    table = storage.read_table(manifest.uri(manifest.item_counts))
+    counts = np.zeros(manifest.vocabulary_size + 1, np.int64)
+    counts[table[ITEM_INDEX].to_numpy()] = table[LISTENERS].to_numpy()
+    return counts
+
+
+def write_item_counts(uri: str, counts: np.ndarray) -> None:
+    """Write `read_item_counts`' array; songs without a listener are left out."""
+    heard = np.flatnonzero(counts)
+    table = pa.table({ITEM_INDEX: heard.astype(np.int32), LISTENERS: counts[heard]}, schema=item_counts_schema())
+    storage.write_table(uri, table)
+
+
+class ShardWriter:
+    """Writes one file of a bucket. Row groups are cut by events alone, so equal rows give equal files.
+
+    A group ends with the row that brings it to `row_group_events` events. The file is invisible until `close`.
+    """
+
+    def __init__(self, folder: str, path: str, *, bucket: int, user_id_type: str, row_group_events: int):
+        self.uri, self.path, self.bucket = storage.join(folder, path), path, bucket
+        self._schema = sequence_schema(user_id_type)
+        self._row_group_events = row_group_events
+        self._pending: list[pa.Table] = []
+        self._pending_events = self._events = 0
+        self._row_groups: list[int] = []
+        self._sink: _HashingSink | None = None
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows (`schema.sequence_schema`, ascending user_id)."""
+        if not table.num_rows:
+            return
+        self._pending.append(table)
+        self._pending_events += _events(table)
+        if self._pending_events >= self._row_group_events:
+            self._cut()
+
+    def close(self) -> ShardFile | None:
+        """Finish the file and describe it; None if no row was written (then there is no file)."""
+        if self._pending:
+            self._write_group(pa.concat_tables(self._pending))
+        if self._writer is None or self._sink is None:
+            return None
+        self._writer.close()
+        self._sink.close()
+        return ShardFile(
+            path=self.path,
+            bucket=self.bucket,
+            rows=sum(self._row_groups),
+            events=self._events,
+            bytes=self._sink.size,
+            sha256=self._sink.sha256.hexdigest(),
+            row_groups=tuple(self._row_groups),
+        )
+
+    def _cut(self) -> None:
+        table = pa.concat_tables(self._pending)
+        ends = np.cumsum(table[NUM_EVENTS].to_numpy(), dtype=np.int64)
+        start, done = 0, 0
+        while True:
+            stop = int(np.searchsorted(ends, done + self._row_group_events)) + 1
+            if stop > len(ends):
+                break
+            self._write_group(table.slice(start, stop - start))
+            start, done = stop, int(ends[stop - 1])
+        rest = table.slice(start)
+        self._pending = [rest] if rest.num_rows else []
+        self._pending_events = int(ends[-1]) - done
+
+    def _write_group(self, table: pa.Table) -> None:
+        if self._writer is None:
+            self._sink = _HashingSink(self.uri)
+            self._writer = pq.ParquetWriter(pa.PythonFile(self._sink, mode="w"), self._schema, compression="zstd")
+        self._writer.write_table(table.combine_chunks(), row_group_size=table.num_rows)
+        self._row_groups.append(table.num_rows)
+        self._events += _events(table)
+
+
+def copy_shard(parent: Manifest, file: ShardFile, folder: str, path: str) -> ShardFile:
+    """Copy a file of another ds byte for byte, for a bucket in which nothing is new."""
+    fs, source = storage.filesystem(parent.uri(file.path))
+    sink = _HashingSink(storage.join(folder, path))
+    try:
+        with fs.open_input_stream(source) as stream:
+            while chunk := stream.read(8 << 20):
+                sink.write(chunk)
+    except FileNotFoundError:
+        raise InputError(
+            f"{parent.uri(file.path)} is not there: re-run `fuxi sessionize` for ds {parent.ds}"
+        ) from None
+    sink.close()
+    if sink.sha256.hexdigest() != file.sha256:
+        raise InputError(
+            f"{parent.uri(file.path)} is not what its manifest lists: re-run `fuxi sessionize` for ds {parent.ds}"
+        )
+    return replace(file, path=path)
+
+
+def remove_unlisted(manifest: Manifest) -> int:
+    """Delete files of earlier runs below a published ds folder. Returns how many."""
+    listed = {manifest.uri(p) for p in (manifest.item_counts, manifest.inputs, *(f.path for f in manifest.files))}
+    removed = 0
+    for file in storage.list_files(manifest.folder):
+        if file.uri not in listed:
+            fs, path = storage.filesystem(file.uri)
+            fs.delete_file(path)
+            removed += 1
+    return removed
+
+
+def _events(table: pa.Table) -> int:
+    return int(np.sum(table[NUM_EVENTS].to_numpy(), dtype=np.int64))
+
+
+class _HashingSink(io.RawIOBase):
+    """A file that hashes what is written and appears under its name when closed."""
+
+    def __init__(self, uri: str):
+        self.sha256, self.size = hashlib.sha256(), 0
+        storage.make_parent(uri)
+        self._fs, self._path = storage.filesystem(uri)
+        # An object appears when its upload completes; a local file needs a name of its own until then.
+        self._written = self._path if storage.is_s3(uri) else f"{self._path}.{uuid.uuid4().hex}.tmp"
+        self._stream = self._fs.open_output_stream(self._written)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any, /) -> int:
+        self.sha256.update(content)
+        self.size += len(content)
+        self._stream.write(content)
+        return len(content)
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        super().close()
+        self._stream.close()
+        if self._written != self._path:
+            self._fs.move(self._written, self._path)
 
 
 def user_bucket(user_ids: pa.Array | pa.ChunkedArray, buckets: int) -> np.ndarray:
