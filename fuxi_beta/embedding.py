@@ -8,63 +8,66 @@ A row's initial value depends on (seed, row) alone, never on the table's capacit
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
+from fuxi_beta import keyed
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.optimizers import RowwiseAdagrad, adamw
 
 ROW_MULTIPLE = 64
 INITIAL_STD = 0.02  # truncated at two standard deviations
 _CHUNK_ROWS = 1 << 14
+_SITE = -1  # the sites of `keyed` count up from 0
 _TABLE = "item_table"  # TorchRec's name of the one table
 _FEATURE = "item"
 
 
-class ItemTable(Protocol):
+class ItemTable(ABC):
     """What training needs of an item table."""
 
     rows: int
 
+    @abstractmethod
     def __call__(self, item_index: Tensor) -> Tensor:
         """Unique int64 [U] -> raw vectors [U, D], differentiable. ValueError if an index is outside [0, rows)."""
-        ...
 
+    @abstractmethod
     def replicated(self) -> list[nn.Parameter]:
         """Parameters every rank holds whole: the caller averages their gradients over ranks before `step`."""
-        ...
 
+    @abstractmethod
     def zero_grad(self) -> None:
         """Forget gradients; call it before a backward pass."""
-        ...
 
+    @abstractmethod
     def step(self) -> None:
         """Apply the gradients of the last backward pass, where that pass has not done so itself."""
-        ...
 
+    @abstractmethod
     def state(self) -> dict[str, Any]:
         """Live tensors for torch.distributed.checkpoint: "weight" [V, D] and the optimizer's by name."""
-        ...
 
+    @abstractmethod
     def full_weight(self) -> Tensor:
         """A copy of the whole table [V, D] on every rank, on the CPU. Collective."""
-        ...
 
+    @abstractmethod
     def full_optimizer_state(self) -> dict[str, Tensor]:
         """A copy of the whole optimizer state on every rank, on the CPU. Collective."""
-        ...
 
+    @abstractmethod
     def load_full(self, weight: Tensor, state: Mapping[str, Tensor] | None = None) -> None:
         """Overwrite the first R rows with `weight` [R, D], and their optimizer state with tensors of R rows.
 
         Rows from R on keep what they hold; state left out of `state` does too. Scalars (step counts) are copied.
         """
-        ...
 
 
 def capacity_rows(vocabulary_size: int, margin: float) -> int:
@@ -79,50 +82,37 @@ def capacity_rows(vocabulary_size: int, margin: float) -> int:
 def initial_rows(start: int, stop: int, *, dim: int, seed: int) -> Tensor:
     """Initial values of rows [start, stop), float32 [stop - start, dim]: normal(0, 0.02) cut at two sigma; row 0 is 0.
 
-    A pure function of (seed, row, column): a counter-based hash (SplitMix64) mapped through the inverse of the normal.
+    A pure function of (seed, row, column): keyed bits mapped through the inverse of the normal distribution.
     """
     result = torch.empty(stop - start, dim)
     bound = math.erf(2 / math.sqrt(2))
     for first in range(start, stop, _CHUNK_ROWS):
         last = min(first + _CHUNK_ROWS, stop)
-        uniform = torch.from_numpy(_uniform(np.arange(first, last, dtype=np.uint64), dim, seed))
+        bits = keyed.words(keyed.combine(seed, _SITE, torch.arange(first, last)), dim)  # [rows, dim]
+        uniform = (((bits >> 11) & (1 << 53) - 1).double() + 0.5) * 2.0**-53  # in (0, 1)
         values = torch.erfinv((2 * uniform - 1) * bound) * (math.sqrt(2) * INITIAL_STD)
-        result[first - start : last - start] = values.to(torch.float32)
+        result[first - start : last - start] = values.float()
     if start == 0 and stop > 0:
         result[0] = 0
     return result
 
 
-def _uniform(rows: np.ndarray, dim: int, seed: int) -> np.ndarray:
-    """float64 in (0, 1), [len(rows), dim]."""
-    with np.errstate(over="ignore"):
-        row_keys = _splitmix64(_splitmix64(np.array([seed], np.uint64)) ^ rows)  # [R]
-        bits = _splitmix64(row_keys[:, None] + np.arange(1, dim + 1, dtype=np.uint64))  # [R, dim]
-    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-
-
-def _splitmix64(x: np.ndarray) -> np.ndarray:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def _validate(item_index: Tensor, rows: int) -> None:
     """FBGEMM would silently read row 0 of a shard for an index outside the table."""
-    if item_index.numel() and not (0 <= int(item_index.min()) and int(item_index.max()) < rows):
-        low, high = int(item_index.min()), int(item_index.max())
+    if item_index.numel() == 0:
+        return
+    low, high = int(item_index.min()), int(item_index.max())
+    if low < 0 or high >= rows:
         raise ValueError(f"item indices {low}..{high} are outside the table's rows 0..{rows - 1}")
 
 
-class PlainItemTable(nn.Module):
+class PlainItemTable(ItemTable):
     """The whole table in one process. With several ranks each holds a replica and gradients are averaged densely.
 
     AdamW updates every row (moments decay, as the paper's code does); row-wise Adagrad only those a batch touched.
     """
 
     def __init__(self, rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> None:
-        super().__init__()
         self.rows = rows
         self.weight = nn.Parameter(initial_rows(0, rows, dim=dim, seed=train.seed).to(device))
         self.sparse = train.item_optimizer == "rowwise_adagrad"
@@ -132,28 +122,36 @@ class PlainItemTable(nn.Module):
             else adamw([self.weight], train)
         )
 
-    def forward(self, item_index: Tensor) -> Tensor:
+    @override
+    def __call__(self, item_index: Tensor) -> Tensor:
         _validate(item_index, self.rows)
         return F.embedding(item_index, self.weight, sparse=self.sparse)
 
+    @override
     def replicated(self) -> list[nn.Parameter]:
         return [self.weight]
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        self.optimizer.zero_grad(set_to_none)
+    @override
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
 
+    @override
     def step(self) -> None:
         self.optimizer.step()
 
+    @override
     def state(self) -> dict[str, Any]:
         return {"weight": self.weight.detach(), **self.optimizer.state[self.weight]}
 
+    @override
     def full_weight(self) -> Tensor:
         return self.weight.detach().cpu().clone()
 
+    @override
     def full_optimizer_state(self) -> dict[str, Tensor]:
         return {name: tensor.cpu().clone() for name, tensor in self.optimizer.state[self.weight].items()}
 
+    @override
     def load_full(self, weight: Tensor, state: Mapping[str, Tensor] | None = None) -> None:
         _check_rows(weight, self.rows)
         own = self.state()
@@ -162,7 +160,7 @@ class PlainItemTable(nn.Module):
             (target[: source.shape[0]] if source.ndim else target).copy_(source)
 
 
-class ShardedItemTable(nn.Module):
+class ShardedItemTable(ItemTable):
     """The table cut by rows over the ranks of the default process group: TorchRec, fused row-wise Adagrad.
 
     The update happens inside the backward pass. Gradients are averaged over ranks, so a loss that is a share of a
@@ -170,7 +168,6 @@ class ShardedItemTable(nn.Module):
     """
 
     def __init__(self, rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> None:
-        super().__init__()
         if train.item_optimizer != "rowwise_adagrad":
             raise ValueError(f"a sharded table learns by rowwise_adagrad, not {train.item_optimizer}")
         self.rows = rows
@@ -179,31 +176,39 @@ class ShardedItemTable(nn.Module):
         for start, tensor in self._local("weight"):
             tensor.copy_(initial_rows(start, start + tensor.shape[0], dim=dim, seed=train.seed))
 
-    def forward(self, item_index: Tensor) -> Tensor:
+    @override
+    def __call__(self, item_index: Tensor) -> Tensor:
         from torchrec import KeyedJaggedTensor
 
         _validate(item_index, self.rows)
         lengths = torch.tensor([item_index.numel()], dtype=torch.int64, device=item_index.device)
         return self.sharded(KeyedJaggedTensor(keys=[_FEATURE], values=item_index, lengths=lengths))[_FEATURE].values()
 
+    @override
     def replicated(self) -> list[nn.Parameter]:
         return []
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    @override
+    def zero_grad(self) -> None:
         pass
 
+    @override
     def step(self) -> None:
         pass
 
+    @override
     def state(self) -> dict[str, Any]:
         return dict(self._state)
 
+    @override
     def full_weight(self) -> Tensor:
         return self._gather("weight")
 
+    @override
     def full_optimizer_state(self) -> dict[str, Tensor]:
         return {"accumulator": self._gather("accumulator")}
 
+    @override
     def load_full(self, weight: Tensor, state: Mapping[str, Tensor] | None = None) -> None:
         _check_rows(weight, self.rows)
         for name, source in {"weight": weight, **(state or {})}.items():
@@ -244,7 +249,7 @@ def _check_rows(weight: Tensor, rows: int) -> None:
         raise ValueError(f"{weight.shape[0]} rows do not fit into an item table of {rows}")
 
 
-def _shard(rows: int, dim: int, *, train: TrainConfig, device: torch.device) -> nn.Module:
+def _shard(rows: int, dim: int, *, train: TrainConfig, device: torch.device) -> Any:
     """An EmbeddingCollection of one table, row-wise over all ranks, under DistributedModelParallel."""
     import torch.distributed as dist
     from torch.distributed.optim import _apply_optimizer_in_backward

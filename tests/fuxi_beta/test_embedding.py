@@ -52,7 +52,7 @@ def train_plain(steps: int, *, start: int = 0, table: PlainItemTable | None = No
     table = table or PlainItemTable(ROWS, DIM, train=ADAGRAD)
     for step in range(start, steps):
         table.zero_grad()
-        sum(step_loss(table, step_ids(step, rank), step) for rank in range(2)).backward()
+        (step_loss(table, step_ids(step, 0), step) + step_loss(table, step_ids(step, 1), step)).backward()
         table.step()
     return table
 
