@@ -166,7 +166,7 @@ class ShardWriter:
         if self._writer is None or self._sink is None:
             return None
         self._writer.close()
-        self._sink.close()
+        self._sink.commit()
         return ShardFile(
             path=self.path,
             bucket=self.bucket,
@@ -212,11 +212,11 @@ def copy_shard(parent: Manifest, file: ShardFile, folder: str, path: str) -> Sha
         raise InputError(
             f"{parent.uri(file.path)} is not there: re-run `fuxi sessionize` for ds {parent.ds}"
         ) from None
-    sink.close()
     if sink.sha256.hexdigest() != file.sha256:
         raise InputError(
             f"{parent.uri(file.path)} is not what its manifest lists: re-run `fuxi sessionize` for ds {parent.ds}"
         )
+    sink.commit()
     return replace(file, path=path)
 
 
@@ -237,7 +237,7 @@ def _events(table: pa.Table) -> int:
 
 
 class _HashingSink(io.RawIOBase):
-    """A file that hashes what is written and appears under its name when closed."""
+    """A file that hashes what is written and appears under its name when committed."""
 
     def __init__(self, uri: str):
         self.sha256, self.size = hashlib.sha256(), 0
@@ -256,10 +256,8 @@ class _HashingSink(io.RawIOBase):
         self._stream.write(content)
         return len(content)
 
-    def close(self) -> None:
-        if self.closed:
-            return
-        super().close()
+    def commit(self) -> None:
+        """Let the file appear. Not `close`, which a garbage collector also calls on a half-written file."""
         self._stream.close()
         if self._written != self._path:
             self._fs.move(self._written, self._path)
