@@ -94,10 +94,7 @@ def read_histories(manifest: Manifest, file: ShardFile, group: int | None = None
     """One row group of a shard file, or the whole file. A broken file is an InputError that names it."""
     try:
         with manifest.open(file) as parquet:
-            if group is None:
-                table = parquet.read(columns=_COLUMNS)
-            else:
-                table = parquet.read_row_group(group, columns=_COLUMNS)
+            table = parquet.read(columns=_COLUMNS) if group is None else parquet.read_row_group(group, columns=_COLUMNS)
     except (pa.ArrowInvalid, OSError) as error:
         raise schema.InputError(
             f"{manifest.uri(file.path)} cannot be read ({error}): re-run `fuxi sessionize` for its ds"

@@ -160,7 +160,7 @@ def _config(file: Path, section: str, kind: type[Config], content: dict[str, Any
     unknown = content.keys() - {item.name for item in dataclasses.fields(kind)}
     if unknown:
         raise InputError(f"{file}: {section}.{sorted(unknown)[0]} is unknown to this release: use the one it came from")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:

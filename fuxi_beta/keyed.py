@@ -38,10 +38,7 @@ def combine(*parts: int | Tensor) -> Tensor:
     """One int64 key (broadcast over the tensor parts) from several integers, order mattering."""
     key: Tensor = torch.zeros((), dtype=torch.int64)
     for part in parts:
-        if isinstance(part, Tensor):
-            key = key.to(part.device) + part
-        else:
-            key = key + _signed(part)
+        key = key.to(part.device) + part if isinstance(part, Tensor) else key + _signed(part)
         key = scramble((key + 1) * _signed(_GOLDEN))
     return key
 

@@ -3,7 +3,7 @@
 Projections, norms and gates work on packed tokens. Only the two maps need the square of a listener's history:
 listeners of like length are padded together, mixed, and packed again.
 
-Shapes: `B` listeners, `T` packed tokens, `D` width, `C` = 2 D channels, `n` padded length of a group, `G` its listeners.
+Shapes: `B` listeners, `T` packed tokens, `D` width, `C` = 2 D channels, `n` padded length of a group of `G` listeners.
 """
 
 from dataclasses import dataclass
@@ -113,7 +113,7 @@ class TokenMixer(nn.Module):
 
     def mix(self, value: Tensor, group: Group) -> Tensor:
         """concat(B V, B^t V) of one group, channels ordered by head. [n, G, D] -> [n, G, C]."""
-        n, listeners, dim = value.shape
+        n = len(value)
         by_position = (self.positional(n) @ value.reshape(n, -1)).view_as(value)
         if self.temporal is None:
             by_time = torch.zeros_like(value)

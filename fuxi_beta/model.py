@@ -37,6 +37,7 @@ class Dropout:
             self.token = keyed.combine(token, batch.position)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """[T, C] -> [T, C], with a mask of its own for each call."""
         self.site += 1
         return keyed.dropout(x, keyed.combine(self.token, self.site), self.rate) if self.active else x
 

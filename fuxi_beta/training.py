@@ -1,6 +1,6 @@
 """One training step's loss, from a batch to a sum that may be divided by the number of positions of all ranks.
 
-Shapes: `T` packed tokens, `P` positions that have a target, `K` negatives each, `U` unique songs of the batch, `D` width.
+Shapes: `T` packed tokens, `P` positions with a target, `K` negatives each, `U` unique songs of the batch, `D` width.
 """
 
 from typing import Protocol

@@ -1,0 +1,1 @@
+"""Recommenders without a network; every evaluation shows them beside the model."""

@@ -1,0 +1,63 @@
+"""What the baselines share: lists from a score for every song.
+
+Shapes: `B` listeners, `V` songs and the padding row, `K` list length.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fuxi_beta.batches import Batch, Histories, held_out, read_histories
+from fuxi_beta.config import TrainConfig
+from fuxi_beta.retrieve import top_k_of_scores
+from pipelines.shards import Manifest
+
+
+class ScoredBaseline:
+    """A recommender made of `scores`; heard songs are removed in mode `exclusive`."""
+
+    def __init__(self, *, train: TrainConfig, candidates: Tensor) -> None:
+        self.train, self.candidates = train, candidates  # candidates: bool [V]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Highest item index it knows."""
+        return len(self.candidates) - 1
+
+    def scores(self, batch: Batch) -> Tensor:
+        """The score of every song for every listener. float32 [B, V]."""
+        raise NotImplementedError
+
+    def recommend(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+        """Lists of k songs, best first: items int64 [B, K], 0 where fewer, and scores float32 [B, K]."""
+        seen = (batch.seen_listener, batch.seen_items) if self.train.mode == "exclusive" else None
+        return top_k_of_scores(self.scores(batch), candidates=self.candidates, k=k, seen=seen)
+
+
+def all_songs(vocabulary_size: int) -> Tensor:
+    """Every song as a candidate. bool [V]."""
+    candidates = torch.ones(vocabulary_size + 1, dtype=torch.bool)
+    candidates[0] = False
+    return candidates
+
+
+def plays_before(manifest: Manifest, *, end: int, train: TrainConfig) -> Iterator[Histories]:
+    """Each row group's plays before `end` as training sees them: no skips, and not the held-out play."""
+    for file, group, _ in manifest.row_groups():
+        histories = read_histories(manifest, file, group)
+        if train.protocol == "leave_one_out":
+            histories = held_out(histories, train, manifest.vocabulary_size)[0]
+        yield histories.keep(
+            (histories.timestamp < end)
+            & (histories.completion >= train.min_completion)
+            & (histories.item_index <= manifest.vocabulary_size)
+        )
+
+
+def count_keys(counts: tuple[np.ndarray, np.ndarray], keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Add occurrences of int64 keys to sorted (keys, counts)."""
+    new, number = np.unique(keys, return_counts=True)
+    merged, place = np.unique(np.concatenate([counts[0], new]), return_inverse=True)
+    return merged, np.bincount(place, np.concatenate([counts[1], number]), len(merged))

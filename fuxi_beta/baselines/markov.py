@@ -1,0 +1,67 @@
+"""First-order Markov with decay: songs that used to follow the listener's latest songs.
+
+score(j) = sum over the latest plays i, aged 0, 1, ... of decay^age * P(j | i), where P(j | i) is the share of plays of
+i that j came right after. A neural model below this one is broken.
+
+Shapes: `B` listeners, `T` packed tokens, `V` songs and the padding row.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fuxi_beta.baselines.base import ScoredBaseline, all_songs, count_keys, plays_before
+from fuxi_beta.batches import Batch
+from fuxi_beta.config import TrainConfig
+from pipelines.shards import Manifest
+
+DECAY = 0.8
+LATEST = 10
+_PRIOR = 1e-4  # popularity decides only between songs that the transitions leave equal
+
+
+class Markov(ScoredBaseline):
+    """Transition shares in compressed rows: row i holds the songs that followed i."""
+
+    def __init__(
+        self, starts: Tensor, songs: Tensor, shares: Tensor, *, train: TrainConfig, candidates: Tensor
+    ) -> None:
+        super().__init__(train=train, candidates=candidates)
+        self.starts, self.songs, self.shares = starts, songs, shares  # int64 [V + 1], int64 and float32 [transitions]
+        width = len(candidates)
+        followed = torch.zeros(width).index_add_(0, songs, torch.ones_like(shares))
+        self.prior = _PRIOR * followed / followed.sum().clamp(min=1)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Decayed sum of the transition shares out of the latest plays. float32 [B, V]."""
+        age = batch.offsets[1:][batch.listener] - 1 - torch.arange(len(batch.item_index))
+        latest = (age < LATEST).nonzero().squeeze(1)
+        item, listener = batch.item_index[latest], batch.listener[latest]
+        count = self.starts[item + 1] - self.starts[item]
+        token = torch.repeat_interleave(torch.arange(len(item)), count)
+        entry = torch.arange(len(token)) + (self.starts[item] - (count.cumsum(0) - count))[token]
+        width = len(self.candidates)
+        scores = self.prior.repeat(batch.num_listeners)
+        values = self.shares[entry] * (DECAY ** age[latest].float())[token]
+        return scores.index_add_(0, listener[token] * width + self.songs[entry], values).view(-1, width)
+
+
+def fit_markov(manifest: Manifest, *, end: int, train: TrainConfig, candidates: Tensor | None = None) -> Markov:
+    """Count successive plays before `end` (Unix seconds) in one pass. candidates: bool [V], by default every song."""
+    width = manifest.vocabulary_size + 1
+    counts = (np.zeros(0, np.int64), np.zeros(0))
+    for plays in plays_before(manifest, end=end, train=train):
+        items = plays.item_index.astype(np.int64)
+        same = np.diff(plays.listener) == 0
+        counts = count_keys(counts, items[:-1][same] * width + items[1:][same])
+    keys, number = counts
+    item = keys // width
+    shares = number / np.bincount(item, number, width)[item]
+    starts = np.searchsorted(item, np.arange(width + 1))
+    return Markov(
+        torch.from_numpy(starts),
+        torch.from_numpy(keys % width),
+        torch.from_numpy(shares).float(),
+        train=train,
+        candidates=all_songs(manifest.vocabulary_size) if candidates is None else candidates,
+    )

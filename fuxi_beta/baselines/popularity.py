@@ -1,0 +1,62 @@
+"""Popularity: how many distinct listeners played a song lately. Also the list for listeners without history.
+
+Shapes: `B` listeners, `V` songs and the padding row.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fuxi_beta.baselines.base import ScoredBaseline, all_songs, plays_before
+from fuxi_beta.batches import Batch
+from fuxi_beta.config import EvaluateConfig, TrainConfig
+from pipelines.calendar import DAY_SECONDS, Calendar
+from pipelines.shards import Manifest
+
+
+class Popularity(ScoredBaseline):
+    """The same order for everybody."""
+
+    def __init__(self, listeners: Tensor, *, train: TrainConfig, candidates: Tensor) -> None:
+        super().__init__(train=train, candidates=candidates)
+        self.listeners = listeners  # float32 [V], distinct listeners of each song
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Distinct listeners of each song, for everybody. float32 [B, V]."""
+        return self.listeners.expand(batch.num_listeners, -1)
+
+
+def fit_popularity(
+    manifest: Manifest, *, end: int, train: TrainConfig, config: EvaluateConfig, candidates: Tensor | None = None
+) -> Popularity:
+    """Count distinct listeners over the `popularity_days` before `end` (Unix seconds).
+
+    A listener counts once for a song, and on one day for the first `popularity_daily_cap` songs only, so a bot
+    moves no ranking. Under `leave_one_out` the window is the whole history. candidates: bool [V], default every song.
+    """
+    start = end - config.popularity_days * DAY_SECONDS
+    if train.protocol == "leave_one_out":
+        start = np.iinfo(np.int64).min
+    songs = manifest.vocabulary_size + 1
+    calendar, listeners = Calendar(manifest.timezone), np.zeros(songs)
+    for plays in plays_before(manifest, end=end, train=train):
+        recent = plays.keep(plays.timestamp >= start)
+        keys = recent.listener * songs + recent.item_index
+        counted = _within_cap(recent.listener, calendar.day_number(recent.timestamp), keys, config.popularity_daily_cap)
+        listeners += np.bincount(np.unique(keys[counted]) % songs, minlength=songs)
+    mask = all_songs(manifest.vocabulary_size) if candidates is None else candidates
+    return Popularity(torch.from_numpy(listeners).float(), train=train, candidates=mask)
+
+
+def _within_cap(listener: np.ndarray, day: np.ndarray, song: np.ndarray, cap: int) -> np.ndarray:
+    """Plays of each listener's first `cap` distinct songs of a day. Everything [T], events in time order; bool [T]."""
+    if not len(listener):
+        return np.zeros(0, bool)
+    new_day = np.concatenate([[True], (np.diff(listener) != 0) | (np.diff(day) != 0)])
+    run = np.cumsum(new_day) - 1
+    _, first = np.unique(np.stack([run, song]), axis=1, return_index=True)
+    is_first = np.zeros(len(listener), np.int64)
+    is_first[first] = 1
+    firsts = np.cumsum(is_first)
+    before_run = (firsts - is_first)[new_day]
+    return (is_first == 1) & (firsts - before_run[run] <= cap)
