@@ -80,6 +80,8 @@ def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:
         result.stages[name] = done
         log(f"{name} {'already done' if done.get('skipped') else 'done'}", seconds=round(day.timings[name], 1))
     if name in result.failures:
+        if day.has_record:
+            day.note_failure(name, result.failures[name])
         log(f"{name} failed; the day goes on without it", error=result.failures[name])
 
 

@@ -127,6 +127,19 @@ class Day:
         }
         storage.write_json(self.marker_uri(stage), content)
 
+    def note_failure(self, stage: str, message: str) -> None:
+        """Note why a stage did not finish, for whoever looks at the day later."""
+        content = {"stage": stage, "run_id": self.record.run_id, "message": message}
+        storage.write_json(storage.join(self.workspace.run(self.ds), f"{stage}.failure.json"), content)
+
+    def failure(self, stage: str) -> str | None:
+        """Why a stage did not finish under the present run record; None if it did, or if nothing was noted."""
+        uri = storage.join(self.workspace.run(self.ds), f"{stage}.failure.json")
+        if not self.has_record or not storage.exists(uri) or self.marker(stage) is not None:
+            return None
+        content = storage.read_json(uri)
+        return content["message"] if content["run_id"] == self.record.run_id else None
+
     def at(self, ds: dt.date) -> "Day":
         """The same deployment on another ds."""
         return replace(self, ds=ds)
