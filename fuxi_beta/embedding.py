@@ -7,6 +7,7 @@ state as live tensors by name, so that a checkpoint written at one world size lo
 A row's initial value depends on (seed, row) alone, never on the table's capacity or the number of ranks.
 """
 
+import importlib.util
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -242,6 +243,17 @@ class ShardedItemTable(ItemTable):
         return torch.cat(
             [tensor for _, tensor in sorted((pair for part in parts for pair in part), key=lambda p: p[0])]
         )
+
+
+def item_table(rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> ItemTable:
+    """The table a training run uses: sharded wherever it can be.
+
+    A plain one for AdamW (FBGEMM has no fused Adam on CPU), without a process group, and where torchrec is missing.
+    """
+    can_shard = torch.distributed.is_initialized() and importlib.util.find_spec("torchrec") is not None
+    if train.item_optimizer == "rowwise_adagrad" and can_shard:
+        return ShardedItemTable(rows, dim, train=train, device=device)
+    return PlainItemTable(rows, dim, train=train, device=device)
 
 
 def _check_rows(weight: Tensor, rows: int) -> None:

@@ -1,0 +1,195 @@
+"""One rank's training state and its step; every number it reports is over the global batch.
+
+Shapes: `V` rows of the item table, `D` width, `C` candidates. The loss of a step is the mean over all real target
+positions of the global batch, so it and its gradients do not depend on how listeners are dealt to ranks: counts are
+summed over ranks first, then each rank's sum is scaled by world size / global count and gradients are averaged.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from fuxi_beta.batches import Batch
+from fuxi_beta.checkpoint import TrainedModel
+from fuxi_beta.config import ModelConfig, TrainConfig
+from fuxi_beta.embedding import ItemTable
+from fuxi_beta.model import FuXiBeta
+from fuxi_beta.optimizers import adamw, named_state
+from fuxi_beta.training import training_loss
+
+MODEL, DENSE, ITEMS = "model.", "dense.", "items."
+"""Prefixes of the names in a checkpoint: weights of the network, its optimizer's state, the item table."""
+ITEM_WEIGHT = f"{ITEMS}weight"
+
+
+class DivergedError(ArithmeticError):
+    """The loss is not a finite number."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step over all ranks."""
+
+    loss: float  # mean over the real target positions; 0 where there are none
+    positions: int  # real target positions
+    events: int  # tokens the network read
+    listeners: int  # samples consumed
+
+
+class Trainer:
+    """The network, the item table and their optimizers on one rank.
+
+    Uses the default process group if one is initialised, else trains alone. candidates: int64 [C], sorted item
+    indices that negatives are drawn from.
+    """
+
+    def __init__(
+        self,
+        model: FuXiBeta,
+        table: ItemTable,
+        *,
+        train: TrainConfig,
+        candidates: Tensor,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.model, self.table, self.train = model.to(device), table, train
+        self.device = torch.device(device)
+        self.candidates = candidates.to(device)
+        self.optimizer = adamw(self.model.parameters(), train)
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+
+    def step(self, batch: Batch, *, epoch: int) -> StepResult:
+        """Learn from one global batch, of which this rank has `batch` (B may be 0). Collective.
+
+        Raises DivergedError on every rank alike, before any weight changes, if the loss is not finite.
+        """
+        self.model.train()
+        self.optimizer.zero_grad()
+        self.table.zero_grad()
+        batch = batch.to(self.device)
+        loss, positions = training_loss(
+            self.model, self.table, batch, train=self.train, epoch=epoch, candidates=self.candidates
+        )
+        result = self._over_ranks(loss, positions, batch)
+        if not math.isfinite(result.loss):
+            raise DivergedError(f"the training loss is {result.loss}")
+        (loss * (self.world_size / max(result.positions, 1))).backward()
+        self._average_gradients()
+        self.optimizer.step()
+        self.table.step()
+        return result
+
+    def _over_ranks(self, loss: Tensor, positions: int, batch: Batch) -> StepResult:
+        counts = [float(positions), float(batch.item_index.shape[0]), float(batch.num_listeners)]
+        totals = torch.cat([loss.detach().double().reshape(1), torch.tensor(counts, device=self.device).double()])
+        if self.world_size > 1:
+            dist.all_reduce(totals)
+        loss_sum, *numbers = totals.tolist()
+        positions, events, listeners = (round(number) for number in numbers)
+        return StepResult(loss_sum / max(positions, 1), positions, events, listeners)
+
+    def _average_gradients(self) -> None:
+        """Mean over ranks of the gradients of all parameters that every rank holds, in one all-reduce."""
+        if self.world_size == 1:
+            return
+        parameters = [*self.model.parameters(), *self.table.replicated()]
+        flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in parameters])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        sizes = [parameter.numel() for parameter in parameters]
+        for parameter, gradient in zip(parameters, flat.split(sizes), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+
+    def state(self) -> dict[str, Any]:
+        """Live tensors by name; what a checkpoint holds. Learning rates are not in it: they are configuration."""
+        dense = named_state(self.optimizer, self.model.named_parameters())
+        return {
+            **{MODEL + name: tensor for name, tensor in self.model.state_dict().items()},
+            **{DENSE + name: tensor for name, tensor in dense.items()},
+            **{ITEMS + name: tensor for name, tensor in self.table.state().items()},
+        }
+
+    def save(self, folder: str) -> None:
+        """Write this rank's part of a checkpoint to a local folder. Collective; the parts laid together are whole."""
+        dcp.save(self.state(), checkpoint_id=folder, no_dist=not dist.is_initialized())
+
+    def load(self, folder: str) -> None:
+        """Continue from a checkpoint (a folder with the parts of all ranks) of any world size. Collective."""
+        dcp.load(self.state(), checkpoint_id=folder, no_dist=not dist.is_initialized())
+
+    @torch.no_grad()
+    def warm_start(self, tensors: Mapping[str, Tensor], *, known_rows: int) -> None:
+        """Start from another training's tensors, named as in `state`, instead of from nothing.
+
+        Rows from `known_rows` on stay as initialised; Adagrad's accumulators are decayed; optimizer state that the
+        other training lacks (it had another `item_optimizer`) starts fresh. Every rank passes the same tensors.
+        """
+        own = self.state()
+        found = {name: tensor for name, tensor in tensors.items() if name in own}
+        for name, tensor in found.items():
+            if not name.startswith(ITEMS):
+                own[name].copy_(tensor)
+        items = {
+            name.removeprefix(ITEMS): tensor[:known_rows] if tensor.ndim else tensor
+            for name, tensor in found.items()
+            if name.startswith(ITEMS)
+        }
+        if "accumulator" in items:
+            items["accumulator"] = items["accumulator"] * self.train.accumulator_decay
+        self.table.load_full(items.pop("weight"), items)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        return torch.zeros_like(parameter)
+    return parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+
+
+def read_checkpoint(folder: str) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint by name, whole and on the CPU, with neither a process group nor TorchRec."""
+    metadata = dcp.FileSystemReader(folder).read_metadata()
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in metadata.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    dcp.load(tensors, checkpoint_id=folder, no_dist=True)
+    return tensors
+
+
+def trained_model(
+    folder: str, *, model: ModelConfig, train: TrainConfig, candidates: np.ndarray
+) -> tuple[TrainedModel, dict[str, Tensor]]:
+    """What a checkpoint learned, ready to export, and the optimizer state a warm start needs.
+
+    candidates: bool [vocabulary + 1]. `ds`, `data_end` and `metadata` are the caller's to fill in.
+    Raises DivergedError if a weight is not finite.
+    """
+    tensors = read_checkpoint(folder)
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise DivergedError(f"{broken[0]} has values that are not finite")
+    network = FuXiBeta(model)
+    network.load_state_dict({name: tensors.pop(MODEL + name) for name in network.state_dict()})
+    item_vectors = tensors.pop(ITEM_WEIGHT)
+    mask = torch.zeros(item_vectors.shape[0], dtype=torch.bool)
+    mask[: len(candidates)] = torch.from_numpy(candidates)
+    trained = TrainedModel(
+        model=network.eval(),
+        model_config=model,
+        train_config=train,
+        item_vectors=item_vectors,
+        candidates=mask,
+        vocabulary_size=len(candidates) - 1,
+        ds="",
+        data_end=0,
+    )
+    return trained, tensors
