@@ -172,21 +172,25 @@ def commit_key(*parts: str | None) -> int:
     return int(hashlib.sha256("|".join(part or "" for part in parts).encode()).hexdigest()[:15], 16)
 
 
+def check_parts(table_uri: str, parts: Sequence[Part]) -> None:
+    """Every part is there and whole: a commit that names a missing file is accepted, and breaks its readers."""
+    for part in parts:
+        uri = storage.join(table_uri, part.path)
+        fs, path = storage.filesystem(uri)
+        info = fs.get_file_info(path)
+        if info.type != pafs.FileType.File or info.size != part.size:
+            raise InputError(f"{uri} is missing or incomplete: run `fuxi recommend` again")
+
+
 def commit(table: Any, ds: dt.date, parts: Sequence[Part], *, key: int, metadata: dict[str, str]) -> int:
     """Replace the lists of `ds` by these parts in one transaction; returns the table's version.
 
-    table: of `open_lists`, read before the work began. InputError if a part is missing or incomplete, or if
-    somebody else committed the same day since then; nothing is published in either case.
+    table: of `open_lists`, read before the work began. InputError if somebody else committed the same day since
+    then; nothing is published then.
     """
     from deltalake.exceptions import CommitFailedError
     from deltalake.transaction import CommitProperties, Transaction
 
-    for part in parts:
-        uri = storage.join(table.table_uri.removeprefix("file://"), part.path)
-        fs, path = storage.filesystem(uri)
-        info = fs.get_file_info(path)
-        if info.type != pafs.FileType.File or info.size != part.size:
-            raise InputError(f"{uri} is missing or incomplete: run `fuxi recommend --ds {ds}` again")
     properties = CommitProperties(
         custom_metadata={**metadata, "generated_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")},
         app_transactions=[Transaction(app_id=_application(ds), version=key)],

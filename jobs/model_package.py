@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.day import Day
-from pipelines import storage
-from pipelines.schema import ITEM_ID, ITEM_INDEX, id_type
+from pipelines import storage, vocabulary
+from pipelines.schema import ITEM_ID, ITEM_INDEX
 
 _REQUIREMENTS = ("torch", "numpy", "pyarrow", "safetensors", "xxhash", "mlflow")
 _EXAMPLE_SONGS = 5
@@ -26,14 +26,11 @@ _EXAMPLE_SONGS = 5
 
 def read_vocabulary(day: Day, *, size: int | None = None) -> pa.Table:
     """item_index, item_id of the songs 1..size (all if None), in index order."""
-    from deltalake import DeltaTable
-
-    uri = day.workspace.vocabulary
-    table = DeltaTable(uri, storage_options=storage.delta_options(uri)).to_pyarrow_table(columns=[ITEM_INDEX, ITEM_ID])
-    table = table.cast(pa.schema([(ITEM_INDEX, pa.int32()), (ITEM_ID, id_type(day.workspace.spec.item_id_type))]))
+    spec = day.workspace.spec
+    table = vocabulary.read(day.workspace.vocabulary, spec.item_id_type).table.select([ITEM_INDEX, ITEM_ID])
     if size is not None:
         table = table.filter(pc.less_equal(table[ITEM_INDEX], size))
-    return table.sort_by(ITEM_INDEX)
+    return table
 
 
 def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> tuple[Any, dict[str, str]]:
@@ -42,12 +39,13 @@ def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> tu
     folder: local export. scratch: a local folder to build in. MLflow already points at this deployment.
     """
     import mlflow
+
     from fuxi_beta.checkpoint import load_export
 
     trained = load_export(folder)
-    vocabulary = str(Path(scratch, "vocabulary.parquet"))
+    songs_file = str(Path(scratch, "vocabulary.parquet"))
     songs = read_vocabulary(day, size=trained.vocabulary_size)
-    storage.write_table(vocabulary, songs)
+    storage.write_table(songs_file, songs)
     code = _code(scratch)
     signature, example = _signature(day, songs, trained.data_end)
     with mlflow.start_run(run_id=mlflow_run_id), warnings.catch_warnings():
@@ -55,9 +53,10 @@ def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> tu
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={"export": folder, "vocabulary": vocabulary},
+            artifacts={"export": folder, "vocabulary": songs_file},
             code_paths=code,
             signature=signature,
+            model_config={"timezone": day.workspace.spec.timezone},
             input_example=example,
             pip_requirements=_pinned(_REQUIREMENTS),
         )

@@ -33,12 +33,12 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         """Read the export and the vocabulary."""
         self.trained = load_export(context.artifacts["export"])
-        self.calendar = Calendar(self.trained.metadata.get("timezone", "UTC"))
+        self.calendar = Calendar(context.model_config["timezone"])
         table = pq.read_table(context.artifacts["vocabulary"])
         self.item_ids = table["item_id"].combine_chunks()
         self.item_index = table["item_index"].to_numpy()
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One list a row of `model_input`; shorter than k where fewer songs are left."""
         lists, scores = [], []
         for row in model_input.to_dict("records"):

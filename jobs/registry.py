@@ -82,10 +82,12 @@ def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run
         _forward_alias(day, CHALLENGER, found[-1])
         return found[-1].version
     with tempfile.TemporaryDirectory() as scratch:
-        folder = export_folder
+        folder = Path(scratch, "export")  # MLflow keeps the last part of its path as the artifact's name
         if storage.is_s3(export_folder):
-            folder = storage.download_folder(export_folder, str(Path(scratch, "export")))
-        model, tags = log_pyfunc(day, storage.absolute(folder), scratch=scratch, mlflow_run_id=mlflow_run_id)
+            storage.download_folder(export_folder, str(folder))
+        else:
+            folder.symlink_to(storage.absolute(export_folder))
+        model, tags = log_pyfunc(day, str(folder), scratch=scratch, mlflow_run_id=mlflow_run_id)
     _ensure_registered_model(client, name)
     version = client.create_model_version(
         name, source=model.model_uri, run_id=mlflow_run_id, model_id=model.model_id, tags={**tags, "run_key": run_key}
@@ -172,6 +174,7 @@ def _client(day: Day) -> Any:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
     for name in ("mlflow", "alembic"):

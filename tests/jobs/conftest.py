@@ -1,0 +1,187 @@
+"""A small deployment with real shards, vocabulary, registry and models, but no Spark: what the serving stages read."""
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.config import Config, load_config
+from jobs.day import Day, open_day
+from pipelines import storage, vocabulary
+from pipelines.schema import id_type, item_counts_schema, sequence_schema
+from pipelines.shards import Manifest, ShardFile, user_bucket, write_manifest
+
+SONGS, LISTENERS, BUCKETS = 120, 40, 4
+DAY_ONE, DAY_TWO = dt.date(2026, 3, 2), dt.date(2026, 3, 3)
+
+
+@dataclass
+class Deployment:
+    """A workspace and how to fill it. Song index i has the id `1000 + 7 i` (or its text)."""
+
+    config: Config
+    item_id_type: str = "int64"
+    user_id_type: str = "int64"
+    listeners: int = LISTENERS
+    songs: int = SONGS
+    histories: dict[Any, list[tuple[int, int, int]]] = field(default_factory=dict)
+
+    def day(self, ds: dt.date) -> Day:
+        return open_day(self.config, ds)
+
+    def item_id(self, index: int) -> Any:
+        number = 1000 + 7 * index
+        return number if self.item_id_type == "int64" else f"{number}"
+
+    def user(self, number: int) -> Any:
+        return number if self.user_id_type == "int64" else f"user-{number:05d}"
+
+    def make_histories(self, until: dt.date) -> dict[Any, list[tuple[int, int, int]]]:
+        """user -> [(song index, timestamp, completion)], oldest first; about ten plays in the last four weeks."""
+        random = np.random.default_rng(7)
+        end = self.day(until).workspace.calendar.day_start(until)
+        made = {}
+        for number in range(1, self.listeners + 1):
+            count = int(random.integers(8, 16))
+            times = np.sort(end - random.integers(1, 28 * 86_400, count))
+            songs = 1 + (random.zipf(1.3, count) - 1) % self.songs
+            completion = np.where(random.random(count) < 0.1, 10, 100)
+            made[self.user(number)] = [
+                (int(s), int(t), int(c)) for s, t, c in zip(songs, times, completion, strict=True)
+            ]
+        return made
+
+    def sessionized(self, ds: dt.date, histories: dict[Any, list[tuple[int, int, int]]] | None = None) -> Manifest:
+        """Publish shards, vocabulary and run record of a ds, as the first stage would."""
+        day = self.day(ds)
+        self.histories = histories = histories if histories is not None else self.make_histories(ds)
+        ids = pa.array(sorted(self.item_id(i) for i in range(1, self.songs + 1)), id_type(self.item_id_type))
+        songs = vocabulary.append(day.workspace.vocabulary, ids, ds=ds, item_id_type=self.item_id_type, run_id="test")
+        if not day.has_record:
+            day.new_record(vocabulary_version=songs.version)
+        folder = day.workspace.sequences(ds)
+        counts = dict.fromkeys(range(1, self.songs + 1), 0)
+        for events in histories.values():
+            for song in {event[0] for event in events}:
+                counts[song] += 1
+        table = pa.Table.from_pylist(
+            [{"item_index": s, "listeners": n} for s, n in counts.items()], schema=item_counts_schema()
+        )
+        storage.write_table(f"{folder}/item_counts.parquet", table)
+        manifest = Manifest(
+            ds=ds,
+            run_id=day.record.run_id,
+            parent=None,
+            buckets=BUCKETS,
+            max_history=2000,
+            session_gap_s=1800,
+            user_id_type=self.user_id_type,
+            item_id_type=self.item_id_type,
+            timezone="UTC",
+            vocabulary_version=songs.version or 0,
+            vocabulary_size=self.songs,
+            data_end=day.workspace.calendar.day_start(ds),
+            item_counts="item_counts.parquet",
+            inputs="inputs.parquet",
+            files=tuple(self._shards(folder, histories)),
+        )
+        day.finish("sessionize", {}, 0.0)
+        return write_manifest(folder, manifest)
+
+    def _shards(self, folder: str, histories: dict[Any, list[tuple[int, int, int]]]) -> list[ShardFile]:
+        users = pa.array(sorted(histories), id_type(self.user_id_type))
+        buckets = user_bucket(users, BUCKETS)
+        files = []
+        for bucket in range(BUCKETS):
+            rows = []
+            for user in users.filter(pa.array(buckets == bucket)).to_pylist():
+                events = histories[user]
+                rows.append(
+                    {
+                        "user_id": user,
+                        "item_index": [event[0] for event in events],
+                        "timestamp": [event[1] for event in events],
+                        "completion": [event[2] for event in events],
+                        "session_index": list(range(len(events))),
+                        "heard_before": [],
+                        "num_events": len(events),
+                    }
+                )
+            path = f"bucket={bucket:05d}/part-test.parquet"
+            Path(folder, path).parent.mkdir(parents=True, exist_ok=True)
+            per_group = 7  # several row groups a file
+            pq.write_table(
+                pa.Table.from_pylist(rows, schema=sequence_schema(self.user_id_type)),
+                f"{folder}/{path}",
+                row_group_size=per_group,
+            )
+            groups = tuple(min(per_group, len(rows) - start) for start in range(0, len(rows), per_group))
+            events = sum(row["num_events"] for row in rows)
+            size = Path(folder, path).stat().st_size
+            files.append(ShardFile(path, bucket, len(rows), events, size, "", groups))
+        return files
+
+    def export(self, ds: dt.date, *, seed: int = 1, known: int | None = None) -> str:
+        """An untrained model of a ds, as the train stage leaves it in the run folder. `known`: its songs."""
+        import torch
+
+        from fuxi_beta.checkpoint import TrainedModel, save_export
+        from fuxi_beta.config import ModelConfig
+        from fuxi_beta.model import FuXiBeta
+
+        day = self.day(ds)
+        known = known or self.songs
+        torch.manual_seed(seed)
+        config = ModelConfig(dim=8, layers=1, max_history=20)
+        candidates = torch.zeros(known + 5, dtype=torch.bool)
+        candidates[1 : known + 1] = True
+        trained = TrainedModel(
+            model=FuXiBeta(config).eval(),
+            model_config=config,
+            train_config=self.config.train,
+            item_vectors=torch.randn(known + 5, 8),
+            candidates=candidates,
+            vocabulary_size=known,
+            ds=str(ds),
+            data_end=day.workspace.calendar.day_start(ds - dt.timedelta(days=1)),
+        )
+        folder = f"{day.workspace.run(ds)}/export-{seed}"
+        save_export(folder, trained)
+        return folder
+
+    def trained(self, ds: dt.date, *, seed: int = 1, run_key: str = "", known: int | None = None) -> str:
+        """Register a model of a ds and leave the marker of train; returns its version."""
+        from jobs import registry
+
+        day = self.day(ds)
+        if not day.has_record:
+            day.new_record()
+        run_key = run_key or f"{ds}-{seed}"
+        folder = self.export(ds, seed=seed, known=known)
+        run = registry.log_training(day, {"dim": 8}, [[1, 5.0], [2, 4.0]], run_key=run_key)
+        version = registry.register_challenger(day, folder, mlflow_run_id=run, run_key=run_key)
+        day.finish("train", {"model_version": version, "export": folder}, 0.0)
+        return version
+
+    def evaluated(self, ds: dt.date, **ndcg: float) -> None:
+        """Leave the marker of evaluate with an NDCG@30 for each recommender."""
+        metrics = {name: {"all": {"ndcg_30": value, "hr_30": value}} for name, value in ndcg.items()}
+        self.day(ds).finish("evaluate", {"protocol": "next_day", "metrics": metrics}, 0.0)
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Callable[..., Deployment]:
+    """Makes deployments below the test's folder: `deployment("recommend.k=5", item_id_type="string")`."""
+
+    def make(*overrides: str, folder: str = "workspace", **values: Any) -> Deployment:
+        types = [f"sequences.{name}={values[name]}" for name in ("item_id_type", "user_id_type") if name in values]
+        where = [f"workspace={tmp_path / folder}", f"sequences.buckets={BUCKETS}", "cluster.spark_master=local[2]"]
+        return Deployment(load_config(overrides=[*where, *types, *overrides], environment={}), **values)
+
+    return make
