@@ -14,9 +14,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from fuxi_beta.checkpoint import load_export
 
 from fuxi_beta.batches import Histories, inference_batch
+from fuxi_beta.checkpoint import load_export
 from pipelines.calendar import Calendar
 
 DEFAULT_K = 30

@@ -7,6 +7,7 @@ A version carries the tags `run_key` (what it was trained from), `ds`, `data_end
 import datetime as dt
 import logging
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +87,7 @@ def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run
         if storage.is_s3(export_folder):
             storage.download_folder(export_folder, str(folder))
         else:
-            folder.symlink_to(storage.absolute(export_folder))
+            shutil.copytree(storage.absolute(export_folder), folder, copy_function=_link)
         model, tags = log_pyfunc(day, str(folder), scratch=scratch, mlflow_run_id=mlflow_run_id)
     _ensure_registered_model(client, name)
     version = client.create_model_version(
@@ -167,6 +168,14 @@ def model_uri(day: Day, version: str) -> str:
     """The URI for `mlflow.pyfunc.load_model`, after pointing MLflow at this deployment's registry."""
     _client(day)
     return f"models:/{day.config.mlflow.model_name}/{version}"
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file where the file system allows it, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _client(day: Day) -> Any:
