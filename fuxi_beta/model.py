@@ -106,7 +106,7 @@ class FuXiBeta(nn.Module):
         longest = int(batch.lengths.max()) if batch.num_listeners else 0
         if longest > self.config.max_history:
             raise ValueError(f"a context has {longest} tokens: cut it to max_history ({self.config.max_history})")
-        return item_vectors * self.config.dim**0.5 + self.positions[batch.position]
+        return item_vectors * self.config.dim**0.5 + F.embedding(batch.position, self.positions)
 
     def temporal_curves(self) -> list[tuple[float, float]]:
         """(a, b) of a (1 + x)^(-b) of each layer; empty when the temporal channel is off."""

@@ -6,6 +6,7 @@ Shapes: `T` packed tokens, `P` positions with a target, `K` negatives each, `U` 
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fuxi_beta import keyed
@@ -36,20 +37,24 @@ def training_loss(
     """
     positions = batch.target.nonzero().squeeze(1)
     target = batch.target[positions]
-    negatives = candidates[_draw(batch, positions, train=train, epoch=epoch, below=len(candidates))]
+    draws = _draw(batch, positions, train=train, epoch=epoch, below=len(candidates))
+    drawn = torch.zeros(len(candidates), dtype=torch.bool, device=draws.device)
+    drawn[draws.flatten()] = True
 
-    songs, row = _unique(batch.item_index, target, negatives)
+    songs, row = _unique(batch.item_index, target, candidates[drawn])
     vectors = lookup(songs)
-    states = model(vectors[row[batch.item_index]], batch, key=DropoutKey(train.seed, epoch))
+    states = model(F.embedding(row[batch.item_index], vectors), batch, key=DropoutKey(train.seed, epoch))
     table = l2_normalise(vectors)
     if not len(positions):
         return states.sum() * 0 + table.sum() * 0, 0
 
-    masked = negatives == target[:, None]
+    row_of_candidate = row[candidates.clamp(max=len(row) - 1)]  # candidates beyond the last row were not drawn
+    target_row, negative_rows = row[target], row_of_candidate[draws]
+    masked = negative_rows == target_row[:, None]
     if train.mode == "exclusive":
-        masked |= _heard(batch, positions, row[negatives], row, len(songs))
-    loss = sampled_softmax(states[positions], table, row[target], row[negatives], masked, train.temperature)
-    return loss, len(positions)
+        masked |= _heard(batch, positions, negative_rows, row, len(songs))
+    states = states.index_select(0, positions)
+    return sampled_softmax(states, table, target_row, negative_rows, masked, train.temperature), len(positions)
 
 
 def _draw(batch: Batch, positions: Tensor, *, train: TrainConfig, epoch: int, below: int) -> Tensor:
