@@ -1,10 +1,14 @@
 """Spark and Ray, started once a process, bound to loopback unless the configuration says otherwise."""
 
+import contextlib
 import os
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 from jobs.config import ClusterConfig
+from jobs.console import progress
 
 
 def spark_session(cluster: ClusterConfig) -> Any:
@@ -33,6 +37,29 @@ def spark_session(cluster: ClusterConfig) -> Any:
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     return session
+
+
+@contextlib.contextmanager
+def spark_progress(spark: Any, description: str, total: int, unit: str) -> Iterator[Any]:
+    """A progress bar over a Spark accumulator, which this yields: tasks add what they have finished."""
+    finished, done = spark.sparkContext.accumulator(0), threading.Event()
+    with progress(description, total, unit=unit) as advance:
+
+        def watch() -> None:
+            seen, last = 0, False
+            while not last:
+                last = done.wait(0.25)
+                now = min(finished.value, total)  # an attempt that is repeated counts again
+                advance(now - seen)
+                seen = now
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield finished
+        finally:
+            done.set()
+            watcher.join()
 
 
 def ray_session(cluster: ClusterConfig) -> Any:

@@ -7,6 +7,8 @@ which songs are stored and which are only heard-before do not depend on the day 
 day equals building from all logs at once with the same vocabulary. Two plays are the same event if user,
 timestamp and song agree; the one played furthest is kept.
 """
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -156,9 +158,14 @@ def build(batches: Iterable[pa.RecordBatch], *, max_history: int, tally: Tally) 
     ... })
     >>> tally = Tally.empty(5)
     >>> [block] = build([batch], max_history=2, tally=tally)
-    >>> block.to_table(user_id_type="int64", session_gap_s=1800).select(range(6)).to_pylist()  # doctest: +NORMALIZE_WHITESPACE
-    [{'user_id': 7, 'item_index': [5, 4], 'timestamp': [200, 300], 'completion': [90, 100],
-      'session_index': [0, 0], 'heard_before': [4]}]
+    >>> table = block.to_table(user_id_type="int64", session_gap_s=1800)
+    >>> for name in ("item_index", "timestamp", "completion", "session_index", "heard_before"):
+    ...     print(name, table[name].to_pylist())
+    item_index [[5, 4]]
+    timestamp [[200, 300]]
+    completion [[90, 100]]
+    session_index [[0, 0]]
+    heard_before [[4]]
     >>> tally.duplicates
     1
     """
@@ -174,21 +181,19 @@ def build(batches: Iterable[pa.RecordBatch], *, max_history: int, tally: Tally) 
         yield carry
 
 
-def merge(
-    parent: Iterable[Block], new: Iterable[Block], *, max_history: int, tally: Tally
-) -> Iterator[tuple[Block, bool]]:
+def merge(parent: Iterable[Block], new: Iterable[Block], *, max_history: int, tally: Tally) -> Iterator[Block]:
     """Lay a day's histories over the parent's, both ascending by user_id; yields blocks in the same order.
 
-    Listeners without new events pass through unchanged. The flag says whether anything in the block is new.
+    Listeners without new events pass through unchanged.
     Counts listeners new to a song in `tally`: those who had it neither in their history nor in heard_before.
     """
     for old_block, new_block in _aligned(iter(parent), iter(new)):
         if new_block is None:
             assert old_block is not None
-            yield old_block, False
+            yield old_block
         else:
             old = old_block if old_block is not None else new_block.take(np.zeros(0, np.int64))
-            yield _merge_block(old, new_block, max_history, tally), True
+            yield _merge_block(old, new_block, max_history, tally)
 
 
 def _collapse_batch(batch: pa.RecordBatch, carry: Block | None, max_history: int, tally: Tally) -> Block:
@@ -244,9 +249,7 @@ def _collapse(events: _Events, users: np.ndarray, max_history: int) -> tuple[Blo
     Returns the histories and the number of distinct events before trimming.
     """
     first = np.ones(len(events.rank), bool)
-    first[1:] = (
-        (np.diff(events.rank) != 0) | (np.diff(events.timestamp) != 0) | (np.diff(events.item_index) != 0)
-    )
+    first[1:] = (np.diff(events.rank) != 0) | (np.diff(events.timestamp) != 0) | (np.diff(events.item_index) != 0)
     starts = np.flatnonzero(first)
     completion = np.maximum.reduceat(events.completion, starts) if starts.size else events.completion
     rank, timestamp, item = events.rank[starts], events.timestamp[starts], events.item_index[starts]
@@ -350,7 +353,9 @@ def _changes(column: pa.Array) -> np.ndarray:
 def _ids(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """User ids as numpy: int64, or Python strings (which sort as Spark sorts UTF-8 bytes)."""
     if pa.types.is_integer(column.type):
-        return np.asarray(column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy(), np.int64)
+        return np.asarray(
+            column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy(), np.int64
+        )
     return np.array(column.to_pylist(), object)
 
 

@@ -8,7 +8,7 @@ import datetime as dt
 import hashlib
 import io
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,9 @@ from pipelines.schema import ITEM_INDEX, LISTENERS, NUM_EVENTS, InputError, item
 
 SHARD_FORMAT = 1
 ROW_GROUP_EVENTS = 1_000_000
+_INPUTS_SCHEMA = pa.schema(
+    [("uri", pa.string()), ("size", pa.int64()), ("etag", pa.string()), ("landing_day", pa.string())]
+)
 _XXHASH_SEED = 42  # Spark's xxhash64
 
 
@@ -209,9 +212,7 @@ def copy_shard(parent: Manifest, file: ShardFile, folder: str, path: str) -> Sha
             while chunk := stream.read(8 << 20):
                 sink.write(chunk)
     except FileNotFoundError:
-        raise InputError(
-            f"{parent.uri(file.path)} is not there: re-run `fuxi sessionize` for ds {parent.ds}"
-        ) from None
+        raise InputError(f"{parent.uri(file.path)} is not there: re-run `fuxi sessionize` for ds {parent.ds}") from None
     if sink.sha256.hexdigest() != file.sha256:
         raise InputError(
             f"{parent.uri(file.path)} is not what its manifest lists: re-run `fuxi sessionize` for ds {parent.ds}"
@@ -220,16 +221,15 @@ def copy_shard(parent: Manifest, file: ShardFile, folder: str, path: str) -> Sha
     return replace(file, path=path)
 
 
-def remove_unlisted(manifest: Manifest) -> int:
-    """Delete files of earlier runs below a published ds folder. Returns how many."""
+def inputs_table(files: Iterable[dict[str, Any]]) -> pa.Table:
+    """Consumed log files as a manifest's `inputs` lists them: uri, size, etag, landing_day."""
+    return pa.Table.from_pylist(list(files), schema=_INPUTS_SCHEMA)
+
+
+def remove_unlisted(manifest: Manifest) -> None:
+    """Delete files of earlier runs below a published ds folder."""
     listed = {manifest.uri(p) for p in (manifest.item_counts, manifest.inputs, *(f.path for f in manifest.files))}
-    removed = 0
-    for file in storage.list_files(manifest.folder):
-        if file.uri not in listed:
-            fs, path = storage.filesystem(file.uri)
-            fs.delete_file(path)
-            removed += 1
-    return removed
+    storage.delete_files(file.uri for file in storage.list_files(manifest.folder) if file.uri not in listed)
 
 
 def _events(table: pa.Table) -> int:

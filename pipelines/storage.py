@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,13 @@ def delete_folder(uri: str) -> None:
     fs, path = filesystem(uri)
     if exists(uri):
         fs.delete_dir(path)
+
+
+def delete_files(uris: Iterable[str]) -> None:
+    """Remove files that are there."""
+    for uri in uris:
+        fs, path = filesystem(uri)
+        fs.delete_file(path)
 
 
 def upload_folder(local: str, uri: str) -> None:

@@ -3,6 +3,8 @@
 Indices start at 1 (0 is padding) and are given in item_id order to the songs first seen on a day, after that
 day's quality gate. A song that has an index keeps it, so writing a day twice changes nothing.
 """
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
 
 import datetime as dt
 from dataclasses import dataclass
@@ -30,6 +32,10 @@ class Vocabulary:
         """Highest index given up to and including a ds (None: ever); 0 if none was."""
         table = self.table if ds is None else self.table.filter(pc.less_equal(self.table[FIRST_DS], ds))
         return int(pc.max(table[ITEM_INDEX]).as_py() or 0)
+
+    def new_on(self, ds: dt.date) -> int:
+        """Songs that got their index on a ds."""
+        return int(pc.sum(pc.equal(self.table[FIRST_DS], ds)).as_py() or 0)
 
     def lookup(self, item_ids: pa.Array) -> pa.Table:
         """(item_id, item_index) of the given distinct songs that are known."""
