@@ -60,6 +60,8 @@ class _SampledSoftmax(torch.autograd.Function):
 
 def _dots(states: Tensor, table: Tensor, rows: Tensor) -> Tensor:
     """Inner products of each state with its rows of the table. [P, D], [U, D], int64 [P, M] -> [P, M]."""
+    if len(table) < rows.shape[1]:  # sampled_addmm refuses more entries than the matrix has
+        return (states @ table.t()).gather(1, rows)
     starts = torch.arange(0, rows.numel() + 1, rows.shape[1], device=rows.device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
