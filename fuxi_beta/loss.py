@@ -1,7 +1,7 @@
 """Sampled softmax over L2-normalised vectors (section 5.5, equation 17, with sampled negatives).
 
 Two implementations of one function: a plain reference, and the one in use, which never gathers a [P, K, D] tensor.
-Its dot products are a sampled dense-dense product and its gradients are weighted sums of rows, so the cost does not depend
+Its dot products are a sampled dense-dense product and its gradients weighted sums of rows, so the cost does not depend
 on the size of the catalogue.
 
 Shapes: `P` positions with a target, `K` negatives each, `U` unique songs of the batch, `D` width.

@@ -34,11 +34,11 @@ class Group:
         """[T, D] -> [n, G, D], zeros in padding."""
         cells = packed.new_zeros(self.length * self.listeners, packed.shape[1])
         cells = cells.index_copy(0, self.cells, packed.index_select(0, self.tokens))
-        return cells.view(self.length, self.listeners, -1)
+        return cells.view(self.length, self.listeners, packed.shape[1])
 
     def pack(self, padded: Tensor) -> Tensor:
         """[n, G, C] -> the group's tokens, [., C]."""
-        return padded.reshape(self.length * self.listeners, -1).index_select(0, self.cells)
+        return padded.flatten(0, 1).index_select(0, self.cells)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class TokenMixer(nn.Module):
     def mix(self, value: Tensor, group: Group) -> Tensor:
         """concat(B V, B^t V) of one group, channels ordered by head. [n, G, D] -> [n, G, C]."""
         n = len(value)
-        by_position = (self.positional(n) @ value.reshape(n, -1)).view_as(value)
+        by_position = (self.positional(n) @ value.flatten(1)).view_as(value)
         if self.temporal is None:
             by_time = torch.zeros_like(value)
         else:
@@ -150,5 +150,5 @@ class TokenMixer(nn.Module):
         """Channels [position of head h | time of head h] for each h. [..., D] twice -> [..., C]."""
         if self.heads == 1:
             return torch.cat([by_position, by_time], dim=-1)
-        shape = (*by_position.shape[:-1], self.heads, -1)
+        shape = (*by_position.shape[:-1], self.heads, self.dim // self.heads)
         return torch.cat([by_position.view(shape), by_time.view(shape)], dim=-1).flatten(-2)

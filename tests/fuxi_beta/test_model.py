@@ -1,0 +1,190 @@
+"""The whole network: against a slow reference per listener, causal, indifferent to packing, keyed dropout."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from fuxi_beta.config import ModelConfig
+from fuxi_beta.keyed import DropoutKey
+from fuxi_beta.model import FuXiBeta
+
+CONFIG = ModelConfig(dim=8, layers=2, heads=2, ffn_multiply=3, max_history=16, position_margin=5)
+
+
+def network(config: ModelConfig = CONFIG, *, seed: int = 0) -> FuXiBeta:
+    torch.manual_seed(seed)
+    model = FuXiBeta(config).double()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.mixer.project.mul_(15)  # away from the linear regime of the initial weights
+            block.mixer.positional.weight.mul_(20)
+    return model
+
+
+def vectors_of(batch, dim: int = 8) -> Tensor:
+    torch.manual_seed(3)
+    return torch.randn(100, dim, dtype=torch.float64)[batch.item_index]
+
+
+def slow_listener(model: FuXiBeta, vectors: Tensor, timestamp: list[int], next_timestamp: list[int]) -> Tensor:
+    """FuXi-beta for one listener, written from MODELS' formulas with dense [n, n] maps."""
+    config, n = model.config, len(vectors)
+    heads, size = config.heads, config.dim // config.heads
+    reach = config.max_history + config.position_margin
+
+    def rms(x: Tensor) -> Tensor:
+        return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6)
+
+    def silu(x: Tensor) -> Tensor:
+        return x / (1 + torch.exp(-x))
+
+    x = vectors * math.sqrt(config.dim) + model.positions[:n]
+    for block in model.blocks:
+        mixer, ffn = block.mixer, block.ffn
+        position_map = torch.zeros(n, n, dtype=x.dtype)
+        time_map = torch.zeros(n, n, dtype=x.dtype)
+        for i in range(n):
+            for j in range(i + 1):
+                position_map[i, j] = mixer.positional.weight[reach - 1 + j - i]
+                if mixer.temporal is not None:
+                    gap = max(next_timestamp[i] - timestamp[j], 0)
+                    time_map[i, j] = mixer.temporal.scale * (1.0 + gap) ** (-mixer.temporal.decay)
+        projected = silu(rms(x) @ mixer.project)
+        gate, value = projected[:, : 2 * config.dim], projected[:, 2 * config.dim :]
+        channels = []
+        for head in range(heads):
+            part = value[:, head * size : (head + 1) * size]
+            channels += [position_map @ part, time_map @ part]
+        mixed = gate * rms(torch.cat(channels, dim=1))
+        joined = mixed @ ffn.merge.weight.T + ffn.merge.bias + x
+        hidden = ffn.down.in_features
+        first, third = ffn.gate_and_up.weight[:hidden], ffn.gate_and_up.weight[hidden:]
+        m = rms(joined)
+        x = (silu(m @ first.T) * (m @ third.T)) @ ffn.down.weight.T + joined
+    return x / x.norm(dim=1, keepdim=True).clamp(min=1e-6)
+
+
+@pytest.mark.parametrize("temporal", ["pow", "zero"])
+def test_network_equals_the_slow_reference(make_batch, temporal):
+    model, batch = network(replace(CONFIG, temporal=temporal)), make_batch([5, 0, 16, 1])
+    vectors = vectors_of(batch)
+    found = model(vectors, batch)
+    for start, end in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True):
+        times, following = batch.timestamp[start:end].tolist(), batch.next_timestamp[start:end].tolist()
+        if start < end:
+            expected = slow_listener(model, vectors[start:end], times, following)
+            torch.testing.assert_close(found[start:end], expected)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_encode_last_is_the_last_row_of_forward(make_batch, layers):
+    model, batch = network(replace(CONFIG, layers=layers)), make_batch([5, 0, 16, 1])
+    vectors = vectors_of(batch)
+    full, last = model(vectors, batch), model.encode_last(vectors, batch)
+    torch.testing.assert_close(last[[0, 2, 3]], full[[4, 20, 21]])
+    assert not last[1].any()
+
+
+def test_temporal_zero_has_no_temporal_parameters_and_ignores_time(make_batch):
+    model, batch = network(replace(CONFIG, temporal="zero")), make_batch([6, 9])
+    assert not [name for name, _ in model.named_parameters() if "temporal" in name]
+    assert model.temporal_curves() == []
+    shifted = replace(batch, next_timestamp=batch.next_timestamp + 12345)
+    torch.testing.assert_close(model(vectors_of(batch), shifted), model(vectors_of(batch), batch), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("changed", [0, 4, 11])
+def test_changing_an_item_changes_no_output_before_it(make_batch, changed):
+    model, batch = network(), make_batch([12])
+    vectors = vectors_of(batch)
+    other = vectors.clone()
+    other[changed] += 1
+    before, after = model(vectors, batch), model(other, batch)
+    torch.testing.assert_close(after[:changed], before[:changed], rtol=0, atol=0)
+    assert (after[changed:] - before[changed:]).abs().amax(1).gt(1e-6).all()
+
+
+@pytest.mark.parametrize("changed", [1, 5, 11])
+def test_changing_a_timestamp_changes_no_output_before_the_previous_position(make_batch, changed):
+    """t_k is t_{i+1} of position k - 1, so that one may change and none before."""
+    model, batch = network(), make_batch([12])
+    times = 1_700_000_000 + torch.arange(13) * 1000
+    moved = times.clone()
+    moved[changed] += 300
+    vectors = vectors_of(batch)
+    before = model(vectors, replace(batch, timestamp=times[:-1], next_timestamp=times[1:]))
+    after = model(vectors, replace(batch, timestamp=moved[:-1], next_timestamp=moved[1:]))
+    torch.testing.assert_close(after[: changed - 1], before[: changed - 1], rtol=0, atol=0)
+    assert (after[changed - 1] - before[changed - 1]).abs().max() > 1e-9
+
+
+def alone(batch, row: int):
+    """One listener of a batch as a batch of its own."""
+    tokens = slice(int(batch.offsets[row]), int(batch.offsets[row + 1]))
+    seen = slice(int(batch.seen_offsets[row]), int(batch.seen_offsets[row + 1]))
+    return replace(
+        batch,
+        offsets=torch.tensor([0, tokens.stop - tokens.start]),
+        item_index=batch.item_index[tokens],
+        timestamp=batch.timestamp[tokens],
+        next_timestamp=batch.next_timestamp[tokens],
+        target=batch.target[tokens],
+        sample=batch.sample[row : row + 1],
+        seen_offsets=torch.tensor([0, seen.stop - seen.start]),
+        seen_items=batch.seen_items[seen],
+    ), tokens
+
+
+@pytest.mark.parametrize("key", [None, DropoutKey(seed=5, epoch=2)])
+def test_a_listener_alone_equals_the_same_listener_in_a_batch_dropout_included(make_batch, key):
+    model, batch = network(), make_batch([row % 15 for row in range(37)], songs=50)
+    vectors = vectors_of(batch)
+    together = model(vectors, batch, key=key)
+    for row in (1, 14, 20, 36):
+        single, tokens = alone(batch, row)
+        torch.testing.assert_close(model(vectors[tokens], single, key=key), together[tokens])
+
+
+def test_dropout_depends_on_seed_epoch_and_sample(make_batch):
+    model, batch = network(), make_batch([6, 9])
+    vectors = vectors_of(batch)
+    base = model(vectors, batch, key=DropoutKey(1, 0))
+    torch.testing.assert_close(model(vectors, batch, key=DropoutKey(1, 0)), base, rtol=0, atol=0)
+    assert not torch.allclose(model(vectors, batch, key=DropoutKey(2, 0)), base)
+    assert not torch.allclose(model(vectors, batch, key=DropoutKey(1, 1)), base)
+    assert not torch.allclose(model(vectors, replace(batch, sample=batch.sample + 1), key=DropoutKey(1, 0)), base)
+
+
+def test_empty_batches_still_give_every_parameter_a_gradient(make_batch):
+    model = network()
+    for lengths in ([], [0, 0]):
+        model.zero_grad()
+        batch = make_batch(lengths)
+        model(vectors_of(batch), batch, key=DropoutKey(1, 1)).sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        assert model.encode_last(vectors_of(batch), batch).shape == (len(lengths), 8)
+
+
+def test_too_long_a_context_is_refused(make_batch):
+    with pytest.raises(ValueError, match="17 tokens"):
+        batch = make_batch([17])
+        network()(vectors_of(batch), batch)
+
+
+def test_initial_values_follow_the_published_ones():
+    torch.manual_seed(0)
+    model = FuXiBeta(ModelConfig(dim=64, layers=8))
+    curves = model.temporal_curves()
+    assert len(curves) == 8
+    assert all(-0.2 <= a <= 0.2 and 0.4 <= b <= 0.8 for a, b in curves)
+    assert model.positions.shape == (211, 64)
+    torch.testing.assert_close(model.positions.std().item(), math.sqrt(2 / (211 + 64)), rtol=0.05, atol=0)
+    mixer, ffn = model.blocks[0].mixer, model.blocks[0].ffn
+    assert mixer.positional.weight.shape == (421,)
+    assert mixer.project.shape == (64, 192)
+    torch.testing.assert_close(mixer.project.std().item(), 0.02, rtol=0.05, atol=0)
+    assert ffn.gate_and_up.weight.abs().max() <= math.sqrt(6 / 128) + 1e-6  # Xavier-uniform of W1 and W3 each
+    assert [name for name, _ in ffn.named_parameters() if "bias" in name] == ["merge.bias"]
