@@ -48,7 +48,6 @@ class Part:
     not_finite: int  # scores that are NaN or infinite
     longest: int
     shortest: int
-    buckets: tuple[int, int] | None  # lowest and highest; None where every row has none
     songs: pa.Table  # item_id, lists: in how many listeners' lists each song is
 
 
@@ -97,7 +96,6 @@ def write_part(table_uri: str, ds: dt.date, rows: pa.Table) -> Part:
     counted = rows.filter(pc.is_valid(rows[USER_ID]))
     lengths = pc.list_value_length(rows[ITEMS])
     scores = pc.struct_field(pc.list_flatten(rows[ITEMS]), SCORE)
-    low_high = pc.min_max(rows[BUCKET]).as_py()
     return Part(
         path=path,
         size=len(content),
@@ -109,7 +107,6 @@ def write_part(table_uri: str, ds: dt.date, rows: pa.Table) -> Part:
         not_finite=pc.sum(pc.invert(pc.is_finite(pc.fill_null(scores, float("nan"))))).as_py() or 0,
         longest=pc.max(lengths).as_py() or 0,
         shortest=pc.min(lengths).as_py() or 0,
-        buckets=None if low_high["min"] is None else (low_high["min"], low_high["max"]),
         songs=_song_counts(counted),
     )
 
@@ -220,15 +217,10 @@ def _application(ds: dt.date) -> str:
 def _add_action(ds: dt.date, part: Part) -> Any:
     from deltalake.transaction import AddAction
 
-    stats: dict[str, Any] = {
-        "numRecords": part.rows,
-        "minValues": {},
-        "maxValues": {},
-        "nullCount": {BUCKET: part.rows},
-    }
-    if part.buckets is not None:  # parts of listeners have a bucket in every row; none on user_id, by design
-        low, high = part.buckets
-        stats |= {"minValues": {BUCKET: low}, "maxValues": {BUCKET: high}, "nullCount": {BUCKET: 0}}
+    # No minima and maxima in the log: ids of listeners do not belong there, and delta-rs's PyArrow reader takes the
+    # missing minimum of one column as null as soon as another has one, and then finds no row by user_id. Readers
+    # skip by bucket from the Parquet footers.
+    stats = {"numRecords": part.rows}
     return AddAction(part.path, part.size, {DS: str(ds)}, int(time.time() * 1000), True, json.dumps(stats))
 
 

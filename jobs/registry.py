@@ -125,7 +125,10 @@ def champion(day: Day) -> ModelVersionInfo | None:
     candidates = [
         info
         for info in versions(day)
-        if info.promoted_ds is not None and info.promoted_ds < day.ds and info.data_end <= latest_end
+        if info.promoted_ds is not None
+        and info.promoted_ds < day.ds
+        and info.data_end <= latest_end
+        and info.protocol == day.config.train.protocol
     ]
     return max(candidates, key=lambda info: (info.promoted_ds, int(info.version)), default=None)
 

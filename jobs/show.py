@@ -119,14 +119,16 @@ def render(shown: dict[str, Any], console: Any = None) -> None:
 
     console = console or Console()
     if shown["recent"]:
-        plays = Table(title=Text(f"Listener {shown['user']}, last plays before {shown['ds']}"), title_justify="left")
+        console.print(Text(f"Listener {shown['user']}, last plays before {shown['ds']}", style="bold"))
+        plays = Table()
         for name in ("When", "Title", "Artist"):
             plays.add_column(name, overflow="ellipsis", no_wrap=True)
         plays.add_column("Played", justify="right")
         for play in shown["recent"]:
             plays.add_row(play["time"], Text(play["title"]), Text(play["artist"]), f"{play[COMPLETION]} %")
         console.print(plays)
-    songs = Table(title=Text(_headline(shown)), title_justify="left")
+    console.print(Text(_headline(shown), style="bold"))
+    songs = Table()
     songs.add_column("", justify="right")
     for name in ("Title", "Artist"):
         songs.add_column(name, overflow="ellipsis", no_wrap=True)
