@@ -1,0 +1,195 @@
+"""The report's charts: matplotlib figures as inline SVG that takes its colours and its font from the page.
+
+Figures are drawn with stand-in colours, which become the page's CSS variables, so one SVG is readable in light and
+dark. The same values give the same bytes.
+"""
+
+import datetime as dt
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+INK, GRID = "#0a0a01", "#0a0a02"
+SERIES = tuple(f"#0a0b{n:02x}" for n in range(1, 7))
+STROKES = ("solid", "dashed", "dotted")
+YEAR = 365 * 86_400
+TIME_TICKS = {1: "1 s", 60: "1 min", 3600: "1 h", 86_400: "1 d", 604_800: "1 w", YEAR: "1 y"}
+_VARIABLES = {INK: "var(--muted)", GRID: "var(--line)"} | {c: f"var(--s{n})" for n, c in enumerate(SERIES, start=1)}
+_SIZE = (4.8, 2.7)  # inches; half of the page's width, so that text keeps its size where two stand side by side
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart in its legend: `series` 1 to 6 is the colour, `stroke` the CSS border style."""
+
+    label: str
+    series: int
+    stroke: str = "solid"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What the page shows: the SVG (trusted markup), and the legend's lines."""
+
+    svg: Markup
+    legend: tuple[Line, ...] = ()
+
+
+def loss_chart(curve: Sequence[Sequence[float]], *, epochs: int | None = None) -> Chart | None:
+    """Training loss against the step, as noted and smoothed. curve: [[step, loss], ...]; None without a number."""
+    points = [(step, loss) for step, loss in curve if _finite(loss)]
+    if not points:
+        return None
+    steps, losses = zip(*points, strict=True)
+
+    def draw(axes: Any) -> None:
+        last = steps[-1]
+        for epoch in range(1, epochs or 1):
+            axes.axvline(last * epoch / (epochs or 1), color=GRID, linewidth=0.8, linestyle=(0, (2, 3)))
+        axes.plot(steps, losses, color=SERIES[0], linewidth=1, alpha=0.35, marker="o", markersize=1.5)
+        axes.plot(steps, _smoothed(losses), color=SERIES[0], linewidth=2)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+
+    label = f"Training loss from {losses[0]:.3f} at step {steps[0]} to {losses[-1]:.3f} at step {steps[-1]}"
+    return Chart(_svg("loss", label, draw))
+
+
+def trend_chart(trend: Mapping[str, Mapping[dt.date, float]], *, labels: Mapping[str, str]) -> Chart | None:
+    """A metric over days, a line a recommender. trend: name -> ds -> value; None without a number.
+
+    labels: name -> what the legend says; its order fixes colours, so a missing recommender shifts none.
+    """
+    days = sorted({ds for values in trend.values() for ds, value in values.items() if _finite(value)})
+    if not days:
+        return None
+    lines = {
+        name: Line(label, n % 6 + 1, STROKES[n % 3]) for n, (name, label) in enumerate(labels.items()) if name in trend
+    }
+    every_day = range(days[0].toordinal(), days[-1].toordinal() + 1)
+
+    def draw(axes: Any) -> None:
+        for name, line in reversed(lines.items()):  # the first name's line lies on top
+            values = [trend[name].get(dt.date.fromordinal(day), math.nan) for day in every_day]
+            _draw_line(axes, every_day, values, line, marker="o")
+        ticks = _spread(list(every_day), 6)
+        axes.set_xticks(ticks, [f"{dt.date.fromordinal(day):%b} {dt.date.fromordinal(day).day}" for day in ticks])
+        axes.set_xlim(every_day[0] - 0.5, every_day[-1] + 0.5)
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+
+    newest = "; ".join(
+        f"{line.label} {trend[name][days[-1]]:.3f}" for name, line in lines.items() if days[-1] in trend[name]
+    )
+    label = f"{len(days)} days from {days[0]} to {days[-1]}; on the last: {newest}"
+    return Chart(_svg("trend", label, draw), tuple(lines.values()))
+
+
+def temporal_chart(layers: Sequence[Mapping[str, float]]) -> Chart | None:
+    """The learned curves a (1 + x)^(-b) of every layer from 1 s to 1 year (the paper's figure 3).
+
+    layers: [{"layer", "a", "b"}, ...] in order; None if there are none or they hold no numbers.
+    """
+    import numpy as np
+
+    layers = [layer for layer in layers if _finite(layer.get("a")) and _finite(layer.get("b"))]
+    if not layers:
+        return None
+    elapsed = np.geomspace(1, YEAR, 160)
+    lines = [
+        (layer, Line(f"layer {layer['layer']}: {layer['a']:.3f} (1 + x)^{-layer['b']:.3f}", n % 6 + 1, STROKES[n % 3]))
+        for n, layer in enumerate(layers)
+    ]
+
+    def draw(axes: Any) -> None:
+        for layer, line in lines:
+            _draw_line(axes, elapsed, layer["a"] * (1 + elapsed) ** -layer["b"], line)
+        axes.axhline(0, color=GRID, linewidth=1)
+        axes.set_xscale("log")
+        axes.set_xlim(1, YEAR)
+        axes.set_xticks(list(TIME_TICKS), list(TIME_TICKS.values()))
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel("time since the play")
+        axes.set_ylabel("weight")
+
+    label = "Learned weight of a play against the time since: " + "; ".join(line.label for _, line in lines)
+    return Chart(_svg("temporal", label, draw), tuple(line for _, line in lines))
+
+
+def _draw_line(axes: Any, x: Any, y: Any, line: Line, **style: Any) -> None:
+    dashes = {"solid": "-", "dashed": (0, (4, 2)), "dotted": (0, (1.2, 1.6))}[line.stroke]
+    axes.plot(x, y, color=SERIES[line.series - 1], linewidth=1.8, linestyle=dashes, markersize=3.5, **style)
+
+
+def _svg(name: str, label: str, draw: Callable[[Any], None]) -> Markup:
+    """Draw on a new figure and turn it into an inline element; `name` keeps its ids apart from other charts'."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 9.5,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.edgecolor": GRID,
+        "axes.grid.axis": "y",
+        "axes.grid": True,
+        "grid.color": GRID,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "xtick.major.size": 3,
+        "ytick.major.size": 0,
+        "axes.axisbelow": True,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        sink = io.BytesIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(sink, format="svg", transparent=True, metadata=nothing)
+    return _inline(sink.getvalue().decode(), name, label)
+
+
+def _inline(document: str, name: str, label: str) -> Markup:
+    """An SVG document as an element of an HTML page: no prologue, no namespaces, no style sheet, ids of its own."""
+    body = document[document.index("<svg") :]
+    body = body[body.index(">") + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.S)
+    body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
+    body = body.replace("xlink:href=", "href=")
+    body = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", body)
+    for colour, variable in _VARIABLES.items():
+        body = body.replace(colour, variable)
+    width, height = (round(72 * side, 1) for side in _SIZE)
+    start = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} {}">').format(label, width, height)
+    return start + Markup(re.sub(r"\n\s*", "\n", body))  # drawn from numbers and our own labels only
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Exponential average over about a twentieth of the points, without lag at the start."""
+    keep = 1 - 1 / max(1, len(values) / 20)
+    smoothed, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        smoothed.append(total / weight)
+    return smoothed
+
+
+def _spread(values: list[int], most: int) -> list[int]:
+    """At most `most` of the values, evenly spaced, ending with the last."""
+    step = math.ceil(len(values) / most)
+    return values[::-1][::step][::-1]
