@@ -20,18 +20,23 @@ PROGRESS_POLL_S = 0.5
 def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str) -> Any:
     """Run the loop on every worker; returns Ray Train's Result. InputError with one line when it cannot go on."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # polls decide how soon a checkpoint counts
+    if cluster.ray_address == "local":
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less to start
     ray_session(cluster)
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    from jobs.train_backend import LoopbackTorchConfig
 
     fs, path = storage.filesystem(storage_uri)
     if not storage.is_s3(storage_uri):
         fs.create_dir(path)
     resources = {"CPU": cluster.train_cpus_per_worker, "GPU": cluster.train_gpus_per_worker}
+    torch_config = LoopbackTorchConfig if cluster.ray_address == "local" else TorchConfig
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"loop": loop},
-        torch_config=TorchConfig(backend="nccl" if cluster.train_gpus_per_worker else "gloo"),
+        torch_config=torch_config(backend="nccl" if cluster.train_gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=cluster.train_workers,
             use_gpu=cluster.train_gpus_per_worker > 0,
@@ -46,10 +51,22 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
         ),
     )
     with _shown(loop.progress), _interrupt_restored():
-        result = trainer.fit()
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise _cause(error) from None
     if result.return_value:
         raise InputError(f"training stopped: {result.return_value}: lower train.lr or train.item_lr, or check the logs")
     return result
+
+
+def _cause(error: Any) -> Exception:
+    """What stopped training: an InputError of a worker (a broken shard, say) as it is, else Ray Train's own."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, InputError):
+            return cause
+    return error
 
 
 @contextlib.contextmanager

@@ -1,0 +1,57 @@
+"""Ray Train's torch backend for one machine: ranks meet through a file and talk over loopback.
+
+Ray's own `TorchConfig` opens rank 0's rendezvous on every interface of the machine. Imported where Ray Train is used.
+"""
+
+import os
+import socket
+import tempfile
+from datetime import timedelta
+from typing import Any
+
+import ray
+import torch.distributed as dist
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
+
+
+class LoopbackTorchConfig(TorchConfig):
+    """`TorchConfig` for workers that all run on this machine; nothing listens beyond loopback."""
+
+    @property
+    def backend_cls(self) -> Any:
+        """What sets up and shuts down the process group."""
+        return _LoopbackBackend
+
+
+class _LoopbackBackend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Join every worker to a process group; called again, with a new file, each time workers are replaced."""
+        worker_group.execute(_set_torch_distributed_env_vars)
+        file = worker_group.execute_single(0, _rendezvous_file)
+        world_size = len(worker_group)
+        joining = [
+            worker_group.execute_single_async(
+                rank, _join, file=file, member=rank, world_size=world_size, settings=backend_config.to_dict()
+            )
+            for rank in range(world_size)
+        ]
+        ray.get(joining)
+
+
+def _rendezvous_file() -> str:
+    handle, path = tempfile.mkstemp(prefix="fuxi-train-")
+    os.close(handle)
+    return path
+
+
+def _join(*, file: str, member: int, world_size: int, settings: dict[str, Any]) -> None:
+    if any(name == "lo" for _, name in socket.if_nameindex()):
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group(
+        settings["backend"],
+        init_method=f"file://{file}",
+        rank=member,
+        world_size=world_size,
+        timeout=timedelta(seconds=settings["timeout_s"]),
+    )
