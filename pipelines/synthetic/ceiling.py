@@ -1,0 +1,253 @@
+"""The best score a synthetic log's own process allows under the `next_day` protocol.
+
+An oracle knows the process and every listener's parameters, and ranks unheard songs by the true probability that
+the listener plays them (not a skip) in [08:00, 24:00) of the day. Listening times, tastes, runs and skips of the
+window are simulated `replicates` times from the latent state with the generator's own code; given those, the
+chance of each song is computed exactly:
+
+    P(song not played) = product over explored runs of (1 - p(artist | taste) (1 - (1 - p(song | artist))^l))
+
+with l the unskipped plays of the run. Favourites played again are never first listens and drop out. What is left
+to chance is the mix of tastes and run lengths, averaged over the replicates. Two small terms are not exact: the
+discoveries outside one's tastes enter with their mean number of plays (error below 1e-5 a song), and every
+replicate assumes that the listener is not away and begins at least one session, which scales all of a listener's
+probabilities alike and so changes no ranking.
+"""
+
+import datetime as dt
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pipelines import storage
+from pipelines.calendar import DAY_SECONDS
+from pipelines.schema import InputError
+from pipelines.synthetic.config import MAX_TASTES, SyntheticConfig
+from pipelines.synthetic.generate import TRUTH_COLUMNS, read_config
+from pipelines.synthetic.keyed import Stream, derive
+from pipelines.synthetic.listeners import FIRST_USER_ID, Listeners, artist_weights, make_listeners
+from pipelines.synthetic.process import (
+    REQUEST_SECONDS,
+    Plays,
+    State,
+    advance_clock,
+    first_state,
+    resample_dwell,
+    simulate,
+)
+from pipelines.synthetic.world import FIRST_ITEM_ID, Artists, Songs, make_artists, make_songs
+
+Knows = Literal["state", "history"]
+_LONGEST_RUN = 8  # unskipped plays of one run that are told apart
+_LISTENERS = 500  # simulated at a time, times replicates
+
+
+@dataclass(frozen=True)
+class _World:
+    config: SyntheticConfig
+    artists: Artists
+    songs: Songs
+    share: np.ndarray  # [S] probability of each song when its artist is played
+    undiscovered: np.ndarray  # [S, l + 1] log chance that a run of l discoveries misses the song
+    day: int
+
+
+def oracle_probabilities(
+    out: str, day: dt.date, user_ids: np.ndarray, *, knows: Knows = "state", replicates: int = 64
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields (positions in user_ids [b], item ids [S], float32 [b, S] chance to be played on `day` after 08:00).
+
+    knows: "state", the latent taste at 08:00; or "history", only what a listener's plays before 00:00 show: the
+    taste and its age at the last play, and when that was. The second is what a perfect model of the logs could reach.
+    """
+    yield from _probabilities(_open(out, day), out, np.asarray(user_ids, np.int64), knows, replicates)
+
+
+def oracle_lists(
+    out: str,
+    day: dt.date,
+    user_ids: np.ndarray,
+    *,
+    heard_offsets: np.ndarray,
+    heard_items: np.ndarray,
+    k: int = 30,
+    knows: Knows = "state",
+    replicates: int = 64,
+    candidates: np.ndarray | None = None,
+) -> np.ndarray:
+    """int64 [B, k]: for each listener the unheard item ids most likely to be played on `day` after 08:00.
+
+    out: the folder of the synthetic log, which must hold `day`. heard_items[heard_offsets[i]:heard_offsets[i + 1]]
+    are the item ids listener i has heard. Songs released on `day` are left out, and all but `candidates` (item
+    ids) where given. Ties go to the lower id; 0 fills lists that run out of songs.
+    """
+    world, user_ids = _open(out, day), np.asarray(user_ids, np.int64)
+    allowed = world.songs.release < world.day
+    if candidates is not None:
+        allowed &= np.isin(FIRST_ITEM_ID + np.arange(len(allowed)), candidates)
+    lists = np.zeros((len(user_ids), k), np.int64)
+    for positions, items, chance in _probabilities(world, out, user_ids, knows, replicates):
+        chance[:, ~allowed] = -1
+        for place, position in enumerate(positions):
+            heard = heard_items[heard_offsets[position] : heard_offsets[position + 1]] - FIRST_ITEM_ID
+            chance[place, heard[(heard >= 0) & (heard < len(items))]] = -1
+        best = np.argsort(-chance, axis=1, kind="stable")[:, :k]
+        found = np.take_along_axis(chance, best, axis=1) >= 0
+        lists[positions, : best.shape[1]] = np.where(found, items[best], 0)
+    return lists
+
+
+def _probabilities(
+    world: _World, out: str, user_ids: np.ndarray, knows: Knows, replicates: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    number = user_ids - FIRST_USER_ID
+    if len(number) and (number.min() < 0 or number.max() >= world.config.listeners):
+        raise InputError(f"{out} has no listener {user_ids[(number < 0) | (number >= world.config.listeners)][0]}")
+    truth = _read_truth(out, world.config.day(world.day), "request" if knows == "state" else "midnight")
+    items = FIRST_ITEM_ID + np.arange(len(world.songs.artist))
+    for low in range(0, len(number), _LISTENERS):
+        positions = np.arange(low, min(low + _LISTENERS, len(number)))
+        yield positions, items, _chances(world, truth, number[positions], knows, replicates)
+
+
+def _open(out: str, day: dt.date) -> _World:
+    config = read_config(out)
+    number = (day - config.first_day).days
+    if not 0 <= number < config.days:
+        raise InputError(
+            f"{out} holds {config.first_day} to {config.day(config.days - 1)}, not {day}: "
+            "run `fuxi synth` with more days"
+        )
+    artists = make_artists(config)
+    songs = make_songs(config, artists, number)
+    share = songs.share()
+    anyone = np.diff(artists.cumulative, prepend=0.0)[songs.artist]
+    return _World(config, artists, songs, share, _log_missed(anyone, share), number)
+
+
+def _log_missed(artist: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """float32 [songs, l + 1]: log chance that a run of l plays misses a song, its artist drawn with chance `artist`."""
+    length = np.arange(_LONGEST_RUN + 1)
+    return np.log1p(-artist[:, None] * (1 - (1 - share[:, None]) ** length)).astype(np.float32)
+
+
+def _read_truth(out: str, day: dt.date, stem: str) -> dict[str, np.ndarray]:
+    """The latent state of all listeners at one moment, by column."""
+    folder = storage.join(storage.absolute(out), "truth", f"ds={day}")
+    files = [file.uri for file in storage.list_files(folder) if storage.name(file.uri).startswith(stem)]
+    tables = [storage.read_table(uri) for uri in files]
+    return {name: np.concatenate([table[name].to_numpy() for table in tables]) for name in (*TRUTH_COLUMNS, "liked")}
+
+
+def _chances(
+    world: _World, truth: dict[str, np.ndarray], number: np.ndarray, knows: Knows, replicates: int
+) -> np.ndarray:
+    """float32 [b, S] for listeners `number`."""
+    listeners = _listeners(world.config, number)
+    rows = np.repeat(np.arange(len(number)), replicates)
+    futures = listeners.take(rows)
+    state = _state_from(truth, number[rows], futures)
+    replicate = np.tile(np.arange(replicates), len(number)) * 4096 + world.day
+    futures = Listeners(**{**vars(futures), "key": derive(futures.key, replicate, Stream.REPLICATE)})
+    plays, run_known = _simulate_window(world, futures, state, knows)
+    run_artist = state.run_artist
+    lengths, carried = _run_lengths(plays, run_known)
+    weights = artist_weights(world.artists, listeners)
+    shape = (len(number), replicates)
+    lengths, carried, run_artist = (x.reshape(*shape, *x.shape[1:]) for x in (lengths, carried, run_artist))
+    return np.stack(
+        [
+            _song_chances(world, listeners.genre[i], weights[i], lengths[i], carried[i], int(run_artist[i, 0]))
+            for i in range(len(number))
+        ]
+    )
+
+
+def _listeners(config: SyntheticConfig, number: np.ndarray) -> Listeners:
+    """The listeners of these numbers, in this order."""
+    unique, inverse = np.unique(number, return_inverse=True)
+    parts = [make_listeners(config, int(n), int(n) + 1) for n in unique] if len(unique) < 64 else []
+    if parts:
+        names = Listeners.__dataclass_fields__
+        every = Listeners(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+        return every.take(inverse)
+    low = int(unique[0])
+    return make_listeners(config, low, int(unique[-1]) + 1).take(number - low)
+
+
+def _state_from(truth: dict[str, np.ndarray], number: np.ndarray, futures: Listeners) -> State:
+    """The state of each replicate: everything latent that was saved, and counters of its own."""
+    state = first_state(futures)
+    for name in TRUTH_COLUMNS:
+        setattr(state, name, truth[name][number])
+    state.liked = (truth["liked"][number][:, None] >> np.arange(MAX_TASTES)) & 1
+    state.around = np.ones(len(number), bool)
+    return state
+
+
+def _simulate_window(world: _World, futures: Listeners, state: State, knows: Knows) -> tuple[Plays, np.ndarray]:
+    """One future of each row, [08:00, 24:00) of the day; and whether its `run_artist` is that of the run under way."""
+    run_known = np.ones(len(state.taste), bool)
+    midnight, elapsed = world.config.day_start(world.day), world.config.elapsed_time
+    if knows == "history":
+        # Nothing is known since the last play: only the clock has run on.
+        state.taste, state.age = state.seen_taste.copy(), state.seen_age.copy()
+        resample_dwell(futures, state)
+        since = np.where(state.seen_time > 0, midnight - state.seen_time, 0)
+        advance_clock(futures, state, elapsed * since)
+        night = simulate(futures, state, midnight, midnight + REQUEST_SECONDS, day=world.day, elapsed=elapsed)
+        run_known[night.row[night.fresh]] = False
+    else:
+        resample_dwell(futures, state)
+    window = (midnight + REQUEST_SECONDS, midnight + DAY_SECONDS)
+    return simulate(futures, state, *window, day=world.day, elapsed=elapsed, force=True), run_known
+
+
+def _run_lengths(plays: Plays, run_known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many runs of each taste (and of discoveries, last) had l = 0.._LONGEST_RUN unskipped plays, per row.
+
+    Returns float32 [rows, K + 1, _LONGEST_RUN + 1], and [rows] the unskipped plays of the run that was under way.
+    """
+    draw = np.flatnonzero(~plays.repeat)
+    row, fresh, kept = plays.row[draw], plays.fresh[draw], ~plays.skipped[draw]
+    first_of_row = np.diff(row, prepend=-1) > 0
+    begins = fresh | first_of_row
+    run = np.cumsum(begins) - 1
+    length = np.minimum(np.bincount(run, weights=kept, minlength=int(begins.sum())), _LONGEST_RUN).astype(np.int64)
+    begin = draw[begins]
+    under_way = ~plays.fresh[begin] & run_known[plays.row[begin]]
+    rows, carried = len(run_known), np.zeros(len(run_known), np.float32)
+    carried[plays.row[begin[under_way]]] = length[under_way]
+    begin, length = begin[~under_way], length[~under_way]
+    kind = np.where(plays.discovery[begin], MAX_TASTES, plays.taste[begin])
+    size = (rows, MAX_TASTES + 1, _LONGEST_RUN + 1)
+    flat = np.ravel_multi_index((plays.row[begin], kind, length), size)
+    return np.bincount(flat, minlength=int(np.prod(size))).reshape(size).astype(np.float32), carried
+
+
+def _song_chances(
+    world: _World, genre: np.ndarray, weights: np.ndarray, lengths: np.ndarray, carried: np.ndarray, run_artist: int
+) -> np.ndarray:
+    """float32 [S], one listener: lengths [R, K + 1, l], carried [R], weights [K, artists of a genre]."""
+    songs, each = world.songs, weights.shape[1]
+    absent = world.undiscovered @ lengths[:, -1].mean(axis=0)
+    chance = -np.expm1(absent)
+    under_way = np.log1p(-world.share * (1 - 1e-9)).astype(np.float32) * (songs.artist == run_artist)
+    run_genre = run_artist // each if carried.any() else -1
+    played = set(genre[lengths[:, :-1].any(axis=(0, 2))].tolist()) | ({run_genre} - {-1})
+    for one in sorted(played):
+        number = songs.by_artist[songs.first[one * each] : songs.first[(one + 1) * each]]
+        log_absent = absent[number] + carried[:, None] * under_way[number]
+        for taste in np.flatnonzero(genre == one):
+            artist = weights[taste][songs.artist[number] - one * each]
+            log_absent += lengths[:, taste] @ _log_missed(artist, world.share[number]).T
+        chance[number] = 1 - np.exp(log_absent).mean(axis=0)
+    return chance
+
+
+def as_jagged(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets and concatenated values of a sequence of arrays, as `oracle_lists` takes them."""
+    offsets = np.concatenate([[0], np.cumsum([len(values) for values in lists])]).astype(np.int64)
+    return offsets, np.concatenate(lists).astype(np.int64) if len(lists) else np.zeros(0, np.int64)

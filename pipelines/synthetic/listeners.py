@@ -1,0 +1,114 @@
+"""Who listens: what stays the same about a listener for life. Everything is a function of the seed and the listener.
+
+Shape legend: `n` listeners of a chunk, `K` tastes (at most five; the first is home), `A` artists of one genre.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.synthetic.config import GENRES, MAX_TASTES, SyntheticConfig
+from pipelines.synthetic.keyed import Stream, keys, normal, uniform
+from pipelines.synthetic.world import Artists
+
+FIRST_USER_ID = 1001
+STAY_AROUND, COME_BACK = 0.96, 0.15  # a day's chance to stay around, and to come back from being away
+ON_SHARE = COME_BACK / (COME_BACK + 1 - STAY_AROUND)
+
+_STARTERS = 0.75  # listeners there on the first day; the others join after an exponential time
+_MEAN_ARRIVAL_DAYS = 28.0
+_ACTIVITY_SIGMA = 0.8
+_HOME_HOURS, _OTHER_HOURS = 11.0, 6.0  # median dwell in a taste
+_STYLE_WIDTH = 0.15  # of the circle of styles of a genre that a listener likes
+_STYLE_FLOOR = 0.02
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Constants of a chunk of listeners (or of replicates of them)."""
+
+    number: np.ndarray  # [n] 0.. listeners - 1
+    key: np.ndarray  # [n] uint64: where all their randomness starts
+    arrival: np.ndarray  # [n] day number they join, at most 0 for those there from the start
+    is_bot: np.ndarray  # [n]
+    rate: np.ndarray  # [n] sessions a day while around
+    stay: np.ndarray  # [n] chance that a session goes on after a play
+    hours: np.ndarray  # [n, 25] cumulative share of sessions begun by each full hour
+    skip: np.ndarray  # [n] share of plays skipped
+    repeat: np.ndarray  # [n] share of plays that replay a recent favourite
+    tastes: np.ndarray  # [n] how many, 2..5
+    genre: np.ndarray  # [n, K]
+    centre: np.ndarray  # [n, K] place on the circle of styles
+    log_dwell: np.ndarray  # [n, K] mean of the logarithm of a dwell, clock seconds
+
+    def take(self, rows: np.ndarray) -> "Listeners":
+        """The same for a selection of rows, with repetitions."""
+        return Listeners(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+
+
+def make_listeners(config: SyntheticConfig, low: int, high: int) -> Listeners:
+    """Listeners low..high-1."""
+    number = np.arange(low, high)
+    key = keys(config.seed ^ 0x5EED, number)
+    u = uniform(key, 0, Stream.LISTENER, 10)
+    mean_session = 5 + 10 * u[3]  # plays
+    activity = np.exp(_ACTIVITY_SIGMA * normal(u[2]) - _ACTIVITY_SIGMA**2 / 2)
+    arrival = np.where(u[0] < _STARTERS, 0, 1 + (-np.log(u[1]) * _MEAN_ARRIVAL_DAYS).astype(np.int64))
+    genre, centre = _tastes(config, key)
+    median = np.where(np.arange(MAX_TASTES) == 0, _HOME_HOURS, _OTHER_HOURS)
+    restless = np.exp(0.3 * normal(u[8]))
+    return Listeners(
+        number=number,
+        key=key,
+        arrival=arrival,
+        is_bot=np.isin(number, bot_numbers(config)),
+        rate=config.plays_per_day * activity / (ON_SHARE * mean_session),
+        stay=1 - 1 / mean_session,
+        hours=_hours(u[4], u[5]),
+        skip=0.05 + 0.2 * u[6],
+        repeat=0.10 + 0.25 * u[7],
+        tastes=2 + np.minimum((u[9] * (MAX_TASTES - 1)).astype(np.int64), MAX_TASTES - 2),
+        genre=genre,
+        centre=centre,
+        log_dwell=np.log(median * 3600)[None, :] + np.log(restless)[:, None],
+    )
+
+
+def bot_numbers(config: SyntheticConfig) -> np.ndarray:
+    """Which listeners are robots: spread over the ids, so that no id range gives them away."""
+    stride = config.listeners // (config.bots + 1) if config.bots else 1
+    return (np.arange(config.bots) + 1) * max(stride, 1) - 1 if config.bots else np.zeros(0, np.int64)
+
+
+def artist_weights(artists: Artists, listeners: Listeners) -> np.ndarray:
+    """float64 [n, K, A]: how likely each artist of a taste's genre is when that taste plays; sums to 1."""
+    each = len(artists.weight) // GENRES
+    weight, place = artists.weight.reshape(GENRES, each), artists.place.reshape(GENRES, each)
+    away = np.abs(place[listeners.genre] - listeners.centre[:, :, None])
+    away = np.minimum(away, 1 - away)
+    liking = weight[listeners.genre] * (np.exp(-((away / _STYLE_WIDTH) ** 2) / 2) + _STYLE_FLOOR)
+    return liking / liking.sum(axis=2, keepdims=True)
+
+
+def _tastes(config: SyntheticConfig, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct genres by popularity (Gumbel top-k), and a place in each."""
+    u = uniform(key, 0, Stream.TASTE, GENRES + MAX_TASTES)
+    log_weight = -0.35 * np.log(np.arange(GENRES) + 1.0)
+    score = log_weight[:, None] - np.log(-np.log(u[:GENRES]))
+    genre = np.argsort(-score, axis=0, kind="stable")[:MAX_TASTES].T
+    return np.ascontiguousarray(genre), np.ascontiguousarray(u[GENRES:].T)
+
+
+def _hours(shift: np.ndarray, evening: np.ndarray) -> np.ndarray:
+    """Sessions begin around a morning and an evening peak, earlier or later for each listener."""
+    hour = np.arange(24) + 0.5
+
+    def peak(at: np.ndarray, width: float) -> np.ndarray:
+        away = np.abs(hour[None, :] - at[:, None]) % 24
+        return np.exp(-((np.minimum(away, 24 - away) / width) ** 2) / 2)
+
+    move = 4 * shift - 2
+    share = evening[:, None]
+    density = 0.06 + (1 - share) * peak(8.5 + move, 1.8) + (0.5 + share) * peak(19.0 + move, 2.8)
+    cumulative = np.concatenate([np.zeros((len(shift), 1)), density.cumsum(axis=1)], axis=1)
+    return cumulative / cumulative[:, -1:]
