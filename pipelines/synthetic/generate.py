@@ -64,6 +64,8 @@ def generate(
     bounds = [*range(0, config.listeners, chunk), config.listeners]
     rows = 0
     kept: _Chunk | None = None
+    if on_progress and marker["days_written"]:
+        on_progress(marker["days_written"])
     for day in range(marker["days_written"], config.days):
         songs = make_songs(config, artists, day)
         _write(out, "catalogue", config.day(day), 0, catalogue_table(config, songs, day))

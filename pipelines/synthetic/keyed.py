@@ -73,7 +73,7 @@ def normal(u: np.ndarray) -> np.ndarray:
 
 def normal_survival(z: np.ndarray) -> np.ndarray:
     """The probability that a standard normal exceeds z."""
-    return 0.5 * _erfc(np.asarray(z, np.float64) / math.sqrt(2)).astype(np.float64)
+    return 0.5 * np.asarray(_erfc(np.asarray(z, np.float64) / math.sqrt(2)), np.float64)
 
 
 def _polynomial(x: np.ndarray, *coefficients: float) -> np.ndarray:

@@ -142,7 +142,7 @@ def _times(
     """Row, counter, time, slot and skip of every play: one round of the loop is one session of everybody."""
     under_way = state.carry[rows] > 0
     begin = np.where(under_way, state.carry[rows], 0)
-    begin[~under_way] = _next_session(listeners, state, rows[~under_way], np.int64(start), end, force)
+    begin[~under_way] = _next_session(listeners, state, rows[~under_way], np.array(start), end, force)
     state.carry[:] = 0
     parts = []
     while True:
