@@ -20,7 +20,7 @@ STROKES = ("solid", "dashed", "dotted")
 YEAR = 365 * 86_400
 TIME_TICKS = {1: "1 s", 60: "1 min", 3600: "1 h", 86_400: "1 d", 604_800: "1 w", YEAR: "1 y"}
 _VARIABLES = {INK: "var(--muted)", GRID: "var(--line)"} | {c: f"var(--s{n})" for n, c in enumerate(SERIES, start=1)}
-_SIZE = (4.8, 2.7)  # inches; half of the page's width, so that text keeps its size where two stand side by side
+_SIZE = (4.2, 2.5)  # inches; half of the page's width, so that text keeps its size where two stand side by side
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def temporal_chart(layers: Sequence[Mapping[str, float]]) -> Chart | None:
         return None
     elapsed = np.geomspace(1, YEAR, 160)
     lines = [
-        (layer, Line(f"layer {layer['layer']}: {layer['a']:.3f} (1 + x)^{-layer['b']:.3f}", n % 6 + 1, STROKES[n % 3]))
+        (layer, Line(f"layer {layer['layer']}: a {layer['a']:.3f}, b {layer['b']:.3f}", n % 6 + 1, STROKES[n % 3]))
         for n, layer in enumerate(layers)
     ]
 
@@ -131,10 +131,10 @@ def _svg(name: str, label: str, draw: Callable[[Any], None]) -> Markup:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
-        "font.size": 9.5,
+        "font.size": 8.8,
         "text.color": INK,
         "axes.labelcolor": INK,
         "xtick.color": INK,
@@ -180,13 +180,10 @@ def _finite(value: Any) -> bool:
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """Exponential average over about a twentieth of the points, without lag at the start."""
-    keep = 1 - 1 / max(1, len(values) / 20)
-    smoothed, total, weight = [], 0.0, 0.0
-    for value in values:
-        total, weight = keep * total + value, keep * weight + 1
-        smoothed.append(total / weight)
-    return smoothed
+    """Mean over a window of about a tenth of the points around each, narrower towards the ends."""
+    reach = len(values) // 20
+    around = [min(reach, n, len(values) - 1 - n) for n in range(len(values))]
+    return [sum(values[n - r : n + r + 1]) / (2 * r + 1) for n, r in enumerate(around)]
 
 
 def _spread(values: list[int], most: int) -> list[int]:

@@ -1,6 +1,7 @@
 """What the day's page says: the figures of the stages, put in the order in which a reader asks for them."""
 
 import datetime as dt
+import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ def content(day: Day) -> dict[str, Any]:
         "headline_values": {
             n: slices.get("all", {}).get(headline) for n, slices in measured.get("metrics", {}).items()
         },
+        "recommenders": RECOMMENDERS,
         "metric_table": metric_table(measured, headline),
         "rejected": rejected(results.get("sessionize", {})),
         "loss": loss_chart(train.get("loss_curve", ()), epochs=train.get("epochs")),
@@ -110,8 +112,8 @@ def day_status(day: Day, results: Mapping[str, Mapping[str, Any]]) -> Status:
     if missing:
         return Status("degraded", f"Published, degraded: version {chosen} serves", tuple(notes))
     if not own:
-        return Status("held", f"Published: version {chosen} serves, the challenger was held back", tuple(notes))
-    return Status("good", f"Published: version {chosen}, trained for this day, serves", ())
+        return Status("held", f"Published with version {chosen}: the challenger was held back", tuple(notes))
+    return Status("good", f"Published with version {chosen}, trained for this day", ())
 
 
 def _what_is_missing(day: Day, results: Mapping[str, Any]) -> list[str]:
@@ -162,21 +164,20 @@ def _metric_order(metric: str) -> tuple[int, int, str]:
 
 
 def metric_table(measured: Mapping[str, Any], headline: str) -> dict[str, Any] | None:
-    """Columns (metric names) and groups (a slice each) of rows: label, cells of (value, whether it is the best)."""
+    """Columns (metric names) and groups (a slice each) of rows: name, cells of (value, whether it is the best)."""
     metrics = measured.get("metrics")
     if not metrics:
         return None
     names = {name for slices in metrics.values() for values in slices.values() for name in values}
     columns = sorted(names, key=lambda name: (name != headline, _metric_order(name)))
     recommenders = sorted(metrics, key=lambda name: [*RECOMMENDERS, name].index(name))
-    labels = {name: _labelled(name, measured.get("versions", {}).get(name)) for name in recommenders}
     slices = {part: None for name in recommenders for part in metrics[name]}
     groups = []
     for part in sorted(slices, key=lambda part: [*SLICES, part].index(part)):
         rows = {name: metrics[name].get(part, {}) for name in recommenders}
         best = {c: _best([values.get(c) for values in rows.values()]) for c in columns if _stem(c) in MORE_IS_BETTER}
         cells = [
-            (name, labels[name], [(values.get(c), c in best and values.get(c) == best[c]) for c in columns])
+            (name, [(values.get(c), c in best and values.get(c) == best[c]) for c in columns])
             for name, values in rows.items()
         ]
         groups.append(
@@ -185,17 +186,12 @@ def metric_table(measured: Mapping[str, Any], headline: str) -> dict[str, Any] |
     return {"columns": [metric_name(column) for column in columns], "groups": groups}
 
 
-def _labelled(name: str, version: str | None) -> str:
-    label = RECOMMENDERS.get(name, name)
-    return f"{label}, version {version}" if version else label
-
-
 def _stem(metric: str) -> str:
     return metric.partition("_")[0]
 
 
 def _best(values: list[float | None]) -> float | None:
-    return max((value for value in values if value is not None and value == value), default=None)
+    return max((value for value in values if value is not None and math.isfinite(value)), default=None)
 
 
 def metric_trend(day: Day, *, metric: str, protocol: str) -> dict[str, dict[dt.date, float]]:
@@ -213,7 +209,9 @@ def metric_trend(day: Day, *, metric: str, protocol: str) -> dict[str, dict[dt.d
     for row in rows:
         name, marker = row[MODEL_VERSION], trained[row[DS]]
         if name not in RECOMMENDERS:  # the table has versions: the one trained that day was the challenger
-            name = "challenger" if marker and marker["model_version"] == name else "champion"
+            if marker is None:
+                continue
+            name = "challenger" if marker["model_version"] == name else "champion"
         trend.setdefault(name, {})[row[DS]] = row["value"]
     return trend
 

@@ -185,7 +185,7 @@ def test_the_page_is_where_the_workspace_says_and_holds_the_figures_of_every_sta
     assert run(day) == {"uri": day.workspace.report(DAY_TWO)}
     text = text_of(page_of(day))
     for figure in (
-        "Published: version 7, trained for this day, serves",
+        "Published with version 7, trained for this day",
         "Rows read 48,211 +211",
         "Plays accepted 46,030",
         "Listeners 3,004 +19",
@@ -193,13 +193,13 @@ def test_the_page_is_where_the_workspace_says_and_holds_the_figures_of_every_sta
         "Started from the weights of version 6",
         "Events a second 10,432",
         "Seconds an epoch 41.2, 40.5",
-        "Challenger, version 7 0.087",
+        "Challenger , version 7 0.087",
         "Popularity 0.021",
         "beats popularity pass ndcg_30 0.0874, popularity 0.0213",
         "coverage pass 42.2% of songs, at least 1.0%",
         "train 12.0 s 1 min 36 s",
-        "layer 1: 0.214 (1 + x)^-0.351",
-        "layer 2: -0.121 (1 + x)^-0.702",
+        "layer 1: a 0.214, b 0.351",
+        "layer 2: a -0.121, b 0.702",
         "Song 9 Artist 2",
     ):
         assert figure in text, figure
@@ -359,7 +359,7 @@ def test_a_challenger_that_failed_a_gate_is_held_back_not_degraded(two_days: Any
     day.finish("promote", PROMOTION | {"chosen": "6", "gates": gates, "alias_moved": False, "reason": reason}, 1.0)
     text = text_of(page_of(day))
     top = text[: text.index("Lists published")]
-    assert "Published: version 6 serves, the challenger was held back" in top
+    assert "Published with version 6: the challenger was held back" in top
     assert "The challenger failed: near_champion; version 6 of 2026-03-02 serves." in top
     assert "near champion fail 0.0500, at least 0.0818" in text
 
@@ -416,7 +416,7 @@ def test_numbers_that_are_none_or_not_finite_do_not_break_the_page(two_days: Any
     day.finish("evaluate", found, 1.0)
     day.finish("train", TRAINING | {"loss_curve": [[1, math.nan]], "temporal": [], "final_loss": math.inf}, 1.0)
     text = text_of(page_of(day))
-    assert "Challenger, version 7 – " in text
+    assert "Challenger , version 7 – " in text
     assert "Final loss –" in text
     assert "nan" not in text
 
