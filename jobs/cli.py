@@ -143,9 +143,8 @@ def show(user: str, ds: str, **options: Any) -> None:
 )
 def synth(out: str, first_day: str, **options: Any) -> None:
     """Generate synthetic music logs with a catalogue, of any size, from a seed (docs/synthetic-logs.md)."""
-    from pipelines.synthetic import SyntheticConfig
-
     from jobs import synth as synth_job
+    from pipelines.synthetic import SyntheticConfig
 
     result = synth_job.synth(SyntheticConfig(first_day=parse_ds(first_day), **options), out)
     click.echo(f"{result}")

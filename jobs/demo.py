@@ -35,9 +35,8 @@ def demo_config(workspace: str, overrides: Sequence[str] = ()) -> Config:
 
 def run_demo(workspace: str, *, listeners: int, overrides: Sequence[str] = ()) -> None:
     """Generate the logs, run both days with one Spark session and one Ray instance, print the screen."""
-    from pipelines.synthetic import SyntheticConfig
-
     from jobs.synth import synth
+    from pipelines.synthetic import SyntheticConfig
 
     config = demo_config(workspace, overrides)
     started = time.monotonic()
