@@ -20,7 +20,7 @@ from fuxi_beta.model import l2_normalise
 class Lookup(Protocol):
     """The item table, plain or sharded."""
 
-    def __call__(self, item_index: Tensor) -> Tensor:
+    def __call__(self, item_index: Tensor, /) -> Tensor:
         """Raw vectors [U, D] of unique songs int64 [U] (ascending, maybe none), differentiable."""
         ...
 

@@ -210,7 +210,7 @@ def test_ranks_with_ties_and_history_removed(make_batch):
     batch = make_batch([2, 1, 1])
     batch = replace(batch, seen_offsets=torch.tensor([0, 2, 3, 4]), seen_items=torch.tensor([1, 2, 4, 5]))
     scores = torch.tensor([[99.0, 5, 4, 3, 3, 3, 1]] * 3)
-    # Row 0: 1 and 2 are history; 3 ties with 4 and 5. Row 1: 1 and 2 above 4, a target though heard, which ties with two.
+    # Row 0: 1 and 2 are history; 3 ties with 4 and 5. Row 1: 1 and 2 are above target 4 (heard), two tie with it.
     found = ranks(scores, torch.tensor([3, 4, 6]), batch, 6)
     assert found.tolist() == [2.0, 4.0, 5.0]
     assert ranks(scores[:, :6], torch.tensor([3, 4, 1]), batch, 5).tolist() == [2.0, 4.0, 1.0]

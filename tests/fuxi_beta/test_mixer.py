@@ -1,5 +1,8 @@
 """The token mixer against loops written straight from the formulas, in float64."""
 
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
+# (torch types the members of a module as Tensor | Module)
+
 import pytest
 import torch
 from torch import Tensor

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from fuxi_beta.model import FuXiBeta
 CONFIG = ModelConfig(dim=8, layers=2, heads=2, ffn_multiply=3, max_history=16, position_margin=5)
 
 
-def network(config: ModelConfig = CONFIG, *, seed: int = 0) -> FuXiBeta:
+def network(config: ModelConfig = CONFIG, *, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    model = FuXiBeta(config).double()
+    model: Any = FuXiBeta(config).double()  # torch types a module's members as Tensor | Module
     with torch.no_grad():
         for block in model.blocks:
             block.mixer.project.mul_(15)  # away from the linear regime of the initial weights
@@ -29,7 +30,7 @@ def vectors_of(batch, dim: int = 8) -> Tensor:
     return torch.randn(100, dim, dtype=torch.float64)[batch.item_index]
 
 
-def slow_listener(model: FuXiBeta, vectors: Tensor, timestamp: list[int], next_timestamp: list[int]) -> Tensor:
+def slow_listener(model: Any, vectors: Tensor, timestamp: list[int], next_timestamp: list[int]) -> Tensor:
     """FuXi-beta for one listener, written from MODELS' formulas with dense [n, n] maps."""
     config, n = model.config, len(vectors)
     heads, size = config.heads, config.dim // config.heads
@@ -176,7 +177,7 @@ def test_too_long_a_context_is_refused(make_batch):
 
 def test_initial_values_follow_the_published_ones():
     torch.manual_seed(0)
-    model = FuXiBeta(ModelConfig(dim=64, layers=8))
+    model: Any = FuXiBeta(ModelConfig(dim=64, layers=8))
     curves = model.temporal_curves()
     assert len(curves) == 8
     assert all(-0.2 <= a <= 0.2 and 0.4 <= b <= 0.8 for a, b in curves)

@@ -25,7 +25,7 @@ def test_equals_sorting_with_ties_seen_songs_and_lists_longer_than_the_catalogue
     candidates[0] = False
     seen_rows = [set(torch.randint(1, 90, (count,)).tolist()) for count in (0, 3, 30, 89, 10, 200)]
     pairs = [(row, item) for row, items in enumerate(seen_rows) for item in sorted(items)] + [(1, 95)]
-    seen = tuple(torch.tensor(column) for column in zip(*pairs, strict=True))
+    seen = (torch.tensor([row for row, _ in pairs]), torch.tensor([item for _, item in pairs]))
 
     items, scores = top_k(queries, table, candidates=candidates, k=k, seen=seen, block=block)
     of_scores = top_k_of_scores(queries @ table.t(), candidates=candidates, k=k, seen=seen, block=block)
