@@ -1,6 +1,7 @@
 """A small deployment with real shards, vocabulary, registry and models, but no Spark: what the serving stages read."""
 
 import datetime as dt
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ class Deployment:
     user_id_type: str = "int64"
     listeners: int = LISTENERS
     songs: int = SONGS
+    group_rows: int = 7  # listeners in a row group: several a file
     histories: dict[Any, list[tuple[int, int, int]]] = field(default_factory=dict)
 
     def day(self, ds: dt.date) -> Day:
@@ -115,7 +117,7 @@ class Deployment:
                 )
             path = f"bucket={bucket:05d}/part-test.parquet"
             Path(folder, path).parent.mkdir(parents=True, exist_ok=True)
-            per_group = 7  # several row groups a file
+            per_group = self.group_rows
             pq.write_table(
                 pa.Table.from_pylist(rows, schema=sequence_schema(self.user_id_type)),
                 f"{folder}/{path}",
@@ -169,17 +171,34 @@ class Deployment:
         day.finish("train", {"model_version": version, "export": folder}, 0.0)
         return version
 
+    def choose(self, ds: dt.date, version: str | None) -> None:
+        """Leave what promote leaves: the chosen version in the run record, and its marker."""
+        self.day(ds).update_record(chosen_model=version)
+        self.day(ds).finish("promote", {"chosen": version}, 0.0)
+
     def evaluated(self, ds: dt.date, **ndcg: float) -> None:
         """Leave the marker of evaluate with an NDCG@30 for each recommender."""
         metrics = {name: {"all": {"ndcg_30": value, "hr_30": value}} for name, value in ndcg.items()}
         self.day(ds).finish("evaluate", {"protocol": "next_day", "metrics": metrics}, 0.0)
 
 
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database MLflow makes on first use, made once: its migrations take seconds."""
+    from mlflow import MlflowClient
+
+    database = tmp_path_factory.mktemp("registry") / "mlflow.db"
+    MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
 @pytest.fixture
-def deployment(tmp_path: Path) -> Callable[..., Deployment]:
+def deployment(tmp_path: Path, empty_registry: Path) -> Callable[..., Deployment]:
     """Makes deployments below the test's folder: `deployment("recommend.k=5", item_id_type="string")`."""
 
     def make(*overrides: str, folder: str = "workspace", **values: Any) -> Deployment:
+        (tmp_path / folder).mkdir()
+        shutil.copy(empty_registry, tmp_path / folder / "mlflow.db")
         types = [f"sequences.{name}={values[name]}" for name in ("item_id_type", "user_id_type") if name in values]
         where = [f"workspace={tmp_path / folder}", f"sequences.buckets={BUCKETS}", "cluster.spark_master=local[2]"]
         return Deployment(load_config(overrides=[*where, *types, *overrides], environment={}), **values)
