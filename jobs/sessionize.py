@@ -46,13 +46,13 @@ def run(day: Day) -> dict[str, Any]:
             item_id_type=spec.item_id_type,
             run_id=record.run_id,
         )
-        target = _build_spec(day, record.run_id, songs, parent)
+        target = build_spec(day, record.run_id, songs, parent)
         with spark_progress(spark, "building sequences", target.buckets, "buckets") as finished:
             built = build_shards(spark, target, cleaned.staged, songs.lookup(cleaned.item_ids), finished=finished)
     finally:
         storage.delete_folder(staging)
     counts = _counts(day, cleaned, built, songs)
-    manifest = _publish(day, target, built, files, songs, counts)
+    manifest = publish(day, target, built, files, songs, counts)
     shards.remove_unlisted(manifest)
     _keep_only(day.workspace.quarantine(day.ds), cleaned.quarantined)
     return {**counts, "listeners": manifest.rows, "events": manifest.events, "files": len(manifest.files)}
@@ -84,7 +84,8 @@ def _check_quality(day: Day, cleaned: Cleaned) -> None:
     raise InputError(problem)
 
 
-def _build_spec(day: Day, run_id: str, songs: vocabulary.Vocabulary, parent: shards.Manifest | None) -> BuildSpec:
+def build_spec(day: Day, run_id: str, songs: vocabulary.Vocabulary, parent: shards.Manifest | None) -> BuildSpec:
+    """How the shards of this ds are made, under new file names."""
     configured, fixed = day.config.sequences, day.workspace.spec
     return BuildSpec(
         folder=day.workspace.sequences(day.ds),
@@ -112,7 +113,7 @@ def _counts(day: Day, cleaned: Cleaned, built: Built, songs: vocabulary.Vocabula
     }
 
 
-def _publish(
+def publish(
     day: Day,
     target: BuildSpec,
     built: Built,

@@ -55,7 +55,7 @@ VALID, IGNORED = -1, -2
 """What `judge` says of a row that is no reject: a play, or a known event that is none."""
 
 _STAGED_ROW_GROUP = 1 << 20
-_QUARANTINE_SCHEMA = pa.schema(
+QUARANTINE_SCHEMA = pa.schema(
     [
         (REASON, pa.string()),
         (LANDING_DAY, pa.date32()),
@@ -327,7 +327,7 @@ def _quarantined(batch: logs.RawBatch, positions: np.ndarray, reasons: np.ndarra
             SOURCE_FILE: [file.uri] * len(positions),
             "row": batch.as_read(positions),
         },
-        schema=_QUARANTINE_SCHEMA,
+        schema=QUARANTINE_SCHEMA,
     )
 
 

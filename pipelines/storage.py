@@ -157,6 +157,15 @@ def write_table(uri: str, table: pa.Table) -> None:
     write_bytes(uri, sink.getvalue().to_pybytes())
 
 
+def file_info(uri: str) -> FileInfo:
+    """One file as `list_files` describes it. Raises FileNotFoundError."""
+    fs, path = filesystem(uri)
+    info = fs.get_file_info(path)
+    if info.type != pafs.FileType.File:
+        raise FileNotFoundError(uri)
+    return _described(uri, info)
+
+
 def list_files(uri: str) -> list[FileInfo]:
     """Every file below a folder, hidden ones ("_" or "." first) left out, sorted by URI. No folder: no files."""
     fs, path = filesystem(uri)
@@ -165,8 +174,12 @@ def list_files(uri: str) -> list[FileInfo]:
     for info in fs.get_file_info(selector):
         below = info.path[len(path) :].strip("/")
         if info.type == pafs.FileType.File and not any(part[0] in "._" for part in below.split("/")):
-            found.append(FileInfo(join(uri, below), info.size, f"{info.mtime_ns or 0:x}-{info.size:x}"))
+            found.append(_described(join(uri, below), info))
     return sorted(found, key=lambda file: file.uri)
+
+
+def _described(uri: str, info: pafs.FileInfo) -> FileInfo:
+    return FileInfo(uri, info.size, f"{info.mtime_ns or 0:x}-{info.size:x}")
 
 
 def list_folders(uri: str) -> list[str]:
