@@ -5,8 +5,10 @@ positions of the global batch, so it and its gradients do not depend on how list
 summed over ranks first, then each rank's sum is scaled by world size / global count and gradients are averaged.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,11 +121,13 @@ class Trainer:
 
     def save(self, folder: str) -> None:
         """Write this rank's part of a checkpoint to a local folder. Collective; the parts laid together are whole."""
-        dcp.save(self.state(), checkpoint_id=folder, no_dist=not dist.is_initialized())
+        with _single_process_allowed():
+            dcp.save(self.state(), checkpoint_id=folder, no_dist=not dist.is_initialized())
 
     def load(self, folder: str) -> None:
         """Continue from a checkpoint (a folder with the parts of all ranks) of any world size. Collective."""
-        dcp.load(self.state(), checkpoint_id=folder, no_dist=not dist.is_initialized())
+        with _single_process_allowed():
+            dcp.load(self.state(), checkpoint_id=folder, no_dist=not dist.is_initialized())
 
     @torch.no_grad()
     def warm_start(self, tensors: Mapping[str, Tensor], *, known_rows: int) -> None:
@@ -153,6 +157,14 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
 
 
+@contextlib.contextmanager
+def _single_process_allowed() -> Iterator[None]:
+    """torch.distributed.checkpoint warns that it assumes a single process even where it was told so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
 def read_checkpoint(folder: str) -> dict[str, Tensor]:
     """Every tensor of a checkpoint by name, whole and on the CPU, with neither a process group nor TorchRec."""
     metadata = dcp.FileSystemReader(folder).read_metadata()
@@ -161,7 +173,8 @@ def read_checkpoint(folder: str) -> dict[str, Tensor]:
         for name, entry in metadata.state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
-    dcp.load(tensors, checkpoint_id=folder, no_dist=True)
+    with _single_process_allowed():
+        dcp.load(tensors, checkpoint_id=folder, no_dist=True)
     return tensors
 
 

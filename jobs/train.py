@@ -138,6 +138,7 @@ def _result(loop: LoopConfig, position: Position, parent: str | None) -> dict[st
         "epochs": position.epoch,
         "steps": position.steps,
         "samples": position.samples,
+        "resumed_at": position.resumed_at,
         "events_per_s": round(position.events / max(position.seconds, 1e-9)),
         "seconds_per_epoch": position.seconds_per_epoch,
         "loss_curve": position.curve,

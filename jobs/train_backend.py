@@ -7,6 +7,7 @@ import os
 import socket
 import tempfile
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,10 +26,14 @@ class LoopbackTorchConfig(TorchConfig):
 
 
 class _LoopbackBackend(_TorchBackend):
+    _file = ""
+
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Join every worker to a process group; called again, with a new file, each time workers are replaced."""
         worker_group.execute(_set_torch_distributed_env_vars)
-        file = worker_group.execute_single(0, _rendezvous_file)
+        handle, file = tempfile.mkstemp(prefix="fuxi-train-")  # the controller is on this machine, as all workers are
+        os.close(handle)
+        self._file = file
         world_size = len(worker_group)
         joining = [
             worker_group.execute_single_async(
@@ -38,11 +43,13 @@ class _LoopbackBackend(_TorchBackend):
         ]
         ray.get(joining)
 
-
-def _rendezvous_file() -> str:
-    handle, path = tempfile.mkstemp(prefix="fuxi-train-")
-    os.close(handle)
-    return path
+    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Leave the process group; also called when a worker died."""
+        try:
+            super().on_shutdown(worker_group, backend_config)
+        finally:
+            if self._file:
+                Path(self._file).unlink(missing_ok=True)
 
 
 def _join(*, file: str, member: int, world_size: int, settings: dict[str, Any]) -> None:

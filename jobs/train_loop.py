@@ -59,6 +59,7 @@ class Position:
     loss_sum: float = 0.0  # of the present epoch
     loss_positions: int = 0
     epoch_seconds: float = 0.0
+    resumed_at: list[int] = field(default_factory=list)  # steps of the checkpoints this run was continued from
     first_step_at: float = 0.0  # Unix seconds, of the process that wrote this
     last_step_at: float = 0.0
 
@@ -175,6 +176,7 @@ def _start(loop: LoopConfig, device: Any, world_size: int) -> tuple[Any, Positio
             trainer.load(folder)
             position = Position.read(folder)
         position.first_step_at = 0.0
+        position.resumed_at.append(position.steps)
         return trainer, position
     if loop.parent:
         warm_start(trainer, loop.parent)
