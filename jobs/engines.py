@@ -36,7 +36,25 @@ def spark_session(cluster: ClusterConfig) -> Any:
         builder = builder.config(key, value)
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
+    _forward_storage(session, local=cluster.spark_master.startswith("local"))
     return session
+
+
+def _forward_storage(session: Any, *, local: bool) -> None:
+    """Tell the Python workers which object store the driver uses.
+
+    They inherit the environment of the JVM that started them, which may be older than ours or on another machine.
+    Credentials travel on this machine only; a cluster's workers have an identity of their own.
+    """
+    names = ["AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"]
+    if local:
+        names += ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"]
+    environment = session.sparkContext.environment
+    for name in names:
+        if name in os.environ:
+            environment[name] = os.environ[name]
+        else:
+            environment.pop(name, None)
 
 
 @contextlib.contextmanager
