@@ -2,6 +2,7 @@
 
 import datetime as dt
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,18 +116,14 @@ class Deployment:
                         "num_events": len(events),
                     }
                 )
-            path = f"bucket={bucket:05d}/part-test.parquet"
-            Path(folder, path).parent.mkdir(parents=True, exist_ok=True)
-            per_group = self.group_rows
-            pq.write_table(
-                pa.Table.from_pylist(rows, schema=sequence_schema(self.user_id_type)),
-                f"{folder}/{path}",
-                row_group_size=per_group,
-            )
-            groups = tuple(min(per_group, len(rows) - start) for start in range(0, len(rows), per_group))
+            path, sink = f"bucket={bucket:05d}/part-test.parquet", pa.BufferOutputStream()
+            table = pa.Table.from_pylist(rows, schema=sequence_schema(self.user_id_type))
+            pq.write_table(table, sink, row_group_size=self.group_rows)
+            content = sink.getvalue().to_pybytes()
+            storage.write_bytes(f"{folder}/{path}", content)
+            groups = tuple(min(self.group_rows, len(rows) - n) for n in range(0, len(rows), self.group_rows))
             events = sum(row["num_events"] for row in rows)
-            size = Path(folder, path).stat().st_size
-            files.append(ShardFile(path, bucket, len(rows), events, size, "", groups))
+            files.append(ShardFile(path, bucket, len(rows), events, len(content), "", groups))
         return files
 
     def export(self, ds: dt.date, *, seed: int = 1, known: int | None = None) -> str:
@@ -154,7 +151,9 @@ class Deployment:
             data_end=day.workspace.calendar.day_start(ds - dt.timedelta(days=1)),
         )
         folder = f"{day.workspace.run(ds)}/export-{seed}"
-        save_export(folder, trained)
+        with tempfile.TemporaryDirectory() as scratch:
+            save_export(scratch, trained)
+            storage.upload_folder(scratch, folder)
         return folder
 
     def trained(self, ds: dt.date, *, seed: int = 1, run_key: str = "", known: int | None = None) -> str:
@@ -196,11 +195,15 @@ def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def deployment(tmp_path: Path, empty_registry: Path) -> Callable[..., Deployment]:
     """Makes deployments below the test's folder: `deployment("recommend.k=5", item_id_type="string")`."""
 
-    def make(*overrides: str, folder: str = "workspace", **values: Any) -> Deployment:
+    def make(*overrides: str, folder: str = "workspace", workspace: str = "", **values: Any) -> Deployment:
         (tmp_path / folder).mkdir()
         shutil.copy(empty_registry, tmp_path / folder / "mlflow.db")
         types = [f"sequences.{name}={values[name]}" for name in ("item_id_type", "user_id_type") if name in values]
-        where = [f"workspace={tmp_path / folder}", f"sequences.buckets={BUCKETS}", "cluster.spark_master=local[2]"]
+        where = [
+            f"workspace={workspace or tmp_path / folder}",
+            f"sequences.buckets={BUCKETS}",
+            "cluster.spark_master=local[2]",
+        ]
         return Deployment(load_config(overrides=[*where, *types, *overrides], environment={}), **values)
 
     return make

@@ -216,6 +216,20 @@ def test_metrics_stand_beside_each_other_in_every_slice_and_the_best_is_set_off(
     assert [float(value) for value in best] == values
 
 
+def test_metrics_at_many_cut_offs_are_folded_and_a_tie_is_no_best(two_days: Any) -> None:
+    day, found = two_days.day(DAY_TWO), measured()
+    for slices in found["metrics"].values():
+        for values in slices.values():
+            values |= {"ndcg_10": 0.5, "hr_10": 0.5, "ndcg_50": 0.5, "hr_50": 0.5}
+    day.finish("evaluate", found, 1.0)
+    page = page_of(day)
+    shown, folded = page.split("<summary>Metrics at other cut-offs</summary>")
+    assert "NDCG@10" not in shown
+    table = folded[: folded.index("</details>")]
+    assert re.findall(r'class="n">([A-Z]\w+@\d+)</th>', table) == ["NDCG@10", "NDCG@50", "HR@10", "HR@50"]
+    assert "best" not in table
+
+
 def test_the_trend_knows_which_version_was_the_challenger_of_its_day(two_days: Any) -> None:
     from jobs.report_content import metric_trend
 
