@@ -53,6 +53,7 @@ def loss_chart(curve: Sequence[Sequence[float]], *, epochs: int | None = None) -
             axes.axvline(last * epoch / (epochs or 1), color=GRID, linewidth=0.8, linestyle=(0, (2, 3)))
         axes.plot(steps, losses, color=SERIES[0], linewidth=1, alpha=0.35, marker="o", markersize=1.5)
         axes.plot(steps, _smoothed(losses), color=SERIES[0], linewidth=2)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
 
@@ -153,7 +154,10 @@ def _svg(name: str, label: str, draw: Callable[[Any], None]) -> Markup:
     with matplotlib.rc_context(style):
         figure = Figure(figsize=_SIZE, layout="constrained")
         FigureCanvasSVG(figure)
-        draw(figure.add_subplot())
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.locator_params(axis="y", nbins=6)
+        figure.draw_without_rendering()  # the first layout may change the ticks, the second makes room for them
         sink = io.BytesIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(sink, format="svg", transparent=True, metadata=nothing)

@@ -19,11 +19,12 @@ TREND_DAYS = 28
 RECOMMENDERS = {
     "challenger": "Challenger",
     "champion": "Champion",
-    "markov": "Markov, first order",
+    "markov": "Markov",
     "popularity": "Popularity",
 }
 SLICES = {"all": "All listeners", "new": "New listeners", "light": "Light listeners", "heavy": "Heavy listeners"}
 METRICS = ("ndcg", "recall", "hr", "mrr", "coverage", "repeats")
+MAX_COLUMNS = 8
 MORE_IS_BETTER = ("ndcg", "recall", "hr", "mrr")
 REASONS = {
     "unparseable": "a value that is not of its column's type",
@@ -74,7 +75,7 @@ def content(day: Day) -> dict[str, Any]:
             n: slices.get("all", {}).get(headline) for n, slices in measured.get("metrics", {}).items()
         },
         "recommenders": RECOMMENDERS,
-        "metric_table": metric_table(measured, headline),
+        "metric_tables": metric_tables(measured, headline),
         "rejected": rejected(results.get("sessionize", {})),
         "loss": loss_chart(train.get("loss_curve", ()), epochs=train.get("epochs")),
         "temporal": temporal_chart(train.get("temporal", ())),
@@ -163,35 +164,43 @@ def _metric_order(metric: str) -> tuple[int, int, str]:
     return METRICS.index(stem) if stem in METRICS else len(METRICS), int(at) if at.isdigit() else 0, metric
 
 
-def metric_table(measured: Mapping[str, Any], headline: str) -> dict[str, Any] | None:
-    """Columns (metric names) and groups (a slice each) of rows: name, cells of (value, whether it is the best)."""
-    metrics = measured.get("metrics")
-    if not metrics:
-        return None
+def metric_tables(measured: Mapping[str, Any], headline: str) -> list[dict[str, Any]]:
+    """The table of metrics; above eight columns it is two, the second of those with another cut-off than the headline.
+
+    Each has columns (metric names) and groups (a slice each: title, listeners, rows of a recommender's name and its
+    cells, each a value and whether it is the best of its group).
+    """
+    metrics = measured.get("metrics", {})
     names = {name for slices in metrics.values() for values in slices.values() for name in values}
     columns = sorted(names, key=lambda name: (name != headline, _metric_order(name)))
+    at = headline.partition("_")[2]
+    first = [column for column in columns if len(columns) <= MAX_COLUMNS or column.partition("_")[2] in (at, "")]
+    rest = [column for column in columns if column not in first]
+    return [_metric_table(measured, part) for part in (first, rest) if part]
+
+
+def _metric_table(measured: Mapping[str, Any], columns: list[str]) -> dict[str, Any]:
+    metrics = measured["metrics"]
     recommenders = sorted(metrics, key=lambda name: [*RECOMMENDERS, name].index(name))
-    slices = {part: None for name in recommenders for part in metrics[name]}
+    slices = {part for values in metrics.values() for part in values}
     groups = []
-    for part in sorted(slices, key=lambda part: [*SLICES, part].index(part)):
-        rows = {name: metrics[name].get(part, {}) for name in recommenders}
-        best = {c: _best([values.get(c) for values in rows.values()]) for c in columns if _stem(c) in MORE_IS_BETTER}
-        cells = [
-            (name, [(values.get(c), c in best and values.get(c) == best[c]) for c in columns])
-            for name, values in rows.items()
+    for part in sorted(slices, key=lambda part: ([*SLICES, part].index(part), part)):
+        values = {name: metrics[name].get(part, {}) for name in recommenders}
+        best = {column: _best(column, [row.get(column) for row in values.values()]) for column in columns}
+        rows = [
+            (name, [(row.get(column), row.get(column) == best[column] is not None) for column in columns])
+            for name, row in values.items()
         ]
         groups.append(
-            {"title": SLICES.get(part, part), "listeners": measured.get("slices", {}).get(part), "rows": cells}
+            {"title": SLICES.get(part, part), "listeners": measured.get("slices", {}).get(part), "rows": rows}
         )
     return {"columns": [metric_name(column) for column in columns], "groups": groups}
 
 
-def _stem(metric: str) -> str:
-    return metric.partition("_")[0]
-
-
-def _best(values: list[float | None]) -> float | None:
-    return max((value for value in values if value is not None and math.isfinite(value)), default=None)
+def _best(metric: str, values: list[float | None]) -> float | None:
+    """The largest of a ranking metric's values where they differ; None where there is no best."""
+    numbers = {value for value in values if value is not None and math.isfinite(value)}
+    return max(numbers) if len(numbers) > 1 and metric.partition("_")[0] in MORE_IS_BETTER else None
 
 
 def metric_trend(day: Day, *, metric: str, protocol: str) -> dict[str, dict[dt.date, float]]:

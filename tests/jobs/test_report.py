@@ -20,6 +20,7 @@ import pytest
 from jobs import lists
 from jobs.charts import loss_chart, temporal_chart, trend_chart
 from jobs.config import load_config
+from jobs.daily import run_day
 from jobs.day import Day, open_day
 from jobs.metrics_table import write_metrics
 from jobs.report import run
@@ -479,3 +480,18 @@ def test_the_temporal_curve_runs_from_a_second_to_a_year_on_a_log_axis() -> None
     start, half, end = (0.2 * (1 + x) ** -0.5 for x in (1, math.sqrt(365 * 86_400), 365 * 86_400))
     expected = (half - end) / (start - end)
     assert (ys[-1] - ys[middle]) / (ys[-1] - ys[0]) == pytest.approx(expected, abs=0.01)
+
+
+def test_the_reason_of_a_failed_stage_outlives_the_process_until_the_stage_finishes(
+    deployment: Callable[..., Any],
+) -> None:
+    made = deployment()
+    made.sessionized(DAY_ONE)
+
+    def fail(_: Day) -> dict[str, Any]:
+        raise RuntimeError("out of memory")
+
+    run_day(made.day(DAY_ONE), {"train": fail})
+    assert made.day(DAY_ONE).failure("train") == "RuntimeError: out of memory"
+    run_day(made.day(DAY_ONE), {"train": lambda _: TRAINING})
+    assert made.day(DAY_ONE).failure("train") is None
