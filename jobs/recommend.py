@@ -33,7 +33,8 @@ def run(day: Day) -> dict[str, Any]:
     if day.marker("promote") is None:
         raise InputError(f"no model is chosen for {day.ds}: run `fuxi promote --ds {day.ds}` first")
     record = day.record
-    key = lists.commit_key(record.run_id, record.chosen_model, record.config_hash, str(day.sequences_ds))
+    config = day.config.hash()
+    key = lists.commit_key(record.run_id, record.chosen_model, config, str(day.sequences_ds))
     table = lists.open_lists(day.workspace)
     done = None if day.force else lists.published_result(table, day.ds, key)
     if done is not None:
@@ -47,7 +48,7 @@ def run(day: Day) -> dict[str, Any]:
         metadata = {
             "ds": str(day.ds),
             "run_id": record.run_id,
-            "config_hash": record.config_hash,
+            "config_hash": config,
             "model_version": record.chosen_model or "",
             "result": json.dumps(result),
         }
@@ -142,7 +143,9 @@ def score(day: Day, job: ListJob, parts: list[Part]) -> None:
 def _make_part(shared: list[Any], file: ShardFile) -> Part:
     """In a Ray worker: fetch the job once a process, then do the file."""
     import ray
+    import torch
 
+    torch.set_num_threads(1)
     key = shared[0].hex()
     if key not in _jobs:
         _jobs.clear()

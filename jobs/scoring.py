@@ -61,11 +61,8 @@ class ListJob:
 
 def make_part(job: ListJob, file: ShardFile) -> Part:
     """Lists of the active listeners of one shard file, written as one part, in the order of the file."""
-    import torch
-
     from fuxi_beta.batches import read_histories
 
-    torch.set_num_threads(1)
     tables = [_no_rows(job)]
     for group in range(len(file.row_groups)):
         histories = read_histories(job.manifest, file, group).before(job.cut)
