@@ -81,4 +81,5 @@ def _sum_by_row(states: Tensor, rows: Tensor, weights: Tensor, count: int) -> Te
     starts = torch.bincount(flat, minlength=count).cumsum(0).roll(1)
     starts[0] = 0
     state = torch.div(order, rows.shape[1], rounding_mode="floor")
-    return F.embedding_bag(state, states, starts, per_sample_weights=weights.flatten()[order], mode="sum")
+    sorted_weights = weights.flatten().index_select(0, order)  # several times as fast as indexing
+    return F.embedding_bag(state, states, starts, per_sample_weights=sorted_weights, mode="sum")

@@ -16,7 +16,7 @@ from fuxi_beta.batches import Batch
 from fuxi_beta.bias import PositionalBias, PowerBias, log_gap
 from fuxi_beta.ffn import rms_norm
 
-_GROUPS = 4
+_GROUPS = 8
 _MIN_GROUP = 8  # smaller groups of listeners cost more in calls than they save in padding
 
 

@@ -49,7 +49,7 @@ def training_loss(
         return states.sum() * 0 + table.sum() * 0, 0
 
     row_of_candidate = row[candidates.clamp(max=len(row) - 1)]  # candidates beyond the last row were not drawn
-    target_row, negative_rows = row[target], row_of_candidate[draws]
+    target_row, negative_rows = row[target], row_of_candidate.take(draws)
     masked = negative_rows == target_row[:, None]
     if train.mode == "exclusive":
         masked |= _heard(batch, positions, negative_rows, row, len(songs))
@@ -83,4 +83,4 @@ def _heard(batch: Batch, positions: Tensor, negative_rows: Tensor, row: Tensor, 
     occurs = (rows >= 0) & (batch.seen_items < len(row))
     heard = torch.zeros(batch.num_listeners, width, dtype=torch.bool, device=row.device)
     heard[batch.seen_listener[occurs], rows[occurs]] = True
-    return heard.view(-1)[batch.listener[positions][:, None] * width + negative_rows]
+    return heard.take(batch.listener[positions][:, None] * width + negative_rows)

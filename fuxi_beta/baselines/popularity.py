@@ -41,9 +41,9 @@ def fit_popularity(
     calendar, listeners = Calendar(manifest.timezone), np.zeros(songs)
     for plays in plays_before(manifest, end=end, train=train):
         recent = plays.keep(plays.timestamp >= start)
-        keys = recent.listener * songs + recent.item_index
-        counted = _within_cap(recent.listener, calendar.day_number(recent.timestamp), keys, config.popularity_daily_cap)
-        listeners += np.bincount(np.unique(keys[counted]) % songs, minlength=songs)
+        listener, item = recent.listener, recent.item_index.astype(np.int64)
+        counted = _within_cap(listener, calendar.day_number(recent.timestamp), item, config.popularity_daily_cap)
+        listeners += np.bincount(np.unique((listener * songs + item)[counted]) % songs, minlength=songs)
     mask = all_songs(manifest.vocabulary_size) if candidates is None else candidates
     return Popularity(torch.from_numpy(listeners).float(), train=train, candidates=mask)
 
@@ -54,7 +54,7 @@ def _within_cap(listener: np.ndarray, day: np.ndarray, song: np.ndarray, cap: in
         return np.zeros(0, bool)
     new_day = np.concatenate([[True], (np.diff(listener) != 0) | (np.diff(day) != 0)])
     run = np.cumsum(new_day) - 1
-    _, first = np.unique(np.stack([run, song]), axis=1, return_index=True)
+    _, first = np.unique(run * (int(song.max()) + 1) + song, return_index=True)
     is_first = np.zeros(len(listener), np.int64)
     is_first[first] = 1
     firsts = np.cumsum(is_first)
