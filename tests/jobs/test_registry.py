@@ -134,7 +134,7 @@ def mlflow_server(tmp_path: Path) -> Iterator[str]:
     quiet = subprocess.DEVNULL
     server = subprocess.Popen(command, env=environment, start_new_session=True, stdout=quiet, stderr=quiet)
     try:
-        for _ in range(300):
+        for _ in range(900):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
                 break
