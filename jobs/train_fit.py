@@ -56,7 +56,8 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
         except TrainingFailedError as error:
             raise _cause(error) from None
     if result.return_value:
-        raise InputError(f"training stopped: {result.return_value}: lower train.lr or train.item_lr, or check the logs")
+        remedy = "lower train.lr or train.item_lr, or raise train.temperature"
+        raise InputError(f"training stopped: {result.return_value}: {remedy}")
     return result
 
 

@@ -38,8 +38,8 @@ SMALL = (
 )
 
 
-def undisturbed(day: Day, manifest: Manifest) -> list[float]:
-    """Mean loss of each epoch of the same training in this process, without Ray, TorchRec or checkpoints."""
+def undisturbed(day: Day, manifest: Manifest) -> tuple[list[float], int]:
+    """Mean loss of each epoch, and all steps, of the same training in this process, without Ray or TorchRec."""
     import torch
 
     from fuxi_beta.batches import TrainingBatches
@@ -68,7 +68,7 @@ def undisturbed(day: Day, manifest: Manifest) -> list[float]:
     for epoch in range(loop.epochs):
         steps = [trainer.step(batch, epoch=epoch) for batch in batches.epoch(epoch)]
         means.append(sum(s.loss * s.positions for s in steps) / sum(s.positions for s in steps))
-    return means
+    return means, loop.epochs * batches.steps_per_epoch
 
 
 def steps_taken(day: Day) -> int:
@@ -127,8 +127,8 @@ def test_a_worker_killed_in_a_two_node_cluster_is_replaced_and_the_loss_is_the_u
     killer.join()
 
     assert killed and len(result["resumed_at"]) == 1 and result["resumed_at"][0] >= 8
-    expected = undisturbed(day, manifest)
-    assert result["steps"] == 40 and result["epochs"] == 5 and result["samples"] == 5 * 120
+    expected, steps = undisturbed(day, manifest)
+    assert result["steps"] == steps and result["epochs"] == 5 and result["samples"] == 5 * 120
     assert result["final_loss"] == pytest.approx(expected[-1], rel=1e-5)
     assert expected[-1] < expected[0]
 
@@ -170,8 +170,8 @@ def test_a_killed_driver_run_again_resumes_and_the_next_day_starts_from_its_mode
     house, day = driver_killed, driver_killed.day(DAY_ONE)
     assert day.marker("train") is None
     result = train.run(day)
-    expected = undisturbed(day, read_manifest(day.workspace.sequences(DAY_ONE)))
-    assert len(result["resumed_at"]) == 1 and 4 <= result["resumed_at"][0] < 40
+    expected, steps = undisturbed(day, read_manifest(day.workspace.sequences(DAY_ONE)))
+    assert len(result["resumed_at"]) == 1 and 8 <= result["resumed_at"][0] < steps == result["steps"]
     assert result["final_loss"] == pytest.approx(expected[-1], rel=1e-5)
     assert result["warm_started_from"] is None and len(result["seconds_per_epoch"]) == 5
     assert_published(day, result)
@@ -202,9 +202,11 @@ def assert_published(day: Day, result: dict[str, Any]) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_training_with_one_line(deployment, ray_local: Any) -> None:
-    house: Deployment = deployment(*SMALL, "train.lr=1.0e+38", listeners=40)
+    house: Deployment = deployment(*SMALL, "train.temperature=1.0e-40", listeners=40)
     house.sessionized(DAY_ONE)
-    with pytest.raises(InputError, match=r"training stopped: .* at step \d+ .*lower train\.lr") as caught:
+    with pytest.raises(
+        InputError, match=r"training stopped: the training loss is nan at step 1 .*lower train\.lr"
+    ) as caught:
         train.run(house.day(DAY_ONE))
     assert "\n" not in str(caught.value)
     assert not registry.versions(house.day(DAY_ONE))
