@@ -89,6 +89,13 @@ def test_markov_scores_are_decayed_shares_of_what_came_next(shards):
     assert markov.recommend(requests(shards), 1)[0].tolist() == [[4], [1]]
 
 
+def test_transitions_do_not_cross_listeners(make_shards):
+    users = {1: [(1, CUT - 9, 100), (2, CUT - 8, 100)], 2: [(3, CUT - 7, 100), (4, CUT - 6, 100)]}
+    markov = fit_markov(make_shards([users], vocabulary_size=6, data_end=CUT), end=CUT, train=TRAIN)
+    assert markov.songs.tolist() == [2, 4]
+    assert markov.starts.diff().tolist() == [0, 1, 0, 1, 0, 0, 0]
+
+
 def test_markov_looks_at_the_ten_latest_plays_only(make_shards):
     history = [(1, CUT - 100, 100), *((2, CUT - 50 + n, 100) for n in range(10))]
     other = [(1, CUT - 9, 100), (3, CUT - 8, 100), (1, CUT - 7, 100), (3, CUT - 6, 100)]
