@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.keyed import DropoutKey
-from fuxi_beta.model import FuXiBeta
+from fuxi_beta.model import Dropout, FuXiBeta
 
 CONFIG = ModelConfig(dim=8, layers=2, heads=2, ffn_multiply=3, max_history=16, position_margin=5)
 
@@ -157,6 +157,12 @@ def test_dropout_depends_on_seed_epoch_and_sample(make_batch):
     assert not torch.allclose(model(vectors, batch, key=DropoutKey(2, 0)), base)
     assert not torch.allclose(model(vectors, batch, key=DropoutKey(1, 1)), base)
     assert not torch.allclose(model(vectors, replace(batch, sample=batch.sample + 1), key=DropoutKey(1, 0)), base)
+
+
+def test_every_token_and_every_site_has_a_mask_of_its_own(make_batch):
+    dropout = Dropout(DropoutKey(1, 0), make_batch([6, 9]), 0.5)
+    masks = torch.cat([dropout(torch.ones(15, 64)), dropout(torch.ones(15, 64))])
+    assert len(masks.unique(dim=0)) == 30
 
 
 def test_empty_batches_still_give_every_parameter_a_gradient(make_batch):
