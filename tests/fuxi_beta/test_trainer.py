@@ -69,6 +69,8 @@ def learn(
 
 def worker(rank: int, world: int, port: int, folder: str, job: dict[str, Any]) -> None:
     """Steps of one rank, from the checkpoint of `job["start"]` where that is not 0, and a checkpoint at the end."""
+    if world > 1:
+        torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     trainer = make_trainer(job["train"])
     start, stop = job["start"], job["stop"]
