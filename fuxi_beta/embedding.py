@@ -23,6 +23,7 @@ from fuxi_beta.config import TrainConfig
 from fuxi_beta.optimizers import RowwiseAdagrad, adamw
 
 ROW_MULTIPLE = 64
+WIDTH_MULTIPLE = 4  # FBGEMM's tables are this many floats wide, or twice, three times, ...
 INITIAL_STD = 0.02  # truncated at two standard deviations
 _CHUNK_ROWS = 1 << 14
 _SITE = -1  # the sites of `keyed` count up from 0
@@ -166,16 +167,23 @@ class ShardedItemTable(ItemTable):
 
     The update happens inside the backward pass. Gradients are averaged over ranks, so a loss that is a share of a
     global mean must be multiplied by the world size first. Needs torchrec and an initialised process group.
+
+    Where D is not a multiple of 4 the table has W > D columns, the last of them zero. FBGEMM then takes the mean of
+    g^2 over W instead of D, so its accumulators are D / W of ours; learning rate and eps times sqrt(D / W) make up for
+    that exactly. `state` shows the kernel's own tensors (`logical_state` translates), all else is in terms of D.
     """
 
     def __init__(self, rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> None:
         if train.item_optimizer != "rowwise_adagrad":
             raise ValueError(f"a sharded table learns by rowwise_adagrad, not {train.item_optimizer}")
-        self.rows = rows
-        self.sharded = _shard(rows, dim, train=train, device=torch.device(device))
+        self.rows, self.dim = rows, dim
+        self.width = -(-dim // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+        correction = math.sqrt(dim / self.width)
+        optimizer = {"lr": train.item_lr * correction, "eps": train.item_eps * correction}
+        self.sharded = _shard(rows, self.width, optimizer=optimizer, device=torch.device(device))
         self._state = self._find_state()
         for start, tensor in self._local("weight"):
-            tensor.copy_(initial_rows(start, start + tensor.shape[0], dim=dim, seed=train.seed))
+            tensor.zero_()[:, :dim] = initial_rows(start, start + tensor.shape[0], dim=dim, seed=train.seed)
 
     @override
     def __call__(self, item_index: Tensor) -> Tensor:
@@ -183,7 +191,8 @@ class ShardedItemTable(ItemTable):
 
         _validate(item_index, self.rows)
         lengths = torch.tensor([item_index.numel()], dtype=torch.int64, device=item_index.device)
-        return self.sharded(KeyedJaggedTensor(keys=[_FEATURE], values=item_index, lengths=lengths))[_FEATURE].values()
+        found = self.sharded(KeyedJaggedTensor(keys=[_FEATURE], values=item_index, lengths=lengths))
+        return found[_FEATURE].values()[:, : self.dim]
 
     @override
     def replicated(self) -> list[nn.Parameter]:
@@ -203,19 +212,24 @@ class ShardedItemTable(ItemTable):
 
     @override
     def full_weight(self) -> Tensor:
-        return self._gather("weight")
+        return self._gathered()["weight"]
 
     @override
     def full_optimizer_state(self) -> dict[str, Tensor]:
-        return {"accumulator": self._gather("accumulator")}
+        return {"accumulator": self._gathered()["accumulator"]}
 
     @override
     def load_full(self, weight: Tensor, state: Mapping[str, Tensor] | None = None) -> None:
         _check_rows(weight, self.rows)
-        for name, source in {"weight": weight, **(state or {})}.items():
-            for start, tensor in self._local(name):
-                part = source[start : start + tensor.shape[0]]
-                tensor[: part.shape[0]].copy_(part)
+        for start, tensor in self._local("weight"):
+            part = weight[start : start + tensor.shape[0]]
+            tensor[: part.shape[0], : self.dim] = part.to(tensor)
+        accumulator = (state or {}).get("accumulator")
+        if accumulator is None:
+            return
+        for start, tensor in self._local("accumulator"):
+            part = accumulator[start : start + tensor.shape[0]] * (self.dim / self.width)
+            tensor[: part.shape[0]] = part.to(tensor)
 
     def _find_state(self) -> dict[str, Any]:
         """TorchRec's ShardedTensors; they share memory with the fused kernel. RuntimeError without an optimizer."""
@@ -237,12 +251,23 @@ class ShardedItemTable(ItemTable):
         for shard in self._state[name].local_shards():
             yield shard.metadata.shard_offsets[0], shard.tensor.detach()
 
-    def _gather(self, name: str) -> Tensor:
+    def _gathered(self) -> dict[str, Tensor]:
+        own = {name: [(start, tensor.cpu()) for start, tensor in self._local(name)] for name in self._state}
         parts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, [(start, tensor.cpu()) for start, tensor in self._local(name)])
-        return torch.cat(
-            [tensor for _, tensor in sorted((pair for part in parts for pair in part), key=lambda p: p[0])]
-        )
+        torch.distributed.all_gather_object(parts, own)
+        whole = {}
+        for name in self._state:
+            shards = sorted((shard for part in parts for shard in part[name]), key=lambda shard: shard[0])
+            whole[name] = torch.cat([tensor for _, tensor in shards])
+        return logical_state(whole, dim=self.dim)
+
+
+def logical_state(state: Mapping[str, Tensor], *, dim: int) -> dict[str, Tensor]:
+    """A table's whole state in terms of D = `dim`, whichever kind of table wrote it (see `ShardedItemTable`)."""
+    width = state["weight"].shape[1]
+    if width == dim:
+        return dict(state)
+    return {"weight": state["weight"][:, :dim], "accumulator": state["accumulator"] * (width / dim)}
 
 
 def item_table(rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> ItemTable:
@@ -261,8 +286,11 @@ def _check_rows(weight: Tensor, rows: int) -> None:
         raise ValueError(f"{weight.shape[0]} rows do not fit into an item table of {rows}")
 
 
-def _shard(rows: int, dim: int, *, train: TrainConfig, device: torch.device) -> Any:
-    """An EmbeddingCollection of one table, row-wise over all ranks, under DistributedModelParallel."""
+def _shard(rows: int, width: int, *, optimizer: dict[str, float], device: torch.device) -> Any:
+    """An EmbeddingCollection of one table, row-wise over all ranks, under DistributedModelParallel.
+
+    optimizer: learning rate and eps of row-wise Adagrad.
+    """
     import torch.distributed as dist
     from torch.distributed.optim import _apply_optimizer_in_backward
     from torchrec import EmbeddingCollection, EmbeddingConfig
@@ -272,11 +300,10 @@ def _shard(rows: int, dim: int, *, train: TrainConfig, device: torch.device) -> 
     from torchrec.distributed.planner.types import ParameterConstraints
     from torchrec.optim import RowWiseAdagrad
 
-    table = EmbeddingConfig(name=_TABLE, embedding_dim=dim, num_embeddings=rows, feature_names=[_FEATURE])
+    table = EmbeddingConfig(name=_TABLE, embedding_dim=width, num_embeddings=rows, feature_names=[_FEATURE])
     collection = EmbeddingCollection(tables=[table], device=torch.device("meta"))
     # TorchRec mutates the keyword arguments it is given: hand it a dictionary of its own.
-    arguments = {"lr": train.item_lr, "eps": train.item_eps}
-    _apply_optimizer_in_backward(RowWiseAdagrad, collection.parameters(), dict(arguments))
+    _apply_optimizer_in_backward(RowWiseAdagrad, collection.parameters(), dict(optimizer))
     world = dist.get_world_size()
     local = min(world, torch.cuda.device_count()) if device.type == "cuda" else world
     constraints = {_TABLE: ParameterConstraints(sharding_types=["row_wise"], compute_kernels=["fused"])}

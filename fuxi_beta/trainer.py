@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from fuxi_beta.batches import Batch
 from fuxi_beta.checkpoint import TrainedModel
 from fuxi_beta.config import ModelConfig, TrainConfig
-from fuxi_beta.embedding import ItemTable
+from fuxi_beta.embedding import ItemTable, logical_state
 from fuxi_beta.model import FuXiBeta
 from fuxi_beta.optimizers import adamw, named_state
 from fuxi_beta.training import training_loss
@@ -165,8 +165,11 @@ def _single_process_allowed() -> Iterator[None]:
         yield
 
 
-def read_checkpoint(folder: str) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint by name, whole and on the CPU, with neither a process group nor TorchRec."""
+def read_checkpoint(folder: str, *, dim: int) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint by name, whole and on the CPU, with neither a process group nor TorchRec.
+
+    dim: D, the width of an item vector.
+    """
     metadata = dcp.FileSystemReader(folder).read_metadata()
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -175,7 +178,8 @@ def read_checkpoint(folder: str) -> dict[str, Tensor]:
     }
     with _single_process_allowed():
         dcp.load(tensors, checkpoint_id=folder, no_dist=True)
-    return tensors
+    items = {name.removeprefix(ITEMS): tensors.pop(name) for name in list(tensors) if name.startswith(ITEMS)}
+    return tensors | {ITEMS + name: tensor for name, tensor in logical_state(items, dim=dim).items()}
 
 
 def trained_model(
@@ -186,7 +190,7 @@ def trained_model(
     candidates: bool [vocabulary + 1]. `ds`, `data_end` and `metadata` are the caller's to fill in.
     Raises DivergedError if a weight is not finite.
     """
-    tensors = read_checkpoint(folder)
+    tensors = read_checkpoint(folder, dim=model.dim)
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise DivergedError(f"{broken[0]} has values that are not finite")

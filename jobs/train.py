@@ -50,8 +50,8 @@ def run(day: Day) -> dict[str, Any]:
     )
     version = registry.register_challenger(day, export, mlflow_run_id=run_id, run_key=name)
     overhead = {
-        "seconds_to_first_step": round(position.first_step_at - started, 1),
-        "seconds_after_last_step": round(ended - position.last_step_at, 1),
+        "seconds_to_first_step": round(max(position.first_step_at - started, 0), 1),  # 0: all steps were taken before
+        "seconds_after_last_step": round(ended - max(position.last_step_at, started), 1),
         "seconds_to_register": round(time.time() - ended, 1),
     }
     return found | {"model_version": version, "mlflow_run_id": run_id, "overhead": overhead}

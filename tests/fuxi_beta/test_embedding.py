@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.embedding import PlainItemTable, ShardedItemTable, capacity_rows, initial_rows
 
-ROWS, DIM = 128, 8
+ROWS, DIM = 128, 6  # not a multiple of 4, so that the sharded table is wider than its vectors
 ADAGRAD = TrainConfig(item_optimizer="rowwise_adagrad", item_lr=0.05, item_eps=1e-8)
 ADAMW = TrainConfig(item_optimizer="adamw")
 
@@ -143,9 +143,9 @@ def test_load_full_overwrites_the_first_rows_and_leaves_new_ones_as_initialised(
 
 def test_load_full_of_a_sharded_table_equals_the_plain_one(tmp_path: Path) -> None:
     with process_group(0, 1, free_port()):
-        sharded, plain = ShardedItemTable(128, 4, train=ADAGRAD), PlainItemTable(128, 4, train=ADAGRAD)
+        sharded, plain = ShardedItemTable(128, 6, train=ADAGRAD), PlainItemTable(128, 6, train=ADAGRAD)
         for table in (sharded, plain):
-            table.load_full(torch.ones(70, 4), {"accumulator": torch.full((70,), 0.5)})
+            table.load_full(torch.ones(70, 6), {"accumulator": torch.full((70,), 0.5)})
             table.zero_grad()
             table(torch.tensor([5, 100])).square().sum().backward()
             table.step()

@@ -21,7 +21,7 @@ from fuxi_beta.trainer import DivergedError, Trainer, read_checkpoint, trained_m
 from pipelines.shards import Manifest, write_item_counts
 
 SONGS, DAY, DATA_END = 90, 86_400, 40 * 86_400
-MODEL = ModelConfig(dim=8, layers=2, max_history=12, dropout=0.2)
+MODEL = ModelConfig(dim=10, layers=2, max_history=12, dropout=0.2)
 TRAIN = TrainConfig(batch_size=12, negatives=16, min_listeners=1, mode="all", item_lr=0.02, seed=5)
 
 
@@ -93,7 +93,7 @@ def learn_in(world: int, folder: Path, manifest: Manifest, *, start: int = 0, st
         worker(0, 1, port, str(folder), job)
     else:
         mp.spawn(worker, args=(world, port, str(folder), job), nprocs=world)
-    return torch.load(folder / f"{stop}-losses.pt"), read_checkpoint(str(folder / f"{stop}"))
+    return torch.load(folder / f"{stop}-losses.pt"), read_checkpoint(str(folder / f"{stop}"), dim=MODEL.dim)
 
 
 def undisturbed(folder: Path, manifest: Manifest, *, stop: int, train: TrainConfig = TRAIN):
@@ -101,7 +101,7 @@ def undisturbed(folder: Path, manifest: Manifest, *, stop: int, train: TrainConf
     trainer = make_trainer(train, plain=True)
     results = learn(trainer, manifest, start=0, stop=stop)
     trainer.save(str(folder / "reference"))
-    return results, read_checkpoint(str(folder / "reference"))
+    return results, read_checkpoint(str(folder / "reference"), dim=MODEL.dim)
 
 
 def assert_same_run(found, expected) -> None:
@@ -109,7 +109,9 @@ def assert_same_run(found, expected) -> None:
     np.testing.assert_allclose(results, expected_results[-len(results) :], rtol=1e-5)
     assert tensors.keys() == expected_tensors.keys()
     for name, tensor in tensors.items():
-        np.testing.assert_allclose(tensor, expected_tensors[name], atol=1e-5, rtol=1e-4, err_msg=name)
+        is_weight = name.startswith("model.") or name == "items.weight"
+        absolute, relative = (1e-5, 1e-4) if is_weight else (1e-3, 1e-3)  # moments are gradients: of another scale
+        np.testing.assert_allclose(tensor, expected_tensors[name], atol=absolute, rtol=relative, err_msg=name)
 
 
 def test_two_sharded_ranks_equal_one_unsharded_process_with_dropout(tmp_path: Path, manifest: Manifest) -> None:
@@ -157,7 +159,7 @@ def test_warm_start_copies_known_rows_and_moments_and_decays_accumulators(tmp_pa
     parent = make_trainer(plain=True)
     learn(parent, manifest, start=0, stop=4)
     parent.save(str(tmp_path / "parent"))
-    tensors = read_checkpoint(str(tmp_path / "parent"))
+    tensors = read_checkpoint(str(tmp_path / "parent"), dim=MODEL.dim)
 
     torch.manual_seed(99)
     child = make_trainer(dataclasses.replace(TRAIN, seed=6), plain=True)
@@ -177,7 +179,7 @@ def test_warm_start_under_another_item_optimizer_starts_its_state_afresh(tmp_pat
     learn(parent, manifest, start=0, stop=2)
     parent.save(str(tmp_path / "parent"))
     child = make_trainer(dataclasses.replace(TRAIN, item_optimizer="adamw"), plain=True)
-    child.warm_start(read_checkpoint(str(tmp_path / "parent")), known_rows=91)
+    child.warm_start(read_checkpoint(str(tmp_path / "parent"), dim=MODEL.dim), known_rows=91)
     assert torch.equal(child.table.full_weight()[:91], parent.table.full_weight()[:91])
     assert not child.table.full_optimizer_state()["exp_avg"].any()
 
