@@ -48,6 +48,8 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
             storage_filesystem=fs,
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            # Threads that spin while they wait cost a step several times its work when cores are shared.
+            worker_runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
         ),
     )
     with _shown(loop.progress), _interrupt_restored():
