@@ -7,6 +7,7 @@ state as live tensors by name, so that a checkpoint written at one world size lo
 A row's initial value depends on (seed, row) alone, never on the table's capacity or the number of ranks.
 """
 
+import copy
 import importlib.util
 import math
 from abc import ABC, abstractmethod
@@ -174,16 +175,17 @@ class ShardedItemTable(ItemTable):
     """
 
     def __init__(self, rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> None:
-        if train.item_optimizer != "rowwise_adagrad":
-            raise ValueError(f"a sharded table learns by rowwise_adagrad, not {train.item_optimizer}")
         self.rows, self.dim = rows, dim
         self.width = -(-dim // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-        correction = math.sqrt(dim / self.width)
-        optimizer = {"lr": train.item_lr * correction, "eps": train.item_eps * correction}
-        self.sharded = _shard(rows, self.width, optimizer=optimizer, device=torch.device(device))
-        self._state = self._find_state()
+        self.sharded = _shard(rows, self.width, optimizer=self._fused(train), device=torch.device(device))
+        self._state = self._make_state(train)
         for start, tensor in self._local("weight"):
             tensor.zero_()[:, :dim] = initial_rows(start, start + tensor.shape[0], dim=dim, seed=train.seed)
+
+    def _fused(self, train: TrainConfig) -> tuple[str, dict[str, float]]:
+        """The optimizer that updates rows within the backward pass: its name in torchrec.optim and its settings."""
+        correction = math.sqrt(self.dim / self.width)
+        return "RowWiseAdagrad", {"lr": train.item_lr * correction, "eps": train.item_eps * correction}
 
     @override
     def __call__(self, item_index: Tensor) -> Tensor:
@@ -216,22 +218,24 @@ class ShardedItemTable(ItemTable):
 
     @override
     def full_optimizer_state(self) -> dict[str, Tensor]:
-        return {"accumulator": self._gathered()["accumulator"]}
+        return {name: tensor for name, tensor in self._gathered().items() if name != "weight"}
 
     @override
     def load_full(self, weight: Tensor, state: Mapping[str, Tensor] | None = None) -> None:
         _check_rows(weight, self.rows)
-        for start, tensor in self._local("weight"):
-            part = weight[start : start + tensor.shape[0]]
-            tensor[: part.shape[0], : self.dim] = part.to(tensor)
-        accumulator = (state or {}).get("accumulator")
-        if accumulator is None:
-            return
-        for start, tensor in self._local("accumulator"):
-            part = accumulator[start : start + tensor.shape[0]] * (self.dim / self.width)
-            tensor[: part.shape[0]] = part.to(tensor)
+        for name, source in {"weight": weight, **(state or {})}.items():
+            if source.ndim == 0:
+                self._state[name].copy_(source)
+                continue
+            rows = source * (self.dim / self.width) if name == "accumulator" else source
+            for start, tensor in self._local(name):
+                part = rows[start : start + tensor.shape[0]].to(tensor)
+                if part.ndim == 1:
+                    tensor[: part.shape[0]] = part
+                else:
+                    tensor[: part.shape[0], : self.dim] = part
 
-    def _find_state(self) -> dict[str, Any]:
+    def _make_state(self, train: TrainConfig) -> dict[str, Any]:
         """TorchRec's ShardedTensors; they share memory with the fused kernel. RuntimeError without an optimizer."""
         weights = list(self.sharded.state_dict().values())
         accumulators = [
@@ -252,32 +256,78 @@ class ShardedItemTable(ItemTable):
             yield shard.metadata.shard_offsets[0], shard.tensor.detach()
 
     def _gathered(self) -> dict[str, Tensor]:
-        own = {name: [(start, tensor.cpu()) for start, tensor in self._local(name)] for name in self._state}
+        cut = [name for name, tensor in self._state.items() if hasattr(tensor, "local_shards")]
+        own = {name: [(start, tensor.cpu()) for start, tensor in self._local(name)] for name in cut}
         parts: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(parts, own)
-        whole = {}
-        for name in self._state:
+        whole = {name: tensor.cpu().clone() for name, tensor in self._state.items() if name not in cut}
+        for name in cut:
             shards = sorted((shard for part in parts for shard in part[name]), key=lambda shard: shard[0])
             whole[name] = torch.cat([tensor for _, tensor in shards])
         return logical_state(whole, dim=self.dim)
 
 
+class ShardedAdamWTable(ShardedItemTable):
+    """The same table under AdamW, which FBGEMM cannot fuse on CPU.
+
+    The fused update is plain SGD with a huge learning rate on a copy of the weights: what the copy moved is the
+    gradient, exact to fp32 because the step dwarfs the weight. AdamW then updates the true weights of this rank's
+    rows, all of them, as the paper's code does. Costs three more tensors of the shard's size and time linear in its
+    rows a step: for tables of up to about a million rows a rank.
+    """
+
+    _SCALE = 2.0**20  # a power of two, so that dividing it out again loses nothing
+
+    @override
+    def _fused(self, train: TrainConfig) -> tuple[str, dict[str, float]]:
+        return "SGD", {"lr": self._SCALE}
+
+    @override
+    def __call__(self, item_index: Tensor) -> Tensor:
+        with torch.no_grad():
+            self._kernel.copy_(self._master)
+        return super().__call__(item_index)
+
+    @override
+    def step(self) -> None:
+        with torch.no_grad():
+            self._master.grad = (self._master - self._kernel).div_(self._SCALE)
+        self._optimizer.step()
+
+    @override
+    def _make_state(self, train: TrainConfig) -> dict[str, Any]:
+        (weight,) = self.sharded.state_dict().values()
+        (shard,) = weight.local_shards()
+        self._kernel = shard.tensor.detach()
+        self._master = nn.Parameter(torch.zeros_like(self._kernel))
+        self._optimizer = adamw([self._master], train)
+        moments = self._optimizer.state[self._master]
+        cut = {"weight": self._master.detach(), **{name: moments[name] for name in ("exp_avg", "exp_avg_sq")}}
+        return {"step": moments["step"], **{name: _like(weight, tensor) for name, tensor in cut.items()}}
+
+
+def _like(sharded: Any, local: Tensor) -> Any:
+    """A ShardedTensor cut as another one, over memory of our own."""
+    from torch.distributed._shard.sharded_tensor import Shard, init_from_local_shards
+
+    (shard,) = sharded.local_shards()
+    return init_from_local_shards([Shard(local, copy.deepcopy(shard.metadata))], sharded.size())
+
+
 def logical_state(state: Mapping[str, Tensor], *, dim: int) -> dict[str, Tensor]:
     """A table's whole state in terms of D = `dim`, whichever kind of table wrote it (see `ShardedItemTable`)."""
     width = state["weight"].shape[1]
-    if width == dim:
-        return dict(state)
-    return {"weight": state["weight"][:, :dim], "accumulator": state["accumulator"] * (width / dim)}
+    narrowed = {name: tensor[:, :dim] if tensor.ndim == 2 else tensor for name, tensor in state.items()}
+    if "accumulator" in narrowed:
+        narrowed["accumulator"] = narrowed["accumulator"] * (width / dim)
+    return narrowed
 
 
 def item_table(rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> ItemTable:
-    """The table a training run uses: sharded wherever it can be.
-
-    A plain one for AdamW (FBGEMM has no fused Adam on CPU), without a process group, and where torchrec is missing.
-    """
-    can_shard = torch.distributed.is_initialized() and importlib.util.find_spec("torchrec") is not None
-    if train.item_optimizer == "rowwise_adagrad" and can_shard:
-        return ShardedItemTable(rows, dim, train=train, device=device)
+    """The table a training run uses: sharded, but plain without a process group and where torchrec is missing."""
+    if torch.distributed.is_initialized() and importlib.util.find_spec("torchrec") is not None:
+        kind = ShardedAdamWTable if train.item_optimizer == "adamw" else ShardedItemTable
+        return kind(rows, dim, train=train, device=device)
     return PlainItemTable(rows, dim, train=train, device=device)
 
 
@@ -286,24 +336,25 @@ def _check_rows(weight: Tensor, rows: int) -> None:
         raise ValueError(f"{weight.shape[0]} rows do not fit into an item table of {rows}")
 
 
-def _shard(rows: int, width: int, *, optimizer: dict[str, float], device: torch.device) -> Any:
+def _shard(rows: int, width: int, *, optimizer: tuple[str, dict[str, float]], device: torch.device) -> Any:
     """An EmbeddingCollection of one table, row-wise over all ranks, under DistributedModelParallel.
 
-    optimizer: learning rate and eps of row-wise Adagrad.
+    optimizer: name in torchrec.optim of the one to fuse, and its settings.
     """
     import torch.distributed as dist
+    import torchrec.optim
     from torch.distributed.optim import _apply_optimizer_in_backward
     from torchrec import EmbeddingCollection, EmbeddingConfig
     from torchrec.distributed import DistributedModelParallel
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
     from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
     from torchrec.distributed.planner.types import ParameterConstraints
-    from torchrec.optim import RowWiseAdagrad
 
     table = EmbeddingConfig(name=_TABLE, embedding_dim=width, num_embeddings=rows, feature_names=[_FEATURE])
     collection = EmbeddingCollection(tables=[table], device=torch.device("meta"))
     # TorchRec mutates the keyword arguments it is given: hand it a dictionary of its own.
-    _apply_optimizer_in_backward(RowWiseAdagrad, collection.parameters(), dict(optimizer))
+    name, settings = optimizer
+    _apply_optimizer_in_backward(getattr(torchrec.optim, name), collection.parameters(), dict(settings))
     world = dist.get_world_size()
     local = min(world, torch.cuda.device_count()) if device.type == "cuda" else world
     constraints = {_TABLE: ParameterConstraints(sharding_types=["row_wise"], compute_kernels=["fused"])}

@@ -16,6 +16,8 @@ from pipelines.schema import DS, SOURCE, USER_ID, InputError
 FIRST_LANDING_DAY = dt.date(2026, 1, 5)
 HISTORY_DAYS = 56
 SERVING_DAYS = tuple(FIRST_LANDING_DAY + dt.timedelta(HISTORY_DAYS + n) for n in range(2))
+CATALOGUE = {"songs": 2000, "artists": 240, "new_songs_per_day": 6}
+"""Small enough to be learned in the minute of training that a demonstration has."""
 METRIC_COLUMNS = {"ndcg_30": "NDCG@30", "hr_30": "HR@30", "recall_30": "Recall@30", "coverage_30": "Coverage"}
 NAMES = {
     "challenger": "FuXi-beta, this day's",
@@ -42,7 +44,7 @@ def run_demo(workspace: str, *, listeners: int, overrides: Sequence[str] = ()) -
     started = time.monotonic()
     seconds: dict[str, list[float]] = {}
     with PeakMemory() as memory:
-        logs = SyntheticConfig(listeners=listeners, first_day=FIRST_LANDING_DAY, days=HISTORY_DAYS + 1)
+        logs = SyntheticConfig(listeners=listeners, **CATALOGUE, first_day=FIRST_LANDING_DAY, days=HISTORY_DAYS + 1)
         synth(logs, f"{config.workspace}/logs")
         seconds["synth"] = [time.monotonic() - started]
         results = [run_day(open_day(config, ds)) for ds in SERVING_DAYS]

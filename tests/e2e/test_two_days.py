@@ -57,7 +57,7 @@ def read_lists(root: Path, ds: dt.date) -> list[tuple[Any, ...]]:
     files = [file for file in live_files(root / "recommendations") if f"ds={ds}" in file]
     assert files, f"no live files of {ds}"
     query = (
-        "select user_id, list_transform(items, x -> x.item_id), source, model_version "
+        "select user_id, [x.item_id for x in items], source, model_version "
         f"from read_parquet({files!r}) order by user_id"
     )
     return duckdb.sql(query).fetchall()

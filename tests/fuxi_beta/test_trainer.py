@@ -4,7 +4,7 @@ import dataclasses
 import math
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -122,19 +122,20 @@ def test_two_sharded_ranks_equal_one_unsharded_process_with_dropout(tmp_path: Pa
     assert found[0][-1][0] < found[0][0][0]
 
 
-def test_two_ranks_with_a_replicated_adamw_table_equal_one(tmp_path: Path, manifest: Manifest) -> None:
+def test_two_ranks_with_a_sharded_adamw_table_equal_one_with_a_plain_one(tmp_path: Path, manifest: Manifest) -> None:
     train = dataclasses.replace(TRAIN, item_optimizer="adamw")
-    expected = undisturbed(tmp_path, manifest, stop=8, train=train)
+    expected = undisturbed(tmp_path, manifest, stop=8, train=train)  # the plain table
     assert_same_run(learn_in(2, tmp_path, manifest, stop=8, train=train), expected)
 
 
-@pytest.mark.parametrize("worlds", [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("worlds", "optimizer"), [((2, 1), "rowwise_adagrad"), ((1, 2), "adamw")])
 def test_a_run_resumed_in_mid_epoch_at_another_world_size_equals_an_undisturbed_one(
-    tmp_path: Path, manifest: Manifest, worlds: tuple[int, int]
+    tmp_path: Path, manifest: Manifest, worlds: tuple[int, int], optimizer: Literal["adamw", "rowwise_adagrad"]
 ) -> None:
-    expected = undisturbed(tmp_path, manifest, stop=12)
-    learn_in(worlds[0], tmp_path, manifest, stop=7)
-    assert_same_run(learn_in(worlds[1], tmp_path, manifest, start=7, stop=12), expected)
+    train = dataclasses.replace(TRAIN, item_optimizer=optimizer)
+    expected = undisturbed(tmp_path, manifest, stop=12, train=train)
+    learn_in(worlds[0], tmp_path, manifest, stop=7, train=train)
+    assert_same_run(learn_in(worlds[1], tmp_path, manifest, start=7, stop=12, train=train), expected)
 
 
 def test_a_step_without_targets_changes_no_item_and_counts_nothing(make_shards) -> None:
