@@ -20,9 +20,10 @@ CATALOGUE = {"songs": 2000, "artists": 240, "new_songs_per_day": 6}
 """Small enough to be learned in the minute of training that a demonstration has."""
 METRIC_COLUMNS = {"ndcg_30": "NDCG@30", "hr_30": "HR@30", "recall_30": "Recall@30", "coverage_30": "Coverage"}
 NAMES = {
-    "challenger": "FuXi-beta, this day's",
-    "champion": "FuXi-beta, serving before",
-    "markov": "Markov (first order)",
+    "challenger": "FuXi-beta, new",
+    "champion": "FuXi-beta, before",
+    "markov": "Markov",
+    "popularity": "Popularity",
 }
 
 
@@ -95,34 +96,31 @@ def pick_listener(config: Config, ds: dt.date) -> str:
 
 
 def metrics_table(results: list[DayResult]) -> Any:
-    """Every recommender on the same listeners, a column group a day."""
+    """Every recommender on the same listeners, each day a block of rows."""
     from rich.table import Table
 
-    table = Table(title="New songs found, on the last day known (protocol next_day)", title_justify="left")
-    table.add_column("")
+    table = Table(title="New songs found, on the last day known of each (protocol next_day)", title_justify="left")
+    for label in ("Day", "", *METRIC_COLUMNS.values()):
+        table.add_column(label, justify="left" if label in ("Day", "") else "right", no_wrap=True)
     for result in results:
-        for label in METRIC_COLUMNS.values():
-            table.add_column(f"{label}\n{result.ds}", justify="right")
-    measured = [result.stages.get("evaluate", {}).get("metrics", {}) for result in results]
-    for name in ("challenger", "champion", "markov", "popularity"):
-        cells = []
-        for metrics in measured:
-            values = metrics.get(name, {}).get("all", {})
-            cells += [f"{values[key]:.3f}" if key in values else "-" for key in METRIC_COLUMNS]
-        table.add_row(NAMES.get(name, name.capitalize()), *cells, style="bold" if name == "challenger" else None)
+        measured = result.stages.get("evaluate", {}).get("metrics", {})
+        for name in (name for name in NAMES if name in measured):
+            values = measured[name]["all"]
+            cells = (f"{values[key]:.3f}" for key in METRIC_COLUMNS)
+            first = name == "challenger"
+            table.add_row(str(result.ds) if first else "", NAMES[name], *cells, style="bold" if first else None)
+        table.add_section()
     return table
 
 
 def seconds_table(seconds: dict[str, list[float]], results: list[DayResult], *, total: float, peak: float) -> Any:
-    """Seconds a stage took on each day."""
+    """Seconds every stage took, a column a day."""
     from rich.table import Table
 
-    title = f"Seconds a stage: {total:.0f} s in all, {peak:.1f} GB at the peak"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for name in seconds:
-        table.add_column(name, justify="right")
-    for number, result in enumerate(results):
-        cells = [f"{values[number]:.1f}" if number < len(values) else "" for values in seconds.values()]
-        table.add_row(str(result.ds), *cells)
+    table = Table(title=f"{total:.0f} seconds in all, {peak:.1f} GB of memory at the peak", title_justify="left")
+    table.add_column("Seconds")
+    for result in results:
+        table.add_column(str(result.ds), justify="right")
+    for name, values in seconds.items():
+        table.add_row(name, *(f"{value:.1f}" for value in values))
     return table

@@ -148,11 +148,10 @@ def _set_up_torch(loop: LoopConfig) -> None:
     import torch
 
     torch.set_num_threads(loop.threads)
-    if loop.deterministic:
+    if loop.deterministic and torch.cuda.is_available():
+        # On CPU every operator used here is deterministic anyway, and some are slower under the flag.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        # A debugging aid that costs a tenth of a step.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     torch.manual_seed(loop.train.seed)
 
 

@@ -21,6 +21,9 @@ _ACTIVITY_SIGMA = 0.8
 _HOME_HOURS, _OTHER_HOURS = 11.0, 6.0  # median dwell in a taste
 _STYLE_WIDTH = 0.15  # of the circle of styles of a genre that a listener likes
 _STYLE_FLOOR = 0.02
+_FEWEST_TASTES = 2
+_REPEAT_LOW = 0.1
+_SESSION_LOW, _SESSION_SPREAD = 5.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def make_listeners(config: SyntheticConfig, low: int, high: int) -> Listeners:
     number = np.arange(low, high)
     key = keys(config.seed ^ 0x5EED, number)
     u = uniform(key, 0, Stream.LISTENER, 10)
-    mean_session = 5 + 10 * u[3]  # plays
+    mean_session = _SESSION_LOW + _SESSION_SPREAD * u[3]  # plays
     activity = np.exp(_ACTIVITY_SIGMA * normal(u[2]) - _ACTIVITY_SIGMA**2 / 2)
     arrival = np.where(u[0] < _STARTERS, 0, 1 + (-np.log(u[1]) * _MEAN_ARRIVAL_DAYS).astype(np.int64))
     genre, centre = _tastes(config, key)
@@ -66,8 +69,8 @@ def make_listeners(config: SyntheticConfig, low: int, high: int) -> Listeners:
         stay=1 - 1 / mean_session,
         hours=_hours(u[4], u[5]),
         skip=0.05 + 0.2 * u[6],
-        repeat=0.10 + 0.25 * u[7],
-        tastes=2 + np.minimum((u[9] * (MAX_TASTES - 1)).astype(np.int64), MAX_TASTES - 2),
+        repeat=_REPEAT_LOW + 0.2 * u[7],
+        tastes=np.minimum(_FEWEST_TASTES + (u[9] * (MAX_TASTES + 1 - _FEWEST_TASTES)).astype(np.int64), MAX_TASTES),
         genre=genre,
         centre=centre,
         log_dwell=np.log(median * 3600)[None, :] + np.log(restless)[:, None],

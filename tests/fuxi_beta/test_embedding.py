@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from fuxi_beta.config import TrainConfig
-from fuxi_beta.embedding import PlainItemTable, ShardedItemTable, capacity_rows, initial_rows
+from fuxi_beta.embedding import PlainItemTable, ShardedItemTable, capacity_rows, initial_rows, item_table
 
 ROWS, DIM = 128, 6  # not a multiple of 4, so that the sharded table is wider than its vectors
 ADAGRAD = TrainConfig(item_optimizer="rowwise_adagrad", item_lr=0.05, item_eps=1e-8)
@@ -141,19 +141,25 @@ def test_load_full_overwrites_the_first_rows_and_leaves_new_ones_as_initialised(
         table.load_full(torch.zeros(129, 4))
 
 
-def test_load_full_of_a_sharded_table_equals_the_plain_one(tmp_path: Path) -> None:
+ADAGRAD_STATE = {"accumulator": torch.full((70,), 0.5)}
+ADAMW_STATE = {"step": torch.tensor(3.0), "exp_avg": torch.full((70, 6), 0.1), "exp_avg_sq": torch.full((70, 6), 0.2)}
+
+
+@pytest.mark.parametrize(("train", "state"), [(ADAGRAD, ADAGRAD_STATE), (ADAMW, ADAMW_STATE)], ids=["adagrad", "adamw"])
+def test_load_full_of_a_sharded_table_equals_the_plain_one(train: TrainConfig, state: dict[str, torch.Tensor]) -> None:
     with process_group(0, 1, free_port()):
-        sharded, plain = ShardedItemTable(128, 6, train=ADAGRAD), PlainItemTable(128, 6, train=ADAGRAD)
+        sharded, plain = item_table(128, 6, train=train), PlainItemTable(128, 6, train=train)
+        assert isinstance(sharded, ShardedItemTable)
         for table in (sharded, plain):
-            table.load_full(torch.ones(70, 6), {"accumulator": torch.full((70,), 0.5)})
+            table.load_full(torch.ones(70, 6), state)
             table.zero_grad()
             table(torch.tensor([5, 100])).square().sum().backward()
             table.step()
         torch.testing.assert_close(sharded.full_weight(), plain.full_weight(), atol=1e-7, rtol=1e-6)
         with pytest.raises(ValueError, match=r"item indices 0\.\.128 are outside"):
             sharded(torch.tensor([0, 128]))
-        with pytest.raises(ValueError, match="learns by rowwise_adagrad, not adamw"):
-            ShardedItemTable(128, 4, train=ADAMW)
+        for name, expected in plain.full_optimizer_state().items():
+            torch.testing.assert_close(sharded.full_optimizer_state()[name], expected, atol=1e-6, rtol=1e-5)
 
 
 def test_an_index_outside_the_table_is_refused() -> None:
