@@ -1,0 +1,74 @@
+"""What elapsed time is worth on the synthetic logs: `python -m benchmarks.synthetic_quality`.
+
+With the generator's dial at its default and at 0: FuXi-beta with and without its temporal channel, popularity,
+Markov, and the ceiling of the process, on one serving day of the demo under the protocol next_day. The same stages
+as `fuxi daily` run, each setting in a workspace of its own. At 0 elapsed time carries no information, so the two
+FuXi-betas must tie there.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import tempfile
+from typing import Any
+
+from jobs import evaluate, sessionize, train
+from jobs.ceiling import ceiling
+from jobs.day import open_day, run_stage
+from jobs.demo import CATALOGUE, FIRST_LANDING_DAY, HISTORY_DAYS, SERVING_DAYS, demo_config
+from pipelines.synthetic import SyntheticConfig, generate
+
+DS = SERVING_DAYS[0]
+METRICS = ("ndcg_30", "hr_30", "recall_30")
+NAMES = {"pow": "FuXi-beta", "zero": "FuXi-beta, temporal channel off"}
+
+
+def measure(root: str, *, dial: float, listeners: int, overrides: list[str]) -> list[dict[str, Any]]:
+    """Rows of one setting of the dial."""
+    rows: list[dict[str, Any]] = []
+    logs = f"{root}/logs"
+    settings = SyntheticConfig(
+        listeners=listeners, **CATALOGUE, first_day=FIRST_LANDING_DAY, days=HISTORY_DAYS, elapsed_time=dial
+    )
+    generate(settings, logs)
+    for temporal, name in NAMES.items():
+        where = [f"logs.path={logs}/plays", f"logs.catalogue={logs}/catalogue", f"model.temporal={temporal}"]
+        config = demo_config(f"{root}/{temporal}", [*where, *overrides])
+        day = open_day(config, DS)
+        for stage in (sessionize, train):
+            run_stage(day, stage.__name__.removeprefix("jobs."), stage.run)
+        measured = run_stage(day, "evaluate", evaluate.run)
+        rows.append({"dial": dial, "recommender": name, **measured["metrics"]["challenger"]["all"]})
+        if temporal == "zero":
+            for baseline in ("markov", "popularity"):
+                rows.append({"dial": dial, "recommender": baseline, **measured["metrics"][baseline]["all"]})
+            for knows in ("history", "state"):
+                found = ceiling(config.workspace, logs, DS, knows=knows)
+                rows.append({"dial": dial, "recommender": f"ceiling, knows the {knows}", **found})
+    return rows
+
+
+def main() -> None:
+    """Print the table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="300 listeners, one epoch: shows that it runs")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    overrides = ["train.epochs=1", *options.overrides] if options.quick else options.overrides
+    rows = []
+    for dial in (1.0, 0.0):
+        root = tempfile.mkdtemp(prefix="synthetic-quality-")
+        try:
+            rows += measure(root, dial=dial, listeners=300 if options.quick else 3000, overrides=overrides)
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+    print(f"{'dial':>4}  {'recommender':<34}" + "".join(f"{name:>11}" for name in METRICS))
+    for row in rows:
+        print(f"{row['dial']:>4}  {row['recommender']:<34}" + "".join(f"{row[name]:>11.4f}" for name in METRICS))
+    machine = f"{platform.processor() or platform.machine()}, Python {platform.python_version()}"
+    print(json.dumps({"benchmark": "synthetic_quality", "machine": machine, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
