@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-Advance = Callable[[int], None]
+Advance = Callable[..., None]
+"""Called with the amount done since the last call, 1 if left out."""
 
 
 def interactive() -> bool:

@@ -36,13 +36,18 @@ class TwoDays:
         return run_day(open_day(self.config, ds, **options))
 
 
+def rows_of(query: str) -> list[tuple[Any, ...]]:
+    """What DuckDB answers."""
+    return duckdb.connect().execute(query).fetchall()
+
+
 def live_files(table: Path) -> list[str]:
     """Replay a Delta log with DuckDB: the files added and not removed."""
     log = sorted((table / "_delta_log").glob("*.json"))
-    rows = duckdb.sql(
+    rows = rows_of(
         f"select add, remove from read_json({[str(f) for f in log]!r}, format='newline_delimited', "
         "columns={'add': 'JSON', 'remove': 'JSON'}) "
-    ).fetchall()
+    )
     live: dict[str, None] = {}
     for add, remove in rows:
         if remove:
@@ -60,7 +65,7 @@ def read_lists(root: Path, ds: dt.date) -> list[tuple[Any, ...]]:
         "select user_id, [x.item_id for x in items], source, model_version "
         f"from read_parquet({files!r}) order by user_id"
     )
-    return duckdb.sql(query).fetchall()
+    return rows_of(query)
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +101,11 @@ def test_every_active_listener_has_exactly_one_list_of_thirty_unheard_songs(two_
     rows = read_lists(two_days.root, ds)
     manifest = read_manifest(str(two_days.root / "sequences" / f"ds={ds}"))
     vocabulary = dict(
-        duckdb.sql(
-            f"select item_index, item_id from read_parquet({live_files(two_days.root / 'vocabulary')!r})"
-        ).fetchall()
+        rows_of(f"select item_index, item_id from read_parquet({live_files(two_days.root / 'vocabulary')!r})")
     )
     files = [manifest.uri(file.path) for file in manifest.files]
     query = f"select user_id, list_concat(item_index, heard_before) from read_parquet({files!r})"
-    heard = {user: {vocabulary[index] for index in indices} for user, indices in duckdb.sql(query).fetchall()}
+    heard = {user: {vocabulary[index] for index in indices} for user, indices in rows_of(query)}
     assert sorted(heard) == [row[0] for row in rows if row[0] is not None]
     assert sum(row[0] is None for row in rows) == 1
     assert len(heard) > LISTENERS * 0.8
@@ -127,7 +130,7 @@ def test_day_two_merges_only_the_new_day_and_warm_starts_from_the_first_champion
 def test_the_dirt_of_the_logs_is_quarantined_with_reasons(two_days: TwoDays) -> None:
     rejected = two_days.results[0].stages["sessionize"]["rejected"]
     quarantine = str(two_days.root / "quarantine" / f"ds={DAY_ONE}" / "*.parquet")
-    stored = dict(duckdb.sql(f"select reason, count(*) from read_parquet('{quarantine}') group by 1").fetchall())
+    stored = dict(rows_of(f"select reason, count(*) from read_parquet('{quarantine}') group by 1"))
     assert stored == {reason: count for reason, count in rejected.items() if count}
     assert len(stored) >= 4
 

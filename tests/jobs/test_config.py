@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fuxi_beta.config import TrainConfig
 from jobs.config import Config, load_config
 from pipelines.schema import InputError
 
@@ -19,7 +20,7 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> N
     environment = {"FUXI_TRAIN__EPOCHS": "3", "FUXI_TRAIN__BATCH_SIZE": "32", "HOME": "/nowhere"}
     config = load(tmp_path, text, environment=environment, overrides=["train.epochs=4"])
     assert (config.train.epochs, config.train.batch_size, config.train.negatives) == (4, 32, 16)
-    assert config.train.lr == Config().train.lr
+    assert config.train.lr == TrainConfig().lr
 
 
 @pytest.mark.parametrize(

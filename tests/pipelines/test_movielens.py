@@ -185,7 +185,7 @@ def test_a_file_that_is_no_ratings_file_is_named(tmp_path: Path, name: str, cont
 def test_missing_files_columns_and_types_are_named(tmp_path: Path):
     with pytest.raises(InputError, match="nowhere is not there"):
         movielens.find_ratings(str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="holds none of ratings.dat"):
+    with pytest.raises(InputError, match=r"holds none of ratings\.dat"):
         movielens.find_ratings(str(tmp_path))
     pq.write_table(pa.table({"user_id": [1], "item_id": [2]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="column timestamp is missing"):
