@@ -23,7 +23,7 @@ from pipelines.shards import Manifest, read_manifest
 
 
 def run(day: Day) -> dict[str, Any]:
-    """Train on the shards of `day.ds`. Returns what DESIGN's later stages and the report need (see `_result`)."""
+    """Train on the shards of `day.ds`. Returns what later stages and the report need (see `_result`)."""
     started = time.time()
     manifest = read_manifest(day.workspace.sequences(day.ds))
     name = f"{day.record.run_id}-{day.config.hash()}"

@@ -86,7 +86,7 @@ def catalogue_schema(item_id_type: str) -> pa.Schema:
 
 
 def sequence_schema(user_id_type: str) -> pa.Schema:
-    """One listener's history in a shard: parallel lists, oldest event first (DESIGN: sequence shard row)."""
+    """One listener's history in a shard: parallel lists, oldest event first."""
     return pa.schema(
         [
             (USER_ID, id_type(user_id_type)),
