@@ -186,7 +186,7 @@ def title(number: int) -> str:
     """The title of song `number`: words are the digits of the number within its shape, so no two are the same.
 
     >>> title(0), title(6)
-    ('Amber Lanterns', 'Empty Postcards')
+    ('Amber Lanterns', 'Neon Sparrow')
     """
     index, which = divmod(number, len(_SHAPES))
     shape = _SHAPES[which]

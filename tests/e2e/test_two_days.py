@@ -71,7 +71,9 @@ def read_lists(root: Path, ds: dt.date) -> list[tuple[Any, ...]]:
 @pytest.fixture(scope="module")
 def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any, ray_local: Any) -> TwoDays:
     root = tmp_path_factory.mktemp("two-days") / "workspace"
-    logs = SyntheticConfig(listeners=LISTENERS, songs=400, first_day=FIRST, days=23, seed=5)
+    logs = SyntheticConfig(
+        listeners=LISTENERS, songs=400, artists=40, plays_per_day=25, first_day=FIRST, days=23, seed=5
+    )
     generate(logs, f"{root}/logs")
     overrides = [
         f"workspace={root}",
@@ -79,9 +81,12 @@ def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any, ray_local: An
         f"logs.catalogue={root}/logs/catalogue",
         "sequences.buckets=4",
         "sequences.max_history=300",
-        "model.dim=16",
-        "train.epochs=4",
-        "train.warm_start_epochs=1",
+        "model.dim=32",
+        "train.epochs=12",
+        "train.batch_size=16",
+        "train.lr=0.01",
+        "train.item_optimizer=adamw",
+        "train.warm_start_epochs=2",
         "train.min_listeners=2",
         "cluster.spark_master=local[2]",
     ]

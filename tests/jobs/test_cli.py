@@ -73,7 +73,9 @@ def test_a_workspace_of_another_schema_version_is_one_line(tmp_path: Path) -> No
 
 
 def test_a_stage_before_its_input_is_one_line(tmp_path: Path) -> None:
-    assert "fuxi sessionize --ds 2026-03-02" in refusal("train", "--ds", "2026-03-02", "--workspace", str(tmp_path))
+    assert "run `fuxi sessionize` for this ds first" in refusal(
+        "train", "--ds", "2026-03-02", "--workspace", str(tmp_path)
+    )
 
 
 def test_a_dry_run_says_what_would_run_and_changes_nothing(tmp_path: Path) -> None:
