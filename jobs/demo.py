@@ -117,7 +117,7 @@ def seconds_table(seconds: dict[str, list[float]], results: list[DayResult], *, 
     """Seconds every stage took, a column a day."""
     from rich.table import Table
 
-    table = Table(title=f"{total:.0f} seconds in all, {peak:.1f} GB of memory at the peak", title_justify="left")
+    table = Table(caption=f"{total:.0f} s in all, {peak:.1f} GB at the peak", caption_justify="left")
     table.add_column("Seconds")
     for result in results:
         table.add_column(str(result.ds), justify="right")
