@@ -123,7 +123,7 @@ def render(shown: dict[str, Any], console: Any = None) -> None:
         plays = Table()
         for name in ("When", "Title", "Artist"):
             plays.add_column(name, overflow="ellipsis", no_wrap=True)
-        plays.add_column("Played", justify="right")
+        plays.add_column("Played", justify="right", min_width=6)
         for play in shown["recent"]:
             plays.add_row(play["time"], Text(play["title"]), Text(play["artist"]), f"{play[COMPLETION]} %")
         console.print(plays)
