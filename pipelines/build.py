@@ -38,6 +38,16 @@ class BuildSpec:
     vocabulary_size: int
     parent: Manifest | None = None
 
+    def writer(self, bucket: int) -> ShardWriter:
+        """Writes the file of a bucket."""
+        return ShardWriter(
+            self.folder,
+            self.path(bucket),
+            bucket=bucket,
+            user_id_type=self.user_id_type,
+            row_group_events=self.row_group_events,
+        )
+
     def path(self, bucket: int) -> str:
         """Name of a bucket's file within the folder."""
         return f"{BUCKET}={bucket:05d}/part-{self.run}.parquet"
@@ -137,13 +147,7 @@ def write_bucket(spec: BuildSpec, bucket: int, parents: list[ShardFile], plays: 
 
     plays: record batches of `user_id, timestamp, item_index, completion`, sorted by the first three.
     """
-    writer = ShardWriter(
-        spec.folder,
-        spec.path(bucket),
-        bucket=bucket,
-        user_id_type=spec.user_id_type,
-        row_group_events=spec.row_group_events,
-    )
+    writer = spec.writer(bucket)
     old = (block for file in parents for block in _stored(spec.parent, file))
     new = build(plays, max_history=spec.max_history, tally=tally)
     for block in merge(old, new, max_history=spec.max_history, tally=tally):

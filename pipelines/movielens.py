@@ -22,7 +22,7 @@ from pipelines import storage
 from pipelines.build import BuildSpec, Built
 from pipelines.schema import COMPLETION, ITEM_ID, ITEM_INDEX, TIMESTAMP, TITLE, USER_ID, InputError, catalogue_schema
 from pipelines.sequences import Tally, build
-from pipelines.shards import ShardFile, ShardWriter, user_bucket
+from pipelines.shards import ShardFile, user_bucket
 
 RATING_FILES = ("ratings.dat", "ratings.csv", "u.data", "ratings.parquet")
 MOVIE_FILES = {
@@ -162,13 +162,7 @@ def _write_bucket(ratings: Ratings, spec: BuildSpec, bucket: int, item_index: np
             COMPLETION: np.full(len(item_index), 100, np.int16),
         }
     )
-    writer = ShardWriter(
-        spec.folder,
-        spec.path(bucket),
-        bucket=bucket,
-        user_id_type=spec.user_id_type,
-        row_group_events=spec.row_group_events,
-    )
+    writer = spec.writer(bucket)
     # `build` keeps the order it is given. `merge` would sort ties by song, so nothing is laid over a parent here.
     for block in build([batch], max_history=spec.max_history, tally=Tally.empty(0)):
         writer.write(block.to_table(user_id_type=spec.user_id_type, session_gap_s=spec.session_gap_s))
