@@ -112,8 +112,3 @@ class FuXiBeta(nn.Module):
         """(a, b) of a (1 + x)^(-b) of each layer; empty when the temporal channel is off."""
         powers = [block.mixer.temporal for block in self.blocks if isinstance(block, Block)]
         return [(power.scale.item(), power.decay.item()) for power in powers if power is not None]
-
-
-def init_item_vectors(vectors: Tensor) -> Tensor:
-    """Fill a new item table (or new rows of one) in place: normal of 0.02, cut at two sigma. [rows, D]."""
-    return nn.init.trunc_normal_(vectors, std=0.02, a=-0.04, b=0.04)

@@ -48,9 +48,6 @@ STALE_DAYS = "stale_days"
 PADDING_INDEX = 0
 """Item index 0 is padding: no song ever has it."""
 
-LIST_LENGTH = 30
-"""Songs in a daily list."""
-
 
 class InputError(ValueError):
     """Something the operator gave us is wrong. The message is one line: the thing, what was found, the remedy."""

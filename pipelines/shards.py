@@ -20,7 +20,6 @@ from pipelines import storage
 from pipelines.schema import ITEM_INDEX, LISTENERS, NUM_EVENTS, InputError, item_counts_schema, sequence_schema
 
 SHARD_FORMAT = 1
-ROW_GROUP_EVENTS = 1_000_000
 _INPUTS_SCHEMA = pa.schema(
     [("uri", pa.string()), ("size", pa.int64()), ("etag", pa.string()), ("landing_day", pa.string())]
 )
