@@ -22,13 +22,6 @@ class PositionalBias(nn.Module):
         """w[0], w[-1], ... : the weight of each number of events looked back. [count]."""
         return self.weight[self.reach - count : self.reach].flip(0)
 
-    def forward(self, n: int) -> Tensor:
-        """The causal map, zero above the diagonal. [n, n]."""
-        looking_back = self.weight[self.reach - n : self.reach]  # lags n - 1 .. 0
-        padded = torch.cat([looking_back, looking_back.new_zeros(n)])
-        # Row i starts n - 1 - i weights in: a Toeplitz matrix is a window sliding over its first column.
-        return padded.unfold(0, n, 1)[:n].flip(0)
-
 
 class PowerBias(nn.Module):
     """FRAB: B^t[i, j] = a (1 + max(t_{i+1} - t_j, 0))^(-b) (equations 11 and 12), times in seconds.
@@ -45,11 +38,3 @@ class PowerBias(nn.Module):
     def decayed(self, log_gap: Tensor) -> Tensor:
         """(1 + x)^(-b) from log(1 + x), without the factor a. Same shape."""
         return torch.exp(log_gap * -self.decay)
-
-
-def log_gap(next_timestamp: Tensor, timestamp: Tensor, dtype: torch.dtype) -> Tensor:
-    """log(1 + max(t_{i+1} - t_j, 0)) of integer Unix seconds that broadcast.
-
-    The difference is taken in integers: Unix seconds in fp32 are 64 s apart.
-    """
-    return (next_timestamp - timestamp).clamp_(min=0).to(dtype).log1p_()

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fuxi_beta import keyed
+from fuxi_beta import keyed, ops
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.ffn import MultistageFFN, rms_norm
 from fuxi_beta.keyed import DropoutKey
-from fuxi_beta.mixer import Layout, TokenMixer, layout
+from fuxi_beta.mixer import TokenMixer
+from fuxi_beta.ops import Gaps
 
 NORM_CLAMP = 1e-6
 
@@ -39,7 +40,7 @@ class Dropout:
     def __call__(self, x: Tensor) -> Tensor:
         """[T, C] -> [T, C], with a mask of its own for each call."""
         self.site += 1
-        return keyed.dropout(x, keyed.combine(self.token, self.site), self.rate) if self.active else x
+        return ops.dropout(x, keyed.combine(self.token, self.site), self.rate) if self.active else x
 
 
 class Block(nn.Module):
@@ -51,9 +52,9 @@ class Block(nn.Module):
         self.mixer = TokenMixer(config.dim, config.heads, reach, temporal=config.temporal != "zero")
         self.ffn = MultistageFFN(config.dim, config.ffn_multiply * config.dim)
 
-    def forward(self, x: Tensor, layout: Layout, dropout: Dropout) -> Tensor:
+    def forward(self, x: Tensor, gaps: Gaps, dropout: Dropout) -> Tensor:
         """[T, D] -> [T, D]."""
-        joined = self.ffn.join(dropout(self.mixer(rms_norm(x), layout)), x)
+        joined = self.ffn.join(dropout(self.mixer(rms_norm(x), gaps)), x)
         return self.ffn.refine(dropout(rms_norm(joined)), joined)
 
     def last(self, x: Tensor, batch: Batch) -> Tensor:
@@ -83,9 +84,9 @@ class FuXiBeta(nn.Module):
         """
         dropout = Dropout(key, batch, self.config.dropout)
         x = dropout(self.embed(item_vectors, batch))
-        places = layout(batch, x.dtype)
+        gaps = ops.gaps(batch, like=x)
         for block in self.blocks:
-            x = block(x, places, dropout)
+            x = block(x, gaps, dropout)
         return l2_normalise(x)
 
     def encode_last(self, item_vectors: Tensor, batch: Batch) -> Tensor:
@@ -94,9 +95,10 @@ class FuXiBeta(nn.Module):
         The last layer computes one row of its maps only.
         """
         x = self.embed(item_vectors, batch)
-        places = layout(batch, x.dtype) if len(self.blocks) > 1 else None
-        for block in list(self.blocks)[:-1]:
-            x = block(x, places, Dropout(None, batch, 0.0))
+        if len(self.blocks) > 1:
+            gaps = ops.gaps(batch, like=x)
+            for block in list(self.blocks)[:-1]:
+                x = block(x, gaps, Dropout(None, batch, 0.0))
         last = self.blocks[-1]
         assert isinstance(last, Block)
         return l2_normalise(last.last(x, batch))

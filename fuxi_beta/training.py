@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fuxi_beta import keyed
+from fuxi_beta import keyed, ops
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.keyed import DropoutKey
-from fuxi_beta.loss import sampled_softmax
 from fuxi_beta.model import l2_normalise
 
 
@@ -54,7 +53,7 @@ def training_loss(
     if train.mode == "exclusive":
         masked |= _heard(batch, positions, negative_rows, row, len(songs))
     states = states.index_select(0, positions)
-    return sampled_softmax(states, table, target_row, negative_rows, masked, train.temperature), len(positions)
+    return ops.sampled_softmax(states, table, target_row, negative_rows, masked, train.temperature), len(positions)
 
 
 def _draw(batch: Batch, positions: Tensor, *, train: TrainConfig, epoch: int, below: int) -> Tensor:
@@ -62,7 +61,7 @@ def _draw(batch: Batch, positions: Tensor, *, train: TrainConfig, epoch: int, be
     listener = batch.listener[positions]
     keys = keyed.combine(train.seed, epoch, batch.sample)[listener]
     keys = keyed.combine(keys, batch.position[positions], keyed.NEGATIVES)
-    return keyed.integers(keys, train.negatives, below)
+    return ops.integers(keys, train.negatives, below)
 
 
 def _unique(*ids: Tensor) -> tuple[Tensor, Tensor]:

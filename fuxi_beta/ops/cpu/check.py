@@ -1,0 +1,61 @@
+"""A small comparison of freshly built kernels with plain torch: a build that computes nonsense is no build."""
+
+import torch
+from torch import Tensor
+
+from fuxi_beta import keyed
+from fuxi_beta.batches import Batch
+from fuxi_beta.ops import cpu, reference
+
+
+def run() -> None:
+    """Raises AssertionError if a kernel disagrees with its reference, forward or backward."""
+    generator = torch.Generator().manual_seed(0)
+    _mixer(generator)
+    _loss(generator)
+    keys = torch.randint(1 << 62, (33,), generator=generator)
+    x = torch.randn(33, 70, generator=generator)
+    torch.testing.assert_close(cpu.dropout(x, keys, 0.2), keyed.dropout(x, keys, 0.2))
+    torch.testing.assert_close(cpu.integers(keys, 7, 1000), keyed.integers(keys, 7, 1000), rtol=0, atol=0)
+
+
+def _mixer(generator: torch.Generator) -> None:
+    lengths = torch.tensor([0, 1, 77, 12])
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    timestamp = torch.randint(1 << 27, (90,), generator=generator).sort().values + 1_700_000_000
+    nothing = torch.zeros(90, dtype=torch.int64)
+    batch = Batch(
+        offsets=offsets,
+        item_index=nothing,
+        timestamp=timestamp,
+        next_timestamp=timestamp + 9,
+        target=nothing,
+        sample=nothing[:4],
+        seen_offsets=nothing[:5],
+        seen_items=nothing[:0],
+    )
+    value, by_lag = torch.randn(90, 70, generator=generator), torch.randn(80, generator=generator)
+    inputs = [value, by_lag, torch.tensor(0.3), torch.tensor(0.2)]
+    _compare(cpu.PackedGaps(batch).mix, reference.PaddedGaps(batch, torch.float32).mix, inputs)
+
+
+def _loss(generator: torch.Generator) -> None:
+    states, table = torch.randn(40, 70, generator=generator), torch.randn(300, 70, generator=generator)
+    target, negatives = (torch.randint(300, shape, generator=generator) for shape in ((40,), (40, 19)))
+    drawn = (target, negatives, negatives == target[:, None], 5.0)
+    _compare(
+        lambda *tensors: cpu.sampled_softmax(*tensors, *drawn),
+        lambda *tensors: reference.sampled_softmax_gathered(*tensors, *drawn),
+        [states, table],
+    )
+
+
+def _compare(ours, reference, inputs: list[Tensor]) -> None:
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    found, expected = ours(*inputs), reference(*inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    weight = torch.linspace(-1, 1, found.numel()).view_as(found)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, inputs, weight), torch.autograd.grad(expected, inputs, weight), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-2)

@@ -1,0 +1,246 @@
+// The causal token mixer (equation 13's B V and B^t V) on packed sequences, forward and backward.
+//
+// Three rows of both maps are made at a time and used at once: the positional rows are windows into one reversed
+// weight vector, the temporal rows are computed into scratch that stays in cache. No map is ever stored whole. Row i
+// touches columns <= i only, so padding costs nothing and nothing above the diagonal is computed.
+#include <algorithm>
+#include <vector>
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace fuxi {
+namespace {
+
+constexpr int ROWS = 3;
+constexpr int CHUNKS = 64;  // a fixed number, so that sums do not depend on the number of threads
+
+// Sequence numbers where each of CHUNKS parts of about equal cost begins.
+std::vector<int64_t> chunk_starts(const Sequences& sequences) {
+  std::vector<double> cost(sequences.count + 1, 0.0);
+  for (int64_t s = 0; s < sequences.count; ++s) {
+    const double n = sequences.offsets[s + 1] - sequences.offsets[s];
+    cost[s + 1] = cost[s] + n * (n + 32.0);
+  }
+  std::vector<int64_t> starts(CHUNKS + 1, sequences.count);
+  for (int c = 0; c < CHUNKS; ++c)
+    starts[c] = std::lower_bound(cost.begin(), cost.end(), cost.back() * c / CHUNKS) - cost.begin();
+  starts[0] = 0;
+  return starts;
+}
+
+// by_lag reversed and followed by zeros: row i of the positional map is window(i)[j], zero for j > i.
+struct PositionalRows {
+  std::vector<float> reversed;
+  int64_t reach;
+
+  explicit PositionalRows(const Maps& maps) : reversed(maps.reach + ROWS + TILE_WIDTH, 0.f), reach(maps.reach) {
+    for (int64_t lag = 0; lag < reach; ++lag) reversed[reach - 1 - lag] = maps.by_lag[lag];
+  }
+  const float* window(int64_t i) const { return reversed.data() + (reach - 1 - i); }
+};
+
+// One thread's view of one sequence, every row as wide as whole tiles.
+struct Scratch {
+  int64_t n, width, columns;  // tokens, padded D, padded n
+  std::vector<float> value, transposed, gradient, of_value;
+  std::vector<int64_t> timestamp;
+  std::vector<float> decayed, scaled, log_gap;  // [ROWS, columns]
+  std::vector<float> pair;                      // [2 * ROWS, columns]
+
+  void start(int64_t tokens, int64_t dim) {
+    n = tokens, width = padded(dim), columns = padded(n + ROWS);
+    timestamp.assign(columns, 0);
+    decayed.resize(ROWS * columns), scaled.resize(ROWS * columns), log_gap.resize(ROWS * columns);
+    pair.resize(2 * ROWS * columns);
+  }
+};
+
+void copy_padded(const float* from, int64_t rows, int64_t dim, int64_t stride, int64_t width, std::vector<float>& to) {
+  to.assign(rows * width, 0.f);
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(&to[r * width], from + r * stride, dim * sizeof(float));
+}
+
+// Row `row` of the temporal map: log(1 + gap) and (1 + gap)^-decay for columns <= i, zeros in the rest of the tiles.
+void temporal_row(Scratch& scratch, int row, int64_t i, int64_t next_timestamp, float decay) {
+  float* gaps = &scratch.log_gap[row * scratch.columns];
+  float* decayed = &scratch.decayed[row * scratch.columns];
+  const int64_t* timestamp = scratch.timestamp.data();
+  const int64_t stop = std::min((i / TILE_WIDTH + 1) * TILE_WIDTH, scratch.columns);
+  for (int64_t j = 0; j < stop; ++j) {
+    const int64_t gap = next_timestamp - timestamp[j];  // in integers: Unix seconds in fp32 are 64 s apart
+    gaps[j] = 1.f + static_cast<float>(gap > 0 ? gap : 0);
+  }
+  for (int64_t j = 0; j < stop; j += LANES) {
+    const Vec gap = log(load(gaps + j));
+    store(gaps + j, gap);
+    store(decayed + j, exp(gap * -decay));
+  }
+  for (int64_t j = i + 1; j < scratch.columns && j < i + 1 + ROWS + TILE_WIDTH; ++j) decayed[j] = 0.f, gaps[j] = 0.f;
+}
+
+// Rows i .. i + R - 1 of out = [B V | a M V].
+template <int R, bool TEMPORAL>
+void forward_rows(Scratch& scratch, const PositionalRows& positional, const Maps& maps, int64_t i, int64_t dim,
+                  float* out) {
+  constexpr int N = TEMPORAL ? 2 * R : R;
+  const float* rows[N];
+  float* sums[N];
+  for (int r = 0; r < R; ++r) {
+    rows[r] = positional.window(i + r);
+    if constexpr (TEMPORAL) rows[R + r] = &scratch.decayed[r * scratch.columns];
+  }
+  for (int64_t tile = 0; tile < scratch.width; tile += TILE_WIDTH) {
+    for (int r = 0; r < N; ++r) sums[r] = &scratch.pair[r * TILE_WIDTH];
+    product<N>(rows, i + R, &scratch.value[tile], scratch.width, sums);
+    const int64_t columns = std::min<int64_t>(TILE_WIDTH, dim - tile);
+    for (int r = 0; r < R; ++r) {
+      float* by_position = out + (i + r) * 2 * dim + tile;
+      std::memcpy(by_position, sums[r], columns * sizeof(float));
+      for (int64_t c = 0; c < columns; ++c) by_position[dim + c] = TEMPORAL ? maps.scale * sums[R + r][c] : 0.f;
+    }
+  }
+}
+
+struct RowSums {
+  double scale = 0, decay = 0;
+};
+
+// What rows i .. i + R - 1 of the output's gradient give to the value, the positional weights, a and b.
+template <int R, bool TEMPORAL>
+void backward_rows(Scratch& scratch, const PositionalRows& positional, const Maps& maps, int64_t i, float* of_reversed,
+                   RowSums& sums) {
+  constexpr int N = TEMPORAL ? 2 * R : R;
+  const float *rows[N], *gradients[N];
+  float* pairs[N];
+  const int64_t tokens = scratch.n * scratch.width;
+  for (int r = 0; r < R; ++r) {
+    rows[r] = positional.window(i + r);
+    gradients[r] = &scratch.gradient[(i + r) * scratch.width];
+    if constexpr (TEMPORAL) {
+      float* scaled = &scratch.scaled[r * scratch.columns];
+      const float* decayed = &scratch.decayed[r * scratch.columns];
+      for (int64_t j = 0; j < i + R; ++j) scaled[j] = maps.scale * decayed[j];
+      rows[R + r] = scaled;
+      gradients[R + r] = gradients[r] + tokens;
+    }
+  }
+  // pairs[n][j]: the inner product of an output row's gradient with value j.
+  for (int64_t tile = 0; tile < i + R; tile += TILE_WIDTH) {
+    for (int n = 0; n < N; ++n) pairs[n] = &scratch.pair[n * scratch.columns + tile];
+    product<N>(gradients, scratch.width, &scratch.transposed[tile], scratch.columns, pairs);
+  }
+  for (int r = 0; r < R; ++r) {
+    const float* by_position = &scratch.pair[r * scratch.columns];
+    float* of_window = of_reversed + (positional.reach - 1 - (i + r));
+    for (int64_t j = 0; j <= i + r; ++j) of_window[j] += by_position[j];
+    if constexpr (TEMPORAL) {
+      const float* by_time = &scratch.pair[(R + r) * scratch.columns];
+      const float* decayed = &scratch.decayed[r * scratch.columns];
+      const float* gaps = &scratch.log_gap[r * scratch.columns];
+      Vec of_scale = {}, of_decay = {};
+      // Whole vectors: `decayed` is zero beyond the diagonal, and `pair` holds finite products of padding there.
+      for (int64_t j = 0; j <= i + r; j += LANES) {
+        const Vec share = load(decayed + j) * load(by_time + j);
+        of_scale += share;
+        of_decay += share * load(gaps + j);
+      }
+      sums.scale += sum(of_scale);
+      sums.decay -= maps.scale * static_cast<double>(sum(of_decay));
+    }
+  }
+  for (int64_t tile = 0; tile < scratch.width; tile += TILE_WIDTH) {
+    const float* held[N];
+    for (int n = 0; n < N; ++n) held[n] = gradients[n] + tile;
+    rank_update<N>(rows, i + R, held, &scratch.of_value[tile], scratch.width);
+  }
+}
+
+// Calls rows(i, R) for all rows of a sequence, R at a time, after making their temporal rows.
+template <typename Rows>
+void for_each_rows(Scratch& scratch, const Sequences& sequences, const Maps& maps, int64_t start, const Rows& rows) {
+  std::copy_n(sequences.timestamp + start, scratch.n, scratch.timestamp.begin());
+  for (int64_t i = 0; i < scratch.n; i += ROWS) {
+    const int64_t count = std::min<int64_t>(ROWS, scratch.n - i);
+    for (int r = 0; maps.temporal && r < count; ++r)
+      temporal_row(scratch, r, i + r, sequences.next_timestamp[start + i + r], maps.decay);
+    rows(i, count);
+  }
+}
+
+}  // namespace
+
+void mix_forward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim, float* out) {
+  const auto starts = chunk_starts(sequences);
+  const PositionalRows positional(maps);
+#pragma omp parallel
+  {
+    Scratch scratch;
+#pragma omp for schedule(dynamic)
+    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+      for (int64_t s = starts[chunk]; s < starts[chunk + 1]; ++s) {
+        const int64_t start = sequences.offsets[s];
+        scratch.start(sequences.offsets[s + 1] - start, dim);
+        copy_padded(value + start * dim, scratch.n, dim, dim, scratch.width, scratch.value);
+        float* of_sequence = out + start * 2 * dim;
+        for_each_rows(scratch, sequences, maps, start, [&](int64_t i, int64_t count) {
+          const auto run = [&](auto temporal) {
+            if (count == 3) forward_rows<3, temporal>(scratch, positional, maps, i, dim, of_sequence);
+            if (count == 2) forward_rows<2, temporal>(scratch, positional, maps, i, dim, of_sequence);
+            if (count == 1) forward_rows<1, temporal>(scratch, positional, maps, i, dim, of_sequence);
+          };
+          maps.temporal ? run(std::true_type{}) : run(std::false_type{});
+        });
+      }
+    }
+  }
+}
+
+void mix_backward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim,
+                  const float* gradient, const MixGradients& gradients) {
+  const auto starts = chunk_starts(sequences);
+  const PositionalRows positional(maps);
+  const int64_t window = maps.reach + TILE_WIDTH;
+  std::vector<float> of_reversed(CHUNKS * window, 0.f);
+  std::vector<RowSums> sums(CHUNKS);
+#pragma omp parallel
+  {
+    Scratch scratch;
+#pragma omp for schedule(dynamic)
+    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+      for (int64_t s = starts[chunk]; s < starts[chunk + 1]; ++s) {
+        const int64_t start = sequences.offsets[s];
+        scratch.start(sequences.offsets[s + 1] - start, dim);
+        const float* values = value + start * dim;
+        scratch.transposed.assign(scratch.width * scratch.columns, 0.f);
+        for (int64_t j = 0; j < scratch.n; ++j)
+          for (int64_t d = 0; d < dim; ++d) scratch.transposed[d * scratch.columns + j] = values[j * dim + d];
+        scratch.of_value.assign((scratch.n + ROWS) * scratch.width, 0.f);
+        // First the rows of the positional half, then those of the temporal half.
+        scratch.gradient.assign(2 * scratch.n * scratch.width, 0.f);
+        for (int64_t i = 0; i < 2 * scratch.n; ++i)
+          std::memcpy(&scratch.gradient[i * scratch.width],
+                      gradient + (start + i % scratch.n) * 2 * dim + i / scratch.n * dim, dim * sizeof(float));
+        float* of_window = &of_reversed[chunk * window];
+        for_each_rows(scratch, sequences, maps, start, [&](int64_t i, int64_t count) {
+          const auto run = [&](auto temporal) {
+            if (count == 3) backward_rows<3, temporal>(scratch, positional, maps, i, of_window, sums[chunk]);
+            if (count == 2) backward_rows<2, temporal>(scratch, positional, maps, i, of_window, sums[chunk]);
+            if (count == 1) backward_rows<1, temporal>(scratch, positional, maps, i, of_window, sums[chunk]);
+          };
+          maps.temporal ? run(std::true_type{}) : run(std::false_type{});
+        });
+        for (int64_t j = 0; j < scratch.n; ++j)
+          std::memcpy(gradients.value + (start + j) * dim, &scratch.of_value[j * scratch.width], dim * sizeof(float));
+      }
+    }
+  }
+  std::fill_n(gradients.by_lag, maps.reach, 0.f);
+  for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+    *gradients.scale += sums[chunk].scale, *gradients.decay += sums[chunk].decay;
+    for (int64_t lag = 0; lag < maps.reach; ++lag)
+      gradients.by_lag[lag] += of_reversed[chunk * window + maps.reach - 1 - lag];
+  }
+}
+
+}  // namespace fuxi
