@@ -6,6 +6,7 @@ Tokens of a listener are contiguous, oldest first. Times are Unix seconds, UTC.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -143,24 +144,29 @@ class Batch:
         """B."""
         return self.offsets.shape[0] - 1
 
-    @property
+    @cached_property
     def lengths(self) -> Tensor:
         """Tokens of each listener. int64 [B]."""
         return self.offsets.diff()
 
-    @property
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest context."""
+        return int(self.lengths.max()) if self.num_listeners else 0
+
+    @cached_property
     def listener(self) -> Tensor:
         """Row of the listener of each token. int64 [T]."""
         rows = torch.arange(self.num_listeners, device=self.offsets.device)
         return torch.repeat_interleave(rows, self.lengths, output_size=self.item_index.shape[0])
 
-    @property
+    @cached_property
     def position(self) -> Tensor:
         """Place of each token in its listener's context, 0 = oldest retained event. int64 [T]."""
         tokens = torch.arange(self.item_index.shape[0], device=self.offsets.device)
         return tokens - self.offsets[self.listener]
 
-    @property
+    @cached_property
     def seen_listener(self) -> Tensor:
         """Row of the listener of each entry of `seen_items`."""
         rows = torch.arange(self.num_listeners, device=self.offsets.device)

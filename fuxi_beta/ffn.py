@@ -3,15 +3,9 @@
 Shapes: `T` packed tokens, `D` width, `C` = 2 D channels of the token mixer.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-RMS_EPS = 1e-6
-
-
-def rms_norm(x: Tensor) -> Tensor:
-    """RMSNorm over the channels, without weights."""
-    return F.rms_norm(x, (x.shape[-1],), eps=RMS_EPS)
+from fuxi_beta import ops
 
 
 class MultistageFFN(nn.Module):
@@ -36,5 +30,4 @@ class MultistageFFN(nn.Module):
 
     def refine(self, normed: Tensor, joined: Tensor) -> Tensor:
         """Stage two. normed: m [T, D]; joined: o [T, D] -> y [T, D]."""
-        gate, up = self.gate_and_up(normed).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up) + joined
+        return self.down(ops.swiglu(self.gate_and_up(normed))) + joined

@@ -73,13 +73,18 @@ class DropoutKey:
     epoch: int
 
 
-def dropout(x: Tensor, keys: Tensor, rate: float) -> Tensor:
-    """Zero each channel with probability `rate` and scale the rest up, by the bits of each token's key.
+@dataclass(frozen=True)
+class Mask:
+    """What decides which channels of which tokens a dropout zeroes."""
 
-    x: [T, C]; keys: int64 [T]. Sixteen bits decide a channel, so `rate` is rounded to 1/65536.
-    """
+    keys: Tensor  # int64 [T]
+    rate: float  # in [0, 1), rounded to 1/65536: sixteen bits decide a channel
+
+
+def dropout(x: Tensor, mask: Mask) -> Tensor:
+    """Zero each channel with probability `rate` and scale the rest up, by the bits of each token's key. [T, C]."""
     channels = x.shape[1]
-    zeroed = round(rate * 65536)
-    sixteenths = words(keys, (channels + 3) // 4).view(torch.int16)[:, :channels]
+    zeroed = round(mask.rate * 65536)
+    sixteenths = words(mask.keys, (channels + 3) // 4).view(torch.int16)[:, :channels]
     keep = (sixteenths >= zeroed - 32768).to(x.dtype).mul_(65536 / (65536 - zeroed))
     return x * keep

@@ -6,14 +6,13 @@ Shapes: `B` listeners, `T` packed tokens, `D` width, `C` = 2 D channels.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fuxi_beta.batches import Batch
 from fuxi_beta.bias import PositionalBias, PowerBias
-from fuxi_beta.ffn import rms_norm
+from fuxi_beta.keyed import Mask
 from fuxi_beta.ops import Gaps
-from fuxi_beta.ops.reference import log_gap
+from fuxi_beta.ops.reference import gate_and_value, gated, log_gap
 
 
 class TokenMixer(nn.Module):
@@ -31,12 +30,19 @@ class TokenMixer(nn.Module):
         self.positional = PositionalBias(reach)
         self.temporal = PowerBias() if temporal else None
 
-    def forward(self, normed: Tensor, gaps: Gaps) -> Tensor:
-        """normed: RMSNorm(x) [T, D] -> [T, C]."""
-        gate, value = F.silu(normed @ self.project).split([2 * self.dim, self.dim], dim=1)
+    def forward(self, normed: Tensor, gaps: Gaps, mask: Mask | None) -> Tensor:
+        """normed: RMSNorm(x) [T, D] -> [T, C], dropped out if there is a mask."""
+        projected = normed @ self._weight()
         curve = (None, None) if self.temporal is None else (self.temporal.scale, self.temporal.decay)
-        mixed = gaps.mix(value, self.positional.by_lag(gaps.longest), *curve)
-        return gate * rms_norm(self.by_head(mixed))
+        return self.by_head(gaps.mix(projected, self.positional.by_lag(gaps.longest), *curve, mask))
+
+    def _weight(self) -> Tensor:
+        """W with the columns of U in the order [position | time], whatever the heads. [D, 3 D]."""
+        if self.heads == 1:
+            return self.project
+        gate, value = self.project.split([2 * self.dim, self.dim], dim=1)
+        split = gate.view(self.dim, self.heads, 2, self.dim // self.heads)
+        return torch.cat([split.transpose(1, 2).flatten(1), value], dim=1)
 
     def last(self, normed: Tensor, batch: Batch) -> Tensor:
         """What `forward` gives at each listener's last token, at the cost of one row of the maps. [T, D] -> [B, C].
@@ -45,7 +51,7 @@ class TokenMixer(nn.Module):
         """
         has_tokens = batch.lengths > 0
         last_token = (batch.offsets[1:] - 1).clamp(min=0)
-        gate, value = F.silu(normed @ self.project).split([2 * self.dim, self.dim], dim=1)
+        gate, value = gate_and_value(normed @ self._weight())
         listener = batch.listener
         lag = batch.offsets[1:][listener] - 1 - torch.arange(len(value), device=value.device)
 
@@ -60,7 +66,7 @@ class TokenMixer(nn.Module):
             by_time = self.temporal.scale * row_times_value(self.temporal.decayed(gaps))
         gate_of_last = gate.new_zeros(batch.num_listeners, gate.shape[1])
         gate_of_last[has_tokens] = gate[last_token[has_tokens]]
-        return gate_of_last * rms_norm(self.by_head(torch.cat([by_position, by_time], dim=-1)))
+        return self.by_head(gated(gate_of_last, torch.cat([by_position, by_time], dim=-1), None))
 
     def by_head(self, mixed: Tensor) -> Tensor:
         """Channels [position | time] -> [position of head h | time of head h] for each h. [..., C] -> [..., C]."""

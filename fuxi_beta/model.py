@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from fuxi_beta import keyed, ops
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.ffn import MultistageFFN, rms_norm
-from fuxi_beta.keyed import DropoutKey
+from fuxi_beta.ffn import MultistageFFN
+from fuxi_beta.keyed import DropoutKey, Mask
 from fuxi_beta.mixer import TokenMixer
 from fuxi_beta.ops import Gaps
 
@@ -37,10 +37,10 @@ class Dropout:
             token = keyed.combine(key.seed, key.epoch, batch.sample)[batch.listener]
             self.token = keyed.combine(token, batch.position)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[T, C] -> [T, C], with a mask of its own for each call."""
+    def mask(self) -> Mask | None:
+        """The mask of the next site; None where nothing is dropped."""
         self.site += 1
-        return ops.dropout(x, keyed.combine(self.token, self.site), self.rate) if self.active else x
+        return Mask(keyed.combine(self.token, self.site), self.rate) if self.active else None
 
 
 class Block(nn.Module):
@@ -54,16 +54,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, gaps: Gaps, dropout: Dropout) -> Tensor:
         """[T, D] -> [T, D]."""
-        joined = self.ffn.join(dropout(self.mixer(rms_norm(x), gaps)), x)
-        return self.ffn.refine(dropout(rms_norm(joined)), joined)
+        joined = self.ffn.join(self.mixer(ops.rms_norm(x), gaps, dropout.mask()), x)
+        return self.ffn.refine(ops.rms_norm(joined, dropout.mask()), joined)
 
     def last(self, x: Tensor, batch: Batch) -> Tensor:
         """`forward` at each listener's last token only, without dropout. [T, D] -> [B, D], zeros where no token is."""
         has_tokens = batch.lengths > 0
         x_of_last = x.new_zeros(batch.num_listeners, x.shape[1])
         x_of_last[has_tokens] = x[(batch.offsets[1:] - 1)[has_tokens]]
-        joined = self.ffn.join(self.mixer.last(rms_norm(x), batch), x_of_last)
-        return self.ffn.refine(rms_norm(joined), joined) * has_tokens[:, None]
+        joined = self.ffn.join(self.mixer.last(ops.rms_norm(x), batch), x_of_last)
+        return self.ffn.refine(ops.rms_norm(joined), joined) * has_tokens[:, None]
 
 
 class FuXiBeta(nn.Module):
@@ -83,7 +83,8 @@ class FuXiBeta(nn.Module):
         context longer than `max_history`.
         """
         dropout = Dropout(key, batch, self.config.dropout)
-        x = dropout(self.embed(item_vectors, batch))
+        x, mask = self.embed(item_vectors, batch), dropout.mask()
+        x = x if mask is None else ops.dropout(x, mask)
         gaps = ops.gaps(batch, like=x)
         for block in self.blocks:
             x = block(x, gaps, dropout)
@@ -105,9 +106,8 @@ class FuXiBeta(nn.Module):
 
     def embed(self, item_vectors: Tensor, batch: Batch) -> Tensor:
         """Equation 10: item vectors times sqrt(D) plus the vector of the position, 0 = oldest retained event."""
-        longest = int(batch.lengths.max()) if batch.num_listeners else 0
-        if longest > self.config.max_history:
-            raise ValueError(f"a context has {longest} tokens: cut it to max_history ({self.config.max_history})")
+        if batch.longest > self.config.max_history:
+            raise ValueError(f"a context has {batch.longest} tokens: cut it to max_history ({self.config.max_history})")
         return item_vectors * self.config.dim**0.5 + F.embedding(batch.position, self.positions)
 
     def temporal_curves(self) -> list[tuple[float, float]]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fuxi_beta import keyed
 from fuxi_beta.batches import Batch
+from fuxi_beta.keyed import Mask
 from fuxi_beta.ops import cpu, reference
 from fuxi_beta.ops.cpu import build
 
@@ -77,11 +78,14 @@ class Gaps(Protocol):
 
     longest: int  # tokens of the longest history
 
-    def mix(self, value: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None) -> Tensor:
-        """[B V | B^t V] (equation 13), causal within each listener's tokens. [T, D] -> [T, C].
+    def mix(
+        self, projected: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None, mask: Mask | None
+    ) -> Tensor:
+        """U * RMSNorm([B V | B^t V]) with [U | V] = SiLU(projected), then dropout. [T, 3 D] -> [T, C].
 
-        B[i, j] = by_lag[i - j], of which there are `longest` (equation 8);
-        B^t[i, j] = scale (1 + max(t_{i+1} - t_j, 0))^(-decay) (equations 11, 12), zero where these are None.
+        Equations 13 and 14; both maps are causal within each listener's tokens. B[i, j] = by_lag[i - j], of which
+        there are `longest` (equation 8); B^t[i, j] = scale (1 + max(t_{i+1} - t_j, 0))^(-decay) (equations 11, 12),
+        zero where these are None.
         """
         ...
 
@@ -103,9 +107,19 @@ def sampled_softmax(
     return kernels.sampled_softmax(states, table, target, negatives, masked, temperature)
 
 
-def dropout(x: Tensor, keys: Tensor, rate: float) -> Tensor:
+def rms_norm(x: Tensor, mask: Mask | None = None) -> Tensor:
+    """RMSNorm over the channels, without weights; then dropout, if there is a mask. [T, C] -> [T, C]."""
+    return (cpu if _has_kernels(x) else reference).rms_norm(x, mask)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """SiLU(left half) * right half of the channels. [T, 2 H] -> [T, H]."""
+    return (cpu if _has_kernels(x) else reference).swiglu(x)
+
+
+def dropout(x: Tensor, mask: Mask) -> Tensor:
     """`keyed.dropout`, the same bits on every implementation."""
-    return (cpu if _has_kernels(x) else keyed).dropout(x, keys, rate)
+    return (cpu if _has_kernels(x) else keyed).dropout(x, mask)
 
 
 def integers(keys: Tensor, count: int, below: int) -> Tensor:

@@ -15,7 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fuxi_beta import keyed
 from fuxi_beta.batches import Batch
+from fuxi_beta.keyed import Mask
+
+RMS_EPS = 1e-6
 
 _GROUPS = 8
 _MIN_GROUP = 8  # smaller groups of listeners cost more in calls than they save in padding
@@ -73,7 +77,7 @@ class PaddedGaps:
         self.groups: tuple[Group, ...]
         self.packed_order: Tensor | None = None  # int64 [T]: places of the packed tokens in the groups laid end to end
         lengths, position, listener = batch.lengths, batch.position, batch.listener
-        self.longest = int(lengths.max()) if batch.num_listeners else 0
+        self.longest = batch.longest
         count = max(1, min(_GROUPS, batch.num_listeners // _MIN_GROUP))
         if count == 1:
             self.groups = (_group(batch, lengths, position, listener, None, dtype),)
@@ -84,10 +88,14 @@ class PaddedGaps:
         places = torch.arange(len(order), device=order.device)
         self.packed_order = torch.empty_like(order).index_copy_(0, order, places)
 
-    def mix(self, value: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None) -> Tensor:
+    def mix(
+        self, projected: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None, mask: Mask | None
+    ) -> Tensor:
         """See `fuxi_beta.ops.Gaps.mix`."""
+        gate, value = gate_and_value(projected)
         rows = [group.mix(value, by_lag, scale, decay) for group in self.groups]
-        return rows[0] if self.packed_order is None else torch.cat(rows).index_select(0, self.packed_order)
+        mixed = rows[0] if self.packed_order is None else torch.cat(rows).index_select(0, self.packed_order)
+        return gated(gate, mixed, mask)
 
 
 def _group(
@@ -107,6 +115,31 @@ def _group(
     gaps = log_gap(padded(batch.next_timestamp)[:, :, None], padded(batch.timestamp)[:, None, :], dtype)
     # Zero above the diagonal and in padding rows, so that no power of the gap overflows where the map is cut off.
     return Group(n, len(members), tokens, cells, gaps.tril_())
+
+
+def gate_and_value(projected: Tensor) -> tuple[Tensor, Tensor]:
+    """[U | V] = SiLU(projected). [T, 3 D] -> [T, 2 D], [T, D]."""
+    dim = projected.shape[1] // 3
+    gate, value = F.silu(projected).split([2 * dim, dim], dim=1)
+    return gate, value
+
+
+def gated(gate: Tensor, mixed: Tensor, mask: Mask | None) -> Tensor:
+    """U * RMSNorm(mixed), then dropout. [T, C] twice -> [T, C]."""
+    out = gate * rms_norm(mixed, None)
+    return out if mask is None else keyed.dropout(out, mask)
+
+
+def rms_norm(x: Tensor, mask: Mask | None) -> Tensor:
+    """See `fuxi_beta.ops.rms_norm`."""
+    normed = F.rms_norm(x, (x.shape[-1],), eps=RMS_EPS)
+    return normed if mask is None else keyed.dropout(normed, mask)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """See `fuxi_beta.ops.swiglu`."""
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
 
 def sampled_softmax_gathered(

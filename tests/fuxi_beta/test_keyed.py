@@ -53,7 +53,7 @@ def test_neighbouring_keys_share_no_bits_on_average():
 
 @pytest.mark.parametrize(("rate", "channels"), [(0.2, 50), (0.2, 7), (0.5, 100)])
 def test_dropout_zeroes_its_share_and_keeps_the_mean(rate, channels):
-    out = keyed.dropout(torch.ones(20_000, channels), keys(20_000), rate)
+    out = keyed.dropout(torch.ones(20_000, channels), keyed.Mask(keys(20_000), rate))
     dropped = (out == 0).double()
     assert abs(dropped.mean() - rate) < 0.004
     assert (dropped.mean(0) - rate).abs().max() < 0.02
@@ -65,8 +65,8 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean(rate, channels):
 
 def test_a_mask_belongs_to_its_token_not_to_its_row():
     many, few = keys(50), keys(50)[[7, 3, 40]]
-    mask = keyed.dropout(torch.ones(50, 12), many, 0.3)
-    torch.testing.assert_close(keyed.dropout(torch.ones(3, 12), few, 0.3), mask[[7, 3, 40]], rtol=0, atol=0)
+    mask = keyed.dropout(torch.ones(50, 12), keyed.Mask(many, 0.3))
+    torch.testing.assert_close(keyed.dropout(torch.ones(3, 12), keyed.Mask(few, 0.3)), mask[[7, 3, 40]], rtol=0, atol=0)
 
 
 def test_permutations_are_permutations_and_differ_by_key():

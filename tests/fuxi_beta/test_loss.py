@@ -9,8 +9,8 @@ import torch
 from fuxi_beta import keyed
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.keyed import DropoutKey
-from fuxi_beta.ops.reference import sampled_softmax, sampled_softmax_gathered
 from fuxi_beta.model import FuXiBeta, l2_normalise
+from fuxi_beta.ops.reference import sampled_softmax, sampled_softmax_gathered
 from fuxi_beta.training import training_loss
 
 SONGS = 20

@@ -3,6 +3,8 @@
 # pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 # (torch types the members of a module as Tensor | Module)
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,7 +68,7 @@ def test_mixer_equals_the_loop_in_value_and_every_gradient(make_batch, lengths, 
     wanted = [normed, *mixer.parameters()]
 
     expected = loop_mixer(mixer, normed, batch, heads)
-    found = mixer(normed, PaddedGaps(batch, torch.float64))
+    found = mixer(normed, PaddedGaps(batch, torch.float64), None)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     for ours, theirs in zip(
         torch.autograd.grad((found * upstream).sum(), wanted),
@@ -81,7 +83,7 @@ def test_last_token_alone_equals_the_full_mixer_at_the_last_token(make_batch):
     batch = make_batch([4, 0, 11, 1])
     mixer = TokenMixer(DIM, 2, REACH, temporal=True).double()
     normed = torch.randn(16, DIM, dtype=torch.float64)
-    full, last = mixer(normed, PaddedGaps(batch, torch.float64)), mixer.last(normed, batch)
+    full, last = mixer(normed, PaddedGaps(batch, torch.float64), None), mixer.last(normed, batch)
     torch.testing.assert_close(last[[0, 2, 3]], full[[3, 14, 15]])
     assert not last[1].any()
 
@@ -90,12 +92,12 @@ def test_a_huge_negative_decay_gives_finite_values_and_gradients_for_short_gaps(
     """Cut-off cells hold gaps of decades; they must not reach infinity on their way to zero."""
     batch = make_batch([3, 9])
     second = batch.timestamp.new_tensor([0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8]) + 1_700_000_000
-    batch = type(batch)(**{**vars(batch), "timestamp": second, "next_timestamp": second + 1})
+    batch = replace(batch, timestamp=second, next_timestamp=second + 1)
     mixer = TokenMixer(DIM, 1, REACH, temporal=True)
     assert mixer.temporal is not None
     torch.nn.init.constant_(mixer.temporal.decay, -8.0)
     normed = torch.randn(12, DIM)
-    out = mixer(normed, PaddedGaps(batch, torch.float32))
+    out = mixer(normed, PaddedGaps(batch, torch.float32), None)
     out.sum().backward()
     assert torch.isfinite(out).all()
     assert all(torch.isfinite(p.grad).all() for p in mixer.parameters() if p.grad is not None)

@@ -6,39 +6,81 @@ import torch
 from torch import Tensor
 
 from fuxi_beta.batches import Batch
+from fuxi_beta.keyed import Mask
 
 
 class PackedGaps:
     """The times of a batch as they are: the kernels make the rows of the maps where they use them."""
 
     def __init__(self, batch: Batch) -> None:
-        self.longest = int(batch.lengths.max()) if batch.num_listeners else 0
+        self.longest = batch.longest
         times = (batch.offsets, batch.timestamp, batch.next_timestamp)
         self.times = tuple(tensor.contiguous() for tensor in times)
 
-    def mix(self, value: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None) -> Tensor:
+    def mix(
+        self, projected: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None, mask: Mask | None
+    ) -> Tensor:
         """See `fuxi_beta.ops.Gaps.mix`."""
-        return _Mix.apply(value, by_lag, scale, decay, *self.times)  # type: ignore[return-value]
+        return _Mix.apply(projected, by_lag, scale, decay, mask, *self.times)  # type: ignore[return-value]
 
 
 class _Mix(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, value: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None, *times: Tensor
-    ) -> Tensor:
-        value, by_lag = value.contiguous(), by_lag.contiguous()
-        ctx.save_for_backward(value, by_lag, *times)
-        ctx.curve = (False, 0.0, 0.0) if scale is None or decay is None else (True, scale.item(), decay.item())
-        return torch.ops.fuxi_beta.mix_forward(value, *times, by_lag, *ctx.curve)
+    def forward(ctx: Any, projected: Tensor, by_lag: Tensor, *rest: Any) -> Tensor:
+        scale, decay, mask, *times = rest
+        projected, by_lag = projected.contiguous(), by_lag.contiguous()
+        curve = (False, 0.0, 0.0) if scale is None else (True, scale.item(), decay.item())
+        ctx.settings = (*curve, *_mask(mask))
+        out, value, mixed = torch.ops.fuxi_beta.mix(projected, *times, by_lag, *ctx.settings)
+        ctx.save_for_backward(projected, value, mixed, *times, by_lag)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        value, by_lag, *times = ctx.saved_tensors
-        of_value, of_by_lag, of_scale, of_decay = torch.ops.fuxi_beta.mix_backward(
-            gradients[0].contiguous(), value, *times, by_lag, *ctx.curve
+        of_projected, of_by_lag, of_scale, of_decay = torch.ops.fuxi_beta.mix_backward(
+            gradients[0].contiguous(), *ctx.saved_tensors, *ctx.settings
         )
-        of_curve = (value.new_tensor(of_scale), value.new_tensor(of_decay)) if ctx.curve[0] else (None, None)
-        return of_value, of_by_lag, *of_curve, None, None, None
+        temporal = ctx.settings[0]
+        of_curve = [of_by_lag.new_tensor(number) if temporal else None for number in (of_scale, of_decay)]
+        return of_projected, of_by_lag, *of_curve, None, None, None, None
+
+
+def _mask(mask: Mask | None) -> tuple[Tensor | None, float]:
+    return (None, 0.0) if mask is None else (mask.keys.contiguous(), mask.rate)
+
+
+def rms_norm(x: Tensor, mask: Mask | None) -> Tensor:
+    """See `fuxi_beta.ops.rms_norm`."""
+    return _RmsNorm.apply(x, mask)  # type: ignore[return-value]
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Mask | None) -> Tensor:
+        x, ctx.mask = x.contiguous(), _mask(mask)
+        ctx.save_for_backward(x)
+        return torch.ops.fuxi_beta.rms_norm(x, *ctx.mask)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        # The mask is a function of its keys: cheaper made again than kept.
+        return torch.ops.fuxi_beta.rms_norm_backward(gradients[0].contiguous(), *ctx.saved_tensors, *ctx.mask), None
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """See `fuxi_beta.ops.swiglu`."""
+    return _SwiGLU.apply(x)  # type: ignore[return-value]
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x.contiguous())
+        return torch.ops.fuxi_beta.swiglu(x.contiguous())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return torch.ops.fuxi_beta.swiglu_backward(gradients[0].contiguous(), *ctx.saved_tensors)
 
 
 def sampled_softmax(
@@ -64,21 +106,20 @@ class _SampledSoftmax(torch.autograd.Function):
         return of_states * gradients[0], of_table * gradients[0], None, None, None, None
 
 
-def dropout(x: Tensor, keys: Tensor, rate: float) -> Tensor:
+def dropout(x: Tensor, mask: Mask) -> Tensor:
     """See `fuxi_beta.keyed.dropout`."""
-    return _Dropout.apply(x, keys.contiguous(), rate)  # type: ignore[return-value]
+    return _Dropout.apply(x, mask)  # type: ignore[return-value]
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, keys: Tensor, rate: float) -> Tensor:
-        ctx.keys, ctx.rate = keys, rate
-        return torch.ops.fuxi_beta.dropout(x.contiguous(), keys, rate)
+    def forward(ctx: Any, x: Tensor, mask: Mask) -> Tensor:
+        ctx.mask = _mask(mask)
+        return torch.ops.fuxi_beta.dropout(x.contiguous(), *ctx.mask)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        # The mask is a function of the keys: cheaper made again than kept.
-        return torch.ops.fuxi_beta.dropout(gradients[0].contiguous(), ctx.keys, ctx.rate), None, None
+        return torch.ops.fuxi_beta.dropout(gradients[0].contiguous(), *ctx.mask), None
 
 
 def integers(keys: Tensor, count: int, below: int) -> Tensor:

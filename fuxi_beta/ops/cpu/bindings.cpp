@@ -1,7 +1,6 @@
 // The kernels as torch operators, fuxi_beta::*. They take contiguous float32 tensors on the CPU; Python sees to that.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "kernels.h"
@@ -9,6 +8,15 @@
 namespace {
 
 using at::Tensor;
+using Keys = std::optional<Tensor>;
+
+Tensor like(const Tensor& x) { return at::empty(x.sizes(), x.options()); }
+const float* floats(const Tensor& x) { return x.const_data_ptr<float>(); }
+float* result(Tensor& x) { return x.mutable_data_ptr<float>(); }
+
+fuxi::Mask mask_of(const Keys& keys, double rate) {
+  return {keys.has_value() ? keys->const_data_ptr<int64_t>() : nullptr, rate};
+}
 
 fuxi::Sequences sequences_of(const Tensor& offsets, const Tensor& timestamp, const Tensor& next_timestamp) {
   return {offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, timestamp.const_data_ptr<int64_t>(),
@@ -16,45 +24,79 @@ fuxi::Sequences sequences_of(const Tensor& offsets, const Tensor& timestamp, con
 }
 
 fuxi::Maps maps_of(const Tensor& by_lag, bool temporal, double scale, double decay) {
-  return {by_lag.const_data_ptr<float>(), by_lag.size(0), temporal, static_cast<float>(scale),
-          static_cast<float>(decay)};
+  return {floats(by_lag), by_lag.size(0), temporal, static_cast<float>(scale), static_cast<float>(decay)};
 }
 
-Tensor mix_forward(const Tensor& value, const Tensor& offsets, const Tensor& timestamp, const Tensor& next_timestamp,
-                   const Tensor& by_lag, bool temporal, double scale, double decay) {
-  Tensor out = at::empty({value.size(0), 2 * value.size(1)}, value.options());
+// projected [T, 3 D] -> the gated output [T, 2 D], and V [T, D] and the mixed values [T, 2 D] for the way back.
+std::tuple<Tensor, Tensor, Tensor> mix(const Tensor& projected, const Tensor& offsets, const Tensor& timestamp,
+                                       const Tensor& next_timestamp, const Tensor& by_lag, bool temporal, double scale,
+                                       double decay, const Keys& keys, double rate) {
+  const int64_t tokens = projected.size(0), dim = projected.size(1) / 3;
+  Tensor value = at::empty({tokens, dim}, projected.options());
+  Tensor mixed = at::empty({tokens, 2 * dim}, projected.options()), out = like(mixed);
+  fuxi::values(floats(projected), tokens, dim, result(value));
   fuxi::mix_forward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
-                    value.const_data_ptr<float>(), value.size(1), out.mutable_data_ptr<float>());
-  return out;
+                    floats(value), dim, result(mixed));
+  fuxi::gate(floats(projected), floats(mixed), mask_of(keys, rate), tokens, dim, result(out));
+  return {out, value, mixed};
 }
 
-std::tuple<Tensor, Tensor, double, double> mix_backward(const Tensor& gradient, const Tensor& value,
+std::tuple<Tensor, Tensor, double, double> mix_backward(const Tensor& gradient, const Tensor& projected,
+                                                        const Tensor& value, const Tensor& mixed,
                                                         const Tensor& offsets, const Tensor& timestamp,
                                                         const Tensor& next_timestamp, const Tensor& by_lag,
-                                                        bool temporal, double scale, double decay) {
-  Tensor of_value = at::empty(value.sizes(), value.options()), of_by_lag = at::empty(by_lag.sizes(), by_lag.options());
+                                                        bool temporal, double scale, double decay, const Keys& keys,
+                                                        double rate) {
+  const int64_t tokens = value.size(0), dim = value.size(1);
+  Tensor of_projected = like(projected), of_mixed = like(mixed), of_value = like(value), of_by_lag = like(by_lag);
   double of_scale = 0, of_decay = 0;
+  fuxi::gate_backward(floats(gradient), floats(projected), floats(mixed), mask_of(keys, rate), tokens, dim,
+                      result(of_projected), result(of_mixed));
   fuxi::mix_backward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
-                     value.const_data_ptr<float>(), value.size(1), gradient.const_data_ptr<float>(),
-                     {of_value.mutable_data_ptr<float>(), of_by_lag.mutable_data_ptr<float>(), &of_scale, &of_decay});
-  return {of_value, of_by_lag, of_scale, of_decay};
+                     floats(value), dim, floats(of_mixed), result(of_value),
+                     {result(of_by_lag), &of_scale, &of_decay});
+  fuxi::values_backward(floats(of_value), floats(projected), tokens, dim, result(of_projected));
+  return {of_projected, of_by_lag, of_scale, of_decay};
 }
 
 std::tuple<double, Tensor, Tensor> sampled_softmax(const Tensor& states, const Tensor& table, const Tensor& target,
                                                    const Tensor& negatives, const Tensor& masked, double temperature) {
-  Tensor of_states = at::empty(states.sizes(), states.options()), of_table = at::empty(table.sizes(), table.options());
+  Tensor of_states = like(states), of_table = like(table);
   const double loss = fuxi::sampled_softmax(
-      {states.const_data_ptr<float>(), table.const_data_ptr<float>(), target.const_data_ptr<int64_t>(),
-       negatives.const_data_ptr<int64_t>(), masked.const_data_ptr<bool>(), states.size(0), table.size(0),
-       states.size(1), negatives.size(1), static_cast<float>(temperature)},
-      of_states.mutable_data_ptr<float>(), of_table.mutable_data_ptr<float>());
+      {floats(states), floats(table), target.const_data_ptr<int64_t>(), negatives.const_data_ptr<int64_t>(),
+       masked.const_data_ptr<bool>(), states.size(0), table.size(0), states.size(1), negatives.size(1),
+       static_cast<float>(temperature)},
+      result(of_states), result(of_table));
   return {loss, of_states, of_table};
 }
 
+Tensor rms_norm(const Tensor& x, const Keys& keys, double rate) {
+  Tensor out = like(x);
+  fuxi::rms_norm(floats(x), mask_of(keys, rate), x.size(0), x.size(1), result(out));
+  return out;
+}
+
+Tensor rms_norm_backward(const Tensor& gradient, const Tensor& x, const Keys& keys, double rate) {
+  Tensor of_x = like(x);
+  fuxi::rms_norm_backward(floats(gradient), floats(x), mask_of(keys, rate), x.size(0), x.size(1), result(of_x));
+  return of_x;
+}
+
+Tensor swiglu(const Tensor& x) {
+  Tensor out = at::empty({x.size(0), x.size(1) / 2}, x.options());
+  fuxi::swiglu(floats(x), x.size(0), x.size(1) / 2, result(out));
+  return out;
+}
+
+Tensor swiglu_backward(const Tensor& gradient, const Tensor& x) {
+  Tensor of_x = like(x);
+  fuxi::swiglu_backward(floats(gradient), floats(x), x.size(0), x.size(1) / 2, result(of_x));
+  return of_x;
+}
+
 Tensor dropout(const Tensor& x, const Tensor& keys, double rate) {
-  Tensor out = at::empty(x.sizes(), x.options());
-  fuxi::dropout(x.const_data_ptr<float>(), keys.const_data_ptr<int64_t>(), x.size(0), x.size(1), rate,
-                out.mutable_data_ptr<float>());
+  Tensor out = like(x);
+  fuxi::dropout(floats(x), mask_of(keys, rate), x.size(0), x.size(1), result(out));
   return out;
 }
 
@@ -67,9 +109,13 @@ Tensor draw(const Tensor& keys, int64_t draws, int64_t below) {
 }  // namespace
 
 TORCH_LIBRARY(fuxi_beta, library) {
-  library.def("mix_forward", mix_forward);
+  library.def("mix", mix);
   library.def("mix_backward", mix_backward);
   library.def("sampled_softmax", sampled_softmax);
+  library.def("rms_norm", rms_norm);
+  library.def("rms_norm_backward", rms_norm_backward);
+  library.def("swiglu", swiglu);
+  library.def("swiglu_backward", swiglu_backward);
   library.def("dropout", dropout);
   library.def("draw", draw);
 }

@@ -130,7 +130,7 @@ def build(library: Path) -> None:
 
         check.run()
         library.parent.mkdir(exist_ok=True)
-        os.replace(scratch / LIBRARY, library)
+        (scratch / LIBRARY).replace(library)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

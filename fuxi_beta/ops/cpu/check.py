@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fuxi_beta import keyed
 from fuxi_beta.batches import Batch
+from fuxi_beta.keyed import Mask
 from fuxi_beta.ops import cpu, reference
 
 
@@ -15,7 +16,10 @@ def run() -> None:
     _loss(generator)
     keys = torch.randint(1 << 62, (33,), generator=generator)
     x = torch.randn(33, 70, generator=generator)
-    torch.testing.assert_close(cpu.dropout(x, keys, 0.2), keyed.dropout(x, keys, 0.2))
+    mask = Mask(keys, 0.2)
+    torch.testing.assert_close(cpu.dropout(x, mask), keyed.dropout(x, mask))
+    _compare(lambda x: cpu.rms_norm(x, mask), lambda x: reference.rms_norm(x, mask), [x])
+    _compare(cpu.swiglu, reference.swiglu, [x])
     torch.testing.assert_close(cpu.integers(keys, 7, 1000), keyed.integers(keys, 7, 1000), rtol=0, atol=0)
 
 
@@ -34,9 +38,11 @@ def _mixer(generator: torch.Generator) -> None:
         seen_offsets=nothing[:5],
         seen_items=nothing[:0],
     )
-    value, by_lag = torch.randn(90, 70, generator=generator), torch.randn(80, generator=generator)
-    inputs = [value, by_lag, torch.tensor(0.3), torch.tensor(0.2)]
-    _compare(cpu.PackedGaps(batch).mix, reference.PaddedGaps(batch, torch.float32).mix, inputs)
+    projected, by_lag = torch.randn(90, 99, generator=generator), torch.randn(77, generator=generator)
+    mask = Mask(torch.arange(90), 0.1)
+    ours, plain = cpu.PackedGaps(batch), reference.PaddedGaps(batch, torch.float32)
+    inputs = [projected, by_lag, torch.tensor(0.3), torch.tensor(0.2)]
+    _compare(lambda *tensors: ours.mix(*tensors, mask), lambda *tensors: plain.mix(*tensors, mask), inputs)
 
 
 def _loss(generator: torch.Generator) -> None:

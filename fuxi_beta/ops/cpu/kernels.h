@@ -21,15 +21,14 @@ struct Maps {
 
 void mix_forward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim, float* out);
 
-struct MixGradients {
-  float* value;    // [T, D]
-  float* by_lag;   // [reach]
-  double* scale;   // one number each
+struct MapGradients {
+  float* by_lag;  // [reach]
+  double* scale;  // one number each
   double* decay;
 };
 
 void mix_backward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim,
-                  const float* gradient, const MixGradients& gradients);
+                  const float* gradient, float* of_value, const MapGradients& of_maps);
 
 struct Softmax {
   const float* states;  // [P, D]
@@ -44,7 +43,32 @@ struct Softmax {
 // Returns the summed loss; its gradients go to of_states [P, D] and of_table [U, D].
 double sampled_softmax(const Softmax& softmax, float* of_states, float* of_table);
 
-void dropout(const float* x, const int64_t* keys, int64_t tokens, int64_t channels, double rate, float* out);
+// Keyed dropout: keys null means none.
+struct Mask {
+  const int64_t* keys;  // [T]
+  double rate;
+};
+
+// One row of factors: 1 / (1 - rate) where a channel stays, 0 where it goes.
+void mask_row(const Mask& mask, int64_t token, int64_t channels, float* factors);
+
+void dropout(const float* x, const Mask& mask, int64_t tokens, int64_t channels, float* out);
+
+// RMSNorm without weights, then dropout.
+void rms_norm(const float* x, const Mask& mask, int64_t tokens, int64_t channels, float* out);
+void rms_norm_backward(const float* gradient, const float* x, const Mask& mask, int64_t tokens, int64_t channels,
+                       float* of_x);
+
+// silu(left half) * right half of each row of 2 H channels.
+void swiglu(const float* x, int64_t tokens, int64_t hidden, float* out);
+void swiglu_backward(const float* gradient, const float* x, int64_t tokens, int64_t hidden, float* of_x);
+
+// projected: rows [U (2 D) | V (D)] before their SiLU.
+void values(const float* projected, int64_t tokens, int64_t dim, float* out);
+void values_backward(const float* gradient, const float* projected, int64_t tokens, int64_t dim, float* of_projected);
+void gate(const float* projected, const float* mixed, const Mask& mask, int64_t tokens, int64_t dim, float* out);
+void gate_backward(const float* gradient, const float* projected, const float* mixed, const Mask& mask, int64_t tokens,
+                   int64_t dim, float* of_projected, float* of_mixed);
 
 void draw(const int64_t* keys, int64_t count, int64_t draws, int64_t below, int64_t* out);
 

@@ -197,7 +197,7 @@ void mix_forward(const Sequences& sequences, const Maps& maps, const float* valu
 }
 
 void mix_backward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim,
-                  const float* gradient, const MixGradients& gradients) {
+                  const float* gradient, float* of_value, const MapGradients& of_maps) {
   const auto starts = chunk_starts(sequences);
   const PositionalRows positional(maps);
   const int64_t window = maps.reach + TILE_WIDTH;
@@ -231,15 +231,15 @@ void mix_backward(const Sequences& sequences, const Maps& maps, const float* val
           maps.temporal ? run(std::true_type{}) : run(std::false_type{});
         });
         for (int64_t j = 0; j < scratch.n; ++j)
-          std::memcpy(gradients.value + (start + j) * dim, &scratch.of_value[j * scratch.width], dim * sizeof(float));
+          std::memcpy(of_value + (start + j) * dim, &scratch.of_value[j * scratch.width], dim * sizeof(float));
       }
     }
   }
-  std::fill_n(gradients.by_lag, maps.reach, 0.f);
+  std::fill_n(of_maps.by_lag, maps.reach, 0.f);
   for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-    *gradients.scale += sums[chunk].scale, *gradients.decay += sums[chunk].decay;
+    *of_maps.scale += sums[chunk].scale, *of_maps.decay += sums[chunk].decay;
     for (int64_t lag = 0; lag < maps.reach; ++lag)
-      gradients.by_lag[lag] += of_reversed[chunk * window + maps.reach - 1 - lag];
+      of_maps.by_lag[lag] += of_reversed[chunk * window + maps.reach - 1 - lag];
   }
 }
 

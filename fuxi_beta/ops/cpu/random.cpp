@@ -22,22 +22,21 @@ inline uint64_t word(int64_t key, int64_t number) {
 
 }  // namespace
 
-void dropout(const float* x, const int64_t* keys, int64_t tokens, int64_t channels, double rate, float* out) {
-  const int zeroed = static_cast<int>(std::nearbyint(rate * 65536));
+void mask_row(const Mask& mask, int64_t token, int64_t channels, float* factors) {
+  if (!mask.keys) {
+    std::fill_n(factors, channels, 1.f);
+    return;
+  }
+  const int zeroed = static_cast<int>(std::nearbyint(mask.rate * 65536));
   const float scale = 65536.f / (65536 - zeroed);
   const int threshold = zeroed - 32768;
-#pragma omp parallel for
-  for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t start = 0; start < channels; start += 64) {
-      uint64_t words[16];
-      for (int w = 0; w < 16; ++w) words[w] = word(keys[t], start / 4 + w);
-      int16_t sixteenths[64];
-      std::memcpy(sixteenths, words, sizeof words);
-      const int64_t count = std::min<int64_t>(64, channels - start);
-      const float* from = x + t * channels + start;
-      float* to = out + t * channels + start;
-      for (int64_t c = 0; c < count; ++c) to[c] = from[c] * (sixteenths[c] >= threshold ? scale : 0.f);
-    }
+  for (int64_t start = 0; start < channels; start += 64) {
+    uint64_t words[16];
+    int16_t sixteenths[64];
+    for (int w = 0; w < 16; ++w) words[w] = word(mask.keys[token], start / 4 + w);
+    std::memcpy(sixteenths, words, sizeof words);
+    const int64_t count = std::min<int64_t>(64, channels - start);
+    for (int64_t c = 0; c < count; ++c) factors[start + c] = sixteenths[c] >= threshold ? scale : 0.f;
   }
 }
 

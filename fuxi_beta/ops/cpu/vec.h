@@ -25,6 +25,18 @@ inline Vec load(const float* from) {
 
 inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
+// The first `count` floats, zeros after them.
+inline Vec load(const float* from, int64_t count) {
+  if (count >= LANES) return load(from);
+  Vec v = {};
+  std::memcpy(&v, from, count * sizeof(float));
+  return v;
+}
+
+inline void store(float* to, Vec v, int64_t count) {
+  std::memcpy(to, &v, (count < LANES ? count : LANES) * sizeof(float));
+}
+
 inline Vec broadcast(float x) { return x - Vec{}; }
 
 inline float sum(Vec v) {
@@ -103,6 +115,8 @@ inline Vec log(Vec x) {
   p += e * -2.12194440e-4f - 0.5f * square;
   return f + p + e * 0.693359375f;
 }
+
+inline Vec sigmoid(Vec x) { return 1.f / (1.f + exp(-x)); }
 
 // out[n] = sum over k < count of rows[n][k] * block[k], for one tile of columns and N rows of factors at once.
 template <int N>

@@ -1,0 +1,95 @@
+"""Fair timing: contestants take turns in one process, so that a machine's moods hit all of them alike."""
+
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ours against the baseline in one case; every number of a contestant is one round's, in `unit`."""
+
+    case: str
+    ours: list[float]
+    baseline: list[float]
+    unit: str = "ms"
+    higher_is_better: bool = False
+    note: str = ""
+
+    @property
+    def speedup(self) -> float:
+        """How many times better ours is, by medians."""
+        ours, baseline = statistics.median(self.ours), statistics.median(self.baseline)
+        return ours / baseline if self.higher_is_better else baseline / ours
+
+
+def interleaved(
+    contestants: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Milliseconds of each call, one list a contestant: all of them once a round, after `warm_up` rounds not counted."""
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    for round_number in range(-warm_up, rounds):
+        for name, call in contestants.items():
+            gc.collect()
+            started = time.perf_counter()
+            call()
+            elapsed = (time.perf_counter() - started) * 1e3
+            if round_number >= 0:
+                found[name].append(elapsed)
+    return found
+
+
+def spread(values: list[float]) -> float:
+    """Distance between the quartiles."""
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return high - low
+
+
+def machine() -> str:
+    """The processor, the cores used and the versions that matter."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        name = next(
+            (line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), name
+        )
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {torch.get_num_threads()} threads, {capability}, torch {torch.__version__}"
+
+
+def report(benchmark: str, rows: list[Row], *, ours: str, baseline: str) -> None:
+    """Print one table, and as the last line one JSON object."""
+    table = Table(title=benchmark, caption=machine(), caption_justify="left")
+    table.add_column("case")
+    for column in (f"{ours}", "spread", f"{baseline}", "spread", "speed-up"):
+        table.add_column(column, justify="right")
+    if any(row.note for row in rows):
+        table.add_column("")
+    for row in rows:
+        cells = [row.case]
+        for values in (row.ours, row.baseline):
+            cells += [f"{statistics.median(values):,.4g} {row.unit}", f"{spread(values):,.2g}"]
+        table.add_row(*cells, f"{row.speedup:.1f}x", *([row.note] if any(r.note for r in rows) else []))
+    Console(width=120).print(table)
+    lines = [
+        {
+            "case": row.case,
+            "ours": round(statistics.median(row.ours), 4),
+            "baseline": round(statistics.median(row.baseline), 4),
+            "unit": row.unit,
+            "speedup": round(row.speedup, 2),
+        }
+        for row in rows
+    ]
+    print(json.dumps({"benchmark": benchmark, "machine": machine(), "rows": lines}))

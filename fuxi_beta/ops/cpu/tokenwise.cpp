@@ -1,0 +1,148 @@
+// What happens to each token by itself between the matrix products: one pass over memory each way.
+#include <cmath>
+#include <vector>
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace fuxi {
+namespace {
+
+constexpr float EPS = 1e-6f;  // of RMSNorm
+
+// Calls row(t, factors) for every token, with its row of the dropout mask.
+template <typename Row>
+void for_each_token(const Mask& mask, int64_t tokens, int64_t channels, const Row& row) {
+#pragma omp parallel
+  {
+    std::vector<float> factors(padded(channels), 0.f);
+    if (!mask.keys) mask_row(mask, 0, channels, factors.data());
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < tokens; ++t) {
+      if (mask.keys) mask_row(mask, t, channels, factors.data());
+      row(t, factors.data());
+    }
+  }
+}
+
+// 1 / sqrt(mean of squares + eps)
+float inverse_rms(const float* x, int64_t channels) {
+  Vec squares = {};
+  for (int64_t c = 0; c < channels; c += LANES) {
+    const Vec v = load(x + c, channels - c);
+    squares += v * v;
+  }
+  return 1.f / std::sqrt(sum(squares) / channels + EPS);
+}
+
+Vec silu(Vec x) { return x * sigmoid(x); }
+
+Vec silu_slope(Vec x) {
+  const Vec s = sigmoid(x);
+  return s * (1.f + x * (1.f - s));
+}
+
+}  // namespace
+
+void dropout(const float* x, const Mask& mask, int64_t tokens, int64_t channels, float* out) {
+  for_each_token(mask, tokens, channels, [&](int64_t t, const float* factors) {
+    for (int64_t c = 0; c < channels; ++c) out[t * channels + c] = x[t * channels + c] * factors[c];
+  });
+}
+
+void rms_norm(const float* x, const Mask& mask, int64_t tokens, int64_t channels, float* out) {
+  for_each_token(mask, tokens, channels, [&](int64_t t, const float* factors) {
+    const float inverse = inverse_rms(x + t * channels, channels);
+    for (int64_t c = 0; c < channels; ++c) out[t * channels + c] = x[t * channels + c] * inverse * factors[c];
+  });
+}
+
+void rms_norm_backward(const float* gradient, const float* x, const Mask& mask, int64_t tokens, int64_t channels,
+                       float* of_x) {
+  for_each_token(mask, tokens, channels, [&](int64_t t, const float* factors) {
+    const float *g = gradient + t * channels, *row = x + t * channels;
+    const float inverse = inverse_rms(row, channels);
+    Vec along = {};
+    for (int64_t c = 0; c < channels; c += LANES)
+      along += load(g + c, channels - c) * load(factors + c) * load(row + c, channels - c);
+    const float shrink = sum(along) / channels * inverse * inverse;
+    for (int64_t c = 0; c < channels; ++c) of_x[t * channels + c] = inverse * (g[c] * factors[c] - row[c] * shrink);
+  });
+}
+
+void swiglu(const float* x, int64_t tokens, int64_t hidden, float* out) {
+#pragma omp parallel for schedule(static)
+  for (int64_t t = 0; t < tokens; ++t) {
+    const float* row = x + t * 2 * hidden;
+    for (int64_t c = 0; c < hidden; c += LANES) {
+      const int64_t left = hidden - c;
+      store(out + t * hidden + c, silu(load(row + c, left)) * load(row + hidden + c, left), left);
+    }
+  }
+}
+
+void swiglu_backward(const float* gradient, const float* x, int64_t tokens, int64_t hidden, float* of_x) {
+#pragma omp parallel for schedule(static)
+  for (int64_t t = 0; t < tokens; ++t) {
+    const float* row = x + t * 2 * hidden;
+    float* of_row = of_x + t * 2 * hidden;
+    for (int64_t c = 0; c < hidden; c += LANES) {
+      const int64_t left = hidden - c;
+      const Vec g = load(gradient + t * hidden + c, left), gate = load(row + c, left);
+      store(of_row + c, g * load(row + hidden + c, left) * silu_slope(gate), left);
+      store(of_row + hidden + c, g * silu(gate), left);
+    }
+  }
+}
+
+void values(const float* projected, int64_t tokens, int64_t dim, float* out) {
+#pragma omp parallel for schedule(static)
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t c = 0; c < dim; c += LANES)
+      store(out + t * dim + c, silu(load(projected + (t * 3 + 2) * dim + c, dim - c)), dim - c);
+}
+
+void values_backward(const float* gradient, const float* projected, int64_t tokens, int64_t dim, float* of_projected) {
+#pragma omp parallel for schedule(static)
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t c = 0; c < dim; c += LANES) {
+      const int64_t at = (t * 3 + 2) * dim + c, left = dim - c;
+      store(of_projected + at, load(gradient + t * dim + c, left) * silu_slope(load(projected + at, left)), left);
+    }
+}
+
+void gate(const float* projected, const float* mixed, const Mask& mask, int64_t tokens, int64_t dim, float* out) {
+  const int64_t channels = 2 * dim;
+  for_each_token(mask, tokens, channels, [&](int64_t t, const float* factors) {
+    const float *u = projected + t * 3 * dim, *row = mixed + t * channels;
+    const float inverse = inverse_rms(row, channels);
+    for (int64_t c = 0; c < channels; c += LANES) {
+      const int64_t left = channels - c;
+      store(out + t * channels + c, silu(load(u + c, left)) * load(row + c, left) * inverse * load(factors + c), left);
+    }
+  });
+}
+
+void gate_backward(const float* gradient, const float* projected, const float* mixed, const Mask& mask, int64_t tokens,
+                   int64_t dim, float* of_projected, float* of_mixed) {
+  const int64_t channels = 2 * dim;
+  for_each_token(mask, tokens, channels, [&](int64_t t, const float* factors) {
+    const float *g = gradient + t * channels, *u = projected + t * 3 * dim, *row = mixed + t * channels;
+    float *of_u = of_projected + t * 3 * dim, *of_row = of_mixed + t * channels;
+    const float inverse = inverse_rms(row, channels);
+    Vec along = {};
+    for (int64_t c = 0; c < channels; c += LANES) {
+      const int64_t left = channels - c;
+      const Vec x = load(u + c, left), s = sigmoid(x), value = load(row + c, left);
+      const Vec kept = load(g + c, left) * load(factors + c);
+      const Vec of_normed = kept * x * s;
+      store(of_u + c, kept * value * inverse * s * (1.f + x * (1.f - s)), left);
+      store(of_row + c, of_normed, left);
+      along += of_normed * value;
+    }
+    const float shrink = sum(along) / channels * inverse * inverse;
+    for (int64_t c = 0; c < channels; ++c) of_row[c] = inverse * (of_row[c] - row[c] * shrink);
+  });
+}
+
+}  // namespace fuxi
