@@ -60,8 +60,8 @@ def temporal_linear(
 ) -> Tensor:
     """FRAB times values: row i is the sum over j <= i of a (1 + max(t_{i+1} - t_j, 0))^(-b) v_j. [T, D].
 
-    Only where `linear_applies`: there each weight of the map is within 2e-5 of itself (8e-6 from the nodes at b = 3, 1e-6
-    for b in [0, 1], the rest is fp32), and its derivative in b within 1.5e-4 of the weight (2e-5 for b in [0, 1]).
+    Only where `linear_applies`: there each weight of the map is within 2e-5 of itself (8e-6 from the nodes at b = 3,
+    1e-6 for b in [0, 1], the rest is fp32), and its derivative in b within 1.5e-4 of the weight (2e-5 for b in [0, 1]).
     Differentiable once in value, scale and decay. Keeps no tensor of its own for the backward pass.
 
     value: float32 [T, D], sequence k at offsets[k] : offsets[k + 1]; rows may lie apart, as in a slice of columns.

@@ -46,14 +46,17 @@ Vec silu_slope(Vec x) {
 
 void dropout(const float* x, const Mask& mask, int64_t tokens, int64_t channels, float* out) {
   for_each_token(mask, tokens, channels, [&](int64_t t, const float* factors) {
-    for (int64_t c = 0; c < channels; ++c) out[t * channels + c] = x[t * channels + c] * factors[c];
+    for (int64_t c = 0; c < channels; c += LANES)
+      store(out + t * channels + c, load(x + t * channels + c, channels - c) * load(factors + c), channels - c);
   });
 }
 
 void rms_norm(const float* x, const Mask& mask, int64_t tokens, int64_t channels, float* out) {
   for_each_token(mask, tokens, channels, [&](int64_t t, const float* factors) {
     const float inverse = inverse_rms(x + t * channels, channels);
-    for (int64_t c = 0; c < channels; ++c) out[t * channels + c] = x[t * channels + c] * inverse * factors[c];
+    for (int64_t c = 0; c < channels; c += LANES)
+      store(out + t * channels + c, load(x + t * channels + c, channels - c) * (inverse * load(factors + c)),
+            channels - c);
   });
 }
 
@@ -66,7 +69,11 @@ void rms_norm_backward(const float* gradient, const float* x, const Mask& mask, 
     for (int64_t c = 0; c < channels; c += LANES)
       along += load(g + c, channels - c) * load(factors + c) * load(row + c, channels - c);
     const float shrink = sum(along) / channels * inverse * inverse;
-    for (int64_t c = 0; c < channels; ++c) of_x[t * channels + c] = inverse * (g[c] * factors[c] - row[c] * shrink);
+    for (int64_t c = 0; c < channels; c += LANES) {
+      const int64_t left = channels - c;
+      const Vec kept = load(g + c, left) * load(factors + c);
+      store(of_x + t * channels + c, inverse * (kept - load(row + c, left) * shrink), left);
+    }
   });
 }
 
@@ -141,7 +148,10 @@ void gate_backward(const float* gradient, const float* projected, const float* m
       along += of_normed * value;
     }
     const float shrink = sum(along) / channels * inverse * inverse;
-    for (int64_t c = 0; c < channels; ++c) of_row[c] = inverse * (of_row[c] - row[c] * shrink);
+    for (int64_t c = 0; c < channels; c += LANES) {
+      const int64_t left = channels - c;
+      store(of_row + c, inverse * (load(of_row + c, left) - load(row + c, left) * shrink), left);
+    }
   });
 }
 

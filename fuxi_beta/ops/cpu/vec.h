@@ -1,7 +1,11 @@
-// Vectors of floats by the compiler's own extension: no intrinsics, so any CPU and GCC or Clang will do.
+// Vectors of floats by the compiler's own extension, so any CPU and GCC or Clang will do.
 #pragma once
 #include <cstdint>
 #include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace fuxi {
 
@@ -25,16 +29,25 @@ inline Vec load(const float* from) {
 
 inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
-// The first `count` floats, zeros after them.
+// The first `count` floats, zeros after them; and the same for writing. Through memory a partial vector would stall.
 inline Vec load(const float* from, int64_t count) {
   if (count >= LANES) return load(from);
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+#else
   Vec v = {};
-  std::memcpy(&v, from, count * sizeof(float));
+  for (int64_t lane = 0; lane < count; ++lane) v[lane] = from[lane];
   return v;
+#endif
 }
 
 inline void store(float* to, Vec v, int64_t count) {
-  std::memcpy(to, &v, (count < LANES ? count : LANES) * sizeof(float));
+  if (count >= LANES) return store(to, v);
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#else
+  for (int64_t lane = 0; lane < count; ++lane) to[lane] = v[lane];
+#endif
 }
 
 inline Vec broadcast(float x) { return x - Vec{}; }
