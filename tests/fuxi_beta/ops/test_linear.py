@@ -59,7 +59,7 @@ def relative(found: Tensor | None, expected: Tensor | None) -> float:
     """The largest error, relative to the largest number."""
     assert found is not None
     assert expected is not None
-    return float((found.double() - expected).abs().max() / expected.abs().max())
+    return float(((found - expected).abs().max() / expected.abs().max()).detach())
 
 
 def assert_temporal_equals_dense(value: Tensor, where: tuple[Tensor, Tensor, Tensor], b: float) -> None:
@@ -90,9 +90,10 @@ def test_temporal_equals_dense_in_value_and_every_gradient(b, kind):
 
 
 @pytest.mark.parametrize("b", [-0.1, 0.6])
-def test_one_long_sequence_among_many_short_ones(b):
+def test_one_long_sequence_among_many_short_ones(b, monkeypatch):
+    monkeypatch.setattr(linear, "BLOCK", 4 * linear.CHUNK)  # the sums pass from block to block
     torch.manual_seed(2)
-    lengths = [*(index % 9 for index in range(100)), 2 * linear.BLOCK + 100, *(index % 9 for index in range(100))]
+    lengths = [*(index % 9 for index in range(100)), 3000, *(index % 9 for index in range(100))]
     value = (torch.rand(sum(lengths), 3) + 0.1).requires_grad_()
     assert_temporal_equals_dense(value, times(lengths, "every scale"), b)
 
