@@ -126,7 +126,7 @@ def test_the_nodes_give_the_power_and_its_derivative_over_three_years(b):
     decay = torch.tensor(b, dtype=torch.float64, requires_grad=True)
     exponentials = torch.exp(-gap[:, None] * linear._speeds(gap))
     power = (1 + gap) ** -decay.detach()
-    found = exponentials @ linear._weights(decay)
+    found = exponentials @ linear._weights(decay).detach()
     derivative = exponentials @ torch.autograd.functional.jacobian(linear._weights, decay)  # pyright: ignore
     assert float((found / power - 1).abs().max()) < 0.8e-5
     assert float((derivative / power + torch.log1p(gap)).abs().max()) < DERIVATIVE_BOUND
