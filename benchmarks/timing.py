@@ -35,7 +35,7 @@ class Row:
 def interleaved(
     contestants: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call, one list a contestant: all of them once a round, after `warm_up` rounds not counted."""
+    """Milliseconds of each call, a list for each contestant: each once a round, `warm_up` rounds not counted."""
     found: dict[str, list[float]] = {name: [] for name in contestants}
     for round_number in range(-warm_up, rounds):
         for name, call in contestants.items():

@@ -76,7 +76,10 @@ def measure(layers: int, rounds: int) -> list[Row]:
         {"ours": lambda: encode_and_backward(ours, batch), "baseline": lambda: naive.encode_and_backward(batch)},
         rounds=rounds,
     )
-    return [Row(f"{layers} layers", **step), Row(f"{layers} layers, encoder alone", **encoder)]
+    return [
+        Row(f"{layers} layers", step["ours"], step["baseline"]),
+        Row(f"{layers} layers, encoder alone", encoder["ours"], encoder["baseline"]),
+    ]
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ from typing import Literal
 
 Mode = Literal["exclusive", "all"]
 Protocol = Literal["next_day", "leave_one_out"]
+Kernels = Literal["auto", "reference", "cpu"]
+"""Implementations of the operators (`fuxi_beta.ops`). No hyperparameter: they differ by rounding only."""
 
 
 @dataclass(frozen=True)

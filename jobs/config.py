@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
+from fuxi_beta.config import EvaluateConfig, Kernels, ModelConfig, TrainConfig
 from pipelines import storage
 from pipelines.schema import InputError
 
@@ -90,6 +90,9 @@ class ClusterConfig(Section):
     train_cpus_per_worker: int = Field(1, ge=1)
     train_gpus_per_worker: int = Field(0, ge=0)
     max_failures: int = Field(3, ge=0, description="worker deaths a training run survives")
+    kernels: Kernels = Field(
+        "auto", description="operators of the model: the fastest there is, plain torch, or C++ or failure"
+    )
 
 
 class MlflowConfig(Section):

@@ -37,7 +37,7 @@ class Check:
 
 def examine(workspace: str) -> list[Check]:
     """Run every check. Nothing is started and nothing stays behind."""
-    checks: tuple[Callable[[], Check], ...] = (check_python, check_java, check_triple, check_gpu)
+    checks: tuple[Callable[[], Check], ...] = (check_python, check_java, check_triple, check_gpu, check_kernels)
     return [check() for check in checks] + [check_workspace(workspace)]
 
 
@@ -99,6 +99,23 @@ def check_gpu() -> Check:
     if not torch.cuda.is_available():
         return Check("GPU", f"none; training uses {os.cpu_count()} CPU cores")
     return Check("GPU", ", ".join(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())))
+
+
+def check_kernels() -> Check:
+    """Whether the C++ kernels are there or can be built; without them training is several times slower."""
+    try:
+        from fuxi_beta import ops
+        from fuxi_beta.ops.cpu import build
+
+        library = build.cached_library()
+        if not library.exists():
+            return Check("CPU kernels", "not built yet: the first training does it, in about 20 s")
+    except (ImportError, build.KernelError) as error:
+        return Check("CPU kernels", str(error), "install g++ for training several times faster", required=False)
+    failure = ops.why_no_cpu_kernels()
+    if failure:
+        return Check("CPU kernels", failure, f"remove {library.parent} to build anew", required=False)
+    return Check("CPU kernels", f"{ops.describe()} at {library.parent}")
 
 
 def check_workspace(uri: str) -> Check:

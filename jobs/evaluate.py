@@ -113,8 +113,10 @@ def known_songs(manifest: Manifest, *, before: int) -> np.ndarray:
 
 
 def _models(day: Day, versions: dict[str, str]) -> dict[str, Any]:
+    from fuxi_beta import ops
     from fuxi_beta.checkpoint import load_export
 
+    ops.use(day.config.cluster.kernels)
     return {name: load_export(registry.download_model(day, version)) for name, version in versions.items()}
 
 

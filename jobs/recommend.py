@@ -98,6 +98,7 @@ def list_job(day: Day) -> ListJob:
         active_days=config.recommend.active_days,
         exclusive=train.mode == "exclusive",
         batch_size=config.evaluate.batch_size,
+        kernels=config.cluster.kernels,
     )
 
 
@@ -145,11 +146,14 @@ def _make_part(shared: list[Any], file: ShardFile) -> Part:
     import ray
     import torch
 
+    from fuxi_beta import ops
+
     torch.set_num_threads(1)
     key = shared[0].hex()
     if key not in _jobs:
         _jobs.clear()
         _jobs[key] = ray.get(shared[0])
+        ops.use(_jobs[key].kernels)
     return make_part(_jobs[key], file)
 
 

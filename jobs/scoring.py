@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from fuxi_beta.config import Kernels
 from jobs.lists import MODEL, POPULAR, Part, write_part
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.schema import (
@@ -52,6 +53,7 @@ class ListJob:
     active_days: int
     exclusive: bool  # whether heard songs are left out of popular lists, as the model leaves them out of its own
     batch_size: int  # listeners scored at once
+    kernels: Kernels = "auto"
 
     @property
     def cut(self) -> int:

@@ -4,6 +4,7 @@ A run is named by the run record and the configuration, and checkpoints under th
 replaced, a driver that dies is run again, and both continue from the newest complete checkpoint.
 """
 
+import contextlib
 import dataclasses
 import datetime as dt
 import tempfile
@@ -32,6 +33,7 @@ def run(day: Day) -> dict[str, Any]:
         storage.delete_folder(storage.join(checkpoints, name))  # it finished before: begin anew, do not resume
     parent, folder = _parent(day, manifest)
     loop = _loop_config(day, manifest, folder)
+    _prepare_kernels(day)
     result = fit(day.config.cluster, loop, storage_uri=checkpoints, name=name)
     ended = time.time()
     with tempfile.TemporaryDirectory() as scratch, result.checkpoint.as_directory() as checkpoint:
@@ -55,6 +57,20 @@ def run(day: Day) -> dict[str, Any]:
         "seconds_to_register": round(time.time() - ended, 1),
     }
     return found | {"model_version": version, "mlflow_run_id": run_id, "overhead": overhead}
+
+
+def _prepare_kernels(day: Day) -> None:
+    """Have the C++ kernels built before workers ask for them, where workers are on this machine and have no GPU."""
+    from fuxi_beta import ops
+    from fuxi_beta.ops.cpu import build
+
+    cluster = day.config.cluster
+    if cluster.ray_address != "local" or cluster.train_gpus_per_worker or cluster.kernels == "reference":
+        return
+    with contextlib.suppress(build.KernelError):
+        if not build.cached_library().exists():
+            log("building C++ kernels", once="a machine", seconds="about 20")
+    log("kernels", training=ops.describe())
 
 
 def _loop_config(day: Day, manifest: Manifest, parent: str) -> LoopConfig:
@@ -83,6 +99,7 @@ def _loop_config(day: Day, manifest: Manifest, parent: str) -> LoopConfig:
         progress=storage.join(day.workspace.run(day.ds), "train_progress.json"),
         threads=config.cluster.train_cpus_per_worker,
         deterministic=config.deterministic,
+        kernels=config.cluster.kernels,
     )
 
 
@@ -139,6 +156,7 @@ def _result(loop: LoopConfig, position: Position, parent: str | None) -> dict[st
         "steps": position.steps,
         "samples": position.samples,
         "resumed_at": position.resumed_at,
+        "kernels": position.kernels,
         "events_per_s": round(position.events / max(position.seconds, 1e-9)),
         "seconds_per_epoch": position.seconds_per_epoch,
         "loss_curve": position.curve,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fuxi_beta.config import ModelConfig, TrainConfig
+from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
 from pipelines import storage
 from pipelines.shards import Manifest
 
@@ -39,6 +39,7 @@ class LoopConfig:
     progress: str  # URI of the progress file
     threads: int
     deterministic: bool
+    kernels: Kernels = "auto"
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Position:
     samples: int = 0  # listeners consumed so far, over all workers
     events: int = 0
     positions: int = 0  # target positions learned from
+    kernels: str = ""  # what the operators of the network ran on
     seconds: float = 0.0  # in steps, checkpoints and start-up not counted
     curve: list[list[float]] = field(default_factory=list)  # [step, loss], thinned to at most MAX_CURVE_POINTS
     stride: int = 1  # of the curve
@@ -103,6 +105,7 @@ def train_worker(settings: dict[str, Any]) -> str:
     import ray.train
     import ray.train.torch
 
+    from fuxi_beta import ops
     from fuxi_beta.batches import TrainingBatches
     from fuxi_beta.trainer import DivergedError
 
@@ -120,6 +123,7 @@ def train_worker(settings: dict[str, Any]) -> str:
         vocabulary_size=loop.manifest.vocabulary_size,
     )
     trainer, position = _start(loop, ray.train.torch.get_device(), world_size)
+    position.kernels = ops.describe(trainer.device)
     progress = _Progress(loop, batches.steps_per_epoch) if rank == 0 else None
     try:
         while position.epoch < loop.epochs:
@@ -147,12 +151,15 @@ def _run_epoch(trainer: Any, batches: Any, position: Position, *, every: int, pr
 def _set_up_torch(loop: LoopConfig) -> None:
     import torch
 
+    from fuxi_beta import ops
+
     torch.set_num_threads(loop.threads)
     if loop.deterministic and torch.cuda.is_available():
         # On CPU every operator used here is deterministic anyway, and some are slower under the flag.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.manual_seed(loop.train.seed)
+    ops.use(loop.kernels)
 
 
 def _start(loop: LoopConfig, device: Any, world_size: int) -> tuple[Any, Position]:

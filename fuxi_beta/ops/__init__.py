@@ -14,25 +14,25 @@ songs of the batch.
 """
 
 import warnings
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from fuxi_beta import keyed
 from fuxi_beta.batches import Batch
+from fuxi_beta.config import Kernels
 from fuxi_beta.keyed import Mask
 from fuxi_beta.ops import cpu, reference
 from fuxi_beta.ops.cpu import build
 
-Choice = Literal["auto", "reference", "cpu"]
-CHOICES: tuple[str, ...] = get_args(Choice)
+CHOICES: tuple[str, ...] = get_args(Kernels)
 
 _choice: str = "auto"
 _failure: str | None = None  # why there are no C++ kernels; empty: there are; None: not tried yet
 
 
-def use(choice: Choice) -> None:
+def use(choice: Kernels) -> None:
     """Force an implementation from now on, in this process. Raises ValueError for an unknown name, and if `cpu` is
     asked for and cannot be had."""
     global _choice

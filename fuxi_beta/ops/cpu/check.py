@@ -42,7 +42,7 @@ def _mixer(generator: torch.Generator) -> None:
     mask = Mask(torch.arange(90), 0.1)
     ours, plain = cpu.PackedGaps(batch), reference.PaddedGaps(batch, torch.float32)
     inputs = [projected, by_lag, torch.tensor(0.3), torch.tensor(0.2)]
-    _compare(lambda *tensors: ours.mix(*tensors, mask), lambda *tensors: plain.mix(*tensors, mask), inputs)
+    _compare(lambda p, w, a, b: ours.mix(p, w, a, b, mask), lambda p, w, a, b: plain.mix(p, w, a, b, mask), inputs)
 
 
 def _loss(generator: torch.Generator) -> None:
@@ -50,8 +50,8 @@ def _loss(generator: torch.Generator) -> None:
     target, negatives = (torch.randint(300, shape, generator=generator) for shape in ((40,), (40, 19)))
     drawn = (target, negatives, negatives == target[:, None], 5.0)
     _compare(
-        lambda *tensors: cpu.sampled_softmax(*tensors, *drawn),
-        lambda *tensors: reference.sampled_softmax_gathered(*tensors, *drawn),
+        lambda states, table: cpu.sampled_softmax(states, table, *drawn),
+        lambda states, table: reference.sampled_softmax_gathered(states, table, *drawn),
         [states, table],
     )
 
