@@ -14,7 +14,7 @@ songs of the batch.
 """
 
 import warnings
-from typing import Protocol, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -23,9 +23,12 @@ from fuxi_beta import keyed
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import Kernels
 from fuxi_beta.keyed import Mask
-from fuxi_beta.ops import cpu, reference
+from fuxi_beta.ops import cpu, linear, reference
+from fuxi_beta.ops.base import Gaps
 from fuxi_beta.ops.cpu import build
 
+WIDE = 128  # channels of V from which histories are long earlier
+LONG_FROM, LONG_FROM_WIDE = 1024, 512  # events from which linear time wins, as `benchmarks.token_mixer` measures it
 CHOICES: tuple[str, ...] = get_args(Kernels)
 
 _choice: str = "auto"
@@ -73,26 +76,22 @@ def _has_kernels(*tensors: Tensor) -> bool:
     return not _failure
 
 
-class Gaps(Protocol):
-    """The times of a batch, prepared once and shared by all layers."""
-
-    longest: int  # tokens of the longest history
-
-    def mix(
-        self, projected: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None, mask: Mask | None
-    ) -> Tensor:
-        """U * RMSNorm([B V | B^t V]) with [U | V] = SiLU(projected), then dropout. [T, 3 D] -> [T, C].
-
-        Equations 13 and 14; both maps are causal within each listener's tokens. B[i, j] = by_lag[i - j], of which
-        there are `longest` (equation 8); B^t[i, j] = scale (1 + max(t_{i+1} - t_j, 0))^(-decay) (equations 11, 12),
-        zero where these are None.
-        """
-        ...
-
-
 def gaps(batch: Batch, like: Tensor) -> Gaps:
-    """Prepare the times of a batch for values of the device and dtype of `like`."""
-    return cpu.PackedGaps(batch) if _has_kernels(like) else reference.PaddedGaps(batch, like.dtype)
+    """Prepare the times of a batch for values of the shape [T, D], device and dtype of `like`."""
+
+    def dense() -> Gaps:
+        return cpu.PackedGaps(batch) if _has_kernels(like) else reference.PaddedGaps(batch, like.dtype)
+
+    long_from = LONG_FROM_WIDE if like.shape[1] >= WIDE else LONG_FROM
+    if _choice == "auto" and like.dtype == torch.float32 and looked_back(batch) >= long_from:
+        return linear.LinearGaps(batch, dense)
+    return dense()
+
+
+def looked_back(batch: Batch) -> float:
+    """Events that a token of the batch has before it, twice the mean: n where all histories have n events."""
+    lengths = batch.lengths.double()
+    return float(lengths.square().sum() / lengths.sum().clamp(min=1))
 
 
 def sampled_softmax(

@@ -16,7 +16,9 @@ Shapes: `T` packed tokens, `B` sequences, `D` channels, `K` nodes, `c` chunks of
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,7 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fuxi_beta.ops.reference import toeplitz
+from fuxi_beta.batches import Batch
+from fuxi_beta.keyed import Mask
+from fuxi_beta.ops.base import Gaps
+from fuxi_beta.ops.reference import gate_and_value, gated, toeplitz
 
 LOWEST_DECAY, HIGHEST_DECAY = -0.1, 3.0
 LONGEST_SPAN = 10**8  # seconds, a little over three years
@@ -39,6 +44,34 @@ _ROWS = 256  # of the matrix product at once: above the diagonal at most a block
 _TRANSFORMED = 2**19  # numbers transformed at once: they stay in the cache
 
 
+class LinearGaps:
+    """The times of a batch of long histories, worked through without a map; where that does not apply, by `dense()`."""
+
+    def __init__(self, batch: Batch, dense: Callable[[], Gaps]) -> None:
+        self.longest, self._dense = batch.longest, dense
+        self.times = (batch.timestamp, batch.next_timestamp, batch.offsets)
+        self.in_order = _in_order(*self.times)
+
+    @cached_property
+    def dense(self) -> Gaps:
+        """What mixes with maps; made when first needed."""
+        return self._dense()
+
+    def mix(
+        self, projected: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None, mask: Mask | None
+    ) -> Tensor:
+        """See `fuxi_beta.ops.Gaps.mix`."""
+        if scale is not None and decay is not None and not (self.in_order and _in_range(decay)):
+            return self.dense.mix(projected, by_lag, scale, decay, mask)
+        gate, value = gate_and_value(projected)
+        by_position = positional_toeplitz(value, self.times[2], by_lag)
+        if scale is None or decay is None:
+            by_time = torch.zeros_like(value)
+        else:
+            by_time = temporal_linear(value, *self.times, scale, decay)
+        return gated(gate, torch.cat([by_position, by_time], dim=1), mask)
+
+
 def linear_applies(timestamp: Tensor, next_timestamp: Tensor, offsets: Tensor, decay: Tensor) -> bool:
     """Whether `temporal_linear` may stand in for the dense map.
 
@@ -47,8 +80,14 @@ def linear_applies(timestamp: Tensor, next_timestamp: Tensor, offsets: Tensor, d
 
     timestamp, next_timestamp: int64 [T], Unix seconds. offsets: int64 [B + 1]. decay: b, 0-d.
     """
-    if not LOWEST_DECAY - 1e-6 <= decay.item() <= HIGHEST_DECAY + 1e-6:  # -0.1 in fp32 is a little less
-        return False
+    return _in_range(decay) and _in_order(timestamp, next_timestamp, offsets)
+
+
+def _in_range(decay: Tensor) -> bool:
+    return LOWEST_DECAY - 1e-6 <= decay.item() <= HIGHEST_DECAY + 1e-6  # -0.1 in fp32 is a little less
+
+
+def _in_order(timestamp: Tensor, next_timestamp: Tensor, offsets: Tensor) -> bool:
     owner = _owners(offsets)
     in_order = (timestamp.diff() >= 0) | (owner.diff() != 0)
     span = next_timestamp - timestamp[offsets[owner]]
