@@ -84,6 +84,8 @@ class Mask:
 def dropout(x: Tensor, mask: Mask) -> Tensor:
     """Zero each channel with probability `rate` and scale the rest up, by the bits of each token's key. [T, C]."""
     channels = x.shape[1]
+    if not x.numel():
+        return x
     zeroed = round(mask.rate * 65536)
     sixteenths = words(mask.keys, (channels + 3) // 4).view(torch.int16)[:, :channels]
     keep = (sixteenths >= zeroed - 32768).to(x.dtype).mul_(65536 / (65536 - zeroed))

@@ -108,7 +108,7 @@ def check_kernels() -> Check:
         from fuxi_beta.ops.cpu import build
 
         library = build.cached_library()
-        if not library.exists():
+        if not build.is_built(library):
             return Check("CPU kernels", "not built yet: the first training does it, in about 20 s")
     except (ImportError, build.KernelError) as error:
         return Check("CPU kernels", str(error), "install g++ for training several times faster", required=False)

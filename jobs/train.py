@@ -68,7 +68,7 @@ def _prepare_kernels(day: Day) -> None:
     if cluster.ray_address != "local" or cluster.train_gpus_per_worker or cluster.kernels == "reference":
         return
     with contextlib.suppress(build.KernelError):
-        if not build.cached_library().exists():
+        if not build.is_built(build.cached_library()):
             log("building C++ kernels", once="a machine", seconds="about 20")
     log("kernels", training=ops.describe())
 

@@ -23,6 +23,7 @@ import torch
 SOURCES = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 LIBRARY = "fuxi_kernels.so"
+CHECKSUM = "sha256"
 TIMEOUT_S = 600
 
 
@@ -34,7 +35,7 @@ def load() -> Path:
     """Make the operators `torch.ops.fuxi_beta.*` available, building them if need be. Raises KernelError."""
     try:
         library = cached_library()
-        if not library.exists():
+        if not is_built(library):
             _build_in_a_process_of_its_own(library)
         torch.ops.load_library(str(library))
     except OSError as error:
@@ -46,6 +47,16 @@ def cached_library() -> Path:
     """Where the library for this machine is, or will be."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "fuxi-beta" / f"kernels-{_fingerprint()}" / LIBRARY
+
+
+def is_built(library: Path) -> bool:
+    """Whether a library is there and whole: loading half a file would kill the process."""
+    checksum = library.with_name(CHECKSUM)
+    return library.exists() and checksum.exists() and checksum.read_text() == _sha256(library)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @cache
@@ -80,7 +91,7 @@ def _compiler_version() -> str:
 def _build_in_a_process_of_its_own(library: Path) -> None:
     library.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _lock(library.parent.with_suffix(".lock")):
-        if library.exists():
+        if is_built(library):
             return  # somebody else has built it meanwhile
         command = [sys.executable, "-m", "fuxi_beta.ops.cpu.build", str(library)]
         # The package may not be installed, only on this process's path.
@@ -129,8 +140,12 @@ def build(library: Path) -> None:
         from fuxi_beta.ops.cpu import check
 
         check.run()
-        library.parent.mkdir(exist_ok=True)
-        (scratch / LIBRARY).replace(library)
+        finished = scratch / "finished"
+        finished.mkdir()
+        (scratch / LIBRARY).rename(finished / LIBRARY)
+        (finished / CHECKSUM).write_text(_sha256(finished / LIBRARY))
+        shutil.rmtree(library.parent, ignore_errors=True)  # a damaged one
+        finished.rename(library.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -1,0 +1,144 @@
+"""Which implementation runs, and that no broken compiler, cache or kernel stops a run."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fuxi_beta import ops
+from fuxi_beta.config import ModelConfig
+from fuxi_beta.keyed import DropoutKey
+from fuxi_beta.model import FuXiBeta
+from fuxi_beta.ops import cpu, linear, reference
+from fuxi_beta.ops.cpu import build
+
+needs_kernels = pytest.mark.skipif(bool(ops.why_no_cpu_kernels()), reason=f"no kernels: {ops.why_no_cpu_kernels()}")
+
+
+@pytest.fixture(autouse=True)
+def _automatic_again():
+    yield
+    ops.use("auto")
+
+
+@needs_kernels
+def test_float32_on_the_cpu_has_kernels_and_float64_has_not(make_batch):
+    batch = make_batch([4, 9])
+    assert isinstance(ops.gaps(batch, torch.ones(13, 8)), cpu.PackedGaps)
+    assert isinstance(ops.gaps(batch, torch.ones(13, 8).double()), reference.PaddedGaps)
+    assert ops.describe().startswith("C++")
+
+
+def test_the_reference_can_be_forced(make_batch):
+    ops.use("reference")
+    assert isinstance(ops.gaps(make_batch([4, 9]), torch.ones(13, 8)), reference.PaddedGaps)
+    assert "forced" in ops.describe()
+
+
+def test_an_unknown_choice_is_refused():
+    with pytest.raises(ValueError, match="'fast' kernels: choose one of auto, reference, cpu"):
+        ops.use("fast")  # type: ignore[arg-type]
+
+
+def test_long_histories_take_linear_time_and_fall_back_where_it_does_not_apply(make_batch, monkeypatch):
+    monkeypatch.setattr(ops, "LONG_FROM", 50)
+    batch = make_batch([120, 60])
+    timestamp = 1_700_000_000 + torch.cat([torch.arange(120), torch.arange(60)]) * 977
+    batch = replace(batch, timestamp=timestamp, next_timestamp=timestamp + 30)
+    unsorted = replace(batch, timestamp=timestamp.flip(0), next_timestamp=timestamp)
+    projected, by_lag = torch.randn(180, 24), torch.randn(120)
+    for tried, decays in ((batch, (0.5, 4.0, -1.0)), (unsorted, (0.5,))):
+        gaps = ops.gaps(tried, torch.ones(180, 8))
+        assert isinstance(gaps, linear.LinearGaps)
+        for decay in decays:
+            curve = (torch.tensor(0.7), torch.tensor(decay))
+            expected = reference.PaddedGaps(tried, torch.float64)
+            exact = expected.mix(projected.double(), by_lag.double(), curve[0].double(), curve[1].double(), None)
+            torch.testing.assert_close(gaps.mix(projected, by_lag, *curve, None).double(), exact, rtol=1e-3, atol=1e-4)
+    gaps = ops.gaps(batch, torch.ones(180, 8))
+    exact = reference.PaddedGaps(batch, torch.float32).mix(projected, by_lag, None, None, None)
+    torch.testing.assert_close(gaps.mix(projected, by_lag, None, None, None), exact, rtol=1e-3, atol=1e-4)
+
+
+@needs_kernels
+@pytest.mark.parametrize("heads", [1, 4])
+def test_the_network_is_the_same_on_kernels_and_in_plain_torch(make_batch, heads):
+    torch.manual_seed(0)
+    batch = make_batch([33, 0, 1, 120, 7])
+    model = FuXiBeta(ModelConfig(dim=20, heads=heads, max_history=120))
+    vectors = torch.randn(161, 20, requires_grad=True)
+
+    def loss_and_gradients():
+        states = model(vectors, batch, key=DropoutKey(3, 1))
+        return [states, *torch.autograd.grad(states[:, 0].sum(), [vectors, *model.parameters()])]
+
+    ours = loss_and_gradients()
+    ops.use("reference")
+    for mine, theirs in zip(ours, loss_and_gradients(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+SCRIPT = """
+import warnings, torch
+from fuxi_beta import ops
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        ops.rms_norm(torch.ones(2, 3))
+        ops.integers(torch.ones(2, dtype=torch.int64), 3, 9)
+print(len(caught), caught[0].message if caught else "", "|", ops.describe())
+"""
+
+
+def run(cache: Path, **environment: str) -> str:
+    found = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[3],
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout.strip()
+
+
+def test_without_a_compiler_everything_works_after_one_warning(tmp_path):
+    found = run(tmp_path, CXX="no-such-compiler")
+    assert found.startswith("1 training and scoring run several times slower without C++ kernels: there is no C++")
+    assert "install g++" in found
+
+
+def test_a_compiler_that_fails_is_reported_by_its_own_words(tmp_path):
+    broken = tmp_path / "broken-c++"
+    broken.write_text('#!/bin/sh\necho "kernels.cpp:1: error: out of ideas" >&2\nexit 1\n')
+    broken.chmod(0o755)
+    found = run(tmp_path / "cache", CXX=str(broken))
+    assert found.startswith("1 ")
+    assert "plain torch" in found
+    assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+@needs_kernels
+def test_a_damaged_library_in_the_cache_is_built_anew(tmp_path):
+    library = tmp_path / build.cached_library().relative_to(build.cached_library().parents[2])
+    library.parent.mkdir(parents=True)
+    library.write_bytes(build.cached_library().read_bytes()[:5000])
+    library.with_name(build.CHECKSUM).write_text(build.cached_library().with_name(build.CHECKSUM).read_text())
+    assert run(tmp_path).endswith(ops.describe())
+    assert build.is_built(library)
+    assert [file.name for file in library.parent.parent.iterdir() if file.is_dir()] == [library.parent.name]
+
+
+def test_another_cpu_or_compiler_means_another_build(monkeypatch):
+    before = build.cached_library()
+    build._fingerprint.cache_clear()
+    monkeypatch.setattr(build, "_cpu_flags", lambda: "flags: fewer")
+    try:
+        assert build.cached_library() != before
+    finally:
+        build._fingerprint.cache_clear()
