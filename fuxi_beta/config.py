@@ -1,10 +1,11 @@
 """Every hyperparameter of a model and of its training, with its default. Published settings are in `presets`."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Mode = Literal["exclusive", "all"]
 Protocol = Literal["next_day", "leave_one_out"]
+Precision = Literal["fp32", "bf16"]
 Kernels = Literal["auto", "reference", "cpu"]
 """Implementations of the operators (`fuxi_beta.ops`). No hyperparameter: they differ by rounding only."""
 
@@ -56,8 +57,13 @@ class TrainConfig:
     checkpoint_every_steps: int = 200
     lanes: int = 16  # row groups read side by side, dealt to workers; more workers than lanes leaves some idle
     seed: int = 1
+    precision: Precision = "fp32"  # of token-wise matrix products; "bf16" pays where the hardware has it
+    compile: bool = False  # MFFN by torch.compile, in place of C++ kernels: for GPUs, and CPUs without kernels
 
     def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            choices = ", ".join(get_args(Precision))
+            raise ValueError(f"train.precision is {self.precision!r}: it must be one of {choices}")
         for name in ("epochs", "warm_start_epochs", "batch_size", "negatives", "checkpoint_every_steps", "lanes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")

@@ -13,6 +13,7 @@ from fuxi_beta.bias import PositionalBias, PowerBias
 from fuxi_beta.keyed import Mask
 from fuxi_beta.ops import Gaps
 from fuxi_beta.ops.reference import gate_and_value, gated, log_gap
+from fuxi_beta.precision import product
 
 
 class TokenMixer(nn.Module):
@@ -29,12 +30,16 @@ class TokenMixer(nn.Module):
         self.project = nn.Parameter(torch.empty(dim, 3 * dim).normal_(std=0.02))  # W: 2 D of U, then D of V
         self.positional = PositionalBias(reach)
         self.temporal = PowerBias() if temporal else None
+        self.bf16 = False  # the projection; never the maps
 
     def forward(self, normed: Tensor, gaps: Gaps, mask: Mask | None) -> Tensor:
         """normed: RMSNorm(x) [T, D] -> [T, C], dropped out if there is a mask."""
-        projected = normed @ self._weight()
+        projected = product(self._project, normed, bf16=self.bf16)
         curve = (None, None) if self.temporal is None else (self.temporal.scale, self.temporal.decay)
         return self.by_head(gaps.mix(projected, self.positional.by_lag(gaps.longest), *curve, mask))
+
+    def _project(self, normed: Tensor) -> Tensor:
+        return normed @ self._weight()
 
     def _weight(self) -> Tensor:
         """W with the columns of U in the order [position | time], whatever the heads. [D, 3 D]."""
@@ -51,7 +56,7 @@ class TokenMixer(nn.Module):
         """
         has_tokens = batch.lengths > 0
         last_token = (batch.offsets[1:] - 1).clamp(min=0)
-        gate, value = gate_and_value(normed @ self._weight())
+        gate, value = gate_and_value(product(self._project, normed, bf16=self.bf16))
         listener = batch.listener
         lag = batch.offsets[1:][listener] - 1 - torch.arange(len(value), device=value.device)
 

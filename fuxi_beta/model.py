@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fuxi_beta import keyed, ops
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.ffn import MultistageFFN
+from fuxi_beta.ffn import MultistageFFN, compile_all
 from fuxi_beta.keyed import DropoutKey, Mask
 from fuxi_beta.mixer import TokenMixer
 from fuxi_beta.ops import Gaps
@@ -54,16 +54,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, gaps: Gaps, dropout: Dropout) -> Tensor:
         """[T, D] -> [T, D]."""
-        joined = self.ffn.join(self.mixer(ops.rms_norm(x), gaps, dropout.mask()), x)
-        return self.ffn.refine(ops.rms_norm(joined, dropout.mask()), joined)
+        return self.ffn(self.mixer(ops.rms_norm(x), gaps, dropout.mask()), x, dropout.mask())
 
     def last(self, x: Tensor, batch: Batch) -> Tensor:
         """`forward` at each listener's last token only, without dropout. [T, D] -> [B, D], zeros where no token is."""
         has_tokens = batch.lengths > 0
         x_of_last = x.new_zeros(batch.num_listeners, x.shape[1])
         x_of_last[has_tokens] = x[(batch.offsets[1:] - 1)[has_tokens]]
-        joined = self.ffn.join(self.mixer.last(ops.rms_norm(x), batch), x_of_last)
-        return self.ffn.refine(ops.rms_norm(joined), joined) * has_tokens[:, None]
+        return self.ffn(self.mixer.last(ops.rms_norm(x), batch), x_of_last, None) * has_tokens[:, None]
 
 
 class FuXiBeta(nn.Module):
@@ -110,7 +108,19 @@ class FuXiBeta(nn.Module):
             raise ValueError(f"a context has {batch.longest} tokens: cut it to max_history ({self.config.max_history})")
         return item_vectors * self.config.dim**0.5 + F.embedding(batch.position, self.positions)
 
+    def multiply_in_bf16(self) -> None:
+        """From now on take the token-wise matrix products in bf16; see `fuxi_beta.precision`."""
+        for block in self._blocks():
+            block.mixer.bf16 = block.ffn.bf16 = True
+
+    def compile_ffn(self) -> None:
+        """From now on run the MFFN of every layer through torch.compile; see `fuxi_beta.ffn.compile_all`."""
+        compile_all([block.ffn for block in self._blocks()], self.config.dropout)
+
     def temporal_curves(self) -> list[tuple[float, float]]:
         """(a, b) of a (1 + x)^(-b) of each layer; empty when the temporal channel is off."""
-        powers = [block.mixer.temporal for block in self.blocks if isinstance(block, Block)]
+        powers = [block.mixer.temporal for block in self._blocks()]
         return [(power.scale.item(), power.decay.item()) for power in powers if power is not None]
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]

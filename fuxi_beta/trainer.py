@@ -63,6 +63,10 @@ class Trainer:
         device: torch.device | str = "cpu",
     ) -> None:
         self.model, self.table, self.train = model.to(device), table, train
+        if train.precision == "bf16":
+            self.model.multiply_in_bf16()
+        if train.compile:
+            self.model.compile_ffn()
         self.device = torch.device(device)
         self.candidates = candidates.to(device)
         self.optimizer = adamw(self.model.parameters(), train)
