@@ -1,10 +1,10 @@
-"""From sequence shards to jagged batches: for training (keyed order, disjoint ranks, resumable) and for inference.
+"""From stored histories to jagged batches, for training and for inference. `reader` brings them in order.
 
 Shapes: `B` listeners in a batch, `T` packed tokens (sum of history lengths), `N` newest events a context holds.
 Tokens of a listener are contiguous, oldest first. Times are Unix seconds, UTC.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -13,7 +13,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from fuxi_beta import keyed
 from fuxi_beta.config import ModelConfig, TrainConfig
 from pipelines import schema
 from pipelines.calendar import Calendar
@@ -199,10 +198,89 @@ def inference_batch(
     last = plays.offsets[1:][lengths > 0] - 1
     next_timestamp[last] = np.broadcast_to(np.asarray(request_time, np.int64), lengths.shape)[lengths > 0]
     seen, _ = _seen_songs(histories)
-    return _batch(plays, next_timestamp, np.zeros(len(plays.item_index), np.int64), np.arange(len(histories)), seen)
+    return collate(
+        [
+            Samples(
+                offsets=plays.offsets,
+                item_index=plays.item_index,
+                timestamp=plays.timestamp,
+                next_timestamp=next_timestamp,
+                target=np.zeros(len(plays.item_index), np.int32),
+                sample=np.arange(len(histories)),
+                seen_offsets=seen[0],
+                seen_items=seen[1],
+            )
+        ]
+    )
 
 
-def training_batch(
+@dataclass(frozen=True)
+class Samples:
+    """Training samples as they are before they become a `Batch`, any number of them; its fields in numpy."""
+
+    offsets: np.ndarray  # int64 [B + 1]
+    item_index: np.ndarray  # int32 [T]
+    timestamp: np.ndarray  # int64 [T]
+    next_timestamp: np.ndarray  # int64 [T]
+    target: np.ndarray  # int32 [T]
+    sample: np.ndarray  # int64 [B]
+    seen_offsets: np.ndarray  # int64 [B + 1]
+    seen_items: np.ndarray  # int32; nothing where no listener's seen songs matter
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def take(self, rows: np.ndarray) -> "Samples":
+        """The samples of some rows, in that order."""
+        offsets, tokens = _gather(self.offsets, rows)
+        seen_offsets, seen = _gather(self.seen_offsets, rows)
+        return Samples(
+            offsets=offsets,
+            item_index=self.item_index[tokens],
+            timestamp=self.timestamp[tokens],
+            next_timestamp=self.next_timestamp[tokens],
+            target=self.target[tokens],
+            sample=self.sample[rows],
+            seen_offsets=seen_offsets,
+            seen_items=self.seen_items[seen],
+        )
+
+    def part(self, start: int, stop: int) -> "Samples":
+        """The samples start..stop - 1, as views."""
+        tokens = slice(self.offsets[start], self.offsets[stop])
+        seen = slice(self.seen_offsets[start], self.seen_offsets[stop])
+        return Samples(
+            offsets=self.offsets[start : stop + 1] - tokens.start,
+            item_index=self.item_index[tokens],
+            timestamp=self.timestamp[tokens],
+            next_timestamp=self.next_timestamp[tokens],
+            target=self.target[tokens],
+            sample=self.sample[start:stop],
+            seen_offsets=self.seen_offsets[start : stop + 1] - seen.start,
+            seen_items=self.seen_items[seen],
+        )
+
+
+def collate(parts: Sequence[Samples]) -> Batch:
+    """Samples of several pieces, maybe none, as one batch."""
+
+    def offsets(name: str) -> Tensor:
+        lengths = [np.diff(getattr(part, name)) for part in parts]
+        result = np.zeros(1 + sum(map(len, lengths)), np.int64)
+        if lengths:
+            np.cumsum(np.concatenate(lengths), out=result[1:])
+        return torch.from_numpy(result)
+
+    def joined(name: str) -> Tensor:
+        arrays = [getattr(part, name) for part in parts]
+        return torch.from_numpy(np.concatenate(arrays, dtype=np.int64) if arrays else np.zeros(0, np.int64))
+
+    places = {"offsets", "seen_offsets"}
+    names = [field.name for field in fields(Batch)]
+    return Batch(**{name: offsets(name) if name in places else joined(name) for name in names})
+
+
+def training_samples(
     histories: Histories,
     *,
     sample: np.ndarray,
@@ -211,28 +289,41 @@ def training_batch(
     calendar: Calendar,
     data_end: int,
     vocabulary_size: int,
-) -> Batch:
+) -> Samples:
     """Contexts with the next play as target at every position that may learn from it.
 
     Tokens are the newest N plays that have a next play before `data_end`. In mode `exclusive` a target is a first
-    listen: a song in no earlier event of the listener, skipped ones included, nor in `heard_before`. Under
-    `leave_one_out` each listener's newest play, and all after it, is not there at all. sample: int64 [B].
+    listen: a song in no earlier event of the listener, skipped ones included, nor in `heard_before`; only then do
+    samples carry the songs seen. Under `leave_one_out` each listener's newest play, and all after it, is not there at
+    all. sample: int64 [B].
     """
     if train.protocol == "leave_one_out":
         histories = held_out(histories, train, vocabulary_size)[0]
     histories = histories.before(data_end)
-    seen, first_listen = _seen_songs(histories)
     is_play = _is_play(histories, train, vocabulary_size)
     plays = histories.keep(is_play)
-    may_be_target = first_listen[is_play] if train.mode == "exclusive" else np.ones(len(plays.item_index), bool)
-
     next_timestamp = _next_timestamps(plays, train, calendar)
-    target = np.zeros(len(plays.item_index), np.int64)
-    target[:-1] = np.where(may_be_target[1:], plays.item_index[1:], 0)
+    target = np.zeros(len(plays.item_index), np.int32)
+    target[:-1] = plays.item_index[1:]
+    if train.mode == "exclusive":
+        seen, first_listen = _seen_songs(histories)
+        target[:-1] *= first_listen[is_play][1:]
+    else:
+        seen = (np.zeros(len(histories) + 1, np.int64), np.zeros(0, np.int32))
 
     from_newest = _from_newest(plays)
-    tokens = (from_newest >= 1) & (from_newest <= model.max_history)
-    return _batch(plays.keep(tokens), next_timestamp[tokens], target[tokens], sample, seen)
+    kept = (from_newest >= 1) & (from_newest <= model.max_history)
+    tokens = plays.keep(kept)
+    return Samples(
+        offsets=tokens.offsets,
+        item_index=tokens.item_index,
+        timestamp=tokens.timestamp,
+        next_timestamp=next_timestamp[kept],
+        target=target[kept],
+        sample=sample,
+        seen_offsets=seen[0],
+        seen_items=seen[1],
+    )
 
 
 def held_out(histories: Histories, train: TrainConfig, vocabulary_size: int) -> tuple[Histories, np.ndarray]:
@@ -247,125 +338,6 @@ def held_out(histories: Histories, train: TrainConfig, vocabulary_size: int) -> 
     newest[histories.listener[play_numbers]] = play_numbers  # the last write is the newest play
     cut = np.where(newest < 0, histories.offsets[1:], newest)
     return histories.keep(np.arange(len(is_play)) < cut[histories.listener]), newest
-
-
-class TrainingBatches:
-    """The shards of a manifest as training batches for one rank.
-
-    Row groups are dealt to a fixed number of lanes; an epoch walks each lane in an order keyed by (seed, epoch)
-    and shuffles the rows of each row group by a key of their own. A global batch takes a fixed share from every
-    lane, and rank r owns the lanes l with l % world_size == r: global batch k is the same set of samples for every
-    world size. A lane that has run dry gives nothing, so a rank's batch may be empty; every rank takes
-    `steps_per_epoch` steps.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        *,
-        model: ModelConfig,
-        train: TrainConfig,
-        data_end: int,
-        rank: int,
-        world_size: int,
-        vocabulary_size: int,
-    ) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} is not in a world of {world_size}")
-        self.manifest, self.model, self.train = manifest, model, train
-        self.data_end, self.vocabulary_size = data_end, vocabulary_size
-        self.calendar = Calendar(manifest.timezone)
-        lanes = _deal(manifest, train)
-        self._lanes = {number: lane for number, lane in enumerate(lanes) if number % world_size == rank}
-        self.steps_per_epoch = max((-(-lane.rows // lane.quota) for lane in lanes), default=0)
-
-    def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
-        """Batches of steps start_step, start_step + 1, ... of an epoch; exactly what a run from step 0 sees there."""
-        lanes = [self._walk(number, lane, epoch, start_step) for number, lane in self._lanes.items()]
-        for _ in range(start_step, self.steps_per_epoch):
-            parts = [part for lane in lanes if (part := next(lane, None)) is not None]
-            histories = concatenate([part[0] for part in parts]) if parts else _NOBODY
-            sample = np.concatenate([part[1] for part in parts]) if parts else np.zeros(0, np.int64)
-            yield training_batch(
-                histories,
-                sample=sample,
-                model=self.model,
-                train=self.train,
-                calendar=self.calendar,
-                data_end=self.data_end,
-                vocabulary_size=self.vocabulary_size,
-            )
-
-    def _walk(self, number: int, lane: "_Lane", epoch: int, start_step: int) -> Iterator[tuple[Histories, np.ndarray]]:
-        """A lane's shares of the global batches from a step on: the listeners and their global sample numbers."""
-        skip, parts, missing = start_step * lane.quota, [], lane.quota
-        for place in keyed.permutation(len(lane.groups), self.train.seed, epoch, keyed.SHUFFLE_LANE, number).tolist():
-            group = lane.groups[place]
-            if skip >= group.rows:
-                skip -= group.rows
-                continue
-            histories = read_histories(self.manifest, group.file, group.group)
-            order = keyed.permutation(
-                group.rows, self.train.seed, epoch, keyed.SHUFFLE_ROWS, group.first_sample
-            ).numpy()
-            order, skip = order[skip:], 0
-            while len(order):
-                rows, order = order[:missing], order[missing:]
-                parts.append((histories.select(rows), group.first_sample + rows))
-                missing -= len(rows)
-                if missing == 0:
-                    yield _merge(parts)
-                    parts, missing = [], lane.quota
-        if parts:
-            yield _merge(parts)
-
-
-@dataclass(frozen=True)
-class _RowGroup:
-    file: ShardFile
-    group: int
-    rows: int
-    first_sample: int  # number of its first row among all rows of the manifest
-
-
-@dataclass(frozen=True)
-class _Lane:
-    groups: tuple[_RowGroup, ...]
-    quota: int  # rows it gives to each global batch
-
-    @property
-    def rows(self) -> int:
-        return sum(group.rows for group in self.groups)
-
-
-def _deal(manifest: Manifest, train: TrainConfig) -> list[_Lane]:
-    """Row groups to lanes of about equal length, largest first; the same for every epoch and world size."""
-    groups, first = [], 0
-    for file, group, rows in manifest.row_groups():
-        if rows:
-            groups.append(_RowGroup(file, group, rows, first))
-        first += rows
-    count = min(train.lanes, len(groups), train.batch_size)
-    hands: list[list[_RowGroup]] = [[] for _ in range(count)]
-    for group in sorted(groups, key=lambda group: (-group.rows, group.first_sample)):
-        min(hands, key=lambda hand: sum(held.rows for held in hand)).append(group)
-    shares = [train.batch_size * (n + 1) // count - train.batch_size * n // count for n in range(count)]
-    return [_Lane(tuple(hand), share) for hand, share in zip(hands, shares, strict=True)]
-
-
-def _merge(parts: list[tuple[Histories, np.ndarray]]) -> tuple[Histories, np.ndarray]:
-    return concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
-
-
-_NOBODY = Histories(
-    user_id=pa.array([], pa.int64()),
-    offsets=np.zeros(1, np.int64),
-    item_index=np.zeros(0, np.int32),
-    timestamp=np.zeros(0, np.int64),
-    completion=np.zeros(0, np.uint8),
-    heard_offsets=np.zeros(1, np.int64),
-    heard_items=np.zeros(0, np.int32),
-)
 
 
 def _owners(offsets: np.ndarray) -> np.ndarray:
@@ -411,25 +383,3 @@ def _seen_songs(histories: Histories) -> tuple[tuple[np.ndarray, np.ndarray], np
     first_listen[first_at[first_at >= older] - older] = True
     offsets = np.searchsorted(pairs, np.arange(len(histories) + 1) * stride)
     return (offsets, pairs % stride), first_listen
-
-
-def _batch(
-    tokens: Histories,
-    next_timestamp: np.ndarray,
-    target: np.ndarray,
-    sample: np.ndarray,
-    seen: tuple[np.ndarray, np.ndarray],
-) -> Batch:
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, np.int64))
-
-    return Batch(
-        offsets=tensor(tokens.offsets),
-        item_index=tensor(tokens.item_index),
-        timestamp=tensor(tokens.timestamp),
-        next_timestamp=tensor(next_timestamp),
-        target=tensor(target),
-        sample=tensor(sample),
-        seen_offsets=tensor(seen[0]),
-        seen_items=tensor(seen[1]),
-    )

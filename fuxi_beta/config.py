@@ -43,6 +43,7 @@ class TrainConfig:
     epochs: int = 5
     warm_start_epochs: int = 2  # epochs when weights come from the previous champion
     batch_size: int = 128  # listeners a step, over all workers
+    batch_tokens: int = 0  # instead: about so many events a step, of histories of like length; 0: batch_size counts
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.0
@@ -67,6 +68,8 @@ class TrainConfig:
         for name in ("epochs", "warm_start_epochs", "batch_size", "negatives", "checkpoint_every_steps", "lanes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.batch_tokens < 0:
+            raise ValueError(f"train.batch_tokens is {self.batch_tokens}: it must be 0 (off) or more")
         for name in ("lr", "item_lr", "item_eps", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be above 0")

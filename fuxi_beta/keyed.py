@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SHUFFLE_LANE, SHUFFLE_ROWS, NEGATIVES, DROPOUT = range(4)
+SHUFFLE_SHARES, SHUFFLE_LANE, SHUFFLE_ROWS, NEGATIVES, DROPOUT = (-2, 0, 1, 2, 3)
 """Sites: what the bits are for. Dropout sites of the network count on from DROPOUT."""
 
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -18,6 +18,7 @@ from jobs.console import log
 from jobs.day import Day
 from jobs.train_fit import fit
 from jobs.train_loop import LoopConfig, Position
+from jobs.train_resume import recover
 from pipelines import storage
 from pipelines.schema import InputError
 from pipelines.shards import Manifest, read_manifest
@@ -32,7 +33,7 @@ def run(day: Day) -> dict[str, Any]:
     if day.force and day.marker("train") is not None:
         storage.delete_folder(storage.join(checkpoints, name))  # it finished before: begin anew, do not resume
     parent, folder = _parent(day, manifest)
-    loop = _loop_config(day, manifest, folder)
+    loop = _loop_config(day, manifest, folder, resume=recover(storage.join(checkpoints, name)))
     _prepare_kernels(day)
     result = fit(day.config.cluster, loop, storage_uri=checkpoints, name=name)
     ended = time.time()
@@ -73,7 +74,7 @@ def _prepare_kernels(day: Day) -> None:
     log("kernels", training=ops.describe())
 
 
-def _loop_config(day: Day, manifest: Manifest, parent: str) -> LoopConfig:
+def _loop_config(day: Day, manifest: Manifest, parent: str, *, resume: str = "") -> LoopConfig:
     from fuxi_beta.candidates import candidate_songs
     from fuxi_beta.embedding import capacity_rows
 
@@ -96,6 +97,7 @@ def _loop_config(day: Day, manifest: Manifest, parent: str) -> LoopConfig:
         rows=capacity_rows(manifest.vocabulary_size, train.capacity_margin),
         candidates=candidates,
         parent=parent,
+        resume=resume,
         progress=storage.join(day.workspace.run(day.ds), "train_progress.json"),
         threads=config.cluster.train_cpus_per_worker,
         deterministic=config.deterministic,
@@ -158,6 +160,7 @@ def _result(loop: LoopConfig, position: Position, parent: str | None) -> dict[st
         "resumed_at": position.resumed_at,
         "kernels": position.kernels,
         "events_per_s": round(position.events / max(position.seconds, 1e-9)),
+        "waiting_share": round(position.waited / max(position.seconds, 1e-9), 4),  # of the time, for the reader
         "seconds_per_epoch": position.seconds_per_epoch,
         "loss_curve": position.curve,
         "final_loss": position.epoch_losses[-1],  # mean over all positions of the last epoch

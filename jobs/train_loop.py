@@ -36,6 +36,7 @@ class LoopConfig:
     rows: int  # of the item table
     candidates: np.ndarray  # bool [vocabulary + 1]
     parent: str  # export (folder or URI) to start from; empty for a cold start
+    resume: str  # checkpoint (folder or URI) to continue from where Ray Train knows of none; mostly empty
     progress: str  # URI of the progress file
     threads: int
     deterministic: bool
@@ -52,8 +53,10 @@ class Position:
     samples: int = 0  # listeners consumed so far, over all workers
     events: int = 0
     positions: int = 0  # target positions learned from
+    workers: int = 0  # whose parts a checkpoint has
     kernels: str = ""  # what the operators of the network ran on
     seconds: float = 0.0  # in steps, checkpoints and start-up not counted
+    waited: float = 0.0  # of these for the reader
     curve: list[list[float]] = field(default_factory=list)  # [step, loss], thinned to at most MAX_CURVE_POINTS
     stride: int = 1  # of the curve
     seconds_per_epoch: list[float] = field(default_factory=list)
@@ -106,7 +109,7 @@ def train_worker(settings: dict[str, Any]) -> str:
     import ray.train.torch
 
     from fuxi_beta import ops
-    from fuxi_beta.batches import TrainingBatches
+    from fuxi_beta.reader import TrainingBatches
     from fuxi_beta.trainer import DivergedError
 
     loop: LoopConfig = settings["loop"]
@@ -123,7 +126,7 @@ def train_worker(settings: dict[str, Any]) -> str:
         vocabulary_size=loop.manifest.vocabulary_size,
     )
     trainer, position = _start(loop, ray.train.torch.get_device(), world_size)
-    position.kernels = ops.describe(trainer.device)
+    position.kernels, position.workers = ops.describe(trainer.device), world_size
     progress = _Progress(loop, batches.steps_per_epoch) if rank == 0 else None
     try:
         while position.epoch < loop.epochs:
@@ -134,8 +137,11 @@ def train_worker(settings: dict[str, Any]) -> str:
 
 
 def _run_epoch(trainer: Any, batches: Any, position: Position, *, every: int, progress: "_Progress | None") -> None:
+    from fuxi_beta.reader import prefetched
+
     epoch, started = position.epoch, time.monotonic()
-    for batch in batches.epoch(epoch, start_step=position.step):
+    for batch in prefetched(batches.epoch(epoch, start_step=position.step)):
+        position.waited += time.monotonic() - started
         position.first_step_at = position.first_step_at or time.time()
         result = trainer.step(batch, epoch=epoch)
         position.took_step(result, time.monotonic() - started)
@@ -181,14 +187,22 @@ def _start(loop: LoopConfig, device: Any, world_size: int) -> tuple[Any, Positio
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            trainer.load(folder)
-            position = Position.read(folder)
-        position.first_step_at = 0.0
-        position.resumed_at.append(position.steps)
-        return trainer, position
+            return trainer, _continue_from(trainer, folder)
+    if loop.resume:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = storage.download_folder(loop.resume, scratch) if storage.is_s3(loop.resume) else loop.resume
+            return trainer, _continue_from(trainer, folder)
     if loop.parent:
         warm_start(trainer, loop.parent)
     return trainer, Position()
+
+
+def _continue_from(trainer: Any, folder: str) -> Position:
+    trainer.load(folder)
+    position = Position.read(folder)
+    position.first_step_at = 0.0
+    position.resumed_at.append(position.steps)
+    return position
 
 
 def warm_start(trainer: Any, parent: str) -> None:

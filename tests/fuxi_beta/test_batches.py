@@ -1,7 +1,8 @@
 """Training and inference batches: hand-worked examples, disjoint ranks, resumption, and no train/serve skew."""
 
 import datetime as dt
-from dataclasses import replace
+import threading
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,10 +10,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from fuxi_beta.batches import Batch, TrainingBatches, inference_batch, read_histories, training_batch
+from fuxi_beta.batches import Batch, collate, inference_batch, read_histories, training_samples
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.evaluate import NextDayCases
 from fuxi_beta.model import FuXiBeta
+from fuxi_beta.reader import TrainingBatches, prefetched
 from pipelines.calendar import Calendar
 from pipelines.schema import InputError
 
@@ -62,8 +64,12 @@ def example(make_shards):
 def batch_of(manifest, train: TrainConfig, model: ModelConfig = MODEL, **values) -> Batch:
     histories = read_histories(manifest, manifest.files[0])
     options = {"data_end": MONDAY + 2 * DAY, "vocabulary_size": 20} | values
-    return training_batch(
-        histories, sample=np.arange(len(histories)), model=model, train=train, calendar=Calendar(), **options
+    return collate(
+        [
+            training_samples(
+                histories, sample=np.arange(len(histories)), model=model, train=train, calendar=Calendar(), **options
+            )
+        ]
     )
 
 
@@ -188,17 +194,20 @@ def listeners(batch: Batch) -> dict[int, tuple]:
     return {sample: tuple(map(tuple, row)) for sample, row in zip(batch.sample.tolist(), rows, strict=True)}
 
 
+@pytest.mark.parametrize("tokens", [0, 7, 60, 10_000])
 @pytest.mark.parametrize("lanes", [1, 4, 16])
-def test_every_listener_comes_exactly_once_an_epoch(reader, lanes):
-    batches = list(reader(lanes=lanes).epoch(0))
-    assert sorted(sample for batch in batches for sample in batch.sample.tolist()) == list(range(53))
-    assert len(batches) == reader(lanes=lanes).steps_per_epoch
+def test_every_listener_comes_exactly_once_an_epoch(reader, lanes, tokens):
+    for epoch in (0, 1):
+        batches = list(reader(lanes=lanes, batch_tokens=tokens).epoch(epoch))
+        assert sorted(sample for batch in batches for sample in batch.sample.tolist()) == list(range(53))
+        assert len(batches) == reader(lanes=lanes, batch_tokens=tokens).steps_per_epoch
 
 
+@pytest.mark.parametrize("tokens", [0, 60])
 @pytest.mark.parametrize("world_size", [2, 3, 7])
-def test_global_batches_do_not_depend_on_the_number_of_ranks(reader, world_size):
-    alone = list(reader().epoch(1))
-    ranks = [reader(rank, world_size) for rank in range(world_size)]
+def test_global_batches_do_not_depend_on_the_number_of_ranks(reader, world_size, tokens):
+    alone = list(reader(batch_tokens=tokens).epoch(1))
+    ranks = [reader(rank, world_size, batch_tokens=tokens) for rank in range(world_size)]
     assert {rank.steps_per_epoch for rank in ranks} == {len(alone)}
     for step, parts in enumerate(zip(*(rank.epoch(1) for rank in ranks), strict=True)):
         merged: dict[int, tuple] = {}
@@ -216,13 +225,17 @@ def test_a_rank_without_lanes_still_takes_every_step(reader):
     assert all(batch.num_listeners == 0 and len(batch.item_index) == 0 for batch in batches)
 
 
+@pytest.mark.parametrize("tokens", [0, 20])
 @pytest.mark.parametrize("start", [1, 4, 8])
-def test_resuming_at_a_step_gives_the_rest_of_the_undisturbed_epoch(reader, start):
-    whole, rest = list(reader(1, 2).epoch(3)), list(reader(1, 2).epoch(3, start_step=start))
+def test_resuming_at_a_step_gives_the_rest_of_the_undisturbed_epoch(reader, start, tokens):
+    again = reader(1, 2, batch_tokens=tokens)
+    whole = list(again.epoch(3))
+    start = min(start, len(whole) - 1)
+    rest = list(again.epoch(3, start_step=start))
     assert len(rest) == len(whole) - start
     for ours, theirs in zip(rest, whole[start:], strict=True):
-        for name in vars(theirs):
-            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+        for field in fields(theirs):
+            assert torch.equal(getattr(ours, field.name), getattr(theirs, field.name))
 
 
 def test_epochs_and_seeds_shuffle_differently(reader):
@@ -237,6 +250,49 @@ def test_epochs_and_seeds_shuffle_differently(reader):
 
 def test_lanes_are_of_about_equal_length(reader):
     assert reader().steps_per_epoch <= 12  # 53 listeners in batches of 6: 9 if no lane ever ran dry
+
+
+def test_a_budget_of_tokens_gives_steps_of_like_cost_and_listeners_of_like_length(make_shards):
+    users = {user: [(1 + n % 9, MONDAY - DAY + n, 100) for n in range(1 + user % 10)] for user in range(400)}
+    manifest = make_shards([users], vocabulary_size=40, data_end=MONDAY)
+    reader = TrainingBatches(
+        manifest,
+        model=MODEL,
+        train=replace(TRAIN, batch_tokens=100, mode="all"),
+        data_end=MONDAY,
+        rank=0,
+        world_size=1,
+        vocabulary_size=40,
+    )
+    batches = list(reader.epoch(0))
+    assert all(60 <= int((batch.lengths + 1).sum()) <= 120 for batch in batches)
+    assert sum(int(batch.lengths.max() - batch.lengths.min()) <= 4 for batch in batches) >= 0.8 * len(batches)
+
+
+def test_prefetching_changes_nothing_and_passes_errors_on(reader):
+    plain, ahead = list(reader().epoch(0)), list(prefetched(reader().epoch(0)))
+    assert [batch.sample.tolist() for batch in ahead] == [batch.sample.tolist() for batch in plain]
+
+    def breaks():
+        yield 1
+        raise InputError("bucket=00003 is gone")
+
+    found = prefetched(breaks())
+    assert next(found) == 1
+    with pytest.raises(InputError, match="bucket=00003"):
+        next(found)
+
+
+def test_a_reader_left_early_ends_its_thread():
+    def left_early() -> None:
+        for _ in prefetched(iter(int, 1)):
+            break
+
+    left_early()
+    for thread in threading.enumerate():
+        if thread.name == "reader":
+            thread.join(timeout=5)
+            assert not thread.is_alive()
 
 
 def test_a_damaged_shard_is_named(make_shards):
@@ -267,7 +323,7 @@ def test_the_last_event_before_a_cut_is_the_same_in_training_evaluation_and_serv
     train = replace(TRAIN, mode="all")
     histories = read_histories(manifest, manifest.files[0])
     options = {"model": MODEL, "train": train, "calendar": calendar, "vocabulary_size": 99}
-    training = training_batch(histories, sample=np.arange(3), data_end=cut + DAY, **options)
+    training = collate([training_samples(histories, sample=np.arange(3), data_end=cut + DAY, **options)])
     serving = inference_batch(histories.before(cut), request_time=request, **options)
     cases = NextDayCases(manifest, served + dt.timedelta(days=1), calendar, train, np.ones(100, bool), 10)
     assert (cases.cut, cases.request_time) == (cut, request)

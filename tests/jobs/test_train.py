@@ -20,6 +20,7 @@ import pytest
 from jobs import registry, train
 from jobs.day import Day
 from jobs.train_loop import MAX_CURVE_POINTS, Position
+from jobs.train_resume import SNAPSHOT
 from pipelines.schema import InputError
 from pipelines.shards import Manifest, read_manifest
 
@@ -42,9 +43,9 @@ def undisturbed(day: Day, manifest: Manifest) -> tuple[list[float], int]:
     """Mean loss of each epoch, and all steps, of the same training in this process, without Ray or TorchRec."""
     import torch
 
-    from fuxi_beta.batches import TrainingBatches
     from fuxi_beta.embedding import PlainItemTable
     from fuxi_beta.model import FuXiBeta
+    from fuxi_beta.reader import TrainingBatches
     from fuxi_beta.trainer import Trainer
 
     loop = train._loop_config(day, manifest, parent="")
@@ -183,6 +184,19 @@ def test_a_killed_driver_run_again_resumes_and_the_next_day_starts_from_its_mode
     assert second["epochs"] == house.config.train.warm_start_epochs
     assert second["loss_curve"][0][1] < result["loss_curve"][0][1]
     assert int(second["model_version"]) == int(result["model_version"]) + 1
+
+
+def test_a_list_of_checkpoints_cut_off_by_a_kill_costs_no_step(driver_killed: Deployment, ray_local: Any) -> None:
+    """Ray Train overwrites its list in place; half of it must not stop the run for good."""
+    day = driver_killed.day(DAY_ONE)
+    (snapshot,) = Path(day.workspace.run(DAY_ONE), "checkpoints").glob(f"*/{SNAPSHOT}")
+    folders = sorted(snapshot.parent.glob("checkpoint_2*"))
+    (folders[-1].parent / "checkpoint_9999-12-31").mkdir()  # the next one had only begun
+    snapshot.write_bytes(snapshot.read_bytes()[:40])
+    result = train.run(day)
+    assert len(result["resumed_at"]) == 1
+    assert result["resumed_at"] == [Position.read(str(folders[-1])).steps]
+    assert undisturbed(day, read_manifest(day.workspace.sequences(DAY_ONE)))[1] == result["steps"]
 
 
 def assert_published(day: Day, result: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from fuxi_beta import keyed
 from fuxi_beta.keyed import Mask
 from fuxi_beta.ops import cpu, reference, why_no_cpu_kernels
+from fuxi_beta.ops.base import Gaps
 
 pytestmark = pytest.mark.skipif(bool(why_no_cpu_kernels()), reason=f"no C++ kernels: {why_no_cpu_kernels()}")
 
@@ -37,6 +38,11 @@ def compare(ours, exact, inputs: list[Tensor], others: list[Tensor | None] | Non
         close(mine, theirs)
 
 
+def without_dropout(gaps: Gaps):
+    """The mixer as a function of what it differentiates."""
+    return lambda projected, by_lag, scale, decay: gaps.mix(projected, by_lag, scale, decay, None)
+
+
 LENGTHS = {
     "ragged": [5, 0, 1, 70, 3, 200, 64, 65, 2],
     "all empty": [0, 0, 0],
@@ -56,8 +62,8 @@ def test_mixer(make_batch, lengths, dim):
     mask = Mask(torch.randint(1 << 62, (sum(lengths),)), 0.25)
     ours, exact = cpu.PackedGaps(batch), reference.PaddedGaps(batch, torch.float64)
     compare(
-        lambda *tensors: ours.mix(*tensors, mask),
-        lambda *tensors: exact.mix(*tensors, mask),
+        lambda p, w, a, b: ours.mix(p, w, a, b, mask),
+        lambda p, w, a, b: exact.mix(p, w, a, b, mask),
         [projected, by_lag, scale, decay],
     )
 
@@ -69,7 +75,7 @@ def test_mixer_at_every_decay_and_with_a_scale_of_zero(make_batch, decay):
     for scale in (0.0, 1.3):
         inputs = [torch.randn(134, 60), torch.randn(90) * 0.1, torch.tensor(scale), torch.tensor(decay)]
         ours, exact = cpu.PackedGaps(batch), reference.PaddedGaps(batch, torch.float64)
-        compare(lambda *t, g=ours: g.mix(*t, None), lambda *t, g=exact: g.mix(*t, None), inputs)
+        compare(without_dropout(ours), without_dropout(exact), inputs)
 
 
 def test_mixer_with_equal_and_with_falling_timestamps(make_batch):
@@ -79,7 +85,7 @@ def test_mixer_with_equal_and_with_falling_timestamps(make_batch):
     for times in (torch.full((117,), 1_700_000_000), 1_700_000_000 - torch.arange(117) * 1000):
         odd = replace(batch, timestamp=times, next_timestamp=times)
         ours, exact = cpu.PackedGaps(odd), reference.PaddedGaps(odd, torch.float64)
-        compare(lambda *t, g=ours: g.mix(*t, None), lambda *t, g=exact: g.mix(*t, None), inputs)
+        compare(without_dropout(ours), without_dropout(exact), inputs)
 
 
 def test_mixer_without_the_temporal_channel(make_batch):
@@ -111,8 +117,9 @@ def test_not_a_number_comes_through(make_batch):
     nan = torch.tensor(float("nan"))
     out = gaps.mix(torch.ones(6, 9), torch.ones(6), torch.tensor(0.1), nan, None)
     assert out.isnan().any()
-    drawn = (torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3).bool(), 1.0)
-    assert cpu.sampled_softmax(torch.full((2, 4), float("nan")), torch.ones(1, 4), *drawn).isnan()
+    zero, zeros = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64)
+    states = torch.full((2, 4), float("nan"))
+    assert cpu.sampled_softmax(states, torch.ones(1, 4), zero, zeros, zeros.bool(), 1.0).isnan()
 
 
 @pytest.mark.parametrize("channels", [1, 15, 16, 50, 64, 100, 129])
@@ -147,8 +154,8 @@ def test_loss(positions, rows, negatives, dim):
     masked = (drawn == target[:, None]) | (torch.rand(positions, negatives) < 0.3)
     masked[:1] = True  # a position may lose all its negatives
     compare(
-        lambda *tensors: cpu.sampled_softmax(*tensors, target, drawn, masked, 0.05),
-        lambda *tensors: reference.sampled_softmax_gathered(*tensors, target, drawn, masked, 0.05),
+        lambda states, table: cpu.sampled_softmax(states, table, target, drawn, masked, 0.05),
+        lambda states, table: reference.sampled_softmax_gathered(states, table, target, drawn, masked, 0.05),
         [states, table],
     )
 
