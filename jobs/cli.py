@@ -202,7 +202,7 @@ def config(**options: Any) -> None:
 @click.option("--listeners", default=3000, show_default=True)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For example train.epochs=3.")
 def demo(workspace: str, listeners: int, overrides: tuple[str, ...]) -> None:
-    """Generate eight weeks of logs and run two serving days; about four minutes on two cores."""
+    """Generate eight weeks of logs and run two serving days; about three minutes on two cores."""
     from jobs.demo import run_demo
 
     run_demo(workspace, listeners=listeners, overrides=overrides)

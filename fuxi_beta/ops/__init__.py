@@ -27,8 +27,8 @@ from fuxi_beta.ops import cpu, linear, reference
 from fuxi_beta.ops.base import Gaps
 from fuxi_beta.ops.cpu import build
 
-WIDE = 128  # channels of V from which histories are long earlier
-LONG_FROM, LONG_FROM_WIDE = 1024, 512  # events from which linear time wins, as `benchmarks.token_mixer` measures it
+LONG_FROM = 1600  # events from which linear time beats the C++ kernel, by `benchmarks.token_mixer`
+LONG_FROM_WITHOUT_KERNELS = 512  # ... and plain torch, by `benchmarks.long_sequences`
 CHOICES: tuple[str, ...] = get_args(Kernels)
 
 _choice: str = "auto"
@@ -79,10 +79,12 @@ def _has_kernels(*tensors: Tensor) -> bool:
 def gaps(batch: Batch, like: Tensor) -> Gaps:
     """Prepare the times of a batch for values of the shape [T, D], device and dtype of `like`."""
 
-    def dense() -> Gaps:
-        return cpu.PackedGaps(batch) if _has_kernels(like) else reference.PaddedGaps(batch, like.dtype)
+    kernels = _has_kernels(like)
 
-    long_from = LONG_FROM_WIDE if like.shape[1] >= WIDE else LONG_FROM
+    def dense() -> Gaps:
+        return cpu.PackedGaps(batch) if kernels else reference.PaddedGaps(batch, like.dtype)
+
+    long_from = LONG_FROM if kernels else LONG_FROM_WITHOUT_KERNELS
     if _choice == "auto" and like.dtype == torch.float32 and looked_back(batch) >= long_from:
         return linear.LinearGaps(batch, dense)
     return dense()

@@ -225,8 +225,8 @@ def test_the_import_leaves_what_the_next_stages_ask_for(tmp_path: Path):
     assert day.workspace.days_with_sequences() == [day.ds]
 
 
-@pytest.mark.skipif("FUXI_MOVIELENS" not in os.environ, reason="FUXI_MOVIELENS names no ratings file")
+@pytest.mark.skipif("MOVIELENS_FILE" not in os.environ, reason="MOVIELENS_FILE names no ratings file")
 def test_a_real_file_is_imported_whole(tmp_path: Path):
-    uri = movielens.find_ratings(os.environ["FUXI_MOVIELENS"])
+    uri = movielens.find_ratings(os.environ["MOVIELENS_FILE"])
     result = import_movielens.run(config(tmp_path, "sequences.max_history=100000"), uri)
     assert result["events"] == result["rows_read"] and not result["rejected"]

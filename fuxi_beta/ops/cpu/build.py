@@ -96,7 +96,9 @@ def _build_in_a_process_of_its_own(library: Path) -> None:
         command = [sys.executable, "-m", "fuxi_beta.ops.cpu.build", str(library)]
         # The package may not be installed, only on this process's path.
         where = os.pathsep.join([str(SOURCES.parents[2]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-        environment = {**os.environ, "PYTHONPATH": where, "OMP_NUM_THREADS": "2"}
+        # torch looks for ninja on the PATH, and it may be in an environment that is not activated.
+        programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        environment = {**os.environ, "PYTHONPATH": where, "PATH": programs, "OMP_NUM_THREADS": "2"}
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=environment

@@ -46,6 +46,7 @@ def test_an_unknown_choice_is_refused():
 
 def test_long_histories_take_linear_time_and_fall_back_where_it_does_not_apply(make_batch, monkeypatch):
     monkeypatch.setattr(ops, "LONG_FROM", 50)
+    monkeypatch.setattr(ops, "LONG_FROM_WITHOUT_KERNELS", 50)
     batch = make_batch([120, 60])
     timestamp = 1_700_000_000 + torch.cat([torch.arange(120), torch.arange(60)]) * 977
     batch = replace(batch, timestamp=timestamp, next_timestamp=timestamp + 30)
