@@ -56,6 +56,10 @@ def spread(values: list[float]) -> float:
     return high - low
 
 
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def machine() -> str:
     """The processor, the cores used and the versions that matter."""
     name = platform.processor() or platform.machine()
@@ -79,7 +83,7 @@ def report(benchmark: str, rows: list[Row], *, ours: str, baseline: str) -> None
     for row in rows:
         cells = [row.case]
         for values in (row.ours, row.baseline):
-            cells += [f"{statistics.median(values):,.4g} {row.unit}", f"{spread(values):,.2g}"]
+            cells += [f"{_short(statistics.median(values))} {row.unit}", _short(spread(values))]
         table.add_row(*cells, f"{row.speedup:.1f}x", *([row.note] if any(r.note for r in rows) else []))
     Console(width=120).print(table)
     lines = [

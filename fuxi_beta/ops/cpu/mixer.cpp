@@ -56,9 +56,20 @@ struct Scratch {
   }
 };
 
-void copy_padded(const float* from, int64_t rows, int64_t dim, int64_t stride, int64_t width, std::vector<float>& to) {
-  to.assign(rows * width, 0.f);
-  for (int64_t r = 0; r < rows; ++r) std::memcpy(&to[r * width], from + r * stride, dim * sizeof(float));
+// Rows of `dim` floats that lie `stride` apart, as rows of `width` with zeros behind.
+void copy_padded(const float* from, int64_t rows, int64_t dim, int64_t stride, int64_t width, float* to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    std::memcpy(to + r * width, from + r * stride, dim * sizeof(float));
+    std::fill_n(to + r * width + dim, width - dim, 0.f);
+  }
+}
+
+// Rows [n, dim] as columns [dim, columns] with zeros behind.
+void transpose_padded(const float* from, int64_t n, int64_t dim, int64_t columns, float* to) {
+  for (int64_t d = 0; d < dim; ++d) {
+    for (int64_t j = 0; j < n; ++j) to[d * columns + j] = from[j * dim + d];
+    std::fill_n(to + d * columns + n, columns - n, 0.f);
+  }
 }
 
 // Row `row` of the temporal map: log(1 + gap) and (1 + gap)^-decay for columns <= i, zeros in the rest of the tiles.
@@ -108,8 +119,8 @@ struct RowSums {
 
 // What rows i .. i + R - 1 of the output's gradient give to the value, the positional weights, a and b.
 template <int R, bool TEMPORAL>
-void backward_rows(Scratch& scratch, const PositionalRows& positional, const Maps& maps, int64_t i, float* of_reversed,
-                   RowSums& sums) {
+void backward_rows(Scratch& scratch, const PositionalRows& positional, const Maps& maps, int64_t i, int64_t dim,
+                   float* of_reversed, RowSums& sums) {
   constexpr int N = TEMPORAL ? 2 * R : R;
   const float *rows[N], *gradients[N];
   float* pairs[N];
@@ -128,7 +139,7 @@ void backward_rows(Scratch& scratch, const PositionalRows& positional, const Map
   // pairs[n][j]: the inner product of an output row's gradient with value j.
   for (int64_t tile = 0; tile < i + R; tile += TILE_WIDTH) {
     for (int n = 0; n < N; ++n) pairs[n] = &scratch.pair[n * scratch.columns + tile];
-    product<N>(gradients, scratch.width, &scratch.transposed[tile], scratch.columns, pairs);
+    product<N>(gradients, dim, &scratch.transposed[tile], scratch.columns, pairs);
   }
   for (int r = 0; r < R; ++r) {
     const float* by_position = &scratch.pair[r * scratch.columns];
@@ -181,7 +192,8 @@ void mix_forward(const Sequences& sequences, const Maps& maps, const float* valu
       for (int64_t s = starts[chunk]; s < starts[chunk + 1]; ++s) {
         const int64_t start = sequences.offsets[s];
         scratch.start(sequences.offsets[s + 1] - start, dim);
-        copy_padded(value + start * dim, scratch.n, dim, dim, scratch.width, scratch.value);
+        scratch.value.resize(scratch.n * scratch.width);
+        copy_padded(value + start * dim, scratch.n, dim, dim, scratch.width, scratch.value.data());
         float* of_sequence = out + start * 2 * dim;
         for_each_rows(scratch, sequences, maps, start, [&](int64_t i, int64_t count) {
           const auto run = [&](auto temporal) {
@@ -211,22 +223,21 @@ void mix_backward(const Sequences& sequences, const Maps& maps, const float* val
       for (int64_t s = starts[chunk]; s < starts[chunk + 1]; ++s) {
         const int64_t start = sequences.offsets[s];
         scratch.start(sequences.offsets[s + 1] - start, dim);
-        const float* values = value + start * dim;
-        scratch.transposed.assign(scratch.width * scratch.columns, 0.f);
-        for (int64_t j = 0; j < scratch.n; ++j)
-          for (int64_t d = 0; d < dim; ++d) scratch.transposed[d * scratch.columns + j] = values[j * dim + d];
-        scratch.of_value.assign((scratch.n + ROWS) * scratch.width, 0.f);
+        const int64_t padded_tokens = scratch.n * scratch.width;
+        scratch.transposed.resize(dim * scratch.columns);
+        transpose_padded(value + start * dim, scratch.n, dim, scratch.columns, scratch.transposed.data());
+        scratch.of_value.assign(padded_tokens, 0.f);
         // First the rows of the positional half, then those of the temporal half.
-        scratch.gradient.assign(2 * scratch.n * scratch.width, 0.f);
-        for (int64_t i = 0; i < 2 * scratch.n; ++i)
-          std::memcpy(&scratch.gradient[i * scratch.width],
-                      gradient + (start + i % scratch.n) * 2 * dim + i / scratch.n * dim, dim * sizeof(float));
+        scratch.gradient.resize(2 * padded_tokens);
+        const float* of_out = gradient + start * 2 * dim;
+        copy_padded(of_out, scratch.n, dim, 2 * dim, scratch.width, scratch.gradient.data());
+        copy_padded(of_out + dim, scratch.n, dim, 2 * dim, scratch.width, scratch.gradient.data() + padded_tokens);
         float* of_window = &of_reversed[chunk * window];
         for_each_rows(scratch, sequences, maps, start, [&](int64_t i, int64_t count) {
           const auto run = [&](auto temporal) {
-            if (count == 3) backward_rows<3, temporal>(scratch, positional, maps, i, of_window, sums[chunk]);
-            if (count == 2) backward_rows<2, temporal>(scratch, positional, maps, i, of_window, sums[chunk]);
-            if (count == 1) backward_rows<1, temporal>(scratch, positional, maps, i, of_window, sums[chunk]);
+            if (count == 3) backward_rows<3, temporal>(scratch, positional, maps, i, dim, of_window, sums[chunk]);
+            if (count == 2) backward_rows<2, temporal>(scratch, positional, maps, i, dim, of_window, sums[chunk]);
+            if (count == 1) backward_rows<1, temporal>(scratch, positional, maps, i, dim, of_window, sums[chunk]);
           };
           maps.temporal ? run(std::true_type{}) : run(std::false_type{});
         });
