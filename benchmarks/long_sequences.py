@@ -7,6 +7,7 @@
 import argparse
 import json
 import math
+import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -103,14 +104,34 @@ def measure(n: int, channels: int, rounds: int) -> Row:
     return Row(f"n={n}", found["ours"], found["baseline"], note=f"{memory / TOKENS / 1024:.1f} KiB a token at most")
 
 
+def plot(lengths: list[int], rows: list[Row], file: str) -> None:
+    """Microseconds a token against the length of a history."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for name, marker in (("baseline", "s"), ("ours", "o")):
+        medians = [statistics.median(getattr(row, name)) * 1e3 / TOKENS for row in rows]
+        axes.plot(lengths, medians, marker=marker, label={"ours": "linear", "baseline": "dense torch"}[name])
+    axes.set(xscale="log", yscale="log", xlabel="events in a history", ylabel="µs a token, forward + backward")
+    axes.set_xticks(lengths, [str(n) for n in lengths])
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=110)
+
+
 def main() -> None:
     """Print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"fewer rounds, n up to {LONGEST_QUICK}")
     parser.add_argument("--channels", type=int, default=512)
+    parser.add_argument("--plot", metavar="FILE", help="write a PNG")
     options = parser.parse_args()
     lengths = [n for n in LENGTHS if not options.quick or n <= LONGEST_QUICK]
     rows = [measure(n, options.channels, 3 if options.quick else 5) for n in lengths]
+    if options.plot:
+        plot(lengths, rows, options.plot)
     report("long_sequences", rows, ours="linear", baseline="dense torch")
 
 

@@ -64,8 +64,23 @@ def encode_and_backward(trainer: Trainer, batch: Batch) -> None:
     states.sum().backward()
 
 
+def serving(config: ModelConfig, rounds: int) -> Row:
+    """What a list needs of the network: its last position alone, against all positions."""
+    batch, trainer = movielens_like_batch(), our_trainer(config)
+    with torch.inference_mode():
+        vectors = trainer.table(batch.item_index)
+        found = interleaved(
+            {
+                "ours": lambda: trainer.model.encode_last(vectors, batch),
+                "baseline": lambda: trainer.model(vectors, batch),
+            },
+            rounds=3 * rounds,
+        )
+    return Row(f"{config.layers} layers, serving", found["ours"], found["baseline"], note="against our own full pass")
+
+
 def measure(layers: int, rounds: int) -> list[Row]:
-    """The whole step, and the encoder alone, at one depth."""
+    """The whole step, the encoder alone, and serving, at one depth."""
     torch.manual_seed(0)
     batch, config = movielens_like_batch(), ModelConfig(layers=layers)
     ours, naive = our_trainer(config), NaiveTrainer(config, TRAIN, SONGS)
@@ -79,6 +94,7 @@ def measure(layers: int, rounds: int) -> list[Row]:
     return [
         Row(f"{layers} layers", step["ours"], step["baseline"]),
         Row(f"{layers} layers, encoder alone", encoder["ours"], encoder["baseline"]),
+        serving(config, rounds),
     ]
 
 

@@ -6,13 +6,14 @@ Shapes: `B` listeners, `T` packed tokens, `D` width, `C` = 2 D channels.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fuxi_beta.batches import Batch
 from fuxi_beta.bias import PositionalBias, PowerBias
 from fuxi_beta.keyed import Mask
 from fuxi_beta.ops import Gaps
-from fuxi_beta.ops.reference import gate_and_value, gated, log_gap
+from fuxi_beta.ops.reference import gated, log_gap
 from fuxi_beta.precision import product
 
 
@@ -54,24 +55,25 @@ class TokenMixer(nn.Module):
 
         Rows of listeners without tokens are zeros.
         """
-        has_tokens = batch.lengths > 0
-        last_token = (batch.offsets[1:] - 1).clamp(min=0)
-        gate, value = gate_and_value(product(self._project, normed, bf16=self.bf16))
-        listener = batch.listener
-        lag = batch.offsets[1:][listener] - 1 - torch.arange(len(value), device=value.device)
+        of_gate, of_value = self._weight().split([2 * self.dim, self.dim], dim=1)
+        value = F.silu(product(lambda x: x @ of_value, normed, bf16=self.bf16))
+        tokens = torch.arange(len(value), device=value.device)
+        ends = batch.offsets[1:][batch.listener]  # [T]
 
         def row_times_value(weight: Tensor) -> Tensor:  # [T] -> [B, D]
-            return value.new_zeros(batch.num_listeners, self.dim).index_add(0, listener, weight[:, None] * value)
+            return F.embedding_bag(tokens, value, batch.offsets[:-1], mode="sum", per_sample_weights=weight)
 
-        by_position = row_times_value(self.positional.by_lag(self.positional.reach)[lag])
+        by_position = row_times_value(self.positional.by_lag(self.positional.reach)[ends - 1 - tokens])
         if self.temporal is None:
             by_time = torch.zeros_like(by_position)
         else:
-            gaps = log_gap(batch.next_timestamp[last_token[listener]], batch.timestamp, value.dtype)
+            gaps = log_gap(batch.next_timestamp[ends - 1], batch.timestamp, value.dtype)
             by_time = self.temporal.scale * row_times_value(self.temporal.decayed(gaps))
-        gate_of_last = gate.new_zeros(batch.num_listeners, gate.shape[1])
-        gate_of_last[has_tokens] = gate[last_token[has_tokens]]
-        return self.by_head(gated(gate_of_last, torch.cat([by_position, by_time], dim=-1), None))
+        has_tokens = batch.lengths > 0
+        gate = value.new_zeros(batch.num_listeners, 2 * self.dim)
+        last_tokens = normed[batch.offsets[1:][has_tokens] - 1]
+        gate[has_tokens] = F.silu(product(lambda x: x @ of_gate, last_tokens, bf16=self.bf16))
+        return self.by_head(gated(gate, torch.cat([by_position, by_time], dim=-1), None))
 
     def by_head(self, mixed: Tensor) -> Tensor:
         """Channels [position | time] -> [position of head h | time of head h] for each h. [..., C] -> [..., C]."""
