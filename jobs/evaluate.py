@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs import registry
+from jobs import kernels, registry
 from jobs.console import progress
 from jobs.day import Day
 from jobs.metrics_table import write_metrics
@@ -113,10 +113,9 @@ def known_songs(manifest: Manifest, *, before: int) -> np.ndarray:
 
 
 def _models(day: Day, versions: dict[str, str]) -> dict[str, Any]:
-    from fuxi_beta import ops
     from fuxi_beta.checkpoint import load_export
 
-    ops.use(day.config.cluster.kernels)
+    kernels.choose(day.config.cluster)
     return {name: load_export(registry.download_model(day, version)) for name, version in versions.items()}
 
 

@@ -4,7 +4,6 @@ A run is named by the run record and the configuration, and checkpoints under th
 replaced, a driver that dies is run again, and both continue from the newest complete checkpoint.
 """
 
-import contextlib
 import dataclasses
 import datetime as dt
 import tempfile
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs import registry
+from jobs import kernels, registry
 from jobs.console import log
 from jobs.day import Day
 from jobs.train_fit import fit
@@ -34,7 +33,7 @@ def run(day: Day) -> dict[str, Any]:
         storage.delete_folder(storage.join(checkpoints, name))  # it finished before: begin anew, do not resume
     parent, folder = _parent(day, manifest)
     loop = _loop_config(day, manifest, folder, resume=recover(storage.join(checkpoints, name)))
-    _prepare_kernels(day)
+    kernels.prepare_for_training(day.config.cluster)
     result = fit(day.config.cluster, loop, storage_uri=checkpoints, name=name)
     ended = time.time()
     with tempfile.TemporaryDirectory() as scratch, result.checkpoint.as_directory() as checkpoint:
@@ -58,20 +57,6 @@ def run(day: Day) -> dict[str, Any]:
         "seconds_to_register": round(time.time() - ended, 1),
     }
     return found | {"model_version": version, "mlflow_run_id": run_id, "overhead": overhead}
-
-
-def _prepare_kernels(day: Day) -> None:
-    """Have the C++ kernels built before workers ask for them, where workers are on this machine and have no GPU."""
-    from fuxi_beta import ops
-    from fuxi_beta.ops.cpu import build
-
-    cluster = day.config.cluster
-    if cluster.ray_address != "local" or cluster.train_gpus_per_worker or cluster.kernels == "reference":
-        return
-    with contextlib.suppress(build.KernelError):
-        if not build.is_built(build.cached_library()):
-            log("building C++ kernels", once="a machine", seconds="about 20")
-    log("kernels", training=ops.describe())
 
 
 def _loop_config(day: Day, manifest: Manifest, parent: str, *, resume: str = "") -> LoopConfig:

@@ -14,12 +14,12 @@ METADATA, PART = ".metadata", "__{rank}_0.distcp"  # of torch.distributed.checkp
 
 
 def recover(run_uri: str) -> str:
-    """Remove a list of checkpoints that was cut off; returns the newest whole checkpoint then, else empty."""
+    """The newest whole checkpoint where the list is missing or cut off, and then removed; else empty."""
     snapshot = storage.join(run_uri, SNAPSHOT)
-    if not storage.exists(snapshot) or _is_json(storage.read_bytes(snapshot)):
-        return ""
-    fs, path = storage.filesystem(snapshot)
-    fs.delete_file(path)
+    if storage.exists(snapshot):
+        if _is_json(storage.read_bytes(snapshot)):
+            return ""
+        storage.delete_files([snapshot])
     for name in reversed(storage.list_folders(run_uri)):
         folder = storage.join(run_uri, name)
         if name.startswith("checkpoint_") and _is_whole(folder):
