@@ -4,6 +4,7 @@
 // weight vector, the temporal rows are computed into scratch that stays in cache. No map is ever stored whole. Row i
 // touches columns <= i only, so padding costs nothing and nothing above the diagonal is computed.
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "kernels.h"
@@ -167,15 +168,20 @@ void backward_rows(Scratch& scratch, const PositionalRows& positional, const Map
   }
 }
 
-// Calls rows(i, R) for all rows of a sequence, R at a time, after making their temporal rows.
+// Calls rows(i, R, TEMPORAL) for all rows of a sequence, R at a time, after making their temporal rows.
 template <typename Rows>
 void for_each_rows(Scratch& scratch, const Sequences& sequences, const Maps& maps, int64_t start, const Rows& rows) {
+  const auto with_count = [&](int64_t i, int64_t count, auto temporal) {
+    if (count == 3) rows(i, std::integral_constant<int, 3>{}, temporal);
+    if (count == 2) rows(i, std::integral_constant<int, 2>{}, temporal);
+    if (count == 1) rows(i, std::integral_constant<int, 1>{}, temporal);
+  };
   std::copy_n(sequences.timestamp + start, scratch.n, scratch.timestamp.begin());
   for (int64_t i = 0; i < scratch.n; i += ROWS) {
     const int64_t count = std::min<int64_t>(ROWS, scratch.n - i);
     for (int r = 0; maps.temporal && r < count; ++r)
       temporal_row(scratch, r, i + r, sequences.next_timestamp[start + i + r], maps.decay);
-    rows(i, count);
+    maps.temporal ? with_count(i, count, std::true_type{}) : with_count(i, count, std::false_type{});
   }
 }
 
@@ -195,13 +201,8 @@ void mix_forward(const Sequences& sequences, const Maps& maps, const float* valu
         scratch.value.resize(scratch.n * scratch.width);
         copy_padded(value + start * dim, scratch.n, dim, dim, scratch.width, scratch.value.data());
         float* of_sequence = out + start * 2 * dim;
-        for_each_rows(scratch, sequences, maps, start, [&](int64_t i, int64_t count) {
-          const auto run = [&](auto temporal) {
-            if (count == 3) forward_rows<3, temporal>(scratch, positional, maps, i, dim, of_sequence);
-            if (count == 2) forward_rows<2, temporal>(scratch, positional, maps, i, dim, of_sequence);
-            if (count == 1) forward_rows<1, temporal>(scratch, positional, maps, i, dim, of_sequence);
-          };
-          maps.temporal ? run(std::true_type{}) : run(std::false_type{});
+        for_each_rows(scratch, sequences, maps, start, [&](int64_t i, auto count, auto temporal) {
+          forward_rows<count, temporal>(scratch, positional, maps, i, dim, of_sequence);
         });
       }
     }
@@ -233,13 +234,8 @@ void mix_backward(const Sequences& sequences, const Maps& maps, const float* val
         copy_padded(of_out, scratch.n, dim, 2 * dim, scratch.width, scratch.gradient.data());
         copy_padded(of_out + dim, scratch.n, dim, 2 * dim, scratch.width, scratch.gradient.data() + padded_tokens);
         float* of_window = &of_reversed[chunk * window];
-        for_each_rows(scratch, sequences, maps, start, [&](int64_t i, int64_t count) {
-          const auto run = [&](auto temporal) {
-            if (count == 3) backward_rows<3, temporal>(scratch, positional, maps, i, dim, of_window, sums[chunk]);
-            if (count == 2) backward_rows<2, temporal>(scratch, positional, maps, i, dim, of_window, sums[chunk]);
-            if (count == 1) backward_rows<1, temporal>(scratch, positional, maps, i, dim, of_window, sums[chunk]);
-          };
-          maps.temporal ? run(std::true_type{}) : run(std::false_type{});
+        for_each_rows(scratch, sequences, maps, start, [&](int64_t i, auto count, auto temporal) {
+          backward_rows<count, temporal>(scratch, positional, maps, i, dim, of_window, sums[chunk]);
         });
         for (int64_t j = 0; j < scratch.n; ++j)
           std::memcpy(of_value + (start + j) * dim, &scratch.of_value[j * scratch.width], dim * sizeof(float));
