@@ -101,12 +101,12 @@ def measure(layers: int, rounds: int) -> list[Row]:
 def main() -> None:
     """Print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three rounds, within a minute")
+    parser.add_argument("--quick", action="store_true", help="two rounds, within a minute")
     parser.add_argument("--kernels", choices=ops.CHOICES, default="auto", help="implementation of our operators")
     options = parser.parse_args()
     ops.use(options.kernels)
     print(f"kernels: {ops.describe()}")
-    rows = [row for layers in (2, 8) for row in measure(layers, 3 if options.quick else 9)]
+    rows = [row for layers in (2, 8) for row in measure(layers, 2 if options.quick else 9)]
     report("train_step", rows, ours="ours", baseline="naive padded")
 
 
