@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 import torch
 
 from benchmarks.timing import Row, report
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.reader import TrainingBatches
 from pipelines import schema
-from pipelines.shards import Manifest, ShardFile, write_manifest
+from pipelines.sequences import Block
+from pipelines.shards import Manifest, ShardWriter, write_manifest
 
 SONGS, NOW, FILES = 50_000, 1_772_000_000, 8
 
@@ -37,33 +37,27 @@ def write_shards(folder: Path, listeners: int, mean_events: int) -> Manifest:
         count = listeners // FILES
         lengths = random.geometric(1 / mean_events, count)
         total = int(lengths.sum())
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
         times = NOW - random.integers(0, 50 * 86_400, total)
-        listener = np.repeat(np.arange(count), lengths)
-        times = times[np.lexsort((times, listener))]
-
-        def lists(values: np.ndarray, kind: pa.DataType, offsets: pa.Array = offsets) -> pa.Array:
-            return pa.ListArray.from_arrays(offsets, pa.array(values, kind))
-
-        columns = {
-            schema.USER_ID: pa.array(np.arange(count) + bucket * count),
-            schema.ITEM_INDEX: lists(random.integers(1, SONGS + 1, total), pa.int32()),
-            schema.TIMESTAMP: lists(times, pa.int64()),
-            schema.COMPLETION: lists(np.full(total, 100), pa.uint8()),
-            schema.SESSION_INDEX: lists(np.zeros(total), pa.int32()),
-            schema.HEARD_BEFORE: pa.ListArray.from_arrays(
-                pa.array(np.zeros(count + 1), pa.int32()), pa.array([], pa.int32())
-            ),
-            schema.NUM_EVENTS: pa.array(lengths),
-        }
-        shard_schema = schema.sequence_schema("int64")
-        table = pa.table({name: columns[name] for name in shard_schema.names}).cast(shard_schema)
-        path = f"bucket={bucket:05d}/part-0.parquet"
-        (folder / path).parent.mkdir(parents=True)
-        rows = 1_000_000 // mean_events
-        pq.write_table(table, folder / path, row_group_size=rows, compression="zstd")
-        groups = tuple(min(rows, count - start) for start in range(0, count, rows))
-        files.append(ShardFile(path, bucket, count, total, 0, "", groups))
+        block = Block(
+            user_id=np.arange(count) + bucket * count,
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            item_index=random.integers(1, SONGS + 1, total).astype(np.int32),
+            timestamp=times[np.lexsort((times, np.repeat(np.arange(count), lengths)))],
+            completion=np.full(total, 100, np.uint8),
+            heard_offsets=np.zeros(count + 1, np.int64),
+            heard_items=np.zeros(0, np.int32),
+        )
+        writer = ShardWriter(
+            str(folder),
+            f"bucket={bucket:05d}/part-0.parquet",
+            bucket=bucket,
+            user_id_type="int64",
+            row_group_events=1_000_000,
+        )
+        writer.write(block.to_table(user_id_type="int64", session_gap_s=1800))
+        file = writer.close()
+        assert file is not None
+        files.append(file)
     manifest = Manifest(
         ds=dt.date(2026, 3, 4),
         run_id="benchmark",

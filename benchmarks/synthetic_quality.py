@@ -9,11 +9,11 @@ elapsed time to matter. Half an hour on two cores.
 
 import argparse
 import json
-import platform
 import shutil
 import tempfile
 from typing import Any
 
+from benchmarks.timing import machine
 from jobs import evaluate, sessionize, train
 from jobs.ceiling import ceiling
 from jobs.day import open_day, run_stage
@@ -69,8 +69,7 @@ def main() -> None:
     print(f"{'dial':>4}  {'recommender':<34}" + "".join(f"{name:>11}" for name in METRICS))
     for row in rows:
         print(f"{row['dial']:>4}  {row['recommender']:<34}" + "".join(f"{row[name]:>11.4f}" for name in METRICS))
-    machine = f"{platform.processor() or platform.machine()}, Python {platform.python_version()}"
-    print(json.dumps({"benchmark": "synthetic_quality", "machine": machine, "rows": rows}))
+    print(json.dumps({"benchmark": "synthetic_quality", "machine": machine(), "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -71,25 +71,6 @@ class Histories:
         )
 
 
-def concatenate(parts: Sequence[Histories]) -> Histories:
-    """Listeners of several pieces (at least one), one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-
-    def offsets(pieces: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(np.concatenate([np.diff(piece) for piece in pieces]))])
-
-    return Histories(
-        user_id=pa.concat_arrays([part.user_id for part in parts]),
-        offsets=offsets([part.offsets for part in parts]),
-        item_index=np.concatenate([part.item_index for part in parts]),
-        timestamp=np.concatenate([part.timestamp for part in parts]),
-        completion=np.concatenate([part.completion for part in parts]),
-        heard_offsets=offsets([part.heard_offsets for part in parts]),
-        heard_items=np.concatenate([part.heard_items for part in parts]),
-    )
-
-
 def read_histories(manifest: Manifest, file: ShardFile, group: int | None = None) -> Histories:
     """One row group of a shard file, or the whole file. A broken file is an InputError that names it."""
     try:

@@ -68,8 +68,8 @@ def describe(device: torch.device | str = "cpu") -> str:
     return f"plain torch: {failure}" if failure else f"C++ ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def _has_kernels(*tensors: Tensor) -> bool:
-    if _choice == "reference" or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
+def _has_kernels(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    if _choice == "reference" or any(t.device.type != "cpu" or t.dtype != dtype for t in tensors):
         return False
     if _failure is None and (failure := why_no_cpu_kernels()):
         warnings.warn(f"training and scoring run several times slower without C++ kernels: {failure}", stacklevel=3)
@@ -78,7 +78,6 @@ def _has_kernels(*tensors: Tensor) -> bool:
 
 def gaps(batch: Batch, like: Tensor) -> Gaps:
     """Prepare the times of a batch for values of the shape [T, D], device and dtype of `like`."""
-
     kernels = _has_kernels(like)
 
     def dense() -> Gaps:
@@ -125,5 +124,4 @@ def dropout(x: Tensor, mask: Mask) -> Tensor:
 
 def integers(keys: Tensor, count: int, below: int) -> Tensor:
     """`keyed.integers`, the same bits on every implementation."""
-    kernels = _choice != "reference" and keys.device.type == "cpu" and not why_no_cpu_kernels()
-    return (cpu if kernels else keyed).integers(keys, count, below)
+    return (cpu if _has_kernels(keys, dtype=torch.int64) else keyed).integers(keys, count, below)

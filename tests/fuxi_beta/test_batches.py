@@ -138,7 +138,7 @@ def test_inference_batch_drops_skips_and_takes_the_request_time(example):
     assert seen_of(batch) == [[2, 4, 5, 6, 9]]
 
 
-def test_histories_select_and_concatenate_keep_rows_whole(make_shards):
+def test_histories_select_keeps_rows_whole(make_shards):
     manifest = make_shards([random_users(0, 9)], vocabulary_size=40, data_end=MONDAY, heard_before={3: [1, 2], 5: [7]})
     histories = read_histories(manifest, manifest.files[0])
     rows = np.array([5, 0, 3, 3])

@@ -185,11 +185,10 @@ void for_each_rows(Scratch& scratch, const Sequences& sequences, const Maps& map
   }
 }
 
-}  // namespace
-
-void mix_forward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim, float* out) {
+// Calls sequence(scratch, chunk, start) for every sequence, chunks side by side, each thread with a scratch of its own.
+template <typename Sequence>
+void for_each_sequence(const Sequences& sequences, int64_t dim, const Sequence& sequence) {
   const auto starts = chunk_starts(sequences);
-  const PositionalRows positional(maps);
 #pragma omp parallel
   {
     Scratch scratch;
@@ -198,50 +197,49 @@ void mix_forward(const Sequences& sequences, const Maps& maps, const float* valu
       for (int64_t s = starts[chunk]; s < starts[chunk + 1]; ++s) {
         const int64_t start = sequences.offsets[s];
         scratch.start(sequences.offsets[s + 1] - start, dim);
-        scratch.value.resize(scratch.n * scratch.width);
-        copy_padded(value + start * dim, scratch.n, dim, dim, scratch.width, scratch.value.data());
-        float* of_sequence = out + start * 2 * dim;
-        for_each_rows(scratch, sequences, maps, start, [&](int64_t i, auto count, auto temporal) {
-          forward_rows<count, temporal>(scratch, positional, maps, i, dim, of_sequence);
-        });
+        sequence(scratch, chunk, start);
       }
     }
   }
 }
 
+}  // namespace
+
+void mix_forward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim, float* out) {
+  const PositionalRows positional(maps);
+  for_each_sequence(sequences, dim, [&](Scratch& scratch, int, int64_t start) {
+    scratch.value.resize(scratch.n * scratch.width);
+    copy_padded(value + start * dim, scratch.n, dim, dim, scratch.width, scratch.value.data());
+    float* of_sequence = out + start * 2 * dim;
+    for_each_rows(scratch, sequences, maps, start, [&](int64_t i, auto count, auto temporal) {
+      forward_rows<count, temporal>(scratch, positional, maps, i, dim, of_sequence);
+    });
+  });
+}
+
 void mix_backward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim,
                   const float* gradient, float* of_value, const MapGradients& of_maps) {
-  const auto starts = chunk_starts(sequences);
   const PositionalRows positional(maps);
   const int64_t window = maps.reach + TILE_WIDTH;
   std::vector<float> of_reversed(CHUNKS * window, 0.f);
   std::vector<RowSums> sums(CHUNKS);
-#pragma omp parallel
-  {
-    Scratch scratch;
-#pragma omp for schedule(dynamic)
-    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-      for (int64_t s = starts[chunk]; s < starts[chunk + 1]; ++s) {
-        const int64_t start = sequences.offsets[s];
-        scratch.start(sequences.offsets[s + 1] - start, dim);
-        const int64_t padded_tokens = scratch.n * scratch.width;
-        scratch.transposed.resize(dim * scratch.columns);
-        transpose_padded(value + start * dim, scratch.n, dim, scratch.columns, scratch.transposed.data());
-        scratch.of_value.assign(padded_tokens, 0.f);
-        // First the rows of the positional half, then those of the temporal half.
-        scratch.gradient.resize(2 * padded_tokens);
-        const float* of_out = gradient + start * 2 * dim;
-        copy_padded(of_out, scratch.n, dim, 2 * dim, scratch.width, scratch.gradient.data());
-        copy_padded(of_out + dim, scratch.n, dim, 2 * dim, scratch.width, scratch.gradient.data() + padded_tokens);
-        float* of_window = &of_reversed[chunk * window];
-        for_each_rows(scratch, sequences, maps, start, [&](int64_t i, auto count, auto temporal) {
-          backward_rows<count, temporal>(scratch, positional, maps, i, dim, of_window, sums[chunk]);
-        });
-        for (int64_t j = 0; j < scratch.n; ++j)
-          std::memcpy(of_value + (start + j) * dim, &scratch.of_value[j * scratch.width], dim * sizeof(float));
-      }
-    }
-  }
+  for_each_sequence(sequences, dim, [&](Scratch& scratch, int chunk, int64_t start) {
+    const int64_t padded_tokens = scratch.n * scratch.width;
+    scratch.transposed.resize(dim * scratch.columns);
+    transpose_padded(value + start * dim, scratch.n, dim, scratch.columns, scratch.transposed.data());
+    scratch.of_value.assign(padded_tokens, 0.f);
+    // First the rows of the positional half, then those of the temporal half.
+    scratch.gradient.resize(2 * padded_tokens);
+    const float* of_out = gradient + start * 2 * dim;
+    copy_padded(of_out, scratch.n, dim, 2 * dim, scratch.width, scratch.gradient.data());
+    copy_padded(of_out + dim, scratch.n, dim, 2 * dim, scratch.width, scratch.gradient.data() + padded_tokens);
+    float* of_window = &of_reversed[chunk * window];
+    for_each_rows(scratch, sequences, maps, start, [&](int64_t i, auto count, auto temporal) {
+      backward_rows<count, temporal>(scratch, positional, maps, i, dim, of_window, sums[chunk]);
+    });
+    for (int64_t j = 0; j < scratch.n; ++j)
+      std::memcpy(of_value + (start + j) * dim, &scratch.of_value[j * scratch.width], dim * sizeof(float));
+  });
   std::fill_n(of_maps.by_lag, maps.reach, 0.f);
   for (int chunk = 0; chunk < CHUNKS; ++chunk) {
     *of_maps.scale += sums[chunk].scale, *of_maps.decay += sums[chunk].decay;
