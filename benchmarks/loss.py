@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.timing import Row, interleaved, report
 from fuxi_beta import ops
-from fuxi_beta.model import l2_normalise
+from fuxi_beta.models.base import l2_normalise
 
 POSITIONS, NEGATIVES, TEMPERATURE = 25_600, 128, 0.05
 MEMORY_FLOATS = 2**29  # of the baseline's gathered rows: larger cases take fewer positions

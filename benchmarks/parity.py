@@ -25,7 +25,7 @@ from fuxi_beta import ops
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
 from fuxi_beta.embedding import PlainItemTable, capacity_rows
-from fuxi_beta.model import FuXiBeta
+from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.trainer import Trainer
 
 STEPS, QUICK_STEPS, LISTENERS = 200, 40, 64

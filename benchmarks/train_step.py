@@ -15,7 +15,7 @@ from fuxi_beta.batches import Batch
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.embedding import PlainItemTable, capacity_rows
 from fuxi_beta.keyed import DropoutKey
-from fuxi_beta.model import FuXiBeta
+from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.trainer import Trainer
 
 SONGS, LISTENERS = 3706, 128

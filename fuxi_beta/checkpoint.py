@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import ModelConfig, TrainConfig
-from fuxi_beta.model import FuXiBeta, l2_normalise
+from fuxi_beta.models.base import l2_normalise
+from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.retrieve import top_k
 from pipelines.schema import InputError
 

@@ -8,23 +8,51 @@ Protocol = Literal["next_day", "leave_one_out"]
 Precision = Literal["fp32", "bf16"]
 Kernels = Literal["auto", "reference", "cpu"]
 """Implementations of the operators (`fuxi_beta.ops`). No hyperparameter: they differ by rounding only."""
+System = Literal[
+    "fuxi-beta",
+    "fuxi-alpha",
+    "fuxi-beta-frab",
+    "fuxi-beta-aftm",
+    "fuxi-beta-frab-no-position",
+    "fuxi-beta-frab-no-time",
+    "hstu",
+    "hstu-beta",
+    "llama",
+    "llama-beta",
+    "llama-gap",
+    "sasrec",
+    "sasrec-gap",
+    "retnet",
+    "flash",
+    "gru4rec",
+    "narm",
+]
+"""Sequence models, each in a file of its own (`fuxi_beta.models`)."""
+TemporalName = Literal["pow", "exp", "log", "linear", "sin", "nn", "mixed", "bucket", "zero"]
+RequestTime = Literal["true", "previous", "fixed-hour"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Shape of the network. The number of songs is not here: it belongs to the item table."""
 
+    name: System = "fuxi-beta"
     dim: int = 50  # D, width of item vectors and of the residual stream
     layers: int = 2
     heads: int = 1  # maps are shared by heads, so heads only order the channels
     ffn_multiply: int = 1  # hidden width of the MFFN as a multiple of dim
     max_history: int = 200  # N, newest events a listener's context holds
     dropout: float = 0.2
-    temporal: Literal["pow", "zero"] = "pow"  # the function of elapsed time in FRAB; "zero" switches the channel off
+    temporal: TemporalName = "pow"  # the function of elapsed time in FRAB; "zero" switches the channel off
+    hidden: int = 100  # width of the recurrent state of gru4rec and narm
     position_margin: int = 11  # positions and relative distances beyond max_history that have weights of their own
 
     def __post_init__(self) -> None:
-        for name in ("dim", "layers", "heads", "ffn_multiply", "max_history"):
+        for name, kind in (("name", System), ("temporal", TemporalName)):
+            if getattr(self, name) not in get_args(kind):
+                choices = ", ".join(get_args(kind))
+                raise ValueError(f"model.{name} is {getattr(self, name)!r}: it must be one of {choices}")
+        for name in ("dim", "layers", "heads", "ffn_multiply", "max_history", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 1")
         if self.dim % self.heads:
@@ -38,6 +66,8 @@ class TrainConfig:
     """How a model is fitted. The batch size and every count are global: the number of workers changes no result."""
 
     protocol: Protocol = "next_day"  # which targets are held out, and what t_{i+1} is at a day's end
+    held_out: int = 1  # leave_one_out: newest plays of a listener that training never sees; 2 leaves one to validate on
+    request_time: RequestTime = "true"  # leave_one_out: t_{i+1}, as it was, := t_i, or the next 08:00 after t_i
     mode: Mode = "exclusive"  # targets and candidates are first listens only, or all plays
     min_completion: int = 30  # percent played below which an event is a skip: neither context nor target
     epochs: int = 5
@@ -65,6 +95,11 @@ class TrainConfig:
         if self.precision not in get_args(Precision):
             choices = ", ".join(get_args(Precision))
             raise ValueError(f"train.precision is {self.precision!r}: it must be one of {choices}")
+        if self.request_time not in get_args(RequestTime):
+            choices = ", ".join(get_args(RequestTime))
+            raise ValueError(f"train.request_time is {self.request_time!r}: it must be one of {choices}")
+        if self.held_out not in {1, 2}:
+            raise ValueError(f"train.held_out is {self.held_out}: it must be 1, or 2 to validate on the second-newest")
         for name in ("epochs", "warm_start_epochs", "batch_size", "negatives", "checkpoint_every_steps", "lanes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")

@@ -23,7 +23,7 @@ from fuxi_beta.batches import Batch
 from fuxi_beta.checkpoint import TrainedModel
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.embedding import ItemTable, logical_state
-from fuxi_beta.model import FuXiBeta
+from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.optimizers import adamw, named_state
 from fuxi_beta.training import training_loss
 

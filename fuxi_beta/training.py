@@ -13,7 +13,7 @@ from fuxi_beta import keyed, ops
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.keyed import DropoutKey
-from fuxi_beta.model import l2_normalise
+from fuxi_beta.models.base import l2_normalise
 
 
 class Lookup(Protocol):

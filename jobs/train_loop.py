@@ -174,7 +174,7 @@ def _start(loop: LoopConfig, device: Any, world_size: int) -> tuple[Any, Positio
     import torch
 
     from fuxi_beta.embedding import item_table
-    from fuxi_beta.model import FuXiBeta
+    from fuxi_beta.models.fuxi_beta import FuXiBeta
     from fuxi_beta.trainer import Trainer
 
     trainer = Trainer(

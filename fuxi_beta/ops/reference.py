@@ -8,7 +8,6 @@ listeners, `P` positions with a target, `K` negatives each, `U` unique songs of 
 """
 
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +17,9 @@ from torch import Tensor
 from fuxi_beta import keyed
 from fuxi_beta.batches import Batch
 from fuxi_beta.keyed import Mask
+from fuxi_beta.padding import Group, Padding
 
 RMS_EPS = 1e-6
-
-_GROUPS = 8
-_MIN_GROUP = 8  # smaller groups of listeners cost more in calls than they save in padding
 
 
 def log_gap(next_timestamp: Tensor, timestamp: Tensor, dtype: torch.dtype) -> Tensor:
@@ -41,80 +38,42 @@ def toeplitz(by_lag: Tensor) -> Tensor:
     return padded.unfold(0, n, 1)[:n].flip(0)
 
 
-@dataclass(frozen=True)
-class Group:
-    """Listeners padded to one length. Cells are laid out position first, [n, G], so that B V is one matrix product."""
-
-    length: int  # n
-    listeners: int  # G
-    tokens: Tensor  # int64, packed tokens of the group
-    cells: Tensor  # int64, the cell of each of them
-    log_gap: Tensor  # [G, n, n], log(1 + max(t_{i+1} - t_j, 0)) on and below the diagonal, 0 above
-
-    def pad(self, packed: Tensor) -> Tensor:
-        """[T, D] -> [n, G, D], zeros in padding."""
-        cells = packed.new_zeros(self.length * self.listeners, packed.shape[1])
-        cells = cells.index_copy(0, self.cells, packed.index_select(0, self.tokens))
-        return cells.view(self.length, self.listeners, packed.shape[1])
-
-    def mix(self, value: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None) -> Tensor:
-        """[B V | B^t V] of the group's tokens. value [T, D] -> [., C]."""
-        padded = self.pad(value)
-        by_position = (toeplitz(by_lag[: self.length]) @ padded.flatten(1)).view_as(padded)
-        if scale is None or decay is None:
-            by_time = torch.zeros_like(padded)
-        else:
-            decayed = torch.exp(self.log_gap * -decay).tril()
-            by_time = scale * torch.bmm(decayed, padded.transpose(0, 1)).transpose(0, 1)
-        mixed = torch.cat([by_position, by_time], dim=-1)
-        return mixed.flatten(0, 1).index_select(0, self.cells)
-
-
 class PaddedGaps:
     """The gaps of a batch as padded maps of logarithms, computed once and shared by all layers."""
 
     def __init__(self, batch: Batch, dtype: torch.dtype) -> None:
-        self.groups: tuple[Group, ...]
-        self.packed_order: Tensor | None = None  # int64 [T]: places of the packed tokens in the groups laid end to end
-        lengths, position, listener = batch.lengths, batch.position, batch.listener
         self.longest = batch.longest
-        count = max(1, min(_GROUPS, batch.num_listeners // _MIN_GROUP))
-        if count == 1:
-            self.groups = (_group(batch, lengths, position, listener, None, dtype),)
-            return
-        members = lengths.argsort(stable=True).tensor_split(count)
-        self.groups = tuple(_group(batch, lengths, position, listener, part, dtype) for part in members)
-        order = torch.cat([group.tokens for group in self.groups])
-        places = torch.arange(len(order), device=order.device)
-        self.packed_order = torch.empty_like(order).index_copy_(0, order, places)
+        self.padding = Padding(batch)
+        self.log_gaps = [log_gaps(batch, group, dtype) for group in self.padding.groups]
 
     def mix(
         self, projected: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None, mask: Mask | None
     ) -> Tensor:
         """See `fuxi_beta.ops.Gaps.mix`."""
         gate, value = gate_and_value(projected)
-        rows = [group.mix(value, by_lag, scale, decay) for group in self.groups]
-        mixed = rows[0] if self.packed_order is None else torch.cat(rows).index_select(0, self.packed_order)
-        return gated(gate, mixed, mask)
+        return gated(gate, self.apply(value, by_lag, scale, decay), mask)
+
+    def apply(self, value: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None) -> Tensor:
+        """See `fuxi_beta.ops.Gaps.apply`."""
+
+        def maps_times_value(padded: Tensor, number: int) -> Tensor:  # [n, G, D] -> [n, G, C]
+            by_position = (toeplitz(by_lag[: len(padded)]) @ padded.flatten(1)).view_as(padded)
+            if scale is None or decay is None:
+                by_time = torch.zeros_like(padded)
+            else:
+                decayed = torch.exp(self.log_gaps[number] * -decay).tril()
+                by_time = scale * torch.bmm(decayed, padded.transpose(0, 1)).transpose(0, 1)
+            return torch.cat([by_position, by_time], dim=-1)
+
+        return self.padding.each(value, maps_times_value)
 
 
-def _group(
-    batch: Batch, lengths: Tensor, position: Tensor, listener: Tensor, members: Tensor | None, dtype: torch.dtype
-) -> Group:
-    if members is None:
-        members = torch.arange(batch.num_listeners, device=lengths.device)
-    column = torch.full_like(lengths, -1).index_copy_(0, members, torch.arange(len(members), device=lengths.device))
-    tokens = (column[listener] >= 0).nonzero().squeeze(1)
-    n = int(lengths[members].max()) if len(members) else 0
-    cells = position[tokens] * len(members) + column[listener[tokens]]
-
-    def padded(values: Tensor) -> Tensor:  # [G, n]
-        flat = values.new_zeros(n * len(members)).index_copy_(0, cells, values[tokens])
-        return flat.view(n, len(members)).t()
-
-    gaps = log_gap(padded(batch.next_timestamp)[:, :, None], padded(batch.timestamp)[:, None, :], dtype)
+def log_gaps(batch: Batch, group: Group, dtype: torch.dtype) -> Tensor:
+    """log(1 + max(t_{i+1} - t_j, 0)) of a group on and below the diagonal, 0 above. [G, n, n]."""
+    next_timestamp, timestamp = group.by_listener(batch.next_timestamp), group.by_listener(batch.timestamp)
+    gaps = log_gap(next_timestamp[:, :, None], timestamp[:, None, :], dtype)
     # Zero above the diagonal and in padding rows, so that no power of the gap overflows where the map is cut off.
-    return Group(n, len(members), tokens, cells, gaps.tril_())
+    return gaps.tril_()
 
 
 def gate_and_value(projected: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from fuxi_beta.batches import Batch, collate, inference_batch, read_histories, training_samples
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.evaluate import NextDayCases
-from fuxi_beta.model import FuXiBeta
+from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.reader import TrainingBatches, prefetched
 from pipelines.calendar import Calendar
 from pipelines.schema import InputError

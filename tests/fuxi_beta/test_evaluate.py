@@ -12,7 +12,7 @@ from fuxi_beta.baselines.popularity import fit_popularity
 from fuxi_beta.checkpoint import TrainedModel
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.evaluate import evaluate_leave_one_out, evaluate_next_day, ranks
-from fuxi_beta.model import FuXiBeta
+from fuxi_beta.models.fuxi_beta import FuXiBeta
 from pipelines.calendar import Calendar
 from pipelines.schema import InputError
 

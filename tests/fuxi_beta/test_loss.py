@@ -9,7 +9,8 @@ import torch
 from fuxi_beta import keyed
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.keyed import DropoutKey
-from fuxi_beta.model import FuXiBeta, l2_normalise
+from fuxi_beta.models.base import l2_normalise
+from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.ops.reference import sampled_softmax, sampled_softmax_gathered
 from fuxi_beta.training import training_loss
 

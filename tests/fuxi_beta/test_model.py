@@ -11,7 +11,8 @@ from torch import Tensor
 from fuxi_beta import keyed
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.keyed import DropoutKey
-from fuxi_beta.model import Dropout, FuXiBeta
+from fuxi_beta.models.base import Dropout
+from fuxi_beta.models.fuxi_beta import FuXiBeta
 
 CONFIG = ModelConfig(dim=8, layers=2, heads=2, ffn_multiply=3, max_history=16, position_margin=5)
 

@@ -17,7 +17,7 @@ from fuxi_beta.checkpoint import load_export, save_export
 from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
 from fuxi_beta.embedding import PlainItemTable
 from fuxi_beta.mixer import TokenMixer
-from fuxi_beta.model import FuXiBeta
+from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.trainer import Trainer, trained_model
 
 SONGS, STEPS, YEAR = 90, 20, 365 * 86_400

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fuxi_beta.model import FuXiBeta
+from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.presets import PRESETS, preset
 
 

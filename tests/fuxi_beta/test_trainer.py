@@ -15,7 +15,7 @@ import torch.multiprocessing as mp
 from fuxi_beta.candidates import candidate_songs
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.embedding import PlainItemTable, initial_rows, item_table
-from fuxi_beta.model import FuXiBeta
+from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.reader import TrainingBatches
 from fuxi_beta.trainer import DivergedError, Trainer, read_checkpoint, trained_model
 from pipelines.shards import Manifest, write_item_counts

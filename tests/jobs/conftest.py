@@ -132,7 +132,7 @@ class Deployment:
 
         from fuxi_beta.checkpoint import TrainedModel, save_export
         from fuxi_beta.config import ModelConfig
-        from fuxi_beta.model import FuXiBeta
+        from fuxi_beta.models.fuxi_beta import FuXiBeta
 
         day = self.day(ds)
         known = known or self.songs

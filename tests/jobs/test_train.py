@@ -44,7 +44,7 @@ def undisturbed(day: Day, manifest: Manifest) -> tuple[list[float], int]:
     import torch
 
     from fuxi_beta.embedding import PlainItemTable
-    from fuxi_beta.model import FuXiBeta
+    from fuxi_beta.models.fuxi_beta import FuXiBeta
     from fuxi_beta.reader import TrainingBatches
     from fuxi_beta.trainer import Trainer
 

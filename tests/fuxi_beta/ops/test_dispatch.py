@@ -12,7 +12,7 @@ import torch
 from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.keyed import DropoutKey
-from fuxi_beta.model import FuXiBeta
+from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.ops import cpu, linear, reference
 from fuxi_beta.ops.cpu import build
 

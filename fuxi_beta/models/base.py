@@ -1,0 +1,131 @@
+"""What every sequence model shares: packed tokens in, one vector a position out.
+
+A model says in `encode` how its layers turn tokens into states; everything around it is the same for all of them, as
+the paper's comparison has it: item vectors times sqrt(D) plus a learned position, dropout, L2-normalised output. The
+item table is not part of a network: it may be sharded (`embedding`), so its vectors come in as an argument.
+
+Shapes: `B` listeners, `T` packed tokens, `D` width, `n` padded length of a group of `G` listeners.
+"""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fuxi_beta import keyed, ops
+from fuxi_beta.batches import Batch
+from fuxi_beta.config import ModelConfig
+from fuxi_beta.keyed import DropoutKey, Mask
+from fuxi_beta.ops import Gaps
+from fuxi_beta.padding import Padding
+from fuxi_beta.temporal import Elapsed
+
+NORM_CLAMP = 1e-6
+
+
+def l2_normalise(x: Tensor) -> Tensor:
+    """Rows of length one; rows shorter than the clamp stay short."""
+    return F.normalize(x, dim=-1, eps=NORM_CLAMP)
+
+
+class Dropout:
+    """Keyed dropout of one pass: sites are numbered in the order they are met."""
+
+    def __init__(self, key: DropoutKey | None, batch: Batch, rate: float) -> None:
+        self.active = key is not None and rate > 0
+        self.rate, self.site = rate, keyed.DROPOUT
+        if key is not None and self.active:
+            token = keyed.combine(key.seed, key.epoch, batch.sample)[batch.listener]
+            self.token = keyed.combine(token, batch.position)
+
+    def mask(self, rate: float | None = None) -> Mask | None:
+        """The mask of the next site; None where nothing is dropped. rate: of this site, where it has its own."""
+        self.site += 1
+        return Mask(keyed.combine(self.token, self.site), self.rate if rate is None else rate) if self.active else None
+
+    def __call__(self, x: Tensor, rate: float | None = None) -> Tensor:
+        """Drop out the channels of packed tokens [T, C] at the next site."""
+        mask = self.mask(rate)
+        return x if mask is None else ops.dropout(x, mask)
+
+
+class Pass:
+    """One pass over a batch: what its layers share, each thing made when first asked for."""
+
+    def __init__(self, batch: Batch, like: Tensor, dropout: Dropout) -> None:
+        self.batch, self.dropout, self._like = batch, dropout, like
+
+    @cached_property
+    def gaps(self) -> Gaps:
+        """The maps of position and elapsed time as operators."""
+        return ops.gaps(self.batch, like=self._like)
+
+    @cached_property
+    def padding(self) -> Padding:
+        """Listeners of like length side by side."""
+        return Padding(self.batch)
+
+    @cached_property
+    def elapsed(self) -> list[Elapsed]:
+        """The elapsed times of each group of `padding`."""
+        return [Elapsed(self.batch, group, self._like.dtype) for group in self.padding.groups]
+
+
+class SequenceModel(nn.Module, ABC):
+    """A network without its item table. Subclasses define `encode` and may define a faster `encode_last`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        reach = config.max_history + config.position_margin
+        self.positions = nn.Parameter(nn.init.xavier_normal_(torch.empty(reach, config.dim)))
+
+    def forward(self, item_vectors: Tensor, batch: Batch, *, key: DropoutKey | None = None) -> Tensor:
+        """What each position expects next. Raw item vectors of the tokens [T, D] -> L2-normalised [T, D].
+
+        Without a key there is no dropout, whether the module is in training mode or not. Raises ValueError for a
+        context longer than `max_history`.
+        """
+        dropout = Dropout(key, batch, self.config.dropout)
+        x = dropout(self.embed(item_vectors, batch), self.embedding_dropout)
+        return l2_normalise(self.encode(x, Pass(batch, x, dropout)))
+
+    @property
+    def embedding_dropout(self) -> float:
+        """Rate of the dropout of the embedded tokens."""
+        return self.config.dropout
+
+    @abstractmethod
+    def encode(self, x: Tensor, shared: Pass) -> Tensor:
+        """The layers: embedded tokens [T, D] -> states [T, D], one listener's tokens never touching another's.
+
+        State i may depend on tokens up to i, and on times up to t_{i+1} where the model takes times.
+        """
+
+    def encode_last(self, item_vectors: Tensor, batch: Batch) -> Tensor:
+        """`forward` without dropout at each listener's last token; zeros for an empty history. [T, D] -> [B, D]."""
+        return last_rows(self(item_vectors, batch), batch)
+
+    def embed(self, item_vectors: Tensor, batch: Batch) -> Tensor:
+        """Equation 10: item vectors times sqrt(D) plus the vector of the position, 0 = oldest retained event."""
+        if batch.longest > self.config.max_history:
+            raise ValueError(f"a context has {batch.longest} tokens: cut it to max_history ({self.config.max_history})")
+        return item_vectors * self.config.dim**0.5 + F.embedding(batch.position, self.positions)
+
+    def multiply_in_bf16(self) -> None:
+        """From now on take the token-wise matrix products in bf16. ValueError for a model that does not offer it."""
+        raise ValueError(f"train.precision=bf16 is offered by fuxi-beta alone, not by {self.config.name}: use fp32")
+
+    def compile_ffn(self) -> None:
+        """From now on run the feed-forward part through torch.compile. ValueError where it is not offered."""
+        raise ValueError(f"train.compile is offered by fuxi-beta alone, not by {self.config.name}: switch it off")
+
+
+def last_rows(x: Tensor, batch: Batch) -> Tensor:
+    """Each listener's last token, zeros where no token is. [T, D] -> [B, D]."""
+    has_tokens = batch.lengths > 0
+    rows = x.new_zeros(batch.num_listeners, x.shape[1])
+    rows[has_tokens] = x[(batch.offsets[1:] - 1)[has_tokens]]
+    return rows

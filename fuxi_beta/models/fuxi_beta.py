@@ -1,0 +1,86 @@
+"""FuXi-beta (arXiv 2508.10615): a stack of attention-free blocks over a listener's history.
+
+Notable choices, all of the authors' code: pre-norm with weightless RMSNorm; maps of position and elapsed time instead
+of query-key attention; no final norm.
+
+Shapes: `B` listeners, `T` packed tokens, `D` width, `C` = 2 D channels.
+"""
+
+from typing_extensions import override
+
+from torch import Tensor, nn
+
+from fuxi_beta import ops
+from fuxi_beta.batches import Batch
+from fuxi_beta.config import ModelConfig
+from fuxi_beta.ffn import MultistageFFN, compile_all
+from fuxi_beta.mixer import TokenMixer
+from fuxi_beta.models.base import Dropout, Pass, SequenceModel, l2_normalise, last_rows
+from fuxi_beta.ops import Gaps
+
+
+class Block(nn.Module):
+    """One FuXi-beta block (section 5.4): y = MFFN(AFTM(RMSNorm(x), t), x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        reach = config.max_history + config.position_margin
+        self.mixer = TokenMixer(config.dim, config.heads, reach, temporal=config.temporal != "zero")
+        self.ffn = MultistageFFN(config.dim, config.ffn_multiply * config.dim)
+
+    def forward(self, x: Tensor, gaps: Gaps, dropout: Dropout) -> Tensor:
+        """[T, D] -> [T, D]."""
+        return self.ffn(self.mixer(ops.rms_norm(x), gaps, dropout.mask()), x, dropout.mask())
+
+    def last(self, x: Tensor, batch: Batch) -> Tensor:
+        """`forward` at each listener's last token only, without dropout. [T, D] -> [B, D], zeros where no token is."""
+        mixed = self.mixer.last(ops.rms_norm(x), batch)
+        return self.ffn(mixed, last_rows(x, batch), None) * (batch.lengths > 0)[:, None]
+
+
+class FuXiBeta(SequenceModel):
+    """FuXi-beta with its power function of elapsed time, or without the temporal channel, on the fast operators."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+
+    @override
+    def encode(self, x: Tensor, shared: Pass) -> Tensor:
+        for block in self.blocks:
+            x = block(x, shared.gaps, shared.dropout)
+        return x
+
+    @override
+    def encode_last(self, item_vectors: Tensor, batch: Batch) -> Tensor:
+        """`forward` without dropout at each listener's last token; zeros for an empty history. [T, D] -> [B, D].
+
+        The last layer computes one row of its maps only.
+        """
+        x = self.embed(item_vectors, batch)
+        if len(self.blocks) > 1:
+            gaps = ops.gaps(batch, like=x)
+            for block in list(self.blocks)[:-1]:
+                x = block(x, gaps, Dropout(None, batch, 0.0))
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        return l2_normalise(last.last(x, batch))
+
+    @override
+    def multiply_in_bf16(self) -> None:
+        """From now on take the token-wise matrix products in bf16; see `fuxi_beta.precision`."""
+        for block in self._blocks():
+            block.mixer.bf16 = block.ffn.bf16 = True
+
+    @override
+    def compile_ffn(self) -> None:
+        """From now on run the MFFN of every layer through torch.compile; see `fuxi_beta.ffn.compile_all`."""
+        compile_all([block.ffn for block in self._blocks()], self.config.dropout)
+
+    def temporal_curves(self) -> list[tuple[float, float]]:
+        """(a, b) of a (1 + x)^(-b) of each layer; empty when the temporal channel is off."""
+        powers = [block.mixer.temporal for block in self._blocks()]
+        return [(power.scale.item(), power.decay.item()) for power in powers if power is not None]
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
