@@ -177,7 +177,10 @@ def inference_batch(
     next_timestamp = _next_timestamps(plays, train, calendar)
     lengths = np.diff(plays.offsets)
     last = plays.offsets[1:][lengths > 0] - 1
-    next_timestamp[last] = np.broadcast_to(np.asarray(request_time, np.int64), lengths.shape)[lengths > 0]
+    asked = np.broadcast_to(np.asarray(request_time, np.int64), lengths.shape)[lengths > 0]
+    if train.protocol == "leave_one_out":
+        asked = _as_known(plays.timestamp[last], asked, train, calendar)
+    next_timestamp[last] = asked
     seen, _ = _seen_songs(histories)
     return collate(
         [
@@ -275,11 +278,12 @@ def training_samples(
 
     Tokens are the newest N plays that have a next play before `data_end`. In mode `exclusive` a target is a first
     listen: a song in no earlier event of the listener, skipped ones included, nor in `heard_before`; only then do
-    samples carry the songs seen. Under `leave_one_out` each listener's newest play, and all after it, is not there at
-    all. sample: int64 [B].
+    samples carry the songs seen. Under `leave_one_out` each listener's newest `held_out` plays, and all after them, are
+    not there at all. sample: int64 [B].
     """
     if train.protocol == "leave_one_out":
-        histories = held_out(histories, train, vocabulary_size)[0]
+        for _ in range(train.held_out):
+            histories = held_out(histories, train, vocabulary_size)[0]
     histories = histories.before(data_end)
     is_play = _is_play(histories, train, vocabulary_size)
     plays = histories.keep(is_play)
@@ -349,8 +353,19 @@ def _next_timestamps(plays: Histories, train: TrainConfig, calendar: Calendar) -
     last = plays.offsets[1:][np.diff(plays.offsets) > 0] - 1
     following[last] = plays.timestamp[last]
     if train.protocol == "leave_one_out":
-        return following
+        return _as_known(plays.timestamp, following, train, calendar)
     return calendar.served_next_timestamps(plays.timestamp, following)
+
+
+def _as_known(timestamp: np.ndarray, following: np.ndarray, train: TrainConfig, calendar: Calendar) -> np.ndarray:
+    """Leave one out: what is told of t_{i+1} under `train.request_time`. int64, same shape."""
+    if train.request_time == "previous":
+        return timestamp
+    if train.request_time == "fixed-hour":
+        day = calendar.day_number(timestamp)
+        today = calendar.request_time_of_day_number(day)
+        return np.where(today > timestamp, today, calendar.request_time_of_day_number(day + 1))
+    return following
 
 
 def _seen_songs(histories: Histories) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fuxi_beta import models
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import ModelConfig, TrainConfig
-from fuxi_beta.models.base import l2_normalise
-from fuxi_beta.models.fuxi_beta import FuXiBeta
+from fuxi_beta.models.base import SequenceModel, l2_normalise
 from fuxi_beta.retrieve import top_k
 from pipelines.schema import InputError
 
@@ -32,7 +32,7 @@ Config = TypeVar("Config", ModelConfig, TrainConfig)
 class TrainedModel:
     """Everything needed to make lists: the network, its item table, and what it was trained on."""
 
-    model: FuXiBeta
+    model: SequenceModel
     model_config: ModelConfig
     train_config: TrainConfig
     item_vectors: Tensor  # [V, D], raw; row 0 is padding; V >= vocabulary_size + 1 (capacity rows)
@@ -108,7 +108,7 @@ def load_export(folder: str) -> TrainedModel:
     file = Path(folder) / MODEL_FILE
     model_config, train_config = content["model"], content["train"]
     tensors = _read_tensors(file)
-    model = FuXiBeta(model_config)
+    model = _network(file, model_config)
     wanted = {_NETWORK + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     wanted |= {"item_vectors": (None, model_config.dim), "candidates": (None,)}
     _check_tensors(file, tensors, wanted)
@@ -134,6 +134,13 @@ def load_train_state(folder: str) -> dict[str, Tensor]:
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     # A copy each: safetensors refuses tensors that share memory.
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def _network(file: Path, config: ModelConfig) -> SequenceModel:
+    try:
+        return models.build(config)
+    except ValueError as error:
+        raise InputError(f"{file}: {error}; export the model again") from None
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The two evaluation protocols, each for any number of recommenders on the same listeners in one pass.
+"""The protocol `next_day`, for any number of recommenders on the same listeners in one pass.
 
 Shapes: `B` listeners, `V` songs and the padding row, `K` list length. Times are Unix seconds, UTC.
 """
@@ -14,10 +14,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from fuxi_beta.batches import Batch, Histories, held_out, inference_batch, read_histories
+from fuxi_beta.batches import Batch, Histories, inference_batch, read_histories
 from fuxi_beta.checkpoint import TrainedModel
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
-from fuxi_beta.metrics import list_metrics, rank_metrics
+from fuxi_beta.metrics import list_metrics
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.schema import InputError
 from pipelines.shards import Manifest
@@ -28,32 +28,21 @@ Progress = Callable[[int, int], None]
 Metrics = dict[str, dict[str, dict[str, float]]]
 """Recommender -> slice -> metric -> mean over the slice's listeners."""
 
-LEAVE_ONE_OUT_AT = (10, 50)
 
-
-class Recommender(Protocol):
-    """Makes lists."""
+class Known(Protocol):
+    """Knows some of the songs."""
 
     @property
     def vocabulary_size(self) -> int:
         """Highest item index it knows."""
         ...
+
+
+class Recommender(Known, Protocol):
+    """Makes lists."""
 
     def recommend(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
         """Items int64 [B, K], best first, 0 where fewer, and scores float32 [B, K]."""
-        ...
-
-
-class Scorer(Protocol):
-    """Scores the whole catalogue."""
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Highest item index it knows."""
-        ...
-
-    def scores(self, batch: Batch) -> Tensor:
-        """float32 [B, >= V]."""
         ...
 
 
@@ -66,16 +55,6 @@ class NextDayResult:
     excluded: int  # listeners of the sample who played nothing that counts
     request_time: int
     slices: dict[str, int]  # listeners of each slice
-
-
-@dataclass(frozen=True)
-class LeaveOneOutResult:
-    """What `evaluate_leave_one_out` found."""
-
-    metrics: Metrics
-    listeners: int
-    excluded: int  # listeners without a play before their newest
-    slices: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -169,7 +148,7 @@ def evaluate_next_day(
             chunk = rows[start : start + config.batch_size]
             context = histories.select(chunk).before(cases.cut)
             slices = _slices(context, cases.cut, config)
-            contexts = _Contexts(context, cases.request_time, model, train, calendar)
+            contexts = Contexts(context, cases.request_time, model, train, calendar)
             tally.count(slices)
             for name, recommender in recommenders.items():
                 items = _lists(recommender, fallback, contexts, max(config.at))
@@ -182,63 +161,7 @@ def evaluate_next_day(
     return NextDayResult(tally.means(), tally.listeners["all"], excluded, cases.request_time, dict(tally.listeners))
 
 
-def evaluate_leave_one_out(
-    manifest: Manifest,
-    scorers: dict[str, Scorer],
-    *,
-    model: ModelConfig,
-    train: TrainConfig,
-    config: EvaluateConfig,
-    on_progress: Progress | None = None,
-) -> LeaveOneOutResult:
-    """Protocol `leave_one_out`: rank each listener's newest play among the whole catalogue, 1..vocabulary_size.
-
-    Its true time is t_{i+1}; songs of the visible history are removed; see `ranks`. Slices by the time since the
-    previous play: `same_second`, `within_hour`, `later`.
-    """
-    calendar, sums = Calendar(manifest.timezone), _Means()
-    excluded = done = 0
-    for file, group, count in manifest.row_groups():
-        histories = read_histories(manifest, file, group)
-        visible, newest = held_out(histories, train, manifest.vocabulary_size)
-        plays = (visible.completion >= train.min_completion) & (visible.item_index <= manifest.vocabulary_size)
-        rows = np.flatnonzero(np.bincount(visible.listener[plays], minlength=count))
-        excluded += count - len(rows)
-        for start in range(0, len(rows), config.batch_size):
-            chunk = rows[start : start + config.batch_size]
-            time, target = histories.timestamp[newest[chunk]], histories.item_index[newest[chunk]]
-            contexts = _Contexts(visible.select(chunk), time, model, train, calendar)
-            batch = contexts.of(manifest.vocabulary_size, model, train)
-            slices = _gap_slices(time - batch.timestamp[batch.offsets[1:] - 1].numpy())
-            sums.count(slices)
-            for name, scorer in scorers.items():
-                batch = contexts.batch(scorer)
-                rank = ranks(scorer.scores(batch), torch.from_numpy(target), batch, manifest.vocabulary_size)
-                sums.add(name, slices, rank_metrics(rank.numpy(), LEAVE_ONE_OUT_AT))
-        done += count
-        if on_progress:
-            on_progress(done, manifest.rows)
-    return LeaveOneOutResult(sums.means(), sums.listeners["all"], excluded, dict(sums.listeners))
-
-
-def ranks(scores: Tensor, target: Tensor, batch: Batch, vocabulary_size: int) -> Tensor:
-    """Rank of each target among songs 1..vocabulary_size: 1 + #greater + half of the equal others. float64 [B].
-
-    scores: [B, > vocabulary_size], compared in fp32. Songs the listener has seen do not compete; the target does.
-    """
-    rows = torch.arange(len(target))
-    target = target.long()
-    scores = scores[:, : vocabulary_size + 1].float().clone()
-    of_target = scores[rows, target][:, None]
-    inside = batch.seen_items <= vocabulary_size
-    scores[batch.seen_listener[inside], batch.seen_items[inside]] = -torch.inf
-    scores[:, 0] = -torch.inf
-    scores[rows, target] = -torch.inf
-    greater, equal = (scores > of_target).sum(1), (scores == of_target).sum(1)
-    return 1 + greater.double() + equal.double() / 2
-
-
-class _Contexts:
+class Contexts:
     """One chunk of listeners as the batch each recommender reads; recommenders with equal needs share it."""
 
     def __init__(
@@ -251,16 +174,18 @@ class _Contexts:
     ) -> None:
         self.histories, self.request_time, self.calendar = histories, request_time, calendar
         self.model, self.train = model, train
-        self.made: dict[tuple[int, int, int, str], Batch] = {}
+        self.made: dict[tuple[int, int, int, str, str], Batch] = {}
 
-    def batch(self, recommender: Recommender | Scorer) -> Batch:
+    def batch(self, recommender: Known) -> Batch:
+        """What a recommender reads."""
         own = isinstance(recommender, TrainedModel)
         model = recommender.model_config if own else self.model
         train = recommender.train_config if own else self.train
         return self.of(recommender.vocabulary_size, model, train)
 
     def of(self, vocabulary_size: int, model: ModelConfig, train: TrainConfig) -> Batch:
-        key = (vocabulary_size, model.max_history, train.min_completion, train.protocol)
+        """What a recommender with these needs reads."""
+        key = (vocabulary_size, model.max_history, train.min_completion, train.protocol, train.request_time)
         if key not in self.made:
             self.made[key] = inference_batch(
                 self.histories,
@@ -273,11 +198,12 @@ class _Contexts:
         return self.made[key]
 
     def seen_keys(self, songs: int) -> np.ndarray:
+        """Songs that listeners have heard, as keys `listener * songs + song`."""
         batch = next(iter(self.made.values()))
         return (batch.seen_listener * songs + batch.seen_items).numpy()
 
 
-class _Means:
+class Means:
     """Sums by recommender, slice and metric."""
 
     def __init__(self) -> None:
@@ -285,16 +211,19 @@ class _Means:
         self.sums: Metrics = {}
 
     def count(self, slices: dict[str, np.ndarray]) -> None:
+        """Count the members (bool [B]) of each slice."""
         for name, members in slices.items():
             self.listeners[name] = self.listeners.get(name, 0) + int(members.sum())
 
     def add(self, name: str, slices: dict[str, np.ndarray], values: dict[str, np.ndarray]) -> None:
+        """Add one recommender's values [B] of each metric."""
         for part, members in slices.items():
             sums = self.sums.setdefault(name, {}).setdefault(part, {})
             for metric, value in values.items():
                 sums[metric] = sums.get(metric, 0.0) + float(value[members].sum())
 
     def means(self) -> Metrics:
+        """What was added, divided by the listeners of each slice."""
         return {
             name: {
                 part: {metric: total / max(self.listeners[part], 1) for metric, total in sums.items()}
@@ -308,7 +237,7 @@ class _Tally:
     """List metrics as means over listeners, and what only the whole set of lists has: coverage."""
 
     def __init__(self, at: tuple[int, ...], songs: int) -> None:
-        self.at, self.songs, self.sums = at, songs, _Means()
+        self.at, self.songs, self.sums = at, songs, Means()
         self.listed: dict[tuple[str, str, int], set[int]] = {}
 
     @property
@@ -342,7 +271,7 @@ class _Tally:
         return means
 
 
-def _lists(recommender: Recommender, fallback: Recommender | None, contexts: _Contexts, k: int) -> np.ndarray:
+def _lists(recommender: Recommender, fallback: Recommender | None, contexts: Contexts, k: int) -> np.ndarray:
     items, _ = recommender.recommend(contexts.batch(recommender), k)
     empty = items[:, 0] == 0
     if fallback is not None and bool(empty.any()):
@@ -372,11 +301,6 @@ def _slices(context: Histories, cut: int, config: EvaluateConfig) -> dict[str, n
     new = (older == 0) & (first >= cut - config.new_days * DAY_SECONDS)
     light = ~new & (events + older <= config.light_events)
     return {"all": np.ones(len(context), bool), "new": new, "light": light, "heavy": ~new & ~light}
-
-
-def _gap_slices(gap: np.ndarray) -> dict[str, np.ndarray]:
-    everyone = np.ones(len(gap), bool)
-    return {"all": everyone, "same_second": gap <= 0, "within_hour": (gap > 0) & (gap <= 3600), "later": gap > 3600}
 
 
 def _hash_share(user_ids: pa.Array) -> np.ndarray:

@@ -1,6 +1,6 @@
 """MFFN, the multistage feed-forward network of FuXi-alpha that closes each block (section 5.4, equation 16).
 
-Shapes: `T` packed tokens, `D` width, `C` = 2 D channels of the token mixer.
+Shapes: `T` packed tokens, `D` width, `C` channels of the token mixer: 2 D in FuXi-beta, 3 D in FuXi-alpha.
 """
 
 import warnings
@@ -21,9 +21,9 @@ class MultistageFFN(nn.Module):
     o = Linear(dropout(mixed)) + x;  m = dropout(RMSNorm(o));  y = W2(SiLU(W1 m) * W3 m) + o.
     """
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, *, channels: int = 2) -> None:
         super().__init__()
-        self.merge = nn.Linear(2 * dim, dim)
+        self.merge = nn.Linear(channels * dim, dim)
         self.gate_and_up = nn.Linear(dim, 2 * hidden, bias=False)  # W1 | W3
         self.down = nn.Linear(hidden, dim, bias=False)  # W2
         self.bf16 = False  # the three products

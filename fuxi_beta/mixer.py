@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fuxi_beta.batches import Batch
-from fuxi_beta.bias import PositionalBias, PowerBias
+from fuxi_beta.bias import PositionalBias
 from fuxi_beta.keyed import Mask
 from fuxi_beta.ops import Gaps
 from fuxi_beta.ops.reference import gated, log_gap
 from fuxi_beta.precision import product
+from fuxi_beta.temporal import Pow
 
 
 class TokenMixer(nn.Module):
@@ -30,7 +31,7 @@ class TokenMixer(nn.Module):
         self.dim, self.heads = dim, heads
         self.project = nn.Parameter(torch.empty(dim, 3 * dim).normal_(std=0.02))  # W: 2 D of U, then D of V
         self.positional = PositionalBias(reach)
-        self.temporal = PowerBias() if temporal else None
+        self.temporal = Pow() if temporal else None
         self.bf16 = False  # the projection; never the maps
 
     def forward(self, normed: Tensor, gaps: Gaps, mask: Mask | None) -> Tensor:

@@ -68,9 +68,7 @@ class Padding:
 
     def each(self, packed: Tensor, function: Callable[[Tensor, int], Tensor]) -> Tensor:
         """`function(padded [n, G, C], number of the group) -> [n, G, C']` on every group. [T, C] -> [T, C']."""
-        return self.join(
-            [group.unpad(function(group.pad(packed), number)) for number, group in enumerate(self.groups)]
-        )
+        return self.join([group.unpad(function(group.pad(packed), number)) for number, group in enumerate(self.groups)])
 
 
 def _group(lengths: Tensor, position: Tensor, listener: Tensor, members: Tensor) -> Group:

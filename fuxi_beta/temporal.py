@@ -4,7 +4,8 @@ Each maps x = max(t_{i+1} - t_j, 0), in seconds, to the weight of event j at row
 time of row i is that of the event being predicted. FuXi-beta's own power function also has kernels (`ops`); here it is
 one of nine.
 
-Shapes: `n` padded length of a group of `G` listeners. Row i is the event that predicts, column j the one looked back at.
+Shapes: `n` padded length of a group of `G` listeners. Row i is the event that predicts, column j the event it looks
+back at.
 """
 
 import math
@@ -124,19 +125,26 @@ class Sin(TemporalFunction):
 
 
 class Pow(TemporalFunction):
-    """f(x) = a (1 + x)^(-b) (equation 12)."""
+    """FRAB: f(x) = a (1 + x)^(-b) (equations 11 and 12).
+
+    Written as a exp(-b log(1 + x)), because the logarithm is the same for every layer.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = _uniform(-0.2, 0.2), _uniform(0.4, 0.8)
+        self.scale, self.decay = _uniform(-0.2, 0.2), _uniform(0.4, 0.8)  # a, b
+
+    def decayed(self, log_gap: Tensor) -> Tensor:
+        """(1 + x)^(-b) from log(1 + x), without the factor a. Same shape."""
+        return torch.exp(log_gap * -self.decay)
 
     @override
     def curve(self, x: Tensor) -> Tensor:
-        return self.a * torch.exp(-self.b * x.log1p())
+        return self.scale * self.decayed(x.log1p())
 
     @override
     def forward(self, elapsed: Elapsed) -> Tensor:
-        return (self.a * torch.exp(elapsed.log * -self.b)).tril()
+        return (self.scale * self.decayed(elapsed.log)).tril()
 
 
 class Mixed(TemporalFunction):
@@ -169,8 +177,9 @@ class Perceptron(TemporalFunction):
     def forward(self, elapsed: Elapsed) -> Tensor:
         seconds = elapsed.seconds
         rows, columns = torch.tril_indices(*seconds.shape[1:], device=seconds.device)
-        return torch.zeros_like(seconds).index_put_((torch.arange(len(seconds))[:, None], rows, columns),
-                                                    self.curve(seconds[:, rows, columns]))
+        return torch.zeros_like(seconds).index_put_(
+            (torch.arange(len(seconds))[:, None], rows, columns), self.curve(seconds[:, rows, columns])
+        )
 
 
 class Bucket(TemporalFunction):

@@ -19,11 +19,12 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from fuxi_beta import models
 from fuxi_beta.batches import Batch
 from fuxi_beta.checkpoint import TrainedModel
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.embedding import ItemTable, logical_state
-from fuxi_beta.models.fuxi_beta import FuXiBeta
+from fuxi_beta.models.base import SequenceModel
 from fuxi_beta.optimizers import adamw, named_state
 from fuxi_beta.training import training_loss
 
@@ -55,7 +56,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: FuXiBeta,
+        model: SequenceModel,
         table: ItemTable,
         *,
         train: TrainConfig,
@@ -198,7 +199,7 @@ def trained_model(
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise DivergedError(f"{broken[0]} has values that are not finite")
-    network = FuXiBeta(model)
+    network = models.build(model)
     network.load_state_dict({name: tensors.pop(MODEL + name) for name in network.state_dict()})
     item_vectors = tensors.pop(ITEM_WEIGHT)
     mask = torch.zeros(item_vectors.shape[0], dtype=torch.bool)

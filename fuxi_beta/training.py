@@ -29,7 +29,7 @@ def training_loss(
 ) -> tuple[Tensor, int]:
     """Sum of the sampled-softmax loss over this rank's positions that have a target, and their number.
 
-    model: a FuXiBeta, maybe wrapped. candidates: int64, the songs negatives are drawn from, uniformly and with
+    model: a SequenceModel, maybe wrapped. candidates: int64, the songs negatives are drawn from, uniformly and with
     replacement. A negative that equals the target is masked, in mode `exclusive` also one the listener has heard.
     Without positions the sum is a zero that still has a graph through the model and the lookup, so that every rank can
     take every step; the lookup is called exactly once.

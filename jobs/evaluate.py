@@ -74,7 +74,7 @@ def _next_day(day: Day, manifest: Manifest, versions: dict[str, str]) -> dict[st
 
 
 def _leave_one_out(day: Day, manifest: Manifest, versions: dict[str, str]) -> dict[str, Any]:
-    from fuxi_beta.evaluate import evaluate_leave_one_out
+    from fuxi_beta.leave_one_out import evaluate_leave_one_out
 
     config = day.config
     every_song = np.arange(manifest.vocabulary_size + 1) > 0

@@ -173,12 +173,12 @@ def _start(loop: LoopConfig, device: Any, world_size: int) -> tuple[Any, Positio
     import ray.train
     import torch
 
+    from fuxi_beta import models
     from fuxi_beta.embedding import item_table
-    from fuxi_beta.models.fuxi_beta import FuXiBeta
     from fuxi_beta.trainer import Trainer
 
     trainer = Trainer(
-        FuXiBeta(loop.model),
+        models.build(loop.model),
         item_table(loop.rows, loop.model.dim, train=loop.train, device=device),
         train=loop.train,
         candidates=torch.from_numpy(loop.candidates.nonzero()[0]),

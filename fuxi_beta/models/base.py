@@ -20,7 +20,7 @@ from fuxi_beta.config import ModelConfig
 from fuxi_beta.keyed import DropoutKey, Mask
 from fuxi_beta.ops import Gaps
 from fuxi_beta.padding import Padding
-from fuxi_beta.temporal import Elapsed
+from fuxi_beta.temporal import Elapsed, Mixed, Pow, TemporalFunction
 
 NORM_CLAMP = 1e-6
 
@@ -113,6 +113,15 @@ class SequenceModel(nn.Module, ABC):
         if batch.longest > self.config.max_history:
             raise ValueError(f"a context has {batch.longest} tokens: cut it to max_history ({self.config.max_history})")
         return item_vectors * self.config.dim**0.5 + F.embedding(batch.position, self.positions)
+
+    def temporal_curves(self) -> list[tuple[float, float]]:
+        """(a, b) of a (1 + x)^(-b) of each layer, empty for a model without that function."""
+        return [(m.scale.item(), m.decay.item()) for m in self.modules() if isinstance(m, Pow)]
+
+    def temporal_weights(self, seconds: Tensor) -> list[Tensor]:
+        """Each layer's function of elapsed time at some seconds, same shape; empty for a model without one."""
+        parts = {part for m in self.modules() if isinstance(m, Mixed) for part in m.parts}
+        return [m.curve(seconds) for m in self.modules() if isinstance(m, TemporalFunction) and m not in parts]
 
     def multiply_in_bf16(self) -> None:
         """From now on take the token-wise matrix products in bf16. ValueError for a model that does not offer it."""

@@ -6,9 +6,8 @@ of query-key attention; no final norm.
 Shapes: `B` listeners, `T` packed tokens, `D` width, `C` = 2 D channels.
 """
 
-from typing_extensions import override
-
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fuxi_beta import ops
 from fuxi_beta.batches import Batch
@@ -76,11 +75,6 @@ class FuXiBeta(SequenceModel):
     def compile_ffn(self) -> None:
         """From now on run the MFFN of every layer through torch.compile; see `fuxi_beta.ffn.compile_all`."""
         compile_all([block.ffn for block in self._blocks()], self.config.dropout)
-
-    def temporal_curves(self) -> list[tuple[float, float]]:
-        """(a, b) of a (1 + x)^(-b) of each layer; empty when the temporal channel is off."""
-        powers = [block.mixer.temporal for block in self._blocks()]
-        return [(power.scale.item(), power.decay.item()) for power in powers if power is not None]
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]

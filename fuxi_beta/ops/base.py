@@ -25,3 +25,7 @@ class Gaps(Protocol):
         zero where these are None.
         """
         ...
+
+    def apply(self, value: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None) -> Tensor:
+        """The maps of `mix` times values, and nothing else: [B V | B^t V]. [T, D] -> [T, 2 D]."""
+        ...

@@ -61,15 +61,24 @@ class LinearGaps:
         self, projected: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None, mask: Mask | None
     ) -> Tensor:
         """See `fuxi_beta.ops.Gaps.mix`."""
-        if scale is not None and decay is not None and not (self.in_order and _in_range(decay)):
+        if self._needs_dense(scale, decay):
             return self.dense.mix(projected, by_lag, scale, decay, mask)
         gate, value = gate_and_value(projected)
+        return gated(gate, self.apply(value, by_lag, scale, decay), mask)
+
+    def apply(self, value: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None) -> Tensor:
+        """See `fuxi_beta.ops.Gaps.apply`."""
+        if self._needs_dense(scale, decay):
+            return self.dense.apply(value, by_lag, scale, decay)
         by_position = positional_toeplitz(value, self.times[2], by_lag)
         if scale is None or decay is None:
             by_time = torch.zeros_like(value)
         else:
             by_time = temporal_linear(value, *self.times, scale, decay)
-        return gated(gate, torch.cat([by_position, by_time], dim=1), mask)
+        return torch.cat([by_position, by_time], dim=1)
+
+    def _needs_dense(self, scale: Tensor | None, decay: Tensor | None) -> bool:
+        return scale is not None and decay is not None and not (self.in_order and _in_range(decay))
 
 
 def linear_applies(timestamp: Tensor, next_timestamp: Tensor, offsets: Tensor, decay: Tensor) -> bool:

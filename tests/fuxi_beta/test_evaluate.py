@@ -11,7 +11,8 @@ import torch
 from fuxi_beta.baselines.popularity import fit_popularity
 from fuxi_beta.checkpoint import TrainedModel
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
-from fuxi_beta.evaluate import evaluate_leave_one_out, evaluate_next_day, ranks
+from fuxi_beta.evaluate import evaluate_next_day
+from fuxi_beta.leave_one_out import evaluate_leave_one_out, ranks
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from pipelines.calendar import Calendar
 from pipelines.schema import InputError

@@ -23,6 +23,28 @@ class PackedGaps:
         """See `fuxi_beta.ops.Gaps.mix`."""
         return _Mix.apply(projected, by_lag, scale, decay, mask, *self.times)  # type: ignore[return-value]
 
+    def apply(self, value: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None) -> Tensor:
+        """See `fuxi_beta.ops.Gaps.apply`."""
+        return _Apply.apply(value, by_lag, scale, decay, *self.times)  # type: ignore[return-value]
+
+
+class _Apply(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, by_lag: Tensor, *rest: Any) -> Tensor:
+        scale, decay, *times = rest
+        value, by_lag = value.contiguous(), by_lag.contiguous()
+        ctx.curve = (False, 0.0, 0.0) if scale is None else (True, scale.item(), decay.item())
+        ctx.save_for_backward(value, *times, by_lag)
+        return torch.ops.fuxi_beta.apply_maps(value, *times, by_lag, *ctx.curve)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        of_value, of_by_lag, *of_curve = torch.ops.fuxi_beta.apply_maps_backward(
+            gradients[0].contiguous(), *ctx.saved_tensors, *ctx.curve
+        )
+        curve = [of_by_lag.new_tensor(number) if ctx.curve[0] else None for number in of_curve]
+        return of_value, of_by_lag, *curve, None, None, None
+
 
 class _Mix(torch.autograd.Function):
     @staticmethod

@@ -59,6 +59,27 @@ std::tuple<Tensor, Tensor, double, double> mix_backward(const Tensor& gradient, 
   return {of_projected, of_by_lag, of_scale, of_decay};
 }
 
+// value [T, D] -> both maps times the values [T, 2 D].
+Tensor apply_maps(const Tensor& value, const Tensor& offsets, const Tensor& timestamp, const Tensor& next_timestamp,
+                  const Tensor& by_lag, bool temporal, double scale, double decay) {
+  Tensor mixed = at::empty({value.size(0), 2 * value.size(1)}, value.options());
+  fuxi::mix_forward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
+                    floats(value), value.size(1), result(mixed));
+  return mixed;
+}
+
+std::tuple<Tensor, Tensor, double, double> apply_maps_backward(const Tensor& gradient, const Tensor& value,
+                                                               const Tensor& offsets, const Tensor& timestamp,
+                                                               const Tensor& next_timestamp, const Tensor& by_lag,
+                                                               bool temporal, double scale, double decay) {
+  Tensor of_value = like(value), of_by_lag = like(by_lag);
+  double of_scale = 0, of_decay = 0;
+  fuxi::mix_backward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
+                     floats(value), value.size(1), floats(gradient), result(of_value),
+                     {result(of_by_lag), &of_scale, &of_decay});
+  return {of_value, of_by_lag, of_scale, of_decay};
+}
+
 std::tuple<double, Tensor, Tensor> sampled_softmax(const Tensor& states, const Tensor& table, const Tensor& target,
                                                    const Tensor& negatives, const Tensor& masked, double temperature) {
   Tensor of_states = like(states), of_table = like(table);
@@ -111,6 +132,8 @@ Tensor draw(const Tensor& keys, int64_t draws, int64_t below) {
 TORCH_LIBRARY(fuxi_beta, library) {
   library.def("mix", mix);
   library.def("mix_backward", mix_backward);
+  library.def("apply_maps", apply_maps);
+  library.def("apply_maps_backward", apply_maps_backward);
   library.def("sampled_softmax", sampled_softmax);
   library.def("rms_norm", rms_norm);
   library.def("rms_norm_backward", rms_norm_backward);

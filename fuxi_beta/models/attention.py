@@ -1,0 +1,73 @@
+"""Query-key attention on padded groups: the parts that the attention models share.
+
+Shapes: `T` packed tokens, `D` width, `n` padded length of a group of `G` listeners, `H` heads of size `d`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fuxi_beta.models.base import Pass
+from fuxi_beta.ops.reference import toeplitz
+
+Scores = Callable[[Tensor, int], Tensor]
+"""Called with raw products [G, H, n, n] and the number of the group; returns the causal map."""
+
+
+def causal_maps(
+    packed: Sequence[Tensor], heads: int, shared: Pass, scores: Scores, *, query_scale: float = 1.0
+) -> Tensor:
+    """A V with A = scores(query_scale * Q K^T). packed: Q, K, V, each [T, H d] -> [T, H d]."""
+    query, key, value = packed
+    widths = [part.shape[1] for part in packed]
+
+    def attend(padded: Tensor, number: int) -> Tensor:
+        q, k, v = (split_heads(part, heads) for part in padded.split(widths, dim=-1))
+        products = (q * query_scale) @ k.transpose(-1, -2)
+        return join_heads(scores(products, number) @ v)
+
+    return shared.padding.each(torch.cat([query, key, value], dim=1), attend)
+
+
+def softmax_attention(packed: Sequence[Tensor], heads: int, shared: Pass) -> Tensor:
+    """Causal softmax(Q K^T / sqrt(d)) V without a stored map. packed: Q, K, V, each [T, H d] -> [T, H d]."""
+    widths = [part.shape[1] for part in packed]
+
+    def attend(padded: Tensor, _: int) -> Tensor:
+        q, k, v = (split_heads(part, heads) for part in padded.split(widths, dim=-1))
+        return join_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+    return shared.padding.each(torch.cat(list(packed), dim=1), attend)
+
+
+def split_heads(padded: Tensor, heads: int) -> Tensor:
+    """[n, G, H d] -> [G, H, n, d]."""
+    return padded.unflatten(-1, (heads, padded.shape[-1] // heads)).permute(1, 2, 0, 3)
+
+
+def join_heads(by_head: Tensor) -> Tensor:
+    """[G, H, n, d] -> [n, G, H d]."""
+    return by_head.permute(2, 0, 1, 3).flatten(2)
+
+
+def silu_scores(bias: Sequence[Tensor] | None, length: int) -> Scores:
+    """SiLU(Q K^T + bias) / length, causal (equations 4 and 9). bias: the map of each group, [G, n, n] or [n, n]."""
+
+    def scores(products: Tensor, number: int) -> Tensor:
+        if bias is not None:
+            products = products + bias[number].unsqueeze(-3)
+        return F.silu(products).tril() / length
+
+    return scores
+
+
+def apply_map(weights: Tensor, padded: Tensor) -> Tensor:
+    """A map that heads share times values. weights: [G, n, n], or [n, n] for all listeners. [n, G, C] -> [n, G, C]."""
+    if weights.ndim == 2:
+        return (weights @ padded.flatten(1)).view_as(padded)
+    return torch.bmm(weights, padded.transpose(0, 1)).transpose(0, 1)
+
+
+__all__ = ["apply_map", "causal_maps", "join_heads", "silu_scores", "softmax_attention", "split_heads", "toeplitz"]

@@ -1,0 +1,112 @@
+"""FuXi-alpha (arXiv 2502.03036) and every step from it to FuXi-beta: a block of up to three channels.
+
+    [U | V (| Q | K)] = SiLU(RMSNorm(x) W);  y = MFFN(U * RMSNorm(concat of the channels), x)
+
+    channel    map
+    position   B, one learned weight a distance (equation 8)
+    time       B^t, a function of elapsed time: bucketed in FuXi-alpha, functional in FRAB (equations 8, 11)
+    content    SiLU(Q K^T) / (N + 11)
+
+All channels read the same V, U is as wide as the channels together, and channels lie head by head. `position` and
+`time` with the power function make FuXi-beta, which has a faster file of its own (`fuxi_beta`); here they serve
+Table 6's other functions. Queries and keys are projected only where there is a content channel.
+
+Shapes: `T` packed tokens, `D` width, `C` channels in all, `n` padded length of a group of `G` listeners.
+"""
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fuxi_beta import ops
+from fuxi_beta.bias import PositionalBias
+from fuxi_beta.config import ModelConfig, TemporalName
+from fuxi_beta.ffn import MultistageFFN
+from fuxi_beta.models.attention import apply_map, causal_maps, silu_scores, toeplitz
+from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.temporal import FUNCTIONS, Pow
+
+Channel = Literal["position", "time", "content"]
+
+
+class ChannelMixer(nn.Module):
+    """U * RMSNorm(concat of the channels)."""
+
+    def __init__(self, config: ModelConfig, channels: tuple[Channel, ...], temporal: TemporalName) -> None:
+        super().__init__()
+        self.dim, self.heads, self.channels = config.dim, config.heads, channels
+        self.reach = config.max_history + config.position_margin
+        width = len(channels) + 1 + 2 * ("content" in channels)  # U, V and maybe Q and K
+        self.project = nn.Parameter(torch.empty(config.dim, width * config.dim).normal_(std=0.02))
+        self.positional = PositionalBias(self.reach) if "position" in channels else None
+        self.temporal = FUNCTIONS[temporal]() if "time" in channels else None
+
+    def forward(self, normed: Tensor, shared: Pass) -> Tensor:
+        """RMSNorm(x) [T, D] -> [T, C]."""
+        projected = F.silu(normed @ self.project)
+        width = len(self.channels) * self.dim
+        gate, (value, *query_key) = projected[:, :width], projected[:, width:].split(self.dim, dim=1)
+        mixed = self._position_and_power(value, shared)
+        mixed += [self._mix(channel, value, query_key, shared) for channel in self.channels[len(mixed) :]]
+        return gate * ops.rms_norm(self._by_head(mixed))
+
+    def _position_and_power(self, value: Tensor, shared: Pass) -> list[Tensor]:
+        """The first two channels at once where they are FuXi-beta's, for which there are kernels; else nothing."""
+        if self.channels[:2] != ("position", "time") or self.positional is None or not isinstance(self.temporal, Pow):
+            return []
+        by_lag = self.positional.by_lag(shared.gaps.longest)
+        return list(shared.gaps.apply(value, by_lag, self.temporal.scale, self.temporal.decay).chunk(2, dim=1))
+
+    def _mix(self, channel: Channel, value: Tensor, query_key: list[Tensor], shared: Pass) -> Tensor:
+        """One channel's map times V. [T, D] -> [T, D]."""
+        if channel == "content":
+            return causal_maps((*query_key, value), self.heads, shared, silu_scores(None, self.reach))
+        if channel == "position":
+            positional = self.positional
+            assert positional is not None
+            return shared.padding.each(value, lambda v, _: apply_map(toeplitz(positional.by_lag(len(v))), v))
+        temporal = self.temporal
+        assert temporal is not None
+        return shared.padding.each(value, lambda v, number: apply_map(temporal(shared.elapsed[number]), v))
+
+    def _by_head(self, mixed: list[Tensor]) -> Tensor:
+        """Channels [T, D] each -> [T, C] as [first of head h | second of head h | ...] for each h."""
+        if self.heads == 1:
+            return torch.cat(mixed, dim=1)
+        return torch.stack([part.unflatten(1, (self.heads, -1)) for part in mixed], dim=2).flatten(1)
+
+
+class Block(nn.Module):
+    """y = MFFN(mixer(RMSNorm(x)), x)."""
+
+    def __init__(self, config: ModelConfig, channels: tuple[Channel, ...], temporal: TemporalName) -> None:
+        super().__init__()
+        self.mixer = ChannelMixer(config, channels, temporal)
+        self.ffn = MultistageFFN(config.dim, config.ffn_multiply * config.dim, channels=len(channels))
+
+    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+        """[T, D] -> [T, D]."""
+        mixed = shared.dropout(self.mixer(ops.rms_norm(x), shared))
+        return self.ffn(mixed, x, shared.dropout.mask())
+
+
+class FuXiAlpha(SequenceModel):
+    """A stack of blocks with the given channels and function of elapsed time."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        channels: tuple[Channel, ...] = get_args(Channel),
+        temporal: TemporalName = "bucket",
+    ) -> None:
+        super().__init__(config)
+        self.blocks = nn.ModuleList(Block(config, channels, temporal) for _ in range(config.layers))
+
+    @override
+    def encode(self, x: Tensor, shared: Pass) -> Tensor:
+        for block in self.blocks:
+            x = block(x, shared)
+        return x

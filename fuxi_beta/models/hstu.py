@@ -1,0 +1,97 @@
+"""HSTU (Zhai et al. 2024) as the paper compares it, and HSTU-beta, the same block without queries and keys.
+
+    HSTU:       [u, v, q, k] = SiLU(LN(x) W);  A = SiLU(q k^T + B + B^t) / (N + 11), causal (equation 9)
+                y = x + W_o dropout(u * LN(A v))
+    HSTU-beta:  [u, v] = SiLU(LN(x) W);  y = x + W_o dropout(u * LN((B + B^t) v))            (section 6.4.4)
+
+HSTU's B^t is bucketed, HSTU-beta's the power function. LN has neither gain nor bias, eps 1e-6. There is no
+feed-forward part. W starts at N(0, 0.02), W_o Xavier-uniform with a zero bias.
+
+Shapes: `T` packed tokens, `D` width, `H` heads, `n` padded length of a group of `G` listeners.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fuxi_beta.bias import PositionalBias
+from fuxi_beta.config import ModelConfig
+from fuxi_beta.models.attention import causal_maps, silu_scores, toeplitz
+from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.temporal import Bucket, Pow
+
+_EPS = 1e-6
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """LN without gain and bias. [T, C] -> [T, C]."""
+    return F.layer_norm(x, x.shape[-1:], eps=_EPS)
+
+
+class Block(nn.Module):
+    """What both blocks share: projection, gate and output."""
+
+    def __init__(self, config: ModelConfig, projections: int) -> None:
+        super().__init__()
+        self.heads, self.reach = config.heads, config.max_history + config.position_margin
+        self.project = nn.Parameter(torch.empty(config.dim, projections * config.dim).normal_(std=0.02))
+        self.positional = PositionalBias(self.reach)
+        self.out = nn.Linear(config.dim, config.dim)
+        nn.init.xavier_uniform_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+        """[T, D] -> [T, D]."""
+        gate, *rest = F.silu(layer_norm(x) @ self.project).split(x.shape[1], dim=1)
+        return x + self.out(shared.dropout(gate * layer_norm(self.mix(rest, shared))))
+
+    def mix(self, projected: list[Tensor], shared: Pass) -> Tensor:
+        """The block's maps times v. [T, D] each -> [T, D]."""
+        raise NotImplementedError
+
+
+class AttentionBlock(Block):
+    """HSTU's: one map of queries, keys, positions and buckets of time."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, projections=4)
+        self.temporal = Bucket()
+
+    @override
+    def mix(self, projected: list[Tensor], shared: Pass) -> Tensor:
+        value, query, key = projected
+        bias = [
+            toeplitz(self.positional.by_lag(group.length)) + self.temporal(elapsed)
+            for group, elapsed in zip(shared.padding.groups, shared.elapsed, strict=True)
+        ]
+        return causal_maps((query, key, value), self.heads, shared, silu_scores(bias, self.reach))
+
+
+class SummedBlock(Block):
+    """HSTU-beta's: the summed maps of position and elapsed time."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, projections=2)
+        self.temporal = Pow()
+
+    @override
+    def mix(self, projected: list[Tensor], shared: Pass) -> Tensor:
+        (value,) = projected
+        by_lag = self.positional.by_lag(shared.gaps.longest)
+        by_position, by_time = shared.gaps.apply(value, by_lag, self.temporal.scale, self.temporal.decay).chunk(2, 1)
+        return by_position + by_time
+
+
+class HSTU(SequenceModel):
+    """A stack of either block."""
+
+    def __init__(self, config: ModelConfig, block: type[Block] = AttentionBlock) -> None:
+        super().__init__(config)
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.layers))  # type: ignore[call-arg]
+
+    @override
+    def encode(self, x: Tensor, shared: Pass) -> Tensor:
+        for block in self.blocks:
+            x = block(x, shared)
+        return x

@@ -1,0 +1,122 @@
+"""LLaMa (Dubey et al. 2024) as a recommender, and LLaMa-beta, the same block with FuXi-beta's token mixing.
+
+    LLaMa:       h = x + W_o softmax(R(q) R(k)^T / sqrt(d)) v          R: rotary positions
+    LLaMa-beta:  h = x + W_o ((B + B^t) v)                             one summed map, no softmax (section 6.4.4)
+    both:        y = h + W_2 (SiLU(W_1 m) * W_3 m),  m = RMSNorm(h)
+
+Norms are weightless, as in FuXi-beta; one head where the head size would be odd, because rotary positions turn pairs.
+Dropout is where FuXi-beta has it: of the mixed values, and before the feed-forward part (choice). Xavier-uniform
+weights, no biases.
+
+Shapes: `T` packed tokens, `D` width, `H` heads of size `d`.
+"""
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fuxi_beta import ops
+from fuxi_beta.bias import PositionalBias
+from fuxi_beta.config import ModelConfig
+from fuxi_beta.models.attention import softmax_attention
+from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.models.sasrec import GapEmbedding
+from fuxi_beta.temporal import Pow
+
+_ROTARY_BASE = 10_000.0
+
+
+def rotate(x: Tensor, position: Tensor, heads: int) -> Tensor:
+    """Rotary positions: pair k of each head turned by position * base^(-2k / d). [T, H d] -> [T, H d]."""
+    size = x.shape[1] // heads
+    frequency = _ROTARY_BASE ** (-torch.arange(0, size, 2, dtype=torch.float64, device=x.device) / size)
+    angle = position.double()[:, None, None] * frequency  # [T, 1, d / 2]
+    sine, cosine = angle.sin().to(x.dtype), angle.cos().to(x.dtype)
+    left, right = x.unflatten(1, (heads, size)).chunk(2, dim=-1)
+    return torch.cat([left * cosine - right * sine, left * sine + right * cosine], dim=-1).flatten(1)
+
+
+class SwiGLU(nn.Module):
+    """W_2 (SiLU(W_1 m) * W_3 m) with m = dropout(RMSNorm(h))."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_and_up = nn.Linear(dim, 2 * hidden, bias=False)  # W_1 | W_3
+        self.down = nn.Linear(hidden, dim, bias=False)
+        for part in (*self.gate_and_up.weight.split(hidden), self.down.weight):
+            nn.init.xavier_uniform_(part)
+
+    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+        """[T, D] -> [T, D]."""
+        return self.down(ops.swiglu(self.gate_and_up(ops.rms_norm(x, shared.dropout.mask()))))
+
+
+class Attention(nn.Module):
+    """Softmax attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.heads = config.heads if dim // config.heads % 2 == 0 else 1
+        if dim % 2:
+            raise ValueError(f"model.dim is {dim}: rotary positions need an even width")
+        self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
+        for part in self.query_key_value.weight.split(dim):
+            nn.init.xavier_uniform_(part)
+
+    def forward(self, normed: Tensor, shared: Pass) -> Tensor:
+        """[T, D] -> [T, D]."""
+        query, key, value = self.query_key_value(normed).chunk(3, dim=1)
+        query, key = (rotate(part, shared.batch.position, self.heads) for part in (query, key))
+        return softmax_attention((query, key, value), self.heads, shared)
+
+
+class SummedMaps(nn.Module):
+    """(B + B^t) v: the maps of position and elapsed time in place of attention."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.value = nn.Linear(config.dim, config.dim, bias=False)
+        nn.init.xavier_uniform_(self.value.weight)
+        self.positional, self.temporal = PositionalBias(config.max_history + config.position_margin), Pow()
+
+    def forward(self, normed: Tensor, shared: Pass) -> Tensor:
+        """[T, D] -> [T, D]."""
+        by_lag = self.positional.by_lag(shared.gaps.longest)
+        both = shared.gaps.apply(self.value(normed), by_lag, self.temporal.scale, self.temporal.decay)
+        by_position, by_time = both.chunk(2, dim=1)
+        return by_position + by_time
+
+
+class Block(nn.Module):
+    """One layer around either mixer."""
+
+    def __init__(self, config: ModelConfig, mixer: type[Attention] | type[SummedMaps]) -> None:
+        super().__init__()
+        self.mixer, self.out = mixer(config), nn.Linear(config.dim, config.dim, bias=False)
+        self.ffn = SwiGLU(config.dim, config.ffn_multiply * config.dim)
+        nn.init.xavier_uniform_(self.out.weight)
+
+    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+        """[T, D] -> [T, D]."""
+        joined = x + self.out(shared.dropout(self.mixer(ops.rms_norm(x), shared)))
+        return joined + self.ffn(joined, shared)
+
+
+class LLaMa(SequenceModel):
+    """A stack of blocks of either mixer; `gap` adds the time until the event to predict to its token."""
+
+    def __init__(
+        self, config: ModelConfig, mixer: type[Attention] | type[SummedMaps] = Attention, *, gap: bool = False
+    ) -> None:
+        super().__init__(config)
+        self.gap = GapEmbedding(config.dim) if gap else None
+        self.blocks = nn.ModuleList(Block(config, mixer) for _ in range(config.layers))
+
+    @override
+    def encode(self, x: Tensor, shared: Pass) -> Tensor:
+        if self.gap is not None:
+            x = x + self.gap(shared.batch)
+        for block in self.blocks:
+            x = block(x, shared)
+        return x

@@ -1,0 +1,83 @@
+"""SASRec (Kang and McAuley 2018): self-attention over a listener's history, as the paper's baselines use it.
+
+Each layer, with LN of eps 1e-8 and learned gain and bias:
+
+    q = LN(x);  h = Attention(q W_q, x W_k, x W_v) + q
+    f = LN(h);  y = dropout(W_2 dropout(ReLU(W_1 f))) + f
+
+The query alone is normalised, and residuals leave from the normalised side, which is what makes deep stacks hard to
+train. Attention weights are not dropped out (choice).
+
+`SASRec` with `gap` also reads the time until the event to predict, as one vector a bucket of log(t_{i+1} - t_i) added
+to the token: it knows the time, but has no map to use it in.
+
+Shapes: `T` packed tokens, `D` width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fuxi_beta.batches import Batch
+from fuxi_beta.config import ModelConfig
+from fuxi_beta.models.attention import softmax_attention
+from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.temporal import BUCKETS, bucket_of
+
+_EPS = 1e-8
+
+
+class GapEmbedding(nn.Module):
+    """The time from each event to the one it predicts, as a learned vector a bucket; starts at N(0, 0.02)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(BUCKETS, dim).normal_(std=0.02))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """[T, D]."""
+        return F.embedding(bucket_of(batch.next_timestamp - batch.timestamp), self.weight)
+
+
+class Block(nn.Module):
+    """One layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, dim = config.heads, config.dim
+        self.query_norm, self.norm = nn.LayerNorm(dim, eps=_EPS), nn.LayerNorm(dim, eps=_EPS)
+        self.query, self.key_and_value = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.first, self.second = nn.Linear(dim, config.ffn_multiply * dim), nn.Linear(config.ffn_multiply * dim, dim)
+        for part in (self.query.weight, *self.key_and_value.weight.split(dim), self.out.weight):
+            nn.init.xavier_normal_(part)
+        for layer in (self.first, self.second):
+            nn.init.xavier_normal_(layer.weight)
+        for layer in (self.query, self.key_and_value, self.out, self.first, self.second):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+        """[T, D] -> [T, D]."""
+        query = self.query_norm(x)
+        packed = (self.query(query), *self.key_and_value(x).chunk(2, dim=1))
+        normed = self.norm(self.out(softmax_attention(packed, self.heads, shared)) + query)
+        inner = shared.dropout(F.relu(self.first(normed)))
+        return shared.dropout(self.second(inner)) + normed
+
+
+class SASRec(SequenceModel):
+    """A stack of blocks; `gap` adds the time until the event to predict to its token."""
+
+    def __init__(self, config: ModelConfig, *, gap: bool = False) -> None:
+        super().__init__(config)
+        self.gap = GapEmbedding(config.dim) if gap else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+
+    @override
+    def encode(self, x: Tensor, shared: Pass) -> Tensor:
+        if self.gap is not None:
+            x = x + self.gap(shared.batch)
+        for block in self.blocks:
+            x = block(x, shared)
+        return x
