@@ -19,7 +19,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import machine
 from benchmarks.train_step import SONGS, TRAIN, movielens_like_batch
 from fuxi_beta import ops
 from fuxi_beta.batches import Batch
@@ -27,6 +26,7 @@ from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
 from fuxi_beta.embedding import PlainItemTable, capacity_rows
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.trainer import Trainer
+from jobs import machine
 
 STEPS, QUICK_STEPS, LISTENERS = 200, 40, 64
 GROUP, PAUSE_S = 16, 1800
@@ -120,7 +120,9 @@ def run(steps: int) -> list[Case]:
 def report(found: list[Case]) -> None:
     """Print one table, and as the last line one JSON object."""
     reference, others = found[0], found[1:]
-    table = Table(title=f"parity over {len(reference.losses)} steps", caption=machine(), caption_justify="left")
+    table = Table(
+        title=f"parity over {len(reference.losses)} steps", caption=machine.describe(), caption_justify="left"
+    )
     table.add_column("case")
     for column in ("largest difference", "mean difference", "final loss", "ms a step", "speed-up"):
         table.add_column(column, justify="right")
@@ -146,7 +148,7 @@ def report(found: list[Case]) -> None:
                 }
             )
     Console(width=120).print(table)
-    print(json.dumps({"benchmark": "parity", "machine": machine(), "rows": rows}))
+    print(json.dumps({"benchmark": "parity", "machine": machine.describe(), "rows": rows}))
 
 
 def plot(found: list[Case], file: str) -> None:

@@ -13,11 +13,11 @@ import shutil
 import tempfile
 from typing import Any
 
-from benchmarks.timing import machine
 from jobs import evaluate, sessionize, train
 from jobs.ceiling import ceiling
 from jobs.day import open_day, run_stage
 from jobs.demo import CATALOGUE, FIRST_LANDING_DAY, HISTORY_DAYS, SERVING_DAYS, demo_config
+from jobs import machine
 from pipelines.synthetic import SyntheticConfig, generate
 
 DS = SERVING_DAYS[0]
@@ -69,7 +69,7 @@ def main() -> None:
     print(f"{'dial':>4}  {'recommender':<34}" + "".join(f"{name:>11}" for name in METRICS))
     for row in rows:
         print(f"{row['dial']:>4}  {row['recommender']:<34}" + "".join(f"{row[name]:>11.4f}" for name in METRICS))
-    print(json.dumps({"benchmark": "synthetic_quality", "machine": machine(), "rows": rows}))
+    print(json.dumps({"benchmark": "synthetic_quality", "machine": machine.describe(), "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -2,16 +2,15 @@
 
 import gc
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
+
+from jobs import machine
 
 
 @dataclass(frozen=True)
@@ -60,21 +59,9 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def machine() -> str:
-    """The processor, the cores used and the versions that matter."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        name = next(
-            (line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), name
-        )
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {torch.get_num_threads()} threads, {capability}, torch {torch.__version__}"
-
-
 def report(benchmark: str, rows: list[Row], *, ours: str, baseline: str) -> None:
     """Print one table, and as the last line one JSON object."""
-    table = Table(title=benchmark, caption=machine(), caption_justify="left")
+    table = Table(title=benchmark, caption=machine.describe(), caption_justify="left")
     table.add_column("case")
     for column in (f"{ours}", "spread", f"{baseline}", "spread", "speed-up"):
         table.add_column(column, justify="right")
@@ -96,4 +83,4 @@ def report(benchmark: str, rows: list[Row], *, ours: str, baseline: str) -> None
         }
         for row in rows
     ]
-    print(json.dumps({"benchmark": benchmark, "machine": machine(), "rows": lines}))
+    print(json.dumps({"benchmark": benchmark, "machine": machine.describe(), "rows": lines}))

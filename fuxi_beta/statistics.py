@@ -92,7 +92,7 @@ def order_agreement(ours: Mapping[str, np.ndarray], paper: Mapping[str, float], 
     """How far our order of systems is the paper's.
 
     ours: system -> a metric of each listener, [S, U], as for `paired_difference`; paper: system -> the printed value.
-    Systems that only one of the two has are left out. Pairs that either side holds equal are neither con- nor discordant.
+    Systems that only one of the two has are left out. Pairs that one side holds equal count for neither.
     """
     systems = [name for name in ours if name in paper]
     mean = {name: float(np.mean(ours[name])) for name in systems}

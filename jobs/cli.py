@@ -168,14 +168,57 @@ def movielens(path: str, ds: str | None, movies: str | None, **options: Any) -> 
 
     \b
     fuxi import movielens ml-1m/ratings.dat --workspace ./ml-1m
-    fuxi train    --ds DATE --workspace ./ml-1m --set train.protocol=leave_one_out --set train.mode=all
-    fuxi evaluate --ds DATE --workspace ./ml-1m --set train.protocol=leave_one_out --set train.mode=all
+    fuxi reproduce ml-1m
     """
     from jobs import import_movielens
 
     config = _config(**options)
     result = import_movielens.run(config, path, ds=parse_ds(ds) if ds else None, movies=movies)
     click.echo(f"{result}")
+
+
+@cli.command()
+@click.argument("dataset", default="ml-1m")
+@click.option("--model", "models", multiple=True, metavar="NAME", help="SYSTEM, SYSTEM-large, fuxi-beta:FUNCTION.")
+@click.option("--table", type=click.IntRange(3, 8), help="The runs of a table of the paper: 3, 5, 6, 7 or 8.")
+@click.option("--scaling", is_flag=True, help="FuXi-beta of 2, 4, 8 and 16 layers (figure 2).")
+@click.option("--epochs", type=click.IntRange(1), help="[default: as published, 101]")
+@click.option("--seeds", metavar="N,N,...", help="[default: the published one, 42]")
+@click.option("--layers", type=click.IntRange(1), help="[default: 2; tables 6 to 8 have 8]")
+@click.option(
+    "--time-condition",
+    "conditions",
+    multiple=True,
+    type=click.Choice(["true", "previous", "permuted", "fixed-hour"]),
+    help="What models are told of t_{i+1}; several may be given. [default: true]",
+)
+@click.option("--validation", is_flag=True, help="Pick the epoch on the second-newest event, test on the newest once.")
+@click.option("--workspace", metavar="FOLDER", help="[default: ./ml-1m, ./ml-20m, or DATASET itself]")
+@click.option("--preset", metavar="NAME", help="Published setting: ML-1M or ML-20M. [default: DATASET's, else ML-1M]")
+@click.option("--title", metavar="TEXT", help="What tables call the data set. [default: its name]")
+@click.option("--workers", type=click.IntRange(1), help="Runs side by side. [default: one a core, at most 4]")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--timing", is_flag=True, help="Time an epoch of each system in turns on a quiet machine, and stop.")
+@click.option("--write", metavar="FILE", help="Write every finished run of the data set as tables and figures.")
+@click.option("--also", multiple=True, metavar="FOLDER", help="Another workspace whose runs --write shows too.")
+@click.option("--dry-run", is_flag=True, help="List the runs, and which are finished.")
+def reproduce(**options: Any) -> None:
+    """Train and measure the paper's systems on DATASET, and set them beside the paper's numbers.
+
+    DATASET is ml-1m or ml-20m (download it, then `fuxi import movielens FOLDER --workspace ./ml-1m`), or any workspace
+    with sequences. Each finished run is one JSON file in WORKSPACE/reproduce; a series that was interrupted goes on
+    with the runs that are missing.
+
+    \b
+    fuxi reproduce ml-1m                                 Table 3 at 2 layers, and the sanity rows
+    fuxi reproduce ml-1m --table 5 --seeds 42,43,44      an ablation, three seeds
+    fuxi reproduce ml-1m --model fuxi-beta-large         one system of 8 layers
+    fuxi reproduce ml-1m --model fuxi-beta:sin           one of Table 6's functions of elapsed time
+    fuxi reproduce ml-1m --write results.md              tables and figures of everything that is finished
+    """
+    from jobs.reproduce import command
+
+    command.main(options)
 
 
 @cli.command()

@@ -66,16 +66,29 @@ def progress(description: str, total: int | None, *, unit: str = "") -> Iterator
 
 @contextlib.contextmanager
 def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    with bars(unit) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda amount=1: bar.advance(task, amount)
 
-    columns = (
+
+def bars(unit: str = "", *, remaining: bool = False) -> Any:
+    """A rich Progress in the one style; remaining: with the time left, for steps of minutes to hours."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = [
         SpinnerColumn(),
         TextColumn("{task.description:<34}"),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console()) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda amount=1: bar.advance(task, amount)
+    ]
+    return Progress(*columns, *([TimeRemainingColumn()] if remaining else []), console=console())

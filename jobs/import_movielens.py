@@ -12,6 +12,8 @@ from jobs import sessionize
 from jobs.config import Config
 from jobs.console import log
 from jobs.day import Day, InputFile, open_day, run_stage
+from jobs.reproduce.counts import against_paper
+from jobs.reproduce.paper import Counts
 from pipelines import logs, movielens, storage, vocabulary
 from pipelines.calendar import Calendar
 from pipelines.interactions import QUARANTINE_SCHEMA
@@ -39,6 +41,8 @@ def run(config: Config, path: str, *, ds: dt.date | None = None, movies: str | N
     if not day.has_record or day.record.files != tuple(files):
         day.force = True
     result = run_stage(day, "sessionize", lambda day: _import(day, ratings, files))
+    if verdict := against_paper(Counts(result["listeners"], result["rated"], result["events"])):
+        log("counts", of=verdict)
     log("imported", file=ratings.uri, ds=day.ds, **{key: result[key] for key in ("listeners", "events", "songs")})
     return {**result, "ds": str(day.ds)}
 
@@ -69,6 +73,7 @@ def _import(day: Day, ratings: movielens.Ratings, files: list[InputFile]) -> dic
         "duplicates": built.duplicates,
         "rejected": dict(sorted(rejected.items())),
         "songs": songs.size(day.ds),
+        "rated": len(np.unique(kept.item_id)),
         "new_songs": songs.new_on(day.ds),
     }
     _quarantine(day, ratings, record.run_id)

@@ -44,11 +44,12 @@ def all_songs(vocabulary_size: int) -> Tensor:
 
 
 def plays_before(manifest: Manifest, *, end: int, train: TrainConfig) -> Iterator[Histories]:
-    """Each row group's plays before `end` as training sees them: no skips, and not the held-out play."""
+    """Each row group's plays before `end` as training sees them: no skips, and not the held-out plays."""
     for file, group, _ in manifest.row_groups():
         histories = read_histories(manifest, file, group)
         if train.protocol == "leave_one_out":
-            histories = held_out(histories, train, manifest.vocabulary_size)[0]
+            for _ in range(train.held_out):
+                histories = held_out(histories, train, manifest.vocabulary_size)[0]
         yield histories.keep(
             (histories.timestamp < end)
             & (histories.completion >= train.min_completion)

@@ -1,0 +1,110 @@
+"""Item-based nearest neighbours: songs that the same people listened to (Sarwar et al. 2001; Deshpande, Karypis 2004).
+
+    sim(i, j) = |L_i and L_j| / sqrt(|L_i| |L_j|), L_i the distinct listeners of song i, sim(i, i) = 0
+    score(j)  = sum over the listener's plays i, aged 0, 1, ... from the newest, of decay^age sim(i, j)
+
+Only the `neighbours` most similar songs j of each i count. decay = 1 is the method as published, blind to order.
+
+Shapes: `B` listeners of a batch, `U` listeners of the shards, `T` packed tokens, `V` songs and the padding row.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from fuxi_beta.baselines.base import ScoredBaseline, all_songs, plays_before
+from fuxi_beta.batches import Batch
+from fuxi_beta.config import TrainConfig
+from pipelines.shards import Manifest
+
+NEIGHBOURS = 100
+DECAY = 0.7
+_PRIOR = 1e-6  # popularity decides only between songs that similarity leaves equal
+_BLOCK = 512  # songs whose similarities to all others are in memory together
+
+
+class ItemKNN(ScoredBaseline):
+    """Cosines in compressed rows: row i holds the songs most similar to i."""
+
+    def __init__(
+        self,
+        similarities: sparse.csr_array,
+        listeners: np.ndarray,
+        *,
+        train: TrainConfig,
+        candidates: Tensor,
+        decay: float = DECAY,
+    ) -> None:
+        super().__init__(train=train, candidates=candidates)
+        if not 0 < decay <= 1:
+            raise ValueError(f"decay is {decay}: it must be in (0, 1]")
+        self.similarities, self.decay = similarities, decay  # float32 [V, V]
+        self.prior = _PRIOR * torch.from_numpy(listeners / max(listeners.sum(), 1)).float()  # [V]
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Decayed sum of the similarities to the plays in the context. float32 [B, V]."""
+        age = batch.offsets[1:][batch.listener] - 1 - torch.arange(len(batch.item_index))
+        weights = (self.decay ** age.float()).numpy()
+        cells = (batch.listener.numpy(), batch.item_index.numpy())
+        plays = sparse.csr_array((weights, cells), shape=(batch.num_listeners, len(self.candidates)))
+        return torch.from_numpy((plays @ self.similarities).toarray()) + self.prior
+
+
+def fit_item_knn(
+    manifest: Manifest,
+    *,
+    end: int,
+    train: TrainConfig,
+    candidates: Tensor | None = None,
+    neighbours: int = NEIGHBOURS,
+    decay: float = DECAY,
+) -> ItemKNN:
+    """Cosines between songs by their distinct listeners before `end` (Unix seconds), in one pass.
+
+    candidates: bool [V], by default every song. neighbours kept of each song, equals by lower index; decay in (0, 1].
+    ValueError for values outside.
+    """
+    if neighbours < 1:
+        raise ValueError(f"neighbours is {neighbours}: it must be at least 1")
+    heard, _ = heard_songs(manifest, end=end, train=train)
+    return ItemKNN(
+        nearest(heard, neighbours),
+        heard.sum(axis=0),
+        train=train,
+        candidates=all_songs(manifest.vocabulary_size) if candidates is None else candidates,
+        decay=decay,
+    )
+
+
+def heard_songs(manifest: Manifest, *, end: int, train: TrainConfig) -> tuple[sparse.csr_array, list[Any]]:
+    """Who played what before `end` (Unix seconds) as training sees it: 1 or nothing, int64 [U, V], and the user ids."""
+    width = manifest.vocabulary_size + 1
+    keys, users = [np.zeros(0, np.int64)], []
+    for plays in plays_before(manifest, end=end, train=train):
+        keys.append(np.unique((len(users) + plays.listener) * width + plays.item_index))
+        users += plays.user_id.to_pylist()
+    key = np.concatenate(keys)  # ascending: row groups come in the order of their rows
+    starts = np.searchsorted(key, np.arange(len(users) + 1) * width)
+    return sparse.csr_array((np.ones_like(key), key % width, starts), shape=(len(users), width)), users
+
+
+def nearest(heard: sparse.csr_array, neighbours: int) -> sparse.csr_array:
+    """The largest cosines between different columns of 0 and 1, `neighbours` a row. [U, V] -> float32 [V, V]."""
+    songs = heard.T.tocsr()
+    length = np.sqrt(np.maximum(heard.sum(axis=0), 1))
+    parts = []
+    for start in range(0, songs.shape[0], _BLOCK):
+        both = (songs[start : start + _BLOCK] @ heard).tocoo()
+        row, column = both.row + start, both.col
+        other = row != column
+        row, column = row[other], column[other]
+        cosine = both.data[other] / (length[row] * length[column])
+        order = np.lexsort((column, -cosine, row))
+        row, column, cosine = row[order], column[order], cosine[order]
+        kept = np.arange(len(row)) - np.searchsorted(row, row) < neighbours
+        parts.append((row[kept], column[kept], cosine[kept].astype(np.float32)))
+    row, column, cosine = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return sparse.csr_array((cosine, (row, column)), shape=(songs.shape[0], songs.shape[0]))

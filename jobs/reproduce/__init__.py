@@ -1,0 +1,1 @@
+"""The paper's tables again: runs, their files, and the report that sets ours beside the published numbers."""

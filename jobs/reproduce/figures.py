@@ -1,0 +1,237 @@
+"""The report's figures: systems beside the paper's numbers (Table 3), depth (Figure 2), functions of time (Figure 3).
+
+PNG on white, a palette of 64 colours: a figure is well below 100 KB.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs.reproduce.groups import LABELS, WITHOUT_DEPTH, Group, by_dataset, group, one_each
+from jobs.reproduce.markdown import METRICS
+from jobs.reproduce.paper import BASE_LAYERS, LARGE_LAYERS, TABLE_3, TITLES
+from jobs.reproduce.runs import Dataset, Run
+from jobs.reproduce.sections import FUNCTIONS
+
+Kind = Literal["systems", "depth", "curves"]
+_WIDTH, _DPI, _COLOURS = 8.0, 120, 64  # inches; 960 pixels, shown at about 800
+_MONTH, _YEAR = 30 * 86_400, 365 * 86_400
+_TICKS = {1: "1 s", 60: "1 min", 3600: "1 h", 86_400: "1 d", _MONTH: "1 mo", _YEAR: "1 y"}
+_INK, _GRID, _OURS, _LARGE = "#30343b", "#d9dce1", "#1b6ca8", "#c4551d"
+_LINES = ("#1b6ca8", "#c4551d", "#3a8f4d", "#8a56a8", "#b8860b", "#5b6470", "#c2477f", "#2a9d9d")
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _GRID,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure that was written: the file's name within its folder, and what to say of it."""
+
+    dataset: Dataset
+    protocol: str
+    kind: Kind
+    file: str
+    caption: str
+
+
+def draw(runs: Sequence[Run], folder: str | Path) -> list[Drawn]:
+    """Write the figures that the runs have numbers for into `folder`. The same runs give the same bytes."""
+    drawn = []
+    for (dataset, protocol), mine in by_dataset(runs).items():
+        groups = group(mine)
+        for kind, make in _KINDS.items():
+            name = re.sub(r"[^a-z0-9]+", "-", f"{dataset.name} {protocol} {kind}".lower()).strip("-") + ".png"
+            if caption := make(groups, Path(folder, name)):
+                drawn.append(Drawn(dataset, protocol, kind, name, f"{caption}: {dataset.title}"))
+    return drawn
+
+
+def draw_systems(groups: Sequence[Group], file: Path) -> str:
+    """Our NDCG@10 of Table 3's systems with seeds and spread, the paper's hollow. Returns the caption; "": no runs."""
+    rows = []
+    for layers in (BASE_LAYERS, LARGE_LAYERS):
+        chosen = one_each([g for g in groups if g.plain and g.layers == layers])
+        rows += [g for system, g in chosen.items() if (system, False) in TABLE_3["ML-1M"] or _extra(system)]
+    if not rows:
+        return ""
+    dataset = rows[0].first.dataset
+
+    def fill(figure: Any) -> None:
+        axes = figure.subplots()
+        for n, g in enumerate(rows):
+            colour = _LARGE if g.large else _OURS
+            seeds = [run.metrics["all"]["ndcg_10"] for run in g.runs]
+            axes.plot(seeds, [n + 0.3] * len(seeds), "o", color=colour, markersize=2.5, alpha=0.6)
+            axes.errorbar(
+                g.mean("ndcg_10"), n, xerr=g.spread("ndcg_10"), fmt="o", color=colour, capsize=3, markersize=6
+            )
+            printed = TABLE_3.get(dataset.paper, {}).get((g.system, g.large))
+            if printed:
+                value = printed.metrics["ndcg_10"]
+                axes.plot(value, n, "D", markerfacecolor="none", markeredgecolor=_INK, markersize=6)
+        axes.set_yticks(range(len(rows)), [g.name + g.notes for g in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("NDCG@10; bars: standard deviation over seeds, dots: seeds")
+        axes.grid(visible=False, axis="y")
+        _systems_legend(figure, axes, rows, dataset)
+
+    _save(file, 1.2 + 0.3 * len(rows), fill)
+    return "NDCG@10 of every system" + (f", hollow: the paper on {TITLES[dataset.paper]}" if dataset.paper else "")
+
+
+def _extra(system: str) -> bool:
+    """Sanity rows and the models with gaps as an input stand beside Table 3's own systems."""
+    return system in WITHOUT_DEPTH or system.endswith("-gap")
+
+
+def _systems_legend(figure: Any, axes: Any, rows: Sequence[Group], dataset: Dataset) -> None:
+    kinds = [(False, _OURS, "ours"), (True, _LARGE, f"ours, {LARGE_LAYERS} layers")]
+    for large, colour, text in kinds:
+        if any(g.large == large for g in rows):
+            axes.plot([], [], "o", color=colour, label=text)
+    if dataset.paper:
+        style = {"markerfacecolor": "none", "markeredgecolor": _INK}
+        axes.plot([], [], "D", label=f"paper, {TITLES[dataset.paper]}", **style)
+    figure.legend(loc="outside upper center", ncols=3)
+
+
+def draw_depth(groups: Sequence[Group], file: Path) -> str:
+    """NDCG@10 and HR@10 against depth, a point a seed, a line through the means (Figure 2)."""
+    plain = [g for g in groups if g.plain and g.system not in WITHOUT_DEPTH]
+    lines: dict[str, dict[int, Group]] = {}
+    for layers in sorted({g.layers for g in plain}):
+        for system, g in one_each([g for g in plain if g.layers == layers]).items():
+            lines.setdefault(system, {})[layers] = g
+    lines = {system: lines[system] for system in LABELS if len(lines.get(system, {})) > 1}
+    if not lines:
+        return ""
+    depths = sorted({layers for by in lines.values() for layers in by})
+
+    def fill(figure: Any) -> None:
+        panels = figure.subplots(1, 2)
+        for axes, metric in zip(panels, ("ndcg_10", "hr_10"), strict=True):
+            for n, (system, by) in enumerate(lines.items()):
+                colour = _LINES[n % len(_LINES)]
+                means = [g.mean(metric) for g in by.values()]
+                axes.plot(list(by), means, color=colour, linewidth=1.8, label=LABELS[system])
+                for layers, g in by.items():
+                    seeds = [run.metrics["all"][metric] for run in g.runs]
+                    axes.plot([layers] * len(seeds), seeds, "o", color=colour, markersize=4.5, alpha=0.6)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(depths, [str(layers) for layers in depths])
+            axes.set_xticks([], minor=True)
+            axes.set(title=METRICS[metric], xlabel="layers")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(lines), 4))
+
+    _save(file, 3.6, fill)
+    return "NDCG@10 and HR@10 against the number of layers, a point a seed"
+
+
+def draw_curves(groups: Sequence[Group], file: Path) -> str:
+    """The learned weight against the time elapsed, a panel a function, a line a layer (Figure 3)."""
+    chosen = _runs_with_curves(groups)
+    if not chosen:
+        return ""
+    depth = max(run.layers for run in chosen.values())
+
+    def fill(figure: Any) -> None:
+        from matplotlib import colormaps
+
+        wide = min(3, len(chosen))
+        panels = list(figure.subplots(-(-len(chosen) // wide), wide, squeeze=False).flat)
+        colours = colormaps["viridis"]
+        for axes, (name, run) in zip(panels, chosen.items(), strict=False):
+            _draw_functions(axes, name, run, lambda layer: colours(0.92 * layer / max(depth - 1, 1)))
+        for axes in panels[len(chosen) :]:
+            axes.set_axis_off()
+        for axes in panels[max(len(chosen) - wide, 0) : len(chosen)]:
+            axes.set_xlabel("time elapsed", fontsize=9)
+        for layer in range(depth):
+            panels[0].plot([], [], color=colours(0.92 * layer / max(depth - 1, 1)), label=f"layer {layer + 1}")
+        spacing = {"handlelength": 1.2, "columnspacing": 1.2, "fontsize": 9}
+        figure.legend(
+            *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(depth, 8), **spacing
+        )
+
+    _save(file, 0.9 + 1.9 * -(-len(chosen) // 3), fill)
+    seeds = ", ".join(map(str, sorted({run.seed for run in chosen.values()})))
+    return f"Learned weight against the time elapsed, a panel a function, a line a layer, seed {seeds}"
+
+
+def _draw_functions(axes: Any, name: str, run: Run, colour: Callable[[int], Any]) -> None:
+    assert run.curves is not None
+    shown = [n for n, seconds in enumerate(run.curves.seconds) if 1 <= seconds <= _YEAR]
+    seconds = [run.curves.seconds[n] for n in shown]
+    for layer, weights in enumerate(run.curves.weights):
+        axes.plot(seconds, [weights[n] for n in shown], color=colour(layer), linewidth=1.5)
+    axes.axhline(0, color=_INK, linewidth=0.6, zorder=0)
+    if not any(weights[n] for weights in run.curves.weights for n in shown):
+        axes.set_ylim(-0.1, 0.1)
+    axes.set_xscale("log")
+    axes.set_xlim(1, _YEAR)
+    axes.set_xticks(list(_TICKS), list(_TICKS.values()), fontsize=7.5)
+    axes.set_xticks([], minor=True)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
+    axes.yaxis.get_offset_text().set_fontsize(8)
+    axes.locator_params(axis="y", nbins=5)
+    axes.set_title(name)
+
+
+def _runs_with_curves(groups: Sequence[Group]) -> Mapping[str, Run]:
+    """Function -> FuXi-beta's first seed with curves, of the depth that most functions have, rather the deeper."""
+    by_depth: dict[int, dict[str, Run]] = {}
+    for g in sorted(groups, key=lambda g: g.rank):
+        found = next((run for run in g.runs if run.curves and run.curves.weights), None)
+        if found and g.system == "fuxi-beta" and found.condition == "true":
+            by_depth.setdefault(found.layers, {})[found.temporal] = found
+    if not by_depth:
+        return {}
+    depth = max(by_depth, key=lambda layers: (len(by_depth[layers]), layers))
+    return {name: by_depth[depth][name] for name in FUNCTIONS if name in by_depth[depth]}
+
+
+def _save(file: Path, height: float, fill: Callable[[Any], None]) -> None:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        fill(figure)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=_DPI)
+    with Image.open(drawn) as image:
+        image.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+
+
+_KINDS: dict[Kind, Callable[[Sequence[Group], Path], str]] = {
+    "systems": draw_systems,
+    "depth": draw_depth,
+    "curves": draw_curves,
+}

@@ -1,0 +1,47 @@
+"""Tables in Markdown: cells, bold for the best, one width for every row."""
+
+from collections.abc import Sequence
+
+NOTHING = "–"
+METRICS = {"ndcg_10": "NDCG@10", "ndcg_50": "NDCG@50", "hr_10": "HR@10", "hr_50": "HR@50", "mrr": "MRR"}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
+    """The lines of a table and an empty one. The first `left` columns are text, the others numbers."""
+    rule = [" --- " if n < left else " ---: " for n in range(len(header))]
+    lines = [_line(header), "|" + "|".join(rule) + "|"]
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"a row of {len(row)} cells in a table of {len(header)}: {row}")
+        lines.append(_line(row))
+    return [*lines, ""]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def column(values: Sequence[float | None], spreads: Sequence[float | None] | None = None) -> list[str]:
+    """A metric's cells: four digits, the largest in bold, and ± the spread where there is one."""
+    shown = [None if value is None else f"{value:.4f}" for value in values]
+    best = max((text for text in shown if text), default=None)
+    cells = []
+    for text, spread in zip(shown, spreads or [None] * len(shown), strict=True):
+        cell = NOTHING if text is None else f"**{text}**" if text == best and len(shown) > 1 else text
+        cells.append(cell if spread is None or text is None else f"{cell} ± {spread:.4f}")
+    return cells
+
+
+def multiple(value: float | None) -> str:
+    """A relative time."""
+    return NOTHING if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference."""
+    return NOTHING if value is None else f"{value:+.4f}".replace("-", "−")
+
+
+def seconds(value: float) -> str:
+    """A duration in seconds, three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,150 @@
+"""Which runs a table of the paper needs, and how each is trained and measured."""
+
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from fuxi_beta.config import ModelConfig, RequestTime, TemporalName, TrainConfig
+from fuxi_beta.presets import Preset
+from jobs.reproduce.runs import AnySystem, Condition, Sanity
+from pipelines.schema import InputError
+
+LARGE = 8  # layers
+SANITY: tuple[Sanity, ...] = get_args(Sanity)
+TABLE_3: tuple[AnySystem, ...] = (
+    "fuxi-beta",
+    "sasrec",
+    "fuxi-alpha",
+    "hstu",
+    "llama",
+    "retnet",
+    "flash",
+    "gru4rec",
+    "narm",
+    "bprmf",
+)
+_STEPS: tuple[AnySystem, ...] = ("fuxi-alpha", "fuxi-beta-frab", "fuxi-beta-aftm", "fuxi-beta")
+_CHANNELS: tuple[AnySystem, ...] = (
+    "fuxi-beta-frab",
+    "fuxi-beta",
+    "fuxi-beta-frab-no-position",
+    "fuxi-beta-frab-no-time",
+)
+_FRAMEWORK: tuple[AnySystem, ...] = ("llama", "llama-beta", "hstu", "hstu-beta", "fuxi-alpha", "fuxi-beta")
+_TIMED: tuple[AnySystem, ...] = (*_STEPS, "hstu", "sasrec-gap", "llama-gap")
+CONDITIONS: tuple[Condition, ...] = get_args(Condition)
+DEPTHS = (2, 4, 8, 16)
+TABLES = (3, 5, 6, 7, 8)
+_UNTRAINED = {*SANITY, "bprmf"}
+_NO_DEPTH = {*_UNTRAINED, "gru4rec", "narm"}
+# More than one head where the published Large setting has them and the head size stays whole.
+_LARGE_HEADS = {50: 2, 256: 8}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One run: what is trained, for how long, from which seed, and what it is told of the time."""
+
+    system: AnySystem
+    epochs: int
+    seed: int
+    layers: int = 2
+    temporal: TemporalName = "pow"
+    condition: Condition = "true"
+    validation: bool = False
+    hidden: int = 100  # width of the recurrent state of gru4rec and narm
+
+    @property
+    def name(self) -> str:
+        """Of the run's file: everything that tells it from other runs on the same data."""
+        if self.system in SANITY:
+            return self.system
+        parts = [self.system]
+        parts += [self.temporal] if self.temporal != "pow" else []
+        parts += [f"L{self.layers}"] if self.system not in _NO_DEPTH else []
+        parts += [f"h{self.hidden}"] if self.system == "gru4rec" else []
+        parts += [f"e{self.epochs}", f"s{self.seed}"]
+        parts += [self.condition] if self.condition != "true" else []
+        return "-".join([*parts, *(["validated"] if self.validation else [])])
+
+    def configs(self, preset: Preset) -> tuple[ModelConfig, TrainConfig]:
+        """The network (meaningless for baselines without one) and how it is fitted."""
+        model = replace(preset.model, layers=self.layers, temporal=self.temporal, hidden=self.hidden)
+        if self.layers >= LARGE:
+            model = replace(model, heads=_LARGE_HEADS.get(model.dim, model.heads))
+        if self.system not in _UNTRAINED:
+            model = replace(model, name=self.system)
+        request_time: RequestTime = "true" if self.condition == "permuted" else self.condition
+        held_out = 2 if self.validation else 1
+        train = replace(preset.train, epochs=self.epochs, seed=self.seed, request_time=request_time, held_out=held_out)
+        return model, train
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    preset: Preset
+    models: tuple[str, ...] = ()
+    table: int | None = None
+    epochs: int | None = None
+    seeds: tuple[int, ...] = ()
+    layers: int | None = None
+    conditions: tuple[Condition, ...] = ()
+    validation: bool = False
+    scaling: bool = False
+
+
+def specs(request: Request) -> list[Spec]:
+    """The runs of a request in the order they are made, none twice. InputError for a model that does not exist."""
+    epochs = request.preset.train.epochs if request.epochs is None else request.epochs
+    found: list[Spec] = []
+    for seed in request.seeds or (request.preset.train.seed,):
+        for spec in _one_seed(request, epochs, seed):
+            for condition in _conditions(request, spec):
+                varied = replace(spec, condition=condition, validation=request.validation)
+                found += [varied] if varied not in found else []
+    return found
+
+
+def _conditions(request: Request, spec: Spec) -> tuple[Condition, ...]:
+    return request.conditions if request.conditions and spec.system in _TIMED else ("true",)
+
+
+def _one_seed(request: Request, epochs: int, seed: int) -> list[Spec]:
+    layers = request.layers or request.preset.model.layers
+    if request.models:
+        return [_named(name, epochs, seed, request.layers, request.preset) for name in request.models]
+    if request.conditions:
+        return [Spec(system, epochs, seed, layers) for system in _TIMED]
+    if request.scaling:
+        return [Spec("fuxi-beta", epochs, seed, depth) for depth in DEPTHS]
+    if request.table == 6:
+        functions = get_args(TemporalName)
+        return [Spec("fuxi-beta", epochs, seed, request.layers or LARGE, function) for function in functions]
+    if request.table in {7, 8}:
+        systems = _CHANNELS if request.table == 7 else _FRAMEWORK
+        return [Spec(system, epochs, seed, request.layers or LARGE) for system in systems]
+    if request.table == 5:
+        return [Spec(system, epochs, seed, layers) for system in _STEPS]
+    sanity = [Spec(system, 0, 0) for system in SANITY]
+    return sanity + [Spec(system, epochs, seed, layers) for system in TABLE_3]
+
+
+def _named(name: str, epochs: int, seed: int, layers: int | None, preset: Preset) -> Spec:
+    """`SYSTEM`, `SYSTEM-large`, `fuxi-beta:FUNCTION` with one of Table 6, or `gru4rec:WIDTH` of the state."""
+    system, _, variant = name.lower().partition(":")
+    large = system.endswith("-large") or variant.endswith("-large")
+    system, variant = system.removesuffix("-large"), variant.removesuffix("-large")
+    if system not in get_args(AnySystem):
+        raise InputError(f"--model {name}: there is no such system: use one of {', '.join(get_args(AnySystem))}")
+    if system in SANITY and not variant:
+        return Spec(system, 0, 0)  # type: ignore[arg-type]
+    spec = Spec(system, epochs, seed, LARGE if large else layers or preset.model.layers)  # type: ignore[arg-type]
+    if not variant:
+        return spec
+    if system == "fuxi-beta" and variant in get_args(TemporalName):
+        return replace(spec, temporal=variant)  # type: ignore[arg-type]
+    if system == "gru4rec" and variant.isdigit() and int(variant) > 0:
+        return replace(spec, hidden=int(variant))
+    functions = ", ".join(get_args(TemporalName))
+    raise InputError(f"--model {name}: a variant is fuxi-beta:FUNCTION ({functions}) or gru4rec:WIDTH")

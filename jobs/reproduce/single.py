@@ -1,0 +1,182 @@
+"""One run from beginning to end: train, rank, write `NAME.ranks.parquet` and then `NAME.json`.
+
+Runs are independent of each other and deterministic in their spec, so a series may make them in any order, in any
+process, and again.
+"""
+
+import datetime as dt
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from fuxi_beta import models, ops
+from fuxi_beta.baselines.bprmf import BPRMFConfig, fit_bprmf
+from fuxi_beta.baselines.ease import fit_ease
+from fuxi_beta.baselines.item_knn import fit_item_knn
+from fuxi_beta.baselines.markov import fit_markov
+from fuxi_beta.baselines.popularity import fit_popularity
+from fuxi_beta.baselines.recency import fit_recency
+from fuxi_beta.checkpoint import TrainedModel
+from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
+from fuxi_beta.fit import fit
+from fuxi_beta.leave_one_out import LeaveOneOutResult, ListenerScorer, Scorer, evaluate_leave_one_out
+from fuxi_beta.presets import Preset
+from jobs import machine
+from jobs.reproduce import runs
+from jobs.reproduce.runs import Curves, Dataset, Run
+from jobs.reproduce.settings import SANITY, Spec
+from pipelines.shards import Manifest
+
+OnStep = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+CURVE_SECONDS = np.unique(np.logspace(0, 8, 97).round()).tolist()
+"""Where the functions of elapsed time are noted: 1 s to three years."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a process needs for one run."""
+
+    spec: Spec
+    preset: Preset
+    dataset: Dataset
+    manifest: Manifest
+    folder: str  # the run's files go there
+    command: str
+    device: str = "cpu"
+
+
+@dataclass
+class _Trained:
+    """What is to be ranked, and what its training left behind."""
+
+    scorer: Scorer | ListenerScorer
+    epoch_losses: list[float]
+    epoch_seconds: list[float]
+    parameters: int
+    best_epoch: int | None = None
+    curves: Curves | None = None
+
+
+def perform(task: Task, on_step: OnStep | None = None) -> list[Run]:
+    """Train and measure; returns the runs written.
+
+    A model that takes t_{i+1} and was trained on true times is measured a second time with listeners' gaps permuted,
+    which costs no training. Raises DivergedError or InputError, and then writes nothing.
+    """
+    model, train = task.spec.configs(task.preset)
+    started = time.perf_counter()
+    trained = _train(task, model, train, on_step)
+    seconds = time.perf_counter() - started
+    written = []
+    for condition in _conditions(task.spec):
+        permute = task.spec.seed if condition == "permuted" else None
+        result = _measure(task, trained.scorer, model, train, permute_gaps=permute)
+        spec = replace(task.spec, condition=condition)
+        written.append(_write(task, spec, trained, result, seconds))
+    return written
+
+
+def _conditions(spec: Spec) -> tuple[runs.Condition, ...]:
+    if spec.condition in {"true", "permuted"} and spec.system in models.TAKES_TIME:
+        return ("true", "permuted")
+    return (spec.condition,)
+
+
+def _train(task: Task, model: ModelConfig, train: TrainConfig, on_step: OnStep | None) -> _Trained:
+    if task.spec.system in SANITY:
+        scorer = _sanity(task.spec.system, task.manifest, train)
+        return _Trained(scorer, [], [], 0)
+    if task.spec.system == "bprmf":
+        return _bprmf(task, train, on_step)
+    quality = _validated(task, model, train) if task.spec.validation else None
+    fitted = fit(task.manifest, model=model, train=train, device=task.device, quality=quality, on_step=on_step)
+    network = fitted.model.model
+    weights = network.temporal_weights(torch.tensor(CURVE_SECONDS))
+    return _Trained(
+        scorer=fitted.model,
+        epoch_losses=[round(loss, 5) for loss in fitted.epoch_losses],
+        epoch_seconds=fitted.epoch_seconds,
+        parameters=sum(p.numel() for p in network.parameters()) + fitted.model.item_vectors.numel(),
+        best_epoch=fitted.best_epoch,
+        curves=Curves(CURVE_SECONDS, [layer.tolist() for layer in weights]) if weights else None,
+    )
+
+
+def _sanity(system: str, manifest: Manifest, train: TrainConfig) -> Scorer:
+    end = manifest.data_end
+    if system == "popularity":
+        return fit_popularity(manifest, end=end, train=train, config=EvaluateConfig())
+    fits = {"recency": fit_recency, "markov": fit_markov, "item-knn": fit_item_knn, "ease": fit_ease}
+    return fits[system](manifest, end=end, train=train)
+
+
+def _bprmf(task: Task, train: TrainConfig, on_step: OnStep | None) -> _Trained:
+    losses: list[float] = []
+    times = [time.perf_counter()]
+
+    def on_epoch(epoch: int, loss: float) -> None:
+        losses.append(round(loss, 5))
+        times.append(time.perf_counter())
+        if on_step:
+            on_step(epoch, task.spec.epochs)
+
+    config = BPRMFConfig(factors=task.preset.model.dim, epochs=task.spec.epochs, seed=task.spec.seed)
+    fitted = fit_bprmf(task.manifest, end=task.manifest.data_end, train=train, config=config, on_epoch=on_epoch)
+    factors = fitted.factors
+    parameters = sum(part.numel() for part in (factors.users, factors.items, factors.bias))
+    return _Trained(fitted, losses, np.diff(times).tolist(), parameters)
+
+
+def _validated(task: Task, model: ModelConfig, train: TrainConfig) -> Callable[[TrainedModel], float]:
+    """NDCG@10 on each listener's second-newest play."""
+
+    def quality(trained: TrainedModel) -> float:
+        return _measure(task, trained, model, train, newest_removed=1).metrics["run"]["all"]["ndcg_10"]
+
+    return quality
+
+
+def _measure(
+    task: Task, scorer: Scorer | ListenerScorer, model: ModelConfig, train: TrainConfig, **cases: Any
+) -> LeaveOneOutResult:
+    return evaluate_leave_one_out(
+        task.manifest, {"run": scorer}, model=model, train=train, config=EvaluateConfig(), **cases
+    )
+
+
+def _write(task: Task, spec: Spec, trained: _Trained, result: LeaveOneOutResult, seconds: float) -> Run:
+    run = Run(
+        name=spec.name,
+        dataset=task.dataset,
+        system=spec.system,
+        layers=spec.layers,
+        temporal=spec.temporal,
+        epochs=spec.epochs,
+        published_epochs=task.spec.epochs if task.spec.system == "bprmf" else task.preset.train.epochs,
+        seed=spec.seed,
+        condition=spec.condition,
+        validation=spec.validation,
+        best_epoch=trained.best_epoch,
+        protocol="leave_one_out",
+        metrics=result.metrics["run"],
+        listeners=result.slices,
+        curves=trained.curves,
+        epoch_losses=trained.epoch_losses,
+        epoch_seconds=round(statistics.median(trained.epoch_seconds), 3) if trained.epoch_seconds else 0.0,
+        train_seconds=round(seconds, 3),
+        parameters=trained.parameters,
+        uses_time=spec.system in models.TAKES_TIME,
+        machine=machine.describe(),
+        date=str(dt.datetime.now(dt.UTC).date()),
+        command=task.command,
+        kernels=ops.describe(task.device),
+    )
+    runs.write_ranks(task.folder, run.name, result.user_id.to_numpy(zero_copy_only=False), result.ranks["run"])
+    runs.write(task.folder, run)
+    return run

@@ -1,0 +1,75 @@
+"""Seconds an epoch of each system, measured fairly: all systems take turns, step by step, in one process."""
+
+import statistics
+import time
+from collections.abc import Iterator
+
+import torch
+
+from fuxi_beta import models
+from fuxi_beta.batches import Batch
+from fuxi_beta.candidates import candidate_songs
+from fuxi_beta.embedding import PlainItemTable, capacity_rows
+from fuxi_beta.reader import TrainingBatches
+from fuxi_beta.trainer import Trainer
+from jobs.console import progress
+from jobs.reproduce.groups import named
+from jobs.reproduce.settings import SANITY, Request, Spec, specs
+from pipelines.shards import Manifest
+
+STEPS, WARM_UP = 12, 2
+
+
+def time_epochs(manifest: Manifest, request: Request) -> dict[str, float]:
+    """System (or "system-L8" for other depths than 2) -> median step times the steps of an epoch, in seconds.
+
+    Systems take turns on the same batches, so a machine's moods hit all alike. Untrained rows and BPR-MF, which has no
+    such steps, are left out.
+    """
+    wanted = [spec for spec in specs(request) if spec.system not in {*SANITY, "bprmf"}]
+    batches = _batches(manifest, request)
+    trainers = {named(spec.system, spec.layers): _trainer(spec, manifest, request) for spec in wanted}
+    found: dict[str, list[float]] = {name: [] for name in trainers}
+    with progress("timing", STEPS + WARM_UP, unit="rounds") as advance:
+        for batch in _first(batches, STEPS + WARM_UP):
+            for name, trainer in trainers.items():
+                started = time.perf_counter()
+                trainer.step(batch, epoch=0)
+                found[name].append(time.perf_counter() - started)
+            advance()
+    return {
+        name: round(statistics.median(seconds[WARM_UP:]) * batches.steps_per_epoch, 3)
+        for name, seconds in found.items()
+    }
+
+
+def _batches(manifest: Manifest, request: Request) -> TrainingBatches:
+    return TrainingBatches(
+        manifest,
+        model=request.preset.model,
+        train=request.preset.train,
+        data_end=manifest.data_end,
+        rank=0,
+        world_size=1,
+        vocabulary_size=manifest.vocabulary_size,
+    )
+
+
+def _first(batches: TrainingBatches, count: int) -> Iterator[Batch]:
+    """The first full batches, epoch after epoch where one has too few."""
+    made = epoch = 0
+    while made < count:
+        for batch in batches.epoch(epoch):
+            if made == count:
+                return
+            made += 1
+            yield batch
+        epoch += 1
+
+
+def _trainer(spec: Spec, manifest: Manifest, request: Request) -> Trainer:
+    model, train = spec.configs(request.preset)
+    torch.manual_seed(train.seed)
+    candidates = candidate_songs(manifest, train=train, data_end=manifest.data_end)
+    table = PlainItemTable(capacity_rows(manifest.vocabulary_size, train.capacity_margin), model.dim, train=train)
+    return Trainer(models.build(model), table, train=train, candidates=torch.from_numpy(candidates.nonzero()[0]))
