@@ -1,11 +1,11 @@
 """Matrix factorisation by Bayesian personalised ranking, BPR-MF (Rendle et al. 2009).
 
     x_uj = p_u q_j + b_j
-    maximise sum over (u, i, j) of ln sigmoid(x_ui - x_uj) - lambda (|p_u|^2 + |q_i|^2 + |q_j|^2 + b_i^2 + b_j^2)
+    maximise sum over (u, i, j) of ln sigmoid(x_ui - x_uj) - lambda/2 (|p_u|^2 + |q_i|^2 + |q_j|^2 + b_i^2 + b_j^2)
 
 u listened to i and not to j. An epoch visits every pair (u, i) once, in a random order, with a j drawn uniformly
-from the songs u did not play. A step is the paper's gradient step for each triple (its factor 2 of lambda
-left out), a batch of triples at a time; triples of a batch do not see each other's steps.
+from the songs u did not play. A step is the paper's update for each triple, a batch of triples at a time: those of a
+batch do not see each other's steps.
 
 Shapes: `B` listeners or triples of a batch, `U` listeners of the shards, `D` factors, `V` songs and the padding row.
 """
@@ -103,8 +103,8 @@ def fit_bprmf(
     """
     config = config or BPRMFConfig()
     heard, user_ids = heard_songs(manifest, end=end, train=train)
-    factors = initial_factors(len(user_ids), heard.shape[1], config)
-    triples = Triples(heard)
+    factors = initial_factors(len(user_ids), manifest.vocabulary_size + 1, config)
+    triples = Triples(heard, manifest.vocabulary_size)
     for epoch in range(1, config.epochs + 1):
         total = 0.0
         user, liked, other = triples.epoch(config.seed, epoch)
@@ -146,10 +146,12 @@ def step(factors: Factors, user: Tensor, liked: Tensor, other: Tensor, *, lr: fl
 
 
 class Triples:
-    """Draws (listener, song played, song not played). Listeners who played every song have no triples."""
+    """Draws (listener, song played, song not played). Listeners who played every song have no triples.
 
-    def __init__(self, heard: sparse.csr_array) -> None:
-        songs = heard.shape[1] - 1
+    heard: 1 or nothing, [U, V]; songs: V - 1, without the padding row.
+    """
+
+    def __init__(self, heard: sparse.csr_array, songs: int) -> None:
         self.count = torch.from_numpy(np.diff(heard.indptr)).long()
         self.starts = torch.from_numpy(heard.indptr).long()
         self.unheard = songs - self.count  # int64 [U]

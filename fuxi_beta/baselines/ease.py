@@ -98,8 +98,9 @@ def fit_ease(
 
 def ease_weights(heard: sparse.csr_array, regularisation: float) -> Tensor:
     """B of the module's formula. heard: X [U, S]; float64 [S, S]."""
-    count = heard.shape[1]
-    gram, rows = torch.empty(count, count, dtype=torch.float64), heard.T.tocsr()
+    rows = heard.T.tocsr()
+    count = rows.shape[0]
+    gram = torch.empty(count, count, dtype=torch.float64)
     for start in range(0, count, _BLOCK):  # sparse, for X'X at once would be another matrix as large
         gram[start : start + _BLOCK] = torch.from_numpy((rows[start : start + _BLOCK] @ heard).toarray())
     gram.diagonal().add_(regularisation)

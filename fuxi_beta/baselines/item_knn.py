@@ -22,7 +22,7 @@ from pipelines.shards import Manifest
 
 NEIGHBOURS = 100
 DECAY = 0.7
-_PRIOR = 1e-6  # popularity decides only between songs that similarity leaves equal
+_PRIOR = 1e-6  # popularity decides only between songs that similarity leaves equal, or so nearly
 _BLOCK = 512  # songs whose similarities to all others are in memory together
 
 
@@ -50,7 +50,8 @@ class ItemKNN(ScoredBaseline):
         weights = (self.decay ** age.float()).numpy()
         cells = (batch.listener.numpy(), batch.item_index.numpy())
         plays = sparse.csr_array((weights, cells), shape=(batch.num_listeners, len(self.candidates)))
-        return torch.from_numpy((plays @ self.similarities).toarray()) + self.prior
+        sums: Any = plays @ self.similarities
+        return torch.from_numpy(sums.toarray()) + self.prior
 
 
 def fit_item_knn(

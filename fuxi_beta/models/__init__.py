@@ -17,8 +17,12 @@ from fuxi_beta.config import ModelConfig, System
 from fuxi_beta.models.base import SequenceModel
 from fuxi_beta.models.fuxi_alpha import Channel, FuXiAlpha
 from fuxi_beta.models.fuxi_beta import FuXiBeta
+from fuxi_beta.models.flash import FLASH
+from fuxi_beta.models.gru4rec import GRU4Rec
 from fuxi_beta.models.hstu import HSTU, SummedBlock
 from fuxi_beta.models.llama import LLaMa, SummedMaps
+from fuxi_beta.models.narm import NARM
+from fuxi_beta.models.retnet import RetNet
 from fuxi_beta.models.sasrec import SASRec
 
 _WITHOUT_CONTENT: tuple[Channel, ...] = ("position", "time")
@@ -43,6 +47,10 @@ SYSTEMS: dict[System, Callable[[ModelConfig], SequenceModel]] = {
     "llama-gap": lambda config: LLaMa(config, gap=True),
     "sasrec": SASRec,
     "sasrec-gap": lambda config: SASRec(config, gap=True),
+    "retnet": RetNet,
+    "flash": FLASH,
+    "gru4rec": GRU4Rec,
+    "narm": NARM,
 }
 """How each system is made."""
 

@@ -13,9 +13,8 @@ histories are of one chunk at most.
 (choice) Two units a layer, as the paper counts them against a Transformer's layer; N is `max_history`, so that a score
 does not depend on how much of the history there is; learned weights of the distance (`PositionalBias`) for the paper's
 bias; LayerNorm without weights, eps 1e-6; no biases; the dropout.
-Initial values (choice): every matrix Xavier-uniform, w N(0, 0.02), beta 0, and gamma 1. A gamma of about 0.02, usual in
-other implementations, leaves scores near zero, where the square passes next to nothing on and half the distances have
-no gradient.
+Initial values (choice): every matrix Xavier-uniform, w N(0, 0.02), beta 0, and gamma 1. The N(0, 0.02) for gamma that
+other implementations have leaves a score to w alone, and the unit starts with a fifth of that output.
 
 Shapes: `T` packed tokens, `D` width, `n` padded length of a group of `G` listeners.
 """

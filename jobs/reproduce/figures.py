@@ -82,7 +82,8 @@ def draw_systems(groups: Sequence[Group], file: Path) -> str:
         for n, g in enumerate(rows):
             colour = _LARGE if g.large else _OURS
             seeds = [run.metrics["all"]["ndcg_10"] for run in g.runs]
-            axes.plot(seeds, [n + 0.3] * len(seeds), "o", color=colour, markersize=2.5, alpha=0.6)
+            if len(seeds) > 1:
+                axes.plot(seeds, [n + 0.3] * len(seeds), "o", color=colour, markersize=2.5, alpha=0.6)
             axes.errorbar(
                 g.mean("ndcg_10"), n, xerr=g.spread("ndcg_10"), fmt="o", color=colour, capsize=3, markersize=6
             )

@@ -54,6 +54,11 @@ def named(system: str, layers: int) -> str:
     return base + depth + with_or_without + more
 
 
+def timing_key(system: str, layers: int) -> str:
+    """How times measured apart are filed: fuxi-beta, fuxi-beta-L8 for other depths than 2."""
+    return system if system in WITHOUT_DEPTH or layers == BASE_LAYERS else f"{system}-L{layers}"
+
+
 @dataclass(frozen=True)
 class Group:
     """The runs of one setting in the order of their seeds."""
@@ -171,8 +176,8 @@ def one_each(groups: Sequence[Group]) -> dict[str, Group]:
 class Clock:
     """Seconds an epoch, and multiples of a baseline's.
 
-    timing: measured apart, system (or "system-L8" for other depths than 2) -> seconds; without it the runs' own count,
-    and only times of one machine and kernels are set in proportion.
+    timing: measured apart, `timing_key` -> seconds; without it the runs' own count, and only times of one
+    machine and kernels are set in proportion.
     """
 
     def __init__(self, groups: Sequence[Group], timing: Mapping[str, float] | None) -> None:
@@ -181,8 +186,7 @@ class Clock:
     def seconds(self, system: str, layers: int) -> dict[str, float]:
         """Machine and kernels -> seconds an epoch; empty if there is no such time."""
         if self.timing is not None:
-            plain = self.timing.get(system) if layers == BASE_LAYERS else None
-            found = self.timing.get(f"{system}-L{layers}", plain)
+            found = self.timing.get(timing_key(system, layers))
             return {"": found} if found else {}
         times: dict[str, list[float]] = defaultdict(list)
         for g in self._groups:

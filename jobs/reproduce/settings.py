@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from fuxi_beta.baselines.bprmf import BPRMFConfig
 from fuxi_beta.config import ModelConfig, RequestTime, TemporalName, TrainConfig
 from fuxi_beta.presets import Preset
 from jobs.reproduce.runs import AnySystem, Condition, Sanity
@@ -74,10 +75,8 @@ class Spec:
         if self.system not in _UNTRAINED:
             model = replace(model, name=self.system)
         request_time: RequestTime = "true" if self.condition == "permuted" else self.condition
-        held_out = 2 if self.validation else 1
-        train = replace(preset.train, epochs=self.epochs, seed=self.seed, request_time=request_time, held_out=held_out)
-        return model, train
-
+        train = replace(preset.train, epochs=max(self.epochs, 1), seed=self.seed, request_time=request_time)
+        return model, replace(train, held_out=2 if self.validation else 1)
 
 @dataclass(frozen=True)
 class Request:
@@ -111,39 +110,40 @@ def _conditions(request: Request, spec: Spec) -> tuple[Condition, ...]:
 
 
 def _one_seed(request: Request, epochs: int, seed: int) -> list[Spec]:
-    layers = request.layers or request.preset.model.layers
+    base = Spec("fuxi-beta", epochs, seed, request.layers or request.preset.model.layers)
+    large = replace(base, layers=request.layers or LARGE)
     if request.models:
-        return [_named(name, epochs, seed, request.layers, request.preset) for name in request.models]
-    if request.conditions:
-        return [Spec(system, epochs, seed, layers) for system in _TIMED]
+        return [_own_epochs(_named(name, base, large=large.layers), request) for name in request.models]
     if request.scaling:
-        return [Spec("fuxi-beta", epochs, seed, depth) for depth in DEPTHS]
+        return [replace(base, layers=depth) for depth in DEPTHS]
     if request.table == 6:
-        functions = get_args(TemporalName)
-        return [Spec("fuxi-beta", epochs, seed, request.layers or LARGE, function) for function in functions]
+        return [replace(large, temporal=function) for function in get_args(TemporalName)]
     if request.table in {7, 8}:
-        systems = _CHANNELS if request.table == 7 else _FRAMEWORK
-        return [Spec(system, epochs, seed, request.layers or LARGE) for system in systems]
-    if request.table == 5:
-        return [Spec(system, epochs, seed, layers) for system in _STEPS]
-    sanity = [Spec(system, 0, 0) for system in SANITY]
-    return sanity + [Spec(system, epochs, seed, layers) for system in TABLE_3]
+        return [replace(large, system=system) for system in (_CHANNELS if request.table == 7 else _FRAMEWORK)]
+    systems = _STEPS if request.table == 5 else _TIMED if request.conditions else TABLE_3
+    trained = [_own_epochs(replace(base, system=system), request) for system in systems]
+    return trained if systems is not TABLE_3 else [Spec(system, 0, 0) for system in SANITY] + trained
 
 
-def _named(name: str, epochs: int, seed: int, layers: int | None, preset: Preset) -> Spec:
+def _own_epochs(spec: Spec, request: Request) -> Spec:
+    """BPR-MF's epochs are another thing than the networks': its own number, unless some are asked for."""
+    return replace(spec, epochs=BPRMFConfig().epochs) if spec.system == "bprmf" and not request.epochs else spec
+
+
+def _named(name: str, base: Spec, *, large: int) -> Spec:
     """`SYSTEM`, `SYSTEM-large`, `fuxi-beta:FUNCTION` with one of Table 6, or `gru4rec:WIDTH` of the state."""
     system, _, variant = name.lower().partition(":")
-    large = system.endswith("-large") or variant.endswith("-large")
+    is_large = name.lower().endswith("-large")
     system, variant = system.removesuffix("-large"), variant.removesuffix("-large")
     if system not in get_args(AnySystem):
         raise InputError(f"--model {name}: there is no such system: use one of {', '.join(get_args(AnySystem))}")
     if system in SANITY and not variant:
         return Spec(system, 0, 0)  # type: ignore[arg-type]
-    spec = Spec(system, epochs, seed, LARGE if large else layers or preset.model.layers)  # type: ignore[arg-type]
+    spec = replace(base, system=system, layers=large if is_large else base.layers)
     if not variant:
         return spec
     if system == "fuxi-beta" and variant in get_args(TemporalName):
-        return replace(spec, temporal=variant)  # type: ignore[arg-type]
+        return replace(spec, temporal=variant)
     if system == "gru4rec" and variant.isdigit() and int(variant) > 0:
         return replace(spec, hidden=int(variant))
     functions = ", ".join(get_args(TemporalName))

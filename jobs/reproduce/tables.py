@@ -55,9 +55,9 @@ def render(
 ) -> str:
     """The report in Markdown.
 
-    timing: data set's name -> system (or "system-L8" for other depths than 2) -> seconds an epoch, measured by turns on
-    a quiet machine; data sets without take the runs' own times. ranks_of: a run's ranks (`runs.ranks_in`). figures: as
-    `figures.draw` returns them; they are shown from "figures/" beside the report. Raises InputError.
+    timing: data set's name -> `groups.timing_key` -> seconds an epoch, measured by turns on a quiet machine;
+    data sets without take the runs' own times. ranks_of: a run's ranks (`runs.ranks_in`). figures: as `figures.draw`
+    returns them; they are shown from "figures/" beside the report. Raises InputError.
     """
     lines = [_INTRO]
     for (dataset, protocol), mine in by_dataset(runs).items():
