@@ -13,11 +13,10 @@ import shutil
 import tempfile
 from typing import Any
 
-from jobs import evaluate, sessionize, train
+from jobs import evaluate, machine, sessionize, train
 from jobs.ceiling import ceiling
 from jobs.day import open_day, run_stage
 from jobs.demo import CATALOGUE, FIRST_LANDING_DAY, HISTORY_DAYS, SERVING_DAYS, demo_config
-from jobs import machine
 from pipelines.synthetic import SyntheticConfig, generate
 
 DS = SERVING_DAYS[0]

@@ -15,9 +15,9 @@ from typing import cast
 
 from fuxi_beta.config import ModelConfig, System
 from fuxi_beta.models.base import SequenceModel
+from fuxi_beta.models.flash import FLASH
 from fuxi_beta.models.fuxi_alpha import Channel, FuXiAlpha
 from fuxi_beta.models.fuxi_beta import FuXiBeta
-from fuxi_beta.models.flash import FLASH
 from fuxi_beta.models.gru4rec import GRU4Rec
 from fuxi_beta.models.hstu import HSTU, SummedBlock
 from fuxi_beta.models.llama import LLaMa, SummedMaps

@@ -78,6 +78,7 @@ class Spec:
         train = replace(preset.train, epochs=max(self.epochs, 1), seed=self.seed, request_time=request_time)
         return model, replace(train, held_out=2 if self.validation else 1)
 
+
 @dataclass(frozen=True)
 class Request:
     """What the command line asks for."""

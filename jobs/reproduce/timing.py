@@ -13,7 +13,7 @@ from fuxi_beta.embedding import PlainItemTable, capacity_rows
 from fuxi_beta.reader import TrainingBatches
 from fuxi_beta.trainer import Trainer
 from jobs.console import progress
-from jobs.reproduce.groups import named
+from jobs.reproduce.groups import timing_key
 from jobs.reproduce.settings import SANITY, Request, Spec, specs
 from pipelines.shards import Manifest
 
@@ -23,12 +23,13 @@ STEPS, WARM_UP = 12, 2
 def time_epochs(manifest: Manifest, request: Request) -> dict[str, float]:
     """System (or "system-L8" for other depths than 2) -> median step times the steps of an epoch, in seconds.
 
-    Systems take turns on the same batches, so a machine's moods hit all alike. Untrained rows and BPR-MF, which has no
-    such steps, are left out.
+    Systems take turns on the same batches, so a machine's moods hit all alike. Untrained rows, BPR-MF, which has no
+    such steps, and Table 6's other functions are left out.
     """
-    wanted = [spec for spec in specs(request) if spec.system not in {*SANITY, "bprmf"}]
+    left_out = {*SANITY, "bprmf"}
+    wanted = [spec for spec in specs(request) if spec.system not in left_out and spec.temporal == "pow"]
     batches = _batches(manifest, request)
-    trainers = {named(spec.system, spec.layers): _trainer(spec, manifest, request) for spec in wanted}
+    trainers = {timing_key(spec.system, spec.layers): _trainer(spec, manifest, request) for spec in wanted}
     found: dict[str, list[float]] = {name: [] for name in trainers}
     with progress("timing", STEPS + WARM_UP, unit="rounds") as advance:
         for batch in _first(batches, STEPS + WARM_UP):
