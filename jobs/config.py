@@ -144,12 +144,26 @@ def load_config(
             raise InputError(f"--set {text!r}: write it as section.key=value, for example --set train.epochs=3")
         _merge(merged, _nest(key.split("."), value), source=f"--set {text}")
     try:
-        return Config(**merged)
+        config = Config(**merged)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "configuration"
         message = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}: {message} (found {first.get('input')!r})") from None
+    _check_system(config.model)
+    return config
+
+
+def _check_system(model: ModelConfig) -> None:
+    """Refuse the name of a model that is not there, now and not after the sequences are built."""
+    if model.name == ModelConfig.name:
+        return  # most of the time, and torch need not be imported for it
+    from fuxi_beta import models
+
+    try:
+        models.system(model.name)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def _read_yaml(file: str) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """What the baselines share: lists from a score for every song.
 
-Shapes: `B` listeners, `V` songs and the padding row, `K` list length.
+scipy is imported by the functions that need it: the models and their inference do without.
+
+Shapes: `B` listeners, `U` listeners of the shards, `V` songs and the padding row, `K` list length.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +16,9 @@ from fuxi_beta.batches import Batch, Histories, held_out, read_histories
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.retrieve import top_k_of_scores
 from pipelines.shards import Manifest
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 
 class ScoredBaseline:
@@ -55,6 +61,20 @@ def plays_before(manifest: Manifest, *, end: int, train: TrainConfig) -> Iterato
             & (histories.completion >= train.min_completion)
             & (histories.item_index <= manifest.vocabulary_size)
         )
+
+
+def heard_songs(manifest: Manifest, *, end: int, train: TrainConfig) -> tuple["sparse.csr_array", list[Any]]:
+    """Who played what before `end` (Unix seconds) as training sees it: 1 or nothing, int64 [U, V], and the user ids."""
+    from scipy import sparse
+
+    width = manifest.vocabulary_size + 1
+    keys, users = [np.zeros(0, np.int64)], []
+    for plays in plays_before(manifest, end=end, train=train):
+        keys.append(np.unique((len(users) + plays.listener) * width + plays.item_index))
+        users += plays.user_id.to_pylist()
+    key = np.concatenate(keys)  # ascending: row groups come in the order of their rows
+    starts = np.searchsorted(key, np.arange(len(users) + 1) * width)
+    return sparse.csr_array((np.ones_like(key), key % width, starts), shape=(len(users), width)), users
 
 
 def count_keys(counts: tuple[np.ndarray, np.ndarray], keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,21 +13,22 @@ Shapes: `B` listeners or triples of a batch, `U` listeners of the shards, `D` fa
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from scipy import sparse
 from torch import Tensor
 
 from fuxi_beta import keyed
-from fuxi_beta.baselines.base import ScoredBaseline, all_songs
-from fuxi_beta.baselines.item_knn import heard_songs
+from fuxi_beta.baselines.base import ScoredBaseline, all_songs, heard_songs
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import TrainConfig
 from pipelines.shards import Manifest
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 OnEpoch = Callable[[int, float], None]
 """Called with (epoch from 1, mean of -ln sigmoid over its triples)."""
@@ -151,7 +152,7 @@ class Triples:
     heard: 1 or nothing, [U, V]; songs: V - 1, without the padding row.
     """
 
-    def __init__(self, heard: sparse.csr_array, songs: int) -> None:
+    def __init__(self, heard: "sparse.csr_array", songs: int) -> None:
         self.count = torch.from_numpy(np.diff(heard.indptr)).long()
         self.starts = torch.from_numpy(heard.indptr).long()
         self.unheard = songs - self.count  # int64 [U]

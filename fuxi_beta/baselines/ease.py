@@ -10,22 +10,25 @@ Shapes: `B` listeners of a batch, `T` packed tokens, `U` listeners of the shards
 `S` songs that anyone played.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
-from fuxi_beta.baselines.base import ScoredBaseline, all_songs
-from fuxi_beta.baselines.item_knn import heard_songs
+from fuxi_beta.baselines.base import ScoredBaseline, all_songs, heard_songs
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import TrainConfig
 from pipelines.schema import InputError
 from pipelines.shards import Manifest
 
+if TYPE_CHECKING:
+    from scipy import sparse
+
 REGULARISATION = 500.0  # lambda
-DECAY = 1.0
+DECAY = 0.8
 MAX_SONGS = 30_000
-_BYTES = 24  # a pair of songs at the peak: X'X, its factor and its inverse in float64
+_BYTES = 25  # a pair of songs at the peak: X'X, its factor and its inverse in float64
 _PRIOR = 1e-6  # popularity decides only where the weights say nothing at all
 _BLOCK = 512  # songs whose row of X'X is computed together
 
@@ -96,7 +99,7 @@ def fit_ease(
     )
 
 
-def ease_weights(heard: sparse.csr_array, regularisation: float) -> Tensor:
+def ease_weights(heard: "sparse.csr_array", regularisation: float) -> Tensor:
     """B of the module's formula. heard: X [U, S]; float64 [S, S]."""
     rows = heard.T.tocsr()
     count = rows.shape[0]

@@ -8,17 +8,19 @@ Only the `neighbours` most similar songs j of each i count. decay = 1 is the met
 Shapes: `B` listeners of a batch, `U` listeners of the shards, `T` packed tokens, `V` songs and the padding row.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
-from fuxi_beta.baselines.base import ScoredBaseline, all_songs, plays_before
+from fuxi_beta.baselines.base import ScoredBaseline, all_songs, heard_songs
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import TrainConfig
 from pipelines.shards import Manifest
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 NEIGHBOURS = 100
 DECAY = 0.7
@@ -31,7 +33,7 @@ class ItemKNN(ScoredBaseline):
 
     def __init__(
         self,
-        similarities: sparse.csr_array,
+        similarities: "sparse.csr_array",
         listeners: np.ndarray,
         *,
         train: TrainConfig,
@@ -46,6 +48,8 @@ class ItemKNN(ScoredBaseline):
 
     def scores(self, batch: Batch) -> Tensor:
         """Decayed sum of the similarities to the plays in the context. float32 [B, V]."""
+        from scipy import sparse
+
         age = batch.offsets[1:][batch.listener] - 1 - torch.arange(len(batch.item_index))
         weights = (self.decay ** age.float()).numpy()
         cells = (batch.listener.numpy(), batch.item_index.numpy())
@@ -80,20 +84,10 @@ def fit_item_knn(
     )
 
 
-def heard_songs(manifest: Manifest, *, end: int, train: TrainConfig) -> tuple[sparse.csr_array, list[Any]]:
-    """Who played what before `end` (Unix seconds) as training sees it: 1 or nothing, int64 [U, V], and the user ids."""
-    width = manifest.vocabulary_size + 1
-    keys, users = [np.zeros(0, np.int64)], []
-    for plays in plays_before(manifest, end=end, train=train):
-        keys.append(np.unique((len(users) + plays.listener) * width + plays.item_index))
-        users += plays.user_id.to_pylist()
-    key = np.concatenate(keys)  # ascending: row groups come in the order of their rows
-    starts = np.searchsorted(key, np.arange(len(users) + 1) * width)
-    return sparse.csr_array((np.ones_like(key), key % width, starts), shape=(len(users), width)), users
-
-
-def nearest(heard: sparse.csr_array, neighbours: int) -> sparse.csr_array:
+def nearest(heard: "sparse.csr_array", neighbours: int) -> "sparse.csr_array":
     """The largest cosines between different columns of 0 and 1, `neighbours` a row. [U, V] -> float32 [V, V]."""
+    from scipy import sparse
+
     songs = heard.T.tocsr()
     length = np.sqrt(np.maximum(heard.sum(axis=0), 1))
     parts = []

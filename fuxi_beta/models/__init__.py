@@ -1,68 +1,43 @@
 """Sequence models behind one interface (`base.SequenceModel`), a file for each family.
 
-| file         | systems                                                                          | reads t_{i+1} |
-| ------------ | -------------------------------------------------------------------------------- | ------------- |
-| `fuxi_beta`  | fuxi-beta                                                                        | yes           |
-| `fuxi_alpha` | fuxi-alpha, the steps between it and FuXi-beta, other functions of elapsed time  | yes           |
-| `hstu`       | hstu, hstu-beta                                                                  | yes           |
-| `llama`      | llama, llama-beta (yes), llama-gap (yes)                                         | no            |
-| `sasrec`     | sasrec, sasrec-gap (yes)                                                         | no            |
-| `retnet`, `flash`, `gru4rec`, `narm` | one each                                                 | no            |
+| file         | systems                                                                                |
+| ------------ | -------------------------------------------------------------------------------------- |
+| `fuxi_beta`  | fuxi-beta, with any of the paper's functions of elapsed time                           |
+| `fuxi_alpha` | fuxi-alpha, and the steps between it and FuXi-beta: each channel can be taken away     |
+| `hstu`       | hstu, hstu-beta                                                                        |
+| `llama`      | llama, llama-beta, llama-gap                                                           |
+| `sasrec`     | sasrec, sasrec-gap                                                                     |
+| `retnet`, `flash`, `gru4rec`, `narm` | one each                                                       |
+
+A new file in this folder that registers a system is found by itself (CONTRIBUTING.md).
 """
 
-from collections.abc import Callable
-from typing import cast
+import importlib
+import pkgutil
 
-from fuxi_beta.config import ModelConfig, System
+from fuxi_beta.config import ModelConfig
 from fuxi_beta.models.base import SequenceModel
-from fuxi_beta.models.flash import FLASH
-from fuxi_beta.models.fuxi_alpha import Channel, FuXiAlpha
-from fuxi_beta.models.fuxi_beta import FuXiBeta
-from fuxi_beta.models.gru4rec import GRU4Rec
-from fuxi_beta.models.hstu import HSTU, SummedBlock
-from fuxi_beta.models.llama import LLaMa, SummedMaps
-from fuxi_beta.models.narm import NARM
-from fuxi_beta.models.retnet import RetNet
-from fuxi_beta.models.sasrec import SASRec
+from fuxi_beta.models.registry import SYSTEMS, System, register
 
-_WITHOUT_CONTENT: tuple[Channel, ...] = ("position", "time")
-
-
-def _fuxi_beta(config: ModelConfig) -> SequenceModel:
-    fast = config.temporal in {"pow", "zero"}
-    return FuXiBeta(config) if fast else FuXiAlpha(config, _WITHOUT_CONTENT, config.temporal)
-
-
-SYSTEMS: dict[System, Callable[[ModelConfig], SequenceModel]] = {
-    "fuxi-beta": _fuxi_beta,
-    "fuxi-alpha": FuXiAlpha,
-    "fuxi-beta-frab": lambda config: FuXiAlpha(config, temporal="pow"),
-    "fuxi-beta-aftm": lambda config: FuXiAlpha(config, _WITHOUT_CONTENT),
-    "fuxi-beta-frab-no-position": lambda config: FuXiAlpha(config, ("time", "content"), "pow"),
-    "fuxi-beta-frab-no-time": lambda config: FuXiAlpha(config, ("position", "content")),
-    "hstu": HSTU,
-    "hstu-beta": lambda config: HSTU(config, SummedBlock),
-    "llama": LLaMa,
-    "llama-beta": lambda config: LLaMa(config, SummedMaps),
-    "llama-gap": lambda config: LLaMa(config, gap=True),
-    "sasrec": SASRec,
-    "sasrec-gap": lambda config: SASRec(config, gap=True),
-    "retnet": RetNet,
-    "flash": FLASH,
-    "gru4rec": GRU4Rec,
-    "narm": NARM,
-}
-"""How each system is made."""
-
-TAKES_TIME: frozenset[System] = frozenset(
-    cast(System, name)
-    for name in SYSTEMS
-    if name.startswith(("fuxi", "hstu")) or name.endswith(("-beta", "-gap"))
-    if name != "fuxi-beta-frab-no-time"
-)
-"""Systems that read the time of the event they predict."""
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_module}")
 
 
 def build(config: ModelConfig) -> SequenceModel:
     """The network that `config` describes, with fresh weights from torch's random state. ValueError if it cannot be."""
-    return SYSTEMS[config.name](config)
+    return system(config.name).build(config)
+
+
+def system(name: str) -> System:
+    """A system by its name. ValueError that lists the names."""
+    if name not in SYSTEMS:
+        raise ValueError(f"model.name is {name!r}: it must be one of {', '.join(sorted(SYSTEMS))}")
+    return SYSTEMS[name]
+
+
+def takes_time(name: str) -> bool:
+    """Whether a system reads t_{i+1}; a baseline that is no sequence model does not."""
+    return name in SYSTEMS and SYSTEMS[name].takes_time
+
+
+__all__ = ["SYSTEMS", "SequenceModel", "System", "build", "register", "system", "takes_time"]

@@ -27,6 +27,7 @@ from typing_extensions import override
 from fuxi_beta.bias import PositionalBias
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.models.registry import register
 from fuxi_beta.ops.reference import toeplitz
 
 CHUNK = 256
@@ -81,3 +82,6 @@ class FLASH(SequenceModel):
         for unit in self.units:
             x = unit(x, shared)
         return x
+
+
+register("flash", FLASH, takes_time=False)

@@ -27,6 +27,7 @@ from fuxi_beta.config import ModelConfig, TemporalName
 from fuxi_beta.ffn import MultistageFFN
 from fuxi_beta.models.attention import apply_map, causal_maps, silu_scores, toeplitz
 from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.models.registry import register
 from fuxi_beta.temporal import FUNCTIONS, Pow
 
 Channel = Literal["position", "time", "content"]
@@ -110,3 +111,10 @@ class FuXiAlpha(SequenceModel):
         for block in self.blocks:
             x = block(x, shared)
         return x
+
+
+register("fuxi-alpha", FuXiAlpha, takes_time=True)
+register("fuxi-beta-frab", lambda config: FuXiAlpha(config, temporal="pow"), takes_time=True)
+register("fuxi-beta-aftm", lambda config: FuXiAlpha(config, ("position", "time")), takes_time=True)
+register("fuxi-beta-frab-no-position", lambda config: FuXiAlpha(config, ("time", "content"), "pow"), takes_time=True)
+register("fuxi-beta-frab-no-time", lambda config: FuXiAlpha(config, ("position", "content")), takes_time=False)

@@ -15,6 +15,8 @@ from fuxi_beta.config import ModelConfig
 from fuxi_beta.ffn import MultistageFFN, compile_all
 from fuxi_beta.mixer import TokenMixer
 from fuxi_beta.models.base import Dropout, Pass, SequenceModel, l2_normalise, last_rows
+from fuxi_beta.models.fuxi_alpha import FuXiAlpha
+from fuxi_beta.models.registry import register
 from fuxi_beta.ops import Gaps
 
 
@@ -78,3 +80,13 @@ class FuXiBeta(SequenceModel):
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
+
+
+def _build(config: ModelConfig) -> SequenceModel:
+    """FuXi-beta with the function of elapsed time that the configuration names."""
+    if config.temporal in {"pow", "zero"}:
+        return FuXiBeta(config)
+    return FuXiAlpha(config, ("position", "time"), config.temporal)
+
+
+register("fuxi-beta", _build, takes_time=True)

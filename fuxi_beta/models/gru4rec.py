@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.models.registry import register
 from fuxi_beta.padding import Padding
 
 _GROUPS = 2  # a step costs about the same for 60 listeners as for 16, so few groups of many are walked
@@ -63,3 +64,6 @@ def walk(gru: nn.GRU, x: Tensor, shared: Pass) -> Tensor:
         return gru(steps)[0]
 
     return Padding(shared.batch, _GROUPS).each(x, states)
+
+
+register("gru4rec", GRU4Rec, takes_time=False)

@@ -19,6 +19,7 @@ from fuxi_beta.bias import PositionalBias
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.models.attention import causal_maps, silu_scores, toeplitz
 from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.models.registry import register
 from fuxi_beta.temporal import Bucket, Pow
 
 _EPS = 1e-6
@@ -95,3 +96,7 @@ class HSTU(SequenceModel):
         for block in self.blocks:
             x = block(x, shared)
         return x
+
+
+register("hstu", HSTU, takes_time=True)
+register("hstu-beta", lambda config: HSTU(config, SummedBlock), takes_time=True)

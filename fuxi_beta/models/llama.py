@@ -20,6 +20,7 @@ from fuxi_beta.bias import PositionalBias
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.models.attention import softmax_attention
 from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.models.registry import register
 from fuxi_beta.models.sasrec import GapEmbedding
 from fuxi_beta.temporal import Pow
 
@@ -120,3 +121,8 @@ class LLaMa(SequenceModel):
         for block in self.blocks:
             x = block(x, shared)
         return x
+
+
+register("llama", LLaMa, takes_time=False)
+register("llama-beta", lambda config: LLaMa(config, SummedMaps), takes_time=True)
+register("llama-gap", lambda config: LLaMa(config, gap=True), takes_time=True)

@@ -26,6 +26,7 @@ from typing_extensions import override
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.models.base import Pass, SequenceModel
 from fuxi_beta.models.gru4rec import initial_gru, walk
+from fuxi_beta.models.registry import register
 
 EMBEDDING_DROPOUT, STATE_DROPOUT = 0.25, 0.5
 
@@ -122,3 +123,6 @@ def _rows(query: Tensor, key: Tensor) -> Iterator[tuple[int, Tensor]]:
     memory = torch.empty_like(key)
     for row in range(len(query)):
         yield row, torch.add(key[: row + 1], query[row], out=memory[: row + 1]).sigmoid_()
+
+
+register("narm", NARM, takes_time=False)

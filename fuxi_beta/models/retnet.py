@@ -28,6 +28,7 @@ from typing_extensions import override
 from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.models.registry import register
 from fuxi_beta.ops.reference import toeplitz
 
 MAX_HEADS = 5
@@ -122,3 +123,6 @@ class RetNet(SequenceModel):
         for block in self.blocks:
             x = block(x, relative, shared)
         return x
+
+
+register("retnet", RetNet, takes_time=False)

@@ -23,6 +23,7 @@ from fuxi_beta.batches import Batch
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.models.attention import softmax_attention
 from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.models.registry import register
 from fuxi_beta.temporal import BUCKETS, bucket_of
 
 _EPS = 1e-8
@@ -81,3 +82,7 @@ class SASRec(SequenceModel):
         for block in self.blocks:
             x = block(x, shared)
         return x
+
+
+register("sasrec", SASRec, takes_time=False)
+register("sasrec-gap", lambda config: SASRec(config, gap=True), takes_time=True)

@@ -17,14 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from fuxi_beta.config import Protocol, System, TemporalName
+from fuxi_beta.config import Protocol, TemporalName
 from jobs.reproduce.paper import FIVE
 from pipelines import storage
 from pipelines.schema import USER_ID, InputError
 
 RANK = "rank"
 Sanity = Literal["popularity", "recency", "markov", "item-knn", "ease"]
-AnySystem = Literal[System, "bprmf", Sanity]
 Condition = Literal["true", "previous", "permuted", "fixed-hour"]
 """What t_{i+1} was: the true time, t_i, the time by another listener's gap, the next fixed hour."""
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -62,7 +61,7 @@ class Run:
     format: Literal[1] = 1
     name: str  # the file's name without its ending
     dataset: Dataset
-    system: AnySystem
+    system: Annotated[str, Field(min_length=1)]  # of `fuxi_beta.models`, "bprmf", or one of Sanity
     layers: _Count
     temporal: TemporalName  # the function of elapsed time
     epochs: _Count  # trained; 0 for what has no epochs

@@ -83,7 +83,7 @@ def perform(task: Task, on_step: OnStep | None = None) -> list[Run]:
 
 
 def _conditions(spec: Spec) -> tuple[runs.Condition, ...]:
-    if spec.condition in {"true", "permuted"} and spec.system in models.TAKES_TIME:
+    if spec.condition in {"true", "permuted"} and models.takes_time(spec.system):
         return ("true", "permuted")
     return (spec.condition,)
 
@@ -172,7 +172,7 @@ def _write(task: Task, spec: Spec, trained: _Trained, result: LeaveOneOutResult,
         epoch_seconds=round(statistics.median(trained.epoch_seconds), 3) if trained.epoch_seconds else 0.0,
         train_seconds=round(seconds, 3),
         parameters=trained.parameters,
-        uses_time=spec.system in models.TAKES_TIME,
+        uses_time=models.takes_time(spec.system),
         machine=machine.describe(),
         date=str(dt.datetime.now(dt.UTC).date()),
         command=task.command,

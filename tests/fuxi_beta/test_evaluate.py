@@ -12,7 +12,6 @@ from fuxi_beta.baselines.popularity import fit_popularity
 from fuxi_beta.checkpoint import TrainedModel
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.evaluate import evaluate_next_day
-from fuxi_beta.leave_one_out import evaluate_leave_one_out, ranks
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from pipelines.calendar import Calendar
 from pipelines.schema import InputError
@@ -192,67 +191,3 @@ def test_models_of_different_vocabularies_are_evaluated_together(shards):
     both = next_day(shards, {"challenger": model_of(9), "champion": model_of(3)})
     alone = next_day(shards, {"champion": model_of(3)})
     assert both.metrics["champion"] == alone.metrics["champion"]
-
-
-# ---- leave one out
-
-
-class Scores:
-    """The same score for every listener."""
-
-    def __init__(self, scores: list[float]) -> None:
-        self.row, self.vocabulary_size = torch.tensor(scores), len(scores) - 1
-
-    def scores(self, batch):
-        return self.row.expand(batch.num_listeners, -1).clone()
-
-
-def test_ranks_with_ties_and_history_removed(make_batch):
-    batch = make_batch([2, 1, 1])
-    batch = replace(batch, seen_offsets=torch.tensor([0, 2, 3, 4]), seen_items=torch.tensor([1, 2, 4, 5]))
-    scores = torch.tensor([[99.0, 5, 4, 3, 3, 3, 1]] * 3)
-    # Row 0: 1 and 2 are history; 3 ties with 4 and 5. Row 1: 1 and 2 are above target 4 (heard), two tie with it.
-    found = ranks(scores, torch.tensor([3, 4, 6]), batch, 6)
-    assert found.tolist() == [2.0, 4.0, 5.0]
-    assert ranks(scores[:, :6], torch.tensor([3, 4, 1]), batch, 5).tolist() == [2.0, 4.0, 1.0]
-
-
-def test_leave_one_out_by_hand(make_shards):
-    manifest = make_shards(
-        [
-            {
-                1: [(1, 100, 100), (2, 200, 100), (3, 200, 100)],  # target 3, same second
-                2: [(1, 100, 100), (4, 4000, 100), (5, 4001, 10)],  # target 4 later; the newest skip is nothing
-                3: [(6, 100, 100)],  # no history
-                4: [],
-                5: [(5, 100, 100), (1, 3700, 100)],  # target 1, an hour later exactly
-            }
-        ],
-        vocabulary_size=6,
-        data_end=CUT,
-    )
-    train = TrainConfig(protocol="leave_one_out", mode="all")
-    scorer = Scores([9, 6, 5, 4, 3, 2, 1])
-    result = evaluate_leave_one_out(manifest, {"fixed": scorer}, model=MODEL, train=train, config=CONFIG)
-    assert (result.listeners, result.excluded) == (3, 2)
-    assert result.slices == {"all": 3, "same_second": 1, "within_hour": 1, "later": 1}
-    metrics = result.metrics["fixed"]
-    assert metrics["same_second"]["mrr"] == 1  # 1 and 2 are history, so song 3 is first
-    assert metrics["later"]["mrr"] == pytest.approx(1 / 3)  # 2 and 3 are above song 4
-    assert metrics["within_hour"]["mrr"] == 1
-    assert metrics["all"]["ndcg_10"] == pytest.approx((1 + 0.5 + 1) / 3)
-    assert metrics["all"]["hr_50"] == 1
-
-
-def test_leave_one_out_of_a_network_asks_for_the_true_time(make_shards):
-    manifest = make_shards([{1: [(1, 100, 100), (2, 200, 100), (3, 9000, 100)]}], vocabulary_size=6, data_end=CUT)
-    train = TrainConfig(protocol="leave_one_out", mode="all")
-    times = []
-
-    class Watched(Scores):
-        def scores(self, batch):
-            times.append(batch.next_timestamp.tolist())
-            return super().scores(batch)
-
-    evaluate_leave_one_out(manifest, {"w": Watched([0.0] * 7)}, model=MODEL, train=train, config=CONFIG)
-    assert times == [[200, 9000]]

@@ -1,0 +1,28 @@
+"""The systems by name. A model's file registers what it offers; `fuxi_beta.models` imports every file of its folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fuxi_beta.config import ModelConfig
+from fuxi_beta.models.base import SequenceModel
+
+
+@dataclass(frozen=True)
+class System:
+    """How a system is made, and whether it reads t_{i+1}, the time of the event it predicts."""
+
+    build: Callable[[ModelConfig], SequenceModel]
+    takes_time: bool
+
+
+SYSTEMS: dict[str, System] = {}
+
+
+def register(name: str, build: Callable[[ModelConfig], SequenceModel], *, takes_time: bool) -> None:
+    """Make a system known as `name` (lower case, hyphens), which becomes a value of `model.name`.
+
+    Raises ValueError for a name that another system has.
+    """
+    if name in SYSTEMS:
+        raise ValueError(f"two systems are called {name}: give one of them another name")
+    SYSTEMS[name] = System(build, takes_time)
