@@ -40,17 +40,20 @@ def fit(
     *,
     model: ModelConfig,
     train: TrainConfig,
+    data_end: int | None = None,
     device: torch.device | str = "cpu",
     quality: Quality | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Fitted:
     """Train `train.epochs` epochs from `train.seed`. Same arguments, same result.
 
-    quality: measured after every epoch; the weights of the best one are returned (validation), else the last ones.
+    data_end: Unix second before which every target is, by default all of the shards. quality: measured after every
+    epoch; the weights of the best one are returned (validation), else the last ones.
     on_step: called with (steps done, steps in all). Raises DivergedError if the loss is not finite.
     """
     torch.manual_seed(train.seed)
-    candidates = candidate_songs(manifest, train=train, data_end=manifest.data_end)
+    data_end = manifest.data_end if data_end is None else data_end
+    candidates = candidate_songs(manifest, train=train, data_end=data_end)
     rows = capacity_rows(manifest.vocabulary_size, train.capacity_margin)
     trainer = Trainer(
         models.build(model),
@@ -63,18 +66,18 @@ def fit(
         manifest,
         model=model,
         train=train,
-        data_end=manifest.data_end,
+        data_end=data_end,
         rank=0,
         world_size=1,
         vocabulary_size=manifest.vocabulary_size,
     )
-    fitted = Fitted(_trained(trainer, manifest, model, candidates))
+    fitted = Fitted(_trained(trainer, manifest, model, candidates, data_end))
     for epoch in range(train.epochs):
         _epoch(trainer, batches, epoch, fitted, on_step)
         if quality is not None:
-            _keep_best(fitted, _trained(trainer, manifest, model, candidates), quality)
+            _keep_best(fitted, _trained(trainer, manifest, model, candidates, data_end), quality)
     if quality is None:
-        fitted.model = _trained(trainer, manifest, model, candidates)
+        fitted.model = _trained(trainer, manifest, model, candidates, data_end)
     return fitted
 
 
@@ -102,7 +105,9 @@ def _keep_best(fitted: Fitted, trained: TrainedModel, quality: Quality) -> None:
         fitted.best_epoch, fitted.model = len(fitted.qualities), trained
 
 
-def _trained(trainer: Trainer, manifest: Manifest, config: ModelConfig, candidates: np.ndarray) -> TrainedModel:
+def _trained(
+    trainer: Trainer, manifest: Manifest, config: ModelConfig, candidates: np.ndarray, data_end: int
+) -> TrainedModel:
     """A copy of what is learned so far, on the CPU."""
     network = models.build(config)
     network.load_state_dict({name: _copy(tensor) for name, tensor in trainer.model.state_dict().items()})
@@ -117,7 +122,7 @@ def _trained(trainer: Trainer, manifest: Manifest, config: ModelConfig, candidat
         candidates=mask,
         vocabulary_size=manifest.vocabulary_size,
         ds=str(manifest.ds),
-        data_end=manifest.data_end,
+        data_end=data_end,
     )
 
 

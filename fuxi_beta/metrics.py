@@ -16,11 +16,12 @@ def list_metrics(hits: np.ndarray, relevant: np.ndarray, at: Sequence[int]) -> d
 
     hits: bool [B, K], whether each listed song is relevant; relevant: int [B], how many relevant songs there are
     (at least one). Returns for each cut-off k: `hr_k` (any hit), `recall_k` (share of relevant songs found) and
-    `ndcg_k` (against the best possible list), float64 [B].
+    `ndcg_k` (against the best possible list), and `mrr` (of the first hit in the whole list), float64 [B].
     """
     discount = 1 / np.log2(np.arange(2, max(at) + 2))
     ideal = np.cumsum(discount)
-    metrics = {}
+    first = hits.argmax(axis=1)
+    metrics = {"mrr": np.where(hits.any(axis=1), 1 / (1 + first), 0.0)}
     for k in at:
         top = hits[:, :k]
         found = top.sum(axis=1)

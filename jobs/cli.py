@@ -192,9 +192,20 @@ def movielens(path: str, ds: str | None, movies: str | None, **options: Any) -> 
     type=click.Choice(["true", "previous", "permuted", "fixed-hour"]),
     help="What models are told of t_{i+1}; several may be given. [default: true]",
 )
+@click.option(
+    "--protocol",
+    type=click.Choice(["leave_one_out", "next_day"]),
+    default="leave_one_out",
+    show_default=True,
+    help="The paper's, or the daily job's: new songs of the day before the sequences end.",
+)
 @click.option("--validation", is_flag=True, help="Pick the epoch on the second-newest event, test on the newest once.")
 @click.option("--workspace", metavar="FOLDER", help="[default: ./ml-1m, ./ml-20m, or DATASET itself]")
-@click.option("--preset", metavar="NAME", help="Published setting: ML-1M or ML-20M. [default: DATASET's, else ML-1M]")
+@click.option(
+    "--preset",
+    metavar="NAME",
+    help="ML-1M or ML-20M: the published setting, and whose numbers to set beside ours. [default: DATASET's]",
+)
 @click.option("--title", metavar="TEXT", help="What tables call the data set. [default: its name]")
 @click.option("--workers", type=click.IntRange(1), help="Runs side by side. [default: one a core, at most 4]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")

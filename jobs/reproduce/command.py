@@ -81,7 +81,7 @@ def describe(data: Data, manifest: Manifest) -> Dataset:
     return Dataset(
         name=name,
         title=data.title or title_of(counts) or name,
-        paper=data.paper,
+        paper=data.paper if data.preset or data.dataset in KNOWN else "",
         listeners=manifest.rows,
         songs=manifest.vocabulary_size,
         events=manifest.events,
@@ -207,6 +207,7 @@ def _request(data: Data, options: dict[str, Any]) -> Request:
         conditions=options["conditions"],
         validation=options["validation"],
         scaling=options["scaling"],
+        protocol=options["protocol"],
     )
 
 

@@ -5,7 +5,7 @@ from typing import get_args
 
 from fuxi_beta import models
 from fuxi_beta.baselines.bprmf import BPRMFConfig
-from fuxi_beta.config import ModelConfig, RequestTime, TemporalName, TrainConfig
+from fuxi_beta.config import ModelConfig, Protocol, RequestTime, TemporalName, TrainConfig
 from fuxi_beta.presets import Preset
 from jobs.reproduce.runs import Condition, Sanity
 from pipelines.schema import InputError
@@ -54,18 +54,18 @@ class Spec:
     condition: Condition = "true"
     validation: bool = False
     hidden: int = 100  # width of the recurrent state of gru4rec and narm
+    protocol: Protocol = "leave_one_out"
 
     @property
     def name(self) -> str:
         """Of the run's file: everything that tells it from other runs on the same data."""
-        if self.system in SANITY:
-            return self.system
         parts = [self.system]
         parts += [self.temporal] if self.temporal != "pow" else []
         parts += [f"L{self.layers}"] if self.system not in _NO_DEPTH else []
         parts += [f"h{self.hidden}"] if self.system == "gru4rec" else []
-        parts += [f"e{self.epochs}", f"s{self.seed}"]
+        parts += [f"e{self.epochs}", f"s{self.seed}"] if self.system not in SANITY else []
         parts += [self.condition] if self.condition != "true" else []
+        parts += ["next-day"] if self.protocol == "next_day" else []
         return "-".join([*parts, *(["validated"] if self.validation else [])])
 
     def configs(self, preset: Preset) -> tuple[ModelConfig, TrainConfig]:
@@ -77,7 +77,10 @@ class Spec:
             model = replace(model, name=self.system)
         request_time: RequestTime = "true" if self.condition == "permuted" else self.condition
         train = replace(preset.train, epochs=max(self.epochs, 1), seed=self.seed, request_time=request_time)
-        return model, replace(train, held_out=2 if self.validation else 1)
+        train = replace(train, held_out=2 if self.validation else 1, min_completion=TrainConfig.min_completion)
+        if self.protocol == "next_day":
+            train = replace(train, protocol="next_day", mode="exclusive", min_listeners=TrainConfig.min_listeners)
+        return model, train
 
 
 @dataclass(frozen=True)
@@ -93,16 +96,19 @@ class Request:
     conditions: tuple[Condition, ...] = ()
     validation: bool = False
     scaling: bool = False
+    protocol: Protocol = "leave_one_out"
 
 
 def specs(request: Request) -> list[Spec]:
     """The runs of a request in the order they are made, none twice. InputError for a model that does not exist."""
     epochs = request.preset.train.epochs if request.epochs is None else request.epochs
+    if request.protocol == "next_day" and (request.validation or request.conditions):
+        raise InputError("--protocol next_day: --validation and --time-condition belong to leave_one_out")
     found: list[Spec] = []
     for seed in request.seeds or (request.preset.train.seed,):
         for spec in _one_seed(request, epochs, seed):
             for condition in _conditions(request, spec):
-                varied = replace(spec, condition=condition, validation=request.validation)
+                varied = replace(spec, condition=condition, validation=request.validation, protocol=request.protocol)
                 found += [varied] if varied not in found else []
     return found
 
@@ -124,6 +130,8 @@ def _one_seed(request: Request, epochs: int, seed: int) -> list[Spec]:
         return [replace(large, system=system) for system in (_CHANNELS if request.table == 7 else _FRAMEWORK)]
     systems = _STEPS if request.table == 5 else _TIMED if request.conditions else TABLE_3
     trained = [_own_epochs(replace(base, system=system), request) for system in systems]
+    if request.protocol == "next_day":  # BPR-MF scores listeners, not histories, so it makes no lists
+        trained = [spec for spec in trained if spec.system != "bprmf"]
     return trained if systems is not TABLE_3 else [Spec(system, 0, 0) for system in SANITY] + trained
 
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from fuxi_beta import models, ops
+from fuxi_beta.baselines.base import ScoredBaseline
 from fuxi_beta.baselines.bprmf import BPRMFConfig, fit_bprmf
 from fuxi_beta.baselines.ease import fit_ease
 from fuxi_beta.baselines.item_knn import fit_item_knn
@@ -23,13 +25,16 @@ from fuxi_beta.baselines.popularity import fit_popularity
 from fuxi_beta.baselines.recency import fit_recency
 from fuxi_beta.checkpoint import TrainedModel
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
+from fuxi_beta.evaluate import evaluate_next_day
 from fuxi_beta.fit import fit
-from fuxi_beta.leave_one_out import LeaveOneOutResult, ListenerScorer, Scorer, evaluate_leave_one_out
+from fuxi_beta.leave_one_out import ListenerScorer, Scorer, evaluate_leave_one_out
 from fuxi_beta.presets import Preset
 from jobs import machine
+from jobs.evaluate import known_songs
 from jobs.reproduce import runs
 from jobs.reproduce.runs import Curves, Dataset, Run
 from jobs.reproduce.settings import SANITY, Spec
+from pipelines.calendar import Calendar
 from pipelines.shards import Manifest
 
 OnStep = Callable[[int, int], None]
@@ -76,13 +81,18 @@ def perform(task: Task, on_step: OnStep | None = None) -> list[Run]:
     written = []
     for condition in _conditions(task.spec):
         permute = task.spec.seed if condition == "permuted" else None
-        result = _measure(task, trained.scorer, model, train, permute_gaps=permute)
+        if task.spec.protocol == "next_day":
+            found = _next_day(task, trained.scorer, model, train)
+        else:
+            found = _measure(task, trained.scorer, model, train, permute_gaps=permute)
         spec = replace(task.spec, condition=condition)
-        written.append(_write(task, spec, trained, result, seconds))
+        written.append(_write(task, spec, trained, found, seconds))
     return written
 
 
 def _conditions(spec: Spec) -> tuple[runs.Condition, ...]:
+    if spec.protocol == "next_day":
+        return ("true",)
     if spec.condition in {"true", "permuted"} and models.takes_time(spec.system):
         return ("true", "permuted")
     return (spec.condition,)
@@ -90,12 +100,19 @@ def _conditions(spec: Spec) -> tuple[runs.Condition, ...]:
 
 def _train(task: Task, model: ModelConfig, train: TrainConfig, on_step: OnStep | None) -> _Trained:
     if task.spec.system in SANITY:
-        scorer = _sanity(task.spec.system, task.manifest, train)
-        return _Trained(scorer, [], [], 0)
+        return _Trained(_sanity(task, train), [], [], 0)
     if task.spec.system == "bprmf":
         return _bprmf(task, train, on_step)
     quality = _validated(task, model, train) if task.spec.validation else None
-    fitted = fit(task.manifest, model=model, train=train, device=task.device, quality=quality, on_step=on_step)
+    fitted = fit(
+        task.manifest,
+        model=model,
+        train=train,
+        data_end=_data_end(task),
+        device=task.device,
+        quality=quality,
+        on_step=on_step,
+    )
     network = fitted.model.model
     weights = network.temporal_weights(torch.tensor(CURVE_SECONDS))
     return _Trained(
@@ -108,12 +125,21 @@ def _train(task: Task, model: ModelConfig, train: TrainConfig, on_step: OnStep |
     )
 
 
-def _sanity(system: str, manifest: Manifest, train: TrainConfig) -> Scorer:
-    end = manifest.data_end
+def _data_end(task: Task) -> int:
+    """Unix second before which everything is that may be learned from: under next_day the start of the day before."""
+    manifest = task.manifest
+    if task.spec.protocol == "next_day":
+        return Calendar(manifest.timezone).day_start(manifest.ds - dt.timedelta(days=1))
+    return manifest.data_end
+
+
+def _sanity(task: Task, train: TrainConfig) -> ScoredBaseline:
+    end, manifest, system = _data_end(task), task.manifest, task.spec.system
+    known = torch.from_numpy(known_songs(manifest, before=end)) if task.spec.protocol == "next_day" else None
     if system == "popularity":
-        return fit_popularity(manifest, end=end, train=train, config=EvaluateConfig())
+        return fit_popularity(manifest, end=end, train=train, config=EvaluateConfig(), candidates=known)
     fits = {"recency": fit_recency, "markov": fit_markov, "item-knn": fit_item_knn, "ease": fit_ease}
-    return fits[system](manifest, end=end, train=train)
+    return fits[system](manifest, end=end, train=train, candidates=known)
 
 
 def _bprmf(task: Task, train: TrainConfig, on_step: OnStep | None) -> _Trained:
@@ -137,20 +163,49 @@ def _validated(task: Task, model: ModelConfig, train: TrainConfig) -> Callable[[
     """NDCG@10 on each listener's second-newest play."""
 
     def quality(trained: TrainedModel) -> float:
-        return _measure(task, trained, model, train, newest_removed=1).metrics["run"]["all"]["ndcg_10"]
+        return _measure(task, trained, model, train, newest_removed=1).metrics["all"]["ndcg_10"]
 
     return quality
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """Means by slice, and under leave_one_out the rank of each listener's song."""
+
+    metrics: dict[str, dict[str, float]]
+    slices: dict[str, int]
+    user_id: pa.Array | None = None
+    ranks: np.ndarray | None = None
+
+
 def _measure(
     task: Task, scorer: Scorer | ListenerScorer, model: ModelConfig, train: TrainConfig, **cases: Any
-) -> LeaveOneOutResult:
-    return evaluate_leave_one_out(
+) -> _Measured:
+    result = evaluate_leave_one_out(
         task.manifest, {"run": scorer}, model=model, train=train, config=EvaluateConfig(), **cases
     )
+    return _Measured(result.metrics["run"], result.slices, result.user_id, result.ranks["run"])
 
 
-def _write(task: Task, spec: Spec, trained: _Trained, result: LeaveOneOutResult, seconds: float) -> Run:
+def _next_day(task: Task, recommender: Any, model: ModelConfig, train: TrainConfig) -> _Measured:
+    manifest, end, config = task.manifest, _data_end(task), EvaluateConfig()
+    known = known_songs(manifest, before=end)
+    popularity = fit_popularity(manifest, end=end, train=train, config=config, candidates=torch.from_numpy(known))
+    result = evaluate_next_day(
+        manifest,
+        {"run": recommender},
+        ds=manifest.ds,
+        calendar=Calendar(manifest.timezone),
+        model=model,
+        train=train,
+        config=config,
+        known_items=known,
+        fallback=popularity,
+    )
+    return _Measured(result.metrics["run"], result.slices)
+
+
+def _write(task: Task, spec: Spec, trained: _Trained, found: _Measured, seconds: float) -> Run:
     run = Run(
         name=spec.name,
         dataset=task.dataset,
@@ -164,9 +219,9 @@ def _write(task: Task, spec: Spec, trained: _Trained, result: LeaveOneOutResult,
         condition=spec.condition,
         validation=spec.validation,
         best_epoch=trained.best_epoch,
-        protocol="leave_one_out",
-        metrics=result.metrics["run"],
-        listeners=result.slices,
+        protocol=spec.protocol,
+        metrics=found.metrics,
+        listeners=found.slices,
         curves=trained.curves,
         epoch_losses=trained.epoch_losses,
         epoch_seconds=round(statistics.median(trained.epoch_seconds), 3) if trained.epoch_seconds else 0.0,
@@ -178,6 +233,7 @@ def _write(task: Task, spec: Spec, trained: _Trained, result: LeaveOneOutResult,
         command=task.command,
         kernels=ops.describe(task.device),
     )
-    runs.write_ranks(task.folder, run.name, result.user_id.to_numpy(zero_copy_only=False), result.ranks["run"])
+    if found.user_id is not None and found.ranks is not None:
+        runs.write_ranks(task.folder, run.name, found.user_id.to_numpy(zero_copy_only=False), found.ranks)
     runs.write(task.folder, run)
     return run

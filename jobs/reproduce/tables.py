@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jobs.reproduce.comparisons import agreement, conditions, differences
@@ -63,6 +63,8 @@ def render(
     for (dataset, protocol), mine in by_dataset(runs).items():
         groups = group(mine)
         clock = Clock(groups, (timing or {}).get(dataset.name))
+        if protocol == "next_day":
+            dataset = replace(dataset, paper="")  # noqa: PLW2901 - the paper has no numbers under it
         chapter = Chapter(dataset, groups, clock, Listeners(ranks_of), sections(groups, dataset.paper))
         lines += _header(dataset, protocol, mine)
         lines += _chapter(chapter, {d.kind: d for d in figures if d.dataset == dataset and d.protocol == protocol})
@@ -76,9 +78,10 @@ def _chapter(chapter: Chapter, figures: Mapping[str, "Drawn"]) -> list[str]:
         if section.short == "Table 3":
             lines += [*_below_markov(chapter.groups), *_shown(figures, "systems")]
     lines += _shown(figures, "curves")
-    lines += differences(chapter.sections, chapter.listeners)
-    lines += agreement(chapter.sections, chapter.listeners)
-    lines += conditions(chapter.groups, chapter.listeners)
+    if chapter.groups[0].first.protocol == "leave_one_out":  # whose ranks tell every listener's metrics
+        lines += differences(chapter.sections, chapter.listeners)
+        lines += agreement(chapter.sections, chapter.listeners)
+        lines += conditions(chapter.groups, chapter.listeners)
     lines += [*_scaling(chapter), *_shown(figures, "depth")]
     lines += _slices(chapter.groups)
     lines += _times(chapter)
@@ -194,8 +197,10 @@ def _slices(groups: Sequence[Group]) -> list[str]:
     header = ["model", *(f"{SLICES.get(part, part)} ({counts[part]:,})" for part in parts)]
     columns = [[_with_function(g) for g in rows]]
     columns += [column([g.mean("ndcg_10", p) for g in rows], [g.spread("ndcg_10", p) for g in rows]) for p in parts]
-    text = "NDCG@10 by the time since the event before the predicted one; in brackets how many listeners."
-    return ["### By gap", "", text, "", *table(header, list(zip(*columns, strict=True)))]
+    title, text = "By gap", "NDCG@10 by the time since the event before the predicted one; in brackets how many."
+    if not found & {"same_second", "later"}:
+        title, text = "By listener", "NDCG@10 by kind of listener; in brackets how many."
+    return [f"### {title}", "", text, "", *table(header, list(zip(*columns, strict=True)))]
 
 
 def _with_function(g: Group) -> str:

@@ -159,7 +159,8 @@ def test_several_recommenders_on_the_same_listeners_and_progress(shards):
     )
     assert set(result.metrics) == {"fixed", "popularity"}
     assert set(result.metrics["popularity"]["all"]) == {
-        f"{metric}_{k}" for metric in ("hr", "recall", "ndcg", "coverage", "repeats") for k in (2, 3)
+        "mrr",
+        *(f"{metric}_{k}" for metric in ("hr", "recall", "ndcg", "coverage", "repeats") for k in (2, 3)),
     }
     assert result.metrics["popularity"]["all"]["repeats_3"] == 0
     assert seen == [(3, 6), (6, 6)]

@@ -1,5 +1,6 @@
 """`fuxi reproduce` on a few listeners: which runs a request means, what a run writes, and how a series goes on."""
 
+import datetime as dt
 import json
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from jobs.reproduce.counts import against_paper, title_of
 from jobs.reproduce.paper import Counts
 from jobs.reproduce.settings import Request, Spec, specs
 from pipelines.schema import InputError
+
+DAY_TWO = dt.date(2026, 3, 3)
 
 PRESET = preset("ML-1M")
 
@@ -189,6 +192,27 @@ def test_every_kind_of_run_works_and_repeats_itself(workspace: Path):
     assert len(run(Spec("fuxi-beta", 1, 1, temporal="sin"))) == 2
 
 
+def test_the_daily_protocol_measures_new_songs_of_the_last_day(deployment, tmp_path: Path):
+    """On play logs: lists of thirty, listeners by kind, no ranks, and the paper's numbers nowhere beside."""
+    made = deployment(listeners=200)
+    made.sessionized(DAY_TWO)
+    workspace = made.config.workspace
+    asked = ("reproduce", workspace, "--protocol", "next_day", "--epochs", "1")
+    done = fuxi(*asked, *(part for name in ("fuxi-beta", "sasrec", "markov", "recency") for part in ("--model", name)))
+    assert done.returncode == 0, done.stderr
+    found = {run.name: run for run in runs.read(Path(workspace) / "reproduce")}
+    assert set(found) == {
+        *("fuxi-beta-L2-e1-s42-next-day", "sasrec-L2-e1-s42-next-day", "markov-next-day", "recency-next-day")
+    }
+    run = found["fuxi-beta-L2-e1-s42-next-day"]
+    assert run.protocol == "next_day" and set(run.metrics) == {"all", "new", "light", "heavy"}
+    assert {"hr_30", "ndcg_30", "coverage_30", "mrr"} <= set(run.metrics["all"])
+    assert run.dataset.paper == ""
+    page = tmp_path / "results.md"
+    assert fuxi("reproduce", workspace, "--write", str(page)).returncode == 0
+    assert "By listener" in page.read_text() and "paper (" not in page.read_text()
+
+
 def test_times_are_taken_in_turns_and_kept_beside_the_runs(workspace: Path):
     done = fuxi("reproduce", str(workspace), "--timing", "--model", "fuxi-beta", "--model", "sasrec")
     assert done.returncode == 0, done.stderr
@@ -216,3 +240,10 @@ def test_what_cannot_be_done_is_one_line(workspace: Path, arguments: list[str], 
 def test_a_dry_run_lists_the_runs_and_trains_nothing(workspace: Path):
     done = fuxi("reproduce", str(workspace), "--model", "retnet", "--dry-run")
     assert done.stdout.split() == ["retnet-L2-e101-s42", "to", "do"]
+
+
+def test_the_daily_protocol_leaves_out_what_makes_no_lists():
+    found = names(protocol="next_day")
+    assert "popularity-next-day" in found and not [name for name in found if name.startswith("bprmf")]
+    with pytest.raises(InputError, match="--validation and --time-condition belong to leave_one_out"):
+        names(protocol="next_day", validation=True)
