@@ -61,6 +61,7 @@ def cli() -> None:
     Every day:            fuxi daily --ds 2026-03-02 --config daily.yaml
     One stage at a time:  sessionize, train, evaluate, promote, recommend, report (all take --ds)
     Look at a list:       fuxi show USER --ds 2026-03-02
+    The paper's tables:   fuxi reproduce ml-1m
 
     Running anything again is safe: finished work of a ds is skipped, unfinished work resumes.
     """

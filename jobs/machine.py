@@ -16,4 +16,5 @@ def describe() -> str:
     if torch.cuda.is_available():
         name = f"{torch.cuda.get_device_name()} in a host with {name}"
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {torch.get_num_threads()} threads, {capability}, torch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}, {capability}, torch {torch.__version__}"

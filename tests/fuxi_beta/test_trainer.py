@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import socket
 from pathlib import Path
 from typing import Any, Literal
@@ -81,6 +82,8 @@ def worker(rank: int, world: int, port: int, folder: str, job: dict[str, Any]) -
     if rank == 0:
         torch.save(results, f"{folder}/{stop}-losses.pt")
     dist.destroy_process_group()
+    if world > 1:
+        os._exit(0)  # TorchRec keeps gloo's threads alive, and beside them Python's own shutdown may abort
 
 
 def learn_in(world: int, folder: Path, manifest: Manifest, *, start: int = 0, stop: int, train: TrainConfig = TRAIN):
