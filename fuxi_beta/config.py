@@ -45,7 +45,9 @@ class TrainConfig:
     """How a model is fitted. The batch size and every count are global: the number of workers changes no result."""
 
     protocol: Protocol = "next_day"  # which targets are held out, and what t_{i+1} is at a day's end
-    held_out: int = 1  # leave_one_out: newest plays of a listener that training never sees; 2 leaves one to validate on
+    held_out: int = (
+        1  # leave_one_out: newest plays of a listener that training never sees (0, 1; 2: one to validate on)
+    )
     request_time: RequestTime = "true"  # leave_one_out: t_{i+1}, as it was, := t_i, or the next 08:00 after t_i
     mode: Mode = "exclusive"  # targets and candidates are first listens only, or all plays
     min_completion: int = 30  # percent played below which an event is a skip: neither context nor target
@@ -77,8 +79,10 @@ class TrainConfig:
         if self.request_time not in get_args(RequestTime):
             choices = ", ".join(get_args(RequestTime))
             raise ValueError(f"train.request_time is {self.request_time!r}: it must be one of {choices}")
-        if self.held_out not in {1, 2}:
-            raise ValueError(f"train.held_out is {self.held_out}: it must be 1, or 2 to validate on the second-newest")
+        if self.held_out not in {0, 1, 2}:
+            raise ValueError(
+                f"train.held_out is {self.held_out}: it must be 0, 1, or 2 to validate on the second-newest"
+            )
         for name in ("epochs", "warm_start_epochs", "batch_size", "negatives", "checkpoint_every_steps", "lanes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")

@@ -1,5 +1,8 @@
 """The protocol `leave_one_out`: rank each listener's newest play among the whole catalogue (the paper's evaluation).
 
+It lets a model learn from plays that came after those it is tested on, if other listeners made them. With `split` the
+same ranking asks instead for the first play after one point in time, and nothing after that point is learned from.
+
 Shapes: `B` listeners, `V` songs and the padding row. Times are Unix seconds, UTC.
 """
 
@@ -59,13 +62,15 @@ class Cases:
     """Each listener's newest play as something to predict from the plays before.
 
     newest_removed: 1 strips that play first and predicts the one before it, to validate on. permute_gaps: the time
-    from the last visible play to the request is another listener's, drawn without replacement by this seed.
+    from the last visible play to the request is another listener's, drawn without replacement by this seed. split:
+    Unix second; the case is the first play from then on, known by the plays before, and others have none.
     """
 
     manifest: Manifest
     train: TrainConfig
     newest_removed: int = 0
     permute_gaps: int | None = None
+    split: int | None = None
 
     def row_groups(self) -> Iterator[tuple[Histories, Histories, np.ndarray, np.ndarray]]:
         """Histories, what is visible of them, rows of listeners with a case, and event numbers of all their targets."""
@@ -74,10 +79,21 @@ class Cases:
             histories = read_histories(self.manifest, file, group)
             for _ in range(self.newest_removed):
                 histories = held_out(histories, self.train, size)[0]
-            visible, newest = held_out(histories, self.train, size)
+            if self.split is None:
+                visible, newest = held_out(histories, self.train, size)
+            else:
+                visible, newest = self._first_after(histories, self.split)
             plays = (visible.completion >= self.train.min_completion) & (visible.item_index <= size)
-            rows = np.flatnonzero(np.bincount(visible.listener[plays], minlength=len(visible)))
+            rows = np.flatnonzero((np.bincount(visible.listener[plays], minlength=len(visible)) > 0) & (newest >= 0))
             yield histories, visible, rows, newest
+
+    def _first_after(self, histories: Histories, split: int) -> tuple[Histories, np.ndarray]:
+        """What is before the split, and the event number of each listener's first play from then on, -1 for none."""
+        plays = (histories.completion >= self.train.min_completion) & (histories.timestamp >= split)
+        numbers = np.flatnonzero(plays)[::-1]
+        first = np.full(len(histories), -1, np.int64)
+        first[histories.listener[numbers]] = numbers  # the last write is the oldest of them
+        return histories.before(split), first
 
     def gaps(self) -> np.ndarray:
         """Seconds from each case's last visible play to its target, permuted if asked for. int64, in order."""
@@ -100,16 +116,17 @@ def evaluate_leave_one_out(
     config: EvaluateConfig,
     newest_removed: int = 0,
     permute_gaps: int | None = None,
+    split: int | None = None,
     on_progress: Progress | None = None,
 ) -> LeaveOneOutResult:
     """Rank each listener's newest play among the whole catalogue, 1..vocabulary_size.
 
     Its true time is t_{i+1}, unless a model was trained under another `request_time`; songs of the visible history
-    are removed; see `ranks`, and `Cases` for newest_removed and permute_gaps. `model` and `train` shape the contexts
-    of scorers that are no TrainedModel. Slices are `all` and `SLICES`, by the true time since the previous play.
+    are removed; see `ranks`, and `Cases` for newest_removed, permute_gaps and split. `model` and `train` shape the
+    contexts of scorers that are no TrainedModel. Slices are `all` and `SLICES`, by the true time since the last play.
     """
     calendar, sums = Calendar(manifest.timezone), Means()
-    cases = Cases(manifest, train, newest_removed, permute_gaps)
+    cases = Cases(manifest, train, newest_removed, permute_gaps, split)
     gaps = cases.gaps() if permute_gaps is not None else None
     users, found = [], {name: [] for name in scorers}
     excluded = done = measured = 0
@@ -160,6 +177,12 @@ def ranks(scores: Tensor, target: Tensor, batch: Batch, vocabulary_size: int) ->
     scores[rows, target] = -torch.inf
     greater, equal = (scores > of_target).sum(1), (scores == of_target).sum(1)
     return 1 + greater.double() + equal.double() / 2
+
+
+def split_time(manifest: Manifest, share: float = 0.9) -> int:
+    """The Unix second before which `share` of all events are."""
+    times = [read_histories(manifest, file, group).timestamp for file, group, _ in manifest.row_groups()]
+    return int(np.quantile(np.concatenate(times), share)) if times else 0
 
 
 def gap_slices(gap: np.ndarray) -> dict[str, np.ndarray]:

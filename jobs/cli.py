@@ -195,10 +195,10 @@ def movielens(path: str, ds: str | None, movies: str | None, **options: Any) -> 
 )
 @click.option(
     "--protocol",
-    type=click.Choice(["leave_one_out", "next_day"]),
+    type=click.Choice(["leave_one_out", "temporal_split", "next_day"]),
     default="leave_one_out",
     show_default=True,
-    help="The paper's, or the daily job's: new songs of the day before the sequences end.",
+    help="The paper's; the first event after nine tenths of all; or the daily job's: new songs of the last day.",
 )
 @click.option("--validation", is_flag=True, help="Pick the epoch on the second-newest event, test on the newest once.")
 @click.option("--workspace", metavar="FOLDER", help="[default: ./ml-1m, ./ml-20m, or DATASET itself]")

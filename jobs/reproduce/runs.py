@@ -26,6 +26,8 @@ RANK = "rank"
 Sanity = Literal["popularity", "recency", "markov", "item-knn", "ease"]
 Condition = Literal["true", "previous", "permuted", "fixed-hour"]
 """What t_{i+1} was: the true time, t_i, the time by another listener's gap, the next fixed hour."""
+RunProtocol = Literal[Protocol, "temporal_split"]
+"""temporal_split: `leave_one_out`, but of the first event after the time by which nine tenths of all events were."""
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=0)]
 _Some = Annotated[int, Field(ge=1)]
@@ -70,7 +72,7 @@ class Run:
     condition: Condition
     validation: bool  # whether the epoch was picked on the second-newest event
     best_epoch: int | None
-    protocol: Protocol
+    protocol: RunProtocol
     metrics: dict[str, dict[str, _Share]]  # slice by gap -> metric -> mean over its listeners
     listeners: dict[str, _Count]  # slice -> how many
     curves: Curves | None

@@ -5,9 +5,9 @@ from typing import get_args
 
 from fuxi_beta import models
 from fuxi_beta.baselines.bprmf import BPRMFConfig
-from fuxi_beta.config import ModelConfig, Protocol, RequestTime, TemporalName, TrainConfig
+from fuxi_beta.config import ModelConfig, RequestTime, TemporalName, TrainConfig
 from fuxi_beta.presets import Preset
-from jobs.reproduce.runs import Condition, Sanity
+from jobs.reproduce.runs import Condition, RunProtocol, Sanity
 from pipelines.schema import InputError
 
 LARGE = 8  # layers
@@ -54,7 +54,7 @@ class Spec:
     condition: Condition = "true"
     validation: bool = False
     hidden: int = 100  # width of the recurrent state of gru4rec and narm
-    protocol: Protocol = "leave_one_out"
+    protocol: RunProtocol = "leave_one_out"
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class Spec:
         parts += [f"h{self.hidden}"] if self.system == "gru4rec" else []
         parts += [f"e{self.epochs}", f"s{self.seed}"] if self.system not in SANITY else []
         parts += [self.condition] if self.condition != "true" else []
-        parts += ["next-day"] if self.protocol == "next_day" else []
+        parts += [self.protocol.replace("_", "-")] if self.protocol != "leave_one_out" else []
         return "-".join([*parts, *(["validated"] if self.validation else [])])
 
     def configs(self, preset: Preset) -> tuple[ModelConfig, TrainConfig]:
@@ -78,6 +78,8 @@ class Spec:
         request_time: RequestTime = "true" if self.condition == "permuted" else self.condition
         train = replace(preset.train, epochs=max(self.epochs, 1), seed=self.seed, request_time=request_time)
         train = replace(train, held_out=2 if self.validation else 1, min_completion=TrainConfig.min_completion)
+        if self.protocol == "temporal_split":
+            train = replace(train, held_out=0)
         if self.protocol == "next_day":
             train = replace(train, protocol="next_day", mode="exclusive", min_listeners=TrainConfig.min_listeners)
         return model, train
@@ -96,14 +98,14 @@ class Request:
     conditions: tuple[Condition, ...] = ()
     validation: bool = False
     scaling: bool = False
-    protocol: Protocol = "leave_one_out"
+    protocol: RunProtocol = "leave_one_out"
 
 
 def specs(request: Request) -> list[Spec]:
     """The runs of a request in the order they are made, none twice. InputError for a model that does not exist."""
     epochs = request.preset.train.epochs if request.epochs is None else request.epochs
-    if request.protocol == "next_day" and (request.validation or request.conditions):
-        raise InputError("--protocol next_day: --validation and --time-condition belong to leave_one_out")
+    if request.protocol != "leave_one_out" and (request.validation or request.conditions):
+        raise InputError(f"--protocol {request.protocol}: --validation and --time-condition belong to leave_one_out")
     found: list[Spec] = []
     for seed in request.seeds or (request.preset.train.seed,):
         for spec in _one_seed(request, epochs, seed):

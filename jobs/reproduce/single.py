@@ -27,7 +27,7 @@ from fuxi_beta.checkpoint import TrainedModel
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.evaluate import evaluate_next_day
 from fuxi_beta.fit import fit
-from fuxi_beta.leave_one_out import ListenerScorer, Scorer, evaluate_leave_one_out
+from fuxi_beta.leave_one_out import ListenerScorer, Scorer, evaluate_leave_one_out, split_time
 from fuxi_beta.presets import Preset
 from jobs import machine
 from jobs.evaluate import known_songs
@@ -84,14 +84,15 @@ def perform(task: Task, on_step: OnStep | None = None) -> list[Run]:
         if task.spec.protocol == "next_day":
             found = _next_day(task, trained.scorer, model, train)
         else:
-            found = _measure(task, trained.scorer, model, train, permute_gaps=permute)
+            split = _data_end(task) if task.spec.protocol == "temporal_split" else None
+            found = _measure(task, trained.scorer, model, train, permute_gaps=permute, split=split)
         spec = replace(task.spec, condition=condition)
         written.append(_write(task, spec, trained, found, seconds))
     return written
 
 
 def _conditions(spec: Spec) -> tuple[runs.Condition, ...]:
-    if spec.protocol == "next_day":
+    if spec.protocol != "leave_one_out":
         return ("true",)
     if spec.condition in {"true", "permuted"} and models.takes_time(spec.system):
         return ("true", "permuted")
@@ -128,6 +129,8 @@ def _train(task: Task, model: ModelConfig, train: TrainConfig, on_step: OnStep |
 def _data_end(task: Task) -> int:
     """Unix second before which everything is that may be learned from: under next_day the start of the day before."""
     manifest = task.manifest
+    if task.spec.protocol == "temporal_split":
+        return split_time(manifest)
     if task.spec.protocol == "next_day":
         return Calendar(manifest.timezone).day_start(manifest.ds - dt.timedelta(days=1))
     return manifest.data_end
@@ -153,7 +156,7 @@ def _bprmf(task: Task, train: TrainConfig, on_step: OnStep | None) -> _Trained:
             on_step(epoch, task.spec.epochs)
 
     config = BPRMFConfig(factors=task.preset.model.dim, epochs=task.spec.epochs, seed=task.spec.seed)
-    fitted = fit_bprmf(task.manifest, end=task.manifest.data_end, train=train, config=config, on_epoch=on_epoch)
+    fitted = fit_bprmf(task.manifest, end=_data_end(task), train=train, config=config, on_epoch=on_epoch)
     factors = fitted.factors
     parameters = sum(part.numel() for part in (factors.users, factors.items, factors.bias))
     return _Trained(fitted, losses, np.diff(times).tolist(), parameters)

@@ -63,7 +63,7 @@ def render(
     for (dataset, protocol), mine in by_dataset(runs).items():
         groups = group(mine)
         clock = Clock(groups, (timing or {}).get(dataset.name))
-        if protocol == "next_day":
+        if protocol != "leave_one_out":
             dataset = replace(dataset, paper="")  # noqa: PLW2901 - the paper has no numbers under it
         chapter = Chapter(dataset, groups, clock, Listeners(ranks_of), sections(groups, dataset.paper))
         lines += _header(dataset, protocol, mine)
@@ -78,7 +78,7 @@ def _chapter(chapter: Chapter, figures: Mapping[str, "Drawn"]) -> list[str]:
         if section.short == "Table 3":
             lines += [*_below_markov(chapter.groups), *_shown(figures, "systems")]
     lines += _shown(figures, "curves")
-    if chapter.groups[0].first.protocol == "leave_one_out":  # whose ranks tell every listener's metrics
+    if chapter.groups[0].first.protocol != "next_day":  # which has no ranks that tell every listener's metrics
         lines += differences(chapter.sections, chapter.listeners)
         lines += agreement(chapter.sections, chapter.listeners)
         lines += conditions(chapter.groups, chapter.listeners)

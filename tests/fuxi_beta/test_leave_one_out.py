@@ -9,7 +9,7 @@ import torch
 
 from fuxi_beta.batches import read_histories, training_samples
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
-from fuxi_beta.leave_one_out import Cases, evaluate_leave_one_out, ranks
+from fuxi_beta.leave_one_out import Cases, evaluate_leave_one_out, ranks, split_time
 from pipelines.calendar import Calendar
 
 CUT = 1_772_000_000
@@ -189,3 +189,27 @@ def test_a_scorer_of_listeners_is_asked_by_user_id(three):
 
     result = evaluate(three, ByUser())
     assert result.ranks["it"].tolist() == [3.5, 1.0, 3.5]  # five songs tie with 7 but for listener 2
+
+
+def test_a_split_in_time_asks_for_the_first_play_after_it(three):
+    split = 6 * DAY + 9 * HOUR + 60  # listener 1 is done by then, 2 has played twice, 3 has not begun
+    scorer = Watched()
+    result = evaluate(three, scorer, replace(TRAIN, held_out=0), split=split)
+    assert result.user_id.to_pylist() == [2] and scorer.asked == [6 * DAY + 9 * HOUR + 1_050]
+    assert (result.listeners, result.excluded) == (1, 2)
+    samples = training_samples(
+        read_histories(three, three.files[0]),
+        sample=np.arange(3),
+        model=MODEL,
+        train=replace(TRAIN, held_out=0),
+        calendar=Calendar(),
+        data_end=split,
+        vocabulary_size=8,
+    )
+    assert samples.target.tolist() == [4, 7, 5]  # all of listener 1, the second play of 2, nothing of 3
+
+
+def test_the_time_of_a_split_has_its_share_of_all_events_before_it(make_shards):
+    events = {user: [(1, 100 * user + k, 100) for k in range(10)] for user in range(10)}
+    manifest = make_shards([events], vocabulary_size=2, data_end=CUT, row_group=3)
+    assert split_time(manifest, 0.5) in range(409, 501)

@@ -186,6 +186,8 @@ def test_every_kind_of_run_works_and_repeats_itself(workspace: Path):
     assert len(bprmf.epoch_losses) == 2 and bprmf.best_epoch is None
     (told,) = run(Spec("hstu", 1, 1, condition="previous"))
     assert told.condition == "previous" and told.name.endswith("previous")
+    (later,) = run(Spec("sasrec-gap", 1, 1, protocol="temporal_split"))
+    assert later.name.endswith("temporal-split") and 0 < later.listeners["all"] < 60
     validated, _ = run(Spec("fuxi-beta", 2, 1, validation=True))
     assert validated.best_epoch in {1, 2} and validated.validation
     assert run(Spec("narm", 1, 1))[0].metrics == run(Spec("narm", 1, 1))[0].metrics
