@@ -148,7 +148,7 @@ def show(finished: Sequence[Run]) -> None:
     from rich.table import Table
 
     table = Table(title=finished[0].dataset.title if finished else "no run is finished", title_justify="left")
-    table.add_column("run")
+    table.add_column("run", overflow="fold", min_width=22)
     columns = {"ndcg_10": "NDCG@10", "ndcg_50": "NDCG@50", "hr_10": "HR@10", "hr_50": "HR@50", "mrr": "MRR"}
     for title in (*columns.values(), "epochs", "s/epoch"):
         table.add_column(title, justify="right")
@@ -156,7 +156,7 @@ def show(finished: Sequence[Run]) -> None:
         values = [f"{run.metrics['all'][name]:.4f}" for name in columns]
         epochs = [str(run.epochs), f"{run.epoch_seconds:.1f}"] if run.epoch_losses else ["", ""]
         table.add_row(run.name, *values, *epochs)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table, highlight=False)
 
 
 def write(workspaces: Sequence[str], file: str) -> None:
