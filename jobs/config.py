@@ -150,13 +150,14 @@ def load_config(
         where = ".".join(str(part) for part in first["loc"]) or "configuration"
         message = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}: {message} (found {first.get('input')!r})") from None
-    _check_system(config.model)
+    _check_model(config)
     return config
 
 
-def _check_system(model: ModelConfig) -> None:
-    """Refuse the name of a model that is not there, now and not after the sequences are built."""
-    if model.name == ModelConfig.name:
+def _check_model(config: Config) -> None:
+    """Refuse a model that is not there or cannot do what is asked, now and not after the sequences are built."""
+    model, train = config.model, config.train
+    if model.name == ModelConfig.name and model.temporal in {"pow", "zero"}:
         return  # most of the time, and torch need not be imported for it
     from fuxi_beta import models
 
@@ -164,6 +165,9 @@ def _check_system(model: ModelConfig) -> None:
         models.system(model.name)
     except ValueError as error:
         raise InputError(str(error)) from None
+    for name, on in (("train.precision=bf16", train.precision == "bf16"), ("train.compile=true", train.compile)):
+        if on:
+            raise InputError(f"{name}: only fuxi-beta with temporal pow or zero offers it, not {model.name} here")
 
 
 def _read_yaml(file: str) -> dict[str, Any]:

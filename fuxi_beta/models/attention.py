@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fuxi_beta.models.base import Pass
-from fuxi_beta.ops.reference import toeplitz
 
 Scores = Callable[[Tensor, int], Tensor]
 """Called with raw products [G, H, n, n] and the number of the group; returns the causal map."""
@@ -68,6 +67,3 @@ def apply_map(weights: Tensor, padded: Tensor) -> Tensor:
     if weights.ndim == 2:
         return (weights @ padded.flatten(1)).view_as(padded)
     return torch.bmm(weights, padded.transpose(0, 1)).transpose(0, 1)
-
-
-__all__ = ["apply_map", "causal_maps", "join_heads", "silu_scores", "softmax_attention", "split_heads", "toeplitz"]

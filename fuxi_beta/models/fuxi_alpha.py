@@ -25,9 +25,10 @@ from fuxi_beta import ops
 from fuxi_beta.bias import PositionalBias
 from fuxi_beta.config import ModelConfig, TemporalName
 from fuxi_beta.ffn import MultistageFFN
-from fuxi_beta.models.attention import apply_map, causal_maps, silu_scores, toeplitz
+from fuxi_beta.models.attention import apply_map, causal_maps, silu_scores
 from fuxi_beta.models.base import Pass, SequenceModel
 from fuxi_beta.models.registry import register
+from fuxi_beta.ops.reference import toeplitz
 from fuxi_beta.temporal import FUNCTIONS, Pow
 
 Channel = Literal["position", "time", "content"]

@@ -17,9 +17,10 @@ from typing_extensions import override
 
 from fuxi_beta.bias import PositionalBias
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.models.attention import causal_maps, silu_scores, toeplitz
+from fuxi_beta.models.attention import causal_maps, silu_scores
 from fuxi_beta.models.base import Pass, SequenceModel
 from fuxi_beta.models.registry import register
+from fuxi_beta.ops.reference import toeplitz
 from fuxi_beta.temporal import Bucket, Pow
 
 _EPS = 1e-6

@@ -62,3 +62,20 @@ def test_the_hash_follows_what_is_computed_not_where(tmp_path: Path) -> None:
     base = load(tmp_path).hash()
     assert load(tmp_path, overrides=["workspace=/elsewhere", "cluster.train_workers=4"]).hash() == base
     assert load(tmp_path, overrides=["train.seed=2"]).hash() != base
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.name=bert4rec"], r"model\.name is 'bert4rec': it must be one of flash, "),
+        (["model.temporal=cosine"], r"model\.temporal: Input should be 'pow', 'exp', .* \(found 'cosine'\)"),
+        (["model.name=hstu", "train.precision=bf16"], r"train\.precision=bf16: only fuxi-beta .*, not hstu"),
+        (
+            ["model.temporal=sin", "train.compile=true"],
+            r"train\.compile=true: only fuxi-beta with temporal",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_when_the_configuration_is_read(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(overrides=overrides, environment={})

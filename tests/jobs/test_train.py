@@ -226,6 +226,32 @@ def test_a_loss_that_is_not_finite_stops_training_with_one_line(deployment, ray_
     assert not registry.versions(house.day(DAY_ONE))
 
 
+def test_any_system_can_be_the_daily_model(deployment, ray_local: Any) -> None:
+    """Another model of the paper goes through Ray, its checkpoint, its export and a list."""
+    import torch
+
+    from fuxi_beta.batches import inference_batch, read_histories
+    from fuxi_beta.checkpoint import load_export
+
+    house: Deployment = deployment(*SMALL, "model.name=hstu-beta", "train.epochs=2", listeners=40)
+    manifest = house.sessionized(DAY_ONE)
+    day = house.day(DAY_ONE)
+    result = train.run(day)
+    trained = load_export(result["export"])
+    assert trained.model_config.name == "hstu-beta" and type(trained.model).__name__ == "HSTU"
+    assert len(result["temporal"]) == 1  # its power function, for the report
+    batch = inference_batch(
+        read_histories(manifest, manifest.files[0]),
+        request_time=manifest.data_end,
+        model=trained.model_config,
+        train=trained.train_config,
+        calendar=day.workspace.calendar,
+        vocabulary_size=trained.vocabulary_size,
+    )
+    items, scores = trained.recommend(batch, 5)
+    assert bool((items[batch.lengths > 0] > 0).all()) and not torch.isnan(scores).any()
+
+
 def test_too_few_eligible_songs_is_one_line_that_names_the_setting(deployment) -> None:
     house: Deployment = deployment("train.min_listeners=10000")
     house.sessionized(DAY_ONE)
