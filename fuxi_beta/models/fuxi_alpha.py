@@ -19,15 +19,15 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import override
 
 from fuxi_beta import ops
 from fuxi_beta.bias import PositionalBias
 from fuxi_beta.config import ModelConfig, TemporalName
 from fuxi_beta.ffn import MultistageFFN
 from fuxi_beta.models.attention import apply_map, causal_maps, silu_scores
-from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.models.base import Pass
 from fuxi_beta.models.registry import register
+from fuxi_beta.models.stack import Stack
 from fuxi_beta.ops.reference import toeplitz
 from fuxi_beta.temporal import FUNCTIONS, Pow
 
@@ -95,7 +95,7 @@ class Block(nn.Module):
         return self.ffn(mixed, x, shared.dropout.mask())
 
 
-class FuXiAlpha(SequenceModel):
+class FuXiAlpha(Stack):
     """A stack of blocks with the given channels and function of elapsed time."""
 
     def __init__(
@@ -104,14 +104,7 @@ class FuXiAlpha(SequenceModel):
         channels: tuple[Channel, ...] = get_args(Channel),
         temporal: TemporalName = "bucket",
     ) -> None:
-        super().__init__(config)
-        self.blocks = nn.ModuleList(Block(config, channels, temporal) for _ in range(config.layers))
-
-    @override
-    def encode(self, x: Tensor, shared: Pass) -> Tensor:
-        for block in self.blocks:
-            x = block(x, shared)
-        return x
+        super().__init__(config, lambda: Block(config, channels, temporal))
 
 
 register("fuxi-alpha", FuXiAlpha, takes_time=True)

@@ -10,6 +10,8 @@ feed-forward part. W starts at N(0, 0.02), W_o Xavier-uniform with a zero bias.
 Shapes: `T` packed tokens, `D` width, `H` heads, `n` padded length of a group of `G` listeners.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,8 +20,9 @@ from typing_extensions import override
 from fuxi_beta.bias import PositionalBias
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.models.attention import causal_maps, silu_scores
-from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.models.base import Pass
 from fuxi_beta.models.registry import register
+from fuxi_beta.models.stack import Stack
 from fuxi_beta.ops.reference import toeplitz
 from fuxi_beta.temporal import Bucket, Pow
 
@@ -85,18 +88,11 @@ class SummedBlock(Block):
         return by_position + by_time
 
 
-class HSTU(SequenceModel):
+class HSTU(Stack):
     """A stack of either block."""
 
-    def __init__(self, config: ModelConfig, block: type[Block] = AttentionBlock) -> None:
-        super().__init__(config)
-        self.blocks = nn.ModuleList(block(config) for _ in range(config.layers))  # type: ignore[call-arg]
-
-    @override
-    def encode(self, x: Tensor, shared: Pass) -> Tensor:
-        for block in self.blocks:
-            x = block(x, shared)
-        return x
+    def __init__(self, config: ModelConfig, block: Callable[[ModelConfig], Block] = AttentionBlock) -> None:
+        super().__init__(config, lambda: block(config))
 
 
 register("hstu", HSTU, takes_time=True)

@@ -13,15 +13,14 @@ Shapes: `T` packed tokens, `D` width, `H` heads of size `d`.
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from fuxi_beta import ops
 from fuxi_beta.bias import PositionalBias
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.models.attention import softmax_attention
-from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.models.base import Pass
 from fuxi_beta.models.registry import register
-from fuxi_beta.models.sasrec import GapEmbedding
+from fuxi_beta.models.stack import Stack
 from fuxi_beta.temporal import Pow
 
 _ROTARY_BASE = 10_000.0
@@ -104,23 +103,13 @@ class Block(nn.Module):
         return joined + self.ffn(joined, shared)
 
 
-class LLaMa(SequenceModel):
+class LLaMa(Stack):
     """A stack of blocks of either mixer; `gap` adds the time until the event to predict to its token."""
 
     def __init__(
         self, config: ModelConfig, mixer: type[Attention] | type[SummedMaps] = Attention, *, gap: bool = False
     ) -> None:
-        super().__init__(config)
-        self.gap = GapEmbedding(config.dim) if gap else None
-        self.blocks = nn.ModuleList(Block(config, mixer) for _ in range(config.layers))
-
-    @override
-    def encode(self, x: Tensor, shared: Pass) -> Tensor:
-        if self.gap is not None:
-            x = x + self.gap(shared.batch)
-        for block in self.blocks:
-            x = block(x, shared)
-        return x
+        super().__init__(config, lambda: Block(config, mixer), gap=gap)
 
 
 register("llama", LLaMa, takes_time=False)

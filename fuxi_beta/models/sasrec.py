@@ -14,31 +14,16 @@ to the token: it knows the time, but has no map to use it in.
 Shapes: `T` packed tokens, `D` width.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import override
 
-from fuxi_beta.batches import Batch
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.models.attention import softmax_attention
-from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.models.base import Pass
 from fuxi_beta.models.registry import register
-from fuxi_beta.temporal import BUCKETS, bucket_of
+from fuxi_beta.models.stack import Stack
 
 _EPS = 1e-8
-
-
-class GapEmbedding(nn.Module):
-    """The time from each event to the one it predicts, as a learned vector a bucket; starts at N(0, 0.02)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(BUCKETS, dim).normal_(std=0.02))
-
-    def forward(self, batch: Batch) -> Tensor:
-        """[T, D]."""
-        return F.embedding(bucket_of(batch.next_timestamp - batch.timestamp), self.weight)
 
 
 class Block(nn.Module):
@@ -67,21 +52,11 @@ class Block(nn.Module):
         return shared.dropout(self.second(inner)) + normed
 
 
-class SASRec(SequenceModel):
+class SASRec(Stack):
     """A stack of blocks; `gap` adds the time until the event to predict to its token."""
 
     def __init__(self, config: ModelConfig, *, gap: bool = False) -> None:
-        super().__init__(config)
-        self.gap = GapEmbedding(config.dim) if gap else None
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-
-    @override
-    def encode(self, x: Tensor, shared: Pass) -> Tensor:
-        if self.gap is not None:
-            x = x + self.gap(shared.batch)
-        for block in self.blocks:
-            x = block(x, shared)
-        return x
+        super().__init__(config, lambda: Block(config), gap=gap)
 
 
 register("sasrec", SASRec, takes_time=False)

@@ -1,0 +1,49 @@
+"""A model that is a stack of equal blocks, which most are: its file says what a block is.
+
+Shapes: `T` packed tokens, `D` width.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from fuxi_beta.batches import Batch
+from fuxi_beta.config import ModelConfig
+from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.temporal import BUCKETS, bucket_of
+
+
+class GapEmbedding(nn.Module):
+    """The time from each event to the one it predicts, as a learned vector a bucket of its logarithm; N(0, 0.02)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(BUCKETS, dim).normal_(std=0.02))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """[T, D]."""
+        return F.embedding(bucket_of(batch.next_timestamp - batch.timestamp), self.weight)
+
+
+class Stack(SequenceModel):
+    """`config.layers` blocks, each called with (tokens [T, D], Pass) and giving tokens [T, D].
+
+    gap: add the time until the event to predict to its token, for a model that has no map to use it in. Such a model
+    knows the time without being built for it.
+    """
+
+    def __init__(self, config: ModelConfig, block: Callable[[], nn.Module], *, gap: bool = False) -> None:
+        super().__init__(config)
+        self.gap = GapEmbedding(config.dim) if gap else None
+        self.blocks = nn.ModuleList(block() for _ in range(config.layers))
+
+    @override
+    def encode(self, x: Tensor, shared: Pass) -> Tensor:
+        if self.gap is not None:
+            x = x + self.gap(shared.batch)
+        for block in self.blocks:
+            x = block(x, shared)
+        return x
