@@ -182,7 +182,7 @@ def movielens(path: str, ds: str | None, movies: str | None, **options: Any) -> 
 @click.argument("dataset", default="ml-1m")
 @click.option("--model", "models", multiple=True, metavar="NAME", help="SYSTEM, SYSTEM-large, fuxi-beta:FUNCTION.")
 @click.option("--table", type=click.IntRange(3, 8), help="The runs of a table of the paper: 3, 5, 6, 7 or 8.")
-@click.option("--scaling", is_flag=True, help="FuXi-beta of 2, 4, 8 and 16 layers (figure 2).")
+@click.option("--scaling", is_flag=True, help="FuXi-beta of 2, 4, 8 and 16 layers, on a GPU of 32 too (figure 2).")
 @click.option("--epochs", type=click.IntRange(1), help="[default: as published, 101]")
 @click.option("--seeds", metavar="N,N,...", help="[default: the published one, 42]")
 @click.option("--layers", type=click.IntRange(1), help="[default: 2; tables 6 to 8 have 8]")

@@ -208,6 +208,7 @@ def _request(data: Data, options: dict[str, Any]) -> Request:
         validation=options["validation"],
         scaling=options["scaling"],
         protocol=options["protocol"],
+        on_gpu=options["device"].startswith("cuda"),
     )
 
 

@@ -34,7 +34,7 @@ _CHANNELS: tuple[str, ...] = (
 _FRAMEWORK: tuple[str, ...] = ("llama", "llama-beta", "hstu", "hstu-beta", "fuxi-alpha", "fuxi-beta")
 _TIMED: tuple[str, ...] = (*_STEPS, "hstu", "sasrec-gap", "llama-gap")
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
-DEPTHS = (2, 4, 8, 16)
+DEPTHS, GPU_DEPTHS = (2, 4, 8, 16), (2, 4, 8, 16, 32)
 TABLES = (3, 5, 6, 7, 8)
 _UNTRAINED = {*SANITY, "bprmf"}
 _NO_DEPTH = {*_UNTRAINED, "gru4rec", "narm"}
@@ -99,6 +99,7 @@ class Request:
     validation: bool = False
     scaling: bool = False
     protocol: RunProtocol = "leave_one_out"
+    on_gpu: bool = False
 
 
 def specs(request: Request) -> list[Spec]:
@@ -125,7 +126,7 @@ def _one_seed(request: Request, epochs: int, seed: int) -> list[Spec]:
     if request.models:
         return [_own_epochs(_named(name, base, large=large.layers), request) for name in request.models]
     if request.scaling:
-        return [replace(base, layers=depth) for depth in DEPTHS]
+        return [replace(base, layers=depth) for depth in (GPU_DEPTHS if request.on_gpu else DEPTHS)]
     if request.table == 6:
         return [replace(large, temporal=function) for function in get_args(TemporalName)]
     if request.table in {7, 8}:

@@ -49,6 +49,7 @@ def test_table_3_is_the_default_with_the_sanity_rows_first():
         ),
         ({"table": 8}, ["llama-L8", "llama-beta-L8", "hstu-L8", "hstu-beta-L8", "fuxi-alpha-L8", "fuxi-beta-L8"]),
         ({"scaling": True}, [f"fuxi-beta-L{depth}" for depth in (2, 4, 8, 16)]),
+        ({"scaling": True, "on_gpu": True}, [f"fuxi-beta-L{depth}" for depth in (2, 4, 8, 16, 32)]),
         ({"models": ("sasrec-large", "fuxi-beta:sin")}, ["sasrec-L8", "fuxi-beta-sin-L2"]),
         ({"models": ("gru4rec:50",)}, ["gru4rec-h50"]),
     ],
