@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.reproduce.groups import LABELS, WITHOUT_DEPTH, Group, by_dataset, group, one_each
+from jobs.reproduce.groups import WITHOUT_DEPTH, Group, by_dataset, group, in_order, label, one_each
 from jobs.reproduce.markdown import METRICS
 from jobs.reproduce.paper import BASE_LAYERS, LARGE_LAYERS, TABLE_3, TITLES
 from jobs.reproduce.runs import Dataset, Run
@@ -125,7 +125,7 @@ def draw_depth(groups: Sequence[Group], file: Path) -> str:
     for layers in sorted({g.layers for g in plain}):
         for system, g in one_each([g for g in plain if g.layers == layers]).items():
             lines.setdefault(system, {})[layers] = g
-    lines = {system: lines[system] for system in LABELS if len(lines.get(system, {})) > 1}
+    lines = {system: lines[system] for system in in_order(lines) if len(lines[system]) > 1}
     if not lines:
         return ""
     depths = sorted({layers for by in lines.values() for layers in by})
@@ -136,7 +136,7 @@ def draw_depth(groups: Sequence[Group], file: Path) -> str:
             for n, (system, by) in enumerate(lines.items()):
                 colour = _LINES[n % len(_LINES)]
                 means = [g.mean(metric) for g in by.values()]
-                axes.plot(list(by), means, color=colour, linewidth=1.8, label=LABELS[system])
+                axes.plot(list(by), means, color=colour, linewidth=1.8, label=label(system))
                 for layers, g in by.items():
                     seeds = [run.metrics["all"][metric] for run in g.runs]
                     axes.plot([layers] * len(seeds), seeds, "o", color=colour, markersize=4.5, alpha=0.6)

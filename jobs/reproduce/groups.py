@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -38,7 +38,7 @@ LABELS = {
     "fuxi-beta-frab-no-time": "FuXi-β-FRAB without time",
     "fuxi-beta": "FuXi-β",
 }
-"""Systems in the order of the tables' rows, as they are called there."""
+"""The paper's systems in the order of the tables' rows, as they are called there; others follow by their names."""
 SANITY = get_args(Sanity)
 WITHOUT_DEPTH = {*SANITY, "bprmf", "gru4rec", "narm"}
 MARK = " †"
@@ -47,9 +47,20 @@ _USUAL_STATE = 100  # of gru4rec
 _TOLERANCE = 1e-3
 
 
+def label(system: str) -> str:
+    """What the tables call a system."""
+    return LABELS.get(system, system)
+
+
+def in_order(systems: Iterable[str]) -> list[str]:
+    """Each system once, in the order of the tables' rows."""
+    there = set(systems)
+    return [*(system for system in LABELS if system in there), *sorted(there - set(LABELS))]
+
+
 def named(system: str, layers: int) -> str:
     """What the tables call a system of a depth."""
-    base, with_or_without, more = LABELS[system].partition(" with")
+    base, with_or_without, more = label(system).partition(" with")
     depth = {BASE_LAYERS: "", LARGE_LAYERS: "-Large"}.get(layers, f" ({layers} layers)")
     return base + depth + with_or_without + more
 
@@ -143,7 +154,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
             raise InputError(f"{twin.name} and {run.name} are the same setting with the same seed: leave one out")
         found[key][run.seed] = run
     groups = [Group(tuple(by_seed[seed] for seed in sorted(by_seed))) for by_seed in found.values()]
-    place = {system: n for n, system in enumerate(LABELS)}
+    place = {system: n for n, system in enumerate(in_order(g.system for g in groups))}
 
     def order(g: Group) -> tuple:
         run = g.first
@@ -170,7 +181,7 @@ def one_each(groups: Sequence[Group]) -> dict[str, Group]:
     best: dict[str, Group] = {}
     for g in sorted(groups, key=lambda g: g.rank):
         best[g.system] = g
-    return {system: best[system] for system in LABELS if system in best}
+    return {system: best[system] for system in in_order(best)}
 
 
 class Clock:

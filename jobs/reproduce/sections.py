@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.reproduce import paper
-from jobs.reproduce.groups import SANITY, WITHOUT_DEPTH, Group, named
+from jobs.reproduce.groups import LABELS, SANITY, WITHOUT_DEPTH, Group, in_order, named
 from jobs.reproduce.paper import BASE_LAYERS, FIVE, LARGE_LAYERS, Published
 
 FUNCTIONS = ("linear", "log", "exp", "sin", "mixed", "nn", "zero", "bucket", "pow")
@@ -78,11 +78,12 @@ def _rows(
 
 def _table_3(groups: Sequence[Group], dataset: str) -> Section | None:
     base, large = ([g for g in groups if g.layers == depth] for depth in (BASE_LAYERS, LARGE_LAYERS))
-    rows = _rows(base, _TABLE_3, paper.TABLE_3, dataset, large=False)
-    rows += _rows(large, _TABLE_3, paper.TABLE_3, dataset, large=True)
+    systems = (*_TABLE_3, *(s for s in in_order(g.system for g in groups) if s not in LABELS))  # yours come last
+    rows = _rows(base, systems, paper.TABLE_3, dataset, large=False)
+    rows += _rows(large, systems, paper.TABLE_3, dataset, large=True)
     pairs = []
     for depth in (BASE_LAYERS, LARGE_LAYERS):
-        others = [s for s in _TABLE_3 if s != "fuxi-beta" and not (depth == LARGE_LAYERS and s in WITHOUT_DEPTH)]
+        others = [s for s in systems if s != "fuxi-beta" and not (depth == LARGE_LAYERS and s in WITHOUT_DEPTH)]
         pairs += [(named("fuxi-beta", depth), named(system, depth)) for system in others]
     pairs.append((named("fuxi-beta", LARGE_LAYERS), named("fuxi-beta", BASE_LAYERS)))
     if not rows:

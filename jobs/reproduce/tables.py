@@ -6,7 +6,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jobs.reproduce.comparisons import agreement, conditions, differences
-from jobs.reproduce.groups import LABELS, SANITY, WITHOUT_DEPTH, Clock, Group, Listeners, by_dataset, group, one_each
+from jobs.reproduce.groups import (
+    SANITY,
+    WITHOUT_DEPTH,
+    Clock,
+    Group,
+    Listeners,
+    by_dataset,
+    group,
+    in_order,
+    label,
+    one_each,
+)
 from jobs.reproduce.markdown import METRICS, column, multiple, seconds, table
 from jobs.reproduce.paper import FIVE, TITLES, paper_counts
 from jobs.reproduce.runs import Dataset, Ranks, Run
@@ -143,7 +154,7 @@ def _metric_table(section: Section, chapter: Chapter) -> list[str]:
             header.append(beside)
             columns.append(column([r.published.metrics[metric] if r.published else None for r in rows]))
     if section.baseline:
-        header.append(f"time, {LABELS[section.baseline]} = 1")
+        header.append(f"time, {label(section.baseline)} = 1")
         columns.append([multiple(_relative(chapter.clock, row.group, section.baseline)) for row in rows])
         if beside:
             header.append(beside)
@@ -168,11 +179,11 @@ def _below_markov(groups: Sequence[Group]) -> list[str]:
 def _scaling(chapter: Chapter) -> list[str]:
     """Metrics against depth, of systems that were trained at more than one."""
     plain = [g for g in chapter.groups if g.plain and g.system not in WITHOUT_DEPTH]
-    rows = [g for system in LABELS for g in plain if g.system == system]
+    rows = [g for system in in_order(g.system for g in plain) for g in plain if g.system == system]
     rows = [g for g in rows if len({other.layers for other in rows if other.system == g.system}) > 1]
     if not rows:
         return []
-    columns = [[g.label(LABELS[g.system]) for g in rows], *([str(v) for v in c] for c in _sizes(rows))]
+    columns = [[g.label(label(g.system)) for g in rows], *([str(v) for v in c] for c in _sizes(rows))]
     columns += [column([g.mean(m) for g in rows], [g.spread(m) for g in rows]) for m in FIVE]
     header = ["model", "layers", "parameters", "seeds", *(METRICS[m] for m in FIVE)]
     return ["### Depth", "", *table(header, list(zip(*columns, strict=True)))]

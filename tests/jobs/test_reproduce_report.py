@@ -400,3 +400,12 @@ def test_numbers_of_the_paper_as_printed():
         found = [sum(sum(r.metrics.values()) + (r.time or 0) for r in printed[d].values()) for d in paper.DATASETS]
         assert found == pytest.approx(expected, abs=1e-6)
     assert paper.paper_counts("ML-20M").interactions == 20_000_263
+
+
+def test_a_system_that_is_not_the_papers_comes_last_under_its_own_name(made):
+    for n, system in enumerate(("sasrec", "decayed-mean", "fuxi-beta")):
+        made.add(system, n + 2)
+        made.add(system, n + 3, layers=4)
+    found = rows(made.report(), "Table 3: all systems")
+    assert list(found)[2:] == ["SASRec", "FuXi-β", "decayed-mean"]
+    assert "decayed-mean (4 layers)" in made.report()
