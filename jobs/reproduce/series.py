@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing as mp
 import os
 import queue
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -45,9 +46,9 @@ def run_missing(tasks: Sequence[Task], *, workers: int) -> dict[str, str]:
         try:
             return _collect(futures, shown)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(getattr(pool, "_processes", {}).values()):
+            for process in list((getattr(pool, "_processes", None) or {}).values()):
                 process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
@@ -85,6 +86,7 @@ def _start(messages: Any, threads: int) -> None:
 
     global _messages
     _messages = messages
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches everybody; the parent ends its workers itself
     torch.set_num_threads(threads)
 
 

@@ -2,11 +2,14 @@
 
 import datetime as dt
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from fuxi_beta.presets import preset
@@ -165,6 +168,23 @@ def test_runs_are_written_shown_resumed_and_rendered(workspace: Path, tmp_path: 
     text = page.read_text()
     assert f"{run.metrics['all']['ndcg_10']:.4f}"[1:] in text and "2 of 101 epochs" in text
     assert any((tmp_path / "figures").glob("*.png"))
+
+
+def test_an_interrupted_series_ends_its_workers_and_leaves_no_half_run(workspace: Path):
+    asked = ("reproduce", str(workspace), "--epochs", "5000", "--model", "sasrec", "--model", "llama", "--workers", "2")
+    process = subprocess.Popen([sys.executable, "-m", "jobs.cli", *asked], stderr=subprocess.PIPE, text=True)
+    children: list[psutil.Process] = []
+    deadline = time.monotonic() + 120
+    while len(children) < 3 and time.monotonic() < deadline:  # two workers and what multiprocessing needs
+        time.sleep(0.5)
+        children = psutil.Process(process.pid).children(recursive=True)
+    time.sleep(5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not list((workspace / "reproduce").glob("*e5000*"))
 
 
 def test_every_kind_of_run_works_and_repeats_itself(workspace: Path):
