@@ -19,7 +19,7 @@ from jobs.reproduce.series import run_missing
 from jobs.reproduce.settings import TABLES, Request, Spec, specs
 from jobs.reproduce.single import Task
 from pipelines import storage
-from pipelines.schema import InputError
+from pipelines.schema import InputError, parse_ds
 from pipelines.shards import Manifest, read_manifest
 from pipelines.workspace import open_workspace
 
@@ -120,7 +120,8 @@ def _manifest(data: Data) -> Manifest:
 
 def main(options: dict[str, Any]) -> None:
     """The command line. Prints the table of what was asked for; InputError if a run failed."""
-    data = Data(options["dataset"], options["workspace"], None, options["title"], options["preset"])
+    ds = parse_ds(options["ds"]) if options["ds"] else None
+    data = Data(options["dataset"], options["workspace"], ds, options["title"], options["preset"])
     request = _request(data, options)
     if options["dry_run"]:
         for spec, done in plan(data, request):

@@ -79,7 +79,7 @@ def perform(task: Task, on_step: OnStep | None = None) -> list[Run]:
     trained = _train(task, model, train, on_step)
     seconds = time.perf_counter() - started
     written = []
-    for condition in _conditions(task.spec):
+    for condition in reversed(_conditions(task.spec)):  # so the run that was asked for is written last
         permute = task.spec.seed if condition == "permuted" else None
         if task.spec.protocol == "next_day":
             found = _next_day(task, trained.scorer, model, train)
@@ -87,7 +87,7 @@ def perform(task: Task, on_step: OnStep | None = None) -> list[Run]:
             split = _data_end(task) if task.spec.protocol == "temporal_split" else None
             found = _measure(task, trained.scorer, model, train, permute_gaps=permute, split=split)
         spec = replace(task.spec, condition=condition)
-        written.append(_write(task, spec, trained, found, seconds))
+        written.insert(0, _write(task, spec, trained, found, seconds))
     return written
 
 
