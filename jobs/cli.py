@@ -202,6 +202,7 @@ def movielens(path: str, ds: str | None, movies: str | None, **options: Any) -> 
 )
 @click.option("--validation", is_flag=True, help="Pick the epoch on the second-newest event, test on the newest once.")
 @click.option("--workspace", metavar="FOLDER", help="[default: ./ml-1m, ./ml-20m, or DATASET itself]")
+@click.option("--ds", metavar="DATE", help="Whose sequences to use. [default: the newest]")
 @click.option(
     "--preset",
     metavar="NAME",
