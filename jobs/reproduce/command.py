@@ -24,6 +24,7 @@ from pipelines.shards import Manifest, read_manifest
 from pipelines.workspace import open_workspace
 
 KNOWN: dict[str, Literal["ML-1M", "ML-20M"]] = {"ml-1m": "ML-1M", "ml-20m": "ML-20M"}
+SETTINGS = (*KNOWN.values(), "daily")
 FOLDER = "reproduce"
 
 
@@ -35,7 +36,7 @@ class Data:
     workspace: str | None = None  # of ml-1m and ml-20m, by default ./ml-1m and ./ml-20m
     ds: dt.date | None = None  # default: the newest shards
     title: str | None = None
-    preset: str | None = None  # of the model and its training; decides whose column of the paper stands beside
+    preset: str | None = None  # of the model and its training; a published one has its column of the paper beside
 
     @property
     def folder(self) -> str:
@@ -43,12 +44,18 @@ class Data:
         return self.workspace or (f"./{self.dataset}" if self.dataset in KNOWN else self.dataset)
 
     @property
-    def paper(self) -> Literal["ML-1M", "ML-20M"]:
-        """The paper's data set whose setting is used."""
+    def setting(self) -> str:
+        """Name of the preset."""
         name = self.preset or KNOWN.get(self.dataset, "ML-1M")
-        if name not in KNOWN.values():
-            raise InputError(f"--preset {name}: use one of {', '.join(KNOWN.values())}")
-        return name  # type: ignore[return-value]
+        if name not in SETTINGS:
+            raise InputError(f"--preset {name}: use one of {', '.join(SETTINGS)}")
+        return name
+
+    @property
+    def paper(self) -> Literal["ML-1M", "ML-20M", ""]:
+        """The paper's data set to set beside: where one is asked for, by its name or its setting."""
+        asked = self.preset or KNOWN.get(self.dataset)
+        return next((name for name in KNOWN.values() if name == asked), "")
 
 
 def reproduce(
@@ -81,7 +88,7 @@ def describe(data: Data, manifest: Manifest) -> Dataset:
     return Dataset(
         name=name,
         title=data.title or title_of(counts) or name,
-        paper=data.paper if data.preset or data.dataset in KNOWN else "",
+        paper=data.paper,
         listeners=manifest.rows,
         songs=manifest.vocabulary_size,
         events=manifest.events,
@@ -199,7 +206,7 @@ def _request(data: Data, options: dict[str, Any]) -> Request:
     if options["table"] not in {None, *TABLES}:
         raise InputError(f"--table {options['table']}: the paper's tables of public data are 3, 5, 6, 7 and 8")
     return Request(
-        preset=preset(data.paper),
+        preset=preset(data.setting),
         models=options["models"],
         table=options["table"],
         epochs=options["epochs"],

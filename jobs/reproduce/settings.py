@@ -77,6 +77,7 @@ class Spec:
             model = replace(model, name=self.system)
         request_time: RequestTime = "true" if self.condition == "permuted" else self.condition
         train = replace(preset.train, epochs=max(self.epochs, 1), seed=self.seed, request_time=request_time)
+        train = replace(train, protocol="leave_one_out", mode="all", min_listeners=0, capacity_margin=0.0)
         train = replace(train, held_out=2 if self.validation else 1, min_completion=TrainConfig.min_completion)
         if self.protocol == "temporal_split":
             train = replace(train, held_out=0)
