@@ -55,7 +55,10 @@ class Data:
     def paper(self) -> Literal["ML-1M", "ML-20M", ""]:
         """The paper's data set to set beside: where one is asked for, by its name or its setting."""
         asked = self.preset or KNOWN.get(self.dataset)
-        return next((name for name in KNOWN.values() if name == asked), "")
+        for name in KNOWN.values():
+            if name == asked:
+                return name
+        return ""
 
 
 def reproduce(
