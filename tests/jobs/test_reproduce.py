@@ -170,7 +170,8 @@ def test_runs_are_written_shown_resumed_and_rendered(workspace: Path, tmp_path: 
     assert any((tmp_path / "figures").glob("*.png"))
 
 
-def test_an_interrupted_series_ends_its_workers_and_leaves_no_half_run(workspace: Path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_series_ends_its_workers_and_leaves_no_half_run(workspace: Path, how: signal.Signals):
     asked = ("reproduce", str(workspace), "--epochs", "5000", "--model", "sasrec", "--model", "llama", "--workers", "2")
     process = subprocess.Popen([sys.executable, "-m", "jobs.cli", *asked], stderr=subprocess.PIPE, text=True)
     children: list[psutil.Process] = []
@@ -179,9 +180,9 @@ def test_an_interrupted_series_ends_its_workers_and_leaves_no_half_run(workspace
         time.sleep(0.5)
         children = psutil.Process(process.pid).children(recursive=True)
     time.sleep(5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == (130 if how is signal.SIGINT else -signal.SIGKILL)
     assert "Traceback" not in errors
     assert not psutil.wait_procs(children, timeout=10)[1]
     assert not list((workspace / "reproduce").glob("*e5000*"))
