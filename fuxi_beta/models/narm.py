@@ -1,12 +1,12 @@
 """NARM: a GRU that attends to its own states (Li, Ren, Chen, Ren, Lian and Ma, 2017, arXiv 1711.04725).
 
     h_t      = GRU(x_t, h_{t-1})                          global encoder: what the listener is doing
-    alpha_tj = v^T sigmoid(A_1 h_t + A_2 h_j),  j <= t
+    alpha_tj = softmax over j <= t of v^T sigmoid(A_1 h_t + A_2 h_j)
     c_t      = sum_{j <= t} alpha_tj h_j                  local encoder: what it is about
     y_t      = B dropout([h_t | c_t])                     bilinear decoder: a song scores its vector times y_t
 
-One GRU serves both encoders, as in the authors' code; alpha is not normalised, as in the paper's equations (their code
-takes a softmax of it). Dropout .25 on the embedded tokens and .5 before the decoder, as published;
+One GRU serves both encoders and alpha is a softmax, as in the authors' code; the paper's equations leave alpha as it
+is, and then c_t grows with the length of the history. Dropout .25 on the embedded tokens and .5 before the decoder, as published;
 `config.dropout` = 0 switches both off.
 (choice) Every prefix of a history is a training sample, so every position has an output; `torch.nn.GRU` resets after
 the recurrent product, where the paper resets before it.
@@ -50,7 +50,9 @@ class LocalEncoder(nn.Module):
 
         def attend(padded: Tensor, _: int) -> Tensor:  # [n, G, 3 H] -> [n, G, H]
             state, query, key = padded.split(hidden, dim=2)
-            weights = additive_scores(query, key, self.score.weight[0])
+            scores = additive_scores(query, key, self.score.weight[0])
+            above = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).triu(1)
+            weights = scores.masked_fill(above, -torch.inf).softmax(-1)
             return torch.bmm(weights, state.transpose(0, 1)).transpose(0, 1)
 
         return shared.padding.each(projected, attend)

@@ -77,10 +77,12 @@ def slow_narm(model: Any, x: Tensor) -> Tensor:
     states, local = slow_gru(model.gru, x), model.local
     rows = []
     for t, now in enumerate(states):
-        purpose = torch.zeros_like(now)
+        powers, purpose = [], torch.zeros_like(now)
         for j in range(t + 1):
             activation = sigmoid(local.query.weight @ now + local.key.weight @ states[j])
-            purpose = purpose + (local.score.weight[0] * activation).sum() * states[j]
+            powers.append(torch.exp((local.score.weight[0] * activation).sum()))
+        for j, power in enumerate(powers):
+            purpose = purpose + power / sum(powers) * states[j]
         rows.append(model.decoder.weight @ torch.cat([now, purpose]))
     return torch.stack(rows)
 
