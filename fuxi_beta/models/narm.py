@@ -6,8 +6,8 @@
     y_t      = B dropout([h_t | c_t])                     bilinear decoder: a song scores its vector times y_t
 
 One GRU serves both encoders and alpha is a softmax, as in the authors' code; the paper's equations leave alpha as it
-is, and then c_t grows with the length of the history. Dropout .25 on the embedded tokens and .5 before the decoder, as published;
-`config.dropout` = 0 switches both off.
+is, and then c_t grows with the length of the history. Dropout .25 on the embedded tokens and .5 before the decoder, as
+published; `config.dropout` = 0 switches both off.
 (choice) Every prefix of a history is a training sample, so every position has an output; `torch.nn.GRU` resets after
 the recurrent product, where the paper resets before it.
 Initial values: the recurrent matrix of each gate orthogonal and biases zero, as in the authors' code; every other
