@@ -206,8 +206,8 @@ def movielens(path: str, ds: str | None, movies: str | None, **options: Any) -> 
 @click.option(
     "--preset",
     metavar="NAME",
-    help="ML-1M or ML-20M: published settings, and whose numbers to set beside ours; daily: the daily job's. "
-    "[default: DATASET's, else ML-1M]",
+    help="ML-1M or ML-20M: published settings, and whose numbers to set beside ours; daily or demo: those jobs' "
+    "settings. [default: DATASET's, else ML-1M]",
 )
 @click.option("--title", metavar="TEXT", help="What tables call the data set. [default: its name]")
 @click.option("--workers", type=click.IntRange(1), help="Runs side by side. [default: one a core, at most 4]")

@@ -24,7 +24,7 @@ from pipelines.shards import Manifest, read_manifest
 from pipelines.workspace import open_workspace
 
 KNOWN: dict[str, Literal["ML-1M", "ML-20M"]] = {"ml-1m": "ML-1M", "ml-20m": "ML-20M"}
-SETTINGS = (*KNOWN.values(), "daily")
+SETTINGS = (*KNOWN.values(), "daily", "demo")
 FOLDER = "reproduce"
 
 

@@ -1,10 +1,12 @@
 """Configuration: precedence, types and one clear line for every mistake."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fuxi_beta.config import TrainConfig
+from fuxi_beta.presets import preset
 from jobs.config import Config, load_config
 from pipelines.schema import InputError
 
@@ -79,3 +81,9 @@ def test_the_hash_follows_what_is_computed_not_where(tmp_path: Path) -> None:
 def test_a_model_that_cannot_be_is_refused_when_the_configuration_is_read(overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_config(overrides=overrides, environment={})
+
+
+def test_the_demo_preset_is_what_the_demo_trains_with() -> None:
+    config, expected = load_config("jobs/templates/demo.yaml", environment={}), preset("demo")
+    assert config.model == expected.model
+    assert replace(config.train, checkpoint_every_steps=expected.train.checkpoint_every_steps) == expected.train

@@ -248,7 +248,7 @@ def test_times_are_taken_in_turns_and_kept_beside_the_runs(workspace: Path):
     ("arguments", "expected"),
     [
         (["ml-1m", "--workspace", "/nonexistent"], "is no workspace: download ml-1m from grouplens.org"),
-        (["{workspace}", "--preset", "ML-2M"], "--preset ML-2M: use one of ML-1M, ML-20M, daily"),
+        (["{workspace}", "--preset", "ML-2M"], "--preset ML-2M: use one of ML-1M, ML-20M, daily, demo"),
         (["{workspace}", "--table", "4"], "--table 4: the paper's tables of public data are 3, 5, 6, 7 and 8"),
         (["{workspace}", "--seeds", "one"], "--seeds one: write numbers with commas between"),
         (["{workspace}", "--device", "gpu"], "--device gpu: use cpu, cuda or cuda:N"),
