@@ -10,6 +10,8 @@ from fuxi_beta.presets import preset
 from jobs.config import Config, load_config
 from pipelines.schema import InputError
 
+DEMO = Path(__file__).parents[2] / "jobs" / "templates" / "demo.yaml"
+
 
 def load(tmp_path: Path, text: str = "", **options) -> Config:
     file = tmp_path / "c.yaml"
@@ -84,6 +86,6 @@ def test_a_model_that_cannot_be_is_refused_when_the_configuration_is_read(overri
 
 
 def test_the_demo_preset_is_what_the_demo_trains_with() -> None:
-    config, expected = load_config("jobs/templates/demo.yaml", environment={}), preset("demo")
+    config, expected = load_config(str(DEMO), environment={}), preset("demo")
     assert config.model == expected.model
     assert replace(config.train, checkpoint_every_steps=expected.train.checkpoint_every_steps) == expected.train
