@@ -35,4 +35,4 @@ def test_an_unknown_preset_lists_the_names():
     with pytest.raises(ValueError, match="ML-1M-Large"):
         preset("ML-2M")
     assert preset("daily").train.protocol == preset("Industrial").train.protocol == "next_day"
-    assert set(PRESETS) == {"ML-1M", "ML-1M-Large", "ML-20M", "ML-20M-Large", "Industrial", "daily"}
+    assert set(PRESETS) == {"ML-1M", "ML-1M-Large", "ML-20M", "ML-20M-Large", "Industrial", "daily", "demo"}
