@@ -173,10 +173,11 @@ def read_ranks(folder: str | Path, run: Run) -> Ranks:
 
 
 def ranks_in(folders: Sequence[str | Path]) -> Callable[[Run], Ranks]:
-    """A function that finds a run's ranks in whichever of the folders holds the run's file."""
+    """A function that finds a run's ranks in whichever of the folders holds its file; names may repeat between them."""
 
     def ranks_of(run: Run) -> Ranks:
-        home = next((folder for folder in folders if finished(folder, run.name)), folders[0])
+        files = ((folder, Path(folder, f"{run.name}.json")) for folder in folders)
+        home = next((folder for folder, file in files if file.exists() and _read_one(file) == run), folders[0])
         return read_ranks(home, run)
 
     return ranks_of

@@ -1,5 +1,6 @@
 """Run files, and the report made of them, on runs small enough to work out by hand."""
 
+import dataclasses
 import json
 import re
 from dataclasses import replace
@@ -409,3 +410,19 @@ def test_a_system_that_is_not_the_papers_comes_last_under_its_own_name(made):
     found = rows(made.report(), "Table 3: all systems")
     assert list(found)[2:] == ["SASRec", "FuXi-β", "decayed-mean"]
     assert "decayed-mean (4 layers)" in made.report()
+
+
+def test_ranks_are_found_where_two_data_sets_have_runs_of_one_name(made, tmp_path: Path):
+    folders = [tmp_path / "one", tmp_path / "other"]
+    written = []
+    for n, folder in enumerate(folders):
+        folder.mkdir()
+        dataset = dataclasses.replace(PART, name=f"part-{n}")
+        run = made.add("sasrec", n + 2, name="sasrec-L2-e101-s42", dataset=dataset)
+        ranks = made.ranks[run.name]
+        runs.write_ranks(folder, run.name, ranks.users, ranks.ranks)
+        runs.write(folder, run)
+        written.append((run, ranks))
+    find = runs.ranks_in(folders)
+    for run, ranks in written:
+        assert find(run).ranks.tolist() == ranks.ranks.tolist()
