@@ -110,6 +110,7 @@ def _header(dataset: Dataset, protocol: str, runs: Sequence[Run]) -> list[str]:
     commands = Counter(run.command for run in runs)
     width = max(map(len, commands))
     title = dataset.title[:1].upper() + dataset.title[1:]
+    title += "" if protocol == "leave_one_out" else f", protocol {protocol}"
     return [
         f"## {title}",
         "",
@@ -205,6 +206,7 @@ def _slices(groups: Sequence[Group]) -> list[str]:
     if len(parts) < 2:
         return []
     counts = {part: next(g.first.listeners[part] for g in rows if part in g.first.listeners) for part in parts}
+    parts = [part for part in parts if counts[part]]
     header = ["model", *(f"{SLICES.get(part, part)} ({counts[part]:,})" for part in parts)]
     columns = [[_with_function(g) for g in rows]]
     columns += [column([g.mean("ndcg_10", p) for g in rows], [g.spread("ndcg_10", p) for g in rows]) for p in parts]
