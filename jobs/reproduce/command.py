@@ -102,7 +102,7 @@ def plan(data: Data, request: Request) -> list[tuple[Spec, bool]]:
     """The runs of a request, and whether each is finished."""
     folder = runs_folder(data)
     _manifest(data)
-    return [(spec, Path(folder, f"{spec.name}.json").exists()) for spec in specs(request)]
+    return [(spec, runs.finished(folder, spec.name)) for spec in specs(request)]
 
 
 def default_workers() -> int:

@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any
 
 from jobs.console import bars, interactive, log
+from jobs.reproduce.runs import finished
 from jobs.reproduce.single import Task, perform
 from jobs.train_fit import WORKER_ENVIRONMENT
 from pipelines.schema import InputError
@@ -30,7 +30,7 @@ def run_missing(tasks: Sequence[Task], *, workers: int) -> dict[str, str]:
 
     A run that fails (a loss that is not finite, say) does not stop the others; a broken shard stops all.
     """
-    missing = [task for task in tasks if not _finished(task)]
+    missing = [task for task in tasks if not finished(task.folder, task.spec.name)]
     log("reproduce", runs=len(tasks), finished_before=len(tasks) - len(missing), to_do=len(missing))
     if not missing:
         return {}
@@ -51,10 +51,6 @@ def run_missing(tasks: Sequence[Task], *, workers: int) -> dict[str, str]:
                 process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _finished(task: Task) -> bool:
-    return Path(task.folder, f"{task.spec.name}.json").exists()
 
 
 def _collect(futures: dict[Future[Any], Task], shown: "_Shown") -> dict[str, str]:
