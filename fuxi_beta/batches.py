@@ -282,8 +282,7 @@ def training_samples(
     not there at all. sample: int64 [B].
     """
     if train.protocol == "leave_one_out":
-        for _ in range(train.held_out):
-            histories = held_out(histories, train, vocabulary_size)[0]
+        histories = without_newest(histories, train.held_out, train, vocabulary_size)
     histories = histories.before(data_end)
     is_play = _is_play(histories, train, vocabulary_size)
     plays = histories.keep(is_play)
@@ -323,6 +322,13 @@ def held_out(histories: Histories, train: TrainConfig, vocabulary_size: int) -> 
     newest[histories.listener[play_numbers]] = play_numbers  # the last write is the newest play
     cut = np.where(newest < 0, histories.offsets[1:], newest)
     return histories.keep(np.arange(len(is_play)) < cut[histories.listener]), newest
+
+
+def without_newest(histories: Histories, count: int, train: TrainConfig, vocabulary_size: int) -> Histories:
+    """Histories without each listener's `count` newest plays and all after them."""
+    for _ in range(count):
+        histories = held_out(histories, train, vocabulary_size)[0]
+    return histories
 
 
 def _owners(offsets: np.ndarray) -> np.ndarray:

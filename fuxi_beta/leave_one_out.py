@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from fuxi_beta.batches import Batch, Histories, held_out, read_histories
+from fuxi_beta.batches import Batch, Histories, held_out, read_histories, without_newest
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.evaluate import Contexts, Known, Means, Metrics, Progress
 from fuxi_beta.metrics import rank_metrics
@@ -27,7 +27,6 @@ SLICES = ("same_second", "within_hour", "later")
 """By the time since the previous play; with `all` these are the slices of every result."""
 
 
-@runtime_checkable
 class Scorer(Known, Protocol):
     """Scores the whole catalogue from what a listener played."""
 
@@ -47,7 +46,7 @@ class ListenerScorer(Known, Protocol):
 
 @dataclass(frozen=True)
 class LeaveOneOutResult:
-    """What `evaluate_leave_one_out` found. Listeners of `user_id`, `gap` and `ranks` are in the order of the shards."""
+    """What `evaluate_leave_one_out` found. `user_id` and `ranks` are in the order of the shards."""
 
     metrics: Metrics
     listeners: int
@@ -77,8 +76,7 @@ class Cases:
         size = self.manifest.vocabulary_size
         for file, group, _ in self.manifest.row_groups():
             histories = read_histories(self.manifest, file, group)
-            for _ in range(self.newest_removed):
-                histories = held_out(histories, self.train, size)[0]
+            histories = without_newest(histories, self.newest_removed, self.train, size)
             if self.split is None:
                 visible, newest = held_out(histories, self.train, size)
             else:

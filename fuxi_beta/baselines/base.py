@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuxi_beta.batches import Batch, Histories, held_out, read_histories
+from fuxi_beta.batches import Batch, Histories, read_histories, without_newest
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.retrieve import top_k_of_scores
 from pipelines.shards import Manifest
@@ -42,6 +42,25 @@ class ScoredBaseline:
         return top_k_of_scores(self.scores(batch), candidates=self.candidates, k=k, seen=seen)
 
 
+class DecayedBaseline(ScoredBaseline):
+    """A baseline in which a play counts decay^age. decay: in (0, 1], otherwise ValueError."""
+
+    def __init__(self, *, decay: float, train: TrainConfig, candidates: Tensor) -> None:
+        super().__init__(train=train, candidates=candidates)
+        if not 0 < decay <= 1:
+            raise ValueError(f"decay is {decay}: it must be in (0, 1]")
+        self.decay = decay
+
+    def play_weights(self, batch: Batch) -> Tensor:
+        """decay^age of each token. float32 [T]."""
+        return self.decay ** ages(batch).float()
+
+
+def ages(batch: Batch) -> Tensor:
+    """Plays of the same listener after each token: 0 for the newest. int64 [T]."""
+    return batch.offsets[1:][batch.listener] - 1 - torch.arange(len(batch.item_index))
+
+
 def all_songs(vocabulary_size: int) -> Tensor:
     """Every song as a candidate. bool [V]."""
     candidates = torch.ones(vocabulary_size + 1, dtype=torch.bool)
@@ -54,8 +73,7 @@ def plays_before(manifest: Manifest, *, end: int, train: TrainConfig) -> Iterato
     for file, group, _ in manifest.row_groups():
         histories = read_histories(manifest, file, group)
         if train.protocol == "leave_one_out":
-            for _ in range(train.held_out):
-                histories = held_out(histories, train, manifest.vocabulary_size)[0]
+            histories = without_newest(histories, train.held_out, train, manifest.vocabulary_size)
         yield histories.keep(
             (histories.timestamp < end)
             & (histories.completion >= train.min_completion)

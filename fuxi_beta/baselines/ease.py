@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuxi_beta.baselines.base import ScoredBaseline, all_songs, heard_songs
+from fuxi_beta.baselines.base import DecayedBaseline, all_songs, heard_songs
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import TrainConfig
 from pipelines.schema import InputError
@@ -33,7 +33,7 @@ _PRIOR = 1e-6  # popularity decides only where the weights say nothing at all
 _BLOCK = 512  # songs whose row of X'X is computed together
 
 
-class EASE(ScoredBaseline):
+class EASE(DecayedBaseline):
     """Weights between the songs that anyone played; the others score the prior, which is 0."""
 
     def __init__(
@@ -46,19 +46,15 @@ class EASE(ScoredBaseline):
         candidates: Tensor,
         decay: float = DECAY,
     ) -> None:
-        super().__init__(train=train, candidates=candidates)
-        if not 0 < decay <= 1:
-            raise ValueError(f"decay is {decay}: it must be in (0, 1]")
-        self.decay = decay
+        super().__init__(decay=decay, train=train, candidates=candidates)
         self.weights, self.songs = weights, songs  # float32 [S, S], int64 [S] ascending
         self.prior = _PRIOR * listeners / listeners.sum().clamp(min=1)  # float32 [V]
 
     def scores(self, batch: Batch) -> Tensor:
         """x B for the songs of each context. float32 [B, V]."""
         width = len(self.candidates)
-        age = batch.offsets[1:][batch.listener] - 1 - torch.arange(len(batch.item_index))
         played = torch.zeros(batch.num_listeners * width)
-        played.scatter_reduce_(0, batch.listener * width + batch.item_index, self.decay ** age.float(), "amax")
+        played.scatter_reduce_(0, batch.listener * width + batch.item_index, self.play_weights(batch), "amax")
         scores = self.prior.repeat(batch.num_listeners, 1)
         scores[:, self.songs] += played.view(-1, width)[:, self.songs] @ self.weights
         return scores

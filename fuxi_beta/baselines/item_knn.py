@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuxi_beta.baselines.base import ScoredBaseline, all_songs, heard_songs
+from fuxi_beta.baselines.base import DecayedBaseline, all_songs, heard_songs
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import TrainConfig
 from pipelines.shards import Manifest
@@ -28,7 +28,7 @@ _PRIOR = 1e-6  # popularity decides only between songs that similarity leaves eq
 _BLOCK = 512  # songs whose similarities to all others are in memory together
 
 
-class ItemKNN(ScoredBaseline):
+class ItemKNN(DecayedBaseline):
     """Cosines in compressed rows: row i holds the songs most similar to i."""
 
     def __init__(
@@ -40,18 +40,15 @@ class ItemKNN(ScoredBaseline):
         candidates: Tensor,
         decay: float = DECAY,
     ) -> None:
-        super().__init__(train=train, candidates=candidates)
-        if not 0 < decay <= 1:
-            raise ValueError(f"decay is {decay}: it must be in (0, 1]")
-        self.similarities, self.decay = similarities, decay  # float32 [V, V]
+        super().__init__(decay=decay, train=train, candidates=candidates)
+        self.similarities = similarities  # float32 [V, V]
         self.prior = _PRIOR * torch.from_numpy(listeners / max(listeners.sum(), 1)).float()  # [V]
 
     def scores(self, batch: Batch) -> Tensor:
         """Decayed sum of the similarities to the plays in the context. float32 [B, V]."""
         from scipy import sparse
 
-        age = batch.offsets[1:][batch.listener] - 1 - torch.arange(len(batch.item_index))
-        weights = (self.decay ** age.float()).numpy()
+        weights = self.play_weights(batch).numpy()
         cells = (batch.listener.numpy(), batch.item_index.numpy())
         plays = sparse.csr_array((weights, cells), shape=(batch.num_listeners, len(self.candidates)))
         sums: Any = plays @ self.similarities

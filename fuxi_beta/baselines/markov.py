@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuxi_beta.baselines.base import ScoredBaseline, all_songs, count_keys, plays_before
+from fuxi_beta.baselines.base import ScoredBaseline, ages, all_songs, count_keys, plays_before
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import TrainConfig
 from pipelines.shards import Manifest
@@ -34,7 +34,7 @@ class Markov(ScoredBaseline):
 
     def scores(self, batch: Batch) -> Tensor:
         """Decayed sum of the transition shares out of the latest plays. float32 [B, V]."""
-        age = batch.offsets[1:][batch.listener] - 1 - torch.arange(len(batch.item_index))
+        age = ages(batch)
         latest = (age < LATEST).nonzero().squeeze(1)
         item, listener = batch.item_index[latest], batch.listener[latest]
         count = self.starts[item + 1] - self.starts[item]

@@ -16,7 +16,7 @@ Shapes: `B` listeners, `T` packed tokens, `V` songs and the padding row.
 import torch
 from torch import Tensor
 
-from fuxi_beta.baselines.base import ScoredBaseline
+from fuxi_beta.baselines.base import DecayedBaseline
 from fuxi_beta.baselines.popularity import fit_popularity
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import EvaluateConfig, TrainConfig
@@ -25,22 +25,18 @@ from pipelines.shards import Manifest
 DECAY = 0.95  # a play counts half after 14 more
 
 
-class Recency(ScoredBaseline):
+class Recency(DecayedBaseline):
     """Decayed counts of the plays in a listener's context, above a popularity tail."""
 
     def __init__(self, listeners: Tensor, *, train: TrainConfig, candidates: Tensor, decay: float = DECAY) -> None:
-        super().__init__(train=train, candidates=candidates)
-        if not 0 < decay <= 1:
-            raise ValueError(f"decay is {decay}: it must be in (0, 1]")
-        self.decay = decay
+        super().__init__(decay=decay, train=train, candidates=candidates)
         # + 1 keeps the most popular song below 0, where a play so old that its weight underflows still is.
         self.tail = listeners / (listeners.max() + 1) - 1  # float32 [V]
 
     def scores(self, batch: Batch) -> Tensor:
         """Decayed counts of played songs, negative popularity of the others. float32 [B, V]."""
-        age = batch.offsets[1:][batch.listener] - 1 - torch.arange(len(batch.item_index))
         cell = batch.listener * len(self.tail) + batch.item_index
-        counts = torch.zeros(batch.num_listeners * len(self.tail)).index_add_(0, cell, self.decay ** age.float())
+        counts = torch.zeros(batch.num_listeners * len(self.tail)).index_add_(0, cell, self.play_weights(batch))
         scores = self.tail.repeat(batch.num_listeners)
         scores[cell] = counts[cell]
         return scores.view(-1, len(self.tail))

@@ -60,10 +60,3 @@ def silu_scores(bias: Sequence[Tensor] | None, length: int) -> Scores:
         return F.silu(products).tril() / length
 
     return scores
-
-
-def apply_map(weights: Tensor, padded: Tensor) -> Tensor:
-    """A map that heads share times values. weights: [G, n, n], or [n, n] for all listeners. [n, G, C] -> [n, G, C]."""
-    if weights.ndim == 2:
-        return (weights @ padded.flatten(1)).view_as(padded)
-    return torch.bmm(weights, padded.transpose(0, 1)).transpose(0, 1)

@@ -17,7 +17,8 @@ from torch import Tensor
 from fuxi_beta import keyed
 from fuxi_beta.batches import Batch
 from fuxi_beta.keyed import Mask
-from fuxi_beta.padding import Group, Padding
+from fuxi_beta.padding import Padding
+from fuxi_beta.temporal import Elapsed
 
 RMS_EPS = 1e-6
 
@@ -38,13 +39,20 @@ def toeplitz(by_lag: Tensor) -> Tensor:
     return padded.unfold(0, n, 1)[:n].flip(0)
 
 
+def apply_map(weights: Tensor, padded: Tensor) -> Tensor:
+    """A map that heads share times values. weights: [G, n, n], or [n, n] for all listeners. [n, G, C] -> [n, G, C]."""
+    if weights.ndim == 2:
+        return (weights @ padded.flatten(1)).view_as(padded)
+    return torch.bmm(weights, padded.transpose(0, 1)).transpose(0, 1)
+
+
 class PaddedGaps:
     """The gaps of a batch as padded maps of logarithms, computed once and shared by all layers."""
 
     def __init__(self, batch: Batch, dtype: torch.dtype) -> None:
         self.longest = batch.longest
         self.padding = Padding(batch)
-        self.log_gaps = [log_gaps(batch, group, dtype) for group in self.padding.groups]
+        self.log_gaps = [Elapsed(batch, group, dtype).log for group in self.padding.groups]
 
     def mix(
         self, projected: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None, mask: Mask | None
@@ -57,23 +65,15 @@ class PaddedGaps:
         """See `fuxi_beta.ops.Gaps.apply`."""
 
         def maps_times_value(padded: Tensor, number: int) -> Tensor:  # [n, G, D] -> [n, G, C]
-            by_position = (toeplitz(by_lag[: len(padded)]) @ padded.flatten(1)).view_as(padded)
+            by_position = apply_map(toeplitz(by_lag[: len(padded)]), padded)
             if scale is None or decay is None:
                 by_time = torch.zeros_like(padded)
             else:
                 decayed = torch.exp(self.log_gaps[number] * -decay).tril()
-                by_time = scale * torch.bmm(decayed, padded.transpose(0, 1)).transpose(0, 1)
+                by_time = scale * apply_map(decayed, padded)
             return torch.cat([by_position, by_time], dim=-1)
 
         return self.padding.each(value, maps_times_value)
-
-
-def log_gaps(batch: Batch, group: Group, dtype: torch.dtype) -> Tensor:
-    """log(1 + max(t_{i+1} - t_j, 0)) of a group on and below the diagonal, 0 above. [G, n, n]."""
-    next_timestamp, timestamp = group.by_listener(batch.next_timestamp), group.by_listener(batch.timestamp)
-    gaps = log_gap(next_timestamp[:, :, None], timestamp[:, None, :], dtype)
-    # Zero above the diagonal and in padding rows, so that no power of the gap overflows where the map is cut off.
-    return gaps.tril_()
 
 
 def gate_and_value(projected: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,21 @@ class Task:
     command: str
     device: str = "cpu"
 
+    @cached_property
+    def data_end(self) -> int:
+        """Unix second before which everything is that may be learned from."""
+        manifest = self.manifest
+        if self.spec.protocol == "temporal_split":
+            return split_time(manifest)
+        if self.spec.protocol == "next_day":
+            return Calendar(manifest.timezone).day_start(manifest.ds - dt.timedelta(days=1))
+        return manifest.data_end
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        """Songs known by then. bool [V]."""
+        return known_songs(self.manifest, before=self.data_end)
+
 
 @dataclass
 class _Trained:
@@ -84,7 +100,7 @@ def perform(task: Task, on_step: OnStep | None = None) -> list[Run]:
         if task.spec.protocol == "next_day":
             found = _next_day(task, trained.scorer, model, train)
         else:
-            split = _data_end(task) if task.spec.protocol == "temporal_split" else None
+            split = task.data_end if task.spec.protocol == "temporal_split" else None
             found = _measure(task, trained.scorer, model, train, permute_gaps=permute, split=split)
         spec = replace(task.spec, condition=condition)
         written.insert(0, _write(task, spec, trained, found, seconds))
@@ -109,7 +125,7 @@ def _train(task: Task, model: ModelConfig, train: TrainConfig, on_step: OnStep |
         task.manifest,
         model=model,
         train=train,
-        data_end=_data_end(task),
+        data_end=task.data_end,
         device=task.device,
         quality=quality,
         on_step=on_step,
@@ -126,19 +142,9 @@ def _train(task: Task, model: ModelConfig, train: TrainConfig, on_step: OnStep |
     )
 
 
-def _data_end(task: Task) -> int:
-    """Unix second before which everything is that may be learned from: under next_day the start of the day before."""
-    manifest = task.manifest
-    if task.spec.protocol == "temporal_split":
-        return split_time(manifest)
-    if task.spec.protocol == "next_day":
-        return Calendar(manifest.timezone).day_start(manifest.ds - dt.timedelta(days=1))
-    return manifest.data_end
-
-
 def _sanity(task: Task, train: TrainConfig) -> ScoredBaseline:
-    end, manifest, system = _data_end(task), task.manifest, task.spec.system
-    known = torch.from_numpy(known_songs(manifest, before=end)) if task.spec.protocol == "next_day" else None
+    end, manifest, system = task.data_end, task.manifest, task.spec.system
+    known = torch.from_numpy(task.known) if task.spec.protocol == "next_day" else None
     if system == "popularity":
         return fit_popularity(manifest, end=end, train=train, config=EvaluateConfig(), candidates=known)
     fits = {"recency": fit_recency, "markov": fit_markov, "item-knn": fit_item_knn, "ease": fit_ease}
@@ -156,7 +162,7 @@ def _bprmf(task: Task, train: TrainConfig, on_step: OnStep | None) -> _Trained:
             on_step(epoch, task.spec.epochs)
 
     config = BPRMFConfig(factors=task.preset.model.dim, epochs=task.spec.epochs, seed=task.spec.seed)
-    fitted = fit_bprmf(task.manifest, end=_data_end(task), train=train, config=config, on_epoch=on_epoch)
+    fitted = fit_bprmf(task.manifest, end=task.data_end, train=train, config=config, on_epoch=on_epoch)
     factors = fitted.factors
     parameters = sum(part.numel() for part in (factors.users, factors.items, factors.bias))
     return _Trained(fitted, losses, np.diff(times).tolist(), parameters)
@@ -191,9 +197,8 @@ def _measure(
 
 
 def _next_day(task: Task, recommender: Any, model: ModelConfig, train: TrainConfig) -> _Measured:
-    manifest, end, config = task.manifest, _data_end(task), EvaluateConfig()
-    known = known_songs(manifest, before=end)
-    popularity = fit_popularity(manifest, end=end, train=train, config=config, candidates=torch.from_numpy(known))
+    manifest, config, known = task.manifest, EvaluateConfig(), torch.from_numpy(task.known)
+    popularity = fit_popularity(manifest, end=task.data_end, train=train, config=config, candidates=known)
     result = evaluate_next_day(
         manifest,
         {"run": recommender},
@@ -202,7 +207,7 @@ def _next_day(task: Task, recommender: Any, model: ModelConfig, train: TrainConf
         model=model,
         train=train,
         config=config,
-        known_items=known,
+        known_items=task.known,
         fallback=popularity,
     )
     return _Measured(result.metrics["run"], result.slices)
