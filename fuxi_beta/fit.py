@@ -3,9 +3,10 @@
 The daily job trains through Ray (`jobs.train`), with checkpoints and any number of workers; both take the same steps.
 """
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,15 +25,15 @@ Quality = Callable[[TrainedModel], float]
 """Measures a model after an epoch; more is better."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fitted:
     """A trained model and how its training went."""
 
     model: TrainedModel
-    epoch_losses: list[float] = field(default_factory=list)
-    epoch_seconds: list[float] = field(default_factory=list)  # wall time of steps; what `quality` takes is not in it
-    qualities: list[float] = field(default_factory=list)
-    best_epoch: int | None = None  # counted from 1; None where no `quality` chose
+    epoch_losses: list[float]
+    epoch_seconds: list[float]  # wall time of steps; what `quality` takes is not in it
+    qualities: list[float]
+    best_epoch: int | None  # counted from 1; None where no `quality` chose
 
 
 def fit(
@@ -51,58 +52,65 @@ def fit(
     epoch; the weights of the best one are returned (validation), else the last ones.
     on_step: called with (steps done, steps in all). Raises DivergedError if the loss is not finite.
     """
-    torch.manual_seed(train.seed)
     data_end = manifest.data_end if data_end is None else data_end
     candidates = candidate_songs(manifest, train=train, data_end=data_end)
+    trainer = new_trainer(manifest, candidates, model=model, train=train, device=device)
+    batches = all_batches(manifest, model=model, train=train, data_end=data_end)
+    losses, seconds, qualities, best = [], [], [], None
+    for epoch in range(train.epochs):
+        started = time.perf_counter()
+        losses.append(_epoch(trainer, batches, epoch, on_step))
+        seconds.append(time.perf_counter() - started)
+        if quality is not None:
+            trained = _trained(trainer, manifest, model, candidates, data_end)
+            qualities.append(quality(trained))
+            best = trained if qualities[-1] > max(qualities[:-1], default=-math.inf) else best
+    return Fitted(
+        model=best or _trained(trainer, manifest, model, candidates, data_end),
+        epoch_losses=losses,
+        epoch_seconds=seconds,
+        qualities=qualities,
+        best_epoch=1 + qualities.index(max(qualities)) if best else None,
+    )
+
+
+def new_trainer(
+    manifest: Manifest,
+    candidates: np.ndarray,
+    *,
+    model: ModelConfig,
+    train: TrainConfig,
+    device: torch.device | str = "cpu",
+) -> Trainer:
+    """A network and its item table at the start, from `train.seed`. candidates: bool [vocabulary + 1]."""
+    torch.manual_seed(train.seed)
     rows = capacity_rows(manifest.vocabulary_size, train.capacity_margin)
-    trainer = Trainer(
+    return Trainer(
         models.build(model),
         PlainItemTable(rows, model.dim, train=train, device=device),
         train=train,
         candidates=torch.from_numpy(candidates.nonzero()[0]),
         device=device,
     )
-    batches = TrainingBatches(
-        manifest,
-        model=model,
-        train=train,
-        data_end=data_end,
-        rank=0,
-        world_size=1,
-        vocabulary_size=manifest.vocabulary_size,
+
+
+def all_batches(manifest: Manifest, *, model: ModelConfig, train: TrainConfig, data_end: int) -> TrainingBatches:
+    """The batches of a training on one rank."""
+    size = manifest.vocabulary_size
+    return TrainingBatches(
+        manifest, model=model, train=train, data_end=data_end, rank=0, world_size=1, vocabulary_size=size
     )
-    fitted = Fitted(_trained(trainer, manifest, model, candidates, data_end))
-    for epoch in range(train.epochs):
-        _epoch(trainer, batches, epoch, fitted, on_step)
-        if quality is not None:
-            _keep_best(fitted, _trained(trainer, manifest, model, candidates, data_end), quality)
-    if quality is None:
-        fitted.model = _trained(trainer, manifest, model, candidates, data_end)
-    return fitted
 
 
-def _epoch(
-    trainer: Trainer,
-    batches: TrainingBatches,
-    epoch: int,
-    fitted: Fitted,
-    on_step: Callable[[int, int], None] | None,
-) -> None:
-    started, loss, positions = time.perf_counter(), 0.0, 0
-    steps = batches.steps_per_epoch
+def _epoch(trainer: Trainer, batches: TrainingBatches, epoch: int, on_step: Callable[[int, int], None] | None) -> float:
+    """Every step of an epoch. Returns the mean loss over its positions."""
+    loss, positions, steps = 0.0, 0, batches.steps_per_epoch
     for step, batch in enumerate(prefetched(batches.epoch(epoch)), start=1):
         result = trainer.step(batch, epoch=epoch)
         loss, positions = loss + result.loss * result.positions, positions + result.positions
         if on_step:
             on_step(epoch * steps + step, trainer.train.epochs * steps)
-    fitted.epoch_losses.append(loss / max(positions, 1))
-    fitted.epoch_seconds.append(time.perf_counter() - started)
-
-
-def _keep_best(fitted: Fitted, trained: TrainedModel, quality: Quality) -> None:
-    fitted.qualities.append(quality(trained))
-    if fitted.best_epoch is None or fitted.qualities[-1] > max(fitted.qualities[:-1]):
-        fitted.best_epoch, fitted.model = len(fitted.qualities), trained
+    return loss / max(positions, 1)
 
 
 def _trained(

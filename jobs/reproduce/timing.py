@@ -4,12 +4,9 @@ import statistics
 import time
 from collections.abc import Iterator
 
-import torch
-
-from fuxi_beta import models
 from fuxi_beta.batches import Batch
 from fuxi_beta.candidates import candidate_songs
-from fuxi_beta.embedding import PlainItemTable, capacity_rows
+from fuxi_beta.fit import all_batches, new_trainer
 from fuxi_beta.reader import TrainingBatches
 from fuxi_beta.trainer import Trainer
 from jobs.console import progress
@@ -28,7 +25,8 @@ def time_epochs(manifest: Manifest, request: Request) -> dict[str, float]:
     """
     left_out = {*SANITY, "bprmf"}
     wanted = [spec for spec in specs(request) if spec.system not in left_out and spec.temporal == "pow"]
-    batches = _batches(manifest, request)
+    model, train = request.preset.model, request.preset.train
+    batches = all_batches(manifest, model=model, train=train, data_end=manifest.data_end)
     trainers = {timing_key(spec.system, spec.layers): _trainer(spec, manifest, request) for spec in wanted}
     found: dict[str, list[float]] = {name: [] for name in trainers}
     with progress("timing", STEPS + WARM_UP, unit="rounds") as advance:
@@ -42,18 +40,6 @@ def time_epochs(manifest: Manifest, request: Request) -> dict[str, float]:
         name: round(statistics.median(seconds[WARM_UP:]) * batches.steps_per_epoch, 3)
         for name, seconds in found.items()
     }
-
-
-def _batches(manifest: Manifest, request: Request) -> TrainingBatches:
-    return TrainingBatches(
-        manifest,
-        model=request.preset.model,
-        train=request.preset.train,
-        data_end=manifest.data_end,
-        rank=0,
-        world_size=1,
-        vocabulary_size=manifest.vocabulary_size,
-    )
 
 
 def _first(batches: TrainingBatches, count: int) -> Iterator[Batch]:
@@ -70,7 +56,5 @@ def _first(batches: TrainingBatches, count: int) -> Iterator[Batch]:
 
 def _trainer(spec: Spec, manifest: Manifest, request: Request) -> Trainer:
     model, train = spec.configs(request.preset)
-    torch.manual_seed(train.seed)
     candidates = candidate_songs(manifest, train=train, data_end=manifest.data_end)
-    table = PlainItemTable(capacity_rows(manifest.vocabulary_size, train.capacity_margin), model.dim, train=train)
-    return Trainer(models.build(model), table, train=train, candidates=torch.from_numpy(candidates.nonzero()[0]))
+    return new_trainer(manifest, candidates, model=model, train=train)

@@ -1,7 +1,6 @@
 """RetNet and FLASH against their formulas, one listener and one position at a time, with every gradient."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -29,28 +28,6 @@ def network(cls: type, config: ModelConfig = CONFIG) -> Any:
             unit.scale.copy_(torch.randn_like(unit.scale))
             unit.offset.copy_(torch.randn_like(unit.offset))
     return model
-
-
-def assert_equal_with_gradients(model: Any, batch: Any, slow: Callable[[Any, Tensor], Tensor]) -> None:
-    """slow: states [n, D] of one listener, from the model's parameters and the embedded tokens [n, D]."""
-    torch.manual_seed(1)
-    vectors = torch.randn(len(batch.item_index), model.config.dim, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn_like(vectors)
-    expected = []
-    for start, end in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True):
-        if start < end:
-            x = vectors[start:end] * math.sqrt(model.config.dim) + model.positions[: end - start]
-            states = slow(model, x)
-            expected.append(states / states.norm(dim=1, keepdim=True))
-    slowly, found = torch.cat(expected), model(vectors, batch)
-    torch.testing.assert_close(found, slowly)
-    names = ["vectors", *(name for name, _ in model.named_parameters())]
-    of_found = torch.autograd.grad((found * weights).sum(), [vectors, *model.parameters()])
-    # The loops never touch a distance that no pair has.
-    of_slow = torch.autograd.grad((slowly * weights).sum(), [vectors, *model.parameters()], materialize_grads=True)
-    for name, one, other in zip(names, of_found, of_slow, strict=True):
-        torch.testing.assert_close(one, other, msg=lambda text, name=name: f"gradient of {name}: {text}")
-        assert other.abs().max() > 1e-6 or len(batch.item_index) == 1, f"{name} is not tested"
 
 
 def silu(x: Tensor) -> Tensor:
@@ -119,20 +96,20 @@ def slow_flash(model: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_retnet_and_gradients_equal_the_slow_reference(make_batch, lengths):
-    assert_equal_with_gradients(network(RetNet), make_batch(lengths), lambda model, x: slow_retnet(model, x, heads=4))
+def test_retnet_and_gradients_equal_the_slow_reference(make_batch, lengths, equal_with_gradients):
+    equal_with_gradients(network(RetNet), make_batch(lengths), lambda model, x: slow_retnet(model, x, heads=4))
 
 
 @pytest.mark.parametrize(("dim", "heads"), [(20, 5), (15, 5), (7, 1), (6, 3), (9, 3)])
-def test_retnet_takes_the_most_heads_up_to_five_that_divide_the_width(make_batch, dim, heads):
+def test_retnet_takes_the_most_heads_up_to_five_that_divide_the_width(make_batch, dim, heads, equal_with_gradients):
     """And turns no head of odd width."""
     model = network(RetNet, replace(CONFIG, dim=dim, layers=1))
-    assert_equal_with_gradients(model, make_batch([5, 12]), lambda model, x: slow_retnet(model, x, heads))
+    equal_with_gradients(model, make_batch([5, 12]), lambda model, x: slow_retnet(model, x, heads))
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_flash_and_gradients_equal_the_slow_reference(make_batch, lengths):
-    assert_equal_with_gradients(network(FLASH), make_batch(lengths), slow_flash)
+def test_flash_and_gradients_equal_the_slow_reference(make_batch, lengths, equal_with_gradients):
+    equal_with_gradients(network(FLASH), make_batch(lengths), slow_flash)
 
 
 @pytest.mark.parametrize("cls", [RetNet, FLASH])

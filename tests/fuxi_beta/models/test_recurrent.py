@@ -1,7 +1,6 @@
 """GRU4Rec and NARM against their formulas, one listener and one position at a time, with every gradient."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,28 +26,6 @@ def network(cls: type, config: ModelConfig = CONFIG) -> Any:
             if name != "positions":  # away from the linear regime, and no bias left at zero
                 parameter.copy_(torch.randn_like(parameter))
     return model
-
-
-def assert_equal_with_gradients(model: Any, batch: Any, slow: Callable[[Any, Tensor], Tensor]) -> None:
-    """slow: states [n, D] of one listener, from the model's parameters and the embedded tokens [n, D]."""
-    torch.manual_seed(1)
-    vectors = torch.randn(len(batch.item_index), model.config.dim, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn_like(vectors)
-    expected = []
-    for start, end in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True):
-        if start < end:
-            x = vectors[start:end] * math.sqrt(model.config.dim) + model.positions[: end - start]
-            states = slow(model, x)
-            expected.append(states / states.norm(dim=1, keepdim=True))
-    slowly, found = torch.cat(expected), model(vectors, batch)
-    torch.testing.assert_close(found, slowly)
-    names = ["vectors", *(name for name, _ in model.named_parameters())]
-    of_found, of_slow = (
-        torch.autograd.grad((out * weights).sum(), [vectors, *model.parameters()]) for out in (found, slowly)
-    )
-    for name, one, other in zip(names, of_found, of_slow, strict=True):
-        torch.testing.assert_close(one, other, msg=lambda text, name=name: f"gradient of {name}: {text}")
-        assert other.abs().max() > 1e-6 or len(batch.item_index) == 1, f"{name} is not tested"
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -89,8 +66,8 @@ def slow_narm(model: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize(("cls", "slow"), [(GRU4Rec, slow_gru4rec), (NARM, slow_narm)])
-def test_network_and_gradients_equal_the_slow_reference(make_batch, cls, slow, lengths):
-    assert_equal_with_gradients(network(cls), make_batch(lengths), slow)
+def test_network_and_gradients_equal_the_slow_reference(make_batch, cls, slow, lengths, equal_with_gradients):
+    equal_with_gradients(network(cls), make_batch(lengths), slow)
 
 
 @pytest.mark.parametrize("cls", [GRU4Rec, NARM])
