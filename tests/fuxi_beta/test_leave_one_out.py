@@ -110,6 +110,19 @@ def test_ranks_come_with_their_listeners_in_the_order_of_the_shards(three):
     assert result.ranks["it"].tolist() == [5.0, 5.0, 5.0]  # six songs score higher, two of them were heard
 
 
+def learned_from(manifest, train, *, data_end=CUT):
+    """What training reads of the shards' first file."""
+    return training_samples(
+        read_histories(manifest, manifest.files[0]),
+        sample=np.arange(3),
+        model=MODEL,
+        train=train,
+        calendar=Calendar(),
+        data_end=data_end,
+        vocabulary_size=8,
+    )
+
+
 @pytest.mark.parametrize(
     ("condition", "expected"),
     [
@@ -124,16 +137,7 @@ def test_what_a_model_is_told_of_the_time_in_test_and_in_training(three, conditi
     result = evaluate(three, scorer, train)
     assert scorer.asked == expected
     assert result.slices == {"all": 3, "same_second": 0, "within_hour": 2, "later": 1}  # slices know the truth
-    histories = read_histories(three, three.files[0])
-    samples = training_samples(
-        histories,
-        sample=np.arange(3),
-        model=MODEL,
-        train=train,
-        calendar=Calendar(),
-        data_end=CUT,
-        vocabulary_size=8,
-    )
+    samples = learned_from(three, train)
     first = samples.timestamp[samples.offsets[:-1]]
     told = samples.next_timestamp[samples.offsets[:-1]]
     if condition == "true":
@@ -167,15 +171,7 @@ def test_validation_predicts_the_second_newest_play_and_never_sees_the_newest(th
         for row in rows
     ]
     assert targets == [4, 5, 6]
-    samples = training_samples(
-        read_histories(three, three.files[0]),
-        sample=np.arange(3),
-        model=MODEL,
-        train=replace(TRAIN, held_out=2),
-        calendar=Calendar(),
-        data_end=CUT,
-        vocabulary_size=8,
-    )
+    samples = learned_from(three, replace(TRAIN, held_out=2))
     assert not samples.target.any()  # one play is left, and nothing after it to learn
 
 
@@ -197,15 +193,7 @@ def test_a_split_in_time_asks_for_the_first_play_after_it(three):
     result = evaluate(three, scorer, replace(TRAIN, held_out=0), split=split)
     assert result.user_id.to_pylist() == [2] and scorer.asked == [6 * DAY + 9 * HOUR + 1_050]
     assert (result.listeners, result.excluded) == (1, 2)
-    samples = training_samples(
-        read_histories(three, three.files[0]),
-        sample=np.arange(3),
-        model=MODEL,
-        train=replace(TRAIN, held_out=0),
-        calendar=Calendar(),
-        data_end=split,
-        vocabulary_size=8,
-    )
+    samples = learned_from(three, replace(TRAIN, held_out=0), data_end=split)
     assert samples.target.tolist() == [4, 7, 5]  # all of listener 1, the second play of 2, nothing of 3
 
 
