@@ -81,7 +81,7 @@ class RecommendConfig(Section):
 class ClusterConfig(Section):
     """Engines. The defaults run everything on this machine and listen on loopback only."""
 
-    spark_master: str = "local[*]"
+    spark_master: str = Field("", description="where Spark runs; empty: where spark-submit says, else local[*]")
     spark_driver_memory: str = "1g"
     spark_options: dict[str, str] = Field(default_factory=dict, description="passed to Spark as they are")
     ray_address: str = Field("local", description='"local", or the address of a running cluster')

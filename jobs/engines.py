@@ -9,35 +9,69 @@ from typing import Any
 
 from jobs.config import ClusterConfig
 from jobs.console import progress
+from pipelines.schema import InputError
 
 
 def spark_session(cluster: ClusterConfig) -> Any:
-    """The process's Spark session, started on first use."""
+    """The process's Spark session, started on first use.
+
+    Under spark-submit the submission decides where Spark runs and with how much; what it says is left alone. Raises
+    InputError if the configuration names another master than the submission.
+    """
     from pyspark.sql import SparkSession
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder = SparkSession.builder.appName("fuxi").master(cluster.spark_master)  # type: ignore[attr-defined]
+    submitted = _submission()
+    master = _master(cluster, submitted)
+    local = master.startswith("local")  # local[2], and local-cluster[...], whose executors are on this machine too
     options = {
-        "spark.sql.session.timeZone": "UTC",
+        "spark.app.name": "fuxi",
+        "spark.master": master,
         "spark.sql.parquet.compression.codec": "zstd",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "65536",
-        "spark.sql.shuffle.partitions": "8",
-        "spark.ui.enabled": "false",
-        "spark.ui.showConsoleProgress": "false",
     }
-    if cluster.spark_master.startswith("local"):
+    if local or not submitted:
+        options |= {
+            "spark.sql.shuffle.partitions": "8",
+            "spark.ui.enabled": "false",
+            "spark.ui.showConsoleProgress": "false",
+        }
+    if local:
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         options |= {
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.driver.memory": cluster.spark_driver_memory,
         }
-    for key, value in (options | cluster.spark_options).items():
+    ours = {key: value for key, value in options.items() if key not in submitted}
+    builder = SparkSession.builder
+    for key, value in (ours | {"spark.sql.session.timeZone": "UTC"} | cluster.spark_options).items():
         builder = builder.config(key, value)
-    session = builder.getOrCreate()
-    session.sparkContext.setLogLevel("ERROR")
-    _forward_storage(session, local=cluster.spark_master.startswith("local"))
+    session = builder.getOrCreate()  # type: ignore[attr-defined]
+    if not submitted:  # a submission says itself what is logged
+        session.sparkContext.setLogLevel("ERROR")
+    _forward_storage(session, local=local)
     return session
+
+
+def _submission() -> dict[str, str]:
+    """What spark-submit was told, every key of it; nothing where Python starts Spark itself."""
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:  # how spark-submit tells Python where its JVM listens
+        return {}
+    from pyspark import SparkConf, SparkContext
+
+    SparkContext._ensure_initialized()  # connects; without it SparkConf does not see the JVM's settings
+    return dict(SparkConf().getAll())
+
+
+def _master(cluster: ClusterConfig, submitted: dict[str, str]) -> str:
+    told = submitted.get("spark.master", "")
+    if told and cluster.spark_master not in ("", told):
+        raise InputError(
+            f"cluster.spark_master is {cluster.spark_master}, but spark-submit was told {told}: "
+            "take cluster.spark_master out of the configuration, or start without spark-submit"
+        )
+    return told or cluster.spark_master or "local[*]"
 
 
 def _forward_storage(session: Any, *, local: bool) -> None:
