@@ -134,7 +134,11 @@ def show(user: str, ds: str, **options: Any) -> None:
 @click.option("--songs", default=5000, show_default=True, help="Released before the first day.")
 @click.option("--artists", default=600, show_default=True, help="A multiple of 20, at most as many as songs.")
 @click.option("--first-day", default="2026-01-05", show_default=True, metavar="DATE", help="First landing day.")
-@click.option("--days", default=57, show_default=True, help="Landing days; run again with more to add days.")
+@click.option(
+    "--days",
+    type=click.IntRange(1),
+    help="Landing days; run again with more to add days. [default: 57, with --preset 25]",
+)
 @click.option("--seed", default=1, show_default=True)
 @click.option(
     "--elapsed-time",
@@ -143,12 +147,29 @@ def show(user: str, ds: str, **options: Any) -> None:
     type=click.FloatRange(0, 1),
     help="How much elapsed time matters for what is played next; 0: not at all.",
 )
-def synth(out: str, first_day: str, **options: Any) -> None:
-    """Generate synthetic music logs with a catalogue, of any size, from a seed (docs/synthetic-logs.md)."""
-    from jobs import synth as synth_job
-    from pipelines.synthetic import SyntheticConfig
+@click.option(
+    "--preset",
+    metavar="NAME",
+    help="daily-recommendations (1.02 billion plays) or all-scenarios (1.31 billion): the paper's industrial sizes, "
+    "exact over 25 days, three columns, no dirt.",
+)
+@click.option("--scale", type=float, help="With --preset: this share of its listeners and plays. [default: 1]")
+@click.option("--interactions", type=click.IntRange(1), help="With --preset: this many plays in 25 days, instead.")
+@click.option("--workers", type=click.IntRange(1), help="With --preset: processes. [default: the cores]")
+@click.pass_context
+def synth(context: click.Context, first_day: str, **options: Any) -> None:
+    """Generate synthetic music logs with a catalogue, of any size, from a seed (docs/synthetic-logs.md).
 
-    result = synth_job.synth(SyntheticConfig(first_day=parse_ds(first_day), **options), out)
+    \b
+    fuxi synth --listeners 3000 --days 57                 every column, dirt and a known ceiling
+    fuxi synth --preset daily-recommendations --scale 0.1 a tenth of the paper's billion plays
+
+    Run again, it continues where it stopped.
+    """
+    from jobs import synth as synth_job
+
+    given = {name for name in options if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE}
+    result = synth_job.main({**options, "first_day": parse_ds(first_day)}, given)
     click.echo(f"{result}")
 
 

@@ -41,13 +41,14 @@ _console: Any = None
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int | None, *, unit: str = "") -> Iterator[Advance]:
+def progress(description: str, total: int | None, *, unit: str = "", remaining: bool = False) -> Iterator[Advance]:
     """A bar for a long step: call the yielded function with the amount done since the last call.
 
-    Off a terminal it logs a JSON line at most every five seconds and one at the end.
+    remaining: with an estimate of the time left. Off a terminal it logs a JSON line at most every five seconds and
+    one at the end.
     """
     if interactive():
-        with _bar(description, total, unit) as advance:
+        with _bar(description, total, unit, remaining) as advance:
             yield advance
         return
     started = last = time.monotonic()
@@ -58,15 +59,17 @@ def progress(description: str, total: int | None, *, unit: str = "") -> Iterator
         done += amount
         if time.monotonic() - last >= 5:
             last = time.monotonic()
-            log(description, done=done, total=total, unit=unit, seconds=round(last - started, 1))
+            seconds = last - started
+            left = {"seconds_left": round(seconds * (total - done) / done)} if remaining and total and done else {}
+            log(description, done=done, total=total, unit=unit, seconds=round(seconds, 1), **left)
 
     yield advance
     log(description, done=done, total=total, unit=unit, seconds=round(time.monotonic() - started, 1), finished=True)
 
 
 @contextlib.contextmanager
-def _bar(description: str, total: int | None, unit: str) -> Iterator[Advance]:
-    with bars(unit) as bar:
+def _bar(description: str, total: int | None, unit: str, remaining: bool) -> Iterator[Advance]:
+    with bars(unit, remaining=remaining) as bar:
         task = bar.add_task(description, total=total)
         yield lambda amount=1: bar.advance(task, amount)
 
