@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fuxi_beta.config import EvaluateConfig, Kernels, ModelConfig, TrainConfig
 from pipelines import storage
-from pipelines.schema import InputError
+from pipelines.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, InputError
 
 ENVIRONMENT_PREFIX = "FUXI_"
 
@@ -46,6 +46,40 @@ class LogsConfig(Section):
     max_rejected_share: float = Field(0.25, ge=0, le=1, description="a day with more rejected rows is refused")
 
 
+class QualityConfig(Section):
+    """When a day's input is refused; docs/data-quality.md. Shares are of 1, and a bound itself is allowed."""
+
+    min_volume_ratio: float = Field(
+        0.5, ge=0, le=1, description="least plays a landing day, as a multiple of the median of the last published days"
+    )
+    max_volume_ratio: float = Field(3.0, ge=1, description="most plays a landing day, as a multiple of that median")
+    trailing_days: int = Field(28, ge=3, le=365, description="published days that say what is usual; 3 are needed")
+    max_unknown_song_share: float = Field(
+        0.5, ge=0, le=1, description="plays of songs without an index before the day; not judged on a first build"
+    )
+    max_age_s: int = Field(172_800, ge=1, description="seconds from the newest valid play to ds 00:00")
+    max_null_share: float = Field(0.2, ge=0, le=1, description="rows without a value in a required column")
+    max_null_shares: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        default_factory=dict, description="the same for columns of their own bound, for example {play_ms: 0.4}"
+    )
+    max_null_rise: float = Field(
+        0.25, ge=0, le=1, description="how much above their median nulls of an optional column may be"
+    )
+    max_duplicate_share: float = Field(0.3, ge=0, le=1, description="accepted plays that were there already")
+    min_plays: int = Field(
+        200, ge=0, description="of a service with fewer plays a landing day only rejected rows are judged"
+    )
+
+    @field_validator("max_null_shares")
+    @classmethod
+    def _known_columns(cls, shares: dict[str, float]) -> dict[str, float]:
+        columns = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
+        for name in shares:
+            if name not in columns:
+                raise ValueError(f"{name} is no column: it must be one of {', '.join(columns)}")
+        return shares
+
+
 class SequencesConfig(Section):
     """How listeners' histories are kept."""
 
@@ -53,6 +87,7 @@ class SequencesConfig(Section):
     buckets: int = Field(256, description="user buckets, a power of two; fixed for the life of a workspace")
     max_history: int = Field(2000, ge=1, description="newest events kept per listener")
     row_group_events: int = Field(1_000_000, ge=1, description="events in a row group of a shard; training reads these")
+    max_deltas: int = Field(7, ge=0, description="days laid over a bucket's base before it is written anew; 0: every day")
     session_gap_s: int = Field(1800, ge=1, description="a longer pause starts a new session")
     user_id_type: Literal["int64", "string"] = "int64"
     item_id_type: Literal["int64", "string"] = "int64"
@@ -108,6 +143,7 @@ class Config(Section):
     workspace: str = "./workspace"
     deterministic: bool = Field(True, description="same inputs, same lists, bit by bit, at equal worker counts")
     logs: LogsConfig = LogsConfig()  # type: ignore[call-arg]
+    quality: QualityConfig = QualityConfig()  # type: ignore[call-arg]
     sequences: SequencesConfig = SequencesConfig()  # type: ignore[call-arg]
     model: Annotated[ModelConfig, Field()] = ModelConfig()
     train: Annotated[TrainConfig, Field()] = TrainConfig()
@@ -118,9 +154,18 @@ class Config(Section):
     mlflow: MlflowConfig = MlflowConfig()  # type: ignore[call-arg]
 
     def hash(self) -> str:
-        """Digest of the settings that decide what is computed; where it runs and is stored does not count."""
-        where = {"workspace": True, "cluster": True, "mlflow": True, "logs": {"path", "catalogue"}}
-        content = self.model_dump(mode="json", exclude=where)  # type: ignore[arg-type]
+        """Digest of the settings that decide what is computed.
+
+        Where it runs and is stored does not count, nor do bounds that decide only whether a day is refused.
+        """
+        left_out = {
+            "workspace": True,
+            "cluster": True,
+            "mlflow": True,
+            "quality": True,
+            "logs": {"path", "catalogue", "max_rejected_share"},
+        }
+        content = self.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

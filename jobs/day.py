@@ -52,6 +52,7 @@ class Day:
     workspace: Workspace
     force: bool = False  # run stages even where their output exists
     refresh_inputs: bool = False
+    accept_quality: bool = False  # take the day's input in spite of bounds that it breaks
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -158,7 +159,13 @@ Stage = Callable[[Day], dict[str, Any]]
 
 
 def open_day(
-    config: Config, ds: dt.date, *, force: bool = False, refresh_inputs: bool = False, create: bool = True
+    config: Config,
+    ds: dt.date,
+    *,
+    force: bool = False,
+    refresh_inputs: bool = False,
+    accept_quality: bool = False,
+    create: bool = True,
 ) -> Day:
     """Open (or create) the workspace for one serving day. A ds after today is refused: its logs are not complete."""
     sequences = config.sequences
@@ -172,7 +179,7 @@ def open_day(
         item_id_type=sequences.item_id_type,
     )
     workspace = open_workspace(config.workspace, wanted, create=create)
-    return Day(config, ds, workspace, force=force, refresh_inputs=refresh_inputs)
+    return Day(config, ds, workspace, force=force, refresh_inputs=refresh_inputs, accept_quality=accept_quality)
 
 
 def run_stage(day: Day, name: str, stage: Stage) -> dict[str, Any]:

@@ -53,6 +53,11 @@ class Workspace:
         """Delta table of metrics."""
         return storage.join(self.uri, "metrics")
 
+    @property
+    def quality(self) -> str:
+        """Delta table of every day's input: its numbers, their bounds and the judgement."""
+        return storage.join(self.uri, "quality")
+
     def sequences(self, ds: dt.date) -> str:
         """Folder of the shards of one ds."""
         return storage.join(self.uri, "sequences", f"ds={ds}")
