@@ -141,6 +141,18 @@ METRICS_SCHEMA = pa.schema(
     ]
 )
 
+QUALITY_SCHEMA = pa.schema(
+    [
+        pa.field(DS, pa.date32(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),  # a number of `pipelines.quality`
+        pa.field("value", pa.float64()),
+        pa.field("lower", pa.float64()),  # what was allowed when the day was judged; null: no bound
+        pa.field("upper", pa.float64()),
+        pa.field("passed", pa.bool_()),  # null: not judged
+        pa.field("accepted_override", pa.bool_(), nullable=False),  # broken, and taken with --accept-quality
+    ]
+)
+
 
 def parse_ds(text: str) -> dt.date:
     """An ISO date as given on a command line."""
