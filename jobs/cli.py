@@ -4,7 +4,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -32,8 +32,17 @@ def _stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--force", is_flag=True, help="Run even where the output of this run record exists."),
         click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs anew: makes a new run record."),
     )
-    command = _shared_options(command)
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+    return _with(options)(_shared_options(command))
+
+
+def _with(options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """A decorator that gives a command these options, the first on top."""
+    return lambda command: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+_accept_quality = click.option(
+    "--accept-quality", is_flag=True, help="Take the day's input in spite of bounds that it breaks; it is noted."
+)
 
 
 def _config(config_file: str | None, workspace: str | None, overrides: tuple[str, ...]) -> Any:
@@ -47,7 +56,7 @@ def _open_day(options: dict[str, Any]) -> Any:
     from jobs.day import open_day
 
     config = _config(options["config_file"], options["workspace"], options["overrides"])
-    flags = {"force": options["force"], "refresh_inputs": options["refresh_inputs"]}
+    flags = {name: options.get(name, False) for name in ("force", "refresh_inputs", "accept_quality")}
     return open_day(config, parse_ds(options["ds"]), create=not options["dry_run"], **flags)
 
 
@@ -69,6 +78,7 @@ def cli() -> None:
 
 @cli.command()
 @_stage_options
+@_accept_quality
 def daily(**options: Any) -> None:
     """Run all stages of one serving day, skipping what is done.
 
@@ -89,9 +99,10 @@ def daily(**options: Any) -> None:
     click.echo(result.stages["report"]["uri"])
 
 
-def _stage_command(name: str, help_text: str) -> None:
+def _stage_command(name: str, help_text: str, *more: Callable[..., Any]) -> None:
     @cli.command(name, help=help_text)
     @_stage_options
+    @_with(more)
     def run_one(**options: Any) -> None:
         import json
 
@@ -106,7 +117,11 @@ def _stage_command(name: str, help_text: str) -> None:
         click.echo(json.dumps(result, indent=2, default=str))
 
 
-_stage_command("sessionize", "Logs to sequence shards: validate, quarantine, deduplicate, merge into the last (Spark).")
+_stage_command(
+    "sessionize",
+    "Logs to sequence shards: validate, quarantine, deduplicate, merge into the last (Spark).",
+    _accept_quality,
+)
 _stage_command("train", "Fit FuXi-beta on the shards and register it as challenger (Ray Train, TorchRec, MLflow).")
 _stage_command("evaluate", "Measure challenger, champion, popularity and Markov on the same listeners.")
 _stage_command("promote", "Apply the gates and write the model version that serves this ds into the run record.")

@@ -9,12 +9,15 @@ the same files. Files appear under their name only when complete, so a run conti
 """
 
 import itertools
+import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +135,7 @@ def _run(plan: Plan, workers: int) -> Iterator[tuple[tuple[int, int], int]]:
             yield place, _write_part(plan.config, plan.out, *place)
         return
     # Spawned, not forked: the caller may hold threads and locks of Arrow, Spark or Ray.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
     running: dict[Future[int], tuple[int, int]] = {}
     try:
         while True:
@@ -149,6 +152,19 @@ def _run(plan: Plan, workers: int) -> Iterator[tuple[tuple[int, int], int]]:
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the caller's to handle, and a caller that was killed leaves no process behind."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_caller, daemon=True).start()
+
+
+def _end_with_caller() -> None:
+    caller = parent_process()
+    if caller is not None:
+        caller.join()
+        os._exit(1)
 
 
 def _days_written(plan: Plan, missing: set[tuple[int, int]]) -> int:
