@@ -68,6 +68,28 @@ def test_the_hash_follows_what_is_computed_not_where(tmp_path: Path) -> None:
     assert load(tmp_path, overrides=["train.seed=2"]).hash() != base
 
 
+def test_bounds_that_only_refuse_a_day_are_no_part_of_the_hash() -> None:
+    base = load_config(environment={}).hash()
+    bounds = ["logs.max_rejected_share=0.9", "quality.min_plays=1", "quality.max_null_shares={play_ms: 0.5}"]
+    assert load_config(overrides=bounds, environment={}).hash() == base
+    assert load_config(overrides=["logs.max_late_days=3"], environment={}).hash() != base
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["quality.max_null_shares={plays: 0.5}"], r"quality\.max_null_shares: plays is no column: .*, play_ms,"),
+        (["quality.max_null_shares={play_ms: 50}"], r"quality\.max_null_shares\.play_ms: .* less than or equal to 1"),
+        (["quality.min_volume_ratio=1.5"], r"quality\.min_volume_ratio: .* less than or equal to 1"),
+        (["quality.trailing_days=2"], r"quality\.trailing_days: .* greater than or equal to 3"),
+        (["quality.max_age=1"], r"unknown key quality\.max_age: did you mean quality\.max_age_s\?"),
+    ],
+)
+def test_a_bound_that_cannot_be_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(overrides=overrides, environment={})
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
