@@ -1,7 +1,9 @@
 """Days of the configured time zone as Unix seconds: where a day starts and when its lists are requested.
 
 A serving day D starts at D 00:00 and its lists are requested at D 08:00, wall clock, so both follow the
-zone's daylight saving. Everything here is vectorised over numpy arrays of Unix seconds.
+zone's daylight saving: days have 23, 24 or 25 hours. Where the clocks skip 00:00 (Santiago, Beirut and Cairo in
+spring) a day starts with the hour they jump to; where 00:00 comes twice (Havana in autumn), at the first.
+Everything here is vectorised over numpy arrays of Unix seconds.
 """
 
 import datetime as dt
@@ -41,7 +43,7 @@ class Calendar:
             ) from None
 
     def day_start(self, day: dt.date) -> int:
-        """Unix second at which `day` starts (00:00 wall clock)."""
+        """Unix second at which `day` starts: its first, so that every second belongs to exactly one day."""
         return self._wall_clock(day, 0)
 
     def request_time(self, day: dt.date) -> int:

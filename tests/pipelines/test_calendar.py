@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from pipelines.calendar import Calendar
 from pipelines.schema import InputError
 
-ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata")
+ZONES = (
+    "UTC",
+    "Europe/Berlin",
+    "America/New_York",
+    "Asia/Kolkata",
+    "America/Santiago",  # skips 00:00 in spring
+    "Asia/Beirut",
+    "America/Havana",  # has 00:00 twice in autumn
+    "America/Nuuk",  # goes back at 00:00 to 23:00 of the day before
+    "Australia/Lord_Howe",  # half an hour
+    "Pacific/Apia",  # left out 2011-12-30
+)
 MOMENTS = st.integers(946_684_800, 1_900_000_000)
 
 
@@ -34,10 +45,41 @@ def test_request_times_are_eight_in_the_morning(zone: str, moment: int) -> None:
     assert calendar.request_time_of_day_number(number).tolist() == [requested]
 
 
-def test_a_day_of_the_clock_change_has_23_hours() -> None:
+@pytest.mark.parametrize(
+    ("zone", "day", "starts", "reads", "hours"),
+    [
+        ("Europe/Berlin", "2026-03-29", "2026-03-28T23:00Z", "00:00", 23),
+        ("Europe/Berlin", "2026-10-25", "2026-10-24T22:00Z", "00:00", 25),
+        ("America/Santiago", "2026-09-06", "2026-09-06T04:00Z", "01:00", 23),  # 23:59:59 is followed by 01:00:00
+        ("America/Santiago", "2026-04-04", "2026-04-04T03:00Z", "00:00", 25),  # 23:00 to 24:00 comes twice
+        ("America/Santiago", "2026-04-05", "2026-04-05T04:00Z", "00:00", 24),
+        ("Asia/Beirut", "2026-03-29", "2026-03-28T22:00Z", "01:00", 23),
+        ("America/Havana", "2026-11-01", "2026-11-01T04:00Z", "00:00", 25),  # 00:00 comes twice: at the first
+        ("Australia/Lord_Howe", "2026-10-04", "2026-10-03T13:30Z", "00:00", 23.5),
+    ],
+)
+def test_days_on_which_the_clocks_change(zone: str, day: str, starts: str, reads: str, hours: float) -> None:
+    calendar, date = Calendar(zone), dt.date.fromisoformat(day)
+    start, end = calendar.day_start(date), calendar.day_start(date + dt.timedelta(days=1))
+    assert dt.datetime.fromtimestamp(start, dt.UTC) == dt.datetime.fromisoformat(starts)
+    assert f"{dt.datetime.fromtimestamp(start, ZoneInfo(zone)):%H:%M}" == reads
+    assert end - start == hours * 3600
+    number = (date - dt.date(1970, 1, 1)).days
+    moments = np.array([start - 1, start, start + 3600, end - 3601, end - 1, end])
+    assert (calendar.day_number(moments) - number).tolist() == [-1, 0, 0, 0, 0, 1]
+    assert [(calendar.date_of(int(moment)) - date).days for moment in moments] == [-1, 0, 0, 0, 0, 1]
+
+
+def test_eight_oclock_is_seven_hours_after_the_start_of_a_short_day() -> None:
     berlin, sunday = Calendar("Europe/Berlin"), dt.date(2026, 3, 29)
-    assert berlin.day_start(dt.date(2026, 3, 30)) - berlin.day_start(sunday) == 23 * 3600
     assert berlin.request_time(sunday) - berlin.day_start(sunday) == 7 * 3600
+
+
+def test_a_day_that_was_left_out_is_empty() -> None:
+    samoa, left_out = Calendar("Pacific/Apia"), dt.date(2011, 12, 30)  # the clocks went from the 29th to the 31st
+    assert samoa.day_start(left_out) == samoa.day_start(dt.date(2011, 12, 31))
+    number = (left_out - dt.date(1970, 1, 1)).days
+    assert samoa.day_number(samoa.day_start(left_out) + np.array([-1, 0])).tolist() == [number - 1, number + 1]
 
 
 def test_the_next_time_is_the_next_event_within_a_day_and_eight_oclock_after_a_cut() -> None:
