@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -298,3 +300,15 @@ def test_the_command_line_writes_a_preset(tmp_path: Path) -> None:
     refused = subprocess.run([*command, *flags, "--songs", "9"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert refused.stderr == "fuxi: --songs does not go with --preset, which sets it: leave one of the two out\n"
+
+
+def test_a_killed_run_leaves_no_process_behind(tmp_path: Path) -> None:
+    flags = ["--preset", "all-scenarios", "--interactions", "20000000", "--workers", "2", "--out", str(tmp_path)]
+    run = psutil.Popen([sys.executable, "-m", "jobs.cli", "synth", *flags], stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob("plays/*/*.parquet")):
+        time.sleep(0.02)
+    workers = run.children(recursive=True)
+    run.kill()
+    run.wait()
+    assert len(workers) >= 2
+    assert not psutil.wait_procs(workers, timeout=10)[1]
