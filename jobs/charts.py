@@ -25,11 +25,23 @@ _SIZE = (4.2, 2.5)  # inches; half of the page's width, so that text keeps its s
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart in its legend: `series` 1 to 6 is the colour, `stroke` the CSS border style."""
+    """A line of a chart in its legend: `series` 1 to 6 is the colour, `stroke` the CSS border style, band or point."""
 
     label: str
     series: int
     stroke: str = "solid"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A number over days, one of several charts above each other, with what was allowed on each day."""
+
+    title: str
+    values: Mapping[dt.date, float]
+    lower: Mapping[dt.date, float]
+    upper: Mapping[dt.date, float]
+    broken: frozenset[dt.date] = frozenset()  # days whose value broke its bound
+    share: bool = True  # of 1, shown as per cent
 
 
 @dataclass(frozen=True)
@@ -78,9 +90,7 @@ def trend_chart(trend: Mapping[str, Mapping[dt.date, float]], *, labels: Mapping
         for name, line in reversed(lines.items()):  # the first name's line lies on top
             values = [trend[name].get(dt.date.fromordinal(day), math.nan) for day in every_day]
             _draw_line(axes, every_day, values, line, marker="o")
-        ticks = _spread(list(every_day), 6)
-        axes.set_xticks(ticks, [f"{dt.date.fromordinal(day):%b} {dt.date.fromordinal(day).day}" for day in ticks])
-        axes.set_xlim(every_day[0] - 0.5, every_day[-1] + 0.5)
+        _day_axis(axes, every_day)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
 
     newest = "; ".join(
@@ -88,6 +98,59 @@ def trend_chart(trend: Mapping[str, Mapping[dt.date, float]], *, labels: Mapping
     )
     label = f"{len(days)} days from {days[0]} to {days[-1]}; on the last: {newest}"
     return Chart(_svg("trend", label, draw), tuple(lines.values()))
+
+
+def panel_chart(panels: Sequence[Panel]) -> Chart | None:
+    """Numbers over the same days above each other; None without a value. Panels without a value are left out."""
+    panels = [panel for panel in panels if panel.values]
+    if not panels:
+        return None
+    days = sorted({ds for panel in panels for ds in panel.values})
+    every_day = range(days[0].toordinal(), days[-1].toordinal() + 1)
+    value, band, broken = Line("the day", 1), Line("allowed", 4, "band"), Line("beyond its bound", 6, "point")
+
+    def draw(all_axes: Any) -> None:
+        for axes, panel in zip(all_axes, panels, strict=True):
+            _draw_panel(axes, panel, every_day)
+        _day_axis(all_axes[-1], every_day)
+
+    newest = "; ".join(
+        f"{panel.title} {_panel_number(panel, panel.values[days[-1]])}" for panel in panels if days[-1] in panel.values
+    )
+    label = f"{len(days)} days from {days[0]} to {days[-1]}; on the last: {newest}"
+    legend = [value]
+    legend += [band] if any(panel.lower or panel.upper for panel in panels) else []
+    legend += [broken] if any(panel.broken for panel in panels) else []
+    size = (_SIZE[0], 0.4 + 1.15 * len(panels))
+    return Chart(_svg("panels", label, draw, size=size, panels=len(panels)), tuple(legend))
+
+
+def _draw_panel(axes: Any, panel: Panel, every_day: range) -> None:
+    def over(numbers: Mapping[dt.date, float], default: float = math.nan) -> list[float]:
+        return [numbers.get(dt.date.fromordinal(day), default) for day in every_day]
+
+    values, upper = over(panel.values), over(panel.upper)
+    lower = over(panel.lower, 0.0)  # where there is no upper bound nothing is filled
+    axes.fill_between(every_day, lower, upper, color=SERIES[3], alpha=0.22, linewidth=0, step="mid")
+    _draw_line(axes, every_day, values, Line("", 1), marker="o")
+    beyond = [(ds.toordinal(), panel.values[ds]) for ds in sorted(panel.broken & panel.values.keys())]
+    if beyond:
+        axes.plot(*zip(*beyond, strict=True), color=SERIES[5], linestyle="", marker="o", markersize=6)
+    most = max(value for value in panel.values.values())
+    axes.set_ylim(0, max(1.3 * most, 0.01 if panel.share else 1))
+    axes.set_title(panel.title, loc="left", fontsize=8.8)
+    axes.yaxis.set_major_formatter(lambda number, _: _panel_number(panel, number))
+
+
+def _panel_number(panel: Panel, number: float) -> str:
+    return f"{100 * number:.3g}%" if panel.share else f"{number:,.0f}"
+
+
+def _day_axis(axes: Any, every_day: range) -> None:
+    """Dates below a chart whose x is ordinals of days."""
+    ticks = _spread(list(every_day), 6)
+    axes.set_xticks(ticks, [f"{dt.date.fromordinal(day):%b} {dt.date.fromordinal(day).day}" for day in ticks])
+    axes.set_xlim(every_day[0] - 0.5, every_day[-1] + 0.5)
 
 
 def temporal_chart(layers: Sequence[Mapping[str, float]]) -> Chart | None:
@@ -126,8 +189,13 @@ def _draw_line(axes: Any, x: Any, y: Any, line: Line, **style: Any) -> None:
     axes.plot(x, y, color=SERIES[line.series - 1], linewidth=1.8, linestyle=dashes, markersize=3.5, **style)
 
 
-def _svg(name: str, label: str, draw: Callable[[Any], None]) -> Markup:
-    """Draw on a new figure and turn it into an inline element; `name` keeps its ids apart from other charts'."""
+def _svg(
+    name: str, label: str, draw: Callable[[Any], None], *, size: tuple[float, float] = _SIZE, panels: int = 1
+) -> Markup:
+    """Draw on a new figure and turn it into an inline element; `name` keeps its ids apart from other charts'.
+
+    size: inches. draw gets the axes; a list of them, above each other, where there are several panels.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -152,19 +220,20 @@ def _svg(name: str, label: str, draw: Callable[[Any], None]) -> Markup:
         "axes.axisbelow": True,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        draw(axes)
-        axes.locator_params(axis="y", nbins=6)
+        axes = [row[0] for row in figure.subplots(panels, 1, sharex=True, squeeze=False)]
+        draw(axes if panels > 1 else axes[0])
+        for part in axes:
+            part.locator_params(axis="y", nbins=6 if panels == 1 else 3)
         figure.draw_without_rendering()  # the first layout may change the ticks, the second makes room for them
         sink = io.BytesIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(sink, format="svg", transparent=True, metadata=nothing)
-    return _inline(sink.getvalue().decode(), name, label)
+    return _inline(sink.getvalue().decode(), name, label, size)
 
 
-def _inline(document: str, name: str, label: str) -> Markup:
+def _inline(document: str, name: str, label: str, size: tuple[float, float]) -> Markup:
     """An SVG document as an element of an HTML page: no prologue, no namespaces, no style sheet, ids of its own."""
     body = document[document.index("<svg") :]
     body = body[body.index(">") + 1 :]
@@ -174,7 +243,7 @@ def _inline(document: str, name: str, label: str) -> Markup:
     body = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", body)
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, variable)
-    width, height = (round(72 * side, 1) for side in _SIZE)
+    width, height = (round(72 * side, 1) for side in size)
     start = Markup('<svg role="img" aria-label="{}" viewBox="0 0 {} {}">').format(label, width, height)
     return start + Markup(re.sub(r"\n\s*", "\n", body))  # drawn from numbers and our own labels only
 

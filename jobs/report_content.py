@@ -12,6 +12,7 @@ from jobs.daily import STAGES
 from jobs.day import Day
 from jobs.metrics_table import read_metrics
 from jobs.report_listeners import example_lists
+from jobs.report_quality import rows_until, shown_checks, trailing_chart
 from pipelines import storage
 from pipelines.schema import DS, MODEL_VERSION
 
@@ -43,7 +44,11 @@ Stages = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Status:
-    """How the day went. level: good, held (the gates kept the champion), degraded, missing (nothing published)."""
+    """How the day went.
+
+    level: good, held (the gates kept the champion, or the input broke its bounds and was accepted), degraded, missing
+    (nothing published).
+    """
 
     level: str
     headline: str
@@ -60,6 +65,7 @@ def content(day: Day) -> dict[str, Any]:
     protocol = measured.get("protocol", day.config.train.protocol)
     trend = metric_trend(day, metric=headline, protocol=protocol)
     status = day_status(day, results)
+    quality = rows_until(day, TREND_DAYS)
     examples, no_examples = example_lists(day) if "recommend" in results else ((), "nothing is published for this day")
     return {
         "day": day,
@@ -77,6 +83,10 @@ def content(day: Day) -> dict[str, Any]:
         "recommenders": RECOMMENDERS,
         "metric_tables": metric_tables(measured, headline),
         "rejected": rejected(results.get("sessionize", {})),
+        "quality": shown_checks(quality, day.ds),
+        "quality_values": {row["metric"]: row["value"] for row in quality if row[DS] == day.ds},
+        "quality_days": len({row[DS] for row in quality}),
+        "quality_chart": trailing_chart(quality),
         "loss": loss_chart(train.get("loss_curve", ()), epochs=train.get("epochs")),
         "temporal": temporal_chart(train.get("temporal", ())),
         "trend": trend_chart(trend, labels=RECOMMENDERS),
@@ -107,13 +117,16 @@ def day_status(day: Day, results: Mapping[str, Mapping[str, Any]]) -> Status:
     chosen = day.record.chosen_model
     own = chosen is not None and chosen == results.get("train", {}).get("model_version")
     held = [gate for gate in results.get("promote", {}).get("gates", ()) if not gate["passed"]]
-    notes = [*missing, *([_sentence(day.record.chosen_reason)] if held or not (own or missing) else [])]
+    accepted = _accepted_input(results)
+    notes = [*missing, *accepted, *([_sentence(day.record.chosen_reason)] if held or not (own or missing) else [])]
     if chosen is None:
         return Status("degraded", "Published, degraded: popular songs for everyone, no model serves", tuple(notes))
     if missing:
         return Status("degraded", f"Published, degraded: version {chosen} serves", tuple(notes))
     if not own:
         return Status("held", f"Published with version {chosen}: the challenger was held back", tuple(notes))
+    if accepted:
+        return Status("held", f"Published with version {chosen}, from input that broke its bounds", tuple(notes))
     return Status("good", f"Published with version {chosen}, trained for this day", ())
 
 
@@ -135,6 +148,12 @@ def _what_is_missing(day: Day, results: Mapping[str, Any]) -> list[str]:
         why = day.failure(name)
         notes.append(f"The stage {name} did not finish. {_sentence(why) if why else ''}".strip())
     return notes
+
+
+def _accepted_input(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What was wrong with an input that was taken all the same."""
+    broken = results.get("sessionize", {}).get("accepted_quality", ())
+    return [f"The input broke its bounds and was taken with --accept-quality: {'; '.join(broken)}."] if broken else []
 
 
 def _sentence(text: str) -> str:

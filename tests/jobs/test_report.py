@@ -10,6 +10,7 @@ import re
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ import pyarrow as pa
 import pytest
 
 from jobs import lists
-from jobs.charts import loss_chart, temporal_chart, trend_chart
+from jobs.charts import Panel, loss_chart, panel_chart, temporal_chart, trend_chart
 from jobs.config import load_config
 from jobs.daily import run_day
 from jobs.day import Day, open_day
 from jobs.metrics_table import write_metrics
+from jobs.quality import write_quality
 from jobs.report import run
 from jobs.report_listeners import pick_listeners
 from pipelines import storage
+from pipelines.quality import Bounds, Check, Numbers, judge
 from pipelines.schema import InputError, catalogue_schema, recommendations_schema
 from pipelines.shards import read_manifest
 
@@ -78,6 +81,30 @@ LISTS = {
     "model_version": "7",
     "audit": [{"check": "coverage", "passed": True, "detail": "42.2% of songs, at least 1.0%"}],
 }
+
+NUMBERS = Numbers(
+    day_start=1772496000,
+    rows_read=48_211,
+    accepted=46_030,
+    ignored=1_377,
+    rejected=SEQUENCES["rejected"],
+    songs=3_980,
+    unknown_plays=301,
+    newest=1772496000 - 17 * 60,
+    nulls={"user_id": 41, "item_id": 0, "timestamp": 0, "play_ms": 2_410},
+    duplicates=212,
+    listeners=3_004,
+)
+USUAL = [{"plays_per_landing_day": plays, "null_share_play_ms": 0.04} for plays in (40_000, 44_000, 46_000)]
+
+
+def note_quality(day: Day, numbers: Numbers = NUMBERS, *, accepted: bool = False) -> list[Check]:
+    """Leave what sessionize leaves in the table, under the default bounds; returns the checks that failed."""
+    config = day.config
+    bounds = Bounds(max_rejected_share=config.logs.max_rejected_share, **config.quality.model_dump())
+    checks = judge(numbers, USUAL, bounds)
+    write_quality(day.workspace, day.ds, numbers, checks, accepted=accepted)
+    return [check for check in checks if not check.passed]
 
 
 def measured(shift: float = 0.0) -> dict[str, Any]:
@@ -161,6 +188,8 @@ def two_days(deployment: Callable[..., Any], tmp_path: Path) -> Any:
     named: dict[str, Any] = {found["versions"].get(name, name): slices for name, slices in found["metrics"].items()}
     write_metrics(day.workspace, DAY_TWO, named, protocol="next_day", listeners=found["slices"])
     day.update_record(chosen_model="7", chosen_reason=PROMOTION["reason"])
+    note_quality(earlier, replace(NUMBERS, accepted=41_500, unknown_plays=None))
+    note_quality(day)
     results = {"sessionize": SEQUENCES, "train": TRAINING, "evaluate": found, "promote": PROMOTION, "recommend": LISTS}
     for seconds, (name, result) in enumerate(results.items(), start=11):
         day.finish(name, result, float(seconds))
@@ -202,6 +231,15 @@ def test_the_page_is_where_the_workspace_says_and_holds_the_figures_of_every_sta
         "layer 1: a 0.214, b 0.351",
         "layer 2: a -0.121, b 0.702",
         "Song 9 Artist 2",
+        "Plays pass 46,030 at least 1",
+        "Rejected rows pass 1.67% at most 25%",
+        "Plays a landing day pass 46,030 22,000 to 132,000",
+        "Plays of songs unknown before pass 0.65% at most 50%",
+        "Age of the newest play pass 17 min at most 48.0 h",
+        "Without user_id pass 0.09% at most 20%",
+        "Without play_ms pass 5% at most 29%",
+        "Duplicates among the plays pass 0.46% at most 30%",
+        "Input over days the last 2 days judged, refused ones among them",
     ):
         assert figure in text, figure
 
@@ -329,7 +367,7 @@ def test_the_page_can_be_read_by_a_screen_reader(two_days: Any) -> None:
 def test_charts_are_well_formed_and_take_their_colours_from_the_page(two_days: Any) -> None:
     page = page_of(two_days.day(DAY_TWO))
     charts = re.findall(r"<svg.*?</svg>", page, flags=re.S)
-    assert len(charts) == 3
+    assert len(charts) == 4
     for chart in charts:
         root = ET.fromstring(chart)
         assert root.attrib["role"] == "img"
@@ -410,6 +448,58 @@ def test_a_day_served_from_older_sequences_says_how_old_they_are_and_why(deploym
     assert "Not shown:" in text  # the lists' table has no partition of this day
 
 
+def test_a_refused_day_shows_the_numbers_that_broke_it_among_the_days_before(two_days: Any) -> None:
+    ds = DAY_TWO + dt.timedelta(days=1)
+    stale = two_days.day(ds)
+    broken = note_quality(stale, replace(NUMBERS, accepted=9_000, unknown_plays=8_100, duplicates=None))
+    assert [check.name for check in broken] == ["plays_per_landing_day", "unknown_song_share"]
+    stale.new_record(sequences_ds=str(DAY_TWO), parent_sequences=str(DAY_TWO), chosen_model="7")
+    stale.note_failure("sessionize", f"ds {ds}: {broken[0].detail}; correct the logs")
+    stale.finish("promote", PROMOTION, 1.0)
+    stale.finish("recommend", LISTS, 1.0)
+    page = page_of(stale)
+    text = text_of(page)
+    assert f"Ds {ds}: 9,000 plays a landing day, 0.20 of 44,000" in text[: text.index("Lists published")]
+    assert "The input was refused: what it held, and what was expected of it." in text
+    assert "No input was read for this day" not in text
+    assert "Plays that came in 9,000 of 48,211 rows, refused" in text
+    assert "Plays a landing day fail 9,000 22,000 to 132,000" in text
+    assert "Plays of songs unknown before fail 90% at most 50%" in text
+    assert "Duplicates among the plays" not in text
+    assert "Input over days the last 3 days judged" in text
+    assert "beyond its bound" in text
+    assert (
+        f"3 days from {DAY_ONE} to {ds}; on the last: plays a landing day 9,000; rejected, share of rows 1.67%" in page
+    )
+
+
+def test_input_that_was_accepted_in_spite_of_its_bounds_is_said_at_the_top(two_days: Any) -> None:
+    day = two_days.day(DAY_TWO)
+    broken = note_quality(day, replace(NUMBERS, newest=NUMBERS.day_start - 200_000), accepted=True)
+    day.finish("sessionize", SEQUENCES | {"accepted_quality": [check.detail for check in broken]}, 1.0)
+    page = page_of(day)
+    text = text_of(page)
+    top = text[: text.index("Lists published")]
+    assert "Published with version 7, from input that broke its bounds" in top
+    assert "The input broke its bounds and was taken with --accept-quality: the newest play is 55.6 h older" in top
+    assert "Age of the newest play accepted 55.6 h at most 48.0 h" in text
+    assert 'class="status held"' in page
+
+
+def test_a_first_day_s_input_is_shown_without_what_could_not_be_judged(deployment: Callable[..., Any]) -> None:
+    day = deployment().day(DAY_ONE)
+    day.new_record()
+    config = day.config
+    bounds = Bounds(max_rejected_share=config.logs.max_rejected_share, **config.quality.model_dump())
+    numbers = replace(NUMBERS, accepted=56 * 44_000, landing_days=56, unknown_plays=None)
+    write_quality(day.workspace, day.ds, numbers, judge(numbers, [], bounds), accepted=False)
+    text = text_of(page_of(day))
+    assert "Plays a landing day not judged 44,000 –" in text
+    assert "Without play_ms not judged 5% –" in text
+    assert "unknown" not in text
+    assert "Input over days the first day judged" in text
+
+
 def test_a_day_of_which_only_the_record_is_there_gets_a_page(deployment: Callable[..., Any]) -> None:
     day = deployment().day(DAY_ONE)
     day.new_record()
@@ -463,6 +553,7 @@ def test_charts_leave_out_what_is_no_number() -> None:
     assert loss_chart([]) is None
     assert temporal_chart([]) is None
     assert trend_chart({"markov": {DAY_ONE: math.nan}}, labels={"markov": "Markov"}) is None
+    assert panel_chart([Panel("plays", {}, {}, {})]) is None
     drawn = loss_chart([[1, 5.0], [2, math.inf], [3, 4.0]])
     assert drawn is not None
     assert "from 5.000 at step 1 to 4.000 at step 3" in drawn.svg
