@@ -73,14 +73,7 @@ class Histories:
 
 def read_histories(manifest: Manifest, file: ShardFile, group: int | None = None) -> Histories:
     """One row group of a shard file, or the whole file. A broken file is an InputError that names it."""
-    try:
-        with manifest.open(file) as parquet:
-            table = parquet.read(columns=_COLUMNS) if group is None else parquet.read_row_group(group, columns=_COLUMNS)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise schema.InputError(
-            f"{manifest.uri(file.path)} cannot be read ({error}): re-run `fuxi sessionize` for its ds"
-        ) from None
-    return from_table(table)
+    return from_table(manifest.read(file, group, _COLUMNS))
 
 
 def from_table(table: pa.Table) -> Histories:

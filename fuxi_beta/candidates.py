@@ -1,7 +1,8 @@
+# pyright: reportAttributeAccessIssue=false
 """Which songs a model may list and draw negatives from. Shape: `V` songs of the vocabulary, padding first."""
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from fuxi_beta.config import TrainConfig
 from pipelines import schema
@@ -30,12 +31,8 @@ def _played(manifest: Manifest, *, train: TrainConfig, before: int) -> np.ndarra
     """bool [V + 1]: songs with an event that is no skip, among those the shards keep."""
     played = np.zeros(manifest.vocabulary_size + 1, bool)
     for file in manifest.files:
-        try:
-            with manifest.open(file) as parquet:
-                for batch in parquet.iter_batches(columns=_COLUMNS):
-                    items, timestamp, completion = (batch[name].flatten().to_numpy() for name in _COLUMNS)
-                    played[items[(timestamp < before) & (completion >= train.min_completion)]] = True
-        except (pa.ArrowInvalid, OSError) as error:
-            uri = manifest.uri(file.path)
-            raise schema.InputError(f"{uri} cannot be read ({error}): re-run `fuxi sessionize` for its ds") from None
+        for group in range(len(file.row_groups)):
+            table = manifest.read(file, group, _COLUMNS)
+            items, timestamp, completion = (pc.list_flatten(table[name]).to_numpy() for name in _COLUMNS)
+            played[items[(timestamp < before) & (completion >= train.min_completion)]] = True
     return played

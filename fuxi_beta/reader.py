@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 
 from fuxi_beta import keyed
 from fuxi_beta.batches import Batch, Samples, collate, read_histories, training_samples
 from fuxi_beta.config import ModelConfig, TrainConfig
-from pipelines import schema
 from pipelines.calendar import Calendar
 from pipelines.shards import Manifest, ShardFile
 
@@ -172,13 +170,7 @@ def _deal(manifest: Manifest, model: ModelConfig, train: TrainConfig) -> list[_L
 
 def _weighed(manifest: Manifest, group: _RowGroup, model: ModelConfig, quota: int) -> _RowGroup:
     """The row group with the lengths of its histories, which one narrow column tells."""
-    try:
-        with manifest.open(group.file) as parquet:
-            events = parquet.read_row_group(group.group, columns=[schema.NUM_EVENTS])[schema.NUM_EVENTS].to_numpy()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise schema.InputError(
-            f"{manifest.uri(group.file.path)} cannot be read ({error}): re-run `fuxi sessionize` for its ds"
-        ) from None
+    _, events = manifest.sizes(group.file, group.group)
     tokens = np.clip(events, 1, model.max_history)
     shares = min(max(1, round(tokens.sum() / quota)), group.rows)
     return _RowGroup(group.file, group.group, group.rows, group.first_sample, tokens, shares)

@@ -87,7 +87,7 @@ class SequencesConfig(Section):
     buckets: int = Field(256, description="user buckets, a power of two; fixed for the life of a workspace")
     max_history: int = Field(2000, ge=1, description="newest events kept per listener")
     row_group_events: int = Field(1_000_000, ge=1, description="events in a row group of a shard; training reads these")
-    max_deltas: int = Field(7, ge=0, description="days laid over a bucket's base before it is written anew; 0: every day")
+    max_deltas: int = Field(7, ge=0, description="days laid over a bucket before it is rewritten; 0: none")
     session_gap_s: int = Field(1800, ge=1, description="a longer pause starts a new session")
     user_id_type: Literal["int64", "string"] = "int64"
     item_id_type: Literal["int64", "string"] = "int64"

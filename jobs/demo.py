@@ -9,7 +9,7 @@ from typing import Any
 from jobs.config import Config, load_config
 from jobs.daily import STAGES, DayResult, run_day
 from jobs.day import open_day
-from jobs.resources import PeakMemory
+from jobs.resources import Usage
 from pipelines import storage
 from pipelines.schema import DS, SOURCE, USER_ID, InputError
 
@@ -44,7 +44,7 @@ def run_demo(workspace: str, *, listeners: int, overrides: Sequence[str] = ()) -
     config = demo_config(workspace, overrides)
     started = time.monotonic()
     seconds: dict[str, list[float]] = {}
-    with PeakMemory() as memory:
+    with Usage() as memory:
         logs = SyntheticConfig(listeners=listeners, **CATALOGUE, first_day=FIRST_LANDING_DAY, days=HISTORY_DAYS + 1)
         synth(logs, f"{config.workspace}/logs")
         seconds["synth"] = [time.monotonic() - started]

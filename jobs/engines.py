@@ -95,7 +95,7 @@ def _forward_storage(session: Any, *, local: bool) -> None:
 def spark_progress(spark: Any, description: str, total: int, unit: str) -> Iterator[Any]:
     """A progress bar over a Spark accumulator, which this yields: tasks add what they have finished."""
     finished, done = spark.sparkContext.accumulator(0), threading.Event()
-    with progress(description, total, unit=unit) as advance:
+    with progress(description, total, unit=unit, remaining=True) as advance:
 
         def watch() -> None:
             seen, last = 0, False

@@ -271,7 +271,7 @@ def read_list(workspace: Workspace, ds: dt.date, user_id: int | str | None) -> d
     """One listener's row of a day, as a mapping; the list for unknown listeners if user_id is None."""
     from deltalake import DeltaTable
 
-    from pipelines.shards import user_bucket
+    from pipelines.buckets import user_bucket
 
     table = DeltaTable(workspace.recommendations, storage_options=storage.delta_options(workspace.recommendations))
     wanted = pc.field(DS) == pa.scalar(ds, pa.date32())

@@ -54,7 +54,7 @@ def pick_listeners(day: Day) -> list[tuple[str, int | str, int]]:
 
 def _heard(manifest: Manifest, bucket: int) -> pa.Table:
     files = [file for file in manifest.files if file.bucket == bucket]
-    return pa.concat_tables([storage.read_table(manifest.uri(f.path), [USER_ID, NUM_EVENTS]) for f in files])
+    return pa.concat_tables([manifest.read(f, None, [USER_ID, NUM_EVENTS]) for f in files])
 
 
 def _served(day: Day, bucket: int) -> pa.ChunkedArray:

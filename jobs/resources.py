@@ -1,26 +1,34 @@
-"""Peak memory of a process and everything it started."""
+"""What a process and everything it started use: memory at the peak, processor seconds; and free space of a disk."""
 
+import shutil
 import threading
+import time
+from pathlib import Path
 from types import TracebackType
 
 import psutil
 
+from pipelines import storage
+
 INTERVAL_S = 1.0
 
 
-class PeakMemory:
-    """Sample the memory of this process tree while the block runs; `gigabytes` is the highest sum seen.
+class Usage:
+    """Watch this process tree while the block runs.
 
-    Proportional set size where the system tells it (pages shared by several processes count once), else
-    resident set size.
+    `gigabytes` is the highest sum of memory seen: proportional set size where the system tells it (pages shared by
+    several processes count once), else resident set size. `seconds` is wall time. `cpu_seconds` counts user and system
+    time of the processes that are there, and of those that ended and were waited for by one that is.
     """
 
     def __init__(self) -> None:
-        self.gigabytes = 0.0
+        self.gigabytes = self.seconds = self.cpu_seconds = 0.0
+        self._started = self._cpu_before = 0.0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
-    def __enter__(self) -> "PeakMemory":
+    def __enter__(self) -> "Usage":
+        self._started, self._cpu_before = time.monotonic(), _tree_cpu_seconds()
         self._thread.start()
         return self
 
@@ -29,12 +37,41 @@ class PeakMemory:
     ) -> None:
         self._done.set()
         self._thread.join()
+        self.seconds = time.monotonic() - self._started
+        self.cpu_seconds = max(_tree_cpu_seconds() - self._cpu_before, 0.0)
 
     def _sample(self) -> None:
-        root = psutil.Process()
-        while not self._done.wait(INTERVAL_S):
-            total = sum(_bytes(process) for process in [root, *root.children(recursive=True)])
-            self.gigabytes = max(self.gigabytes, total / 1e9)
+        while True:
+            self.gigabytes = max(self.gigabytes, sum(map(_bytes, _tree())) / 1e9)
+            if self._done.wait(INTERVAL_S):
+                return
+
+
+def free_bytes(uri: str) -> int | None:
+    """Free space of the disk a local path is or will be on; None on an object store."""
+    if storage.is_s3(uri):
+        return None
+    path = Path(storage.absolute(uri))
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _tree() -> list[psutil.Process]:
+    root = psutil.Process()
+    return [root, *root.children(recursive=True)]
+
+
+def _tree_cpu_seconds() -> float:
+    total = 0.0
+    for process in _tree():
+        try:
+            times = process.cpu_times()
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+        total += times.user + times.system
+        total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+    return total
 
 
 def _bytes(process: psutil.Process) -> int:

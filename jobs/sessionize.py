@@ -11,51 +11,102 @@ from jobs.console import log
 from jobs.day import Day
 from jobs.engines import spark_progress, spark_session
 from jobs.inputs import freeze, log_files, log_spec, parent_manifest, rules
+from jobs.resources import Usage, free_bytes
 from pipelines import logs, shards, storage, vocabulary
-from pipelines.build import BuildSpec, Built, build_shards
+from pipelines.build import BuildSpec, Built, build_shards, plan_exchange
 from pipelines.interactions import Cleaned, clean
 from pipelines.schema import InputError
+
+TEMPORARY_SHARE = 1.5
+"""The most that plays on their way to their bucket take, of the size of the logs."""
+SHARD_ROW_BYTES = 8
+"""The most that a play takes in the shards, on average."""
 
 
 def run(day: Day) -> dict[str, Any]:
     """Freeze the inputs of this ds, then publish its shards; the manifest is the last write."""
     record = freeze(day)
     parent = parent_manifest(day, record)
-    spec, files = log_spec(day), log_files(record)
-    splits = logs.plan(spec, files)
+    files = log_files(record)
+    splits = logs.plan(log_spec(day), files)
     log("sessionize", ds=day.ds, files=len(files), parent=record.parent_sequences or "none: from all logs")
+    _check_space(day, files, splits)
     staging = storage.join(day.workspace.run(day.ds), "staging")
     storage.delete_folder(staging)
-    spark = spark_session(day.config.cluster)
-    try:
-        with spark_progress(spark, "reading play logs", len(splits), "files") as finished:
-            cleaned = clean(
-                spark,
-                spec,
-                rules(day),
-                splits,
-                staging=staging,
-                quarantine=day.workspace.quarantine(day.ds),
-                finished=finished,
-            )
-        _check_quality(day, cleaned)
-        songs = vocabulary.append(
-            day.workspace.vocabulary,
-            cleaned.item_ids,
-            ds=day.ds,
-            item_id_type=spec.item_id_type,
-            run_id=record.run_id,
+    with Usage() as usage:
+        try:
+            counts, manifest, temporary = _sessionize(day, parent, files, splits, staging)
+        finally:
+            storage.delete_folder(staging)
+    figures = _figures(counts, files, temporary, usage)
+    log("sessionized", **figures)
+    return {**counts, "listeners": manifest.rows, "events": manifest.events, "files": len(manifest.files), **figures}
+
+
+def _sessionize(
+    day: Day, parent: shards.Manifest | None, files: list[logs.LogFile], splits: list[logs.Split], staging: str
+) -> tuple[dict[str, Any], shards.Manifest, int]:
+    """The two Spark stages, and the manifest. Returns counts, manifest and the bytes that went through staging."""
+    spec, spark = log_spec(day), spark_session(day.config.cluster)
+    rows = sum(split.rows for split in splits)
+    exchange = plan_exchange(
+        day.workspace.spec.buckets,
+        rows + (parent.events if parent else 0),
+        parallelism=spark.sparkContext.defaultParallelism,
+        max_history=day.config.sequences.max_history,
+    )
+    with spark_progress(spark, "reading play logs", rows, "rows") as finished:
+        cleaned = clean(
+            spark,
+            spec,
+            rules(day),
+            splits,
+            exchange,
+            staging=staging,
+            quarantine=day.workspace.quarantine(day.ds),
+            finished=finished,
         )
-        target = build_spec(day, record.run_id, songs, parent)
-        with spark_progress(spark, "building sequences", target.buckets, "buckets") as finished:
-            built = build_shards(spark, target, cleaned.staged, songs.lookup(cleaned.item_ids), finished=finished)
-    finally:
-        storage.delete_folder(staging)
+    _check_quality(day, cleaned)
+    songs = vocabulary.append(
+        day.workspace.vocabulary,
+        cleaned.item_ids,
+        ds=day.ds,
+        item_id_type=spec.item_id_type,
+        run_id=day.record.run_id,
+    )
+    target, index = build_spec(day, day.record.run_id, songs, parent), songs.lookup(cleaned.item_ids)
+    with spark_progress(spark, "building sequences", target.buckets, "buckets") as finished:
+        built = build_shards(spark, target, exchange, cleaned.runs, index, staging=staging, finished=finished)
     counts = _counts(day, cleaned, built, songs)
     manifest = publish(day, target, built, files, songs, counts)
     shards.remove_unlisted(manifest)
     _keep_only(day.workspace.quarantine(day.ds), cleaned.quarantined)
-    return {**counts, "listeners": manifest.rows, "events": manifest.events, "files": len(manifest.files)}
+    return counts, manifest, sum(run.bytes for run in cleaned.runs)
+
+
+def _check_space(day: Day, files: list[logs.LogFile], splits: list[logs.Split]) -> None:
+    """Refuse before anything is written if the disk is too small for the runs and the new shards."""
+    free = free_bytes(day.workspace.uri)
+    temporary = TEMPORARY_SHARE * sum(file.size for file in files)
+    need = int(temporary + SHARD_ROW_BYTES * sum(split.rows for split in splits))
+    if free is not None and free < need:
+        raise InputError(
+            f"{day.workspace.uri}: {free / 1e9:.1f} GB free, ds {day.ds} needs {need / 1e9:.1f} GB "
+            f"({temporary / 1e9:.1f} GB of it for a while): free some space, or use another --workspace"
+        )
+
+
+def _figures(counts: dict[str, Any], files: list[logs.LogFile], temporary: int, usage: Usage) -> dict[str, Any]:
+    """What the stage took, of this machine; on a cluster the executors' processors are in task_cpu_s alone."""
+    million = max(counts["rows_read"], 1) / 1e6
+    return {
+        "wall_s": round(usage.seconds, 1),
+        "cpu_s": round(usage.cpu_seconds, 1),
+        "cpu_s_per_million_rows": round(usage.cpu_seconds / million, 3),
+        "peak_gb": round(usage.gigabytes, 2),
+        "input_bytes": sum(file.size for file in files),
+        "temporary_bytes": temporary,
+    }
 
 
 def _check_quality(day: Day, cleaned: Cleaned) -> None:
@@ -97,6 +148,8 @@ def build_spec(day: Day, run_id: str, songs: vocabulary.Vocabulary, parent: shar
         user_id_type=fixed.user_id_type,
         item_id_type=fixed.item_id_type,
         vocabulary_size=songs.size(day.ds),
+        max_deltas=configured.max_deltas,
+        day_number=day.ds.toordinal(),
         parent=parent,
     )
 
@@ -106,10 +159,11 @@ def _counts(day: Day, cleaned: Cleaned, built: Built, songs: vocabulary.Vocabula
         "rows_read": cleaned.rows_read,
         "accepted": cleaned.accepted,
         "ignored": cleaned.ignored,
-        "duplicates": built.duplicates,
+        "duplicates": cleaned.duplicates + built.duplicates,
         "rejected": dict(sorted(cleaned.rejected.items())),
         "songs": songs.size(day.ds),
         "new_songs": songs.new_on(day.ds),
+        "task_cpu_s": round(cleaned.task_seconds + built.task_seconds, 1),
     }
 
 

@@ -15,8 +15,9 @@ from jobs.config import Config
 from jobs.day import Day
 from jobs.lists import published_days, read_list
 from jobs.model_package import read_vocabulary
+from pipelines.buckets import user_bucket
 from pipelines.schema import COMPLETION, ITEM_ID, ITEM_INDEX, ITEMS, SCORE, TIMESTAMP, USER_ID, InputError, id_type
-from pipelines.shards import read_manifest, user_bucket
+from pipelines.shards import read_manifest
 from pipelines.workspace import open_workspace
 
 RECENT_PLAYS = 10
@@ -78,13 +79,12 @@ def recent_plays(day: Day, user_id: int | str, count: int = RECENT_PLAYS) -> lis
     for file in manifest.files:
         if file.bucket != bucket:
             continue
-        with manifest.open(file) as parquet:
-            for group in range(parquet.num_row_groups):
-                place = pc.index(parquet.read_row_group(group, columns=[USER_ID])[USER_ID], wanted).as_py()
-                if place >= 0:
-                    columns = [ITEM_INDEX, TIMESTAMP, COMPLETION]
-                    row = parquet.read_row_group(group, columns=columns).slice(place, 1).to_pylist()[0]
-                    return _plays(day, row, count)
+        for group in range(len(file.row_groups)):
+            place = pc.index(manifest.read(file, group, [USER_ID])[USER_ID], wanted).as_py()
+            if place >= 0:
+                columns = [ITEM_INDEX, TIMESTAMP, COMPLETION]
+                row = manifest.read(file, group, columns).slice(place, 1).to_pylist()[0]
+                return _plays(day, row, count)
     return []
 
 

@@ -1,26 +1,32 @@
-"""Plays into the sequence shards of one ds, with Spark: only new plays are shuffled, never the histories.
+"""Plays into the sequence shards of one ds: the second half of sessionize, a Spark task for some buckets.
 
-Plays get their item_index by a join, go to the task of their listener's bucket, and are sorted there; that task
-lays them over the parent's shard of the bucket, which it streams with pyarrow (`pipelines.sequences`).
+A task reads its plays from the runs of the exchange (`pipelines.exchange`), sorts them, and gives every bucket a file:
+a new base where there was none, a delta over the parent's base, or a compacted base when the deltas have become many.
+A bucket in which nobody played is carried over as it is. Histories are never shuffled.
 """
 
 import functools
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import chain
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.interactions import Staged, read_staged, run_spark
-from pipelines.schema import BUCKET, COMPLETION, ITEM_ID, ITEM_INDEX, LISTENERS, TIMESTAMP, USER_ID
-from pipelines.sequences import Block, Tally, build, merge
-from pipelines.shards import Manifest, ShardFile, ShardWriter, copy_shard
+from pipelines import storage
+from pipelines.buckets import user_bucket
+from pipelines.exchange import HEARD_MARK, Exchange, Rows, Run, read_in_passes
+from pipelines.interactions import run_spark
+from pipelines.schema import BUCKET, ITEM_ID, ITEM_INDEX, id_type
+from pipelines.sequences import Block, Plays, additions, histories, no_histories, overlay
+from pipelines.shard_writer import DeltaWriter, ShardWriter
+from pipelines.shards import Manifest, ShardFile
 
-BROADCAST_SONGS = 5_000_000
-"""Up to this many songs of a day travel to every task; more are joined by shuffling."""
+PARTITION_EVENTS = 4_000_000
+"""Events of a partition that is of the usual size: some hundred megabytes while it is built."""
+MAX_PARTITIONS = 4096
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,12 @@ class BuildSpec:
     user_id_type: str
     item_id_type: str
     vocabulary_size: int
+    max_deltas: int = 7
+    day_number: int = 0  # buckets are compacted in turn, a share of them a day
     parent: Manifest | None = None
 
     def writer(self, bucket: int) -> ShardWriter:
-        """Writes the file of a bucket."""
+        """Writes the base of a bucket."""
         return ShardWriter(
             self.folder,
             self.path(bucket),
@@ -48,132 +56,292 @@ class BuildSpec:
             row_group_events=self.row_group_events,
         )
 
-    def path(self, bucket: int) -> str:
+    def path(self, bucket: int, kind: str = "part") -> str:
         """Name of a bucket's file within the folder."""
-        return f"{BUCKET}={bucket:05d}/part-{self.run}.parquet"
+        return f"{BUCKET}={bucket:05d}/{kind}-{self.run}.parquet"
+
+    def compacts(self, file: ShardFile) -> bool:
+        """Whether a bucket gets a new base today: its turn has come, or it has as many deltas as it may."""
+        if not file.deltas:
+            return self.max_deltas == 0
+        turn = (self.day_number + file.bucket) % (self.max_deltas + 1) == 0
+        return turn or len(file.deltas) >= self.max_deltas
 
 
 @dataclass(frozen=True)
+class Task:
+    """One partition: its plays and what its buckets hold so far."""
+
+    partition: int
+    buckets: range
+    runs: tuple[Run, ...]
+    parents: dict[int, ShardFile]
+
+
+@dataclass
 class Built:
     """The shards of a ds, not yet published."""
 
     files: tuple[ShardFile, ...]
     listeners: np.ndarray  # int64 [vocabulary_size + 1], listeners who heard a song for the first time
     duplicates: int
+    task_seconds: float = 0.0  # of processors, over all tasks
+    written_bytes: int = 0
 
 
-def build_shards(spark: Any, spec: BuildSpec, staged: list[Staged], songs: pa.Table, *, finished: Any = None) -> Built:
-    """Merge staged plays into the parent's shards (without a parent: build) and write all buckets of this ds.
+@dataclass
+class Tally:
+    """What a task counted."""
 
-    songs: (item_id, item_index) of every song of the staged plays. finished: a Spark accumulator that counts
-    buckets, for progress.
+    listeners: np.ndarray  # int64 [vocabulary_size + 1]
+    duplicates: int = 0
+    files: list[ShardFile] = field(default_factory=list)
+    written_bytes: int = 0
+
+    def heard(self, songs: np.ndarray) -> None:
+        """Count listeners new to a song, one for each entry."""
+        self.listeners += np.bincount(songs, minlength=len(self.listeners))
+
+
+def plan_exchange(spec_buckets: int, events: int, *, parallelism: int, max_history: int) -> Exchange:
+    """Partitions for so many events, those of the parent included: of the usual size, and enough for all cores."""
+    wanted = max(events / PARTITION_EVENTS, 4 * parallelism, 1)
+    partitions = 1 << (int(np.ceil(wanted)) - 1).bit_length()
+    return Exchange(min(partitions, spec_buckets, MAX_PARTITIONS), spec_buckets, max_history)
+
+
+def build_shards(
+    spark: Any,
+    spec: BuildSpec,
+    exchange: Exchange,
+    runs: Sequence[Run],
+    songs: pa.Table,
+    *,
+    staging: str,
+    finished: Any = None,
+) -> Built:
+    """Lay the plays of the runs over the parent's shards (without a parent: build) and write what changes.
+
+    songs: (item_id, item_index) of every song of the plays. staging: folder for the tasks' counts. finished: a Spark
+    accumulator that counts buckets, for progress.
     """
-    from pyspark.sql import functions as F
+    context = spark.sparkContext
+    parents = {file.bucket: file for file in spec.parent.files} if spec.parent else {}
+    tasks = []
+    for partition in range(exchange.partitions):
+        buckets = exchange.buckets_of(partition)
+        own = {bucket: parents[bucket] for bucket in buckets if bucket in parents}
+        tasks.append(Task(partition, buckets, tuple(run for run in runs if run.rows[partition]), own))
+    slim = replace(spec, parent=replace(spec.parent, files=(), counts={}) if spec.parent else None)
+    shared = context.broadcast((songs[ITEM_ID].combine_chunks(), songs[ITEM_INDEX].to_numpy()))
+    work = functools.partial(_build_task, slim, shared, staging, finished)
+    try:
+        summaries = run_spark(context.parallelize(tasks, len(tasks)).map(work).collect)
+    finally:
+        shared.destroy()
+    return _gathered(summaries, spec)
 
-    index = spark.createDataFrame(
-        songs.cast(pa.schema([(ITEM_ID, songs.schema.field(0).type), (ITEM_INDEX, pa.int32())]))
+
+def _gathered(summaries: list[dict[str, Any]], spec: BuildSpec) -> Built:
+    listeners = np.zeros(spec.vocabulary_size + 1, np.int64)
+    for summary in summaries:
+        counts = storage.read_table(summary["counts"])
+        listeners[counts[ITEM_INDEX].to_numpy()] += counts["listeners"].to_numpy()
+    files = [file for summary in summaries for file in summary["files"]]
+    return Built(
+        tuple(sorted(files, key=lambda file: file.bucket)),
+        listeners,
+        sum(summary["duplicates"] for summary in summaries),
+        sum(summary["task_seconds"] for summary in summaries),
+        sum(summary["written_bytes"] for summary in summaries),
     )
-    if songs.num_rows <= BROADCAST_SONGS:
-        index = F.broadcast(index)
-    sorted_plays = (
-        _plays(spark, spec, staged)
-        .join(index, ITEM_ID)
-        .select(
-            F.pmod(F.xxhash64(USER_ID), F.lit(spec.buckets)).cast("int").alias(BUCKET),
-            USER_ID,
-            TIMESTAMP,
-            ITEM_INDEX,
-            COMPLETION,
-        )
-        .repartitionById(spec.buckets, BUCKET)
-        .sortWithinPartitions(USER_ID, TIMESTAMP, ITEM_INDEX)
-    )
-    work = functools.partial(_build_bucket, spec, finished)
-    result = (
-        sorted_plays.mapInArrow(work, f"summary string, {ITEM_INDEX} int, {LISTENERS} bigint")
-        .groupBy("summary", ITEM_INDEX)
-        .agg(F.sum(LISTENERS).alias(LISTENERS))
-    )
-    return _collect(run_spark(result.toArrow), spec.vocabulary_size)
 
 
-def _plays(spark: Any, spec: BuildSpec, staged: list[Staged]) -> Any:
-    """A data frame of the staged plays; a task reads some row groups."""
-    groups = [(file.uri, group) for file in staged for group in range(file.row_groups)]
-    kinds = {"int64": "bigint", "string": "string"}
-    columns = (
-        f"{USER_ID} {kinds[spec.user_id_type]}, {ITEM_ID} {kinds[spec.item_id_type]}, "
-        f"{TIMESTAMP} bigint, {COMPLETION} short"
-    )
-    tasks = min(max(len(groups), 1), 4 * spark.sparkContext.defaultParallelism)
-
-    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                yield from read_staged(*groups[number])
-
-    return spark.range(0, len(groups), 1, tasks).mapInArrow(read, columns)
-
-
-def _build_bucket(spec: BuildSpec, finished: Any, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The body of a Spark task: one bucket, also where it has no new plays."""
-    from pyspark import TaskContext
-
-    context = TaskContext.get()
-    assert context is not None
-    bucket = context.partitionId()
-    filled = (batch for batch in batches if batch.num_rows)
-    first = next(filled, None)
-    parents = [file for file in spec.parent.files if file.bucket == bucket] if spec.parent else []
-    tally = Tally.empty(spec.vocabulary_size)
-    if first is None and len(parents) == 1 and spec.parent:
-        file = copy_shard(spec.parent, parents[0], spec.folder, spec.path(bucket))
-    else:
-        plays = () if first is None else chain([first], filled)
-        file = write_bucket(spec, bucket, parents, plays, tally)
-    if file is not None:
-        summary = json.dumps({**asdict(file), "duplicates": tally.duplicates})
-        yield _result([summary], [None], [0])
+def _build_task(spec: BuildSpec, shared: Any, staging: str, finished: Any, task: Task) -> dict[str, Any]:
+    """The body of a Spark task: the files of some buckets."""
+    began = time.process_time()
+    tally = Tally(np.zeros(spec.vocabulary_size + 1, np.int64))
+    build_buckets(spec, task, shared.value, tally)
     heard = np.flatnonzero(tally.listeners)
-    for start in range(0, len(heard), 65_536):
-        part = heard[start : start + 65_536]
-        yield _result([None] * len(part), part, tally.listeners[part])
+    counts = storage.join(staging, f"listeners-{task.partition:05d}-{spec.run}.parquet")
+    table = pa.table({ITEM_INDEX: heard.astype(np.int32), "listeners": tally.listeners[heard]})
+    storage.write_table(counts, table)
     if finished is not None:
-        finished.add(1)
+        finished.add(len(task.buckets))
+    return {
+        "counts": counts,
+        "files": tally.files,
+        "duplicates": tally.duplicates,
+        "written_bytes": tally.written_bytes,
+        "task_seconds": time.process_time() - began,
+    }
 
 
-def write_bucket(spec: BuildSpec, bucket: int, parents: list[ShardFile], plays: Any, tally: Tally) -> ShardFile | None:
-    """Lay plays over the parent's files of a bucket and write the result; None if nobody is in it.
+def build_buckets(spec: BuildSpec, task: Task, songs: tuple[pa.Array, np.ndarray], tally: Tally) -> None:
+    """Write the files of a task's buckets. songs: item_id and item_index of every song of the plays."""
+    types = {"user_type": spec.user_id_type, "item_type": spec.item_id_type}
+    open_buckets: dict[int, _Bucket] = {}
+    for rows in read_in_passes(task.runs, task.partition, **types):
+        for bucket, block in _by_bucket(spec, task, _indexed(rows, songs), tally):
+            if bucket not in open_buckets:
+                open_buckets[bucket] = _Bucket(spec, bucket, task.parents.get(bucket), tally)
+            open_buckets[bucket].add(block)
+    for bucket, parent in task.parents.items():
+        if bucket not in open_buckets and spec.parent:
+            tally.files.append(spec.parent.carried(parent))
+    for bucket in open_buckets.values():
+        tally.files.append(bucket.close())
+    tally.files.sort(key=lambda file: file.bucket)
 
-    plays: record batches of `user_id, timestamp, item_index, completion`, sorted by the first three.
-    """
-    writer = spec.writer(bucket)
-    old = (block for file in parents for block in _stored(spec.parent, file))
-    new = build(plays, max_history=spec.max_history, tally=tally)
-    for block in merge(old, new, max_history=spec.max_history, tally=tally):
-        writer.write(block.to_table(user_id_type=spec.user_id_type, session_gap_s=spec.session_gap_s))
-    return writer.close()
+
+def _indexed(rows: Rows, songs: tuple[pa.Array, np.ndarray]) -> Plays:
+    """Plays with their songs' indices; marks of earlier plays apart."""
+    place = pc.index_in(rows.item_id, value_set=songs[0])  # type: ignore[attr-defined]
+    item = songs[1][place.to_numpy(zero_copy_only=False)].astype(np.int32, copy=False)
+    marks = rows.completion == HEARD_MARK
+    if not marks.any():
+        return Plays(rows.user_id, rows.timestamp, item, rows.completion)
+    mask = pa.array(marks)
+    plays = ~marks
+    return Plays(
+        rows.user_id.filter(pc.invert(mask)),  # type: ignore[attr-defined]
+        rows.timestamp[plays],
+        item[plays],
+        rows.completion[plays],
+        rows.user_id.filter(mask),
+        item[marks],
+    )
 
 
-def _stored(parent: Manifest | None, file: ShardFile) -> Iterator[Block]:
-    """The histories of a shard, a row group at a time."""
-    if parent is None:
+def _by_bucket(spec: BuildSpec, task: Task, plays: Plays, tally: Tally) -> Iterator[tuple[int, Block]]:
+    """The histories of the plays, bucket by bucket."""
+    if not len(plays.timestamp):
         return
-    source = parent.open(file)
-    for group in range(source.num_row_groups):
-        yield Block.from_table(source.read_row_group(group))
+    block, duplicates = histories(plays, max_history=spec.max_history)
+    tally.duplicates += duplicates
+    if len(task.buckets) == 1:
+        yield task.buckets[0], block
+        return
+    bucket = user_bucket(pa.array(block.user_id, id_type(spec.user_id_type)), spec.buckets)
+    order = np.argsort(bucket, kind="stable")
+    block, ends = block.take(order), np.cumsum(np.bincount(bucket - task.buckets[0], minlength=len(task.buckets)))
+    start = 0
+    for number, stop in zip(task.buckets, ends.tolist(), strict=True):
+        if stop > start:
+            yield number, block.part(start, stop)
+        start = stop
 
 
-def _result(summaries: list[str | None], items: Any, listeners: Any) -> pa.RecordBatch:
-    columns = [pa.array(summaries, pa.string()), pa.array(items, pa.int32()), pa.array(listeners, pa.int64())]
-    return pa.record_batch(columns, names=["summary", ITEM_INDEX, LISTENERS])
+class _Bucket:
+    """The files of one bucket while its new histories arrive, ascending by user_id."""
 
+    def __init__(self, spec: BuildSpec, bucket: int, parent: ShardFile | None, tally: Tally):
+        self._spec, self._parent, self._tally = spec, parent, tally
+        self._rewrites = parent is None or spec.compacts(parent)
+        path = spec.path(bucket, "delta")
+        self._base = spec.writer(bucket) if self._rewrites else None
+        self._delta = None if self._rewrites else DeltaWriter(spec.folder, path, user_id_type=spec.user_id_type)
+        self._pending: list[Block] = []
+        self._group = 0  # the next row group of the parent
+        self._rows: list[int] = []  # of each row group as it will be read
+        self._events = parent.events if parent else 0
 
-def _collect(table: pa.Table, vocabulary_size: int) -> Built:
-    listeners = np.zeros(vocabulary_size + 1, np.int64)
-    songs = table.filter(table[ITEM_INDEX].is_valid())
-    listeners[songs[ITEM_INDEX].to_numpy()] = songs[LISTENERS].to_numpy()
-    summaries = [json.loads(text) for text in table["summary"].drop_null().to_pylist()]
-    duplicates = sum(summary.pop("duplicates") for summary in summaries)
-    files = [ShardFile(**{**summary, "row_groups": tuple(summary["row_groups"])}) for summary in summaries]
-    return Built(tuple(sorted(files, key=lambda file: file.bucket)), listeners, duplicates)
+    def add(self, block: Block) -> None:
+        """Histories of the next listeners."""
+        if self._parent is None:
+            self._tally.heard(block.first_heard())
+            self._write(block)
+            return
+        self._pending.append(block)
+        while self._group < len(self._parent.row_groups) - 1:
+            last = self._manifest.base_users(self._parent, self._group)[-1]
+            if self._pending[-1].user_id[-1] <= last:
+                return  # more listeners of this row group may follow
+            self._flush(last)
+
+    def close(self) -> ShardFile:
+        """Finish the bucket and describe it."""
+        if self._parent:
+            for group in range(self._group, len(self._parent.row_groups)):
+                at_end = group == len(self._parent.row_groups) - 1
+                self._flush(None if at_end else self._manifest.base_users(self._parent, group)[-1])
+        if self._base:
+            base = self._base.close()
+            assert base is not None
+            self._tally.written_bytes += base.bytes
+            return base
+        assert self._parent and self._delta
+        delta = self._delta.close()
+        carried = self._manifest.carried(self._parent)
+        if delta is None:
+            return carried
+        self._tally.written_bytes += delta.bytes
+        return replace(
+            carried,
+            rows=sum(self._rows),
+            events=self._events,
+            row_groups=tuple(self._rows),
+            deltas=(*carried.deltas, delta),
+        )
+
+    @property
+    def _manifest(self) -> Manifest:
+        assert self._spec.parent
+        return self._spec.parent
+
+    def _flush(self, last: Any) -> None:
+        """Lay the pending listeners up to user id `last` (None: all) over the next row group of the parent."""
+        group, self._group = self._group, self._group + 1
+        new = self._take_pending(last)
+        if new is None:
+            self._pass_through(group)
+            return
+        assert self._parent
+        layers = self._manifest.layers(self._parent, group)
+        found = additions(layers, new)
+        self._tally.heard(found.first_heard)
+        self._tally.duplicates += found.duplicates
+        if self._base:
+            self._write(overlay([*layers, new], max_history=self._spec.max_history))
+            return
+        assert self._delta
+        some = np.flatnonzero((found.block.lengths > 0) | (np.diff(found.block.heard_offsets) > 0))
+        block, num_new = found.block.take(some), found.num_new[some]
+        self._delta.write(block, num_new)
+        self._measure(group, block, num_new)
+
+    def _take_pending(self, last: Any) -> Block | None:
+        taken, rest = [], []
+        for block in self._pending:
+            stop = len(block) if last is None else int(np.searchsorted(block.user_id, last, side="right"))
+            taken += [block.part(0, stop)] if stop else []
+            rest += [block.part(stop, len(block))] if stop < len(block) else []
+        self._pending = rest
+        if not taken:
+            return None
+        return taken[0] if len(taken) == 1 else overlay(taken, max_history=self._spec.max_history)
+
+    def _pass_through(self, group: int) -> None:
+        assert self._parent
+        if self._base:
+            layers = self._manifest.layers(self._parent, group)
+            self._write(overlay(layers, max_history=self._spec.max_history))
+        elif self._delta:
+            self._delta.write(no_histories(), np.zeros(0, np.int32))
+            self._rows.append(self._parent.row_groups[group])
+
+    def _measure(self, group: int, block: Block, num_new: np.ndarray) -> None:
+        """Rows and events of a row group with the delta over it."""
+        assert self._parent
+        users, events = self._manifest.sizes(self._parent, group)
+        place = np.minimum(np.searchsorted(users, block.user_id), len(users) - 1)
+        known = users[place] == block.user_id
+        before = np.where(known, events[place], 0)
+        after = np.minimum(before + num_new, self._spec.max_history)
+        self._rows.append(len(users) + int((~known).sum()))
+        self._events += int((after - before).sum())
+
+    def _write(self, block: Block) -> None:
+        assert self._base
+        table = block.to_table(user_id_type=self._spec.user_id_type, session_gap_s=self._spec.session_gap_s)
+        self._base.write(table)

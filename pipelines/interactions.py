@@ -9,11 +9,11 @@ the same plays on every day they are looked at.
 
 import datetime as dt
 import functools
-import json
 import re
+import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,13 +24,14 @@ import pyarrow.parquet as pq
 
 from pipelines import logs, storage
 from pipelines.calendar import Calendar
+from pipelines.exchange import RUN_ROWS, Exchange, Rows, Run, RunWriter
 from pipelines.schema import (
-    COMPLETION,
     DURATION_MS,
     EVENT_TYPE,
     ITEM_ID,
     LANDING_DAY,
     PLAY_MS,
+    PLAYS,
     REASON,
     SOURCE_FILE,
     TIMESTAMP,
@@ -54,7 +55,7 @@ REASONS = (
 VALID, IGNORED = -1, -2
 """What `judge` says of a row that is no reject: a play, or a known event that is none."""
 
-_STAGED_ROW_GROUP = 1 << 20
+_QUARANTINE_ROW_GROUP = 1 << 18
 QUARANTINE_SCHEMA = pa.schema(
     [
         (REASON, pa.string()),
@@ -81,25 +82,27 @@ class Rules:
         return first, calendar.day_start(landing_day + dt.timedelta(days=1))
 
 
-@dataclass(frozen=True)
-class Staged:
-    """A file of valid plays, written by one task."""
-
-    uri: str
-    row_groups: int
-
-
 @dataclass
 class Cleaned:
     """What the pass over the logs found."""
 
-    item_ids: pa.Array  # distinct songs of valid plays
-    staged: list[Staged] = field(default_factory=list)
+    songs: pa.Table  # item_id, plays: the distinct songs of valid plays and how often each was played
+    runs: list[Run] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)  # URIs
     rows_read: int = 0
     accepted: int = 0
     ignored: int = 0
+    duplicates: int = 0  # of busy listeners, found on the way
     rejected: Counter[str] = field(default_factory=Counter)
+    nulls: Counter[str] = field(default_factory=Counter)  # our column -> nulls among rows_read, where files have it
+    oldest: int | None = None  # Unix seconds of the valid plays
+    newest: int | None = None
+    task_seconds: float = 0.0  # of processors, over all tasks
+
+    @property
+    def item_ids(self) -> pa.Array:
+        """The distinct songs of valid plays."""
+        return self.songs[ITEM_ID].combine_chunks()
 
     @property
     def rejected_share(self) -> float:
@@ -126,6 +129,8 @@ def judge(batch: logs.RawBatch, rules: Rules, landing_day: dt.date) -> np.ndarra
     """
     columns, rows = batch.columns, len(batch.unparseable)
     first, end = rules.window(landing_day)
+    if _all_valid(batch, rules, first, end):
+        return np.full(rows, VALID, np.int8)
     timestamp = columns[TIMESTAMP].fill_null(first).to_numpy(zero_copy_only=False)
     none = np.zeros(rows, bool)
     ignored = unknown = none
@@ -150,6 +155,23 @@ def judge(batch: logs.RawBatch, rules: Rules, landing_day: dt.date) -> np.ndarra
     return np.select([ignored, *conditions], [IGNORED, *choices], default=VALID).astype(np.int8)
 
 
+def _all_valid(batch: logs.RawBatch, rules: Rules, first: int, end: int) -> bool:
+    """Whether every row is a play, which most batches let one see at a glance."""
+    columns = batch.columns
+    if batch.unparseable.any() or not len(batch.unparseable):
+        return False
+    if any(columns[name].null_count for name in (USER_ID, ITEM_ID, TIMESTAMP)):
+        return False
+    time_of = columns[TIMESTAMP].to_numpy(zero_copy_only=False)
+    if time_of.min() < first or time_of.max() >= end:
+        return False
+    if EVENT_TYPE in columns and not set(pc.unique(columns[EVENT_TYPE]).to_pylist()) <= {*rules.play_events} - {
+        *rules.other_events
+    }:
+        return False
+    return all((pc.min(columns[name]).as_py() or 0) >= 0 for name in (PLAY_MS, DURATION_MS) if name in columns)
+
+
 def completion(play_ms: pa.Array | None, duration_ms: pa.Array | None, rows: int) -> np.ndarray:
     """Percent played, uint8 in 0..100, halves rounded up; 100 where either number is unknown or the duration is 0.
 
@@ -170,41 +192,50 @@ def clean(
     spec: logs.LogSpec,
     rules: Rules,
     splits: Sequence[logs.Split],
+    exchange: Exchange,
     *,
     staging: str,
     quarantine: str,
     finished: Any = None,
 ) -> Cleaned:
-    """Read, validate and stage the plays of `splits` with Spark; write rejected rows to `quarantine`.
+    """Read and validate the rows of `splits` with Spark, write plays as runs to `staging`, the rest to `quarantine`.
 
-    Both folders get files with new names; what was in them stays. The driver receives the distinct songs and
-    one summary a task. finished: a Spark accumulator that counts splits, for progress. Raises InputError naming
-    a file that cannot be read.
+    Both folders get files with new names; what was in them stays. The driver receives one summary a task. finished:
+    a Spark accumulator that counts rows, for progress. Raises InputError naming a file that cannot be read.
     """
-    tasks = _pack(splits, spark.sparkContext.defaultParallelism)
-    start = functools.partial(_CleanTask, spec, rules, staging, quarantine)
-    work = functools.partial(_clean_partition, tasks, start, finished)
-    item_type = "string" if spec.item_id_type == "string" else "bigint"
-    frame = spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(work, f"{ITEM_ID} {item_type}, summary string")
-    table = run_spark(lambda: frame.distinct().toArrow())
-    result = Cleaned(table[ITEM_ID].combine_chunks().drop_null().cast(id_type(spec.item_id_type)))
-    for text in sorted(table["summary"].drop_null().to_pylist()):
-        summary = json.loads(text)
-        if summary["staged"]:
-            result.staged.append(Staged(summary["staged"], summary["row_groups"]))
-        if summary["quarantined"]:
-            result.quarantined.append(summary["quarantined"])
-        for name in ("rows_read", "accepted", "ignored"):
+    tasks = list(enumerate(_pack(splits, spark.sparkContext.defaultParallelism)))
+    start = functools.partial(_CleanTask, spec, rules, exchange, staging, quarantine)
+    work = functools.partial(_clean_task, start, finished)
+    summaries = run_spark(spark.sparkContext.parallelize(tasks, max(len(tasks), 1)).map(work).collect)
+    result = Cleaned(_merge_songs([summary["songs"] for summary in summaries], id_type(spec.item_id_type)))
+    times = [time for summary in summaries for time in summary["span"]]
+    result.oldest, result.newest = min(times, default=None), max(times, default=None)
+    for summary in summaries:
+        result.runs += summary["runs"]
+        result.quarantined += [summary["quarantined"]] if summary["quarantined"] else []
+        for name in ("rows_read", "accepted", "ignored", "duplicates", "task_seconds"):
             setattr(result, name, getattr(result, name) + summary[name])
         result.rejected.update(summary["rejected"])
+        result.nulls.update(summary["nulls"])
     return result
 
 
-def read_staged(uri: str, row_group: int) -> Iterator[pa.RecordBatch]:
-    """The plays of a row group of a staged file."""
-    fs, path = storage.filesystem(uri)
-    with fs.open_input_file(path) as source:
-        yield from pq.ParquetFile(source).iter_batches(logs.BATCH_ROWS, row_groups=[row_group])
+def _merge_songs(uris: Sequence[str], kind: pa.DataType) -> pa.Table:
+    """Plays of every song over all tasks' tables, a few at a time so that memory is that of the songs."""
+    empty = pa.table({ITEM_ID: pa.array([], kind), PLAYS: pa.array([], pa.int64())})
+    total, pending = empty, 0
+    parts: list[pa.Table] = []
+    for uri in uris:
+        parts.append(storage.read_table(uri))
+        pending += parts[-1].num_rows
+        if pending > 4_000_000:
+            total, parts, pending = _sum_plays([total, *parts]), [], 0
+    return _sum_plays([total, *parts])
+
+
+def _sum_plays(tables: Sequence[pa.Table]) -> pa.Table:
+    summed = pa.concat_tables(tables).group_by(ITEM_ID).aggregate([(PLAYS, "sum")])
+    return pa.table({ITEM_ID: summed[ITEM_ID], PLAYS: summed[f"{PLAYS}_sum"]})
 
 
 def run_spark(action: Callable[[], Any]) -> Any:
@@ -228,47 +259,46 @@ def _is_null(column: pa.Array) -> np.ndarray:
 
 def _pack(splits: Sequence[logs.Split], parallelism: int) -> list[list[logs.Split]]:
     """Splits dealt to tasks of similar size, so that many small files do not become many small tasks."""
-    total = sum(split.bytes for split in splits)
-    target = min(max(total // (4 * parallelism), 1 << 20), 128 << 20)
+    total = sum(split.rows for split in splits)
+    target = min(max(total // (4 * parallelism), 100_000), RUN_ROWS)
     tasks: list[list[logs.Split]] = [[]]
     size = 0
     for split in splits:
-        if tasks[-1] and size + split.bytes > target:
+        if tasks[-1] and size + split.rows // 2 > target:
             tasks.append([])
             size = 0
         tasks[-1].append(split)
-        size += split.bytes
+        size += split.rows
     return tasks
 
 
-def _clean_partition(
-    tasks: list[list[logs.Split]],
-    start: Callable[[str], "_CleanTask"],
-    finished: Any,
-    batches: Iterator[pa.RecordBatch],
-) -> Iterator[pa.RecordBatch]:
-    """The body of a Spark task: its rows are numbers of `tasks`."""
-    for batch in batches:
-        for number in batch.column(0).to_pylist():
-            # An attempt that is repeated writes other files than the first; only reported ones are read.
-            task = start(f"{number:05d}-{uuid.uuid4().hex}.parquet")
-            for split in tasks[number]:
-                task.read(split)
-                if finished is not None:
-                    finished.add(1)
-            yield from task.finish()
+def _clean_task(
+    start: Callable[[str], "_CleanTask"], finished: Any, task: tuple[int, list[logs.Split]]
+) -> dict[str, Any]:
+    """The body of a Spark task."""
+    began = time.process_time()
+    number, splits = task
+    # An attempt that is repeated writes other files than the first; only reported ones are read.
+    work = start(f"{number:05d}-{uuid.uuid4().hex}")
+    for split in splits:
+        work.read(split)
+    if finished is not None:
+        finished.add(sum(split.rows for split in splits))
+    return {**work.finish(), "task_seconds": time.process_time() - began}
 
 
 class _CleanTask:
     """Counts and files of one task."""
 
-    def __init__(self, spec: logs.LogSpec, rules: Rules, staging: str, quarantine: str, name: str):
-        self._spec, self._rules, self._name = spec, rules, name
-        self._plays = _TableSink(storage.join(staging, f"plays-{name}"))
-        self._rejects = _TableSink(storage.join(quarantine, f"part-{name}"))
-        self._items = pa.array([], id_type(spec.item_id_type))
+    def __init__(self, spec: logs.LogSpec, rules: Rules, exchange: Exchange, staging: str, quarantine: str, name: str):
+        self._spec, self._rules = spec, rules
+        self._plays = RunWriter(exchange, staging, f"plays-{name}")
+        self._songs = storage.join(staging, f"songs-{name}.parquet")
+        self._rejects = _TableSink(storage.join(quarantine, f"part-{name}.parquet"))
         self._counts = {"rows_read": 0, "accepted": 0, "ignored": 0}
         self._rejected: Counter[str] = Counter()
+        self._nulls: Counter[str] = Counter()
+        self._span: list[int] = []
 
     def read(self, split: logs.Split) -> None:
         """Judge the rows of a split and write them where they belong."""
@@ -277,46 +307,50 @@ class _CleanTask:
             verdict = judge(batch, self._rules, landing_day)
             plays = _plays(batch, verdict == VALID, self._spec)
             self._counts["rows_read"] += len(verdict)
-            self._counts["accepted"] += plays.num_rows
+            self._counts["accepted"] += len(plays)
             self._counts["ignored"] += int((verdict == IGNORED).sum())
-            if plays.num_rows:
+            self._nulls.update({name: column.null_count for name, column in batch.columns.items()})
+            if len(plays):
                 self._plays.write(plays)
-                unique = pc.unique(plays[ITEM_ID]).cast(self._items.type)
-                self._items = pc.unique(pa.concat_arrays([self._items, unique]))
+                self._span = [
+                    min([*self._span[:1], int(plays.timestamp.min())]),
+                    max([*self._span[1:], int(plays.timestamp.max())]),
+                ]
             rejected = np.flatnonzero(verdict >= 0)
             if len(rejected):
                 self._rejects.write(_quarantined(batch, rejected, verdict[rejected], split.file))
                 self._rejected.update(REASONS[code] for code in verdict[rejected])
 
-    def finish(self) -> Iterator[pa.RecordBatch]:
-        """Close the files; a summary, then the distinct songs."""
-        summary = {
-            "task": self._name,
-            "staged": self._plays.close(),
-            "row_groups": self._plays.row_groups,
+    def finish(self) -> dict[str, Any]:
+        """Close the files; what they are and what was counted."""
+        self._plays.flush()
+        kind = id_type(self._spec.item_id_type)
+        songs = [pa.table({ITEM_ID: ids.cast(kind), PLAYS: plays}) for ids, plays in self._plays.songs]
+        empty = pa.table({ITEM_ID: pa.array([], kind), PLAYS: pa.array([], pa.int64())})
+        storage.write_table(self._songs, _sum_plays([empty, *songs]))
+        return {
+            "runs": self._plays.runs,
+            "songs": self._songs,
+            "span": self._span,
+            "duplicates": self._plays.duplicates,
             "quarantined": self._rejects.close(),
             "rejected": dict(self._rejected),
+            "nulls": dict(self._nulls),
             **self._counts,
         }
-        names, items = [ITEM_ID, "summary"], self._items
-        yield pa.record_batch([pa.nulls(1, items.type), pa.array([json.dumps(summary)])], names=names)
-        for start in range(0, len(items), logs.BATCH_ROWS):
-            part = items[start : start + logs.BATCH_ROWS]
-            yield pa.record_batch([part, pa.nulls(len(part), pa.string())], names=names)
 
 
-def _plays(batch: logs.RawBatch, valid: np.ndarray, spec: logs.LogSpec) -> pa.Table:
+def _plays(batch: logs.RawBatch, valid: np.ndarray, spec: logs.LogSpec) -> Rows:
     columns = batch.columns
     percent = completion(columns.get(PLAY_MS), columns.get(DURATION_MS), len(valid))
-    table = pa.table(
-        {
-            USER_ID: columns[USER_ID].cast(id_type(spec.user_id_type)),
-            ITEM_ID: columns[ITEM_ID].cast(id_type(spec.item_id_type)),
-            TIMESTAMP: columns[TIMESTAMP],
-            COMPLETION: pa.array(percent.astype(np.int16)),  # Spark has no unsigned bytes
-        }
-    )
-    return table if valid.all() else table.filter(pa.array(valid))
+    user_id = columns[USER_ID].cast(id_type(spec.user_id_type))
+    item_id = columns[ITEM_ID].cast(id_type(spec.item_id_type))
+    timestamp = columns[TIMESTAMP]
+    if not valid.all():
+        mask = pa.array(valid)
+        user_id, item_id, timestamp = user_id.filter(mask), item_id.filter(mask), timestamp.filter(mask)
+        percent = percent[valid]
+    return Rows(user_id, item_id, timestamp.to_numpy(zero_copy_only=False), percent)
 
 
 def _quarantined(batch: logs.RawBatch, positions: np.ndarray, reasons: np.ndarray, file: logs.LogFile) -> pa.Table:
@@ -335,7 +369,7 @@ class _TableSink:
     """A Parquet file written row group by row group; no rows, no file."""
 
     def __init__(self, uri: str):
-        self.uri, self.row_groups = uri, 0
+        self.uri = uri
         self._writer: pq.ParquetWriter | None = None
         self._pending: list[pa.Table] = []
         self._rows = 0
@@ -343,7 +377,7 @@ class _TableSink:
     def write(self, table: pa.Table) -> None:
         self._pending.append(table)
         self._rows += table.num_rows
-        if self._rows >= _STAGED_ROW_GROUP:
+        if self._rows >= _QUARANTINE_ROW_GROUP:
             self._flush()
 
     def close(self) -> str | None:
@@ -364,5 +398,4 @@ class _TableSink:
             options: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
             self._writer = pq.ParquetWriter(path, table.schema, filesystem=fs, **options)
         self._writer.write_table(table, row_group_size=self._rows)
-        self.row_groups += 1
         self._pending, self._rows = [], 0

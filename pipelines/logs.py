@@ -40,6 +40,7 @@ from pipelines.schema import (
 
 BATCH_ROWS = 65_536
 _CHUNK_BYTES = 4 << 20
+_TEXT_ROW_BYTES = 60  # of a play in CSV or JSON lines, to guess how many there are
 _ENDINGS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
 _COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
 _UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError)
@@ -91,6 +92,7 @@ class Split:
     file: LogFile
     format: str
     bytes: int
+    rows: int  # of text files an estimate
     row_groups: tuple[int, ...] = ()
 
 
@@ -256,17 +258,18 @@ def _inspect(spec: LogSpec, file: LogFile, split_bytes: int) -> tuple[list[Split
         raise _unreadable(file.uri, format, error) from None
     if names is not None:
         _check_present(spec, file.uri, names)
-    return [Split(file, format, file.size)], {}
+    return [Split(file, format, file.size, file.size // _TEXT_ROW_BYTES + 1)], {}
 
 
 def _cut(file: LogFile, metadata: pq.FileMetaData, split_bytes: int) -> list[Split]:
-    splits, groups, size = [], [], 0
+    splits, groups, size, rows = [], [], 0, 0
     for group in range(metadata.num_row_groups):
         groups.append(group)
         size += metadata.row_group(group).total_byte_size
+        rows += metadata.row_group(group).num_rows
         if size >= split_bytes or group == metadata.num_row_groups - 1:
-            splits.append(Split(file, "parquet", size, tuple(groups)))
-            groups, size = [], 0
+            splits.append(Split(file, "parquet", size, rows, tuple(groups)))
+            groups, size, rows = [], 0, 0
     return splits
 
 
@@ -323,12 +326,36 @@ def _read_parquet(spec: LogSpec, split: Split) -> Iterator[RawBatch]:
     fs, path = storage.filesystem(split.file.uri)
     with fs.open_input_file(path) as source:
         reader = pq.ParquetFile(source)
-        for batch in reader.iter_batches(BATCH_ROWS, row_groups=list(split.row_groups)):
-            columns = {}
-            for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS):
-                if spec.column(name) in batch.schema.names:
-                    columns[name] = _typed(batch[spec.column(name)], spec.type_of(name))
-            yield RawBatch(columns, np.zeros(batch.num_rows, bool), _rows_as_json(batch))
+        there = reader.schema_arrow.names
+        wanted = {name: spec.column(name) for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)}
+        wanted = {name: column for name, column in wanted.items() if column in there}
+        rest = [column for column in there if column not in wanted.values()]
+        for group in split.row_groups:
+            others = _Lazy(reader, group, rest)
+            for number, batch in enumerate(_batches(reader, group, sorted(set(wanted.values())))):
+                columns = {name: _typed(batch[column], spec.type_of(name)) for name, column in wanted.items()}
+                yield RawBatch(columns, np.zeros(batch.num_rows, bool), _rows_as_json(batch, others, number))
+
+
+def _batches(reader: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    return reader.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False)
+
+
+class _Lazy:
+    """The columns of a row group that only a quarantined row needs: read when the first batch is asked for."""
+
+    def __init__(self, reader: pq.ParquetFile, group: int, columns: list[str]):
+        self._open = lambda: enumerate(_batches(reader, group, columns))
+        self._columns = columns
+        self._found: Iterator[tuple[int, pa.RecordBatch]] | None = None
+
+    def batch(self, number: int) -> pa.RecordBatch | None:
+        """The batch of a number, asked for in ascending order; None if there are no such columns."""
+        if not self._columns:
+            return None
+        if self._found is None:
+            self._found = self._open()
+        return next(batch for found, batch in self._found if found == number)
 
 
 def _typed(column: pa.Array, target: pa.DataType) -> pa.Array:
@@ -348,9 +375,14 @@ def _without_empty(column: pa.Array) -> pa.Array:
     return pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
 
 
-def _rows_as_json(batch: pa.RecordBatch) -> Callable[[np.ndarray], list[str]]:
+def _rows_as_json(
+    batch: pa.RecordBatch, others: _Lazy | None = None, number: int = 0
+) -> Callable[[np.ndarray], list[str]]:
     def as_read(positions: np.ndarray) -> list[str]:
         rows = batch.take(pa.array(positions)).to_pylist()
+        more = others.batch(number) if others else None
+        if more is not None:
+            rows = [a | b for a, b in zip(rows, more.take(pa.array(positions)).to_pylist(), strict=True)]
         return [json.dumps(row, default=_plain, ensure_ascii=False) for row in rows]
 
     return as_read

@@ -19,10 +19,11 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from pipelines import storage
+from pipelines.buckets import user_bucket
 from pipelines.build import BuildSpec, Built
-from pipelines.schema import COMPLETION, ITEM_ID, ITEM_INDEX, TIMESTAMP, TITLE, USER_ID, InputError, catalogue_schema
-from pipelines.sequences import Tally, build
-from pipelines.shards import ShardFile, user_bucket
+from pipelines.schema import ITEM_ID, TIMESTAMP, TITLE, USER_ID, InputError, catalogue_schema
+from pipelines.sequences import in_given_order
+from pipelines.shards import ShardFile
 
 RATING_FILES = ("ratings.dat", "ratings.csv", "u.data", "ratings.parquet")
 MOVIE_FILES = {
@@ -154,18 +155,10 @@ def build_histories(ratings: Ratings, spec: BuildSpec, item_index: np.ndarray) -
 
 def _write_bucket(ratings: Ratings, spec: BuildSpec, bucket: int, item_index: np.ndarray) -> ShardFile:
     """One shard, from ratings sorted by user and time."""
-    batch = pa.record_batch(
-        {
-            USER_ID: ratings.user_id,
-            TIMESTAMP: ratings.timestamp,
-            ITEM_INDEX: item_index.astype(np.int32),
-            COMPLETION: np.full(len(item_index), 100, np.int16),
-        }
-    )
     writer = spec.writer(bucket)
-    # `build` keeps the order it is given. `merge` would sort ties by song, so nothing is laid over a parent here.
-    for block in build([batch], max_history=spec.max_history, tally=Tally.empty(0)):
-        writer.write(block.to_table(user_id_type=spec.user_id_type, session_gap_s=spec.session_gap_s))
+    # Laying another day over these would sort ties by song, so an import is never merged into.
+    block = in_given_order(ratings.user_id, ratings.timestamp, item_index, max_history=spec.max_history)
+    writer.write(block.to_table(user_id_type=spec.user_id_type, session_gap_s=spec.session_gap_s))
     file = writer.close()
     assert file is not None  # the bucket has rows
     return file

@@ -36,6 +36,7 @@ BUCKET = "bucket"
 DS = "ds"
 FIRST_DS = "first_ds"
 LISTENERS = "listeners"
+PLAYS = "plays"
 REASON = "reason"
 LANDING_DAY = "landing_day"
 SOURCE_FILE = "source_file"
@@ -95,6 +96,16 @@ def sequence_schema(user_id_type: str) -> pa.Schema:
             (NUM_EVENTS, pa.int32()),
         ]
     )
+
+
+def delta_schema(user_id_type: str) -> pa.Schema:
+    """What one day adds to a listener's history: a row of a shard without sessions, which depend on what was before.
+
+    `num_events` counts the plays that are in no layer below; a play that is there already is listed again where it
+    was now played further.
+    """
+    schema = sequence_schema(user_id_type)
+    return schema.remove(schema.get_field_index(SESSION_INDEX))
 
 
 def vocabulary_schema(item_id_type: str) -> pa.Schema:

@@ -1,14 +1,15 @@
 """Layout of the sequence shards of one ds: files by user bucket and the manifest that publishes them.
 
-`sequences/ds=D/bucket=00017/part-<run>.parquet` hold one row a listener, sorted by user_id. The manifest
-`sequences/ds=D/_manifest.json` is written last and lists every file; nobody globs a folder.
+`sequences/ds=D/bucket=00017/part-<run>.parquet` is a bucket's base: one row a listener, sorted by user_id. A day's
+new plays do not rewrite it: `delta-<run>.parquet` beside it holds what the day adds, and reading lays the deltas over
+the base, so that whoever reads a row group sees whole histories. Every few days a bucket is compacted into a new base.
+
+The manifest `sequences/ds=D/_manifest.json` is written last and lists every file, those of earlier days too; nobody
+globs a folder, and nobody opens a shard but through `Manifest.read`.
 """
 
 import datetime as dt
-import hashlib
-import io
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,18 +18,47 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
-from pipelines.schema import ITEM_INDEX, LISTENERS, NUM_EVENTS, InputError, item_counts_schema, sequence_schema
+from pipelines.schema import (
+    COMPLETION,
+    HEARD_BEFORE,
+    ITEM_INDEX,
+    LISTENERS,
+    NUM_EVENTS,
+    TIMESTAMP,
+    USER_ID,
+    InputError,
+    item_counts_schema,
+    sequence_schema,
+)
+from pipelines.sequences import Block, overlay, user_array
 
-SHARD_FORMAT = 1
+SHARD_FORMAT = 2
+_READABLE = (1, 2)  # format 1 had no deltas
 _INPUTS_SCHEMA = pa.schema(
     [("uri", pa.string()), ("size", pa.int64()), ("etag", pa.string()), ("landing_day", pa.string())]
 )
-_XXHASH_SEED = 42  # Spark's xxhash64
+_LAYER_COLUMNS = [USER_ID, ITEM_INDEX, TIMESTAMP, COMPLETION, HEARD_BEFORE]
+
+
+@dataclass(frozen=True)
+class DeltaFile:
+    """What one day added to a bucket; `groups` are its rows for each row group of the base."""
+
+    path: str
+    rows: int
+    events: int
+    bytes: int
+    sha256: str
+    groups: tuple[int, ...]
+    home: str = ""  # as of ShardFile
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One Parquet file of a bucket; `path` is relative to the manifest's folder."""
+    """A bucket: its base file and the deltas over it, oldest first. Rows and events are those of whole histories.
+
+    `path` is relative to the folder of the manifest, or of the earlier ds `home` where that is not empty.
+    """
 
     path: str
     bucket: int
@@ -36,7 +66,14 @@ class ShardFile:
     events: int
     bytes: int
     sha256: str
-    row_groups: tuple[int, ...]  # rows of each row group, so that readers can plan without opening files
+    row_groups: tuple[int, ...]  # rows of each row group as it is read, so that readers can plan without opening files
+    home: str = ""
+    deltas: tuple[DeltaFile, ...] = ()
+
+    @property
+    def layers(self) -> "tuple[ShardFile | DeltaFile, ...]":
+        """Every Parquet file of the bucket, the base first."""
+        return (self, *self.deltas)
 
 
 @dataclass(frozen=True)
@@ -71,13 +108,72 @@ class Manifest:
         """Events in all shards."""
         return sum(file.events for file in self.files)
 
-    def uri(self, relative: str) -> str:
-        """Where a file named by this manifest is."""
+    def uri(self, relative: str, home: str = "") -> str:
+        """Where a file named by this manifest is; `home` as of ShardFile."""
+        if home:
+            return storage.join(storage.parent(self.folder), f"ds={home}", relative)
         return storage.join(self.folder, relative)
 
-    def open(self, file: ShardFile) -> pq.ParquetFile:
-        """Open a shard; a missing or broken one is an InputError that names it."""
-        return open_parquet(self.uri(file.path))
+    def uri_of(self, file: ShardFile | DeltaFile) -> str:
+        """Where a base or a delta is."""
+        return self.uri(file.path, file.home)
+
+    def carried(self, file: ShardFile) -> ShardFile:
+        """The same bucket as a later manifest names it, which has it unchanged."""
+        here = str(self.ds)
+        deltas = tuple(replace(delta, home=delta.home or here) for delta in file.deltas)
+        return replace(file, home=file.home or here, deltas=deltas)
+
+    def read(self, file: ShardFile, group: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """A row group of a bucket, or all of it: whole histories, rows of `schema.sequence_schema` by user_id.
+
+        columns: only those, in that order. A missing or broken file is an InputError that names it.
+        """
+        if group is None and not file.deltas:
+            return self._parquet(file).read(columns)
+        if group is None:
+            return pa.concat_tables([self.read(file, n, columns) for n in range(len(file.row_groups))])
+        names = list(columns) if columns is not None else sequence_schema(self.user_id_type).names
+        if not any(delta.groups[group] for delta in file.deltas):
+            return self._parquet(file).read_row_group(group, names)
+        if set(names) <= {USER_ID, NUM_EVENTS}:
+            return self._sizes(file, group).select(names)
+        block = overlay(self.layers(file, group), max_history=self.max_history)
+        return block.to_table(user_id_type=self.user_id_type, session_gap_s=self.session_gap_s).select(names)
+
+    def layers(self, file: ShardFile, group: int) -> list[Block]:
+        """The base's row group, and what each delta adds to it, oldest first."""
+        tables = [self._parquet(file).read_row_group(group, _LAYER_COLUMNS)]
+        tables += [table for delta in file.deltas if (table := self._delta(delta, group, _LAYER_COLUMNS)) is not None]
+        return [Block.from_table(table) for table in tables]
+
+    def base_users(self, file: ShardFile, group: int) -> np.ndarray:
+        """user_id of the base's row group, ascending."""
+        return user_array(self._parquet(file).read_row_group(group, [USER_ID])[USER_ID])
+
+    def sizes(self, file: ShardFile, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """user_id, ascending, and stored events (int64) of the listeners of a row group as it is read."""
+        table = self._sizes(file, group)
+        return user_array(table[USER_ID]), table[NUM_EVENTS].to_numpy().astype(np.int64)
+
+    def _sizes(self, file: ShardFile, group: int) -> pa.Table:
+        names = [USER_ID, NUM_EVENTS]
+        tables = [self._parquet(file).read_row_group(group, names)]
+        tables += [table for delta in file.deltas if (table := self._delta(delta, group, names)) is not None]
+        if len(tables) == 1:
+            return tables[0]
+        total = pa.concat_tables(tables).group_by(USER_ID).aggregate([(NUM_EVENTS, "sum")]).sort_by(USER_ID)
+        events = np.minimum(total[f"{NUM_EVENTS}_sum"].to_numpy(), self.max_history).astype(np.int32)
+        return pa.table({USER_ID: total[USER_ID], NUM_EVENTS: events})
+
+    def _delta(self, delta: DeltaFile, group: int, columns: list[str]) -> pa.Table | None:
+        if not delta.groups[group]:
+            return None
+        place = sum(rows > 0 for rows in delta.groups[:group])
+        return self._parquet(delta).read_row_group(place, columns)
+
+    def _parquet(self, file: ShardFile | DeltaFile) -> "_Parquet":
+        return _Parquet(self.uri_of(file))
 
     def row_groups(self) -> Iterator[tuple[ShardFile, int, int]]:
         """Every (file, row group, rows), in a fixed order."""
@@ -86,13 +182,26 @@ class Manifest:
                 yield file, group, rows
 
 
-def open_parquet(uri: str) -> pq.ParquetFile:
-    """Open a Parquet file; a missing or broken one is an InputError that names it."""
-    fs, path = storage.filesystem(uri)
-    try:
-        return pq.ParquetFile(fs.open_input_file(path))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{uri} cannot be read as Parquet ({error}): re-run `fuxi sessionize` for its ds") from None
+@dataclass(frozen=True)
+class _Parquet:
+    """A Parquet file that is opened for one read; a missing or broken one is an InputError that names it."""
+
+    uri: str
+
+    def read(self, columns: Sequence[str] | None) -> pa.Table:
+        return self._read(lambda file: file.read(columns=None if columns is None else list(columns)), columns)
+
+    def read_row_group(self, group: int, columns: Sequence[str]) -> pa.Table:
+        return self._read(lambda file: file.read_row_group(group, columns=list(columns)), columns)
+
+    def _read(self, what: Any, columns: Sequence[str] | None) -> pa.Table:
+        fs, path = storage.filesystem(self.uri)
+        try:
+            with fs.open_input_file(path) as source:
+                table = what(pq.ParquetFile(source))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{self.uri} cannot be read as Parquet ({error}): re-run `fuxi sessionize` for its ds") from None
+        return table if columns is None else table.select(list(columns))
 
 
 def write_manifest(folder: str, manifest: Manifest) -> Manifest:
@@ -108,7 +217,7 @@ def read_manifest(folder: str) -> Manifest:
     if not storage.exists(uri):
         raise InputError(f"{uri} is not there: run `fuxi sessionize` for this ds first")
     content = storage.read_json(uri)
-    if content.pop("format", None) != SHARD_FORMAT:
+    if content.pop("format", None) not in _READABLE:
         raise InputError(f"{uri} is not of shard format {SHARD_FORMAT}: re-run `fuxi sessionize` with this release")
     return Manifest(**{**_parse(content), "folder": folder})
 
@@ -117,8 +226,14 @@ def _parse(content: dict[str, Any]) -> dict[str, Any]:
     def date(value: Any) -> dt.date | None:
         return value if value is None or isinstance(value, dt.date) else dt.date.fromisoformat(value)
 
-    files = tuple(ShardFile(**{**file, "row_groups": tuple(file["row_groups"])}) for file in content["files"])
+    files = tuple(shard_file(file) for file in content["files"])
     return {**content, "ds": date(content["ds"]), "parent": date(content["parent"]), "files": files}
+
+
+def shard_file(content: dict[str, Any]) -> ShardFile:
+    """A ShardFile from its JSON."""
+    deltas = tuple(DeltaFile(**{**delta, "groups": tuple(delta["groups"])}) for delta in content.get("deltas", ()))
+    return ShardFile(**{**content, "row_groups": tuple(content["row_groups"]), "deltas": deltas})
 
 
 def read_item_counts(manifest: Manifest) -> np.ndarray:
@@ -136,165 +251,29 @@ def write_item_counts(uri: str, counts: np.ndarray) -> None:
     storage.write_table(uri, table)
 
 
-class ShardWriter:
-    """Writes one file of a bucket. Row groups are cut by events alone, so equal rows give equal files.
-
-    A group ends with the row that brings it to `row_group_events` events. The file is invisible until `close`.
-    """
-
-    def __init__(self, folder: str, path: str, *, bucket: int, user_id_type: str, row_group_events: int):
-        self.uri, self.path, self.bucket = storage.join(folder, path), path, bucket
-        self._schema = sequence_schema(user_id_type)
-        self._row_group_events = row_group_events
-        self._pending: list[pa.Table] = []
-        self._pending_events = self._events = 0
-        self._row_groups: list[int] = []
-        self._sink: _HashingSink | None = None
-        self._writer: pq.ParquetWriter | None = None
-
-    def write(self, table: pa.Table) -> None:
-        """Append rows (`schema.sequence_schema`, ascending user_id)."""
-        if not table.num_rows:
-            return
-        self._pending.append(table)
-        self._pending_events += _events(table)
-        if self._pending_events >= self._row_group_events:
-            self._cut()
-
-    def close(self) -> ShardFile | None:
-        """Finish the file and describe it; None if no row was written (then there is no file)."""
-        if self._pending:
-            self._write_group(pa.concat_tables(self._pending))
-        if self._writer is None or self._sink is None:
-            return None
-        self._writer.close()
-        self._sink.commit()
-        return ShardFile(
-            path=self.path,
-            bucket=self.bucket,
-            rows=sum(self._row_groups),
-            events=self._events,
-            bytes=self._sink.size,
-            sha256=self._sink.sha256.hexdigest(),
-            row_groups=tuple(self._row_groups),
-        )
-
-    def _cut(self) -> None:
-        table = pa.concat_tables(self._pending)
-        ends = np.cumsum(table[NUM_EVENTS].to_numpy(), dtype=np.int64)
-        start, done = 0, 0
-        while True:
-            stop = int(np.searchsorted(ends, done + self._row_group_events)) + 1
-            if stop > len(ends):
-                break
-            self._write_group(table.slice(start, stop - start))
-            start, done = stop, int(ends[stop - 1])
-        rest = table.slice(start)
-        self._pending = [rest] if rest.num_rows else []
-        self._pending_events = int(ends[-1]) - done
-
-    def _write_group(self, table: pa.Table) -> None:
-        if self._writer is None:
-            self._sink = _HashingSink(self.uri)
-            self._writer = pq.ParquetWriter(pa.PythonFile(self._sink, mode="w"), self._schema, compression="zstd")
-        self._writer.write_table(table.combine_chunks(), row_group_size=table.num_rows)
-        self._row_groups.append(table.num_rows)
-        self._events += _events(table)
-
-
-def copy_shard(parent: Manifest, file: ShardFile, folder: str, path: str) -> ShardFile:
-    """Copy a file of another ds byte for byte, for a bucket in which nothing is new."""
-    fs, source = storage.filesystem(parent.uri(file.path))
-    sink = _HashingSink(storage.join(folder, path))
-    try:
-        with fs.open_input_stream(source) as stream:
-            while chunk := stream.read(8 << 20):
-                sink.write(chunk)
-    except FileNotFoundError:
-        raise InputError(f"{parent.uri(file.path)} is not there: re-run `fuxi sessionize` for ds {parent.ds}") from None
-    if sink.sha256.hexdigest() != file.sha256:
-        raise InputError(
-            f"{parent.uri(file.path)} is not what its manifest lists: re-run `fuxi sessionize` for ds {parent.ds}"
-        )
-    sink.commit()
-    return replace(file, path=path)
-
-
 def inputs_table(files: Iterable[dict[str, Any]]) -> pa.Table:
     """Consumed log files as a manifest's `inputs` lists them: uri, size, etag, landing_day."""
     return pa.Table.from_pylist(list(files), schema=_INPUTS_SCHEMA)
 
 
+def listed_uris(manifest: Manifest) -> set[str]:
+    """Every file a manifest names."""
+    shards = {manifest.uri_of(layer) for file in manifest.files for layer in file.layers}
+    return shards | {manifest.uri(manifest.item_counts), manifest.uri(manifest.inputs)}
+
+
 def remove_unlisted(manifest: Manifest) -> None:
-    """Delete files of earlier runs below a published ds folder."""
-    listed = {manifest.uri(p) for p in (manifest.item_counts, manifest.inputs, *(f.path for f in manifest.files))}
-    storage.delete_files(file.uri for file in storage.list_files(manifest.folder) if file.uri not in listed)
+    """Delete files of earlier runs below a published ds folder, unless a later day still reads them."""
+    listed = listed_uris(manifest)
+    unlisted = [file.uri for file in storage.list_files(manifest.folder) if file.uri not in listed]
+    if unlisted:
+        kept = {uri for later in later_manifests(manifest) for uri in listed_uris(later)}
+        storage.delete_files(uri for uri in unlisted if uri not in kept)
 
 
-def _events(table: pa.Table) -> int:
-    return int(np.sum(table[NUM_EVENTS].to_numpy(), dtype=np.int64))
-
-
-class _HashingSink(io.RawIOBase):
-    """A file that hashes what is written and appears under its name when committed."""
-
-    def __init__(self, uri: str):
-        self.sha256, self.size = hashlib.sha256(), 0
-        storage.make_parent(uri)
-        self._fs, self._path = storage.filesystem(uri)
-        # An object appears when its upload completes; a local file needs a name of its own until then.
-        self._written = self._path if storage.is_s3(uri) else f"{self._path}.{uuid.uuid4().hex}.tmp"
-        self._stream = self._fs.open_output_stream(self._written)
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: Any, /) -> int:
-        self.sha256.update(content)
-        self.size += len(content)
-        self._stream.write(content)
-        return len(content)
-
-    def commit(self) -> None:
-        """Let the file appear. Not `close`, which a garbage collector also calls on a half-written file."""
-        self._stream.close()
-        if self._written != self._path:
-            self._fs.move(self._written, self._path)
-
-
-def user_bucket(user_ids: pa.Array | pa.ChunkedArray, buckets: int) -> np.ndarray:
-    """pmod(xxhash64(user_id), buckets) exactly as Spark computes it, int32 per row.
-
-    user_ids: int64 or string without nulls (int32 is widened first, as Spark jobs here do).
-    """
-    import xxhash
-
-    if pa.types.is_integer(user_ids.type):
-        hashes = _xxhash64_int64(user_ids.cast(pa.int64()).to_numpy(zero_copy_only=False))
-    else:
-        digests = (xxhash.xxh64_intdigest(text.encode(), seed=_XXHASH_SEED) for text in user_ids.to_pylist())
-        hashes = np.fromiter(digests, np.uint64, len(user_ids)).view(np.int64)
-    return np.mod(hashes, buckets).astype(np.int32)
-
-
-def _xxhash64_int64(values: np.ndarray) -> np.ndarray:
-    """xxhash64 of each value's eight little-endian bytes with seed 42, as int64."""
-    primes = (
-        0x9E3779B185EBCA87,
-        0xC2B2AE3D27D4EB4F,
-        0x165667B19E3779F9,
-        0x85EBCA77C2B2AE63,
-        0x27D4EB2F165667C5,
-    )
-    p1, p2, p3, p4, p5 = (np.uint64(p) for p in primes)
-
-    def rotate(x: np.ndarray, bits: int) -> np.ndarray:
-        return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
-
-    with np.errstate(over="ignore"):
-        h = np.full(values.shape, np.uint64(_XXHASH_SEED) + p5 + np.uint64(8))
-        h ^= rotate(values.astype(np.int64).view(np.uint64) * p2, 31) * p1
-        h = rotate(h, 27) * p1 + p4
-        h = (h ^ (h >> np.uint64(33))) * p2
-        h = (h ^ (h >> np.uint64(29))) * p3
-        return (h ^ (h >> np.uint64(32))).view(np.int64)
+def later_manifests(manifest: Manifest) -> Iterator[Manifest]:
+    """The published manifests of later days, which may name files of this one."""
+    root, own = storage.parent(manifest.folder), storage.name(manifest.folder)
+    for name in storage.list_folders(root):
+        if name > own and name.startswith("ds=") and storage.exists(storage.join(root, name, "_manifest.json")):
+            yield read_manifest(storage.join(root, name))

@@ -16,8 +16,9 @@ import pytest
 from jobs.config import Config, load_config
 from jobs.day import Day, open_day
 from pipelines import storage, vocabulary
+from pipelines.buckets import user_bucket
 from pipelines.schema import id_type, item_counts_schema, sequence_schema
-from pipelines.shards import Manifest, ShardFile, user_bucket, write_manifest
+from pipelines.shards import Manifest, ShardFile, write_manifest
 
 SONGS, LISTENERS, BUCKETS = 120, 40, 4
 DAY_ONE, DAY_TWO = dt.date(2026, 3, 2), dt.date(2026, 3, 3)

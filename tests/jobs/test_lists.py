@@ -71,7 +71,7 @@ def test_a_part_that_is_missing_or_cut_is_found_before_the_commit(deployment: Ca
 
 
 def test_a_list_is_found_by_user_and_the_default_by_none(deployment: Callable[..., Any]) -> None:
-    from pipelines.shards import user_bucket
+    from pipelines.buckets import user_bucket
 
     workspace = deployment().day(DAY_ONE).workspace
     table = lists.open_lists(workspace)

@@ -154,7 +154,7 @@ def publish_lists(made: Any, ds: dt.date) -> None:
 def users_of(day: Day, bucket: int) -> list[Any]:
     manifest = read_manifest(day.workspace.sequences(day.ds))
     files = [file for file in manifest.files if file.bucket == bucket]
-    return [user for f in files for user in manifest.open(f).read(columns=["user_id"])["user_id"].to_pylist()]
+    return [user for f in files for user in manifest.read(f, None, ["user_id"])["user_id"].to_pylist()]
 
 
 def write_catalogue(made: Any, path: Path) -> None:

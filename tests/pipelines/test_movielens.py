@@ -14,8 +14,9 @@ from jobs.catalogue import titles
 from jobs.config import Config, load_config
 from jobs.day import open_day
 from pipelines import movielens, storage, vocabulary
+from pipelines.buckets import user_bucket
 from pipelines.schema import InputError
-from pipelines.shards import Manifest, read_item_counts, read_manifest, user_bucket
+from pipelines.shards import Manifest, read_item_counts, read_manifest
 
 # user, item, rating, timestamp; user 7 rated two films in one second, the higher id first.
 RATINGS = [
@@ -61,7 +62,7 @@ def config(folder: Path, *overrides: str) -> Config:
 
 
 def histories(manifest: Manifest) -> dict[int, dict]:
-    rows = [row for file in manifest.files for row in manifest.open(file).read().to_pylist()]
+    rows = [row for file in manifest.files for row in manifest.read(file).to_pylist()]
     return {row["user_id"]: row for row in rows}
 
 
@@ -88,7 +89,7 @@ def test_every_format_gives_the_same_histories_with_ties_in_file_order(tmp_path:
     assert manifest.vocabulary_size == 4 and manifest.parent is None
     assert read_item_counts(manifest).tolist() == [0, 2, 2, 1, 1]
     for file in manifest.files:
-        users = manifest.open(file).read()["user_id"]
+        users = manifest.read(file)["user_id"]
         assert set(user_bucket(users, 4)) == {file.bucket}
 
 

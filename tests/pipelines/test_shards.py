@@ -6,18 +6,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
-from pipelines.schema import InputError, sequence_schema
+from pipelines.buckets import user_bucket
+from pipelines.schema import sequence_schema
+from pipelines.shard_writer import ShardWriter
 from pipelines.shards import (
     Manifest,
-    ShardWriter,
-    copy_shard,
     inputs_table,
     read_item_counts,
     read_manifest,
     remove_unlisted,
-    user_bucket,
     write_item_counts,
     write_manifest,
 )
@@ -100,19 +98,6 @@ def test_a_writer_that_is_dropped_leaves_nothing_under_the_final_name(tmp_path):
     assert not (tmp_path / "a.parquet").exists()
 
 
-def test_a_copied_shard_is_the_same_and_a_damaged_one_is_refused(tmp_path):
-    file = write(tmp_path / "old", [rows([3, 9, 1])])
-    parent = manifest(tmp_path / "old", [file])
-    copied = copy_shard(parent, file, str(tmp_path / "new"), "bucket=00000/part-b.parquet")
-    assert (tmp_path / "new" / copied.path).read_bytes() == (tmp_path / "old" / file.path).read_bytes()
-    assert (copied.sha256, copied.path) == (file.sha256, "bucket=00000/part-b.parquet")
-    damaged = Path(parent.uri(file.path))
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"X")
-    with pytest.raises(InputError, match=r"part-a.parquet is not what its manifest lists: re-run"):
-        copy_shard(parent, file, str(tmp_path / "new"), "bucket=00000/part-c.parquet")
-    assert not (tmp_path / "new" / "bucket=00000/part-c.parquet").exists()
-
-
 def test_a_manifest_is_read_as_it_was_written(tmp_path):
     written = manifest(tmp_path, [write(tmp_path, [rows([3, 9, 1])])], counts={"rejected": {"null_user_id": 3}})
     assert read_manifest(str(tmp_path)) == written
@@ -142,7 +127,7 @@ def test_on_an_object_store_a_shard_is_written_and_read(s3):
     folder = f"{s3}/sequences/ds=2026-03-02"
     file = write(folder, [rows([3, 9, 1])])
     published = manifest(folder, [file])
-    assert published.open(file).read() == rows([3, 9, 1])
+    assert published.read(file) == rows([3, 9, 1])
 
 
 def test_buckets_are_those_of_spark(spark):

@@ -1,0 +1,289 @@
+"""Plays on their way to the task of their listener's bucket: a shuffle through shared storage.
+
+A task that has read logs writes *runs*: Arrow files with one record batch for every partition, a partition being a
+range of buckets. The task that builds a partition reads its batch from every run. Runs lie below the workspace, so
+a lost executor loses nothing that was written, rows never leave Arrow, and an object store will do as well as a disk.
+
+A listener with very many plays in a run is cut there to the newest `max_history`, and the songs of the older plays
+travel as marks, so that no listener, however busy, makes a partition large.
+"""
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import ipc
+
+from pipelines import storage
+from pipelines.buckets import user_hash
+from pipelines.schema import COMPLETION, ITEM_ID, TIMESTAMP, USER_ID, id_type
+
+RUN_ROWS = 8_000_000
+"""Plays that a task holds before it writes a run: about 100 bytes each while it does."""
+PASS_ROWS = 12_000_000
+"""Plays that a building task holds at once; a larger partition is read several times."""
+TRIM_ABOVE = 65_536
+"""A listener with more plays than this in one run is cut to the newest `max_history` there."""
+HEARD_MARK = 255
+"""`completion` of a row that only says: this listener heard this song, before the newest `max_history` plays."""
+
+_NARROW = ((np.uint32, pa.uint32()), (np.int64, pa.int64()))
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How listeners are spread over partitions. Both numbers are powers of two, partitions at most buckets."""
+
+    partitions: int
+    buckets: int
+    max_history: int
+
+    def partition_of(self, hashes: np.ndarray) -> np.ndarray:
+        """Partition of each listener's hash, uint16."""
+        width = self.buckets // self.partitions
+        return ((hashes & (self.buckets - 1)) // width).astype(np.uint16)
+
+    def buckets_of(self, partition: int) -> range:
+        """The buckets of a partition."""
+        width = self.buckets // self.partitions
+        return range(partition * width, (partition + 1) * width)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A file of plays, written by one task; `rows` in each partition."""
+
+    uri: str
+    bytes: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Plays of any listeners, in any order. Rows whose completion is HEARD_MARK are marks, not plays."""
+
+    user_id: pa.Array
+    item_id: pa.Array
+    timestamp: np.ndarray  # int64, Unix seconds
+    completion: np.ndarray  # uint8
+
+    def __len__(self) -> int:
+        return len(self.timestamp)
+
+    def take(self, rows: np.ndarray) -> "Rows":
+        """The rows at the given places."""
+        return Rows(_take(self.user_id, rows), _take(self.item_id, rows), self.timestamp[rows], self.completion[rows])
+
+    @staticmethod
+    def concatenate(parts: Sequence["Rows"]) -> "Rows":
+        """All rows of the parts, in their order."""
+        return Rows(
+            pa.concat_arrays([part.user_id for part in parts]),
+            pa.concat_arrays([part.item_id for part in parts]),
+            np.concatenate([part.timestamp for part in parts]),
+            np.concatenate([part.completion for part in parts]),
+        )
+
+
+class RunWriter:
+    """Collects the plays of a task and writes them as runs `<stem>-<number>.arrow`."""
+
+    def __init__(self, exchange: Exchange, folder: str, stem: str):
+        self.runs: list[Run] = []
+        self.duplicates = 0  # found while busy listeners were cut
+        self.songs: list[tuple[pa.Array, pa.Array]] = []  # of each run: distinct item_id, plays
+        self._exchange, self._folder, self._stem = exchange, folder, stem
+        self._pending: list[Rows] = []
+        self._rows = 0
+
+    def write(self, rows: Rows) -> None:
+        """Add plays."""
+        self._pending.append(rows)
+        self._rows += len(rows)
+        if self._rows >= RUN_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was collected."""
+        if not self._rows:
+            return
+        rows = Rows.concatenate(self._pending)
+        self._pending, self._rows = [], 0
+        self.songs.append(pc.value_counts(rows.item_id).flatten())
+        hashes = _hashes(rows.user_id)
+        rows, hashes, duplicates = cut_busy_listeners(rows, hashes, max_history=self._exchange.max_history)
+        self.duplicates += duplicates
+        uri = storage.join(self._folder, f"{self._stem}-{len(self.runs):03d}.arrow")
+        self.runs.append(_write_run(uri, rows, self._exchange.partition_of(hashes), self._exchange.partitions))
+
+
+def cut_busy_listeners(rows: Rows, hashes: np.ndarray, *, max_history: int) -> tuple[Rows, np.ndarray, int]:
+    """Cut listeners of more than TRIM_ABOVE plays to their newest distinct `max_history`, and marks for the rest.
+
+    Returns the rows, their listeners' hashes, and the duplicates that were found on the way.
+    """
+    slots = (hashes.view(np.uint64) >> np.uint64(44)).astype(np.int64)
+    crowded = np.bincount(slots, minlength=1 << 20) > max(TRIM_ABOVE, max_history)
+    if not crowded.any():
+        return rows, hashes, 0
+    suspects = np.flatnonzero(crowded[slots])
+    users = rows.user_id.take(pa.array(suspects)).dictionary_encode()
+    counts = np.bincount(users.indices.to_numpy(), minlength=len(users.dictionary))
+    keep = np.ones(len(rows), bool)
+    kept, duplicates = [], 0
+    for busy in np.flatnonzero(counts > max(TRIM_ABOVE, max_history)):
+        places = suspects[users.indices.to_numpy() == busy]
+        keep[places] = False
+        cut, found = _newest(rows.take(places), max_history)
+        kept.append(cut)
+        duplicates += found
+    rest = np.flatnonzero(keep)
+    result = Rows.concatenate([rows.take(rest), *kept])
+    return result, np.concatenate([hashes[rest], *(_hashes(part.user_id) for part in kept)]), duplicates
+
+
+def _newest(rows: Rows, max_history: int) -> tuple[Rows, int]:
+    """One listener's newest distinct plays, and a mark for every song of the older ones; the duplicates among all.
+
+    Plays at the second of the oldest kept one all stay, so that which of them are kept is decided where the order
+    of songs is known.
+    """
+    song = rows.item_id.dictionary_encode().indices.to_numpy()
+    order = np.lexsort((rows.completion, song, rows.timestamp))
+    time, song = rows.timestamp[order], song[order]
+    last = np.append((time[1:] != time[:-1]) | (song[1:] != song[:-1]), True)
+    order, time, song = order[last], time[last], song[last]
+    newest = time >= time[-min(max_history, len(time))]
+    _, first = np.unique(song[~newest], return_index=True)
+    marks = rows.take(order[~newest][first])
+    marks = Rows(marks.user_id, marks.item_id, marks.timestamp, np.full(len(marks), HEARD_MARK, np.uint8))
+    return Rows.concatenate([rows.take(order[newest]), marks]), int((~last).sum())
+
+
+def read_partition(runs: Sequence[Run], partition: int, *, user_type: str, item_type: str) -> Rows:
+    """All plays of a partition."""
+    parts = [_read_batch(run, partition, user_type, item_type) for run in runs if run.rows[partition]]
+    if not parts:
+        none = np.zeros(0, np.int64)
+        return Rows(pa.array([], id_type(user_type)), pa.array([], id_type(item_type)), none, none.astype(np.uint8))
+    return Rows.concatenate(parts)
+
+
+def read_in_passes(runs: Sequence[Run], partition: int, *, user_type: str, item_type: str) -> Iterator[Rows]:
+    """The plays of a partition in portions of about PASS_ROWS, each with all plays of a range of user ids, ascending.
+
+    Usually that is one portion. Of a larger partition every portion reads the runs anew and keeps its own listeners.
+    """
+    total = sum(run.rows[partition] for run in runs)
+    types = {"user_type": user_type, "item_type": item_type}
+    if total <= PASS_ROWS:
+        yield read_partition(runs, partition, **types)
+        return
+    cuts = _cuts(runs, partition, -(-total // PASS_ROWS), user_type)
+    for low, high in zip([None, *cuts], [*cuts, None], strict=True):
+        parts = []
+        for run in runs:
+            if run.rows[partition]:
+                rows = _read_batch(run, partition, user_type, item_type)
+                inside = pa.array(np.ones(len(rows), bool))
+                if low is not None:
+                    inside = pc.and_(inside, pc.greater_equal(rows.user_id, low))
+                if high is not None:
+                    inside = pc.and_(inside, pc.less(rows.user_id, high))
+                parts.append(rows.take(np.flatnonzero(inside.to_numpy(zero_copy_only=False))))
+        yield Rows.concatenate(parts)
+
+
+def _cuts(runs: Sequence[Run], partition: int, passes: int, user_type: str) -> list[Any]:
+    """User ids that cut a partition into about equal portions, from every hundredth play."""
+    sample = [
+        _read_batch(run, partition, user_type, "int64", users_only=True).user_id[::100]
+        for run in runs
+        if run.rows[partition]
+    ]
+    users = pa.concat_arrays(sample)
+    users = users.take(pc.array_sort_indices(users))
+    places = [len(users) * number // passes for number in range(1, passes)]
+    return pc.unique(users.take(pa.array(places))).to_pylist()
+
+
+def _hashes(user_id: pa.Array) -> np.ndarray:
+    """xxhash64 of each row's listener; of strings every distinct one is hashed once."""
+    if pa.types.is_integer(user_id.type):
+        return user_hash(user_id)
+    encoded = user_id.dictionary_encode()
+    return user_hash(encoded.dictionary)[encoded.indices.to_numpy()]
+
+
+def _take(column: pa.Array, rows: np.ndarray) -> pa.Array:
+    if pa.types.is_integer(column.type):
+        return pa.array(column.to_numpy(zero_copy_only=False)[rows])
+    return column.take(pa.array(rows))
+
+
+def _write_run(uri: str, rows: Rows, partition: np.ndarray, partitions: int) -> Run:
+    order = np.argsort(partition, kind="stable")
+    counts = np.bincount(partition, minlength=partitions)
+    columns, bases = {}, {}
+    for name, column in (
+        (USER_ID, rows.user_id),
+        (ITEM_ID, rows.item_id),
+        (TIMESTAMP, rows.timestamp),
+        (COMPLETION, rows.completion),
+    ):
+        if isinstance(column, pa.Array) and not pa.types.is_integer(column.type):
+            columns[name] = column.take(pa.array(order))
+            continue
+        values = column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column
+        narrow, bases[name] = _narrowed(values)
+        columns[name] = pa.array(narrow[order])
+    batch = pa.record_batch(columns).replace_schema_metadata({"bases": json.dumps(bases)})
+    storage.make_parent(uri)
+    fs, path = storage.filesystem(uri)
+    options = ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
+    with fs.open_output_stream(path) as sink, ipc.new_file(sink, batch.schema, options=options) as writer:
+        start = 0
+        for count in counts.tolist():
+            writer.write_batch(batch.slice(start, count))
+            start += count
+    return Run(uri, storage.file_info(uri).size, tuple(counts.tolist()))
+
+
+def _narrowed(values: np.ndarray) -> tuple[np.ndarray, int]:
+    """Integers as offsets from their least, in four bytes where that is enough."""
+    if values.dtype == np.uint8:
+        return values, 0
+    least = int(values.min())
+    if int(values.max()) - least < 1 << 32:
+        return (values - least).astype(np.uint32), least
+    return values, 0
+
+
+def _read_batch(run: Run, partition: int, user_type: str, item_type: str, *, users_only: bool = False) -> Rows:
+    options = ipc.IpcReadOptions(included_fields=[0] if users_only else None, use_threads=False)
+    fs, path = storage.filesystem(run.uri)
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(fs.open_input_file(path))
+        reader = ipc.open_file(source, options=options)
+        batch = reader.get_batch(partition)
+        bases = json.loads((reader.schema.metadata or {})[b"bases"])
+    wide = {name: _widened(batch[name], bases.get(name)) for name in batch.schema.names}
+    if users_only:
+        return Rows(wide[USER_ID], wide[USER_ID], np.zeros(0, np.int64), np.zeros(0, np.uint8))
+    return Rows(wide[USER_ID], wide[ITEM_ID], wide[TIMESTAMP].to_numpy(), wide[COMPLETION].to_numpy())
+
+
+def _widened(column: pa.Array, base: int | None) -> pa.Array:
+    if base is None or pa.types.is_uint8(column.type):
+        return column
+    values = column.to_numpy(zero_copy_only=False).astype(np.int64)
+    if base:
+        values += base
+    return pa.array(values)
