@@ -2,11 +2,12 @@
 
 import uuid
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
 
+from jobs import quality
 from jobs.console import log
 from jobs.day import Day
 from jobs.engines import spark_progress, spark_session
@@ -15,6 +16,7 @@ from jobs.resources import Usage, free_bytes
 from pipelines import logs, shards, storage, vocabulary
 from pipelines.build import BuildSpec, Built, build_shards, plan_exchange
 from pipelines.interactions import Cleaned, clean
+from pipelines.quality import Numbers
 from pipelines.schema import InputError
 
 TEMPORARY_SHARE = 1.5
@@ -66,7 +68,7 @@ def _sessionize(
             quarantine=day.workspace.quarantine(day.ds),
             finished=finished,
         )
-    _check_quality(day, cleaned)
+    numbers = _check_quality(day, cleaned, parent)
     songs = vocabulary.append(
         day.workspace.vocabulary,
         cleaned.item_ids,
@@ -77,7 +79,8 @@ def _sessionize(
     target, index = build_spec(day, day.record.run_id, songs, parent), songs.lookup(cleaned.item_ids)
     with spark_progress(spark, "building sequences", target.buckets, "buckets") as finished:
         built = build_shards(spark, target, exchange, cleaned.runs, index, staging=staging, finished=finished)
-    counts = _counts(day, cleaned, built, songs)
+    accepted = _check_duplicates(day, cleaned, numbers, built, target)
+    counts = {**_counts(day, cleaned, built, songs), "accepted_quality": accepted}
     manifest = publish(day, target, built, files, songs, counts)
     shards.remove_unlisted(manifest)
     _keep_only(day.workspace.quarantine(day.ds), cleaned.quarantined)
@@ -109,30 +112,34 @@ def _figures(counts: dict[str, Any], files: list[logs.LogFile], temporary: int, 
     }
 
 
-def _check_quality(day: Day, cleaned: Cleaned) -> None:
-    """Refuse a day without plays or with too many bad rows. Then only its quarantine shows that we were here."""
-    problem = ""
-    limit = day.config.logs.max_rejected_share
-    if cleaned.rejected_share > limit:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in cleaned.rejected.most_common())
-        problem = (
-            f"ds {day.ds}: {cleaned.rejected.total()} of {cleaned.rows_read} rows were rejected "
-            f"({cleaned.rejected_share:.0%}, logs.max_rejected_share allows {limit:.0%}): {reasons}; "
-            "correct the logs and run with --refresh-inputs"
-        )
-    elif not cleaned.accepted:
-        problem = (
-            f"ds {day.ds}: the new log files hold no plays ({cleaned.rows_read} rows, {cleaned.ignored} other events): "
-            "complete the logs and run with --refresh-inputs"
-        )
-    if not problem:
-        return
-    published = day.ds in day.workspace.days_with_sequences()
-    kept = cleaned.quarantined
-    if published:
-        kept = [f.uri for f in storage.list_files(day.workspace.quarantine(day.ds)) if f.uri not in set(kept)]
-    _keep_only(day.workspace.quarantine(day.ds), kept)
-    raise InputError(problem)
+def _check_quality(day: Day, cleaned: Cleaned, parent: shards.Manifest | None) -> Numbers:
+    """The gate before the vocabulary is extended. Of a refused day only the quarantine stays, for inspection."""
+    numbers = quality.numbers(day, cleaned, parent)
+    try:
+        quality.gate(day, numbers)
+    except InputError:
+        _leave_published(day, cleaned)
+        raise
+    return numbers
+
+
+def _check_duplicates(day: Day, cleaned: Cleaned, numbers: Numbers, built: Built, target: BuildSpec) -> list[str]:
+    """The gate before the manifest is published; a refused day's files go. Returns what was accepted all the same."""
+    total = cleaned.duplicates + built.duplicates
+    try:
+        return quality.gate(day, replace(numbers, duplicates=total, listeners=sum(file.rows for file in built.files)))
+    except InputError:
+        _leave_published(day, cleaned)
+        storage.delete_files(file.uri for file in storage.list_files(target.folder) if target.run in file.uri)
+        raise
+
+
+def _leave_published(day: Day, cleaned: Cleaned) -> None:
+    """Keep the quarantine of a refused run, unless the ds is published: then keep what that run had rejected."""
+    folder, kept = day.workspace.quarantine(day.ds), cleaned.quarantined
+    if day.ds in day.workspace.days_with_sequences():
+        kept = [file.uri for file in storage.list_files(folder) if file.uri not in set(kept)]
+    _keep_only(folder, kept)
 
 
 def build_spec(day: Day, run_id: str, songs: vocabulary.Vocabulary, parent: shards.Manifest | None) -> BuildSpec:
