@@ -179,9 +179,8 @@ def _build_task(spec: BuildSpec, shared: Any, staging: str, finished: Any, task:
 
 def build_buckets(spec: BuildSpec, task: Task, songs: tuple[pa.Array, np.ndarray], tally: Tally) -> None:
     """Write the files of a task's buckets. songs: item_id and item_index of every song of the plays."""
-    types = {"user_type": spec.user_id_type, "item_type": spec.item_id_type}
     open_buckets: dict[int, _Bucket] = {}
-    for rows in read_in_passes(task.runs, task.partition, **types):
+    for rows in read_in_passes(task.runs, task.partition):
         for bucket, block in _by_bucket(spec, task, _indexed(rows, songs), tally):
             if bucket not in open_buckets:
                 open_buckets[bucket] = _Bucket(spec, bucket, task.parents.get(bucket), tally)
@@ -297,18 +296,21 @@ class _Bucket:
             self._pass_through(group)
             return
         assert self._parent
-        layers = self._manifest.layers(self._parent, group)
-        found = additions(layers, new)
+        found = additions(self._manifest.stored(self._parent, group), new, since=self._manifest.data_end)
         self._tally.heard(found.first_heard)
         self._tally.duplicates += found.duplicates
         if self._base:
+            layers = self._manifest.layers(self._parent, group)
             self._write(overlay([*layers, new], max_history=self._spec.max_history))
             return
         assert self._delta
         some = np.flatnonzero((found.block.lengths > 0) | (np.diff(found.block.heard_offsets) > 0))
-        block, num_new = found.block.take(some), found.num_new[some]
-        self._delta.write(block, num_new)
-        self._measure(group, block, num_new)
+        everybody = len(some) == len(new)
+        self._delta.write(found.block if everybody else found.block.take(some), found.num_new[some])
+        most = self._spec.max_history
+        before = np.clip(found.num_before, 0, most)
+        self._rows.append(self._parent.row_groups[group] + int((found.num_before[some] < 0).sum()))
+        self._events += int((np.minimum(before + found.num_new, most) - before).sum())
 
     def _take_pending(self, last: Any) -> Block | None:
         taken, rest = [], []
@@ -329,17 +331,6 @@ class _Bucket:
         elif self._delta:
             self._delta.write(no_histories(), np.zeros(0, np.int32))
             self._rows.append(self._parent.row_groups[group])
-
-    def _measure(self, group: int, block: Block, num_new: np.ndarray) -> None:
-        """Rows and events of a row group with the delta over it."""
-        assert self._parent
-        users, events = self._manifest.sizes(self._parent, group)
-        place = np.minimum(np.searchsorted(users, block.user_id), len(users) - 1)
-        known = users[place] == block.user_id
-        before = np.where(known, events[place], 0)
-        after = np.minimum(before + num_new, self._spec.max_history)
-        self._rows.append(len(users) + int((~known).sum()))
-        self._events += int((after - before).sum())
 
     def _write(self, block: Block) -> None:
         assert self._base

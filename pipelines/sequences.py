@@ -11,7 +11,7 @@ Events are sorted as one array of 64-bit keys (listener | time | song | completi
 numpy sorts those with vector instructions, fifty times faster than by three columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,21 +105,14 @@ class Block:
     @staticmethod
     def from_table(table: pa.Table) -> "Block":
         """The histories in rows of a shard; session_index and num_events may be missing."""
-
-        def jagged(name: str) -> tuple[np.ndarray, np.ndarray]:
-            lists = table[name].combine_chunks()
-            lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
-            lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
-            return lists.flatten().to_numpy(zero_copy_only=False), _offsets(lengths)
-
-        items, offsets = jagged(schema.ITEM_INDEX)
-        heard, heard_offsets = jagged(schema.HEARD_BEFORE)
+        items, offsets = jagged(table[schema.ITEM_INDEX])
+        heard, heard_offsets = jagged(table[schema.HEARD_BEFORE])
         return Block(
             user_array(table[schema.USER_ID]),
             offsets,
             items,
-            jagged(schema.TIMESTAMP)[0],
-            jagged(schema.COMPLETION)[0],
+            jagged(table[schema.TIMESTAMP])[0],
+            jagged(table[schema.COMPLETION])[0],
             heard_offsets,
             heard,
         )
@@ -142,11 +135,40 @@ class Plays:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """Stored histories as `additions` reads them: times and completions only where it asks for them."""
+
+    user_id: np.ndarray  # [U], ascending
+    offsets: np.ndarray  # int64 [U+1]
+    item_index: np.ndarray  # int32 [T]
+    heard_offsets: np.ndarray  # int64 [U+1]
+    heard_items: np.ndarray  # int32 [S]
+    num_events: np.ndarray  # int32 [U], plays that are in no layer below
+    timestamp: Callable[[], np.ndarray]  # int64 [T]
+    completion: Callable[[], np.ndarray]  # uint8 [T]
+
+    @staticmethod
+    def of(block: Block, num_events: np.ndarray | None = None) -> "Layer":
+        """A layer in memory."""
+        return Layer(
+            block.user_id,
+            block.offsets,
+            block.item_index,
+            block.heard_offsets,
+            block.heard_items,
+            block.lengths if num_events is None else num_events,
+            lambda: block.timestamp,
+            lambda: block.completion,
+        )
+
+
+@dataclass(frozen=True)
 class Additions:
     """What a day adds to the histories that are there."""
 
     block: Block  # the day's histories without the plays that are there already, played as far
     num_new: np.ndarray  # int32 [U], plays of each listener that were not there
+    num_before: np.ndarray  # int64 [U], plays that were there; -1 for listeners who were not
     first_heard: np.ndarray  # int32, the song of each (listener, song) pair that was not there
     duplicates: int
 
@@ -237,24 +259,95 @@ def overlay(layers: Sequence[Block], *, max_history: int) -> Block:
     return _collapse(_sorted(events), users, np.concatenate(heard), max_history)[0]
 
 
-def additions(layers: Sequence[Block], new: Block) -> Additions:
-    """What `new` adds to `layers`: plays that are in a layer already are left out, unless now played further."""
-    old_pair, old_time, old_completion, heard = _events_of(layers, new)
-    all_new = _pairs(new, np.arange(len(new)))
-    some = _maybe_in(all_new, old_pair)
-    old_pair, old_time, old_completion = old_pair[some], old_time[some], old_completion[some]
-    known = np.isin(all_new, np.concatenate([old_pair, heard]))
-    first_heard = (all_new[~known] & _ITEM_MASK).astype(np.int32)
+def additions(layers: Sequence[Layer], new: Block, *, since: int) -> Additions:
+    """What `new` adds to `layers`: plays that are in a layer already are left out, unless now played further.
 
+    since: Unix second from which on there is no play in the layers.
+    """
     rank = np.repeat(np.arange(len(new)), new.lengths)
-    pair = _pair(rank, new.item_index)
-    late = np.flatnonzero(new.timestamp <= old_time.max()) if len(old_time) else np.zeros(0, np.int64)
-    places, stored = _same_events((old_pair, old_time, old_completion), (pair[late], new.timestamp[late]))
-    duplicate = late[places]
+    pair, all_new = _pair(rank, new.item_index), _pairs(new, np.arange(len(new)))
+    stored = [_Stored.of(layer, new.user_id, all_new) for layer in layers]
+    known = np.zeros(len(all_new), bool)
+    for layer in stored:
+        known[layer.places] = True
+
+    late = np.flatnonzero(new.timestamp < since)
+    place = np.searchsorted(all_new, pair[late])
+    late, place = late[known[place]], place[known[place]]
+    duplicate, completion = _duplicates(stored, place, new.timestamp[late])
+    duplicate = late[duplicate]
     kept = np.ones(len(pair), bool)
-    kept[duplicate[new.completion[duplicate] <= stored]] = False
+    kept[duplicate[new.completion[duplicate] <= completion]] = False
     num_new = new.lengths - np.bincount(rank[duplicate], minlength=len(new))
-    return Additions(new.keep(kept), num_new.astype(np.int32), first_heard, len(duplicate))
+    num_before = np.full(len(new), -1, np.int64)
+    for layer in stored:
+        num_before[layer.rank] = np.maximum(num_before[layer.rank], 0) + layer.num_events
+    first_heard = (all_new[~known] & _ITEM_MASK).astype(np.int32)
+    return Additions(new.keep(kept), num_new.astype(np.int32), num_before, first_heard, len(duplicate))
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a layer holds of the listeners and the (listener, song) pairs that are asked for."""
+
+    layer: Layer
+    rank: np.ndarray  # of each of those listeners that the layer has, among all that were asked for
+    num_events: np.ndarray  # theirs
+    events: np.ndarray  # places in the layer of the events with a wanted pair
+    pair_of: np.ndarray  # the place of each such event's pair among the wanted
+    places: np.ndarray  # of all wanted pairs that the layer has, heard-before ones too; with repetitions
+
+    @staticmethod
+    def of(layer: Layer, user_id: np.ndarray, wanted: np.ndarray) -> "_Stored":
+        rank = np.minimum(np.searchsorted(user_id, layer.user_id), len(user_id) - 1)
+        touched = user_id[rank] == layer.user_id
+        lengths = np.diff(layer.offsets)
+        events = np.flatnonzero(np.repeat(touched, lengths))
+        pair = _pair(np.repeat(rank[touched], lengths[touched]), layer.item_index[events])
+        some = np.flatnonzero(_maybe_in(wanted, pair))
+        place = _places(wanted, pair[some])
+        events, place = events[some[place >= 0]], place[place >= 0]
+        heard = np.repeat(touched, np.diff(layer.heard_offsets))
+        heard_pair = _pair(np.repeat(rank, np.diff(layer.heard_offsets))[heard], layer.heard_items[heard])
+        heard_place = _places(wanted, heard_pair)
+        places = np.concatenate([place, heard_place[heard_place >= 0]])
+        return _Stored(layer, rank[touched], layer.num_events[touched], events, place, places)
+
+
+def _places(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Where each value is in a distinct ascending array; -1 where it is not."""
+    if not len(ascending):
+        return np.full(len(values), -1, np.int64)
+    place = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    return np.where(ascending[place] == values, place, -1)
+
+
+def _duplicates(stored: Sequence[_Stored], pair: np.ndarray, timestamp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the given plays a layer has, and the furthest that each was played there."""
+    asked = np.unique(pair)
+    pairs, times, completions = [], [], []
+    for layer in stored if len(asked) else ():
+        some = np.flatnonzero(_places(asked, layer.pair_of) >= 0)
+        if len(some):
+            events = layer.events[some]
+            pairs.append(layer.pair_of[some])
+            times.append(layer.layer.timestamp()[events])
+            possible = np.isin(times[-1], timestamp)
+            pairs[-1], times[-1] = pairs[-1][possible], times[-1][possible]
+            found = layer.layer.completion()[events[possible]] if possible.any() else np.zeros(0, np.uint8)
+            completions.append(found)
+    if not pairs:
+        return np.zeros(0, np.int64), np.zeros(0, np.uint8)
+    old = tuple(np.concatenate(column) for column in (pairs, times, completions))
+    return _same_events(old, (pair, timestamp))
+
+
+def jagged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a list column, and the offsets of its rows (int64)."""
+    lists = column.combine_chunks()
+    lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
+    lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+    return lists.flatten().to_numpy(zero_copy_only=False), _offsets(lengths)
 
 
 def user_array(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -353,7 +446,7 @@ def _collapse(events: _Events, users: np.ndarray, heard: np.ndarray, max_history
         heard = np.concatenate([heard, _pair(events.rank[~newest], events.item_index[~newest])])
         events = _Events(*(column[newest] for column in _columns(events)))
         lengths = np.minimum(lengths, max_history)
-    heard = np.unique(heard)
+    heard = _distinct(heard)
     block = Block(
         users,
         _offsets(lengths),
@@ -364,21 +457,6 @@ def _collapse(events: _Events, users: np.ndarray, heard: np.ndarray, max_history
         (heard & _ITEM_MASK).astype(np.int32),
     )
     return block, read - distinct
-
-
-def _events_of(layers: Sequence[Block], new: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(pair, timestamp, completion) of the events that `new`'s listeners have in the layers, and their heard pairs."""
-    pairs, times, completions, heard = [], [], [], []
-    for layer in layers:
-        place = np.minimum(np.searchsorted(new.user_id, layer.user_id), len(new) - 1)
-        touched = new.user_id[place] == layer.user_id
-        events = np.repeat(touched, layer.lengths)
-        pairs.append(_pair(np.repeat(place[touched], layer.lengths[touched]), layer.item_index[events]))
-        times.append(layer.timestamp[events])
-        completions.append(layer.completion[events])
-        both = _heard_pairs(layer, place)
-        heard.append(both[np.repeat(touched, np.diff(layer.heard_offsets))])
-    return np.concatenate(pairs), np.concatenate(times), np.concatenate(completions), np.concatenate(heard)
 
 
 def _maybe_in(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -393,9 +471,7 @@ def _maybe_in(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
     return there[slot(found)]
 
 
-def _same_events(
-    old: tuple[np.ndarray, np.ndarray, np.ndarray], new: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
+def _same_events(old: tuple[np.ndarray, ...], new: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Places in `new` of the events that are in `old` too, and the furthest that each was played there.
 
     old: (pair, timestamp, completion) with repetitions; new: (pair, timestamp), distinct.
@@ -424,10 +500,15 @@ def _pairs(block: Block, ranks: np.ndarray) -> np.ndarray:
     events = _pair(np.repeat(ranks, block.lengths), block.item_index)
     if len(block.heard_items):
         events = np.concatenate([events, _heard_pairs(block, ranks)])
-    events.sort()
-    first = np.ones(len(events), bool)
-    first[1:] = events[1:] != events[:-1]
-    return events[first]
+    return _distinct(events)
+
+
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """The distinct values, ascending. (np.unique hashes integers, which takes longer than sorting them.)"""
+    values = np.sort(values)
+    first = np.ones(len(values), bool)
+    first[1:] = values[1:] != values[:-1]
+    return values[first]
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ globs a folder, and nobody opens a shard but through `Manifest.read`.
 """
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from pipelines.schema import (
     item_counts_schema,
     sequence_schema,
 )
-from pipelines.sequences import Block, overlay, user_array
+from pipelines.sequences import Block, Layer, jagged, overlay, user_array
 
 SHARD_FORMAT = 2
 _READABLE = (1, 2)  # format 1 had no deltas
@@ -147,6 +147,32 @@ class Manifest:
         tables += [table for delta in file.deltas if (table := self._delta(delta, group, _LAYER_COLUMNS)) is not None]
         return [Block.from_table(table) for table in tables]
 
+    def stored(self, file: ShardFile, group: int) -> list[Layer]:
+        """The same layers for `sequences.additions`, which needs few of their columns."""
+        return [self._lazy(file, group)] + [
+            self._lazy(delta, _place(delta, group)) for delta in file.deltas if delta.groups[group]
+        ]
+
+    def _lazy(self, file: ShardFile | DeltaFile, group: int) -> Layer:
+        parquet = self._parquet(file)
+        table = parquet.read_row_group(group, [USER_ID, ITEM_INDEX, HEARD_BEFORE, NUM_EVENTS])
+        items, offsets = jagged(table[ITEM_INDEX])
+        heard, heard_offsets = jagged(table[HEARD_BEFORE])
+
+        def column(name: str) -> Callable[[], np.ndarray]:
+            return lambda: jagged(parquet.read_row_group(group, [name])[name])[0]
+
+        return Layer(
+            user_array(table[USER_ID]),
+            offsets,
+            items,
+            heard_offsets,
+            heard,
+            table[NUM_EVENTS].to_numpy(),
+            column(TIMESTAMP),
+            column(COMPLETION),
+        )
+
     def base_users(self, file: ShardFile, group: int) -> np.ndarray:
         """user_id of the base's row group, ascending."""
         return user_array(self._parquet(file).read_row_group(group, [USER_ID])[USER_ID])
@@ -167,10 +193,7 @@ class Manifest:
         return pa.table({USER_ID: total[USER_ID], NUM_EVENTS: events})
 
     def _delta(self, delta: DeltaFile, group: int, columns: list[str]) -> pa.Table | None:
-        if not delta.groups[group]:
-            return None
-        place = sum(rows > 0 for rows in delta.groups[:group])
-        return self._parquet(delta).read_row_group(place, columns)
+        return self._parquet(delta).read_row_group(_place(delta, group), columns) if delta.groups[group] else None
 
     def _parquet(self, file: ShardFile | DeltaFile) -> "_Parquet":
         return _Parquet(self.uri_of(file))
@@ -180,6 +203,11 @@ class Manifest:
         for file in self.files:
             for group, rows in enumerate(file.row_groups):
                 yield file, group, rows
+
+
+def _place(delta: DeltaFile, group: int) -> int:
+    """Which row group of a delta belongs to one of the base."""
+    return sum(rows > 0 for rows in delta.groups[:group])
 
 
 @dataclass(frozen=True)
@@ -200,7 +228,8 @@ class _Parquet:
             with fs.open_input_file(path) as source:
                 table = what(pq.ParquetFile(source))
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{self.uri} cannot be read as Parquet ({error}): re-run `fuxi sessionize` for its ds") from None
+            problem = f"{self.uri} cannot be read as Parquet ({error})"
+            raise InputError(f"{problem}: re-run `fuxi sessionize` for its ds") from None
         return table if columns is None else table.select(list(columns))
 
 
