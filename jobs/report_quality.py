@@ -23,9 +23,9 @@ LABELS = {
     ACCEPTED: "Plays",
     REJECTED_SHARE: "Rejected rows",
     PLAYS_PER_LANDING_DAY: "Plays a landing day",
-    UNKNOWN_SONG_SHARE: "Plays of songs unknown before",
-    NEWEST_PLAY_AGE_S: "Age of the newest play",
-    DUPLICATE_SHARE: "Duplicates among the plays",
+    UNKNOWN_SONG_SHARE: "Plays of unknown songs",
+    NEWEST_PLAY_AGE_S: "Newest play, age",
+    DUPLICATE_SHARE: "Duplicates",
 }
 """Checks in the order in which the page has them; those of columns without a value come before the last."""
 
@@ -82,7 +82,7 @@ def _panel(title: str, name: str, rows: Sequence[Row]) -> Panel:
 
 def _shown(row: Row) -> ShownCheck:
     name, lower, upper = row["metric"], row["lower"], row["upper"]
-    label = LABELS.get(name, f"Without {name.removeprefix(NULL_SHARE)}")
+    label = LABELS.get(name, f"No {name.removeprefix(NULL_SHARE)}")
     verdict = "" if row["passed"] is None else "pass" if row["passed"] else "fail"
     if row["accepted_override"]:
         verdict = "accepted"
@@ -90,7 +90,7 @@ def _shown(row: Row) -> ShownCheck:
     if lower is not None and upper is not None:
         allowed = f"{bounds[0]} to {bounds[1]}"
     else:
-        allowed = f"{'at least' if upper is None else 'at most'} {bounds[0]}" if bounds else ""
+        allowed = f"{'≥' if upper is None else '≤'} {bounds[0]}" if bounds else ""
     return ShownCheck(label, verdict, _number(name, row["value"]), allowed)
 
 

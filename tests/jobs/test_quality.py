@@ -1,6 +1,7 @@
 """The gate of `fuxi sessionize` on real logs: what it refuses, what it leaves, and what `--accept-quality` notes."""
 
 import datetime as dt
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from jobs import sessionize
+from jobs.cli import cli
 from jobs.config import Config, load_config
 from jobs.daily import run_day
 from jobs.day import Day, open_day, run_stage
@@ -57,9 +60,12 @@ def put(logs: Path, number: int, table: pa.Table, name: str = "part-0.parquet") 
     pq.write_table(table, file)
 
 
+def overrides(workspace: Path, logs: Path) -> list[str]:
+    return [f"workspace={workspace}", f"logs.path={logs}", "sequences.buckets=4", "train.min_listeners=3"]
+
+
 def settings(workspace: Path, logs: Path) -> Config:
-    overrides = [f"workspace={workspace}", f"logs.path={logs}", "sequences.buckets=4", "train.min_listeners=3"]
-    return load_config(environment={}, overrides=overrides)
+    return load_config(environment={}, overrides=overrides(workspace, logs))
 
 
 def run(config: Config, ds: dt.date, **flags: bool) -> dict[str, Any]:
@@ -239,8 +245,14 @@ def test_a_refused_day_is_served_stale_until_it_is_accepted_and_that_is_noted(co
 
     again = run_day(open_day(copy.config, DS), only)
     assert again.stages["sessionize"]["skipped"] is True
-    run(copy.config, DS, force=True, accept_quality=True)
+    flags = [part for text in overrides(copy.root, copy.logs) for part in ("--set", text)]
+    command = ["sessionize", "--ds", str(DS), "--force", *flags]
+    without = CliRunner().invoke(cli, command)
+    assert isinstance(without.exception, InputError)
+    done = CliRunner().invoke(cli, [*command, "--accept-quality"], catch_exceptions=False)
+    assert json.loads(done.stdout)["accepted_quality"] == details
     assert noted(copy.config, DS) == rows
+    assert read_manifest(day.workspace.sequences(DS)).counts["accepted_quality"] == details
 
 
 def test_a_good_day_passes_and_an_accepted_or_refused_one_before_it_counts_as_it_was(copy: Copy) -> None:
