@@ -255,6 +255,18 @@ def test_a_refused_day_is_served_stale_until_it_is_accepted_and_that_is_noted(co
     assert read_manifest(day.workspace.sequences(DS)).counts["accepted_quality"] == details
 
 
+def test_a_refused_second_run_of_a_published_day_leaves_it_published(copy: Copy) -> None:
+    """Refused after the build: the new shards lie beside the published ones and only they may go."""
+    copy.land(plays(5))
+    run(copy.config, DS)
+    before = copy.published()
+    copy.land(twice(plays(5)))
+    with pytest.raises(InputError, match=r"50% of plays are duplicates"):
+        run(copy.config, DS, refresh_inputs=True)
+    assert copy.published() == before
+    assert broken(noted(copy.config, DS)) == ["duplicate_share"]
+
+
 def test_a_good_day_passes_and_an_accepted_or_refused_one_before_it_counts_as_it_was(copy: Copy) -> None:
     """After a day that was refused, the next takes both landing days; a late file makes no landing day of its own."""
     copy.land(fewer(plays(5)))
