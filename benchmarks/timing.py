@@ -59,9 +59,10 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def report(benchmark: str, rows: list[Row], *, ours: str, baseline: str) -> None:
-    """Print one table, and as the last line one JSON object."""
-    table = Table(title=benchmark, caption=machine.describe(), caption_justify="left")
+def report(benchmark: str, rows: list[Row], *, ours: str, baseline: str, about: str = "") -> None:
+    """Print one table, and as the last line one JSON object. about: what else the numbers depend on."""
+    described = ", ".join(filter(None, [machine.describe(), about]))
+    table = Table(title=benchmark, caption=described, caption_justify="left")
     table.add_column("case")
     for column in (f"{ours}", "spread", f"{baseline}", "spread", "speed-up"):
         table.add_column(column, justify="right")
@@ -83,4 +84,4 @@ def report(benchmark: str, rows: list[Row], *, ours: str, baseline: str) -> None
         }
         for row in rows
     ]
-    print(json.dumps({"benchmark": benchmark, "machine": machine.describe(), "rows": lines}))
+    print(json.dumps({"benchmark": benchmark, "machine": described, "rows": lines}))

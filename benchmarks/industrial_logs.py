@@ -1,0 +1,85 @@
+"""Industrial logs for the benchmarks, made once into a folder: 25 landing days and a hundredth of dirt."""
+
+import datetime as dt
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.calendar import DAY_SECONDS
+from pipelines.schema import InputError
+from pipelines.synthetic.industrial import BYTES_A_PLAY, plan, write
+from pipelines.synthetic.industrial_config import BASE_DAYS, industrial_config
+
+PRESET = "daily-recommendations"
+
+
+def day_folders(logs: Path) -> list[Path]:
+    """The folders of the landing days, oldest first."""
+    return sorted(logs.glob("ds=*"))
+
+
+def serving_day(logs: Path) -> str:
+    """The day after the newest landing day."""
+    newest = dt.date.fromisoformat(day_folders(logs)[-1].name.removeprefix("ds="))
+    return str(newest + dt.timedelta(days=1))
+
+
+def logs_of(root: Path, *, events: int, workers: int) -> Path:
+    """The logs of a size below `root`, made now if they are not there; returns the folder of the landing days.
+
+    Half a percent of the plays of a day come again; a quarter each have no song or lie ten days in the future.
+    """
+    folder = root / f"{PRESET}-{events}"
+    done = folder / "complete.json"
+    if not done.exists():
+        check_space(root, int(events * BYTES_A_PLAY * 1.1), f"logs of {events:,} plays")
+        config = industrial_config(PRESET, interactions=events)
+        write(plan(config, str(folder), days=BASE_DAYS), workers=workers)
+        for day in day_folders(folder / "plays"):
+            _add_dirt(day)
+        done.write_text(json.dumps({"preset": PRESET, "events": events}))
+    return folder / "plays"
+
+
+def rows_in(logs: Path) -> int:
+    """Rows of all files, from their footers."""
+    return sum(pq.ParquetFile(file).metadata.num_rows for file in logs.rglob("*.parquet"))
+
+
+def into_page_cache(logs: Path) -> None:
+    """Read every file once, and let pending writes of whoever ran before reach the disk."""
+    os.sync()
+    for file in logs.rglob("*.parquet"):
+        with file.open("rb") as stream:
+            while stream.read(8 << 20):
+                pass
+
+
+def check_space(folder: Path, needed: int, purpose: str) -> None:
+    """Refuse with one line if a disk has less than `needed` bytes free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{folder}: {free / 1e9:.1f} GB free, {purpose} need {needed / 1e9:.1f} GB: "
+            "free some space, or name another place with --data or TMPDIR"
+        )
+
+
+def _add_dirt(day: Path) -> None:
+    """One more file a day: plays that come again, plays without a song, plays from the future."""
+    table = pq.ParquetFile(sorted(day.glob("part-*.parquet"))[0]).read_row_group(0)
+    count = sum(pq.ParquetFile(file).metadata.num_rows for file in day.glob("part-*.parquet")) // 400
+    rng = np.random.default_rng(int(day.name.replace("ds=", "").replace("-", "")))
+    rows = table.take(np.sort(rng.permutation(len(table))[: 4 * count]))
+    again = rows.slice(0, 2 * count)
+    nameless = rows.slice(2 * count, count)
+    nameless = nameless.set_column(1, nameless.schema.field(1), pa.nulls(len(nameless), pa.int64()))
+    future = rows.slice(3 * count)
+    future = future.set_column(2, future.schema.field(2), pa.array(future["timestamp"].to_numpy() + 10 * DAY_SECONDS))
+    pq.write_table(pa.concat_tables([again, nameless, future]), day / "part-99999-dirt.parquet", compression="zstd")
