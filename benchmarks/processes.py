@@ -47,14 +47,19 @@ def run(
 
     Children that this process has already are left alone; it may start no others meanwhile.
     """
-    _adopt_orphans()
+    _adopt_orphans(True)
+    try:
+        return _run(command, folder, {**os.environ, **(environment or {})}, sample_s)
+    finally:
+        _adopt_orphans(False)
+
+
+def _run(command: Sequence[str], folder: Path, environment: Mapping[str, str], sample_s: float) -> Cost:
     sampler = _Sampler(folder, sample_s)
     log = folder / "log.txt"
     with log.open("wb") as stream:
         started = time.perf_counter()
-        process = subprocess.Popen(
-            command, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
-        )
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
         try:
             with sampler:
                 _, status, usage = os.wait4(process.pid, 0)
@@ -184,6 +189,6 @@ def _ignores_children(pid: int) -> bool:
     return bool(mask >> (signal.SIGCHLD - 1) & 1)
 
 
-def _adopt_orphans() -> None:
+def _adopt_orphans(adopt: bool) -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
