@@ -1,0 +1,209 @@
+"""How large a cluster for so many plays, from what one machine measured: `python -m benchmarks.cluster_sizes --help`.
+
+Everything is an argument and nothing has a default, so that the command beside a table says where its numbers come
+from. `python -m benchmarks.cluster_cost` measures a day on one machine and prints the arguments that are measured.
+"""
+
+import argparse
+import math
+import shlex
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from pipelines.build import plan_exchange
+from pipelines.exchange import RUN_ROWS
+
+JVM_OVERHEAD_MIB, JVM_OVERHEAD_SHARE = 384, 0.1
+"""What Spark itself adds to a heap for the rest of a JVM: the larger of the two."""
+MAX_BUCKETS = 65_536
+BEGIN, END = "<!-- sizes: begin -->", "<!-- sizes: end -->"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One machine's day. Every field is an argument of the command."""
+
+    cpu_s_per_million: float  # processor seconds of all processes for a million rows
+    busy: float  # processor seconds / (wall seconds x cores): what is left over is waiting and the ends of stages
+    task_mib: int  # most memory of a Python worker
+    partition_plays: float  # plays of the largest partition that was built meanwhile
+    log_bytes: float  # of a row, as read
+    temporary_bytes: float  # of a play on its way to its bucket
+    shard_bytes: float  # of a play in the shards
+    driver_mib: int  # most memory of the driver's Python
+    heap_mib: int  # of every JVM
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How the cluster is to be cut. Every field is an argument of the command."""
+
+    minutes: float
+    executor_cores: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """A cluster for one full build."""
+
+    plays: float
+    cpu_hours: float
+    executors: int
+    executor_cores: int
+    minutes: float
+    heap_mib: int
+    executor_overhead_mib: int
+    driver_overhead_mib: int
+    buckets: int
+    partitions: int
+    runs: int
+    log_gb: float
+    temporary_gb: float
+    shard_gb: float
+
+    @property
+    def cores(self) -> int:
+        """Of all executors."""
+        return self.executors * self.executor_cores
+
+    @property
+    def executor_mb_s(self) -> float:
+        """What an executor reads and writes through the object store, on average, in megabytes a second."""
+        moved_gb = self.log_gb + 2 * self.temporary_gb + self.shard_gb
+        return moved_gb * 1000 / (self.minutes * 60 * self.executors)
+
+
+def size(plays: float, measured: Measured, wanted: Wanted) -> Size:
+    """Cores from processor time, memory from what a task took, buckets so that no task takes more."""
+    cpu_s = plays / 1e6 * measured.cpu_s_per_million
+    executor_s = wanted.executor_cores * measured.busy  # processor seconds an executor gives in a second
+    executors = max(math.ceil(cpu_s / (wanted.minutes * 60 * executor_s)), 1)
+    buckets = 1 << max(math.ceil(math.log2(plays / measured.partition_plays)), 0)
+    if buckets > MAX_BUCKETS:
+        sys.exit(f"{plays:.3g} plays need {buckets} buckets of {measured.partition_plays:.3g}, more than {MAX_BUCKETS}")
+    exchange = plan_exchange(buckets, int(plays), parallelism=executors * wanted.executor_cores, max_history=1)
+    jvm = math.ceil(max(JVM_OVERHEAD_MIB, JVM_OVERHEAD_SHARE * measured.heap_mib))
+    return Size(
+        plays=plays,
+        cpu_hours=cpu_s / 3600,
+        executors=executors,
+        executor_cores=wanted.executor_cores,
+        minutes=cpu_s / (executors * executor_s) / 60,
+        heap_mib=measured.heap_mib,
+        executor_overhead_mib=jvm + wanted.executor_cores * measured.task_mib,
+        driver_overhead_mib=jvm + measured.driver_mib,
+        buckets=buckets,
+        partitions=exchange.partitions,
+        runs=math.ceil(plays / RUN_ROWS),
+        log_gb=plays * measured.log_bytes / 1e9,
+        temporary_gb=plays * measured.temporary_bytes / 1e9,
+        shard_gb=plays * measured.shard_bytes / 1e9,
+    )
+
+
+def name(plays: float) -> str:
+    """A short name, and part of the file's.
+
+    >>> name(1e9), name(1e10), name(2.5e9)
+    ('1e9', '1e10', '2.5e9')
+    """
+    digits, exponent = f"{plays:e}".split("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def table(sizes: list[Size]) -> str:
+    """The sizes in Markdown."""
+    rows = {
+        "plays": [name(found.plays) for found in sizes],
+        "processor time": [f"{found.cpu_hours:,.1f} hours" for found in sizes],
+        "executors": [f"{found.executors:,} of {found.executor_cores} cores" for found in sizes],
+        "expected": [f"{found.minutes:.0f} minutes" for found in sizes],
+        "memory of an executor": [_memory(found.heap_mib, found.executor_overhead_mib) for found in sizes],
+        "memory of the driver": [_memory(found.heap_mib, found.driver_overhead_mib) for found in sizes],
+        "object store: logs": [f"{found.log_gb:,.0f} GB" for found in sizes],
+        "object store: for a while": [f"{found.temporary_gb:,.0f} GB" for found in sizes],
+        "object store: shards": [f"{found.shard_gb:,.0f} GB" for found in sizes],
+        "an executor reads and writes": [f"{found.executor_mb_s:.0f} MB/s" for found in sizes],
+        "`sequences.buckets`, at least": [f"{found.buckets:,}" for found in sizes],
+        "batches read between the stages": [f"{found.runs * found.partitions:,}" for found in sizes],
+    }
+    lines = [f"| {title} | {' | '.join(cells)} |" for title, cells in rows.items()]
+    return "\n".join([lines[0], "| --- |" + " --- |" * len(sizes), *lines[1:]])
+
+
+def _memory(heap: int, overhead: int) -> str:
+    return f"{(heap + overhead) / 1024:.1f} GiB, {heap / 1024:.1f} of it heap"
+
+
+def patch(found: Size, command: str) -> str:
+    """What a size adds to the SparkApplication, YAML."""
+    return f"""\
+# {name(found.plays)} plays in about {found.minutes:.0f} minutes. Made by
+{_wrapped(command, "#   ")}
+apiVersion: sparkoperator.k8s.io/v1beta2
+kind: SparkApplication
+metadata:
+  name: fuxi-sessionize-2026-03-02
+spec:
+  sparkConf:
+    spark.default.parallelism: "{found.cores}"
+  dynamicAllocation:
+    initialExecutors: {found.executors}
+    maxExecutors: {found.executors}
+  driver:
+    cores: 1
+    memory: {found.heap_mib}m
+    memoryOverhead: {found.driver_overhead_mib}m
+  executor:
+    cores: {found.executor_cores}
+    instances: {found.executors}
+    memory: {found.heap_mib}m
+    memoryOverhead: {found.executor_overhead_mib}m
+"""
+
+
+def _wrapped(command: str, margin: str) -> str:
+    """A command over several lines, as a shell takes it."""
+    words = command.replace(" --", "\n--").split("\n")
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(margin + lines[-1] + word) > 110:
+            lines.append("  " + word)
+        else:
+            lines[-1] += " " + word
+    return " \\\n".join(margin + line for line in lines)
+
+
+def write(folder: Path, sizes: list[Size], command: str) -> None:
+    """The sizes into `sizes-NAME.yaml` and between the marks in README.md."""
+    for found in sizes:
+        (folder / f"sizes-{name(found.plays)}.yaml").write_text(patch(found, command))
+    readme = folder / "README.md"
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    block = f"{BEGIN}\n\n{_wrapped(command, '    ')}\n\n{table(sizes)}\n\n{END}"
+    readme.write_text(before + block + after)
+
+
+def main() -> None:
+    """Print the sizes, or write them where the manifests are."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plays", type=float, nargs="+", required=True, help="for example 1e9 1e10")
+    kinds = [
+        (field.name, float if field.type is float else int) for kind in (Measured, Wanted) for field in fields(kind)
+    ]
+    for field, kind in kinds:
+        parser.add_argument(f"--{field.replace('_', '-')}", type=kind, required=True)
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="infra/spark: README.md and sizes-NAME.yaml there")
+    options = vars(parser.parse_args())
+    measured = Measured(**{field.name: options[field.name] for field in fields(Measured)})
+    wanted = Wanted(**{field.name: options[field.name] for field in fields(Wanted)})
+    sizes = [size(plays, measured, wanted) for plays in options["plays"]]
+    if options["write"]:
+        write(options["write"], sizes, shlex.join(["python", "-m", "benchmarks.cluster_sizes", *sys.argv[1:]]))
+    print(table(sizes))
+
+
+if __name__ == "__main__":
+    main()
