@@ -108,8 +108,9 @@ def test_every_active_listener_has_exactly_one_list_of_thirty_unheard_songs(two_
     vocabulary = dict(
         rows_of(f"select item_index, item_id from read_parquet({live_files(two_days.root / 'vocabulary')!r})")
     )
-    files = [manifest.uri(file.path) for file in manifest.files]
-    query = f"select user_id, list_concat(item_index, heard_before) from read_parquet({files!r})"
+    files = [manifest.uri_of(layer) for file in manifest.files for layer in file.layers]
+    songs = "select user_id, list_concat(item_index, heard_before) as songs"
+    query = f"select user_id, flatten(list(songs)) from ({songs} from read_parquet({files!r})) group by user_id"
     heard = {user: {vocabulary[index] for index in indices} for user, indices in rows_of(query)}
     assert sorted(heard) == [row[0] for row in rows if row[0] is not None]
     assert sum(row[0] is None for row in rows) == 1
