@@ -24,18 +24,9 @@ def spark_session(cluster: ClusterConfig) -> Any:
     submitted = _submission()
     master = _master(cluster, submitted)
     local = master.startswith("local")  # local[2], and local-cluster[...], whose executors are on this machine too
-    options = {
-        "spark.app.name": "fuxi",
-        "spark.master": master,
-        "spark.sql.parquet.compression.codec": "zstd",
-        "spark.sql.execution.arrow.maxRecordsPerBatch": "65536",
-    }
+    options = {"spark.app.name": "fuxi", "spark.master": master}
     if local or not submitted:
-        options |= {
-            "spark.sql.shuffle.partitions": "8",
-            "spark.ui.enabled": "false",
-            "spark.ui.showConsoleProgress": "false",
-        }
+        options |= {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false"}
     if local:
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         options |= {
@@ -47,7 +38,7 @@ def spark_session(cluster: ClusterConfig) -> Any:
         }
     ours = {key: value for key, value in options.items() if key not in submitted}
     builder = SparkSession.builder
-    for key, value in (ours | {"spark.sql.session.timeZone": "UTC"} | cluster.spark_options).items():
+    for key, value in (ours | cluster.spark_options).items():
         builder = builder.config(key, value)
     session = builder.getOrCreate()  # type: ignore[attr-defined]
     if not submitted:  # a submission says itself what is logged
