@@ -14,7 +14,7 @@ from jobs.console import log
 from jobs.day import Day, InputFile, open_day, run_stage
 from jobs.reproduce.counts import against_paper
 from jobs.reproduce.paper import Counts
-from pipelines import logs, movielens, storage, vocabulary
+from pipelines import forgotten, logs, movielens, storage, vocabulary
 from pipelines.calendar import Calendar
 from pipelines.interactions import QUARANTINE_SCHEMA
 from pipelines.schema import ITEM_ID, ITEM_INDEX, InputError
@@ -58,7 +58,8 @@ def _import(day: Day, ratings: movielens.Ratings, files: list[InputFile]) -> dic
     in_time = ratings.timestamp < day.workspace.calendar.day_start(day.ds)
     if not in_time.any():
         raise InputError(f"{ratings.uri} has no rating before ds {day.ds}: give a later --ds, or none")
-    kept = ratings.take(np.flatnonzero(in_time))
+    theirs = forgotten.load(day.workspace.forgotten).mask(pa.array(ratings.user_id))
+    kept = ratings.take(np.flatnonzero(in_time & ~theirs))
     films = np.unique(np.concatenate([ratings.item_id, titles[ITEM_ID].to_numpy()] if titles else [ratings.item_id]))
     songs = vocabulary.append(
         day.workspace.vocabulary, pa.array(films), ds=day.ds, item_id_type="int64", run_id=record.run_id
@@ -70,6 +71,7 @@ def _import(day: Day, ratings: movielens.Ratings, files: list[InputFile]) -> dic
         "rows_read": ratings.rows_read,
         "accepted": len(kept.timestamp),
         "ignored": 0,
+        "forgotten": int((in_time & theirs).sum()),
         "duplicates": built.duplicates,
         "rejected": dict(sorted(rejected.items())),
         "songs": songs.size(day.ds),

@@ -13,7 +13,7 @@ from jobs.day import Day
 from jobs.engines import spark_progress, spark_session
 from jobs.inputs import freeze, log_files, log_spec, parent_manifest, rules
 from jobs.resources import Usage, free_bytes
-from pipelines import logs, shards, storage, vocabulary
+from pipelines import forgotten, logs, shards, storage, vocabulary
 from pipelines.build import BuildSpec, Built, build_shards, plan_exchange
 from pipelines.interactions import Cleaned, clean
 from pipelines.quality import Numbers
@@ -66,6 +66,7 @@ def _sessionize(
             exchange,
             staging=staging,
             quarantine=day.workspace.quarantine(day.ds),
+            forgotten=forgotten.load(day.workspace.forgotten),
             finished=finished,
         )
     numbers = _check_quality(day, cleaned, parent)
@@ -166,6 +167,7 @@ def _counts(day: Day, cleaned: Cleaned, built: Built, songs: vocabulary.Vocabula
         "rows_read": cleaned.rows_read,
         "accepted": cleaned.accepted,
         "ignored": cleaned.ignored,
+        "forgotten": cleaned.forgotten,
         "duplicates": cleaned.duplicates + built.duplicates,
         "rejected": dict(sorted(cleaned.rejected.items())),
         "songs": songs.size(day.ds),

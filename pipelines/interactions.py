@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pipelines import logs, storage
 from pipelines.calendar import Calendar
 from pipelines.exchange import RUN_ROWS, Exchange, Rows, Run, RunWriter
+from pipelines.forgotten import Forgotten, nobody, possible_users
 from pipelines.schema import (
     DURATION_MS,
     EVENT_TYPE,
@@ -92,6 +93,7 @@ class Cleaned:
     rows_read: int = 0
     accepted: int = 0
     ignored: int = 0
+    forgotten: int = 0  # rows of listeners who asked to be; they are kept nowhere
     duplicates: int = 0  # of busy listeners, found on the way
     rejected: Counter[str] = field(default_factory=Counter)
     nulls: Counter[str] = field(default_factory=Counter)  # our column -> nulls among rows_read, where files have it
@@ -196,15 +198,17 @@ def clean(
     *,
     staging: str,
     quarantine: str,
+    forgotten: Forgotten | None = None,
     finished: Any = None,
 ) -> Cleaned:
     """Read and validate the rows of `splits` with Spark, write plays as runs to `staging`, the rest to `quarantine`.
 
-    Both folders get files with new names; what was in them stays. The driver receives one summary a task. finished:
-    a Spark accumulator that counts rows, for progress. Raises InputError naming a file that cannot be read.
+    Both folders get files with new names; what was in them stays. The driver receives one summary a task. forgotten:
+    listeners whose rows are dropped as if they were not there. finished: a Spark accumulator that counts rows, for
+    progress. Raises InputError naming a file that cannot be read.
     """
     tasks = list(enumerate(_pack(splits, spark.sparkContext.defaultParallelism)))
-    start = functools.partial(_CleanTask, spec, rules, exchange, staging, quarantine)
+    start = functools.partial(_CleanTask, spec, rules, exchange, staging, quarantine, forgotten or nobody())
     work = functools.partial(_clean_task, start, finished)
     summaries = run_spark(spark.sparkContext.parallelize(tasks, max(len(tasks), 1)).map(work).collect)
     result = Cleaned(_merge_songs([summary["songs"] for summary in summaries], id_type(spec.item_id_type)))
@@ -213,7 +217,7 @@ def clean(
     for summary in summaries:
         result.runs += summary["runs"]
         result.quarantined += [summary["quarantined"]] if summary["quarantined"] else []
-        for name in ("rows_read", "accepted", "ignored", "duplicates", "task_seconds"):
+        for name in ("rows_read", "accepted", "ignored", "forgotten", "duplicates", "task_seconds"):
             setattr(result, name, getattr(result, name) + summary[name])
         result.rejected.update(summary["rejected"])
         result.nulls.update(summary["nulls"])
@@ -290,12 +294,21 @@ def _clean_task(
 class _CleanTask:
     """Counts and files of one task."""
 
-    def __init__(self, spec: logs.LogSpec, rules: Rules, exchange: Exchange, staging: str, quarantine: str, name: str):
-        self._spec, self._rules = spec, rules
+    def __init__(
+        self,
+        spec: logs.LogSpec,
+        rules: Rules,
+        exchange: Exchange,
+        staging: str,
+        quarantine: str,
+        forgotten: Forgotten,
+        name: str,
+    ):
+        self._spec, self._rules, self._forgotten = spec, rules, forgotten
         self._plays = RunWriter(exchange, staging, f"plays-{name}")
         self._songs = storage.join(staging, f"songs-{name}.parquet")
         self._rejects = _TableSink(storage.join(quarantine, f"part-{name}.parquet"))
-        self._counts = {"rows_read": 0, "accepted": 0, "ignored": 0}
+        self._counts = {"rows_read": 0, "accepted": 0, "ignored": 0, "forgotten": 0}
         self._rejected: Counter[str] = Counter()
         self._nulls: Counter[str] = Counter()
         self._span: list[int] = []
@@ -303,7 +316,10 @@ class _CleanTask:
     def read(self, split: logs.Split) -> None:
         """Judge the rows of a split and write them where they belong."""
         landing_day = dt.date.fromisoformat(split.file.landing_day)
-        for batch in logs.read(self._spec, split):
+        for everything in logs.read(self._spec, split):
+            batch, dropped = without_forgotten(everything, self._forgotten, self._spec)
+            self._counts["rows_read"] += dropped
+            self._counts["forgotten"] += dropped
             verdict = judge(batch, self._rules, landing_day)
             plays = _plays(batch, verdict == VALID, self._spec)
             self._counts["rows_read"] += len(verdict)
@@ -338,6 +354,28 @@ class _CleanTask:
             "nulls": dict(self._nulls),
             **self._counts,
         }
+
+
+def without_forgotten(batch: logs.RawBatch, forgotten: Forgotten, spec: logs.LogSpec) -> tuple[logs.RawBatch, int]:
+    """The rows of everybody else, and how many there were of listeners on the list.
+
+    Where a row could not be parsed and its listener is not known, any of its tokens may be the id.
+    """
+    if not len(forgotten):
+        return batch, 0
+    users = batch.columns[USER_ID]
+    theirs = forgotten.mask(users.cast(id_type(spec.user_id_type)))
+    unclear = np.flatnonzero(batch.unparseable & _is_null(users))
+    if len(unclear):
+        kind, column = spec.user_id_type, spec.column(USER_ID)
+        texts = batch.as_read(unclear)
+        theirs[unclear] = [forgotten.any_of(possible_users(text, column, kind), kind) for text in texts]
+    if not theirs.any():
+        return batch, 0
+    kept = np.flatnonzero(~theirs)
+    columns = {name: column.take(pa.array(kept)) for name, column in batch.columns.items()}
+    rest = logs.RawBatch(columns, batch.unparseable[kept], lambda positions: batch.as_read(kept[positions]))
+    return rest, int(theirs.sum())
 
 
 def _plays(batch: logs.RawBatch, valid: np.ndarray, spec: logs.LogSpec) -> Rows:

@@ -36,7 +36,7 @@ class ShardWriter:
 
     def __init__(self, folder: str, path: str, *, bucket: int, user_id_type: str, row_group_events: int):
         self.path, self.bucket = path, bucket
-        self._file = _ParquetSink(storage.join(folder, path), sequence_schema(user_id_type))
+        self._file = ParquetSink(storage.join(folder, path), sequence_schema(user_id_type))
         self._row_group_events = row_group_events
         self._pending: list[pa.Table] = []
         self._pending_events = self._events = 0
@@ -91,7 +91,7 @@ class DeltaWriter:
 
     def __init__(self, folder: str, path: str, *, user_id_type: str):
         self.path, self._schema = path, delta_schema(user_id_type)
-        self._file = _ParquetSink(storage.join(folder, path), self._schema)
+        self._file = ParquetSink(storage.join(folder, path), self._schema)
         self._groups: list[int] = []
         self._events = 0
 
@@ -129,7 +129,7 @@ class DeltaWriter:
         )
 
 
-class _ParquetSink:
+class ParquetSink:
     """A Parquet file that is made with its first row group and appears when it is closed."""
 
     def __init__(self, uri: str, schema: pa.Schema):

@@ -58,6 +58,11 @@ class Workspace:
         """Delta table of every day's input: its numbers, their bounds and the judgement."""
         return storage.join(self.uri, "quality")
 
+    @property
+    def forgotten(self) -> str:
+        """Folder of the hashes of listeners who were forgotten."""
+        return storage.join(self.uri, "forgotten")
+
     def sequences(self, ds: dt.date) -> str:
         """Folder of the shards of one ds."""
         return storage.join(self.uri, "sequences", f"ds={ds}")
@@ -73,6 +78,11 @@ class Workspace:
     def report(self, ds: dt.date) -> str:
         """The HTML page of one ds."""
         return storage.join(self.uri, "reports", f"ds={ds}", "report.html")
+
+    def days(self, *kinds: str) -> list[dt.date]:
+        """Every ds that has a folder below one of these of the workspace ("runs", "quarantine"), oldest first."""
+        names = {name for kind in kinds for name in storage.list_folders(storage.join(self.uri, kind))}
+        return sorted(dt.date.fromisoformat(name.removeprefix("ds=")) for name in names if name.startswith("ds="))
 
     def days_with_sequences(self) -> list[dt.date]:
         """Every ds whose shards are published (their manifest is there), oldest first."""
