@@ -42,8 +42,10 @@ class Usage:
 
     def _sample(self) -> None:
         while True:
+            started = time.thread_time()
             self.gigabytes = max(self.gigabytes, sum(map(_bytes, _tree())) / 1e9)
-            if self._done.wait(INTERVAL_S):
+            # Counting shared pages takes the kernel a while; it shall be a fiftieth of a core at the most.
+            if self._done.wait(max(INTERVAL_S, 50 * (time.thread_time() - started))):
                 return
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipelines import storage
 from pipelines.buckets import user_bucket
-from pipelines.exchange import HEARD_MARK, Exchange, Rows, Run, read_in_passes
+from pipelines.exchange import HEARD_MARK, Exchange, Part, Rows, Run, parts_of, read_in_passes
 from pipelines.interactions import run_spark
 from pipelines.schema import BUCKET, ITEM_ID, ITEM_INDEX, id_type
 from pipelines.sequences import Block, Plays, additions, histories, no_histories, overlay
@@ -74,7 +74,7 @@ class Task:
 
     partition: int
     buckets: range
-    runs: tuple[Run, ...]
+    plays: tuple[Part, ...]
     parents: dict[int, ShardFile]
 
 
@@ -131,7 +131,7 @@ def build_shards(
     for partition in range(exchange.partitions):
         buckets = exchange.buckets_of(partition)
         own = {bucket: parents[bucket] for bucket in buckets if bucket in parents}
-        tasks.append(Task(partition, buckets, tuple(run for run in runs if run.rows[partition]), own))
+        tasks.append(Task(partition, buckets, parts_of(runs, partition), own))
     slim = replace(spec, parent=replace(spec.parent, files=(), counts={}) if spec.parent else None)
     shared = context.broadcast((songs[ITEM_ID].combine_chunks(), songs[ITEM_INDEX].to_numpy()))
     work = functools.partial(_build_task, slim, shared, staging, finished)
@@ -180,7 +180,7 @@ def _build_task(spec: BuildSpec, shared: Any, staging: str, finished: Any, task:
 def build_buckets(spec: BuildSpec, task: Task, songs: tuple[pa.Array, np.ndarray], tally: Tally) -> None:
     """Write the files of a task's buckets. songs: item_id and item_index of every song of the plays."""
     open_buckets: dict[int, _Bucket] = {}
-    for rows in read_in_passes(task.runs, task.partition):
+    for rows in read_in_passes(task.plays):
         for bucket, block in _by_bucket(spec, task, _indexed(rows, songs), tally):
             if bucket not in open_buckets:
                 open_buckets[bucket] = _Bucket(spec, bucket, task.parents.get(bucket), tally)

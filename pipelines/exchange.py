@@ -10,7 +10,6 @@ travel as marks, so that no listener, however busy, makes a partition large.
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions when it is imported)
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,12 +53,48 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A file of plays, written by one task; `rows` in each partition."""
+class Column:
+    """How a column of a run is stored: in `planes` columns of single bytes and as offsets from `base`, or as it is."""
+
+    name: str
+    planes: int = 0
+    base: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """The plays of one partition in one run: a range of the file that is read at once."""
 
     uri: str
+    columns: tuple[Column, ...]
+    rows: int
+    offset: int
     bytes: int
-    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A file of plays, written by one task."""
+
+    uri: str
+    columns: tuple[Column, ...]
+    rows: tuple[int, ...]  # in each partition
+    offsets: tuple[int, ...]  # where each partition begins, and where the last ends
+
+    @property
+    def bytes(self) -> int:
+        """Size of the plays in the file."""
+        return self.offsets[-1]
+
+    def part(self, partition: int) -> Part:
+        """Where the plays of a partition are."""
+        start, end = self.offsets[partition : partition + 2]
+        return Part(self.uri, self.columns, self.rows[partition], start, end - start)
+
+
+def parts_of(runs: Sequence[Run], partition: int) -> tuple[Part, ...]:
+    """Where the plays of a partition are in all runs that have some."""
+    return tuple(run.part(partition) for run in runs if run.rows[partition])
 
 
 @dataclass(frozen=True)
@@ -164,18 +199,17 @@ def _newest(rows: Rows, max_history: int) -> tuple[Rows, int]:
     return Rows.concatenate([rows.take(order[newest]), marks]), int((~last).sum())
 
 
-def read_in_passes(runs: Sequence[Run], partition: int) -> Iterator[Rows]:
+def read_in_passes(parts: Sequence[Part]) -> Iterator[Rows]:
     """The plays of a partition in portions of about PASS_ROWS, each with all plays of a range of user ids, ascending.
 
     Usually that is one portion. Of a larger partition every portion reads the runs anew and keeps its own listeners.
     """
-    runs = [run for run in runs if run.rows[partition]]
-    total = sum(run.rows[partition] for run in runs)
-    cuts = _cuts(runs, partition, -(-total // PASS_ROWS)) if total > PASS_ROWS else []
-    if not runs:
+    total = sum(part.rows for part in parts)
+    cuts = _cuts(parts, -(-total // PASS_ROWS)) if total > PASS_ROWS else []
+    if not parts:
         return
     for low, high in zip([None, *cuts], [*cuts, None], strict=True):
-        yield Rows.concatenate([_between(_read_batch(run, partition), low, high) for run in runs])
+        yield Rows.concatenate([_between(_read(part), low, high) for part in parts])
 
 
 def _between(rows: Rows, low: Any, high: Any) -> Rows:
@@ -190,9 +224,9 @@ def _between(rows: Rows, low: Any, high: Any) -> Rows:
     return rows.take(np.flatnonzero(inside))
 
 
-def _cuts(runs: Sequence[Run], partition: int, passes: int) -> list[Any]:
+def _cuts(parts: Sequence[Part], passes: int) -> list[Any]:
     """User ids that cut a partition into about equal portions, from every hundredth play."""
-    users = pa.concat_arrays([_read_batch(run, partition, users_only=True).user_id[::100] for run in runs])
+    users = pa.concat_arrays([_read(part).user_id[::100] for part in parts])
     users = users.take(pc.array_sort_indices(users))
     places = [len(users) * number // passes for number in range(1, passes)]
     return pc.unique(users.take(pa.array(places))).to_pylist()
@@ -215,25 +249,38 @@ def _take(column: pa.Array, rows: np.ndarray) -> pa.Array:
 def _write_run(uri: str, rows: Rows, partition: np.ndarray, partitions: int) -> Run:
     order = np.argsort(partition, kind="stable")
     counts = np.bincount(partition, minlength=partitions).tolist()
-    columns: dict[str, pa.Array] = {}
-    bases: dict[str, int] = {}
-    for name, column in ((USER_ID, rows.user_id), (ITEM_ID, rows.item_id), (TIMESTAMP, pa.array(rows.timestamp))):
-        if pa.types.is_integer(column.type):
-            narrow, bases[name] = _narrowed(column.to_numpy(zero_copy_only=False))
-            columns |= _planes(name, narrow[order])
+    columns, stored = [], []
+    for name, values in ((USER_ID, rows.user_id), (ITEM_ID, rows.item_id), (TIMESTAMP, pa.array(rows.timestamp))):
+        if pa.types.is_integer(values.type):
+            narrow, base = _narrowed(values.to_numpy(zero_copy_only=False))
+            columns.append(Column(name, narrow.itemsize, base))
+            stored += _planes(narrow[order])
         else:
-            columns[name] = column.take(pa.array(order))
-    columns[COMPLETION] = pa.array(rows.completion[order])
-    batch = pa.record_batch(columns).replace_schema_metadata({"bases": json.dumps(bases)})
+            columns.append(Column(name))
+            stored.append(values.take(pa.array(order)))
+    columns.append(Column(COMPLETION))
+    stored.append(pa.array(rows.completion[order]))
+    batch = pa.record_batch(stored, schema=_stored_schema(columns))
     storage.make_parent(uri)
     fs, path = storage.filesystem(uri)
     options = ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1), use_threads=False)
     with fs.open_output_stream(path) as sink, ipc.new_file(sink, batch.schema, options=options) as writer:
-        start = 0
+        writer.write_batch(batch.slice(0, 0))  # the schema is written with the first batch: that one shall be nobody's
+        start, offsets = 0, [sink.tell()]
         for count in counts:
             writer.write_batch(batch.slice(start, count))
             start += count
-    return Run(uri, storage.file_info(uri).size, tuple(counts))
+            offsets.append(sink.tell())
+    return Run(uri, tuple(columns), tuple(counts), tuple(offsets))
+
+
+def _stored_schema(columns: Sequence[Column]) -> pa.Schema:
+    fields = []
+    for column in columns:
+        fields += [(f"{column.name}.{plane}", pa.uint8()) for plane in range(column.planes)]
+        if not column.planes:
+            fields.append((column.name, pa.uint8() if column.name == COMPLETION else pa.string()))
+    return pa.schema(fields)
 
 
 def _narrowed(values: np.ndarray) -> tuple[np.ndarray, int]:
@@ -244,34 +291,29 @@ def _narrowed(values: np.ndarray) -> tuple[np.ndarray, int]:
     return values, 0
 
 
-def _planes(name: str, values: np.ndarray) -> dict[str, pa.Array]:
+def _planes(values: np.ndarray) -> list[pa.Array]:
     """A column for each byte of integers: alike bytes side by side, which zstd makes a tenth less of."""
     split = np.ascontiguousarray(values.view(np.uint8).reshape(len(values), values.itemsize).T)
-    return {f"{name}.{place}": pa.array(plane) for place, plane in enumerate(split)}
+    return [pa.array(plane) for plane in split]
 
 
-def _joined(batch: pa.RecordBatch, name: str, base: int) -> pa.Array:
-    """The integers whose bytes `_planes` took apart, as int64."""
-    planes = [column for column in batch.schema.names if column.startswith(f"{name}.")]
-    whole = np.empty((batch.num_rows, len(planes)), np.uint8)
-    for place in range(len(planes)):
-        whole[:, place] = batch[f"{name}.{place}"].to_numpy()
-    values = whole.view(np.uint32 if len(planes) == 4 else np.int64).ravel().astype(np.int64)
-    if base:
-        values += base
-    return pa.array(values)
-
-
-def _read_batch(run: Run, partition: int, *, users_only: bool = False) -> Rows:
-    fs, path = storage.filesystem(run.uri)
+def _read(part: Part) -> Rows:
+    fs, path = storage.filesystem(part.uri)
     with fs.open_input_file(path) as source:
-        reader = ipc.open_file(source, options=ipc.IpcReadOptions(use_threads=False))
-        batch = reader.get_batch(partition)
-        bases = json.loads((reader.schema.metadata or {})[b"bases"])
+        content = source.read_at(part.bytes, part.offset)
+    batch = ipc.read_record_batch(ipc.read_message(content), _stored_schema(part.columns))
+    user, item, time, _ = (_joined(batch, column) for column in part.columns)
+    return Rows(user, item, time.to_numpy(), batch[COMPLETION].to_numpy())
 
-    def column(name: str) -> pa.Array:
-        return _joined(batch, name, bases[name]) if name in bases else batch[name]
 
-    if users_only:
-        return Rows(column(USER_ID), pa.nulls(0), np.zeros(0, np.int64), np.zeros(0, np.uint8))
-    return Rows(column(USER_ID), column(ITEM_ID), column(TIMESTAMP).to_numpy(), batch[COMPLETION].to_numpy())
+def _joined(batch: pa.RecordBatch, column: Column) -> pa.Array:
+    """A column as it was; integers as int64."""
+    if not column.planes:
+        return batch[column.name]
+    whole = np.empty((batch.num_rows, column.planes), np.uint8)
+    for plane in range(column.planes):
+        whole[:, plane] = batch[f"{column.name}.{plane}"].to_numpy()
+    values = whole.view(np.uint32 if column.planes == 4 else np.int64).ravel().astype(np.int64)
+    if column.base:
+        values += column.base
+    return pa.array(values)

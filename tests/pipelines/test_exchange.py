@@ -10,7 +10,7 @@ import pytest
 from pipelines import exchange
 from pipelines.buckets import user_bucket
 from pipelines.build import plan_exchange
-from pipelines.exchange import HEARD_MARK, Exchange, Rows, RunWriter, read_in_passes
+from pipelines.exchange import HEARD_MARK, Exchange, Rows, RunWriter, parts_of, read_in_passes
 
 SPREAD = Exchange(partitions=4, buckets=16, max_history=50)
 
@@ -54,7 +54,7 @@ def test_every_play_comes_out_once_in_the_partition_of_its_bucket(tmp_path, monk
     assert len(writer.runs) == 2
     found = []
     for partition in range(SPREAD.partitions):
-        for part in read_in_passes(writer.runs, partition):
+        for part in read_in_passes(parts_of(writer.runs, partition)):
             assert set(user_bucket(part.user_id, 16)) <= set(SPREAD.buckets_of(partition))
             found += as_tuples(part)
     assert sorted(found) == sorted(play for part in parts for play in as_tuples(part))
@@ -72,7 +72,7 @@ def test_numbers_of_any_width_survive(tmp_path):
         np.array([0, 100, 7], np.uint8),
     )
     runs = written(tmp_path, [far]).runs
-    found = [play for p in range(4) for part in read_in_passes(runs, p) for play in as_tuples(part)]
+    found = [play for p in range(4) for part in read_in_passes(parts_of(runs, p)) for play in as_tuples(part)]
     assert sorted(found) == sorted(as_tuples(far))
 
 
@@ -82,7 +82,7 @@ def test_a_large_partition_is_read_in_portions_of_whole_listeners_in_ascending_o
     one = Exchange(partitions=1, buckets=1, max_history=50)
     given = rows(6000, text=text)
     runs = written(tmp_path, [given], one).runs
-    portions = [as_tuples(part) for part in read_in_passes(runs, 0)]
+    portions = [as_tuples(part) for part in read_in_passes(parts_of(runs, 0))]
     assert len(portions) == 6 and max(map(len, portions)) < 2000
     assert sorted(play for portion in portions for play in portion) == sorted(as_tuples(given))
     ranges = [(min(portion)[0], max(portion)[0]) for portion in portions if portion]
@@ -95,7 +95,7 @@ def test_a_busy_listener_is_cut_to_the_newest_plays_and_marks(tmp_path, monkeypa
     again = busy.take(np.arange(100))
     others = rows(300, seed=2)
     writer = written(tmp_path, [busy, again, others])
-    found = [play for p in range(4) for part in read_in_passes(writer.runs, p) for play in as_tuples(part)]
+    found = [play for p in range(4) for part in read_in_passes(parts_of(writer.runs, p)) for play in as_tuples(part)]
     given = as_tuples(busy) + as_tuples(others)
     mine = {(time, item) for user, item, time, _ in given if user == 0}
     ordered = sorted(mine)

@@ -1,0 +1,237 @@
+"""Where a play's time goes: `python -m benchmarks.sessionize_profile [--events 10] [--data FOLDER]`.
+
+Runs the bodies of both Spark tasks in this process, on one thread, under cProfile, and prints nanoseconds a play by
+what they are spent on: first a full build of 25 days, then the next day laid over it.
+"""
+
+import argparse
+import cProfile
+import datetime as dt
+import json
+import pstats
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.industrial_logs import day_folders, logs_of
+from jobs import machine
+from pipelines import interactions, logs
+from pipelines.build import BuildSpec, Tally, Task, build_buckets, plan_exchange
+from pipelines.calendar import Calendar
+from pipelines.exchange import Exchange, Run, parts_of
+from pipelines.forgotten import nobody
+from pipelines.schema import ITEM_ID, id_type
+from pipelines.shards import Manifest, ShardFile
+
+STEPS = {
+    "read logs (Parquet)": ("_read_parquet", "_batches", "_typed"),
+    "judge rows": ("judge", "_all_valid", "completion"),
+    "count songs": ("value_counts", "_sum_plays"),
+    "hash listeners": ("user_hash",),
+    "cut busy listeners": ("cut_busy_listeners",),
+    "write runs (partition, zstd)": ("_write_run",),
+    "read runs (zstd)": ("_read",),
+    "songs to indices": ("_indexed",),
+    "listeners to ranks": ("_factorized",),
+    "sort": ("_sorted",),
+    "duplicates, trimming": ("_collapse",),
+    "listeners by bucket": ("_by_bucket",),
+    "distinct songs of each listener": ("first_heard",),
+    "cut sessions": ("session_index",),
+    "lists to rows": ("to_table",),
+    "read stored shards (Parquet)": ("read_row_group",),
+    "find what is stored already": ("additions",),
+    "write shards (Parquet, zstd, SHA-256)": ("_write_group", "_cut", "write", "close"),
+}
+"""What is measured, by the functions that do it; time belongs to the innermost of these on the stack."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the work, profiled."""
+
+    name: str
+    plays: int
+    seconds: float
+    steps: dict[str, float]
+
+
+def profiled(name: str, plays: int, work: Callable[[], Any]) -> tuple[Any, Stage]:
+    """Run `work` and share its processor seconds out over STEPS."""
+    profile, started = cProfile.Profile(), time.process_time()
+    result = profile.runcall(work)
+    seconds = time.process_time() - started
+    return result, Stage(name, plays, seconds, _shares(pstats.Stats(profile)))
+
+
+def _shares(stats: pstats.Stats) -> dict[str, float]:
+    """Own time of every function to the step that called it; through callers, in proportion to their calls' time."""
+    table: dict[Any, Any] = stats.stats  # type: ignore[attr-defined]
+    step_of = {name: step for step, names in STEPS.items() for name in names}
+    memory: dict[Any, dict[str, float]] = {}
+
+    def steps(function: Any, depth: int = 0) -> dict[str, float]:
+        """How a function's time is divided over steps; sums to 1."""
+        file, _, name = function
+        if name in step_of and ("pipelines" in file or name == "value_counts"):
+            return {step_of[name]: 1.0}
+        if function in memory or depth > 40:
+            return memory.get(function, {"other": 1.0})
+        callers = table[function][4]
+        total = sum(caller[3] for caller in callers.values())
+        if not callers or total <= 0:
+            return {"other": 1.0}
+        memory[function] = {"other": 1.0}  # while it is being found out, for recursive functions
+        shares: dict[str, float] = {}
+        for caller, (_, _, _, cumulative) in callers.items():
+            for step, share in steps(caller, depth + 1).items():
+                shares[step] = shares.get(step, 0.0) + share * cumulative / total
+        memory[function] = shares
+        return shares
+
+    found: dict[str, float] = {}
+    for function, (_, _, own, _, _) in table.items():
+        for step, share in steps(function).items():
+            found[step] = found.get(step, 0.0) + own * share
+    return found
+
+
+class Shards:
+    """Both kinds of task over a log, without Spark between them."""
+
+    def __init__(self, folder: Path, logs_folder: Path, buckets: int):
+        self.folder, self.buckets = folder, buckets
+        self.spec = logs.LogSpec(path=str(logs_folder))
+        self.manifest: Manifest | None = None
+        self.songs = (pa.array([], pa.int64()), np.zeros(0, np.int32))
+
+    def read(self, files: list[logs.LogFile], exchange: Exchange) -> list[dict[str, Any]]:
+        """The first stage."""
+        found = []
+        for number, splits in enumerate(interactions._pack(logs.plan(self.spec, files), 2)):
+            arguments = (self.spec, interactions.Rules(), exchange, f"{self.folder}/staging", f"{self.folder}/rejects")
+            task = interactions._CleanTask(*arguments, nobody(), f"{files[-1].landing_day}-{number}")
+            for split in splits:
+                task.read(split)
+            found.append(task.finish())
+        return found
+
+    def index(self, found: list[dict[str, Any]]) -> None:
+        """Number the songs."""
+        ids = interactions._merge_songs([task["songs"] for task in found], id_type("int64"))[ITEM_ID].combine_chunks()
+        self.songs = ids, np.arange(1, len(ids) + 1, dtype=np.int32)
+
+    def build(self, ds: dt.date, runs: list[Run], exchange: Exchange) -> list[ShardFile]:
+        """The second stage."""
+        spec = BuildSpec(
+            folder=f"{self.folder}/sequences/ds={ds}",
+            run="profile",
+            buckets=self.buckets,
+            max_history=2000,
+            session_gap_s=1800,
+            row_group_events=1_000_000,
+            user_id_type="int64",
+            item_id_type="int64",
+            vocabulary_size=len(self.songs[0]),
+            day_number=1,
+            parent=replace(self.manifest, files=()) if self.manifest else None,
+        )
+        parents = {file.bucket: file for file in self.manifest.files} if self.manifest else {}
+        files: list[ShardFile] = []
+        for partition in range(exchange.partitions):
+            tally = Tally(np.zeros(spec.vocabulary_size + 1, np.int64))
+            own = {bucket: parents[bucket] for bucket in exchange.buckets_of(partition) if bucket in parents}
+            task = Task(partition, exchange.buckets_of(partition), parts_of(runs, partition), own)
+            build_buckets(spec, task, self.songs, tally)
+            files += tally.files
+        self.manifest = Manifest(
+            ds=ds,
+            run_id="profile",
+            parent=None,
+            buckets=self.buckets,
+            max_history=2000,
+            session_gap_s=1800,
+            user_id_type="int64",
+            item_id_type="int64",
+            timezone="UTC",
+            vocabulary_version=0,
+            vocabulary_size=spec.vocabulary_size,
+            data_end=Calendar().day_start(ds),
+            item_counts="",
+            inputs="",
+            files=tuple(files),
+            folder=spec.folder,
+        )
+        return files
+
+
+def measure(folder: Path, logs_folder: Path, buckets: int) -> list[Stage]:
+    """Full build of all days but the newest, then the newest laid over it."""
+    shards = Shards(folder, logs_folder, buckets)
+    last = dt.date.fromisoformat(day_folders(logs_folder)[-1].name.removeprefix("ds="))
+    files = logs.discover(shards.spec, before=last + dt.timedelta(days=1))
+    stages = []
+    for name, ds in (("full build", last), ("the day after", last + dt.timedelta(days=1))):
+        own = [file for file in files if (file.landing_day < str(last)) == (name == "full build")]
+        rows = sum(split.rows for split in logs.plan(shards.spec, own))
+        stored = shards.manifest.events if shards.manifest else 0
+        exchange = plan_exchange(buckets, rows + stored, parallelism=2, max_history=2000)
+        found, first = profiled(f"{name}: read", rows, lambda own=own, exchange=exchange: shards.read(own, exchange))
+        if name == "full build":
+            shards.index(found)
+        runs = [run for task in found for run in task["runs"]]
+        _, second = profiled(
+            f"{name}: build", rows, lambda ds=ds, runs=runs, exchange=exchange: shards.build(ds, runs, exchange)
+        )
+        stages += [first, second]
+        print(f"{name}: {first.seconds + second.seconds:.1f} processor seconds", file=sys.stderr, flush=True)
+    return stages
+
+
+def print_stages(stages: list[Stage]) -> None:
+    """One table, and the JSON line."""
+    table = Table(title="where a play's time goes, ns of one core a play", caption=machine.describe())
+    table.add_column("")
+    for stage in stages:
+        table.add_column(f"{stage.name}\n{stage.plays / 1e6:.1f} M", justify="right")
+    for step in (*STEPS, "other"):
+        cells = [stage.steps.get(step, 0.0) / stage.plays * 1e9 for stage in stages]
+        if any(cell >= 0.5 for cell in cells):
+            table.add_row(step, *(f"{cell:.0f}" if cell >= 0.5 else "" for cell in cells))
+    table.add_section()
+    table.add_row("all", *(f"{stage.seconds / stage.plays * 1e9:.0f}" for stage in stages))
+    Console(width=120).print(table)
+    rows = [
+        {"case": s.name, "ours": round(s.seconds / s.plays * 1e9, 1), "baseline": None, "unit": "ns", "speedup": None}
+        for s in stages
+    ]
+    print(json.dumps({"benchmark": "sessionize_profile", "machine": machine.describe(), "rows": rows}))
+
+
+def main() -> None:
+    """Print the table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=float, default=10, help="millions [default: 10]")
+    parser.add_argument("--data", help="folder that keeps the logs [default: a temporary one]")
+    options = parser.parse_args()
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    with tempfile.TemporaryDirectory(prefix="sessionize-profile-") as scratch:
+        root = Path(options.data or f"{scratch}/logs")
+        events = round(options.events * 1e6)
+        logs_folder = logs_of(root, events=events, workers=2)
+        buckets = max(8, 1 << (max(events // 2_000_000, 1) - 1).bit_length())
+        print_stages(measure(Path(scratch), logs_folder, buckets))
+
+
+if __name__ == "__main__":
+    main()
