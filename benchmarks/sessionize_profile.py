@@ -35,11 +35,12 @@ from pipelines.shards import Manifest, ShardFile
 STEPS = {
     "read logs (Parquet)": ("_read_parquet", "_batches", "_typed"),
     "judge rows": ("judge", "_all_valid", "completion"),
+    "collect a task's plays": ("concatenate", "_plays", "_narrowed"),
     "count songs": ("value_counts", "_sum_plays"),
     "hash listeners": ("user_hash",),
     "cut busy listeners": ("cut_busy_listeners",),
     "write runs (partition, zstd)": ("_write_run",),
-    "read runs (zstd)": ("_read",),
+    "read runs (zstd)": ("_read_part",),
     "songs to indices": ("_indexed",),
     "listeners to ranks": ("_factorized",),
     "sort": ("_sorted",),
@@ -48,9 +49,9 @@ STEPS = {
     "distinct songs of each listener": ("first_heard",),
     "cut sessions": ("session_index",),
     "lists to rows": ("to_table",),
-    "read stored shards (Parquet)": ("read_row_group",),
+    "read stored shards (Parquet)": ("stored", "layers", "base_users"),
     "find what is stored already": ("additions",),
-    "write shards (Parquet, zstd, SHA-256)": ("_write_group", "_cut", "write", "close"),
+    "write shards (Parquet, SHA-256)": ("_write_group", "_cut", "write", "close"),
 }
 """What is measured, by the functions that do it; time belongs to the innermost of these on the stack."""
 

@@ -209,7 +209,7 @@ def read_in_passes(parts: Sequence[Part]) -> Iterator[Rows]:
     if not parts:
         return
     for low, high in zip([None, *cuts], [*cuts, None], strict=True):
-        yield Rows.concatenate([_between(_read(part), low, high) for part in parts])
+        yield Rows.concatenate([_between(_read_part(part), low, high) for part in parts])
 
 
 def _between(rows: Rows, low: Any, high: Any) -> Rows:
@@ -226,7 +226,7 @@ def _between(rows: Rows, low: Any, high: Any) -> Rows:
 
 def _cuts(parts: Sequence[Part], passes: int) -> list[Any]:
     """User ids that cut a partition into about equal portions, from every hundredth play."""
-    users = pa.concat_arrays([_read(part).user_id[::100] for part in parts])
+    users = pa.concat_arrays([_read_part(part).user_id[::100] for part in parts])
     users = users.take(pc.array_sort_indices(users))
     places = [len(users) * number // passes for number in range(1, passes)]
     return pc.unique(users.take(pa.array(places))).to_pylist()
@@ -297,7 +297,7 @@ def _planes(values: np.ndarray) -> list[pa.Array]:
     return [pa.array(plane) for plane in split]
 
 
-def _read(part: Part) -> Rows:
+def _read_part(part: Part) -> Rows:
     fs, path = storage.filesystem(part.uri)
     with fs.open_input_file(path) as source:
         content = source.read_at(part.bytes, part.offset)
