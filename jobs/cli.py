@@ -70,6 +70,7 @@ def cli() -> None:
     Every day:            fuxi daily --ds 2026-03-02 --config daily.yaml
     One stage at a time:  sessionize, train, evaluate, promote, recommend, report (all take --ds)
     Look at a list:       fuxi show USER --ds 2026-03-02
+    Forget a listener:    fuxi forget USER
     The paper's tables:   fuxi reproduce ml-1m
 
     Running anything again is safe: finished work of a ds is skipped, unfinished work resumes.
@@ -141,6 +142,30 @@ def show(user: str, ds: str, **options: Any) -> None:
 
     config = _config(**options)
     show_job.render(show_job.show(config, user, parse_ds(ds)))
+
+
+@cli.command()
+@click.argument("users", nargs=-1, metavar="[USER]...")
+@click.option("--file", metavar="FILE", help="User ids, one a line; up to millions.")
+@click.option("--dry-run", is_flag=True, help="Say what holds them, change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask; needed where there is no terminal.")
+@_shared_options
+def forget(users: tuple[str, ...], file: str | None, dry_run: bool, yes: bool, **options: Any) -> None:
+    """Remove listeners from everything the workspace keeps, and from every later day (docs/forget.md).
+
+    There is no way back. The play logs are the service's and stay as they are; later days skip the listeners' rows.
+    """
+    from jobs import forget as forget_job
+    from pipelines.workspace import open_workspace
+
+    config = _config(**options)
+    workspace = open_workspace(config.workspace)
+    ids = forget_job.read_ids(workspace, users, file)
+    if not (yes or dry_run):
+        if not sys.stdin.isatty():
+            raise InputError("there is no terminal to ask on: give --yes, or --dry-run to see what holds them")
+        click.confirm(f"Remove {len(ids):,} listener{'s'[: len(ids) > 1]} from {workspace.uri}, for ever?", abort=True)
+    forget_job.render(forget_job.forget(config, ids, dry_run=dry_run))
 
 
 @cli.command()

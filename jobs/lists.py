@@ -210,6 +210,29 @@ def commit(table: Any, ds: dt.date, parts: Sequence[Part], *, key: int, metadata
     return table.version()
 
 
+def replace_parts(table: Any, ds: dt.date, removed: Sequence[tuple[str, int]], added: Sequence[Part]) -> int:
+    """Take parts (path, size) of a published day out and put others in, in one transaction; returns the version.
+
+    The log says which files, and nothing of the rows they differ in. The day stays published from what it was.
+    """
+    from deltalake.exceptions import CommitFailedError
+    from deltalake.transaction import CommitProperties, RemoveAction
+
+    now = int(time.time() * 1000)
+    gone = [RemoveAction(path, True, now, size, {DS: str(ds)}) for path, size in removed]
+    actions = [*gone, *(_add_action(ds, part) for part in added)]
+    properties = CommitProperties(max_commit_retries=0)
+    try:
+        table.create_write_transaction(
+            actions, "append", table.schema(), partition_by=[DS], commit_properties=properties
+        )
+    except CommitFailedError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"the lists of {ds} were changed by another run meanwhile ({reason}): run again") from None
+    table.update_incremental()
+    return table.version()
+
+
 def _application(ds: dt.date) -> str:
     return f"recommendations:{ds}"
 
