@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from click.testing import CliRunner
 from deltalake import DeltaTable
 
 from jobs import cli, forget, lists, report, sessionize, show
+from jobs.daily import run_day
 from jobs.day import Day, run_stage
 from jobs.recommend import list_job
 from jobs.report_listeners import pick_listeners
@@ -374,6 +376,64 @@ def test_a_listener_who_is_everywhere_is_nowhere_afterwards_and_never_comes_back
     assert rebuilt["forgotten"] > counts["forgotten"] and len(_users(service, 3)) == PEOPLE - 1
     assert places(folder, user) == {}
     assert "nothing holds it" in fuxi(service, str(user), "--yes").output
+
+
+def test_the_delta_log_names_every_removed_part_as_it_was_added(service: Service) -> None:
+    """Another reader replays the log literally: a path written in two ways would leave dead files alive."""
+    user = shown_in_a_report(service)
+    fuxi(service, str(user), "--yes")
+    live: set[str] = set()
+    for commit in sorted((service.folder / "recommendations" / "_delta_log").glob("*.json")):
+        for action in map(json.loads, commit.read_text().splitlines()):
+            if "remove" in action:
+                live.remove(action["remove"]["path"])
+            if "add" in action:
+                live.add(action["add"]["path"])
+                assert set(json.loads(action["add"]["stats"])) == {"numRecords"}
+    files = sorted(str(service.folder / "recommendations" / unquote(path)) for path in live)
+    assert files == sorted(str(file) for file in (service.folder / "recommendations").rglob("part-*.parquet"))
+    rows = [row for file in files for row in pq.ParquetFile(file).read(["user_id"])["user_id"].to_pylist()]
+    assert user not in rows and len(rows) == service.table().to_pyarrow_dataset().count_rows()
+
+
+WHOLE = (
+    "logs.columns={user_id: listener, event_type: what}",
+    "logs.max_rejected_share=0.6",
+    "model.dim=8",
+    "model.layers=1",
+    "model.max_history=16",
+    "train.epochs=2",
+    "train.batch_size=4",
+    "train.checkpoint_every_steps=2",
+    "train.min_listeners=2",
+    "recommend.max_top_share=1",
+    "recommend.max_fallback_share=1",
+)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_day_run_by_the_product_keeps_listeners_in_four_places_and_forgets_them(
+    deployment: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Every stage is real, training and its checkpoints, the registry and the tables of metrics and quality too."""
+    service = Service(deployment(f"logs.path={tmp_path}/logs", *WHOLE), tmp_path / "logs")
+    service.land(0)
+    service.land(1)
+    first = run_day(service.made.day(ds_of(1)))
+    assert first.failures == {}
+    everything = tree(service.folder)
+    for kind in ("checkpoints", "export-", "mlartifacts/", "input_example", "mlflow.db", "metrics/", "quality/"):
+        assert any(kind in name for name in everything), kind
+    kept = {name.split("/")[0] for n in range(PEOPLE) for name in places(service.folder, service.user(n))}
+    assert kept == {"sequences", "recommendations", "quarantine", "reports"}
+
+    gone = [pick_listeners(service.made.day(ds_of(1)))[-1][1], service.user(0)]
+    forget.forget(service.made.config, pa.array(gone))
+    service.land(2)
+    second = run_day(service.made.day(ds_of(2)))
+    assert second.failures == {} and second.stages["sessionize"]["forgotten"] > 0
+    assert second.stages["recommend"]["listeners"] == PEOPLE - 2
+    assert [places(service.folder, user) for user in gone] == [{}, {}]
 
 
 _KINDS = ("sequences", "recommendations", "quarantine", "runs", "reports", "reproduce")
