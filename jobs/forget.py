@@ -10,7 +10,7 @@ import datetime as dt
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -92,9 +92,7 @@ def forget(config: Config, ids: pa.Array, *, dry_run: bool = False) -> Forgettin
         require_idle(workspace)
         result.recorded = forgotten.add(workspace.forgotten, ids)
         _survey_unnamed(job, result)
-        _erase_shards(job, result)
-        _erase_others(job, result)
-        _delete_unnamed(job)
+        _erase(job, result)
     result.found = int(listeners.found.sum())
     log("forgotten", listeners=result.listeners, found=result.found, recorded=result.recorded)
     return result
@@ -124,8 +122,7 @@ def require_idle(workspace: Workspace) -> None:
 
 def _survey(job: Job, result: Forgetting) -> None:
     _survey_unnamed(job, result)
-    result.add("sequences", files.survey_shards(job.workspace, job.listeners))
-    _erase_others(job, result)
+    _look(job, result)
 
 
 def _survey_unnamed(job: Job, result: Forgetting) -> None:
@@ -135,35 +132,54 @@ def _survey_unnamed(job: Job, result: Forgetting) -> None:
     result.add("files that nothing names", files.survey_unnamed([*shards, *parts], job.listeners))
 
 
-def _erase_shards(job: Job, result: Forgetting) -> None:
-    """Until a look finds nothing: a ds may have been published while the others were worked on."""
+def _erase(job: Job, result: Forgetting) -> None:
+    """Rewrite store after store until nobody is running and a look finds nothing, then delete what nothing names.
+
+    A day that began after the first look at the leases may have read the old files and published what it made of them.
+    """
     for _ in range(_PASSES):
-        with progress("sequences", len(job.listeners.in_buckets()), unit="buckets", remaining=True) as advance:
-            held = files.erase_from_shards(
-                job.workspace,
-                job.listeners,
-                hold=job.hold,
-                row_group_events=job.config.sequences.row_group_events,
-                advance=advance,
-            )
-        result.add("sequences", held)
-        if not held.files:
+        for name, erase in _stores().items():
+            buckets = len(job.listeners.in_buckets()) if name == "sequences" else None
+            with progress(name, buckets, unit="buckets" if buckets else "", remaining=buckets is not None) as advance:
+                result.add(name, erase(job, advance))
+        there = files.files_below(job.workspace, "sequences", "recommendations", "quarantine", "reports", "reproduce")
+        require_idle(job.workspace)
+        seen = Forgetting(len(job.listeners), dry_run=True)
+        _look(replace(job, dry_run=True), seen)
+        if not any(held.files for held in seen.stores.values()):
+            _delete_unnamed(job, there)
             return
     raise BusyError(f"{job.workspace.uri}: days are published while listeners are removed: run `fuxi forget` again")
 
 
-def _erase_others(job: Job, result: Forgetting) -> None:
-    stores: dict[str, Callable[[Job, Callable[[int], None]], Held]] = {
+def _look(job: Job, result: Forgetting) -> None:
+    for name, look in _stores().items():
+        result.add(name, look(job, lambda _: None))
+
+
+def _stores() -> dict[str, Callable[[Job, Callable[[int], None]], Held]]:
+    """Everything that holds listeners, by the name the operator reads; the reports are made of what is above them."""
+    return {
+        "sequences": _erase_shards,
         "recommendations": forget_stores.erase_from_lists,
         "quarantine": _erase_quarantine,
         "staging of killed runs": _erase_staging,
         "failure notes": forget_stores.erase_from_notes,
-        "reports": forget_stores.erase_from_reports,  # made of all of the above
+        "reports": forget_stores.erase_from_reports,
         "ranks of experiments": forget_stores.erase_from_ranks,
     }
-    for name, erase in stores.items():
-        with progress(name, None) as advance:
-            result.add(name, erase(job, advance))
+
+
+def _erase_shards(job: Job, advance: Callable[[int], None]) -> Held:
+    if job.dry_run:
+        return files.survey_shards(job.workspace, job.listeners)
+    return files.erase_from_shards(
+        job.workspace,
+        job.listeners,
+        hold=job.hold,
+        row_group_events=job.config.sequences.row_group_events,
+        advance=advance,
+    )
 
 
 def _erase_quarantine(job: Job, advance: Callable[[int], None]) -> Held:
@@ -193,12 +209,16 @@ def _erase_staging(job: Job, advance: Callable[[int], None]) -> Held:
     return held
 
 
-def _delete_unnamed(job: Job) -> None:
-    """Delete what no manifest and no version of today's table names: list first, then see that nobody is running."""
-    shards = files.files_below(job.workspace, "sequences")
-    parts = files.files_below(job.workspace, "recommendations")
-    halves = [uri for uri in files.files_below(job.workspace, "quarantine", "reports", "reproduce") if _is_half(uri)]
-    require_idle(job.workspace)
+def _delete_unnamed(job: Job, there: list[str]) -> None:
+    """Delete what neither a manifest nor today's version of the table names.
+
+    there: files listed before nobody was found running, so that none is of a day that has begun since.
+    """
+    shards, parts = (
+        [uri for uri in there if uri.startswith(f"{storage.join(job.workspace.uri, folder)}/")]
+        for folder in ("sequences", "recommendations")
+    )
+    halves = [uri for uri in set(there).difference(shards, parts) if _is_half(uri)]
     unnamed = [*files.unnamed_shards(job.workspace, shards), *forget_stores.unnamed_parts(job.workspace, parts)]
     storage.delete_files([*unnamed, *halves])
 

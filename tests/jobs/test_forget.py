@@ -26,7 +26,7 @@ import pytest
 from click.testing import CliRunner
 from deltalake import DeltaTable
 
-from jobs import cli, forget, lists, report, sessionize, show
+from jobs import cli, forget, forget_stores, lists, report, sessionize, show
 from jobs.daily import run_day
 from jobs.day import Day, run_stage
 from jobs.recommend import list_job
@@ -342,8 +342,9 @@ def test_a_listener_who_is_everywhere_is_nowhere_afterwards_and_never_comes_back
     stored = {kind: [how for name, how in before.items() if name.startswith(f"{kind}/")] for kind in _KINDS}
     assert all(stored.values()), stored  # the control: the decoder finds them, in every kind of place
     assert any("statistics" in how for how in stored["sequences"])
-    assert not any(name.startswith(("mlartifacts", "mlflow", "vocabulary", "metrics", "quality")) for name in before)
+    assert {name.split("/")[0] for name in before} == set(_KINDS)
     everything = tree(folder)
+    assert any("input_example" in name for name in everything) and "mlflow.db" in everything
 
     looked = fuxi(service, str(user), "--dry-run")
     assert "Would be removed" in looked.output and tree(folder) == everything
@@ -531,6 +532,32 @@ def test_a_day_that_begins_meanwhile_keeps_its_files_until_the_next_run(
     monkeypatch.undo()
     fuxi(small, str(user), "--yes")
     assert places(small.folder, user) == {}
+
+
+def test_what_a_day_publishes_meanwhile_is_looked_at_again(
+    deployment: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A day that had read the old files ends after the lists were rewritten and before nobody was found running."""
+    service = three_days(deployment, tmp_path, "int64")
+    user = service.user(PEOPLE - 1)
+    workspace = service.made.day(ds_of(2)).workspace
+    row = lists.read_list(workspace, ds_of(2), user)
+    assert row is not None
+    erase, late = forget_stores.erase_from_lists, [ds_of(2)]
+
+    def erased_then_published(job: Any, advance: Any) -> Any:
+        held = erase(job, advance)
+        if late and not job.dry_run:
+            schema = service.table().to_pyarrow_dataset().schema
+            rows = pa.Table.from_pylist([row], schema=schema).drop(["ds"])
+            part = lists.write_part(workspace.recommendations, late[0], rows)
+            lists.replace_parts(service.table(), late.pop(), [], [part])
+        return held
+
+    monkeypatch.setattr(forget_stores, "erase_from_lists", erased_then_published)
+    result = forget.forget(service.made.config, pa.array([user]))
+    assert not late and places(service.folder, user) == {}
+    assert result.stores["recommendations"].rows == 3
 
 
 def test_an_unknown_listener_is_put_on_the_list_all_the_same(small: Service) -> None:
