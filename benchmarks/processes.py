@@ -38,6 +38,8 @@ class Cost:
     peak_gb: float  # largest sum of proportional set sizes seen
     peak_disk_bytes: int  # largest size of the folder seen
     output: str  # standard output and error together
+    worker_read_bytes: int = 0  # by read() and write() of PySpark's workers, the page cache included
+    worker_written_bytes: int = 0
 
 
 def run(
@@ -71,7 +73,8 @@ def _run(command: Sequence[str], folder: Path, environment: Mapping[str, str], s
     cpu_s = usage.ru_utime + usage.ru_stime + sampler.collect_orphans()
     output = log.read_text(errors="replace")
     log.unlink()
-    return Cost(process.returncode, wall_s, cpu_s, sampler.memory_bytes / 1e9, sampler.disk_bytes, output)
+    peaks = (sampler.memory_bytes / 1e9, sampler.disk_bytes)
+    return Cost(process.returncode, wall_s, cpu_s, *peaks, output, *sampler.transferred())
 
 
 def tree_cpu_s() -> float:
@@ -83,6 +86,11 @@ def tree_cpu_s() -> float:
         except psutil.Error:
             continue  # it has just ended
     return total
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def folder_bytes(folder: Path) -> int:
@@ -109,6 +117,7 @@ class _Sampler:
         self._folder, self._interval_s = folder, interval_s
         self._others = {child.pid for child in psutil.Process().children()}
         self._uncollected: dict[int, float] = {}  # processor seconds of children whose parent ignores SIGCHLD
+        self._transferred: dict[int, tuple[int, int]] = {}  # bytes that they read and wrote
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -135,6 +144,11 @@ class _Sampler:
                 time.sleep(0.02)
         return total + sum(self._uncollected.values())
 
+    def transferred(self) -> tuple[int, int]:
+        """Bytes read and written by children whose parent ignores SIGCHLD."""
+        pairs = list(self._transferred.values())
+        return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+
     def kill(self) -> None:
         """End all that was started, when the measurement is given up."""
         for child in self._children():
@@ -160,6 +174,7 @@ class _Sampler:
                         careless[parent] = _ignores_children(parent)
                     if careless[parent]:
                         self._uncollected[process.pid] = sum(process.cpu_times()[:4])
+                        self._transferred[process.pid] = process.io_counters()[4:6]
                 except psutil.Error:
                     continue  # it has just ended
         self.memory_bytes = max(self.memory_bytes, memory)

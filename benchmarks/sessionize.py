@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
 import shutil
 import signal
 import statistics
@@ -259,11 +258,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="3M events, two rounds: within two minutes")
     parser.add_argument("--events", default="3,10,30,100", help="sizes in millions, ascending")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--cores",
-        type=int,
-        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    )
+    parser.add_argument("--cores", type=int, default=processes.available_cores())
     parser.add_argument("--memory-gb", type=float, default=8.0, help="DuckDB's memory_limit; peaks above are marked")
     parser.add_argument("--contestants", default=",".join(DEFAULT), help=f"of {', '.join(CONTESTANTS)}")
     parser.add_argument("--data", metavar="DIR", help="keep the logs here and find them again; default: temporary")
