@@ -40,6 +40,9 @@ from pipelines.schema import (
 
 BATCH_ROWS = 65_536
 _CHUNK_BYTES = 4 << 20
+_INTEGER = r"^(?P<sign>[+-]?)0*(?P<digits>[0-9]{1,19})(?P<rest>)$"
+_FRACTION = r"^(?P<sign>[+-]?)0*(?P<digits>[0-9]{1,19})(?P<rest>(?:\.[0-9]*)?)$"
+_LARGEST = ("9223372036854775808", "9223372036854775807")  # digits of an int64 below zero, and above
 _TEXT_ROW_BYTES = 60  # of a play in CSV or JSON lines, to guess how many there are
 _ENDINGS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
 _COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
@@ -348,6 +351,7 @@ class _Lazy:
         self._open = lambda: enumerate(_batches(reader, group, columns))
         self._columns = columns
         self._found: Iterator[tuple[int, pa.RecordBatch]] | None = None
+        self._last: tuple[int, pa.RecordBatch] | None = None
 
     def batch(self, number: int) -> pa.RecordBatch | None:
         """The batch of a number, asked for in ascending order; None if there are no such columns."""
@@ -355,7 +359,9 @@ class _Lazy:
             return None
         if self._found is None:
             self._found = self._open()
-        return next(batch for found, batch in self._found if found == number)
+        if self._last is None or self._last[0] != number:
+            self._last = next((found, batch) for found, batch in self._found if found == number)
+        return self._last[1]
 
 
 def _typed(column: pa.Array, target: pa.DataType) -> pa.Array:
@@ -462,12 +468,21 @@ def _text(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def _numbers(text: pa.Array, *, times: bool, fractions: bool) -> tuple[pa.Array, np.ndarray]:
-    """int64 from text, and where it is none. `times` also reads ISO times (UTC unless they say otherwise)."""
-    whole = pc.match_substring_regex(text, r"^[+-]?[0-9]{1,18}(\.[0-9]*)?$" if fractions else r"^[+-]?[0-9]{1,18}$")
-    digits = pc.if_else(whole, text, pa.scalar(None, pa.string()))
+    """int64 from text, and where it is none. `times` also reads ISO times (UTC unless they say otherwise).
+
+    Fractions are rounded down, as in the other formats.
+    """
+    found = pc.extract_regex(text, _FRACTION if fractions else _INTEGER)
+    sign, digits, rest = (pc.struct_field(found, part) for part in ("sign", "digits", "rest"))
+    negative = pc.equal(sign, "-")
+    largest = pc.if_else(negative, _LARGEST[0], _LARGEST[1])
+    # Text of equal length sorts as the numbers do.
+    fits = pc.or_(pc.less(pc.utf8_length(digits), len(_LARGEST[1])), pc.less_equal(digits, largest))
+    whole = pc.binary_join_element_wise(pc.if_else(negative, "-", ""), digits, "")
+    numbers = pc.if_else(fits, whole, pa.scalar(None, pa.string())).cast(pa.int64())
     if fractions:
-        digits = pc.replace_substring_regex(digits, r"\.[0-9]*$", "")
-    numbers = pc.replace_substring_regex(digits, r"^\+", "").cast(pa.int64())
+        down = pc.and_(negative, pc.match_substring_regex(rest, "[1-9]"))
+        numbers = pc.if_else(down.fill_null(False), pc.subtract(numbers, 1), numbers)
     bad = pc.and_(pc.is_valid(text), pc.is_null(numbers)).to_numpy(zero_copy_only=False)
     if times and bad.any():
         values = numbers.to_pylist()
