@@ -22,7 +22,7 @@ from pipelines import schema
 from pipelines.sessions import session_index
 
 _ITEM_MASK = 0xFFFFFFFF
-_FILTER_BITS = 21  # of the filter that tells most known (listener, song) pairs apart from new ones
+_FILTER_BITS = 20  # a megabyte, which stays in the cache
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ class _Stored:
     """What a layer holds of the listeners and the (listener, song) pairs that are asked for."""
 
     layer: Layer
-    rank: np.ndarray  # of each of those listeners that the layer has, among all that were asked for
+    rank: np.ndarray  # of each of those listeners that the layer has, among all that were asked for (int32)
     num_events: np.ndarray  # theirs
     events: np.ndarray  # places in the layer of the events with a wanted pair
     pair_of: np.ndarray  # the place of each such event's pair among the wanted
@@ -299,19 +299,39 @@ class _Stored:
 
     @staticmethod
     def of(layer: Layer, user_id: np.ndarray, wanted: np.ndarray) -> "_Stored":
-        rank = np.minimum(np.searchsorted(user_id, layer.user_id), len(user_id) - 1)
+        rank = np.minimum(np.searchsorted(user_id, layer.user_id), len(user_id) - 1).astype(np.int32)
         touched = user_id[rank] == layer.user_id
         lengths = np.diff(layer.offsets)
-        events = np.flatnonzero(np.repeat(touched, lengths))
-        pair = _pair(np.repeat(rank[touched], lengths[touched]), layer.item_index[events])
-        some = np.flatnonzero(_maybe_in(wanted, pair))
-        place = _places(wanted, pair[some])
-        events, place = events[some[place >= 0]], place[place >= 0]
+        events = np.flatnonzero(_filter(wanted)[_slots(np.repeat(_rank_hash(rank), lengths), layer.item_index)])
+        row = np.searchsorted(layer.offsets, events, side="right") - 1
+        events, row = events[touched[row]], row[touched[row]]
+        place = _places(wanted, _pair(rank[row], layer.item_index[events]))
+        events, place = events[place >= 0], place[place >= 0]
         heard = np.repeat(touched, np.diff(layer.heard_offsets))
         heard_pair = _pair(np.repeat(rank, np.diff(layer.heard_offsets))[heard], layer.heard_items[heard])
         heard_place = _places(wanted, heard_pair)
         places = np.concatenate([place, heard_place[heard_place >= 0]])
         return _Stored(layer, rank[touched], layer.num_events[touched], events, place, places)
+
+
+def _filter(pairs: np.ndarray) -> np.ndarray:
+    """A table that is true at the slots of some (listener, song) pairs, and so at few others."""
+    there = np.zeros(1 << _FILTER_BITS, bool)
+    there[_slots(_rank_hash(pairs >> 32), pairs & _ITEM_MASK)] = True
+    return there
+
+
+def _rank_hash(rank: np.ndarray) -> np.ndarray:
+    return rank.astype(np.uint32) * np.uint32(0x85EBCA6B)
+
+
+def _slots(rank_hash: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """Where in the filter a pair is looked up. All in 32 bits: this is done for every event that is stored."""
+    slot = item.astype(np.uint32, copy=False) if item.dtype != np.int32 else item.view(np.uint32)
+    slot = slot * np.uint32(0x9E3779B1)
+    slot += rank_hash
+    slot >>= np.uint32(32 - _FILTER_BITS)
+    return slot
 
 
 def _places(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -457,18 +477,6 @@ def _collapse(events: _Events, users: np.ndarray, heard: np.ndarray, max_history
         (heard & _ITEM_MASK).astype(np.int32),
     )
     return block, read - distinct
-
-
-def _maybe_in(wanted: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """A mask of `found` that holds wherever its value is in `wanted`, and rarely elsewhere (a one-hash filter)."""
-
-    def slot(pairs: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            return (pairs.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - _FILTER_BITS)
-
-    there = np.zeros(1 << _FILTER_BITS, bool)
-    there[slot(wanted)] = True
-    return there[slot(found)]
 
 
 def _same_events(old: tuple[np.ndarray, ...], new: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -220,7 +220,7 @@ class _Parquet:
         return self._read(lambda file: file.read(columns=None if columns is None else list(columns)), columns)
 
     def read_row_group(self, group: int, columns: Sequence[str]) -> pa.Table:
-        return self._read(lambda file: file.read_row_group(group, columns=list(columns)), columns)
+        return self._read(lambda file: file.read_row_group(group, columns=list(columns), use_threads=False), columns)
 
     def _read(self, what: Any, columns: Sequence[str] | None) -> pa.Table:
         fs, path = storage.filesystem(self.uri)
