@@ -35,6 +35,7 @@ from pipelines.shards import Manifest, ShardFile
 STEPS = {
     "read logs (Parquet)": ("_read_parquet", "_batches", "_typed"),
     "judge rows": ("judge", "_all_valid", "completion"),
+    "quarantine rows": ("_quarantined",),
     "collect a task's plays": ("concatenate", "_plays", "_narrowed"),
     "count songs": ("value_counts", "_sum_plays"),
     "hash listeners": ("user_hash",),

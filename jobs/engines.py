@@ -43,7 +43,7 @@ def spark_session(cluster: ClusterConfig) -> Any:
     session = builder.getOrCreate()  # type: ignore[attr-defined]
     if not submitted:  # a submission says itself what is logged
         session.sparkContext.setLogLevel("ERROR")
-    _forward_storage(session, local=local)
+    _set_worker_environment(session, local=local)
     return session
 
 
@@ -67,8 +67,8 @@ def _master(cluster: ClusterConfig, submitted: dict[str, str]) -> str:
     return told or cluster.spark_master or "local[*]"
 
 
-def _forward_storage(session: Any, *, local: bool) -> None:
-    """Tell the Python workers which object store the driver uses.
+def _set_worker_environment(session: Any, *, local: bool) -> None:
+    """Tell the Python workers which object store the driver uses, and to keep their memory.
 
     They inherit the environment of the JVM that started them, which may be older than ours or on another machine.
     Credentials travel on this machine only; a cluster's workers have an identity of their own.
@@ -77,6 +77,8 @@ def _forward_storage(session: Any, *, local: bool) -> None:
     if local:
         names += ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"]
     environment = session.sparkContext.environment
+    # Arrays of a task are made and dropped all the time: glibc shall not give their pages back to the kernel each time.
+    environment |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
     for name in names:
         if name in os.environ:
             environment[name] = os.environ[name]

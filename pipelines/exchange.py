@@ -43,8 +43,8 @@ class Exchange:
 
     def partition_of(self, hashes: np.ndarray) -> np.ndarray:
         """Partition of each listener's hash, uint16."""
-        width = self.buckets // self.partitions
-        return ((hashes & (self.buckets - 1)) // width).astype(np.uint16)
+        bits = (self.buckets // self.partitions).bit_length() - 1
+        return ((hashes & (self.buckets - 1)) >> bits).astype(np.uint16)
 
     def buckets_of(self, partition: int) -> range:
         """The buckets of a partition."""
@@ -133,11 +133,13 @@ class RunWriter:
         self.songs: list[tuple[pa.Array, pa.Array]] = []  # of each run: distinct item_id, plays
         self._exchange, self._folder, self._stem = exchange, folder, stem
         self._pending: list[Rows] = []
+        self._hashes: list[np.ndarray] = []
         self._rows = 0
 
     def write(self, rows: Rows) -> None:
         """Add plays."""
         self._pending.append(rows)
+        self._hashes.append(_hashes(rows.user_id))  # now, while they are in the cache
         self._rows += len(rows)
         if self._rows >= RUN_ROWS:
             self.flush()
@@ -146,10 +148,9 @@ class RunWriter:
         """Write what was collected."""
         if not self._rows:
             return
-        rows = Rows.concatenate(self._pending)
-        self._pending, self._rows = [], 0
+        rows, hashes = Rows.concatenate(self._pending), np.concatenate(self._hashes)
+        self._pending, self._hashes, self._rows = [], [], 0
         self.songs.append(pc.value_counts(rows.item_id).flatten())
-        hashes = _hashes(rows.user_id)
         rows, hashes, duplicates = cut_busy_listeners(rows, hashes, max_history=self._exchange.max_history)
         self.duplicates += duplicates
         uri = storage.join(self._folder, f"{self._stem}-{len(self.runs):03d}.arrow")

@@ -385,17 +385,33 @@ def _rows_as_json(
     batch: pa.RecordBatch, others: _Lazy | None = None, number: int = 0
 ) -> Callable[[np.ndarray], list[str]]:
     def as_read(positions: np.ndarray) -> list[str]:
-        rows = batch.take(pa.array(positions)).to_pylist()
+        rows = batch.take(pa.array(positions))
         more = others.batch(number) if others else None
+        if more is None and all(pa.types.is_integer(kind) for kind in rows.schema.types):
+            return _integers_as_json(rows)
+        found = rows.to_pylist()
         if more is not None:
-            rows = [a | b for a, b in zip(rows, more.take(pa.array(positions)).to_pylist(), strict=True)]
-        return [json.dumps(row, default=_plain, ensure_ascii=False) for row in rows]
+            found = [a | b for a, b in zip(found, more.take(pa.array(positions)).to_pylist(), strict=True)]
+        return [_JSON.encode(row) for row in found]
 
     return as_read
 
 
+def _integers_as_json(rows: pa.RecordBatch) -> list[str]:
+    """Rows of integers as `_JSON` writes them, by whole columns."""
+    pairs = []
+    for name, column in zip(rows.schema.names, rows.columns, strict=True):
+        number = column.cast(pa.string()).fill_null("null")
+        pairs.append(pc.binary_join_element_wise(f"{_JSON.encode(name)}: ", number, ""))
+    inside = pc.binary_join_element_wise(*pairs, ", ")
+    return pc.binary_join_element_wise("{", inside, "}", "").to_pylist()
+
+
 def _plain(value: Any) -> str:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+_JSON = json.JSONEncoder(default=_plain, ensure_ascii=False)  # one for all rows: dumps() would make one for each
 
 
 def _csv_names(stream: Any) -> list[str]:

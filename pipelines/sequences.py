@@ -225,8 +225,8 @@ def histories(plays: Plays, *, max_history: int) -> tuple[Block, int]:
     count = len(plays.timestamp)
     if plays.heard_item is not None:
         heard = _pair(rank[count:], plays.heard_item)
-    events = _sorted(_Events(rank[:count], plays.timestamp, plays.item_index, plays.completion))
-    return _collapse(events, users, heard, max_history)
+    events, duplicates = _sorted(_Events(rank[:count], plays.timestamp, plays.item_index, plays.completion))
+    return _collapse(events, users, heard, max_history), duplicates
 
 
 def in_given_order(user_id: np.ndarray, timestamp: np.ndarray, item_index: np.ndarray, *, max_history: int) -> Block:
@@ -235,7 +235,7 @@ def in_given_order(user_id: np.ndarray, timestamp: np.ndarray, item_index: np.nd
     starts[1:] = user_id[1:] != user_id[:-1]
     completion = np.full(len(user_id), 100, np.uint8)
     events = _Events(np.cumsum(starts, dtype=np.int64) - 1, timestamp, item_index.astype(np.int32), completion)
-    return _collapse(events, user_id[starts], np.zeros(0, np.int64), max_history)[0]
+    return _collapse(events, user_id[starts], np.zeros(0, np.int64), max_history)
 
 
 def no_histories() -> Block:
@@ -256,7 +256,7 @@ def overlay(layers: Sequence[Block], *, max_history: int) -> Block:
         np.concatenate([layer.completion for layer in layers]),
     )
     heard = [_heard_pairs(layer, rank) for rank, layer in zip(ranks, layers, strict=True)]
-    return _collapse(_sorted(events), users, np.concatenate(heard), max_history)[0]
+    return _collapse(_sorted(events)[0], users, np.concatenate(heard), max_history)
 
 
 def additions(layers: Sequence[Layer], new: Block, *, since: int) -> Additions:
@@ -387,10 +387,10 @@ def _factorized(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return user_array(encoded.dictionary.take(order)), place[encoded.indices.to_numpy()]
 
 
-def _sorted(events: _Events) -> _Events:
-    """Events by (rank, timestamp, item_index, completion)."""
+def _sorted(events: _Events) -> tuple[_Events, int]:
+    """Distinct events by (rank, timestamp, item_index), each as it was played furthest, and how many were not."""
     if not len(events.rank):
-        return events
+        return events, 0
     start, least = int(events.timestamp.min()), int(events.completion.min())
     widths = (
         (int(events.timestamp.max()) - start).bit_length(),
@@ -402,23 +402,32 @@ def _sorted(events: _Events) -> _Events:
     if room >= needed:
         return _sorted_by_key(events, start, least, widths)
     if needed - room > 16 or room < 1:
-        order = np.lexsort((events.completion, events.item_index, events.timestamp, events.rank))
-        return _Events(*(column[order] for column in _columns(events)))
+        return _sorted_by_columns(events)
     # Too many listeners for one key: block by block of as many as there is room for.
     block = (events.rank >> room).astype(np.uint16)
     order = np.argsort(block, kind="stable")
-    ends = np.cumsum(np.bincount(block))
-    parts, begin = [], 0
-    for number, end in enumerate(ends):
-        rows, first = order[begin:end], number << room
-        local = _Events(events.rank[rows] - first, *(column[rows] for column in _columns(events)[1:]))
-        done = _sorted_by_key(local, start, least, widths)
-        parts.append((done.rank + first, *_columns(done)[1:]))
+    parts, begin, duplicates = [], 0, 0
+    for number, end in enumerate(np.cumsum(np.bincount(block)).tolist()):
+        if end > begin:
+            rows, first = order[begin:end], number << room
+            local = _Events(events.rank[rows] - first, *(column[rows] for column in _columns(events)[1:]))
+            done, again = _sorted_by_key(local, start, least, widths)
+            parts.append((done.rank + first, *_columns(done)[1:]))
+            duplicates += again
         begin = end
-    return _Events(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return _Events(*(np.concatenate(column) for column in zip(*parts, strict=True))), duplicates
 
 
-def _sorted_by_key(events: _Events, start: int, least: int, widths: tuple[int, int, int]) -> _Events:
+def _sorted_by_columns(events: _Events) -> tuple[_Events, int]:
+    """`_sorted` of events that no key has room for."""
+    order = np.lexsort((events.completion, events.item_index, events.timestamp, events.rank))
+    rank, time, item, completion = (column[order] for column in _columns(events))
+    last = np.append((rank[1:] != rank[:-1]) | (time[1:] != time[:-1]) | (item[1:] != item[:-1]), True)
+    return _Events(rank[last], time[last], item[last], completion[last]), int((~last).sum())
+
+
+def _sorted_by_key(events: _Events, start: int, least: int, widths: tuple[int, int, int]) -> tuple[_Events, int]:
+    """`_sorted` of events whose columns are so many bits wide, from `start` and `least`."""
     time_bits, item_bits, completion_bits = (np.uint64(width) for width in widths)
     key = events.rank.astype(np.uint64)
     key <<= time_bits
@@ -429,35 +438,31 @@ def _sorted_by_key(events: _Events, start: int, least: int, widths: tuple[int, i
     if widths[2]:
         key |= (events.completion - np.uint8(least)).astype(np.uint64)
     key.sort()
+    last = np.append((key[1:] ^ key[:-1]) >> completion_bits != 0, True)
+    duplicates = len(key) - int(np.count_nonzero(last))
+    if duplicates:
+        key = key[last]
     completion = np.full(len(key), least, np.uint8)
     if widths[2]:
         completion += (key & np.uint64((1 << widths[2]) - 1)).astype(np.uint8)
         key >>= completion_bits
     item = (key & np.uint64((1 << widths[1]) - 1)).astype(np.int32)
     key >>= item_bits
-    timestamp = (key & np.uint64((1 << widths[0]) - 1)).astype(np.int64)
+    timestamp = (key & np.uint64((1 << widths[0]) - 1)).view(np.int64)
     timestamp += start
     key >>= time_bits
-    return _Events(key.astype(np.int64), timestamp, item, completion)
+    return _Events(key.view(np.int64), timestamp, item, completion), duplicates
 
 
 def _columns(events: _Events) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return events.rank, events.timestamp, events.item_index, events.completion
 
 
-def _collapse(events: _Events, users: np.ndarray, heard: np.ndarray, max_history: int) -> tuple[Block, int]:
-    """Merge duplicates, keep the newest `max_history`, move the songs of the rest to heard_before.
+def _collapse(events: _Events, users: np.ndarray, heard: np.ndarray, max_history: int) -> Block:
+    """Keep the newest `max_history` of each listener, move the songs of the rest to heard_before.
 
-    events: sorted. heard: pairs of what was heard before them. Returns the histories and the number of duplicates.
+    events: sorted and distinct. heard: pairs of what was heard before them.
     """
-    read = len(events.rank)
-    again = (
-        (events.rank[1:] == events.rank[:-1])
-        & (events.timestamp[1:] == events.timestamp[:-1])
-        & (events.item_index[1:] == events.item_index[:-1])
-    )
-    if again.any():  # of equal events the last was played furthest
-        events = _Events(*(column[np.append(~again, True)] for column in _columns(events)))
     distinct = len(events.rank)
     lengths = np.bincount(events.rank, minlength=len(users))
     if distinct and lengths.max() > max_history:
@@ -467,7 +472,7 @@ def _collapse(events: _Events, users: np.ndarray, heard: np.ndarray, max_history
         events = _Events(*(column[newest] for column in _columns(events)))
         lengths = np.minimum(lengths, max_history)
     heard = _distinct(heard)
-    block = Block(
+    return Block(
         users,
         _offsets(lengths),
         events.item_index,
@@ -476,7 +481,6 @@ def _collapse(events: _Events, users: np.ndarray, heard: np.ndarray, max_history
         _offsets(np.bincount(heard >> 32, minlength=len(users))),
         (heard & _ITEM_MASK).astype(np.int32),
     )
-    return block, read - distinct
 
 
 def _same_events(old: tuple[np.ndarray, ...], new: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
