@@ -25,7 +25,7 @@ from rich.table import Table
 from benchmarks.industrial_logs import day_folders, logs_of
 from jobs import machine
 from pipelines import interactions, logs
-from pipelines.build import BuildSpec, Tally, Task, build_buckets, plan_exchange
+from pipelines.build import BuildSpec, SongIndex, Tally, Task, build_buckets, plan_exchange
 from pipelines.calendar import Calendar
 from pipelines.exchange import Exchange, Run, parts_of
 from pipelines.forgotten import nobody
@@ -114,7 +114,7 @@ class Shards:
         self.folder, self.buckets = folder, buckets
         self.spec = logs.LogSpec(path=str(logs_folder))
         self.manifest: Manifest | None = None
-        self.songs = (pa.array([], pa.int64()), np.zeros(0, np.int32))
+        self.songs = SongIndex(pa.array([], pa.int64()), np.zeros(0, np.int32))
 
     def read(self, files: list[logs.LogFile], exchange: Exchange) -> list[dict[str, Any]]:
         """The first stage."""
@@ -130,7 +130,7 @@ class Shards:
     def index(self, found: list[dict[str, Any]]) -> None:
         """Number the songs."""
         ids = interactions._merge_songs([task["songs"] for task in found], id_type("int64"))[ITEM_ID].combine_chunks()
-        self.songs = ids, np.arange(1, len(ids) + 1, dtype=np.int32)
+        self.songs = SongIndex(ids, np.arange(1, len(ids) + 1, dtype=np.int32))
 
     def build(self, ds: dt.date, runs: list[Run], exchange: Exchange) -> list[ShardFile]:
         """The second stage."""
@@ -143,7 +143,7 @@ class Shards:
             row_group_events=1_000_000,
             user_id_type="int64",
             item_id_type="int64",
-            vocabulary_size=len(self.songs[0]),
+            vocabulary_size=len(self.songs.item_id),
             day_number=1,
             parent=replace(self.manifest, files=()) if self.manifest else None,
         )

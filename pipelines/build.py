@@ -9,6 +9,7 @@ import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from pipelines.shards import Manifest, ShardFile
 PARTITION_EVENTS = 4_000_000
 """Events of a partition that is of the usual size: some hundred megabytes while it is built."""
 MAX_PARTITIONS = 4096
+MOST_SPREAD_IDS = 1 << 24
+"""Song numbers in a range of this size are looked up in a table of it (64 MB), others by hash."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,38 @@ class Built:
     written_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class SongIndex:
+    """Which index each song has. A worker keeps it from task to task, and with it the table it looks numbers up in."""
+
+    item_id: pa.Array  # distinct
+    item_index: np.ndarray  # int32
+
+    def of(self, item_id: pa.Array) -> np.ndarray:
+        """The index of each row's song, int32. All songs must be known."""
+        if self._table is not None:
+            return self._table[item_id.to_numpy(zero_copy_only=False) - self._first]
+        place = pc.index_in(item_id, value_set=self.item_id)  # type: ignore[attr-defined]
+        return self.item_index[place.to_numpy(zero_copy_only=False)].astype(np.int32, copy=False)
+
+    @cached_property
+    def _first(self) -> int:
+        return int(self.item_id.to_numpy(zero_copy_only=False).min())
+
+    @cached_property
+    def _table(self) -> np.ndarray | None:
+        """Indices by item_id, from the least; None where ids are texts, or too far apart."""
+        if not pa.types.is_integer(self.item_id.type) or not len(self.item_id):
+            return None
+        ids = self.item_id.to_numpy(zero_copy_only=False)
+        span = int(ids.max()) - self._first + 1
+        if span > MOST_SPREAD_IDS:
+            return None
+        table = np.zeros(span, np.int32)
+        table[ids - self._first] = self.item_index
+        return table
+
+
 @dataclass
 class Tally:
     """What a task counted."""
@@ -133,7 +168,7 @@ def build_shards(
         own = {bucket: parents[bucket] for bucket in buckets if bucket in parents}
         tasks.append(Task(partition, buckets, parts_of(runs, partition), own))
     slim = replace(spec, parent=replace(spec.parent, files=(), counts={}) if spec.parent else None)
-    shared = context.broadcast((songs[ITEM_ID].combine_chunks(), songs[ITEM_INDEX].to_numpy()))
+    shared = context.broadcast(SongIndex(songs[ITEM_ID].combine_chunks(), songs[ITEM_INDEX].to_numpy()))
     work = functools.partial(_build_task, slim, shared, staging, finished)
     try:
         summaries = run_spark(context.parallelize(tasks, len(tasks)).map(work).collect)
@@ -177,8 +212,8 @@ def _build_task(spec: BuildSpec, shared: Any, staging: str, finished: Any, task:
     }
 
 
-def build_buckets(spec: BuildSpec, task: Task, songs: tuple[pa.Array, np.ndarray], tally: Tally) -> None:
-    """Write the files of a task's buckets. songs: item_id and item_index of every song of the plays."""
+def build_buckets(spec: BuildSpec, task: Task, songs: SongIndex, tally: Tally) -> None:
+    """Write the files of a task's buckets. songs: every song of the plays."""
     open_buckets: dict[int, _Bucket] = {}
     for rows in read_in_passes(task.plays):
         for bucket, block in _by_bucket(spec, task, _indexed(rows, songs), tally):
@@ -193,10 +228,9 @@ def build_buckets(spec: BuildSpec, task: Task, songs: tuple[pa.Array, np.ndarray
     tally.files.sort(key=lambda file: file.bucket)
 
 
-def _indexed(rows: Rows, songs: tuple[pa.Array, np.ndarray]) -> Plays:
+def _indexed(rows: Rows, songs: SongIndex) -> Plays:
     """Plays with their songs' indices; marks of earlier plays apart."""
-    place = pc.index_in(rows.item_id, value_set=songs[0])  # type: ignore[attr-defined]
-    item = songs[1][place.to_numpy(zero_copy_only=False)].astype(np.int32, copy=False)
+    item = songs.of(rows.item_id)
     marks = rows.completion == HEARD_MARK
     if not marks.any():
         return Plays(rows.user_id, rows.timestamp, item, rows.completion)

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines import exchange
 from pipelines.buckets import user_bucket
-from pipelines.build import plan_exchange
+from pipelines.build import SongIndex, plan_exchange
 from pipelines.exchange import HEARD_MARK, Exchange, Rows, RunWriter, parts_of, read_in_passes
 
 SPREAD = Exchange(partitions=4, buckets=16, max_history=50)
@@ -113,3 +113,10 @@ def test_partitions_grow_with_the_events_and_never_exceed_the_buckets():
 
     assert [partitions(256, n) for n in (0, 10_000_000, 100_000_000, 10**9)] == [8, 8, 32, 256]
     assert partitions(8, 10**9) == 8 and partitions(65_536, 10**12) == 4096
+
+
+@pytest.mark.parametrize("ids", [[5, 900, 7], [5, 2**62, -(2**62)], ["b", "ß", "a"]])
+def test_songs_have_their_index_however_far_apart_their_ids_are(ids):
+    songs = SongIndex(pa.array(ids), np.array([3, 1, 2], np.int32))
+    asked = pa.array([ids[2], ids[0], ids[0], ids[1]])
+    assert songs.of(asked).tolist() == [2, 3, 3, 1] and songs.of(asked).dtype == np.int32

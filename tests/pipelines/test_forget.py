@@ -14,7 +14,7 @@ import pytest
 
 from pipelines import forgotten, storage
 from pipelines.buckets import user_bucket
-from pipelines.build import BuildSpec, Tally, Task, build_buckets
+from pipelines.build import BuildSpec, SongIndex, Tally, Task, build_buckets
 from pipelines.exchange import Exchange, Rows, RunWriter, parts_of
 from pipelines.forget import (
     Held,
@@ -104,7 +104,7 @@ def publish(workspace, n, rows, *, max_deltas=9):
     parents = {file.bucket: file for file in parent.files} if parent else {}
     songs = np.arange(1, SONGS + 1)
     task = Task(0, SPREAD.buckets_of(0), parts_of(writer.runs, 0), parents)
-    build_buckets(spec, task, (pa.array(songs), songs.astype(np.int32)), tally)
+    build_buckets(spec, task, SongIndex(pa.array(songs), songs.astype(np.int32)), tally)
     listeners = tally.listeners + (read_item_counts(parent) if parent else 0)
     manifest = Manifest(
         ds=ds,
