@@ -6,7 +6,6 @@ A bucket in which nobody played is carried over as it is. Histories are never sh
 """
 
 import functools
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,11 +18,11 @@ import pyarrow.compute as pc
 from pipelines import storage
 from pipelines.buckets import user_bucket
 from pipelines.exchange import HEARD_MARK, Exchange, Part, Rows, Run, parts_of, read_in_passes
-from pipelines.interactions import run_spark
 from pipelines.schema import BUCKET, ITEM_ID, ITEM_INDEX, id_type
 from pipelines.sequences import Block, Plays, additions, histories, no_histories, overlay
 from pipelines.shard_writer import DeltaWriter, ShardWriter
 from pipelines.shards import Manifest, ShardFile
+from pipelines.tasks import run_tasks
 
 PARTITION_EVENTS = 4_000_000
 """Events of a partition that is of the usual size: some hundred megabytes while it is built."""
@@ -171,7 +170,7 @@ def build_shards(
     shared = context.broadcast(SongIndex(songs[ITEM_ID].combine_chunks(), songs[ITEM_INDEX].to_numpy()))
     work = functools.partial(_build_task, slim, shared, staging, finished)
     try:
-        summaries = run_spark(context.parallelize(tasks, len(tasks)).map(work).collect)
+        summaries = run_tasks(spark, work, tasks)
     finally:
         shared.destroy()
     return _gathered(summaries, spec)
@@ -194,7 +193,6 @@ def _gathered(summaries: list[dict[str, Any]], spec: BuildSpec) -> Built:
 
 def _build_task(spec: BuildSpec, shared: Any, staging: str, finished: Any, task: Task) -> dict[str, Any]:
     """The body of a Spark task: the files of some buckets."""
-    began = time.process_time()
     tally = Tally(np.zeros(spec.vocabulary_size + 1, np.int64))
     build_buckets(spec, task, shared.value, tally)
     heard = np.flatnonzero(tally.listeners)
@@ -208,7 +206,6 @@ def _build_task(spec: BuildSpec, shared: Any, staging: str, finished: Any, task:
         "files": tally.files,
         "duplicates": tally.duplicates,
         "written_bytes": tally.written_bytes,
-        "task_seconds": time.process_time() - began,
     }
 
 

@@ -9,8 +9,6 @@ the same plays on every day they are looked at.
 
 import datetime as dt
 import functools
-import re
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -37,9 +35,9 @@ from pipelines.schema import (
     SOURCE_FILE,
     TIMESTAMP,
     USER_ID,
-    InputError,
     id_type,
 )
+from pipelines.tasks import run_tasks
 
 REASONS = (
     "unparseable",
@@ -210,7 +208,7 @@ def clean(
     tasks = list(enumerate(_pack(splits, spark.sparkContext.defaultParallelism)))
     start = functools.partial(_CleanTask, spec, rules, exchange, staging, quarantine, forgotten or nobody())
     work = functools.partial(_clean_task, start, finished)
-    summaries = run_spark(spark.sparkContext.parallelize(tasks, max(len(tasks), 1)).map(work).collect)
+    summaries = run_tasks(spark, work, tasks)
     result = Cleaned(_merge_songs([summary["songs"] for summary in summaries], id_type(spec.item_id_type)))
     times = [time for summary in summaries for time in summary["span"]]
     result.oldest, result.newest = min(times, default=None), max(times, default=None)
@@ -242,17 +240,6 @@ def _sum_plays(tables: Sequence[pa.Table]) -> pa.Table:
     return pa.table({ITEM_ID: summed[ITEM_ID], PLAYS: summed[f"{PLAYS}_sum"]})
 
 
-def run_spark(action: Callable[[], Any]) -> Any:
-    """Run a Spark action; an InputError raised in a task comes out as that one line."""
-    try:
-        return action()
-    except Exception as error:
-        found = re.search(r"pipelines\.schema\.InputError: (.+)", str(error))
-        if found:
-            raise InputError(found.group(1).strip()) from None
-        raise
-
-
 def _is_in(column: pa.Array, values: Sequence[str]) -> np.ndarray:
     return pc.is_in(column, value_set=pa.array(values, pa.string())).to_numpy(zero_copy_only=False)
 
@@ -280,7 +267,6 @@ def _clean_task(
     start: Callable[[str], "_CleanTask"], finished: Any, task: tuple[int, list[logs.Split]]
 ) -> dict[str, Any]:
     """The body of a Spark task."""
-    began = time.process_time()
     number, splits = task
     # An attempt that is repeated writes other files than the first; only reported ones are read.
     work = start(f"{number:05d}-{uuid.uuid4().hex}")
@@ -288,7 +274,7 @@ def _clean_task(
         work.read(split)
     if finished is not None:
         finished.add(sum(split.rows for split in splits))
-    return {**work.finish(), "task_seconds": time.process_time() - began}
+    return work.finish()
 
 
 class _CleanTask:
