@@ -173,6 +173,7 @@ def _counts(day: Day, cleaned: Cleaned, built: Built, songs: vocabulary.Vocabula
         "songs": songs.size(day.ds),
         "new_songs": songs.new_on(day.ds),
         "task_cpu_s": round(cleaned.task_seconds + built.task_seconds, 1),
+        "written_bytes": built.written_bytes,
     }
 
 

@@ -303,7 +303,7 @@ class _Stored:
         touched = user_id[rank] == layer.user_id
         lengths = np.diff(layer.offsets)
         events = np.flatnonzero(_filter(wanted)[_slots(np.repeat(_rank_hash(rank), lengths), layer.item_index)])
-        row = np.searchsorted(layer.offsets, events, side="right") - 1
+        row = np.repeat(np.arange(len(rank), dtype=np.int32), lengths)[events]
         events, row = events[touched[row]], row[touched[row]]
         place = _places(wanted, _pair(rank[row], layer.item_index[events]))
         events, place = events[place >= 0], place[place >= 0]
