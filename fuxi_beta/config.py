@@ -6,7 +6,7 @@ from typing import Literal, get_args
 Mode = Literal["exclusive", "all"]
 Protocol = Literal["next_day", "leave_one_out"]
 Precision = Literal["fp32", "bf16"]
-Kernels = Literal["auto", "reference", "cpu"]
+Kernels = Literal["auto", "reference", "cpu", "triton"]
 """Implementations of the operators (`fuxi_beta.ops`). No hyperparameter: they differ by rounding only."""
 TemporalName = Literal["pow", "exp", "log", "linear", "sin", "nn", "mixed", "bucket", "zero"]
 RequestTime = Literal["true", "previous", "fixed-hour"]

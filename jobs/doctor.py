@@ -91,14 +91,23 @@ def _installed(packages: tuple[str, ...]) -> str | None:
 
 
 def check_gpu() -> Check:
-    """CUDA devices; none is fine."""
+    """CUDA devices and their kernels; none is fine."""
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
         return Check("GPU", f"torch does not import: {error}", "run `make setup`", required=False)
     if not torch.cuda.is_available():
         return Check("GPU", f"none; training uses {os.cpu_count()} CPU cores")
-    return Check("GPU", ", ".join(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())))
+    names = ", ".join(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count()))
+    try:
+        from fuxi_beta.ops import triton
+
+        failure = triton.why_not()
+    except ImportError as error:
+        failure = str(error)
+    if failure:
+        return Check("GPU", f"{names}; plain torch: {failure}", "install requirements/cuda.txt", required=False)
+    return Check("GPU", f"{names}; kernels by {triton.describe()}")
 
 
 def check_kernels() -> Check:

@@ -8,7 +8,7 @@ from pipelines.schema import InputError
 
 
 def choose(cluster: ClusterConfig) -> None:
-    """Follow the configuration in this process. InputError if it asks for C++ kernels that cannot be had."""
+    """Follow the configuration in this process. InputError if it asks for kernels that cannot be had."""
     from fuxi_beta import ops
 
     try:

@@ -1,10 +1,11 @@
 """One entry for every operator that has kernels; the implementation is chosen by device, dtype and what could be built.
 
-| implementation | where                     | what                                                          |
-| -------------- | ------------------------- | ------------------------------------------------------------- |
-| `reference`    | any device, any dtype     | plain torch                                                   |
-| `cpu`          | float32 on the CPU        | C++, compiled on first use; one warning where that fails      |
-| `linear`       | very long histories       | the temporal map as a sum of exponentials, the other by FFT   |
+| implementation | where                             | what                                                      |
+| -------------- | --------------------------------- | --------------------------------------------------------- |
+| `reference`    | any device, any dtype             | plain torch                                               |
+| `cpu`          | float32 on the CPU                | C++, compiled on first use; one warning where that fails  |
+| `triton`       | float32, bf16 and fp16 on a GPU   | Triton; one warning where it cannot be used               |
+| `linear`       | very long histories, no Triton    | the temporal map as a sum of exponentials, the other by FFT |
 
 `use("reference")` forces an implementation, `use("auto")` is the default. All compute the same functions, so the
 choice is no hyperparameter: it changes results by rounding only.
@@ -14,7 +15,7 @@ songs of the batch.
 """
 
 import warnings
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from fuxi_beta import keyed
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import Kernels
 from fuxi_beta.keyed import Mask
-from fuxi_beta.ops import cpu, linear, reference
+from fuxi_beta.ops import cpu, linear, reference, triton
 from fuxi_beta.ops.base import Gaps
 from fuxi_beta.ops.cpu import build
 
@@ -33,16 +34,19 @@ CHOICES: tuple[str, ...] = get_args(Kernels)
 
 _choice: str = "auto"
 _failure: str | None = None  # why there are no C++ kernels; empty: there are; None: not tried yet
+_warned_of_triton = False
 
 
 def use(choice: Kernels) -> None:
-    """Force an implementation from now on, in this process. Raises ValueError for an unknown name, and if `cpu` is
-    asked for and cannot be had."""
+    """Force an implementation from now on, in this process. Raises ValueError for an unknown name, and if `cpu` or
+    `triton` is asked for and cannot be had."""
     global _choice
     if choice not in CHOICES:
         raise ValueError(f"there are no {choice!r} kernels: choose one of {', '.join(CHOICES)}")
     if choice == "cpu" and (failure := why_no_cpu_kernels()):
         raise ValueError(f"the C++ kernels cannot be used: {failure}")
+    if choice == "triton" and (failure := triton.why_not()):
+        raise ValueError(f"the Triton kernels cannot be used: {failure}")
     _choice = choice
 
 
@@ -60,25 +64,54 @@ def why_no_cpu_kernels() -> str:
 
 def describe(device: torch.device | str = "cpu") -> str:
     """What runs on a device, in words for a log."""
-    if torch.device(device).type != "cpu":
-        return f"plain torch on {device}"
     if _choice == "reference":
         return "plain torch (forced)"
+    if _takes_triton(torch.device(device)):
+        return f"{triton.describe()} on {device}"
+    if torch.device(device).type == "cuda":
+        return f"plain torch on {device}: {triton.why_not() or f'kernels are {_choice!r}'}"
+    if torch.device(device).type != "cpu":
+        return f"plain torch on {device}"
     failure = why_no_cpu_kernels()
     return f"plain torch: {failure}" if failure else f"C++ ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def _has_kernels(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> bool:
-    if _choice == "reference" or any(t.device.type != "cpu" or t.dtype != dtype for t in tensors):
-        return False
+def _takes_triton(device: torch.device) -> bool:
+    """Whether Triton's kernels run on a device, some dtypes aside: those on a GPU, or if forced in its interpreter."""
+    if device.type == "cuda":
+        return _choice in {"auto", "triton"} and not triton.why_not()
+    return device.type == "cpu" and _choice == "triton" and triton.interpreted()
+
+
+def _kernels(*tensors: Tensor, dtype: torch.dtype | None = None) -> Any:
+    """The implementation for some tensors: `cpu`, `triton`, or None for plain torch. dtype: of the kernels, if not that
+    of numbers."""
+    device = tensors[0].device
+    if _choice == "reference" or any(tensor.device != device for tensor in tensors):
+        return None
+    if _takes_triton(device):
+        return triton if all(t.dtype == dtype if dtype else t.dtype in triton.DTYPES for t in tensors) else None
+    if device.type == "cuda" and _choice == "auto":
+        _warn_of_triton()
+    if device.type != "cpu" or any(tensor.dtype != (dtype or torch.float32) for tensor in tensors):
+        return None
     if _failure is None and (failure := why_no_cpu_kernels()):
         warnings.warn(f"training and scoring run several times slower without C++ kernels: {failure}", stacklevel=3)
-    return not _failure
+    return None if _failure else cpu
+
+
+def _warn_of_triton() -> None:
+    global _warned_of_triton
+    if not _warned_of_triton:
+        _warned_of_triton = True
+        warnings.warn(f"the GPU runs plain torch, several times slower than kernels: {triton.why_not()}", stacklevel=4)
 
 
 def gaps(batch: Batch, like: Tensor) -> Gaps:
     """Prepare the times of a batch for values of the shape [T, D], device and dtype of `like`."""
-    kernels = _has_kernels(like)
+    kernels = _kernels(like)
+    if kernels is triton:
+        return triton.PackedGaps(batch)
 
     def dense() -> Gaps:
         return cpu.PackedGaps(batch) if kernels else reference.PaddedGaps(batch, like.dtype)
@@ -103,25 +136,24 @@ def sampled_softmax(
     Section 5.5, equation 17, with sampled negatives. states: [P, D] and table: [U, D], both of unit rows; target:
     int64 [P] and negatives: int64 [P, K], rows of the table; masked: bool [P, K], negatives that do not count.
     """
-    kernels = cpu if _has_kernels(states, table) else reference
-    return kernels.sampled_softmax(states, table, target, negatives, masked, temperature)
+    return (_kernels(states, table) or reference).sampled_softmax(states, table, target, negatives, masked, temperature)
 
 
 def rms_norm(x: Tensor, mask: Mask | None = None) -> Tensor:
     """RMSNorm over the channels, without weights; then dropout, if there is a mask. [T, C] -> [T, C]."""
-    return (cpu if _has_kernels(x) else reference).rms_norm(x, mask)
+    return (_kernels(x) or reference).rms_norm(x, mask)
 
 
 def swiglu(x: Tensor) -> Tensor:
     """SiLU(left half) * right half of the channels. [T, 2 H] -> [T, H]."""
-    return (cpu if _has_kernels(x) else reference).swiglu(x)
+    return (_kernels(x) or reference).swiglu(x)
 
 
 def dropout(x: Tensor, mask: Mask) -> Tensor:
     """`keyed.dropout`, the same bits on every implementation."""
-    return (cpu if _has_kernels(x) else keyed).dropout(x, mask)
+    return (_kernels(x) or keyed).dropout(x, mask)
 
 
 def integers(keys: Tensor, count: int, below: int) -> Tensor:
     """`keyed.integers`, the same bits on every implementation."""
-    return (cpu if _has_kernels(keys, dtype=torch.int64) else keyed).integers(keys, count, below)
+    return (_kernels(keys, dtype=torch.int64) or keyed).integers(keys, count, below)

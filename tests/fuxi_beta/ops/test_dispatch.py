@@ -1,10 +1,13 @@
 """Which implementation runs, and that no broken compiler, cache or kernel stops a run."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.keyed import DropoutKey
 from fuxi_beta.models.fuxi_beta import FuXiBeta
-from fuxi_beta.ops import cpu, linear, reference
+from fuxi_beta.ops import cpu, linear, reference, triton
 from fuxi_beta.ops.cpu import build
 
 needs_kernels = pytest.mark.skipif(bool(ops.why_no_cpu_kernels()), reason=f"no kernels: {ops.why_no_cpu_kernels()}")
@@ -40,7 +43,7 @@ def test_the_reference_can_be_forced(make_batch):
 
 
 def test_an_unknown_choice_is_refused():
-    with pytest.raises(ValueError, match="'fast' kernels: choose one of auto, reference, cpu"):
+    with pytest.raises(ValueError, match="'fast' kernels: choose one of auto, reference, cpu, triton"):
         ops.use("fast")  # type: ignore[arg-type]
 
 
@@ -96,9 +99,13 @@ print(len(caught), caught[0].message if caught else "", "|", ops.describe())
 
 
 def run(cache: Path, **environment: str) -> str:
+    return run_script(SCRIPT, XDG_CACHE_HOME=str(cache), **environment)
+
+
+def run_script(script: str, **environment: str) -> str:
     found = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env={**os.environ, "XDG_CACHE_HOME": str(cache), **environment},
+        [sys.executable, "-c", script],
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -143,3 +150,83 @@ def test_another_cpu_or_compiler_means_another_build(monkeypatch):
         assert build.cached_library() != before
     finally:
         build._fingerprint.cache_clear()
+
+
+@pytest.fixture
+def _interpreter(monkeypatch):
+    """Triton can be used on the CPU, as it can where its interpreter is switched on."""
+    monkeypatch.setattr(triton, "why_not", lambda: "")
+    monkeypatch.setattr(triton, "interpreted", lambda: True)
+
+
+def test_triton_that_cannot_be_had_is_refused(monkeypatch):
+    monkeypatch.setattr(triton, "why_not", lambda: "there is no CUDA device")
+    with pytest.raises(ValueError, match="Triton kernels cannot be used: there is no CUDA device"):
+        ops.use("triton")
+
+
+@pytest.mark.usefixtures("_interpreter")
+def test_triton_can_be_forced_and_takes_the_dtypes_it_knows():
+    assert ops._kernels(torch.ones(2)) is not triton
+    ops.use("triton")
+    assert all(ops._kernels(torch.ones(2, dtype=dtype)) is triton for dtype in triton.DTYPES)
+    assert ops._kernels(torch.ones(2, dtype=torch.float64)) is None
+    assert ops._kernels(torch.ones(2, dtype=torch.int64), dtype=torch.int64) is triton
+    assert "Triton" in ops.describe()
+
+
+def test_a_gpu_takes_triton_and_without_it_plain_torch_after_one_warning(monkeypatch):
+    gpu = SimpleNamespace(device=torch.device("cuda:0"), dtype=torch.bfloat16)
+    monkeypatch.setattr(triton, "why_not", lambda: "")
+    assert ops._kernels(gpu, gpu) is triton  # type: ignore[arg-type]
+    assert "Triton" in ops.describe("cuda")
+    ops.use("reference")
+    assert ops._kernels(gpu) is None  # type: ignore[arg-type]
+    ops.use("auto")
+    monkeypatch.setattr(triton, "why_not", lambda: "Triton does not import")
+    monkeypatch.setattr(ops, "_warned_of_triton", False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert [ops._kernels(gpu) for _ in range(3)] == [None] * 3  # type: ignore[arg-type]
+    assert [str(w.message) for w in caught] == [
+        "the GPU runs plain torch, several times slower than kernels: Triton does not import"
+    ]
+    assert ops.describe("cuda") == "plain torch on cuda: Triton does not import"
+
+
+INTERPRETED = """
+import torch
+from fuxi_beta import ops
+from fuxi_beta.batches import Batch
+from fuxi_beta.config import ModelConfig
+from fuxi_beta.keyed import DropoutKey
+from fuxi_beta.models.fuxi_beta import FuXiBeta
+from fuxi_beta.ops import triton
+
+torch.manual_seed(0)
+times, zeros = torch.arange(25) * 977 + 1_700_000_000, torch.zeros(25, dtype=torch.int64)
+batch = Batch(torch.tensor([0, 20, 20, 25]), zeros + 1, times, times + 5, zeros + 1, zeros[:3], zeros[:4], zeros[:0])
+model = FuXiBeta(ModelConfig(dim=16, max_history=20))
+vectors = torch.randn(25, 16, requires_grad=True)
+
+def everything(kernels):
+    ops.use(kernels)
+    states = model(vectors, batch, key=DropoutKey(3, 1))
+    return [states, *torch.autograd.grad(states[:, 0].sum(), [vectors, *model.parameters()])]
+
+for mine, theirs in zip(everything("triton"), everything("reference"), strict=True):
+    torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+ops.use("triton")
+assert isinstance(ops.gaps(batch, vectors), triton.PackedGaps)
+print(ops.describe())
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_network_is_the_same_in_tritons_interpreter():
+    assert run_script(INTERPRETED, TRITON_INTERPRET="1").endswith("'s interpreter on cpu")
+
+
+def test_importing_the_package_needs_no_triton():
+    script = "import sys; sys.modules['triton'] = None; from fuxi_beta import ops; print(ops.triton.why_not())"
+    assert run_script(script).startswith("Triton does not import")

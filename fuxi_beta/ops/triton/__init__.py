@@ -1,0 +1,65 @@
+"""The operators as Triton kernels for GPUs; see `fuxi_beta.ops` for what they do, `docs/gpu.md` for how.
+
+Importing this package needs no Triton: the kernels are imported when one of them is first asked for.
+"""
+
+import importlib
+import importlib.metadata
+import os
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from fuxi_beta.ops.triton.loss import sampled_softmax
+    from fuxi_beta.ops.triton.mixer import PackedGaps
+    from fuxi_beta.ops.triton.tokenwise import dropout, integers, rms_norm, swiglu
+
+__all__ = ["PackedGaps", "dropout", "integers", "interpreted", "rms_norm", "sampled_softmax", "swiglu", "why_not"]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OLDEST = (8, 0)  # compute capability: Ampere has bf16 and TF32
+
+_HOMES = {
+    "PackedGaps": "mixer",
+    "dropout": "tokenwise",
+    "integers": "tokenwise",
+    "rms_norm": "tokenwise",
+    "sampled_softmax": "loss",
+    "swiglu": "tokenwise",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on tensors in host memory: right results, no speed. For tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def why_not() -> str:
+    """Why Triton cannot be used on this host, empty if it can."""
+    try:
+        importlib.import_module(f"{__name__}.mixer")
+    except (ImportError, OSError) as error:
+        return f"Triton does not import ({str(error).partition(chr(10))[0]}): pip install triton"
+    if interpreted():
+        return ""
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST:
+        return f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}, 8.0 is needed"
+    return ""
+
+
+def describe() -> str:
+    """Version and device, for a log."""
+    version = importlib.metadata.version("triton")
+    return f"Triton {version}'s interpreter" if interpreted() else f"Triton {version}"

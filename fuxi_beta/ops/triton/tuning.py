@@ -1,0 +1,76 @@
+"""Which tile sizes a kernel runs with: measured once a shape on the card at hand, or fixed.
+
+They are fixed where a measurement would do harm: in the interpreter, which has no speed to measure; under
+`torch.use_deterministic_algorithms`, because tiles of another size sum in another order and a clock would decide it;
+and while a CUDA graph is captured.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
+import torch
+import triton.testing
+from triton import knobs
+from triton.compiler.errors import CompileTimeAssertionFailure
+from triton.runtime.errors import OutOfResources, PTXASError
+
+Choice = TypeVar("Choice")
+Result = TypeVar("Result")
+
+INTERPRETED: bool = knobs.runtime.interpret
+"""Whether kernels run in Triton's interpreter, on tensors in host memory (TRITON_INTERPRET=1 before the import)."""
+
+_UNFIT = (OutOfResources, CompileTimeAssertionFailure, PTXASError)
+_chosen: dict[Hashable, object] = {}
+
+
+def run(key: Hashable, choices: Sequence[Choice], call: Callable[[Choice], Result]) -> Result:
+    """call(choice) with the choice that is fastest for this key; the first that the card can take where that is fixed.
+
+    call must do the same whenever it is called, as a measurement calls it many times. Raises what Triton raises if
+    no choice fits the card.
+    """
+    fixed = INTERPRETED or torch.are_deterministic_algorithms_enabled()
+    key = (key, fixed)
+    if key not in _chosen:
+        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        if fixed or capturing or len(choices) == 1:
+            choice, result = _first_that_fits(choices, call)
+            if not capturing:
+                _chosen[key] = choice
+            return result
+        times = [_milliseconds(call, choice) for choice in choices]
+        _chosen[key] = choices[times.index(min(times))]
+    return call(_chosen[key])  # type: ignore[arg-type]
+
+
+def chosen() -> dict[Hashable, object]:
+    """What was chosen so far, by key."""
+    return dict(_chosen)
+
+
+def _first_that_fits(choices: Sequence[Choice], call: Callable[[Choice], Result]) -> tuple[Choice, Result]:
+    for choice in choices[:-1]:
+        try:
+            return choice, call(choice)
+        except _UNFIT:
+            continue
+    return choices[-1], call(choices[-1])
+
+
+def _milliseconds(call: Callable[[Choice], object], choice: Choice) -> float:
+    try:
+        found = triton.testing.do_bench(lambda: call(choice), warmup=5, rep=20, return_mode="median")
+    except _UNFIT:
+        return float("inf")
+    return float(found)  # type: ignore[arg-type]
+
+
+def power_of_two(count: int) -> int:
+    """The least power of two that is not less than a count."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+def ceil_div(count: int, size: int) -> int:
+    """How many parts of a size hold a count."""
+    return -(-count // size)

@@ -1,0 +1,218 @@
+"""The Triton mixer against plain torch in float64: values, every gradient, odd shapes and times.
+
+In Triton's interpreter where there is no GPU; compiled, and in bf16 too, where there is one. Tiles are 16 tokens in the
+interpreter, so histories of 40 and 70 events take several.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from fuxi_beta.batches import Batch
+from fuxi_beta.keyed import Mask
+from fuxi_beta.ops import reference
+from fuxi_beta.ops.base import Gaps
+from fuxi_beta.ops.triton import mixer, tuning
+
+DEVICE = "cpu" if tuning.INTERPRETED else "cuda"
+# Of the largest number of a tensor. Sums in float32 leave the first; the others round weights, values and what is kept
+# for the way back to 11 and 8 bits, and the scalars' gradients cancel more.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
+BFLOAT16 = pytest.param(
+    torch.bfloat16, marks=pytest.mark.skipif(DEVICE == "cpu", reason="no GPU, and the interpreter cannot do bfloat16")
+)
+RAGGED = [5, 0, 1, 70, 16, 17, 0, 40]
+
+
+def close(ours: Tensor, exact: Tensor, tolerance: float, largest: float | None = None) -> None:
+    assert ours.shape == exact.shape
+    if largest is None:
+        largest = exact.abs().max().item() if exact.numel() else 0.0
+    torch.testing.assert_close(ours.cpu().double(), exact, rtol=0, atol=tolerance * largest + 1e-30)
+
+
+def compare(
+    batch: Batch, inputs: list[Tensor], mask: Mask | None = None, dtype: torch.dtype = torch.float32, bare: bool = False
+) -> None:
+    """Both implementations on the same rounded inputs, with all gradients. bare: only the maps times values.
+
+    inputs: what SiLU makes U and V of (bare: V), weights by lag and, if there is a temporal channel, a and b.
+    """
+    first, *parameters = inputs
+    mine = [first.to(DEVICE, dtype), *(tensor.to(DEVICE) for tensor in parameters)]
+    mine = [tensor.detach().requires_grad_() for tensor in mine]
+    theirs = [tensor.detach().cpu().double().requires_grad_() for tensor in mine]
+    missing = [None] * (4 - len(inputs))
+
+    def run(gaps: Gaps, inputs: list[Tensor], mask: Mask | None) -> Tensor:
+        return gaps.apply(*inputs, *missing) if bare else gaps.mix(*inputs, *missing, mask)  # type: ignore[arg-type]
+
+    there = None if mask is None else Mask(mask.keys.to(DEVICE), mask.rate)
+    found = run(mixer.PackedGaps(batch.to(DEVICE)), mine, there)
+    expected = run(reference.PaddedGaps(batch, torch.float64), theirs, mask)
+    assert found.dtype == dtype
+    close(found, expected, TOLERANCE[dtype])
+    upstream = torch.sin(torch.arange(found.numel()) * 0.7).view_as(found).to(dtype)
+    gradients = torch.autograd.grad(found, mine, upstream.to(DEVICE))
+    exact = torch.autograd.grad(expected, theirs, upstream.double())
+    for ours, right, of in zip(gradients, exact, mine, strict=True):
+        assert ours.dtype == of.dtype
+        # What a and b get is one sum over all pairs: it may cancel, so the size of its terms counts.
+        close(ours, right, TOLERANCE[dtype], None if right.ndim else max(1.0, right.abs().item()) * 10)
+
+
+def random_inputs(batch: Batch, dim: int, decay: float | None, scale: float = -0.7) -> list[Tensor]:
+    torch.manual_seed(dim)
+    tensors = [torch.randn(len(batch.timestamp), 3 * dim), torch.randn(batch.longest + 3) * 0.5]
+    return tensors if decay is None else [*tensors, torch.tensor(scale), torch.tensor(decay)]
+
+
+def random_mask(batch: Batch, rate: float = 0.25) -> Mask:
+    return Mask(torch.randint(-(1 << 62), 1 << 62, (len(batch.timestamp),)), rate)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BFLOAT16])
+@pytest.mark.parametrize("dim", [16, 48, 64])
+def test_mixer(make_batch, dim, dtype):
+    batch = make_batch(RAGGED)
+    compare(batch, random_inputs(batch, dim, 0.3), random_mask(batch), dtype)
+
+
+@pytest.mark.parametrize("decay", [-0.3, 0.0, 0.5, 3.0, 20.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BFLOAT16])
+def test_mixer_at_every_decay(make_batch, decay, dtype):
+    batch = make_batch([40, 0, 3])
+    compare(batch, random_inputs(batch, 16, decay), None, dtype)
+
+
+def test_mixer_with_a_scale_of_zero(make_batch):
+    batch = make_batch([20])
+    compare(batch, random_inputs(batch, 16, 0.4, scale=0.0))
+
+
+@pytest.mark.parametrize("lengths", [[0, 0], [1], [16], [17, 1, 1], [1] * 40, [0] * 30 + [18] + [0] * 30])
+def test_mixer_at_odd_lengths(make_batch, lengths):
+    batch = make_batch(lengths)
+    compare(batch, random_inputs(batch, 16, 0.6), random_mask(batch))
+
+
+def test_mixer_with_equal_with_falling_and_with_distant_times(make_batch):
+    batch = make_batch([19, 40])
+    steps = torch.arange(59)
+    for times in (torch.full((59,), 1_700_000_000), 1_700_000_000 - steps * 1000, steps * 10**11 - 10**12):
+        odd = replace(batch, timestamp=times, next_timestamp=times + steps % 2)
+        compare(odd, random_inputs(odd, 16, 0.5))
+
+
+def test_a_second_counts_after_decades(make_batch):
+    """Unix seconds in float32 are 64 s to 128 s apart: neighbours would be as good as simultaneous."""
+    batch = make_batch([2])
+    seconds = torch.tensor([1_999_999_999, 2_000_000_000])
+    batch = replace(batch, timestamp=seconds, next_timestamp=seconds + 1)
+    scale, decay = torch.tensor(1.0, device=DEVICE), torch.tensor(1.0, device=DEVICE)
+    value, nothing = torch.ones(2, 16, device=DEVICE), torch.zeros(2, device=DEVICE)
+    out = mixer.PackedGaps(batch.to(DEVICE)).apply(value, nothing, scale, decay)
+    torch.testing.assert_close(out[:, 16].cpu(), torch.tensor([1 / 2, 1 / 2 + 1 / 3]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16])
+def test_mixer_without_the_temporal_channel(make_batch, dtype):
+    batch = make_batch([8, 0, 40])
+    compare(batch, random_inputs(batch, 48, None), random_mask(batch), dtype)
+    compare(batch, [torch.randn(48, 16), torch.randn(40)], None, dtype, bare=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BFLOAT16])
+def test_maps_alone(make_batch, dtype):
+    batch = make_batch([8, 0, 40])
+    _, *parameters = random_inputs(batch, 48, 0.5)
+    compare(batch, [torch.randn(48, 48), *parameters], None, dtype, bare=True)
+
+
+def test_a_width_that_is_no_multiple_of_four(make_batch):
+    """The words of random bits then do not start anew at the second half of the channels."""
+    batch = make_batch([18, 3])
+    compare(batch, random_inputs(batch, 18, 0.5), random_mask(batch))
+
+
+@pytest.mark.parametrize("dim", [48, 272])
+def test_channels_in_several_tiles(make_batch, dim, monkeypatch):
+    """Wider than a program can hold: the norm comes in a second pass, and sums over channels in parts."""
+    monkeypatch.setattr(mixer, "_WHOLE", 16 if dim == 48 else 256)
+    tuning._chosen.clear()
+    batch = make_batch([20, 0, 1])
+    compare(batch, random_inputs(batch, dim, 0.5), random_mask(batch))
+    compare(batch, random_inputs(batch, dim, None))
+
+
+def test_long_histories_activate_values_once(make_batch, monkeypatch):
+    monkeypatch.setattr(mixer, "_LONG", 30)
+    tuning._chosen.clear()
+    batch = make_batch([40, 0, 1])
+    compare(batch, random_inputs(batch, 16, 0.5), random_mask(batch))
+
+
+def test_views_and_other_dtypes_of_parameters(make_batch):
+    batch = make_batch([9, 20])
+    torch.manual_seed(3)
+    wide = torch.randn(29, 96)
+    by_lag, scale, decay = torch.randn(40).double()[::2], torch.tensor(0.2).double(), torch.tensor(0.4).double()
+    mask = Mask(torch.arange(58)[::2], 0.5)
+    exact = reference.PaddedGaps(batch, torch.float64).mix(wide[:, ::2].double(), by_lag, scale, decay, mask)
+    there = Mask(torch.arange(58, device=DEVICE)[::2], 0.5)
+    inputs = [tensor.to(DEVICE) for tensor in (wide, by_lag, scale, decay)]
+    first, *rest = inputs
+    ours = mixer.PackedGaps(batch.to(DEVICE)).mix(first[:, ::2], rest[0], rest[1], rest[2], there)
+    close(ours, exact, 1e-5)
+
+
+def test_not_a_number_comes_through(make_batch):
+    """A diverged parameter must reach the loss, where training notices."""
+    gaps = mixer.PackedGaps(make_batch([6]).to(DEVICE))
+    one, nan = torch.tensor(0.1, device=DEVICE), torch.tensor(float("nan"), device=DEVICE)
+    projected, by_lag = torch.ones(6, 48, device=DEVICE), torch.ones(6, device=DEVICE)
+    for weights, scale, decay in ((by_lag, one, nan), (by_lag, nan, one), (by_lag * nan, one, one)):
+        assert gaps.mix(projected, weights, scale, decay, None).isnan().any()
+
+
+def test_too_few_weights_are_refused(make_batch):
+    gaps = mixer.PackedGaps(make_batch([6]).to(DEVICE))
+    with pytest.raises(ValueError, match="a history has 6 events, but by_lag only 5 weights"):
+        gaps.mix(torch.ones(6, 48, device=DEVICE), torch.ones(5, device=DEVICE), None, None, None)
+
+
+def test_a_listener_alone_gets_the_same_bits_as_in_a_batch(make_batch):
+    """Inference too: nothing is kept for a way back that will not come."""
+    batch = make_batch([7, 40, 1])
+    projected, by_lag, scale, decay = (tensor.to(DEVICE) for tensor in random_inputs(batch, 16, 0.5))
+    together = mixer.PackedGaps(batch.to(DEVICE)).mix(projected, by_lag, scale, decay, None)
+    middle = slice(7, 47)
+    alone = replace(
+        batch,
+        offsets=torch.tensor([0, 40]),
+        item_index=batch.item_index[middle],
+        timestamp=batch.timestamp[middle],
+        next_timestamp=batch.next_timestamp[middle],
+    )
+    gaps = mixer.PackedGaps(alone.to(DEVICE))
+    with torch.no_grad():
+        out = gaps.mix(projected[middle], by_lag, scale, decay, None)
+    assert torch.equal(out, together[middle])
+    assert mixer._Maps(gaps.sequences, by_lag, scale, decay).gated(projected[middle], None, differentiated=False)[1][
+        0
+    ].shape == (0, 32)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="no GPU: the interpreter runs one program after another")
+def test_gradients_are_the_same_bits_every_time(make_batch):
+    batch = make_batch([index % 211 for index in range(200)]).to(DEVICE)
+    inputs = [tensor.to(DEVICE).requires_grad_() for tensor in random_inputs(batch, 64, 0.5)]
+    gaps = mixer.PackedGaps(batch)
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(gaps.mix(*inputs, None).square().sum(), inputs)  # type: ignore[arg-type]
+
+    for first, second in zip(gradients(), gradients(), strict=True):
+        assert torch.equal(first, second)
