@@ -88,8 +88,8 @@ def bars(unit: str = "", *, remaining: bool = False) -> Any:
 
     columns = [
         SpinnerColumn(),
-        TextColumn("{task.description:<34}"),
-        BarColumn(bar_width=28),
+        TextColumn("{task.description:<20}"),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeElapsedColumn(),
