@@ -8,8 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fuxi_beta import ops
+
 _BLOCK = 8192
-_NO_SONG = torch.iinfo(torch.int64).min
+NO_SONG = torch.iinfo(torch.int64).min
 
 
 def top_k(
@@ -25,11 +27,32 @@ def top_k(
 
     queries: [B, D]; table: [V, D]; candidates: bool [V]; seen: (listener, item) int64 pairs to leave out. Returns
     items int64 [B, K], 0 where there are fewer candidates than k, and their scores [B, K] in fp32, -inf there.
+    float32 on a GPU goes to `fuxi_beta.ops.triton.retrieve`, everything else to `blocked_top_k`.
+    """
+    if ops._takes_triton(queries.device):
+        from fuxi_beta.ops.triton import retrieve as fused
+
+        if fused.takes(queries, table, k):
+            return fused.top_k(queries, table, candidates=candidates, k=k, seen=seen)
+    return blocked_top_k(queries, table, candidates=candidates, k=k, seen=seen, block=block)
+
+
+def blocked_top_k(
+    queries: Tensor,
+    table: Tensor,
+    *,
+    candidates: Tensor,
+    k: int,
+    seen: tuple[Tensor, Tensor] | None = None,
+    block: int = _BLOCK,
+) -> tuple[Tensor, Tensor]:
+    """`top_k` in plain torch, in the dtype of the queries; a float64 score is rounded to fp32 before it is ranked.
+
     The catalogue is scored `block` candidates at a time, so memory does not grow with it.
     """
 
     def score(items: Tensor) -> Tensor:
-        return queries @ table.index_select(0, items).t()
+        return queries @ table.index_select(0, items).to(queries.dtype).t()
 
     return _blocked(score, len(queries), candidates=candidates, k=k, seen=seen, block=block)
 
@@ -55,15 +78,18 @@ def _blocked(
     items = candidates.nonzero().squeeze(1)
     column = torch.full((len(candidates),), -1, device=items.device)
     column[items] = torch.arange(len(items), device=items.device)
-    best = torch.full((listeners, k), _NO_SONG, device=items.device)
+    best = torch.full((listeners, k), NO_SONG, device=items.device)
     seen_listener, seen_column = _columns(column, seen)
     for start in range(0, len(items), block):
         part = items[start : start + block]
-        keys = _rank_keys(score(part).float(), part)
+        scores = score(part).float()
+        if bool(scores.isnan().any()):
+            raise ValueError("a score is not a number: the model or its item table is broken")
+        keys = pack(scores, part)
         inside = (seen_column >= start) & (seen_column < start + block)
-        keys[seen_listener[inside], seen_column[inside] - start] = _NO_SONG
+        keys[seen_listener[inside], seen_column[inside] - start] = NO_SONG
         best = torch.cat([best, keys.topk(min(k, len(part)), dim=1).values], dim=1).topk(k, dim=1).values
-    return _unpack(best)
+    return unpack(best)
 
 
 def _columns(column: Tensor, seen: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -77,21 +103,17 @@ def _columns(column: Tensor, seen: tuple[Tensor, Tensor] | None) -> tuple[Tensor
     return listener[known], places[known]
 
 
-def _rank_keys(scores: Tensor, items: Tensor) -> Tensor:
-    """int64 keys that sort by score, then by lower item index: the float's ordered bits above the negated index.
-
-    Raises ValueError for a score that is not a number.
-    """
-    if bool(scores.isnan().any()):
-        raise ValueError("a score is not a number: the model or its item table is broken")
+def pack(scores: Tensor, items: Tensor) -> Tensor:
+    """int64 keys that sort by score, then by lower item index: the float's ordered bits above the negated index."""
     bits = (scores + 0.0).contiguous().view(torch.int32)  # + 0.0 turns -0.0 into 0.0
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
     return ordered * (1 << 32) + (0x7FFFFFFF - items)
 
 
-def _unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
+def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Items and scores of such keys; 0 and -inf for `NO_SONG`."""
     ordered = (keys >> 32).to(torch.int32)
     scores = torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32)
     items = 0x7FFFFFFF - keys.bitwise_and(0xFFFFFFFF)
-    empty = keys == _NO_SONG
+    empty = keys == NO_SONG
     return items.masked_fill(empty, 0), scores.masked_fill(empty, -torch.inf)
