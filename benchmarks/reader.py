@@ -24,7 +24,8 @@ from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.reader import TrainingBatches
 from pipelines import schema
 from pipelines.sequences import Block
-from pipelines.shards import Manifest, ShardWriter, write_manifest
+from pipelines.shard_writer import ShardWriter
+from pipelines.shards import Manifest, write_manifest
 
 SONGS, NOW, FILES = 50_000, 1_772_000_000, 8
 

@@ -1,0 +1,83 @@
+"""Reading histories with days laid over them: `python -m benchmarks.layers [--quick]`.
+
+Plays a second of `Manifest.read`, one thread, shards on the local disk: a base with 1, 3 and 7 deltas of 4 % each,
+against the base alone. What is read is whole histories either way: merged, sorted, sessions cut anew.
+"""
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.reader import NOW, SONGS, write_shards
+from benchmarks.timing import Row, report
+from pipelines.calendar import DAY_SECONDS
+from pipelines.sequences import Plays, histories
+from pipelines.shard_writer import DeltaWriter
+from pipelines.shards import Manifest, ShardFile
+
+SHARE = 0.04
+
+
+def lay_day(manifest: Manifest, file: ShardFile, day: int) -> ShardFile:
+    """One more delta over a bucket: the plays of a day by random listeners of each row group."""
+    random = np.random.default_rng(day)
+    writer = DeltaWriter(manifest.folder, f"bucket={file.bucket:05d}/delta-{day}.parquet", user_id_type="int64")
+    rows = []
+    for group in range(len(file.row_groups)):
+        users, events = manifest.sizes(file, group)
+        count = int(events.sum() * SHARE / (1 + SHARE * day))
+        plays = Plays(
+            pa.array(random.choice(users, count)),
+            NOW + day * DAY_SECONDS + random.integers(0, DAY_SECONDS, count),
+            random.integers(1, SONGS + 1, count).astype(np.int32),
+            np.full(count, 100, np.uint8),
+        )
+        block, _ = histories(plays, max_history=manifest.max_history)
+        writer.write(block, block.lengths.astype(np.int32))
+        rows.append(len(users))
+    delta = writer.close()
+    assert delta is not None
+    return replace(file, events=file.events + delta.events, row_groups=tuple(rows), deltas=(*file.deltas, delta))
+
+
+def plays_a_second(manifest: Manifest) -> float:
+    """Read every row group once."""
+    started, plays = time.perf_counter(), 0
+    for file, group, _ in manifest.row_groups():
+        plays += int(np.sum(manifest.read(file, group)["num_events"].to_numpy(), dtype=np.int64))
+    return plays / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Print the table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="three rounds over a fifth of the listeners")
+    options = parser.parse_args()
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    listeners, rounds = (30_000, 3) if options.quick else (150_000, 5)
+    with tempfile.TemporaryDirectory() as scratch:
+        base = write_shards(Path(scratch), listeners, 53)
+        laid, manifests = base, {}
+        for day in range(7):
+            laid = replace(laid, files=tuple(lay_day(laid, file, day) for file in laid.files))
+            manifests[day + 1] = laid
+        rates: dict[int, list[float]] = {number: [] for number in (0, 1, 3, 7)}
+        for number in range(rounds + 1):
+            for deltas, found in rates.items():
+                rate = plays_a_second(manifests[deltas] if deltas else base)
+                if number:
+                    found.append(rate)
+    rows = [
+        Row(f"{number} deltas", rates[number], rates[0], unit="plays/s", higher_is_better=True) for number in (1, 3, 7)
+    ]
+    report("layers", rows, ours="base and deltas", baseline="base alone")
+
+
+if __name__ == "__main__":
+    main()
