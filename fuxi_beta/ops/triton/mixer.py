@@ -591,4 +591,7 @@ def _columns_choices(dtype: torch.dtype, dim: int) -> list[Choice]:
         cuts = [(32, 128, 8, 1), (64, 64, 8, 1), (16, 64, 4, 1)]
     else:
         cuts = [(64, 256, 8, 2), (64, 128, 8, 2), (32, 256, 8, 2), (32, 128, 8, 2), (16, 64, 4, 1)]
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
+        # Without the matrix units of Hopper the operands of wide tiles take more registers than there are.
+        cuts.insert(0, (16, 64, 4, 1) if dtype == torch.float32 else (32, 128, 8, 2))
     return list(dict.fromkeys(Choice(own, own, min(width, w), warps, stages) for own, w, warps, stages in cuts))

@@ -1,0 +1,194 @@
+"""The token mixer on a GPU, forward and backward: `python -m benchmarks.gpu_mixer [--quick]`.
+
+One layer in bf16: both maps, RMSNorm, the gate U and dropout, all gradients; ours against plain torch and
+`torch.compile` of it. The rows have about as many tokens each. `--registers 90` needs no GPU: it compiles the kernels
+for a compute capability and prints what they take of a multiprocessor.
+
+The floor of the traffic, in rows of D numbers a token, with one number a channel kept for the way back: forward reads
+U and V before SiLU (3), writes the output (2) and keeps what RMSNorm gave (2); backward reads the gradient of the
+output (2), what was kept (2) and the projection (3), and writes the gradient of the projection (3). That is 17 rows,
+34 D bytes in bf16. Ours hands the gradient of both maps' products from one kernel to the next, two rows written and
+two read: 21. Times, tiles and sums of lags are below 1 % of that at n = 211. The floor's time is its bytes over the
+bandwidth of a copy, measured first.
+
+Products: n (n + 1) / 2 pairs of events times 2 D operations, twice forward, for both maps, and four times backward.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.gpu import interleaved, nothing_to_measure
+from fuxi_beta.batches import Batch
+from fuxi_beta.keyed import Mask
+from fuxi_beta.ops import reference, triton
+from fuxi_beta.ops.base import Gaps
+
+DIM = 256
+SHAPES = ((512, 211), (105, 1024), (26, 4096))  # listeners and events of each
+FLOOR_ROWS = 17
+PRODUCTS = 6
+
+
+class Row(NamedTuple):
+    """One shape; times in ms, medians, forward and backward."""
+
+    case: str
+    ours: float
+    eager: float
+    compiled: float  # not a number: torch.compile failed
+    floor: float
+    bandwidth_share: float  # of a copy's, by the floor's bytes
+    tflops: float
+
+
+def batch_of(listeners: int, events: int) -> Batch:
+    """Histories of equal length, an event every ten minutes or so."""
+    tokens = listeners * events
+    generator = torch.Generator().manual_seed(events)
+    timestamp = 1_600_000_000 + torch.randint(1, 1200, (tokens,), generator=generator).cumsum(0)
+    nothing = torch.zeros(tokens, dtype=torch.int64)
+    return Batch(
+        offsets=torch.arange(listeners + 1) * events,
+        item_index=nothing,
+        timestamp=timestamp,
+        next_timestamp=timestamp + 60,
+        target=nothing,
+        sample=torch.arange(listeners),
+        seen_offsets=torch.zeros(listeners + 1, dtype=torch.int64),
+        seen_items=nothing[:0],
+    )
+
+
+def contestant(
+    gaps: Gaps, batch: Batch, *, dim: int = DIM, dtype: torch.dtype = torch.bfloat16, compiled: bool = False
+):
+    """One layer's mixer with its gradients, as a call."""
+    tokens, device = len(batch.timestamp), batch.timestamp.device
+    projected = torch.randn(tokens, 3 * dim, device=device, dtype=dtype).requires_grad_()
+    by_lag = (torch.randn(gaps.longest, device=device) * 0.02).to(_parameters(gaps, dtype)).requires_grad_()
+    scale, decay = (torch.tensor(x, device=device, dtype=by_lag.dtype).requires_grad_() for x in (0.1, 0.6))
+    upstream = torch.randn(tokens, 2 * dim, device=device, dtype=dtype)
+    mask = Mask(torch.arange(tokens, device=device), 0.2)
+    mix = torch.compile(gaps.mix) if compiled else gaps.mix
+
+    def call() -> None:
+        out = mix(projected, by_lag, scale, decay, mask)
+        torch.autograd.grad(out, [projected, by_lag, scale, decay], upstream)
+
+    return call
+
+
+def _parameters(gaps: Gaps, dtype: torch.dtype) -> torch.dtype:
+    """Plain torch multiplies numbers of one type only; the kernels take parameters as they are trained."""
+    return dtype if isinstance(gaps, reference.PaddedGaps) else torch.float32
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second of a copy within the GPU's memory, read and written."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    times = interleaved({"copy": lambda: target.copy_(source)}, rounds=20)["copy"]
+    return 2 * source.numel() / (statistics.median(times) / 1e3)
+
+
+def measured(listeners: int, events: int, *, rounds: int, bandwidth: float) -> Row:
+    """One shape's row."""
+    batch = batch_of(listeners, events).to("cuda")
+    ours, plain = triton.PackedGaps(batch), reference.PaddedGaps(batch, torch.bfloat16)
+    contestants = {"ours": contestant(ours, batch), "eager": contestant(plain, batch)}
+    fused = contestant(plain, batch, compiled=True)
+    try:
+        fused()
+        contestants["compiled"] = fused
+    except Exception as error:  # whatever a compiler fails with leaves the other two
+        print(f"torch.compile failed: {str(error).splitlines()[0]}")
+    found = {name: statistics.median(times) for name, times in interleaved(contestants, rounds=rounds).items()}
+    tokens = listeners * events
+    floor = FLOOR_ROWS * 2 * DIM * tokens / bandwidth * 1e3
+    operations = PRODUCTS * listeners * events * (events + 1) * DIM
+    return Row(
+        case=f"{listeners} x {events}, D {DIM}",
+        ours=found["ours"],
+        eager=found["eager"],
+        compiled=found.get("compiled", float("nan")),
+        floor=floor,
+        bandwidth_share=floor / found["ours"],
+        tflops=operations / found["ours"] / 1e9,
+    )
+
+
+def cases(quick: bool) -> dict[str, Callable[[], None]]:
+    """What to compile without a GPU."""
+    batch = batch_of(3, 211)
+    kinds = {"bf16, D 256": (256, torch.bfloat16), "fp32, D 48": (48, torch.float32)}
+    if not quick:
+        kinds |= {"bf16, D 64": (64, torch.bfloat16), "bf16, D 512": (512, torch.bfloat16)}
+        kinds |= {"fp16, D 256": (256, torch.float16), "fp32, D 256": (256, torch.float32)}
+    return {
+        name: contestant(triton.PackedGaps(batch), batch, dim=dim, dtype=dtype) for name, (dim, dtype) in kinds.items()
+    }
+
+
+def print_registers(capability: int, *, quick: bool) -> None:
+    """Compile the kernels, with every choice of tiles or the first of each, and print what they take."""
+    from benchmarks.gpu_registers import Resources, compiled
+
+    rows = compiled(cases(quick), capability, every_choice=not quick)
+    show(f"compiled for sm_{capability}", Resources._fields, rows)
+    print(
+        json.dumps({"benchmark": "gpu_mixer", "machine": f"sm_{capability}", "rows": [row._asdict() for row in rows]})
+    )
+
+
+def loaded_kernels() -> list[tuple[str, int, int, int, int]]:
+    """Name, warps, registers, bytes of shared memory and spilled registers of each kernel that this process ran."""
+    from triton.runtime.jit import JITFunction
+
+    from fuxi_beta.ops.triton import mixer
+
+    kernels = [kernel for kernel in vars(mixer).values() if isinstance(kernel, JITFunction)]
+    compiled = [one for kernel in kernels for one in kernel.device_caches[torch.cuda.current_device()][0].values()]
+    return [(one.name, one.metadata.num_warps, one.n_regs, one.metadata.shared, one.n_spills) for one in compiled]
+
+
+def show(title: str, columns: tuple[str, ...], rows: list) -> None:
+    """A table of numbers."""
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:,.3g}" if isinstance(value, float) else str(value) for value in row))
+    Console(width=120).print(table)
+
+
+def main() -> None:
+    """Print the tables and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, the first shape only")
+    parser.add_argument("--registers", type=int, metavar="CAPABILITY", help="compile only; 90 for H100 and H200")
+    options = parser.parse_args()
+    if options.registers:
+        return print_registers(options.registers, quick=options.quick)
+    if nothing_to_measure("gpu_mixer"):
+        return None
+    if failure := triton.why_not():
+        parser.error(f"the Triton kernels cannot be used: {failure}")
+    bandwidth = copy_bandwidth()
+    shapes, rounds = (SHAPES[:1], 10) if options.quick else (SHAPES, 50)
+    rows = [measured(*shape, rounds=rounds, bandwidth=bandwidth) for shape in shapes]
+    machine = f"{torch.cuda.get_device_name()}, copies at {bandwidth / 1e12:.2f} TB/s"
+    show(f"token mixer, ms; {machine}", Row._fields, rows)
+    show("kernels", ("name", "warps", "registers", "shared", "spills"), loaded_kernels())
+    print(json.dumps({"benchmark": "gpu_mixer", "machine": machine, "rows": [row._asdict() for row in rows]}))
+    return None
+
+
+if __name__ == "__main__":
+    main()
