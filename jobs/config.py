@@ -126,7 +126,7 @@ class ClusterConfig(Section):
     train_gpus_per_worker: int = Field(0, ge=0)
     max_failures: int = Field(3, ge=0, description="worker deaths a training run survives")
     kernels: Kernels = Field(
-        "auto", description="operators of the model: the fastest there is, plain torch, or C++ or failure"
+        "auto", description="operators of the model: the fastest there is, plain torch, or one kind or failure"
     )
 
 
