@@ -29,7 +29,7 @@ def top_k(
     items int64 [B, K], 0 where there are fewer candidates than k, and their scores [B, K] in fp32, -inf there.
     float32 on a GPU goes to `fuxi_beta.ops.triton.retrieve`, everything else to `blocked_top_k`.
     """
-    if ops._takes_triton(queries.device):
+    if ops.takes_triton(queries.device):
         from fuxi_beta.ops.triton import retrieve as fused
 
         if fused.takes(queries, table, k):

@@ -1,14 +1,10 @@
-"""What a process and everything it started use: memory at the peak, processor seconds; and free space of a disk."""
+"""What a process and everything it started use: memory at the peak, processor seconds."""
 
-import shutil
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
 
 import psutil
-
-from pipelines import storage
 
 INTERVAL_S = 1.0
 
@@ -47,16 +43,6 @@ class Usage:
             # Counting shared pages takes the kernel a while; it shall be a fiftieth of a core at the most.
             if self._done.wait(max(INTERVAL_S, 50 * (time.thread_time() - started))):
                 return
-
-
-def free_bytes(uri: str) -> int | None:
-    """Free space of the disk a local path is or will be on; None on an object store."""
-    if storage.is_s3(uri):
-        return None
-    path = Path(storage.absolute(uri))
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
 
 
 def _tree() -> list[psutil.Process]:

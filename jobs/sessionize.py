@@ -12,7 +12,7 @@ from jobs.console import log
 from jobs.day import Day
 from jobs.engines import spark_progress, spark_session
 from jobs.inputs import freeze, log_files, log_spec, parent_manifest, rules
-from jobs.resources import Usage, free_bytes
+from jobs.resources import Usage
 from pipelines import forgotten, logs, shards, storage, vocabulary
 from pipelines.build import BuildSpec, Built, build_shards, plan_exchange
 from pipelines.interactions import Cleaned, clean
@@ -90,7 +90,7 @@ def _sessionize(
 
 def _check_space(day: Day, files: list[logs.LogFile], splits: list[logs.Split]) -> None:
     """Refuse before anything is written if the disk is too small for the runs and the new shards."""
-    free = free_bytes(day.workspace.uri)
+    free = storage.free_bytes(day.workspace.uri)
     temporary = TEMPORARY_SHARE * sum(file.size for file in files)
     need = int(temporary + SHARD_ROW_BYTES * sum(split.rows for split in splits))
     if free is not None and free < need:

@@ -19,7 +19,7 @@ from pipelines import storage
 from pipelines.buckets import user_bucket
 from pipelines.exchange import HEARD_MARK, Exchange, Part, Rows, Run, parts_of, read_in_passes
 from pipelines.schema import BUCKET, ITEM_ID, ITEM_INDEX, id_type
-from pipelines.sequences import Block, Plays, additions, histories, no_histories, overlay
+from pipelines.sequences import Block, Layer, Plays, additions, histories, no_histories, overlay
 from pipelines.shard_writer import DeltaWriter, ShardWriter
 from pipelines.shards import Manifest, ShardFile
 from pipelines.tasks import run_tasks
@@ -327,12 +327,13 @@ class _Bucket:
             self._pass_through(group)
             return
         assert self._parent
-        found = additions(self._manifest.stored(self._parent, group), new, since=self._manifest.data_end)
+        blocks = self._manifest.layers(self._parent, group) if self._base else []
+        layers = [Layer.of(block) for block in blocks] or self._manifest.stored(self._parent, group)
+        found = additions(layers, new, since=self._manifest.data_end)
         self._tally.heard(found.first_heard)
         self._tally.duplicates += found.duplicates
         if self._base:
-            layers = self._manifest.layers(self._parent, group)
-            self._write(overlay([*layers, new], max_history=self._spec.max_history))
+            self._write(overlay([*blocks, new], max_history=self._spec.max_history))
             return
         assert self._delta
         some = np.flatnonzero((found.block.lengths > 0) | (np.diff(found.block.heard_offsets) > 0))

@@ -89,17 +89,29 @@ class Block:
     def to_table(self, *, user_id_type: str, session_gap_s: int) -> pa.Table:
         """Rows of a shard (`schema.sequence_schema`)."""
         sessions = session_index(self.timestamp, self.offsets, gap_s=session_gap_s)
-        target = schema.sequence_schema(user_id_type)
+        return self._rows(schema.sequence_schema(user_id_type), num_events=self.lengths, sessions=sessions)
+
+    def to_delta(self, num_new: np.ndarray, *, user_id_type: str) -> pa.Table:
+        """Rows of a delta (`schema.delta_schema`). num_new: int [U], plays that the layers below do not have."""
+        return self._rows(schema.delta_schema(user_id_type), num_events=num_new)
+
+    def _rows(self, target: pa.Schema, *, num_events: np.ndarray, sessions: np.ndarray | None = None) -> pa.Table:
         offsets, heard_offsets = (pa.array(o.astype(np.int32)) for o in (self.offsets, self.heard_offsets))
-        columns = [
-            pa.array(self.user_id, target.field(schema.USER_ID).type),
-            pa.ListArray.from_arrays(offsets, pa.array(self.item_index, pa.int32())),
-            pa.ListArray.from_arrays(offsets, pa.array(self.timestamp, pa.int64())),
-            pa.ListArray.from_arrays(offsets, pa.array(self.completion, pa.uint8())),
-            pa.ListArray.from_arrays(offsets, pa.array(sessions, pa.int32())),
-            pa.ListArray.from_arrays(heard_offsets, pa.array(self.heard_items, pa.int32())),
-            pa.array(self.lengths.astype(np.int32)),
-        ]
+        lists = {
+            schema.ITEM_INDEX: (offsets, self.item_index),
+            schema.TIMESTAMP: (offsets, self.timestamp),
+            schema.COMPLETION: (offsets, self.completion),
+            schema.SESSION_INDEX: (offsets, sessions),
+            schema.HEARD_BEFORE: (heard_offsets, self.heard_items),
+        }
+        flat = {schema.USER_ID: self.user_id, schema.NUM_EVENTS: num_events.astype(np.int32)}
+        columns = []
+        for field in target:
+            if field.name in flat:
+                columns.append(pa.array(flat[field.name], field.type))
+            else:
+                ends, values = lists[field.name]
+                columns.append(pa.ListArray.from_arrays(ends, pa.array(values, field.type.value_type)))
         return pa.Table.from_arrays(columns, schema=target)
 
     @staticmethod

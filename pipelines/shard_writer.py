@@ -17,7 +17,6 @@ from pipelines.schema import (
     NUM_EVENTS,
     SESSION_INDEX,
     TIMESTAMP,
-    USER_ID,
     delta_schema,
     sequence_schema,
 )
@@ -93,8 +92,8 @@ class DeltaWriter:
     """Writes what a day adds to a bucket: a row group for every row group of the base in which somebody played."""
 
     def __init__(self, folder: str, path: str, *, user_id_type: str):
-        self.path, self._schema = path, delta_schema(user_id_type)
-        self._file = ParquetSink(storage.join(folder, path), self._schema)
+        self.path, self._user_id_type = path, user_id_type
+        self._file = ParquetSink(storage.join(folder, path), delta_schema(user_id_type))
         self._groups: list[int] = []
         self._events = 0
 
@@ -107,16 +106,7 @@ class DeltaWriter:
         self._events += len(block.timestamp)
         if not len(block):
             return
-        offsets, heard = (pa.array(o.astype(np.int32)) for o in (block.offsets, block.heard_offsets))
-        columns = [
-            pa.array(block.user_id, self._schema.field(USER_ID).type),
-            pa.ListArray.from_arrays(offsets, pa.array(block.item_index, pa.int32())),
-            pa.ListArray.from_arrays(offsets, pa.array(block.timestamp, pa.int64())),
-            pa.ListArray.from_arrays(offsets, pa.array(block.completion, pa.uint8())),
-            pa.ListArray.from_arrays(heard, pa.array(block.heard_items, pa.int32())),
-            pa.array(num_new, pa.int32()),
-        ]
-        self._file.write(pa.Table.from_arrays(columns, schema=self._schema))
+        self._file.write(block.to_delta(num_new, user_id_type=self._user_id_type))
 
     def close(self) -> DeltaFile | None:
         """Finish the file and describe it; None if nobody played (then there is no file)."""

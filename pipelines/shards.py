@@ -255,11 +255,11 @@ def _parse(content: dict[str, Any]) -> dict[str, Any]:
     def date(value: Any) -> dt.date | None:
         return value if value is None or isinstance(value, dt.date) else dt.date.fromisoformat(value)
 
-    files = tuple(shard_file(file) for file in content["files"])
+    files = tuple(_shard_file(file) for file in content["files"])
     return {**content, "ds": date(content["ds"]), "parent": date(content["parent"]), "files": files}
 
 
-def shard_file(content: dict[str, Any]) -> ShardFile:
+def _shard_file(content: dict[str, Any]) -> ShardFile:
     """A ShardFile from its JSON."""
     deltas = tuple(DeltaFile(**{**delta, "groups": tuple(delta["groups"])}) for delta in content.get("deltas", ()))
     return ShardFile(**{**content, "row_groups": tuple(content["row_groups"]), "deltas": deltas})

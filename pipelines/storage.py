@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -94,6 +95,16 @@ def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     fs, path = filesystem(uri)
     return fs.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def free_bytes(uri: str) -> int | None:
+    """Free space of the disk a local path is or will be on; None on an object store."""
+    if is_s3(uri):
+        return None
+    path = Path(absolute(uri))
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def make_parent(uri: str) -> None:

@@ -66,7 +66,7 @@ def describe(device: torch.device | str = "cpu") -> str:
     """What runs on a device, in words for a log."""
     if _choice == "reference":
         return "plain torch (forced)"
-    if _takes_triton(torch.device(device)):
+    if takes_triton(torch.device(device)):
         return f"{triton.describe()} on {device}"
     if torch.device(device).type == "cuda":
         return f"plain torch on {device}: {triton.why_not() or f'kernels are {_choice!r}'}"
@@ -76,7 +76,7 @@ def describe(device: torch.device | str = "cpu") -> str:
     return f"plain torch: {failure}" if failure else f"C++ ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def _takes_triton(device: torch.device) -> bool:
+def takes_triton(device: torch.device) -> bool:
     """Whether Triton's kernels run on a device, some dtypes aside: those on a GPU, or if forced in its interpreter."""
     if device.type == "cuda":
         return _choice in {"auto", "triton"} and not triton.why_not()
@@ -89,7 +89,7 @@ def _kernels(*tensors: Tensor, dtype: torch.dtype | None = None) -> Any:
     device = tensors[0].device
     if _choice == "reference" or any(tensor.device != device for tensor in tensors):
         return None
-    if _takes_triton(device):
+    if takes_triton(device):
         return triton if all(t.dtype == dtype if dtype else t.dtype in triton.DTYPES for t in tensors) else None
     if device.type == "cuda" and _choice == "auto":
         _warn_of_triton()

@@ -10,7 +10,6 @@ the same files. Files appear under their name only when complete, so a run conti
 
 import itertools
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context, parent_process
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -217,13 +215,8 @@ def _check_marker(config: IndustrialConfig, out: str) -> None:
 
 
 def _check_disk(out: str, needed: int) -> None:
-    if storage.is_s3(out):
-        return
-    folder = Path(out)
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed > free:
+    free = storage.free_bytes(out)
+    if free is not None and needed > free:
         raise InputError(
             f"{out}: the log needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on its disk: free "
             "space, choose another --out, or a smaller --scale"

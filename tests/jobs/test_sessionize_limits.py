@@ -11,7 +11,7 @@ import pytest
 from jobs import sessionize
 from jobs.config import load_config
 from jobs.day import open_day, run_stage
-from pipelines import vocabulary
+from pipelines import storage, vocabulary
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.schema import InputError
 from pipelines.shards import read_item_counts, read_manifest
@@ -143,7 +143,7 @@ def test_a_day_whose_only_events_are_late_is_laid_between_the_older_ones(tmp_pat
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     put(tmp_path / "logs", FIRST, np.arange(1000), np.arange(1000) % 9 + 1, START + np.arange(1000))
-    monkeypatch.setattr(sessionize, "free_bytes", lambda uri: 9000)
+    monkeypatch.setattr(storage, "free_bytes", lambda uri: 9000)
     with pytest.raises(InputError, match=r"workspace: 0.0 GB free, ds 2026-03-03 needs 0.0 GB .*free some space"):
         run(tmp_path, FIRST + dt.timedelta(days=1))
     names = {path.name for path in Path(tmp_path, "workspace").iterdir()}
