@@ -1,29 +1,11 @@
 """The interpreter takes programs that the compiler refuses, so the mixer is compiled too: that needs no GPU."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parents[4]
 
 
 @pytest.mark.parametrize("capability", ["80", "90"])
-def test_the_mixer_compiles_for_matrix_units(capability, tmp_path):
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_mixer", "--quick", "--registers", capability],
-        cwd=ROOT,
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+def test_the_mixer_compiles_for_matrix_units(capability, compiled):
+    rows = compiled("benchmarks.gpu_mixer", "--quick", "--registers", capability)
     for kernel in ("_rows_kernel", "_columns_kernel"):
         found = [row for row in rows if row["kernel"] == kernel]
         assert found
