@@ -22,7 +22,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from fuxi_beta.ops.triton import loss, retrieve, tuning
+from fuxi_beta.keyed import Mask
+from fuxi_beta.ops.triton import loss, optimizer, retrieve, tokenwise, tuning
 
 DIM = 256
 _CUOBJDUMP = Path(str(nvidia.__file__)).parent / "bin" / "cuobjdump"
@@ -73,16 +74,42 @@ def search(k: int, scoring: torch.dtype) -> None:
     retrieve._exact_scores(table, table, torch.zeros(300, 16, dtype=torch.int64))
 
 
+def norm(dtype: torch.dtype) -> None:
+    """RMSNorm of a float32 residual stream for products in another dtype, with dropout."""
+    x, keys = torch.ones(2, DIM, requires_grad=True), torch.zeros(2, dtype=torch.int64)
+    out = tokenwise.rms_norm(x, Mask(keys, 0.2), dtype)
+    torch.autograd.grad(out, x, torch.ones_like(out))
+
+
+def keys() -> None:
+    """Every mixture of parts that training combines."""
+    part = torch.zeros(100, dtype=torch.int64)
+    for parts in ((1234, 5, part), (part, part), (part, 7), (part, part, 7)):
+        tokenwise.combine(*parts)
+
+
+def adagrad(dim: int) -> None:
+    """An update of the item table that asks whether it shall be made."""
+    weight, rows = torch.zeros(5, dim), torch.arange(3)
+    optimizer.rowwise_adagrad(weight, torch.zeros(5), rows, torch.ones(3, dim), lr=0.1, eps=1e-8, skip=torch.zeros(()))
+
+
 CASES: dict[str, Callable[[], None]] = {
     "loss, bf16": lambda: softmax(torch.bfloat16),
     "loss, fp32, D 48": lambda: softmax(torch.float32, 48),
     "top 30, fp16": lambda: search(30, torch.float16),
+    "norm, fp32 to bf16": lambda: norm(torch.bfloat16),
+    "keys": keys,
+    "Adagrad, fp32": lambda: adagrad(DIM),
 }
 MORE_CASES: dict[str, Callable[[], None]] = {
     "loss, fp32": lambda: softmax(torch.float32),
     "top 30, bf16": lambda: search(30, torch.bfloat16),
     "top 10, fp16": lambda: search(10, torch.float16),
     "top 128, fp16": lambda: search(128, torch.float16),
+    "norm, fp32": lambda: norm(torch.float32),
+    "Adagrad, fp32, D 48": lambda: adagrad(48),
+    "Adagrad, fp32, D 5,000": lambda: adagrad(5000),
 }
 
 
@@ -101,6 +128,7 @@ def compiled(cases: dict[str, Callable[[], None]], capability: int, *, every_cho
         kernels.append(launch(self, *args, grid=grid, warmup=True, **options))
 
     tuning.run, JITFunction.run = choose, compile_only  # type: ignore[assignment]
+    tuning.capability = lambda: (capability // 10, capability % 10)
     found: list[Resources] = []
     for case, call in cases.items():
         kernels.clear()

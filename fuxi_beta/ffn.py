@@ -37,7 +37,7 @@ class MultistageFFN(nn.Module):
         # A compiler fuses plain torch, and cannot look into kernels.
         operators = reference if torch.compiler.is_compiling() else ops
         joined = product(self.merge, mixed, bf16=self.bf16) + x
-        normed = operators.rms_norm(joined, mask)
+        normed = operators.rms_norm(joined, mask, mixed.dtype)
         inner = operators.swiglu(product(self.gate_and_up, normed, bf16=self.bf16))
         return product(self.down, inner, bf16=self.bf16) + joined
 

@@ -19,7 +19,8 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
+    """An integer modulo 2^64, as an int64."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >= 1 << 63 else value
 
@@ -30,7 +31,7 @@ def scramble(x: Tensor) -> Tensor:
         # int64 shifts keep the sign, and the finaliser needs zeros shifted in.
         x ^= (x >> shift).bitwise_and_((1 << (64 - shift)) - 1)
         if multiplier is not None:
-            x *= _signed(multiplier)
+            x *= signed(multiplier)
     return x
 
 
@@ -38,14 +39,15 @@ def combine(*parts: int | Tensor) -> Tensor:
     """One int64 key (broadcast over the tensor parts) from several integers, order mattering."""
     key: Tensor = torch.zeros((), dtype=torch.int64)
     for part in parts:
-        key = key.to(part.device) + part if isinstance(part, Tensor) else key + _signed(part)
-        key = scramble((key + 1) * _signed(_GOLDEN))
+        # As long as it is one number of the host it goes to a device as an argument, not as a copy, which would wait.
+        key = key + (part if isinstance(part, Tensor) else signed(part))
+        key = scramble((key + 1) * signed(_GOLDEN))
     return key
 
 
 def words(keys: Tensor, count: int) -> Tensor:
     """`count` words of 64 random bits for each key. int64 [T] -> int64 [T, W]."""
-    counter = torch.arange(1, count + 1, device=keys.device) * _signed(_GOLDEN)
+    counter = torch.arange(1, count + 1, device=keys.device) * signed(_GOLDEN)
     return scramble(keys[:, None] + counter)
 
 

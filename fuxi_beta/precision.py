@@ -1,13 +1,17 @@
-"""Where bf16 may stand in for fp32: the matrix products that work token by token, and nothing else.
+"""Where bf16 may stand in for fp32: the matrix products that work token by token, and on a GPU the token mixer's.
 
-Parameters, gradients, optimizer state, norms, the maps of position and elapsed time, the item table and the loss stay
-float32: eight bits of mantissa would round the logarithm of three years' seconds to a multiple of an eighth.
+Parameters, gradients, optimizer state, the residual stream, sums, the item table and the loss stay float32, and so do
+elapsed times and their logarithms: eight bits of mantissa would round the logarithm of three years' seconds to a
+multiple of an eighth. On a GPU, whose kernels take bf16, what lies between a norm and the residual stream stays bf16:
+half of the traffic. The CPU's kernels are float32, so there each product goes back to it.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from fuxi_beta import ops
 
 
 def product(layer: Callable[[Tensor], Tensor], x: Tensor, *, bf16: bool) -> Tensor:
@@ -16,3 +20,8 @@ def product(layer: Callable[[Tensor], Tensor], x: Tensor, *, bf16: bool) -> Tens
         return layer(x)
     with torch.autocast(x.device.type, torch.bfloat16):
         return layer(x).to(x.dtype)
+
+
+def operand_dtype(x: Tensor, *, bf16: bool) -> torch.dtype:
+    """What a norm of x is to give to products and the mixer that follow it."""
+    return torch.bfloat16 if bf16 and ops.takes_triton(x.device) else x.dtype

@@ -37,13 +37,13 @@ class Dropout:
         self.active = key is not None and rate > 0
         self.rate, self.site = rate, keyed.DROPOUT
         if key is not None and self.active:
-            token = keyed.combine(key.seed, key.epoch, batch.sample)[batch.listener]
-            self.token = keyed.combine(token, batch.position)
+            token = ops.combine(key.seed, key.epoch, batch.sample)[batch.listener]
+            self.token = ops.combine(token, batch.position)
 
     def mask(self, rate: float | None = None) -> Mask | None:
         """The mask of the next site; None where nothing is dropped. rate: of this site, where it has its own."""
         self.site += 1
-        return Mask(keyed.combine(self.token, self.site), self.rate if rate is None else rate) if self.active else None
+        return Mask(ops.combine(self.token, self.site), self.rate if rate is None else rate) if self.active else None
 
     def __call__(self, x: Tensor, rate: float | None = None) -> Tensor:
         """Drop out the channels of packed tokens [T, C] at the next site."""

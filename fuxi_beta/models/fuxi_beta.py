@@ -18,6 +18,7 @@ from fuxi_beta.models.base import Dropout, Pass, SequenceModel, l2_normalise, la
 from fuxi_beta.models.fuxi_alpha import FuXiAlpha
 from fuxi_beta.models.registry import register
 from fuxi_beta.ops import Gaps
+from fuxi_beta.precision import operand_dtype
 
 
 class Block(nn.Module):
@@ -31,7 +32,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, gaps: Gaps, dropout: Dropout) -> Tensor:
         """[T, D] -> [T, D]."""
-        return self.ffn(self.mixer(ops.rms_norm(x), gaps, dropout.mask()), x, dropout.mask())
+        normed = ops.rms_norm(x, None, operand_dtype(x, bf16=self.mixer.bf16))
+        return self.ffn(self.mixer(normed, gaps, dropout.mask()), x, dropout.mask())
 
     def last(self, x: Tensor, batch: Batch) -> Tensor:
         """`forward` at each listener's last token only, without dropout. [T, D] -> [B, D], zeros where no token is."""

@@ -11,7 +11,7 @@
 choice is no hyperparameter: it changes results by rounding only.
 
 Shapes: `T` packed tokens, `D` width, `C` = 2 D channels, `P` positions with a target, `K` negatives each, `U` unique
-songs of the batch.
+songs of the batch, `V` rows of the item table, `R` rows to update.
 """
 
 import warnings
@@ -100,6 +100,11 @@ def _kernels(*tensors: Tensor, dtype: torch.dtype | None = None) -> Any:
     return None if _failure else cpu
 
 
+def _triton_or(otherwise: Any, *tensors: Tensor, dtype: torch.dtype | None = None) -> Any:
+    """The implementation of an operator that C++ does not have: `triton`, or what there is otherwise."""
+    return (_kernels(*tensors, dtype=dtype) if takes_triton(tensors[0].device) else None) or otherwise
+
+
 def _warn_of_triton() -> None:
     global _warned_of_triton
     if not _warned_of_triton:
@@ -139,9 +144,12 @@ def sampled_softmax(
     return (_kernels(states, table) or reference).sampled_softmax(states, table, target, negatives, masked, temperature)
 
 
-def rms_norm(x: Tensor, mask: Mask | None = None) -> Tensor:
-    """RMSNorm over the channels, without weights; then dropout, if there is a mask. [T, C] -> [T, C]."""
-    return (_kernels(x) or reference).rms_norm(x, mask)
+def rms_norm(x: Tensor, mask: Mask | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """RMSNorm over the channels, without weights; then dropout, if there is a mask. [T, C] -> [T, C].
+
+    dtype: of the result, by default that of x, in which its gradient comes back.
+    """
+    return (_kernels(x) or reference).rms_norm(x, mask, dtype)
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -154,6 +162,33 @@ def dropout(x: Tensor, mask: Mask) -> Tensor:
     return (_kernels(x) or keyed).dropout(x, mask)
 
 
+def combine(*parts: int | Tensor) -> Tensor:
+    """`keyed.combine`, the same bits on every implementation; one launch for int64 of one shape in Triton."""
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    alike = len({tensor.shape for tensor in tensors}) == 1
+    return (_triton_or(keyed, *tensors, dtype=torch.int64) if alike else keyed).combine(*parts)
+
+
 def integers(keys: Tensor, count: int, below: int) -> Tensor:
     """`keyed.integers`, the same bits on every implementation."""
     return (_kernels(keys, dtype=torch.int64) or keyed).integers(keys, count, below)
+
+
+def rowwise_adagrad(
+    weight: Tensor,
+    accumulator: Tensor,
+    rows: Tensor,
+    gradient: Tensor,
+    *,
+    lr: float,
+    eps: float,
+    skip: Tensor | None = None,
+) -> None:
+    """For each row: `accumulator += mean(g^2)`, then `weight -= lr * g / (sqrt(accumulator) + eps)`, both in place.
+
+    weight: [V, D]; accumulator: [V]; rows: int64 [R], distinct but for row 0, which is padding and never changes;
+    gradient: [R, D], g of these rows. skip: a number on the same device, 0-d; nothing changes unless it is 0. Waits for
+    no device. To be called under `torch.no_grad`.
+    """
+    kernels = _triton_or(reference, weight, accumulator, gradient)
+    kernels.rowwise_adagrad(weight, accumulator, rows, gradient, lr=lr, eps=eps, skip=skip)

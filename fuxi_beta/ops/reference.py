@@ -89,10 +89,10 @@ def gated(gate: Tensor, mixed: Tensor, mask: Mask | None) -> Tensor:
     return out if mask is None else keyed.dropout(out, mask)
 
 
-def rms_norm(x: Tensor, mask: Mask | None) -> Tensor:
+def rms_norm(x: Tensor, mask: Mask | None, dtype: torch.dtype | None = None) -> Tensor:
     """See `fuxi_beta.ops.rms_norm`."""
     normed = F.rms_norm(x, (x.shape[-1],), eps=RMS_EPS)
-    return normed if mask is None else keyed.dropout(normed, mask)
+    return (normed if mask is None else keyed.dropout(normed, mask)).to(dtype or x.dtype)
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -169,3 +169,23 @@ def _sum_by_row(states: Tensor, rows: Tensor, weights: Tensor, count: int) -> Te
     state = torch.div(order, rows.shape[1], rounding_mode="floor")
     sorted_weights = weights.flatten().index_select(0, order)  # several times as fast as indexing
     return F.embedding_bag(state, states, starts, per_sample_weights=sorted_weights, mode="sum")
+
+
+def rowwise_adagrad(
+    weight: Tensor,
+    accumulator: Tensor,
+    rows: Tensor,
+    gradient: Tensor,
+    *,
+    lr: float,
+    eps: float,
+    skip: Tensor | None = None,
+) -> None:
+    """See `fuxi_beta.ops.rowwise_adagrad`."""
+    stays = rows == 0
+    if skip is not None:
+        stays |= skip != 0
+    updated = accumulator.index_select(0, rows) + gradient.square().mean(dim=1).masked_fill_(stays, 0)
+    steps = (gradient / (updated.sqrt() + eps)[:, None]).masked_fill_(stays[:, None], 0)
+    accumulator.index_copy_(0, rows, updated)
+    weight.index_add_(0, rows, steps, alpha=-lr)

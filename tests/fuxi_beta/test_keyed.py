@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fuxi_beta import keyed
 
@@ -75,3 +76,32 @@ def test_permutations_are_permutations_and_differ_by_key():
     assert not torch.equal(first, second)
     assert torch.equal(first, keyed.permutation(1000, 1, 2))
     assert abs(float(torch.corrcoef(torch.stack([first.double(), torch.arange(1000.0).double()]))[0, 1])) < 0.1
+
+
+class Operations(TorchDispatchMode):
+    """Names of what PyTorch is asked to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_numbers_of_the_host_reach_a_device_without_a_copy():
+    there = torch.zeros(4, dtype=torch.int64, device="meta")
+    with Operations() as operations:
+        found = keyed.combine(7, there, 3, there)
+    assert (found.device.type, found.shape, found.dtype) == ("meta", (4,), torch.int64)
+    assert {"add", "mul"} <= set(operations.names)
+    assert not [name for name in operations.names if "copy" in name or name == "lift_fresh"]
+
+
+def test_keys_are_what_they_were():
+    """Checkpoints outlive releases: the same parts must go on giving the same bits."""
+    ascending = torch.arange(3)
+    assert int(keyed.combine(1, 2)) == -394211987857106081
+    expected = [5315825235997129818, 4988376750709450698, -1279577871892132308]
+    assert keyed.combine(2**64 - 1, ascending, -5, ascending).tolist() == expected

@@ -71,9 +71,9 @@ def _mask(mask: Mask | None) -> tuple[Tensor | None, float]:
     return (None, 0.0) if mask is None else (mask.keys.contiguous(), mask.rate)
 
 
-def rms_norm(x: Tensor, mask: Mask | None) -> Tensor:
+def rms_norm(x: Tensor, mask: Mask | None, dtype: torch.dtype | None = None) -> Tensor:
     """See `fuxi_beta.ops.rms_norm`."""
-    return _RmsNorm.apply(x, mask)  # type: ignore[return-value]
+    return _RmsNorm.apply(x, mask).to(dtype or x.dtype)  # type: ignore[union-attr]
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -14,18 +14,32 @@ import torch
 if TYPE_CHECKING:
     from fuxi_beta.ops.triton.loss import sampled_softmax
     from fuxi_beta.ops.triton.mixer import PackedGaps
-    from fuxi_beta.ops.triton.tokenwise import dropout, integers, rms_norm, swiglu
+    from fuxi_beta.ops.triton.optimizer import rowwise_adagrad
+    from fuxi_beta.ops.triton.tokenwise import combine, dropout, integers, rms_norm, swiglu
 
-__all__ = ["PackedGaps", "dropout", "integers", "interpreted", "rms_norm", "sampled_softmax", "swiglu", "why_not"]
+__all__ = [
+    "PackedGaps",
+    "combine",
+    "dropout",
+    "integers",
+    "interpreted",
+    "rms_norm",
+    "rowwise_adagrad",
+    "sampled_softmax",
+    "swiglu",
+    "why_not",
+]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (8, 0)  # compute capability: Ampere has bf16 and TF32
 
 _HOMES = {
     "PackedGaps": "mixer",
+    "combine": "tokenwise",
     "dropout": "tokenwise",
     "integers": "tokenwise",
     "rms_norm": "tokenwise",
+    "rowwise_adagrad": "optimizer",
     "sampled_softmax": "loss",
     "swiglu": "tokenwise",
 }

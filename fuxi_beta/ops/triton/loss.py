@@ -13,17 +13,15 @@ Shapes: `P` positions with a target, `K` negatives each, `U` unique songs of the
 """
 
 from collections.abc import Hashable
-from typing import Any, cast
+from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fuxi_beta.ops.triton import tuning
-
-kernel = cast(Any, triton.jit)  # its own type would have a launch pass what the body takes
+from fuxi_beta.ops.triton.launch import kernel, on_device
 
 # Floats of gathered rows a program holds, and as many of their sum: 16 registers each with four warps, 32 or 8.
 _TILES = (2048, 4096, 1024)
@@ -34,12 +32,13 @@ def sampled_softmax(
 ) -> Tensor:
     """See `fuxi_beta.ops.sampled_softmax`. Operands in fp32, bf16 or fp16; all sums and the result in fp32."""
     return _SampledSoftmax.apply(  # type: ignore[return-value]
-        states.contiguous(), table.contiguous(), target, negatives.contiguous(), masked.contiguous(), 1.0 / temperature
+        *(tensor.contiguous() for tensor in (states, table, target, negatives, masked)), 1.0 / temperature
     )
 
 
 class _SampledSoftmax(torch.autograd.Function):
     @staticmethod
+    @on_device
     def forward(
         ctx: Any, states: Tensor, table: Tensor, target: Tensor, negatives: Tensor, masked: Tensor, inverse: float
     ) -> Tensor:
@@ -66,14 +65,14 @@ class _SampledSoftmax(torch.autograd.Function):
             )
 
         if len(states):
-            with torch.cuda.device_of(states):
-                tuning.run(("softmax", *_key(states, table, negatives)), _TILES, call)
+            tuning.run(("softmax", *_key(states, table, negatives)), _TILES, call)
         ctx.inverse = inverse
         ctx.save_for_backward(states, table, target, negatives, masked, log_norm, missed, of_states)
         return losses.sum()
 
     @staticmethod
     @once_differentiable
+    @on_device
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         *_, of_states = ctx.saved_tensors
         of_table = _of_table(ctx, gradients[0]) if ctx.needs_input_grad[1] else None
@@ -104,14 +103,13 @@ def _of_table(ctx: Any, gradient: Tensor) -> Tensor:
         )
 
     if len(table):
-        with torch.cuda.device_of(states):
-            tuning.run(("sums by row", *_key(states, table, negatives)), _TILES, call)
+        tuning.run(("sums by row", *_key(states, table, negatives)), _TILES, call)
     return of_table
 
 
 def _key(states: Tensor, table: Tensor, negatives: Tensor) -> tuple[Hashable, ...]:
     """What the best tiles depend on."""
-    return states.shape[1], states.dtype, table.dtype, negatives.shape[1]
+    return states.device.index, states.shape[1], states.dtype, table.dtype, negatives.shape[1]
 
 
 def _blocks(dim: int, tile: int) -> tuple[int, int]:

@@ -41,12 +41,12 @@ from torch.autograd.function import once_differentiable
 from fuxi_beta.batches import Batch
 from fuxi_beta.keyed import Mask
 from fuxi_beta.ops.triton import tuning
+from fuxi_beta.ops.triton.launch import kernel, on_device
 from fuxi_beta.ops.triton.tiles import FIELDS, Sequences
 from fuxi_beta.ops.triton.tokenwise import (
     EPS,
     exp2,
     keep_factors,
-    kernel,
     log2,
     mask_arguments,
     rows_of,
@@ -58,6 +58,7 @@ from fuxi_beta.ops.triton.tuning import ceil_div, power_of_two
 _WHOLE = 256  # channels of V whose rows a program can hold: two sums of 64 x 256 are half of an SM's registers
 _LONG = 256  # events from which V is activated once instead of whenever it is read
 _LAGS, _TILES_AT_ONCE, _LAG_SPLITS = 64, 32, 64  # of `_lags_kernel`: its tile, and parts in which tiles are added up
+_WIDE_UNITS = {9, 10, 11}  # compute capabilities whose matrix units take operands from shared memory
 _MARGIN = 256  # zeros on either side of by_lag: above the diagonal, and of rows that a tile has beyond a history
 _TILE_FIELDS = tl.constexpr(FIELDS)
 _MINUS_LN2 = tl.constexpr(-math.log(2))
@@ -363,6 +364,7 @@ class PackedGaps:
 
 class _Apply(torch.autograd.Function):
     @staticmethod
+    @on_device
     def forward(ctx: Any, value: Tensor, *rest: Any) -> Tensor:
         by_lag, scale, decay, ctx.sequences = rest
         value, by_lag = value.contiguous(), by_lag.contiguous()
@@ -371,6 +373,7 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @on_device
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         value, *parameters = ctx.saved_tensors
         of_value = torch.empty_like(value)
@@ -380,6 +383,7 @@ class _Apply(torch.autograd.Function):
 
 class _Mix(torch.autograd.Function):
     @staticmethod
+    @on_device
     def forward(ctx: Any, projected: Tensor, *rest: Any) -> Tensor:
         by_lag, scale, decay, mask, sequences, differentiated = rest
         projected, by_lag = projected.contiguous(), by_lag.contiguous()
@@ -390,6 +394,7 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @on_device
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         projected, normed, inverse_rms, *parameters = ctx.saved_tensors
         tokens, dim = len(projected), projected.shape[1] // 3
@@ -521,7 +526,7 @@ class _Maps:
             return self._sum_by_lag(lag_sums, choice), curve_sums
 
         choices = _columns_choices(source.dtype, dim)
-        by_lag, curve_sums = tuning.run(self._key("back", source, dim), choices, call)
+        by_lag, curve_sums = tuning.run(self._key(f"back, {activated=}", source, dim), choices, call)
         of_by_lag.copy_(by_lag)
         if of_scale is not None and of_decay is not None:
             of_curve = curve_sums.sum(0, dtype=torch.float64)
@@ -585,13 +590,16 @@ def _columns_choices(dtype: torch.dtype, dim: int) -> list[Choice]:
     width = max(16, power_of_two(min(dim, _WHOLE)))
     if tuning.INTERPRETED:
         return [Choice(16, 16, width, 4, 1)]
+    # Without the wide matrix units of data-centre cards the operands of wide tiles take more registers than there are:
+    # what they spilled would take gigabytes, as a card sets it aside for all threads that it can run.
+    wide = tuning.capability()[0] in _WIDE_UNITS
     if dtype == torch.float32:
-        cuts = [(32, 64, 4, 1), (32, 128, 8, 1), (16, 64, 4, 1)]
+        cuts = [(32, 64, 4, 1), (32, 128, 8, 1)] if wide else [(16, 64, 8, 1), (32, 32, 8, 1)]
     elif dtype == torch.float16:
-        cuts = [(32, 128, 8, 1), (64, 64, 8, 1), (16, 64, 4, 1)]
+        cuts = [(32, 128, 8, 1), (64, 64, 8, 1)]
+    elif wide:
+        cuts = [(64, 256, 8, 2), (64, 128, 8, 2), (32, 256, 8, 2), (32, 128, 8, 2)]
     else:
-        cuts = [(64, 256, 8, 2), (64, 128, 8, 2), (32, 256, 8, 2), (32, 128, 8, 2), (16, 64, 4, 1)]
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
-        # Without the matrix units of Hopper the operands of wide tiles take more registers than there are.
-        cuts.insert(0, (16, 64, 4, 1) if dtype == torch.float32 else (32, 128, 8, 2))
+        cuts = [(32, 128, 8, 2), (64, 64, 8, 1), (32, 64, 4, 1)]
+    cuts.append((16, 64, 4, 1))
     return list(dict.fromkeys(Choice(own, own, min(width, w), warps, stages) for own, w, warps, stages in cuts))

@@ -14,17 +14,15 @@ tiles, `K` list length, `N` shortlist length, `S` parts the catalogue is split i
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from fuxi_beta.ops.triton import tuning
+from fuxi_beta.ops.triton.launch import kernel, on_device
 from fuxi_beta.retrieve import NO_SONG, blocked_top_k, pack, unpack
-
-kernel = cast(Any, triton.jit)  # its own type would have a launch pass what the body takes
 
 SCORING = torch.float16  # 3 bits more than bf16 at the same speed; vectors it cannot hold fail the proof
 LONGEST = 128  # of the lists the kernel takes
@@ -77,6 +75,7 @@ def top_k(
     return found.items, found.scores
 
 
+@on_device
 def prepare(table: Tensor, candidates: Tensor, *, scoring: torch.dtype = SCORING) -> Catalogue:
     """Round the candidates' vectors and measure the rounding. table: fp32 [V, D]; candidates: bool [V]."""
     table = table.contiguous()
@@ -89,6 +88,7 @@ def prepare(table: Tensor, candidates: Tensor, *, scoring: torch.dtype = SCORING
     return Catalogue(table, candidates, items, column, rounded, norm, error)
 
 
+@on_device
 def search(
     queries: Tensor,
     catalogue: Catalogue,
@@ -176,20 +176,19 @@ def _round(rows: Tensor, index: Tensor | None, dtype: torch.dtype) -> tuple[Tens
     if count:
         block = tuning.power_of_two(width)
         block_rows = max(2048 // block, 1)
-        with torch.cuda.device_of(rows):
-            _round_rows[(-(-count // block_rows),)](
-                rows,
-                rows if index is None else index,
-                rounded,
-                norms,
-                errors,
-                count,
-                INDEXED=index is not None,
-                DIM=dim,
-                WIDTH=width,
-                BLOCK_R=block_rows,
-                BLOCK_D=block,
-            )
+        _round_rows[(-(-count // block_rows),)](
+            rows,
+            rows if index is None else index,
+            rounded,
+            norms,
+            errors,
+            count,
+            INDEXED=index is not None,
+            DIM=dim,
+            WIDTH=width,
+            BLOCK_R=block_rows,
+            BLOCK_D=block,
+        )
     # The norms are sums of D squares in fp32, of which those of numbers below 2^-63 may be lost.
     upwards, lost = 1 + (dim + 8) * 2.0**-23, math.sqrt(dim) * 2.0**-62
     return rounded, norms.double() * upwards + lost, errors.double() * upwards + lost
@@ -204,19 +203,18 @@ def _heard(seen: tuple[Tensor, Tensor], catalogue: Catalogue, first: int, count:
     heard = torch.zeros(count, words, dtype=torch.int32, device=catalogue.table.device)
     pairs = len(seen[0])
     if pairs:
-        with torch.cuda.device_of(heard):
-            _mark_heard[(-(-pairs // 1024),)](
-                seen[0].contiguous(),
-                seen[1].contiguous(),
-                catalogue.column,
-                heard,
-                pairs,
-                first,
-                count,
-                len(catalogue.column),
-                words,
-                BLOCK=1024,
-            )
+        _mark_heard[(-(-pairs // 1024),)](
+            seen[0].contiguous(),
+            seen[1].contiguous(),
+            catalogue.column,
+            heard,
+            pairs,
+            first,
+            count,
+            len(catalogue.column),
+            words,
+            BLOCK=1024,
+        )
     return heard
 
 
@@ -226,7 +224,7 @@ def _shortlists(
     """The N best candidates by rounded vectors, best first: scores fp32 [B, N], -inf where there are fewer, and places
     among the candidates int32 [B, N], -1 there."""
     kept = max(tuning.power_of_two(2 * k), 16)
-    key = ("retrieve", kept, rounded.shape[1], rounded.dtype, heard is None)
+    key = ("retrieve", rounded.device.index, kept, rounded.shape[1], rounded.dtype, heard is None)
 
     def call(sizes: _Sizes) -> tuple[Tensor, Tensor]:
         return _shortlists_by(sizes, rounded, catalogue, heard, kept, splits)
@@ -248,25 +246,24 @@ def _shortlists_by(
     splits = min(splits or _splits(rounded.device, blocks, steps), steps)
     scores = torch.empty(len(rounded), splits, kept, dtype=torch.float32, device=rounded.device)
     columns = torch.empty(len(rounded), splits, kept, dtype=torch.int32, device=rounded.device)
-    with torch.cuda.device_of(rounded):
-        _score_and_select[(blocks, splits)](
-            rounded,
-            catalogue.rounded,
-            rounded if heard is None else heard,
-            scores,
-            columns,
-            len(rounded),
-            len(catalogue.items),
-            -(-steps // splits) * sizes.songs,
-            0 if heard is None else heard.shape[1],
-            HEARD=heard is not None,
-            WIDTH=rounded.shape[1],
-            KEPT=kept,
-            BLOCK_Q=sizes.queries,
-            BLOCK_V=sizes.songs,
-            BLOCK_D=_tile_width(rounded.shape[1]),
-            num_warps=sizes.warps,
-        )
+    _score_and_select[(blocks, splits)](
+        rounded,
+        catalogue.rounded,
+        rounded if heard is None else heard,
+        scores,
+        columns,
+        len(rounded),
+        len(catalogue.items),
+        -(-steps // splits) * sizes.songs,
+        0 if heard is None else heard.shape[1],
+        HEARD=heard is not None,
+        WIDTH=rounded.shape[1],
+        KEPT=kept,
+        BLOCK_Q=sizes.queries,
+        BLOCK_V=sizes.songs,
+        BLOCK_D=_tile_width(rounded.shape[1]),
+        num_warps=sizes.warps,
+    )
     best = scores.flatten(1).topk(kept, dim=1)
     return best.values, columns.flatten(1).gather(1, best.indices)
 
@@ -282,16 +279,15 @@ def _splits(device: torch.device, blocks: int, steps: int) -> int:
 def _exact_scores(queries: Tensor, table: Tensor, items: Tensor) -> Tensor:
     """Inner products in float64, rounded to fp32. [B, D], [V, D], int64 [B, N] -> [B, N]."""
     scores = torch.empty(items.shape, dtype=torch.float32, device=queries.device)
-    with torch.cuda.device_of(queries):
-        _exact_products[(len(queries),)](
-            queries,
-            table,
-            items,
-            scores,
-            DIM=queries.shape[1],
-            COUNT=items.shape[1],
-            BLOCK_D=_tile_width(queries.shape[1]),
-        )
+    _exact_products[(len(queries),)](
+        queries,
+        table,
+        items,
+        scores,
+        DIM=queries.shape[1],
+        COUNT=items.shape[1],
+        BLOCK_D=_tile_width(queries.shape[1]),
+    )
     return scores
 
 

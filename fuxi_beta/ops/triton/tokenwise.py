@@ -7,19 +7,18 @@ Shapes: `T` packed tokens, `C` channels, `H` hidden channels, `R` rows of a prog
 """
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fuxi_beta import keyed
 from fuxi_beta.keyed import Mask
 from fuxi_beta.ops.reference import RMS_EPS
+from fuxi_beta.ops.triton.launch import kernel, on_device
 from fuxi_beta.ops.triton.tuning import INTERPRETED, ceil_div, power_of_two
-
-kernel = cast(Any, triton.jit)  # its own type would have a launch pass what the body takes
 
 EPS = tl.constexpr(RMS_EPS)
 _INTERPRETED = tl.constexpr(INTERPRETED)
@@ -29,6 +28,8 @@ FIRST_MULTIPLIER = tl.constexpr(0xBF58476D1CE4E5B9)
 SECOND_MULTIPLIER = tl.constexpr(0x94D049BB133111EB)
 
 _ELEMENTS = 4096  # of a program: 32 a thread of four warps
+_KEYS = 256  # of a program
+_PARTS = 4  # of a key, that one launch combines
 
 
 @kernel
@@ -71,12 +72,17 @@ def silu_slope(x):
 
 
 @kernel
-def words(keys, numbers):
-    """64 random bits for each key and number: `keyed.words`. int64 and int32 that broadcast -> uint64."""
-    x = keys.to(tl.uint64) + (numbers + 1).to(tl.uint64) * GOLDEN
+def scramble(x):
+    """`keyed.scramble`. uint64 -> uint64."""
     x = (x ^ (x >> 30)) * FIRST_MULTIPLIER
     x = (x ^ (x >> 27)) * SECOND_MULTIPLIER
     return x ^ (x >> 31)
+
+
+@kernel
+def words(keys, numbers):
+    """64 random bits for each key and number: `keyed.words`. int64 and int32 that broadcast -> uint64."""
+    return scramble(keys.to(tl.uint64) + (numbers + 1).to(tl.uint64) * GOLDEN)
 
 
 @kernel
@@ -167,6 +173,20 @@ def _swiglu_backward_kernel(gradient, x, of_x, tokens, hidden, ROWS: tl.constexp
     tl.store(of_x + gate_at + hidden, (upstream * silu(gate)).to(of_x.dtype.element_ty), mask=inside)
 
 
+@kernel(do_not_specialize=["first", "second", "third", "fourth"])  # or each epoch would compile its own
+def _combine_kernel(first, second, third, fourth, out, count, PARTS: tl.constexpr, SIZE: tl.constexpr):
+    """The first PARTS arguments are integers, or pointers to int64 [count]."""
+    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    inside = place < count
+    key = tl.zeros([SIZE], tl.uint64)
+    for number in tl.static_range(PARTS):
+        part = (first, second, third, fourth)[number]
+        if part.dtype.is_ptr():
+            part = tl.load(part + place, mask=inside, other=0)
+        key = scramble((key + part.to(tl.int64).to(tl.uint64) + 1) * GOLDEN)
+    tl.store(out + place, key.to(tl.int64), mask=inside)
+
+
 @kernel
 def _integers_kernel(keys, out, tokens, draws, below, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -195,17 +215,18 @@ def rows_of(channels: int) -> tuple[int, int, int]:
     return max(1, _ELEMENTS // width), width, 4 if width <= _ELEMENTS else 16
 
 
-def rms_norm(x: Tensor, mask: Mask | None) -> Tensor:
+def rms_norm(x: Tensor, mask: Mask | None, dtype: torch.dtype | None = None) -> Tensor:
     """See `fuxi_beta.ops.rms_norm`."""
-    return _RmsNorm.apply(x, mask)  # type: ignore[return-value]
+    return _RmsNorm.apply(x, mask, dtype)  # type: ignore[return-value]
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Mask | None) -> Tensor:
+    @on_device
+    def forward(ctx: Any, x: Tensor, mask: Mask | None, dtype: torch.dtype | None) -> Tensor:
         x, ctx.mask = x.contiguous(), mask
         ctx.save_for_backward(x)
-        out = torch.empty_like(x)
+        out = torch.empty_like(x, dtype=dtype)
         rows, width, warps = rows_of(x.shape[1])
         keys, zeroed, factor = mask_arguments(mask, x)
         if x.numel():
@@ -216,6 +237,7 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @on_device
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         of_x = torch.empty_like(x)
@@ -226,7 +248,7 @@ class _RmsNorm(torch.autograd.Function):
                 gradients[0].contiguous(), x, keys, of_x, *x.shape, zeroed, factor,
                 ROWS=rows, WIDTH=width, MASKED=ctx.mask is not None, num_warps=warps,
             )  # fmt: skip
-        return of_x, None
+        return of_x, None, None
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -236,6 +258,7 @@ def swiglu(x: Tensor) -> Tensor:
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
+    @on_device
     def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.contiguous()
         ctx.save_for_backward(x)
@@ -247,6 +270,7 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @on_device
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         of_x = torch.empty_like(x)
@@ -264,12 +288,14 @@ def dropout(x: Tensor, mask: Mask) -> Tensor:
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
+    @on_device
     def forward(ctx: Any, x: Tensor, mask: Mask) -> Tensor:
         ctx.mask = mask
         return _dropped(x.contiguous(), mask)
 
     @staticmethod
     @once_differentiable
+    @on_device
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return _dropped(gradients[0].contiguous(), ctx.mask), None
 
@@ -283,6 +309,20 @@ def _dropped(x: Tensor, mask: Mask) -> Tensor:
     return out
 
 
+@on_device
+def combine(*parts: int | Tensor) -> Tensor:
+    """See `fuxi_beta.ops.combine`. The tensors are int64 of one shape; more than four parts are left to `keyed`."""
+    if len(parts) > _PARTS:
+        return keyed.combine(*parts)
+    arguments = [part.contiguous() if isinstance(part, Tensor) else keyed.signed(part) for part in parts]
+    out = torch.empty_like(next(part for part in arguments if isinstance(part, Tensor)))
+    if count := out.numel():
+        unused = [0] * (_PARTS - len(parts))
+        _combine_kernel[(ceil_div(count, _KEYS),)](*arguments, *unused, out, count, PARTS=len(parts), SIZE=_KEYS)
+    return out
+
+
+@on_device
 def integers(keys: Tensor, count: int, below: int) -> Tensor:
     """See `fuxi_beta.keyed.integers`."""
     if not 0 < below < 1 << 31:

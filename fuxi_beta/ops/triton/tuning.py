@@ -5,6 +5,7 @@ They are fixed where a measurement would do harm: in the interpreter, which has 
 and while a CUDA graph is captured.
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
@@ -21,27 +22,32 @@ INTERPRETED: bool = knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter, on tensors in host memory (TRITON_INTERPRET=1 before the import)."""
 
 _UNFIT = (OutOfResources, CompileTimeAssertionFailure, PTXASError)
+_AS_FAST = 1.02  # of the least time: the first of the choices that are not slower, so that noise decides less
 _chosen: dict[Hashable, object] = {}
 
 
 def run(key: Hashable, choices: Sequence[Choice], call: Callable[[Choice], Result]) -> Result:
     """call(choice) with the choice that is fastest for this key; the first that the card can take where that is fixed.
 
-    call must do the same whenever it is called, as a measurement calls it many times. Raises what Triton raises if
-    no choice fits the card.
+    key: all that the fastest depends on, the device too. call must do the same whenever it is called, as a measurement
+    calls it many times. Measuring waits for the device, and needs 256 MB to clear its cache; where there is no room for
+    that the first that fits is taken. Raises what Triton raises if no choice fits the card.
     """
     fixed = INTERPRETED or torch.are_deterministic_algorithms_enabled()
     key = (key, fixed)
-    if key not in _chosen:
-        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-        if fixed or capturing or len(choices) == 1:
-            choice, result = _first_that_fits(choices, call)
-            if not capturing:
-                _chosen[key] = choice
-            return result
-        times = [_milliseconds(call, choice) for choice in choices]
-        _chosen[key] = choices[times.index(min(times))]
-    return call(_chosen[key])  # type: ignore[arg-type]
+    if key in _chosen:
+        return call(_chosen[key])  # type: ignore[arg-type]
+    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    measured = not (fixed or capturing or len(choices) == 1)
+    times = [_milliseconds(call, choice) if measured else math.inf for choice in choices]
+    if (least := min(times)) < math.inf:
+        near = [choice for choice, time in zip(choices, times, strict=True) if time <= _AS_FAST * least]
+        _chosen[key] = near[0]
+        return call(near[0])
+    choice, result = _first_that_fits(choices, call)
+    if not capturing:
+        _chosen[key] = choice
+    return result
 
 
 def chosen() -> dict[Hashable, object]:
@@ -61,9 +67,14 @@ def _first_that_fits(choices: Sequence[Choice], call: Callable[[Choice], Result]
 def _milliseconds(call: Callable[[Choice], object], choice: Choice) -> float:
     try:
         found = triton.testing.do_bench(lambda: call(choice), warmup=5, rep=20, return_mode="median")
-    except _UNFIT:
-        return float("inf")
+    except (*_UNFIT, torch.OutOfMemoryError):
+        return math.inf
     return float(found)  # type: ignore[arg-type]
+
+
+def capability() -> tuple[int, int]:
+    """Compute capability of the current device; Hopper's where there is none."""
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
 
 
 def power_of_two(count: int) -> int:
