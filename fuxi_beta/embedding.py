@@ -36,10 +36,24 @@ class ItemTable(ABC):
     """What training needs of an item table."""
 
     rows: int
+    host_waits = False
+    """Whether every lookup makes the host wait for a device anyway; then the backward pass updates the table, too."""
 
     @abstractmethod
     def __call__(self, item_index: Tensor) -> Tensor:
-        """Unique int64 [U] -> raw vectors [U, D], differentiable. ValueError if an index is outside [0, rows)."""
+        """Distinct int64 [U], ascending -> raw vectors [U, D], differentiable. ValueError if one is outside [0, rows).
+
+        Indices on a device are not looked at, because that would wait for it: `check` them before they go there. There
+        row 0 may follow the others any number of times, if it gets no gradient, unless `host_waits`.
+        """
+
+    def check(self, item_index: Tensor) -> None:
+        """ValueError if an index is outside [0, rows). FBGEMM would silently read row 0 of a shard there."""
+        if item_index.numel() == 0:
+            return
+        low, high = (int(bound) for bound in item_index.aminmax())
+        if low < 0 or high >= self.rows:
+            raise ValueError(f"item indices {low}..{high} are outside the table's rows 0..{self.rows - 1}")
 
     @abstractmethod
     def replicated(self) -> list[nn.Parameter]:
@@ -50,8 +64,11 @@ class ItemTable(ABC):
         """Forget gradients; call it before a backward pass."""
 
     @abstractmethod
-    def step(self) -> None:
-        """Apply the gradients of the last backward pass, where that pass has not done so itself."""
+    def step(self, diverged: Tensor | None = None) -> None:
+        """Apply the gradients of the last backward pass, where that pass has not done so itself.
+
+        diverged: float32 0-d on the table's device; where it is 1 nothing changes. Not for a table that `host_waits`.
+        """
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -100,15 +117,6 @@ def initial_rows(start: int, stop: int, *, dim: int, seed: int) -> Tensor:
     return result
 
 
-def _validate(item_index: Tensor, rows: int) -> None:
-    """FBGEMM would silently read row 0 of a shard for an index outside the table."""
-    if item_index.numel() == 0:
-        return
-    low, high = int(item_index.min()), int(item_index.max())
-    if low < 0 or high >= rows:
-        raise ValueError(f"item indices {low}..{high} are outside the table's rows 0..{rows - 1}")
-
-
 class PlainItemTable(ItemTable):
     """The whole table in one process. With several ranks each holds a replica and gradients are averaged densely.
 
@@ -119,6 +127,7 @@ class PlainItemTable(ItemTable):
         self.rows = rows
         self.weight = nn.Parameter(initial_rows(0, rows, dim=dim, seed=train.seed).to(device))
         self.sparse = train.item_optimizer == "rowwise_adagrad"
+        self._lookups = 0  # since the gradients were forgotten
         self.optimizer: torch.optim.Optimizer = (
             RowwiseAdagrad([self.weight], lr=train.item_lr, eps=train.item_eps)
             if self.sparse
@@ -127,7 +136,9 @@ class PlainItemTable(ItemTable):
 
     @override
     def __call__(self, item_index: Tensor) -> Tensor:
-        _validate(item_index, self.rows)
+        if item_index.device.type == "cpu":
+            self.check(item_index)
+        self._lookups += 1
         return F.embedding(item_index, self.weight, sparse=self.sparse)
 
     @override
@@ -136,10 +147,15 @@ class PlainItemTable(ItemTable):
 
     @override
     def zero_grad(self) -> None:
+        self._lookups = 0
         self.optimizer.zero_grad()
 
     @override
-    def step(self) -> None:
+    def step(self, diverged: Tensor | None = None) -> None:
+        gradient = self.weight.grad
+        if gradient is not None and gradient.is_sparse and self._lookups == 1:
+            gradient._coalesced_(True)  # rows of one lookup are distinct: nobody need sort them to see that
+        self.optimizer.found_inf = diverged  # type: ignore[attr-defined]  (as PyTorch's fused optimizers take it)
         self.optimizer.step()
 
     @override
@@ -174,6 +190,8 @@ class ShardedItemTable(ItemTable):
     that exactly. `state` shows the kernel's own tensors (`logical_state` translates), all else is in terms of D.
     """
 
+    host_waits = True  # TorchRec tells the ranks through the host how much they will get
+
     def __init__(self, rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> None:
         self.rows, self.dim = rows, dim
         self.width = -(-dim // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
@@ -191,8 +209,9 @@ class ShardedItemTable(ItemTable):
     def __call__(self, item_index: Tensor) -> Tensor:
         from torchrec import KeyedJaggedTensor
 
-        _validate(item_index, self.rows)
-        lengths = torch.tensor([item_index.numel()], dtype=torch.int64, device=item_index.device)
+        if item_index.device.type == "cpu":
+            self.check(item_index)
+        lengths = torch.full((1,), item_index.numel(), dtype=torch.int64, device=item_index.device)
         found = self.sharded(KeyedJaggedTensor(keys=[_FEATURE], values=item_index, lengths=lengths))
         return found[_FEATURE].values()[:, : self.dim]
 
@@ -205,7 +224,7 @@ class ShardedItemTable(ItemTable):
         pass
 
     @override
-    def step(self) -> None:
+    def step(self, diverged: Tensor | None = None) -> None:
         pass
 
     @override
@@ -289,7 +308,7 @@ class ShardedAdamWTable(ShardedItemTable):
         return super().__call__(item_index)
 
     @override
-    def step(self) -> None:
+    def step(self, diverged: Tensor | None = None) -> None:
         with torch.no_grad():
             self._master.grad = (self._master - self._kernel).div_(self._SCALE)
         self._optimizer.step()
@@ -324,11 +343,18 @@ def logical_state(state: Mapping[str, Tensor], *, dim: int) -> dict[str, Tensor]
 
 
 def item_table(rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> ItemTable:
-    """The table a training run uses: sharded, but plain without a process group and where torchrec is missing."""
-    if torch.distributed.is_initialized() and importlib.util.find_spec("torchrec") is not None:
-        kind = ShardedAdamWTable if train.item_optimizer == "adamw" else ShardedItemTable
-        return kind(rows, dim, train=train, device=device)
-    return PlainItemTable(rows, dim, train=train, device=device)
+    """The table a training run uses: sharded, but plain without a process group and where torchrec is missing.
+
+    One GPU alone gets the plain one too, which does not make its host wait; a checkpoint of either loads into the other
+    where both are D columns wide.
+    """
+    if not torch.distributed.is_initialized() or importlib.util.find_spec("torchrec") is None:
+        return PlainItemTable(rows, dim, train=train, device=device)
+    alone = torch.distributed.get_world_size() == 1 and torch.device(device).type == "cuda"
+    if alone and dim % WIDTH_MULTIPLE == 0:
+        return PlainItemTable(rows, dim, train=train, device=device)
+    kind = ShardedAdamWTable if train.item_optimizer == "adamw" else ShardedItemTable
+    return kind(rows, dim, train=train, device=device)
 
 
 def _check_rows(weight: Tensor, rows: int) -> None:

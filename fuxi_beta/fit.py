@@ -19,6 +19,7 @@ from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.embedding import PlainItemTable, capacity_rows
 from fuxi_beta.reader import TrainingBatches, prefetched
 from fuxi_beta.trainer import Trainer
+from fuxi_beta.transfer import pinned
 from pipelines.shards import Manifest
 
 Quality = Callable[[TrainedModel], float]
@@ -105,8 +106,8 @@ def all_batches(manifest: Manifest, *, model: ModelConfig, train: TrainConfig, d
 def _epoch(trainer: Trainer, batches: TrainingBatches, epoch: int, on_step: Callable[[int, int], None] | None) -> float:
     """Every step of an epoch. Returns the mean loss over its positions."""
     loss, positions, steps = 0.0, 0, batches.steps_per_epoch
-    for step, batch in enumerate(prefetched(batches.epoch(epoch)), start=1):
-        result = trainer.step(batch, epoch=epoch)
+    read = prefetched(pinned(batches.epoch(epoch), trainer.device))
+    for step, result in enumerate(trainer.learn(read, epoch=epoch), start=1):
         loss, positions = loss + result.loss * result.positions, positions + result.positions
         if on_step:
             on_step(epoch * steps + step, trainer.train.epochs * steps)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fuxi_beta import ops
 from fuxi_beta.config import TrainConfig
 
 
@@ -17,8 +18,11 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     """Adagrad with one accumulator a row, exactly as FBGEMM's `EXACT_ROWWISE_ADAGRAD` without weight decay.
 
     For every row with gradient g: `accumulator += mean(g^2)`, then `row -= lr * g / (sqrt(accumulator) + eps)`.
-    Takes dense gradients and sparse ones (which touch only their rows).
+    Takes dense gradients and sparse ones (which touch only their rows). Like PyTorch's fused optimizers it does nothing
+    where a tensor `found_inf` that it was given is not 0, and does not ask the device for it.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, eps: float) -> None:
         super().__init__(parameters, {"lr": lr, "eps": eps})
@@ -39,24 +43,31 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     def _update(self, parameter: nn.Parameter, lr: float, eps: float) -> None:
         accumulator, gradient = self.state[parameter]["accumulator"], parameter.grad
         assert gradient is not None
-        if not gradient.is_sparse:
-            accumulator += gradient.square().mean(dim=1)
-            parameter -= lr * gradient / (accumulator.sqrt() + eps).unsqueeze(1)
+        if gradient.is_sparse:
+            gradient = gradient.coalesce()
+            rows, values = gradient.indices()[0], gradient.values()  # [R], [R, D]
+            ops.rowwise_adagrad(parameter, accumulator, rows, values, lr=lr, eps=eps, skip=self.found_inf)
             return
-        gradient = gradient.coalesce()
-        rows, values = gradient.indices()[0], gradient.values()  # [R], [R, D]
-        updated = accumulator[rows] + values.square().mean(dim=1)
-        accumulator[rows] = updated
-        parameter.index_add_(0, rows, values / (updated.sqrt() + eps).unsqueeze(1), alpha=-lr)
+        if self.found_inf is not None:
+            gradient = torch.where(self.found_inf == 0, gradient, 0.0)
+        accumulator += gradient.square().mean(dim=1)
+        parameter -= lr * gradient / (accumulator.sqrt() + eps).unsqueeze(1)
 
 
 def adamw(parameters: Iterable[nn.Parameter], train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with the paper's settings from `train`, its moments and step counts present before the first step."""
-    optimizer = torch.optim.AdamW(parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+    """AdamW with the paper's settings from `train`, its moments and step counts present before the first step.
+
+    On a GPU it is one kernel for all parameters, and heeds `found_inf`.
+    """
+    parameters = list(parameters)
+    fused = bool(parameters) and all(parameter.device.type == "cuda" for parameter in parameters)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay, fused=fused or None
+    )
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter] = {
-                "step": torch.tensor(0.0),
+                "step": torch.zeros((), device=parameter.device if fused else "cpu"),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }

@@ -8,7 +8,8 @@ summed over ranks first, then each rank's sum is scaled by world size / global c
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +28,13 @@ from fuxi_beta.embedding import ItemTable, logical_state
 from fuxi_beta.models.base import SequenceModel
 from fuxi_beta.optimizers import adamw, named_state
 from fuxi_beta.training import training_loss
+from fuxi_beta.transfer import to_device
 
 MODEL, DENSE, ITEMS = "model.", "dense.", "items."
 """Prefixes of the names in a checkpoint: weights of the network, its optimizer's state, the item table."""
 ITEM_WEIGHT = f"{ITEMS}weight"
+AHEAD = 2
+"""Steps that the host may launch before a GPU has done the one whose result is asked for."""
 
 
 class DivergedError(ArithmeticError):
@@ -52,6 +56,10 @@ class Trainer:
 
     Uses the default process group if one is initialised, else trains alone. candidates: int64 [C], sorted item
     indices that negatives are drawn from.
+
+    On a GPU with a plain table no step waits for the one before (`runs_ahead`): what the host must know of a batch it
+    knows before the batch is sent, and whether the loss was finite is found out by the GPU, which then learns nothing
+    any more, and read when it has long been there. TorchRec's own tables exchange sizes through the host every step.
     """
 
     def __init__(
@@ -69,39 +77,70 @@ class Trainer:
         if train.compile:
             self.model.compile_ffn()
         self.device = torch.device(device)
+        self.runs_ahead = self.device.type == "cuda" and not table.host_waits
+        self.table.check(candidates)
         self.candidates = candidates.to(device)
         self.optimizer = adamw(self.model.parameters(), train)
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self._diverged = torch.zeros((), device=self.device)  # 1 from the first loss on that is not finite
+
+    def learn(self, batches: Iterable[Batch], *, epoch: int) -> Iterator[StepResult]:
+        """A step for each global batch, of which this rank has these; its result. Collective.
+
+        When the last result has come all steps are done. Results may lag behind the steps (`AHEAD`). Raises
+        DivergedError on every rank alike, with the weights as they were before the step whose loss is not finite.
+        """
+        under_way: deque[_Totals] = deque()
+        for batch in to_device(self._checked(batches), self.device):
+            under_way.append(self._take_step(batch, epoch))
+            if len(under_way) > AHEAD or not self.runs_ahead:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
 
     def step(self, batch: Batch, *, epoch: int) -> StepResult:
-        """Learn from one global batch, of which this rank has `batch` (B may be 0). Collective.
+        """`learn` of one batch (B may be 0)."""
+        (result,) = self.learn([batch], epoch=epoch)
+        return result
 
-        Raises DivergedError on every rank alike, before any weight changes, if the loss is not finite.
-        """
+    def _checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches, their songs found to be in the table while they are still on the host."""
+        for batch in batches:
+            if self.device.type != "cpu":  # there the table looks itself
+                self.table.check(batch.item_index)
+                self.table.check(batch.target)
+            yield batch
+
+    def _take_step(self, batch: Batch, epoch: int) -> "_Totals":
         self.model.train()
         self.optimizer.zero_grad()
         self.table.zero_grad()
-        batch = batch.to(self.device)
         loss, positions = training_loss(
             self.model, self.table, batch, train=self.train, epoch=epoch, candidates=self.candidates
         )
-        result = self._over_ranks(loss, positions, batch)
-        if not math.isfinite(result.loss):
-            raise DivergedError(f"the training loss is {result.loss}")
-        (loss * (self.world_size / max(result.positions, 1))).backward()
+        totals = self._over_ranks(loss, positions, batch)
+        if not self.runs_ahead:
+            totals.result()
+        (loss * (self.world_size / totals.sums[1].clamp(min=1)).to(loss.dtype)).backward()
         self._average_gradients()
-        self.optimizer.step()
-        self.table.step()
-        return result
+        self._update(totals.sums[0])
+        return totals
 
-    def _over_ranks(self, loss: Tensor, positions: int, batch: Batch) -> StepResult:
-        counts = [float(positions), float(batch.item_index.shape[0]), float(batch.num_listeners)]
-        totals = torch.cat([loss.detach().double().reshape(1), torch.tensor(counts, device=self.device).double()])
+    def _over_ranks(self, loss: Tensor, positions: int, batch: Batch) -> "_Totals":
+        counts = (positions, batch.item_index.shape[0], batch.num_listeners)
+        # A number becomes a tensor of the device by a fill, which nobody waits for, unlike a copy.
+        numbers = [torch.full((), count, dtype=torch.float64, device=self.device) for count in counts]
+        sums = torch.stack([loss.detach().double(), *numbers])
         if self.world_size > 1:
-            dist.all_reduce(totals)
-        loss_sum, *numbers = totals.tolist()
-        positions, events, listeners = (round(number) for number in numbers)
-        return StepResult(loss_sum / max(positions, 1), positions, events, listeners)
+            dist.all_reduce(sums)
+        return _Totals(sums)
+
+    def _update(self, loss: Tensor) -> None:
+        """Let the optimizers take their step, on a device unless its loss or one before was not finite."""
+        diverged = self._diverged.logical_or_(~loss.isfinite()) if self.runs_ahead else None
+        self.optimizer.found_inf = diverged  # type: ignore[attr-defined]  (how PyTorch tells its fused optimizers)
+        self.optimizer.step()
+        self.table.step(diverged)
 
     def _average_gradients(self) -> None:
         """Mean over ranks of the gradients of all parameters that every rank holds, in one all-reduce."""
@@ -154,6 +193,29 @@ class Trainer:
         if "accumulator" in items:
             items["accumulator"] = items["accumulator"] * self.train.accumulator_decay
         self.table.load_full(items.pop("weight"), items)
+
+
+class _Totals:
+    """What a step adds up to over all ranks, on its way to the host."""
+
+    def __init__(self, sums: Tensor) -> None:
+        self.sums = sums  # float64 [4]: loss, positions, events, listeners
+        self._there, self._arrived = sums, None
+        if sums.device.type == "cuda":
+            self._there = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True).copy_(sums, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(sums.device))
+
+    def result(self) -> StepResult:
+        """Waits for it. Raises DivergedError."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        loss, *counts = self._there.tolist()
+        positions, events, listeners = (round(count) for count in counts)
+        mean = loss / max(positions, 1)
+        if not math.isfinite(mean):
+            raise DivergedError(f"the training loss is {mean}")
+        return StepResult(mean, positions, events, listeners)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -5,19 +5,23 @@ small file beside the checkpoints, because the driver and rank 0 always share th
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
 from pipelines import storage
 from pipelines.shards import Manifest
+
+T = TypeVar("T")
 
 MAX_CURVE_POINTS = 200
 PROGRESS_EVERY_S = 0.5
@@ -137,21 +141,37 @@ def train_worker(settings: dict[str, Any]) -> str:
 
 
 def _run_epoch(trainer: Any, batches: Any, position: Position, *, every: int, progress: "_Progress | None") -> None:
+    """The rest of an epoch, in pieces that end where a checkpoint is due: there no step may be under way."""
     from fuxi_beta.reader import prefetched
+    from fuxi_beta.transfer import pinned
 
-    epoch, started = position.epoch, time.monotonic()
-    for batch in prefetched(batches.epoch(epoch, start_step=position.step)):
-        position.waited += time.monotonic() - started
-        position.first_step_at = position.first_step_at or time.time()
-        result = trainer.step(batch, epoch=epoch)
-        position.took_step(result, time.monotonic() - started)
-        if progress:
-            progress.show(position)
-        if position.steps % every == 0 and position.step < batches.steps_per_epoch:
-            _checkpoint(trainer, position, progress)
+    epoch = position.epoch
+    read = prefetched(pinned(batches.epoch(epoch, start_step=position.step), trainer.device))
+    source = _waited_for(read, position)
+    while position.step < batches.steps_per_epoch:
         started = time.monotonic()
+        for result in trainer.learn(itertools.islice(source, every - position.steps % every), epoch=epoch):
+            now = time.monotonic()
+            position.took_step(result, now - started)
+            started = now
+            if progress:
+                progress.show(position)
+        if position.step < batches.steps_per_epoch:
+            _checkpoint(trainer, position, progress)
     position.finished_epoch()
     _checkpoint(trainer, position, progress)
+
+
+def _waited_for(batches: Iterator[T], position: Position) -> Iterator[T]:
+    """The same batches; the position learns when the first was there, and how long all were waited for."""
+    while True:
+        started = time.monotonic()
+        batch = next(batches, None)
+        position.waited += time.monotonic() - started
+        if batch is None:
+            return
+        position.first_step_at = position.first_step_at or time.time()
+        yield batch
 
 
 def _set_up_torch(loop: LoopConfig) -> None:
@@ -164,6 +184,8 @@ def _set_up_torch(loop: LoopConfig) -> None:
         # On CPU every operator used here is deterministic anyway, and some are slower under the flag.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # Our kernels write what they read, so that nothing is gained by filling memory before they do.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     torch.manual_seed(loop.train.seed)
     ops.use(loop.kernels)
 

@@ -35,9 +35,9 @@ def process_group(rank: int, world: int, port: int):
 
 
 def step_ids(step: int, rank: int) -> torch.Tensor:
-    """Unique ids of one rank; some are shared by the ranks, and rank 1 has none at step 2."""
+    """Unique ids of one rank, none of them padding; some are shared by the ranks, and rank 1 has none at step 2."""
     generator = torch.Generator().manual_seed(100 * step + rank)
-    ids = torch.randperm(ROWS, generator=generator)[:40].sort().values
+    ids = 1 + torch.randperm(ROWS - 1, generator=generator)[:40].sort().values
     return ids[:0] if (step, rank) == (2, 1) else ids
 
 

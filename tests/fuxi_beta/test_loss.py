@@ -12,7 +12,7 @@ from fuxi_beta.keyed import DropoutKey
 from fuxi_beta.models.base import l2_normalise
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.ops.reference import sampled_softmax, sampled_softmax_gathered
-from fuxi_beta.training import training_loss
+from fuxi_beta.training import _distinct, training_loss
 
 SONGS = 20
 TRAIN = TrainConfig(mode="all", negatives=9, seed=3)
@@ -35,6 +35,18 @@ def test_fast_loss_equals_the_reference_in_value_and_gradients(positions, rows, 
         torch.testing.assert_close(ours, theirs)
 
 
+class Table:
+    """A lookup in a tensor [V, D], which remembers what was asked for."""
+
+    def __init__(self, vectors: torch.Tensor) -> None:
+        self.vectors, self.rows, self.host_waits = vectors, len(vectors), False
+        self.asked: list[torch.Tensor] = []
+
+    def __call__(self, item_index: torch.Tensor) -> torch.Tensor:
+        self.asked.append(item_index)
+        return self.vectors[item_index]
+
+
 def setting(make_batch, lengths: list[int], **values):
     torch.manual_seed(0)
     model = FuXiBeta(ModelConfig(dim=6, layers=1, max_history=16)).double()
@@ -46,7 +58,7 @@ def setting(make_batch, lengths: list[int], **values):
 def test_training_loss_equals_a_loop_over_positions(make_batch, mode):
     model, table, batch, train = setting(make_batch, [4, 0, 16, 1], mode=mode)
     candidates = torch.tensor([2, 3, 5, 7, 11, 13, 17, 19])
-    found, count = training_loss(model, lambda ids: table[ids], batch, train=train, epoch=2, candidates=candidates)
+    found, count = training_loss(model, Table(table), batch, train=train, epoch=2, candidates=candidates)
 
     states = model(table[batch.item_index], batch, key=DropoutKey(train.seed, 2))
     expected, targets, masks = torch.zeros((), dtype=torch.float64), 0, 0
@@ -78,25 +90,29 @@ def test_training_loss_equals_a_loop_over_positions(make_batch, mode):
 
 def test_unique_songs_are_looked_up_once(make_batch):
     model, table, batch, train = setting(make_batch, [9, 16])
-    calls = []
-
-    def lookup(ids: torch.Tensor) -> torch.Tensor:
-        calls.append(ids)
-        return table[ids]
-
+    lookup = Table(table)
     training_loss(model, lookup, batch, train=train, epoch=0, candidates=torch.arange(1, SONGS + 1))
-    assert len(calls) == 1
-    assert torch.equal(calls[0], calls[0].unique())
-    assert 0 not in calls[0]
+    (asked,) = lookup.asked
+    assert torch.equal(asked, asked.unique())
+    assert 0 not in asked
+
+
+@pytest.mark.parametrize(("songs", "most"), [([3, 4, 9], 5), ([], 2), ([1, 2, 9], 50), ([5], 1)])
+def test_songs_filled_up_with_padding_are_the_same_songs(songs, most):
+    occurs = torch.zeros(10, dtype=torch.bool)
+    occurs[songs] = True
+    found, row = _distinct(occurs, most=most)
+    exact, same_row = _distinct(occurs, most=None)
+    assert exact.tolist() == songs and found.tolist() == songs + [0] * (min(most, 10) - len(songs))
+    assert torch.equal(row, same_row) and row[songs].tolist() == list(range(len(songs)))
+    assert (row >= 0).sum() == len(songs)
 
 
 @pytest.mark.parametrize("lengths", [[], [0, 0], [5, 3]])
 def test_no_positions_give_a_zero_with_a_graph(make_batch, lengths):
     model, table, batch, train = setting(make_batch, lengths)
     batch = replace(batch, target=torch.zeros_like(batch.target))
-    loss, count = training_loss(
-        model, lambda ids: table[ids], batch, train=train, epoch=0, candidates=torch.arange(1, 5)
-    )
+    loss, count = training_loss(model, Table(table), batch, train=train, epoch=0, candidates=torch.arange(1, 5))
     loss.backward()
     assert count == 0
     assert loss.item() == 0
@@ -109,7 +125,7 @@ def test_two_halves_of_a_batch_sum_to_the_whole(make_batch):
     candidates = torch.arange(1, SONGS + 1)
 
     def loss(part):
-        return training_loss(model, lambda ids: table[ids], part, train=train, epoch=1, candidates=candidates)
+        return training_loss(model, Table(table), part, train=train, epoch=1, candidates=candidates)
 
     def rows(first: int, last: int):
         start, end = int(batch.offsets[first]), int(batch.offsets[last])

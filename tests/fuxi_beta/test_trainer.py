@@ -37,11 +37,11 @@ def manifest(make_shards) -> Manifest:
     return make_shards(buckets, vocabulary_size=SONGS, data_end=DATA_END, row_group=4)
 
 
-def make_trainer(train: TrainConfig = TRAIN, *, plain: bool = False) -> Trainer:
+def make_trainer(train: TrainConfig = TRAIN, *, plain: bool = False, model: ModelConfig = MODEL) -> Trainer:
     torch.manual_seed(train.seed)
-    model = FuXiBeta(MODEL)
-    table = PlainItemTable(128, MODEL.dim, train=train) if plain else item_table(128, MODEL.dim, train=train)
-    return Trainer(model, table, train=train, candidates=torch.arange(1, SONGS + 1))
+    network = FuXiBeta(model)
+    table = PlainItemTable(128, model.dim, train=train) if plain else item_table(128, model.dim, train=train)
+    return Trainer(network, table, train=train, candidates=torch.arange(1, SONGS + 1))
 
 
 def learn(
@@ -50,7 +50,7 @@ def learn(
     """Global steps [start, stop) counted over epochs; returns [loss, positions, listeners] of each."""
     batches = TrainingBatches(
         manifest,
-        model=MODEL,
+        model=trainer.model.config,
         train=trainer.train,
         data_end=DATA_END,
         rank=rank,
@@ -73,7 +73,7 @@ def worker(rank: int, world: int, port: int, folder: str, job: dict[str, Any]) -
     if world > 1:
         torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    trainer = make_trainer(job["train"])
+    trainer = make_trainer(job["train"], model=job["model"])
     start, stop = job["start"], job["stop"]
     if start:
         trainer.load(f"{folder}/{start}")
@@ -86,25 +86,44 @@ def worker(rank: int, world: int, port: int, folder: str, job: dict[str, Any]) -
         os._exit(0)  # TorchRec keeps gloo's threads alive, and beside them Python's own shutdown may abort
 
 
-def learn_in(world: int, folder: Path, manifest: Manifest, *, start: int = 0, stop: int, train: TrainConfig = TRAIN):
+def learn_in(
+    world: int,
+    folder: Path,
+    manifest: Manifest,
+    *,
+    start: int = 0,
+    stop: int,
+    train: TrainConfig = TRAIN,
+    model: ModelConfig = MODEL,
+):
     """The steps in `world` processes. Returns their results and every tensor of the last checkpoint."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    job = {"manifest": manifest, "start": start, "stop": stop, "train": train}
+    job = {"manifest": manifest, "start": start, "stop": stop, "train": train, "model": model}
     if world == 1:
         worker(0, 1, port, str(folder), job)
     else:
         mp.spawn(worker, args=(world, port, str(folder), job), nprocs=world)
-    return torch.load(folder / f"{stop}-losses.pt"), read_checkpoint(str(folder / f"{stop}"), dim=MODEL.dim)
+    return torch.load(folder / f"{stop}-losses.pt"), read_checkpoint(str(folder / f"{stop}"), dim=model.dim)
 
 
-def undisturbed(folder: Path, manifest: Manifest, *, stop: int, train: TrainConfig = TRAIN):
+def undisturbed(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    start: int = 0,
+    stop: int,
+    train: TrainConfig = TRAIN,
+    model: ModelConfig = MODEL,
+):
     """The same steps in this process, without a process group or TorchRec."""
-    trainer = make_trainer(train, plain=True)
-    results = learn(trainer, manifest, start=0, stop=stop)
+    trainer = make_trainer(train, plain=True, model=model)
+    if start:
+        trainer.load(f"{folder}/{start}")
+    results = learn(trainer, manifest, start=start, stop=stop)
     trainer.save(str(folder / "reference"))
-    return results, read_checkpoint(str(folder / "reference"), dim=MODEL.dim)
+    return results, read_checkpoint(str(folder / "reference"), dim=model.dim)
 
 
 def assert_same_run(found, expected) -> None:
@@ -139,6 +158,20 @@ def test_a_run_resumed_in_mid_epoch_at_another_world_size_equals_an_undisturbed_
     expected = undisturbed(tmp_path, manifest, stop=12, train=train)
     learn_in(worlds[0], tmp_path, manifest, stop=7, train=train)
     assert_same_run(learn_in(worlds[1], tmp_path, manifest, start=7, stop=12, train=train), expected)
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adamw"])
+def test_a_sharded_run_goes_on_with_a_plain_table_and_back(
+    tmp_path: Path, manifest: Manifest, optimizer: Literal["adamw", "rowwise_adagrad"]
+) -> None:
+    """One GPU alone trains with a plain table; both kinds are as wide where D is a multiple of 4."""
+    train, model = dataclasses.replace(TRAIN, item_optimizer=optimizer), dataclasses.replace(MODEL, dim=12)
+    expected = undisturbed(tmp_path, manifest, stop=12, train=train, model=model)
+    learn_in(2, tmp_path, manifest, stop=5, train=train, model=model)
+    undisturbed(tmp_path, manifest, start=5, stop=9, train=train, model=model)
+    (tmp_path / "reference").rename(tmp_path / "9")
+    found = learn_in(1, tmp_path, manifest, start=9, stop=12, train=train, model=model)
+    assert_same_run(found, expected)
 
 
 def test_a_step_without_targets_changes_no_item_and_counts_nothing(make_shards) -> None:
