@@ -51,22 +51,35 @@ class TrainedModel:
             )
         self._table: Tensor | None = None
 
+    def to(self, device: torch.device | str) -> "TrainedModel":
+        """The same model with its numbers on a device, where it then makes its lists; its network is moved, not copied.
+
+        Batches may stay on the host, and lists come back there.
+        """
+        return dataclasses.replace(
+            self,
+            model=self.model.to(device),
+            item_vectors=self.item_vectors.to(device),
+            candidates=self.candidates.to(device),
+        )
+
     @torch.inference_mode()
     def recommend(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
-        """Lists of k songs, best first: items int64 [B, K] and scores float32 [B, K] (cosines).
+        """Lists of k songs, best first: items int64 [B, K] and scores float32 [B, K] (cosines), in host memory.
 
         Only candidates are listed, in mode `exclusive` only songs the listener never heard. Where fewer songs are left,
         and for a listener without usable history, items are 0 and scores -inf.
         """
+        batch = batch.to(self.item_vectors.device)
         seen = (batch.seen_listener, batch.seen_items) if self.train_config.mode == "exclusive" else None
         items, scores = top_k(self._queries(batch), self._normalised(), candidates=self.candidates, k=k, seen=seen)
         nobody = (batch.lengths == 0)[:, None]
-        return items.masked_fill(nobody, 0), scores.masked_fill(nobody, -torch.inf)
+        return items.masked_fill(nobody, 0).cpu(), scores.masked_fill(nobody, -torch.inf).cpu()
 
     @torch.inference_mode()
     def scores(self, batch: Batch) -> Tensor:
-        """The score of every row of the item table. float32 [B, V]."""
-        return (self._queries(batch) @ self._normalised().t()).float()
+        """The score of every row of the item table. float32 [B, V], in host memory."""
+        return (self._queries(batch.to(self.item_vectors.device)) @ self._normalised().t()).float().cpu()
 
     def _queries(self, batch: Batch) -> Tensor:
         return self.model.encode_last(self.item_vectors[batch.item_index], batch)

@@ -124,6 +124,9 @@ class ClusterConfig(Section):
     train_workers: int = Field(1, ge=1)
     train_cpus_per_worker: int = Field(1, ge=1)
     train_gpus_per_worker: int = Field(0, ge=0)
+    recommend_gpus_per_task: float = Field(
+        0.0, ge=0, le=1, description="share of a GPU that a task of the daily list takes; 0: none"
+    )
     max_failures: int = Field(3, ge=0, description="worker deaths a training run survives")
     kernels: Kernels = Field(
         "auto", description="operators of the model: the fastest there is, plain torch, or one kind or failure"

@@ -6,6 +6,7 @@ sees; the driver audits all parts together and commits them at once, or publishe
 
 import datetime as dt
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,7 @@ def list_job(day: Day) -> ListJob:
         exclusive=train.mode == "exclusive",
         batch_size=config.evaluate.batch_size,
         kernels=config.cluster.kernels,
+        device="cuda" if config.cluster.recommend_gpus_per_task else "cpu",
     )
 
 
@@ -117,7 +119,7 @@ def score(day: Day, job: ListJob, parts: list[Part]) -> None:
     """Make the lists of every shard file, a Ray task each; finished parts are appended in the order of the files."""
     ray = ray_session(day.config.cluster)
     shared = ray.put(job)
-    task = ray.remote(num_cpus=1)(_make_part)
+    task = ray.remote(num_cpus=1, num_gpus=day.config.cluster.recommend_gpus_per_task)(_make_part)
     tasks = {task.remote([shared], file): file for file in job.manifest.files}
     done: dict[str, Part] = {}
     try:
@@ -152,8 +154,9 @@ def _make_part(shared: list[Any], file: ShardFile) -> Part:
     key = shared[0].hex()
     if key not in _jobs:
         _jobs.clear()
-        _jobs[key] = ray.get(shared[0])
-        ops.use(_jobs[key].kernels)
+        job: ListJob = ray.get(shared[0])  # type: ignore[assignment]
+        ops.use(job.kernels)
+        _jobs[key] = job if job.model is None else replace(job, model=job.model.to(job.device))
     return make_part(_jobs[key], file)
 
 

@@ -54,6 +54,7 @@ class ListJob:
     exclusive: bool  # whether heard songs are left out of popular lists, as the model leaves them out of its own
     batch_size: int  # listeners scored at once
     kernels: Kernels = "auto"
+    device: str = "cpu"  # where the model makes its lists
 
     @property
     def cut(self) -> int:
