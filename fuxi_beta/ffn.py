@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fuxi_beta import ops
 from fuxi_beta.keyed import Mask
 from fuxi_beta.ops import reference
-from fuxi_beta.precision import product
+from fuxi_beta.precision import operand_dtype, product
 
 
 class MultistageFFN(nn.Module):
@@ -75,6 +75,7 @@ def _try(forward: Callable[..., Tensor], layer: MultistageFFN, dropout: float) -
     device = layer.merge.weight.device
     for tokens in (8, 8192):  # the compiler sums more than 4096 of them in another way
         mask = Mask(torch.arange(tokens, device=device), dropout) if dropout else None
-        mixed = torch.ones(tokens, channels, device=device, requires_grad=True)
         x = torch.ones(tokens, dim, device=device, requires_grad=True)
+        dtype = operand_dtype(x, bf16=layer.bf16)
+        mixed = torch.ones(tokens, channels, device=device, dtype=dtype, requires_grad=True)
         torch.autograd.grad(forward(mixed, x, mask).sum(), [mixed, x, *layer.parameters()])

@@ -70,6 +70,18 @@ def why_not() -> str:
     capability = torch.cuda.get_device_capability()
     if capability < OLDEST:
         return f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}, 8.0 is needed"
+    return _why_no_launches()
+
+
+def _why_no_launches() -> str:
+    """Triton compiles a small C module for its launches, which needs a compiler, Python's headers and the driver."""
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_device()
+    except Exception as error:  # of whatever kind, plain torch still runs
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        return f"Triton cannot launch kernels ({reason}): it needs gcc or clang, Python's headers and libcuda.so.1"
     return ""
 
 

@@ -1,5 +1,6 @@
 """How kernels are made, and on which device they are launched."""
 
+import inspect
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
@@ -11,7 +12,18 @@ from torch import Tensor
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-kernel = cast(Any, triton.jit)  # its own type would have a launch pass what the body takes
+CHANGING = {"tokens", "places", "lags", "reach", "count", "pairs", "first", "second", "third", "fourth"}
+"""Parameters that have another value in every batch, or in every epoch: the parts of a key."""
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """A kernel, or a function that kernels call.
+
+    Triton compiles a kernel anew when a number is 1, or is a multiple of 16 and was none before. Numbers that change
+    with the batch are kept out of that, so that nothing is left to compile in the midst of a run.
+    """
+    changing = [name for name in inspect.signature(function).parameters if name in CHANGING]
+    return cast(Any, triton.jit)(function, do_not_specialize=changing)
 
 
 def on_device(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

@@ -173,7 +173,7 @@ def _swiglu_backward_kernel(gradient, x, of_x, tokens, hidden, ROWS: tl.constexp
     tl.store(of_x + gate_at + hidden, (upstream * silu(gate)).to(of_x.dtype.element_ty), mask=inside)
 
 
-@kernel(do_not_specialize=["first", "second", "third", "fourth"])  # or each epoch would compile its own
+@kernel
 def _combine_kernel(first, second, third, fourth, out, count, PARTS: tl.constexpr, SIZE: tl.constexpr):
     """The first PARTS arguments are integers, or pointers to int64 [count]."""
     place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fuxi_beta.keyed import Mask
+from fuxi_beta.ops import triton
 from fuxi_beta.ops.triton import loss, mixer, optimizer, retrieve, tokenwise, tuning
 
 DEVICE = "cpu" if tuning.INTERPRETED else "cuda"
@@ -101,3 +102,9 @@ def test_the_first_tensor_decides(monkeypatch):
     assert current(3, "x", first, second, name="any") == [torch.device("meta")]
     assert Guard.entered == []
     assert current.__doc__ == "What the guard says."
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, for which launches must work")
+def test_a_host_that_cannot_launch_kernels_is_told_what_is_missing():
+    reason = triton._why_no_launches()
+    assert reason.startswith("Triton cannot launch kernels (") and "libcuda.so.1" in reason
