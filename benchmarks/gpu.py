@@ -1,12 +1,22 @@
-"""What benchmarks of GPU kernels share: timing by CUDA events, and what to print where there is no GPU."""
+"""What benchmarks on a GPU share: timing by CUDA events, tables, and what to print where there is no GPU.
+
+Whoever names the device "cpu" gets the same flow timed by the clock: so tests run a benchmark where no GPU is.
+"""
 
 import gc
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
+from benchmarks import timing
 from jobs import machine
+
+Result = TypeVar("Result")
 
 
 def nothing_to_measure(benchmark: str) -> bool:
@@ -14,14 +24,29 @@ def nothing_to_measure(benchmark: str) -> bool:
     if torch.cuda.is_available():
         return False
     print(f"{benchmark}: no GPU here, so nothing was measured")
-    print(json.dumps({"benchmark": benchmark, "machine": machine.describe(), "rows": []}))
+    print(json_line(benchmark, machine.describe(), rows=[]))
     return True
 
 
+def first_results(contestants: Mapping[str, Callable[[], Result]], *, needed: str) -> dict[str, Result]:
+    """What each returns when called once. A contestant that fails is left out with a word, but for `needed`."""
+    found = {}
+    for name, call in contestants.items():
+        try:
+            found[name] = call()
+        except Exception as error:  # whatever a compiler or a baseline fails with leaves the others
+            if name == needed:
+                raise
+            print(f"{name} failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+    return found
+
+
 def interleaved(
-    contestants: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 2
+    contestants: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 2, device: str = "cuda"
 ) -> dict[str, list[float]]:
     """Milliseconds on the GPU of each call, as `benchmarks.timing.interleaved`: each once a round, between events."""
+    if device != "cuda":
+        return timing.interleaved(contestants, rounds=rounds, warm_up=warm_up)
     found: dict[str, list[float]] = {name: [] for name in contestants}
     for round_number in range(-warm_up, rounds):
         for name, call in contestants.items():
@@ -35,3 +60,50 @@ def interleaved(
             if round_number >= 0:
                 found[name].append(begin.elapsed_time(end))
     return found
+
+
+def synchronize(device: str) -> None:
+    """Wait until a GPU has done what was launched."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_bytes(call: Callable[[], object], *, device: str) -> float:
+    """The most memory of a GPU that a call held at once beyond what was there before; not a number on a CPU."""
+    if device != "cuda":
+        return float("nan")
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[tuple]) -> None:
+    """A table of numbers and words."""
+    table = Table(title=title)
+    for place, column in enumerate(columns):
+        words = any(isinstance(row[place], str) for row in rows)
+        table.add_column(column.replace("_", " "), justify="left" if words else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(_shown(value) for value in row))
+    Console(width=120).print(table)
+
+
+def json_line(benchmark: str, machine: str, **tables: Sequence[Any]) -> str:
+    """What a benchmark prints last. tables: named tuples; what is not a number becomes null."""
+    return json.dumps(
+        {"benchmark": benchmark, "machine": machine, **{k: list(map(_record, v)) for k, v in tables.items()}}
+    )
+
+
+def _record(row: Any) -> dict[str, Any]:
+    values = row._asdict().items()
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values}
+
+
+def _shown(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -15,16 +15,13 @@ Products: n (n + 1) / 2 pairs of events times 2 D operations, twice forward, for
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks.gpu import interleaved, nothing_to_measure
+from benchmarks.gpu import first_results, interleaved, json_line, nothing_to_measure, show
 from fuxi_beta.batches import Batch
 from fuxi_beta.keyed import Mask
 from fuxi_beta.ops import reference, triton
@@ -42,7 +39,7 @@ class Row(NamedTuple):
     case: str
     ours: float
     eager: float
-    compiled: float  # not a number: torch.compile failed
+    compiled: float  # not a number where torch.compile failed
     floor: float
     bandwidth_share: float  # of a copy's, by the floor's bytes
     tflops: float
@@ -66,17 +63,15 @@ def batch_of(listeners: int, events: int) -> Batch:
     )
 
 
-def contestant(
-    gaps: Gaps, batch: Batch, *, dim: int = DIM, dtype: torch.dtype = torch.bfloat16, compiled: bool = False
-):
-    """One layer's mixer with its gradients, as a call."""
+def contestant(gaps: Gaps, batch: Batch, *, dim: int = DIM, dtype: torch.dtype = torch.bfloat16, backend: str = ""):
+    """One layer's mixer with its gradients, as a call. backend: of torch.compile, empty for none."""
     tokens, device = len(batch.timestamp), batch.timestamp.device
     projected = torch.randn(tokens, 3 * dim, device=device, dtype=dtype).requires_grad_()
     by_lag = (torch.randn(gaps.longest, device=device) * 0.02).to(_parameters(gaps, dtype)).requires_grad_()
     scale, decay = (torch.tensor(x, device=device, dtype=by_lag.dtype).requires_grad_() for x in (0.1, 0.6))
     upstream = torch.randn(tokens, 2 * dim, device=device, dtype=dtype)
     mask = Mask(torch.arange(tokens, device=device), 0.2)
-    mix = torch.compile(gaps.mix) if compiled else gaps.mix
+    mix = torch.compile(gaps.mix, backend=backend) if backend else gaps.mix
 
     def call() -> None:
         out = mix(projected, by_lag, scale, decay, mask)
@@ -98,26 +93,36 @@ def copy_bandwidth() -> float:
     return 2 * source.numel() / (statistics.median(times) / 1e3)
 
 
-def measured(listeners: int, events: int, *, rounds: int, bandwidth: float) -> Row:
+def measured(
+    listeners: int,
+    events: int,
+    *,
+    rounds: int,
+    bandwidth: float,
+    dim: int = DIM,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str = "cuda",
+    backend: str = "inductor",
+) -> Row:
     """One shape's row."""
-    batch = batch_of(listeners, events).to("cuda")
-    ours, plain = triton.PackedGaps(batch), reference.PaddedGaps(batch, torch.bfloat16)
-    contestants = {"ours": contestant(ours, batch), "eager": contestant(plain, batch)}
-    fused = contestant(plain, batch, compiled=True)
-    try:
-        fused()
-        contestants["compiled"] = fused
-    except Exception as error:  # whatever a compiler fails with leaves the other two
-        print(f"torch.compile failed: {str(error).splitlines()[0]}")
-    found = {name: statistics.median(times) for name, times in interleaved(contestants, rounds=rounds).items()}
+    batch = batch_of(listeners, events).to(device)
+    ours, plain = triton.PackedGaps(batch), reference.PaddedGaps(batch, dtype)
+    contestants = {
+        "ours": contestant(ours, batch, dim=dim, dtype=dtype),
+        "eager": contestant(plain, batch, dim=dim, dtype=dtype),
+        "compiled": contestant(plain, batch, dim=dim, dtype=dtype, backend=backend),
+    }
+    able = {name: contestants[name] for name in first_results(contestants, needed="ours")}
+    times = interleaved(able, rounds=rounds, device=device)
+    found = {name: statistics.median(times[name]) if name in times else float("nan") for name in contestants}
     tokens = listeners * events
-    floor = FLOOR_ROWS * 2 * DIM * tokens / bandwidth * 1e3
-    operations = PRODUCTS * listeners * events * (events + 1) * DIM
+    floor = FLOOR_ROWS * dtype.itemsize * dim * tokens / bandwidth * 1e3
+    operations = PRODUCTS * listeners * events * (events + 1) * dim
     return Row(
-        case=f"{listeners} x {events}, D {DIM}",
+        case=f"{listeners} x {events}, D {dim}",
         ours=found["ours"],
         eager=found["eager"],
-        compiled=found.get("compiled", float("nan")),
+        compiled=found["compiled"],
         floor=floor,
         bandwidth_share=floor / found["ours"],
         tflops=operations / found["ours"] / 1e9,
@@ -142,9 +147,7 @@ def print_registers(capability: int, *, quick: bool) -> None:
 
     rows = compiled(cases(quick), capability, every_choice=not quick)
     show(f"compiled for sm_{capability}", Resources._fields, rows)
-    print(
-        json.dumps({"benchmark": "gpu_mixer", "machine": f"sm_{capability}", "rows": [row._asdict() for row in rows]})
-    )
+    print(json_line("gpu_mixer", f"sm_{capability}", rows=rows))
 
 
 def loaded_kernels() -> list[tuple[str, int, int, int, int]]:
@@ -155,17 +158,8 @@ def loaded_kernels() -> list[tuple[str, int, int, int, int]]:
 
     kernels = [kernel for kernel in vars(mixer).values() if isinstance(kernel, JITFunction)]
     compiled = [one for kernel in kernels for one in kernel.device_caches[torch.cuda.current_device()][0].values()]
-    return [(one.name, one.metadata.num_warps, one.n_regs, one.metadata.shared, one.n_spills) for one in compiled]
-
-
-def show(title: str, columns: tuple[str, ...], rows: list) -> None:
-    """A table of numbers."""
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
-    for row in rows:
-        table.add_row(*(f"{value:,.3g}" if isinstance(value, float) else str(value) for value in row))
-    Console(width=120).print(table)
+    loaded = [one for one in compiled if hasattr(one, "n_regs")]  # a cut that did not fit the card was never loaded
+    return [(one.name, one.metadata.num_warps, one.n_regs, one.metadata.shared, one.n_spills) for one in loaded]
 
 
 def main() -> None:
@@ -186,7 +180,7 @@ def main() -> None:
     machine = f"{torch.cuda.get_device_name()}, copies at {bandwidth / 1e12:.2f} TB/s"
     show(f"token mixer, ms; {machine}", Row._fields, rows)
     show("kernels", ("name", "warps", "registers", "shared", "spills"), loaded_kernels())
-    print(json.dumps({"benchmark": "gpu_mixer", "machine": machine, "rows": [row._asdict() for row in rows]}))
+    print(json_line("gpu_mixer", machine, rows=rows))
     return None
 
 

@@ -1,0 +1,343 @@
+"""A training step on a GPU at the industrial shape: `python -m benchmarks.gpu_step [--quick]`.
+
+FuXi-beta with D 256, 4 layers, 4 heads, ffn_multiply 4, N 200, dropout 0.2, 128 negatives, 234,488 songs, row-wise
+Adagrad on them, bf16; listeners whose histories average 53 events with a long tail; batches of about 65,536 events of
+histories of like length, and of 512 listeners. All that is read comes from shards that are written first.
+
+Three contestants take turns in one process. All are `fuxi_beta.trainer.Trainer` on packed events, begin with the same
+weights and drop out the same channels, so that their first losses must agree: *ours* with the Triton kernels; *eager*
+in plain torch (`ops.use("reference")`, products in bf16 by autocast); *compiled*, the same plain torch with every layer
+and the loss under `torch.compile`. That is the strongest compiled baseline we know: a model on padded squares does 3.8
+times the work, and its loss gathers 128 songs for each cell, 13 GB a tensor for 512 listeners. The keys of dropout are
+made outside of the graphs, because inductor cannot compile them where the number of a site is symbolic. TF32 is allowed
+for what the baselines leave in float32.
+
+A round is several steps on different batches, which lie in page-locked memory, until the last is done; its time by
+events on the GPU. An epoch is all 1,023,711,774 interactions at that rate. Then the real loop: the reader's thread,
+transfer and steps. At last a profile of some steps, and CUDA's watch for a host that waits.
+"""
+
+import argparse
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental import _config as symbolic_sizes
+
+from benchmarks import gpu, gpu_trace
+from benchmarks.industrial_shards import INTERACTIONS, Scale, write_shards
+from benchmarks.timing import spread
+from fuxi_beta import ops
+from fuxi_beta.batches import Batch
+from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
+from fuxi_beta.fit import all_batches, new_trainer
+from fuxi_beta.keyed import Mask
+from fuxi_beta.models.base import Dropout
+from fuxi_beta.models.fuxi_beta import Block, FuXiBeta
+from fuxi_beta.ops import Gaps, reference, triton
+from fuxi_beta.presets import preset
+from fuxi_beta.reader import TrainingBatches, prefetched
+from fuxi_beta.trainer import StepResult, Trainer
+from fuxi_beta.transfer import pinned
+from jobs import machine
+from pipelines.shards import Manifest
+
+TRAIN = TrainConfig(mode="all", precision="bf16")
+TOP = 10  # kernels that are listed
+TOLERANCE = 0.01  # of the first loss; bf16 changes the fourth digit
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, and where."""
+
+    name: str
+    train: TrainConfig
+    model: ModelConfig = preset("Industrial").model
+    device: str = "cuda"
+    kernels: Kernels = "triton"  # ours
+    backend: str = "inductor"  # of torch.compile
+    steps: int = 8  # of a round
+    rounds: int = 10
+
+
+CASES = (
+    Case("65,536 events", replace(TRAIN, batch_tokens=65_536)),
+    Case("512 listeners", replace(TRAIN, batch_size=512)),
+)
+
+
+class StepRow(NamedTuple):
+    """A contestant; times are of one step."""
+
+    case: str
+    contestant: str
+    ms: float
+    spread: float
+    events_per_s: float
+    epoch_min: float
+    ours_is_faster: float  # times
+    peak_gb: float  # beyond what lies there between steps
+    first_loss: float  # with equal weights
+
+
+class KernelRow(NamedTuple):
+    """A kernel of ours; launches and time are of one step."""
+
+    case: str
+    kernel: str
+    launches: float
+    ms: float
+    share: float  # of the time of all kernels
+
+
+class LoopRow(NamedTuple):
+    """The real loop; events a second."""
+
+    case: str
+    reader_alone: float
+    steps_alone: float
+    fed_by_reader: float
+    epoch_min: float
+    limit: str
+
+
+class WatchRow(NamedTuple):
+    """What the GPU and its host do in some steps."""
+
+    case: str
+    computing: float  # share of the time in which a kernel runs
+    busy_ms: float  # a step
+    wall_ms: float  # a step, under the profiler
+    waits: str  # calls of the host that wait, a step
+    found_in: str  # where CUDA's watch saw it wait
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A trainer and what its operators run on."""
+
+    trainer: Trainer
+    kernels: Kernels
+    instead: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)  # of functions of `ops.reference`
+
+    def learn(self, batches: Iterable[Batch], *, epoch: int = 0) -> Iterator[StepResult]:
+        """The steps, to be exhausted before another contestant's turn."""
+        with self._operators():
+            yield from self.trainer.learn(batches, epoch=epoch)
+
+    @contextmanager
+    def _operators(self) -> Iterator[None]:
+        ops.use(self.kernels)
+        try:
+            with ExitStack() as replaced:
+                for name, function in self.instead.items():
+                    replaced.enter_context(patch.object(reference, name, function))
+                yield
+        finally:
+            ops.use("auto")
+
+
+def contestants(case: Case, manifest: Manifest) -> dict[str, Contestant]:
+    """Trainers with equal weights."""
+
+    def trainer() -> Trainer:
+        songs = np.arange(manifest.vocabulary_size + 1) > 0
+        return new_trainer(manifest, songs, model=case.model, train=case.train, device=case.device)
+
+    torch._dynamo.reset()  # what another case compiled would count against this one's limit
+    symbolic_sizes.use_duck_shape = False  # groups of listeners are equal by chance only
+    compiler = partial(torch.compile, backend=case.backend)
+    fused = {"sampled_softmax": compiler(softmax_to_fuse), "toeplitz": toeplitz_to_fuse}
+    return {
+        "ours": Contestant(trainer(), case.kernels),
+        "eager": Contestant(through(trainer(), layer_in_torch), "reference"),
+        "compiled": Contestant(through(trainer(), compiler(layer_in_torch, dynamic=True)), "reference", fused),
+    }
+
+
+def through(trainer: Trainer, layer: Callable[..., Tensor]) -> Trainer:
+    """The trainer, its layers replaced by a function of a block, its input, gaps and masks."""
+
+    def forward(block: nn.Module, x: Tensor, gaps: Gaps, dropout: Dropout) -> Tensor:
+        return layer(block, x, gaps, dropout.mask(), dropout.mask())
+
+    assert isinstance(trainer.model, FuXiBeta)
+    for block in trainer.model.blocks:
+        block.forward = partial(forward, block)
+    return trainer
+
+
+def layer_in_torch(block: Block, x: Tensor, gaps: Gaps, first: Mask | None, second: Mask | None) -> Tensor:
+    """`Block.forward` with its masks given, and in bf16 with every product in it, those with the maps too."""
+    bf16 = block.mixer.bf16
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+        normed = ops.rms_norm(x, None, torch.bfloat16 if bf16 else x.dtype)
+        return block.ffn(block.mixer(normed, gaps, first), x, second)
+
+
+def softmax_to_fuse(
+    states: Tensor, table: Tensor, target: Tensor, negatives: Tensor, masked: Tensor, temperature: float
+) -> Tensor:
+    """`reference.sampled_softmax_gathered` as a product and a sum, of which a compiler makes no [P, K, D] tensor."""
+    positive = (states * table[target]).sum(1, keepdim=True)
+    negative = (states[:, None, :] * table[negatives]).sum(2).masked_fill(masked, -torch.inf)
+    logits = torch.cat([positive, negative], dim=1) / temperature
+    return (logits.logsumexp(1) - logits[:, 0]).sum()
+
+
+def toeplitz_to_fuse(by_lag: Tensor) -> Tensor:
+    """`reference.toeplitz` by an index: of a window a compiler makes a graph for each size anew."""
+    place = torch.arange(len(by_lag), device=by_lag.device)
+    lag = place[:, None] - place
+    return by_lag[lag.clamp(min=0)].masked_fill(lag < 0, 0)
+
+
+def reader_of(case: Case, manifest: Manifest) -> TrainingBatches:
+    """As a training on one GPU has it."""
+    return all_batches(manifest, model=case.model, train=case.train, data_end=manifest.data_end)
+
+
+def some_batches(case: Case, reader: TrainingBatches) -> list[Batch]:
+    """The batches of a round, where a GPU copies from without its host."""
+    return list(islice(pinned(reader.epoch(0), case.device), case.steps))
+
+
+def epoch_minutes(events_per_s: float) -> float:
+    """What an epoch over all interactions takes. Reading them counts, though each history's last is a target only."""
+    return INTERACTIONS / events_per_s / 60
+
+
+def step_rows(case: Case, entered: dict[str, Contestant], batches: list[Batch]) -> list[StepRow]:
+    """Everybody's steps on the same batches, ours first. A baseline that fails or computes another loss is left out."""
+    calls = {name: lambda one=one: list(one.learn(batches)) for name, one in entered.items()}
+    losses = agreeing({name: found[0].loss for name, found in gpu.first_results(calls, needed="ours").items()})
+    calls = {name: calls[name] for name in losses}
+    peaks = {name: gpu.peak_bytes(call, device=case.device) for name, call in calls.items()}
+    found = gpu.interleaved(calls, rounds=case.rounds, warm_up=1, device=case.device)
+    events = sum(len(batch.item_index) for batch in batches)
+    medians = {name: statistics.median(times) for name, times in found.items()}
+    return [
+        StepRow(
+            case=case.name,
+            contestant=name,
+            ms=medians[name] / len(batches),
+            spread=spread(found[name]) / len(batches),
+            events_per_s=1e3 * events / medians[name],
+            epoch_min=epoch_minutes(1e3 * events / medians[name]),
+            ours_is_faster=medians[name] / medians["ours"],
+            peak_gb=peaks[name] / 1e9,
+            first_loss=losses[name],
+        )
+        for name in calls
+    ]
+
+
+def agreeing(losses: Mapping[str, float]) -> dict[str, float]:
+    """The first losses, without those that are not that of ours up to what bf16 rounds; each is told of."""
+    found = {name: loss for name, loss in losses.items() if math.isclose(loss, losses["ours"], rel_tol=TOLERANCE)}
+    for name in losses.keys() - found.keys():
+        print(f"{name} is left out: its first loss is {losses[name]}, that of ours {losses['ours']}")
+    return found
+
+
+def reader_rate(reader: TrainingBatches, rounds: int = 3) -> float:
+    """Events a second of whole epochs, by one process that does nothing else."""
+    rates = []
+    for number in range(rounds):
+        started = time.perf_counter()
+        events = sum(len(batch.item_index) for batch in reader.epoch(number))
+        rates.append(events / (time.perf_counter() - started))
+    return statistics.median(rates)
+
+
+def fed_rate(case: Case, ours: Contestant, reader: TrainingBatches) -> float:
+    """Events a second of an epoch as `fuxi_beta.fit` runs it, from its first result on: what comes before is once."""
+    results = ours.learn(prefetched(pinned(reader.epoch(1), case.device)), epoch=1)
+    next(results)
+    started = time.perf_counter()
+    events = sum(result.events for result in results)
+    gpu.synchronize(case.device)
+    return events / (time.perf_counter() - started)
+
+
+def loop_row(case: Case, ours: Contestant, reader: TrainingBatches, steps_alone: float) -> LoopRow:
+    """How fast each part is, and both together."""
+    reader_alone, fed = reader_rate(reader), fed_rate(case, ours, reader)
+    limit = "the reader" if reader_alone < steps_alone else "the steps"
+    return LoopRow(case.name, reader_alone, steps_alone, fed, epoch_minutes(fed), limit)
+
+
+def watched(case: Case, ours: Contestant, batches: list[Batch]) -> tuple[WatchRow, list[KernelRow]]:
+    """A profile of ours, and where its host waits for the GPU."""
+
+    def call() -> list[StepResult]:
+        return list(ours.learn(batches))
+
+    on_gpu = case.device == "cuda"
+    category = gpu_trace.KERNELS if on_gpu else gpu_trace.OPERATORS
+    found = gpu_trace.summary(gpu_trace.traced(call, device=case.device), steps=len(batches), category=category)
+    row = WatchRow(
+        case=case.name,
+        computing=found.computing,
+        busy_ms=found.busy_ms,
+        wall_ms=found.wall_ms,
+        waits=", ".join(f"{count:.3g} {name}" for name, count in found.waits.items()) or "none",
+        found_in=(gpu_trace.wait_in(call) or "nowhere") if on_gpu else "nobody looked",
+    )
+    return row, [KernelRow(case.name, *kernel) for kernel in found.kernels[:TOP]]
+
+
+def measured(case: Case, manifest: Manifest) -> dict[str, list[Any]]:
+    """All tables of a case, by name; what is known is printed at once."""
+    reader, entered = reader_of(case, manifest), contestants(case, manifest)
+    batches = some_batches(case, reader)
+    steps = step_rows(case, entered, batches)
+    gpu.show(f"a step, {case.name}", StepRow._fields, steps)
+    loop = [loop_row(case, entered["ours"], reader, steps[0].events_per_s)]
+    gpu.show("the loop, events a second", LoopRow._fields, loop)
+    watch, kernels = watched(case, entered["ours"], batches[:4])
+    gpu.show("the GPU and its host, ours", WatchRow._fields, [watch])
+    gpu.show("kernels, ours", KernelRow._fields, kernels)
+    return {"rows": steps, "loop": loop, "watch": [watch], "kernels": kernels}
+
+
+def run(cases: Sequence[Case], scale: Scale) -> None:
+    """Measure the cases, print the tables and the JSON line."""
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = write_shards(Path(folder), scale)
+        found = [measured(case, manifest) for case in cases]
+    tables = {name: [row for tables in found for row in tables[name]] for name in found[0]}
+    print(gpu.json_line("gpu_step", machine.describe(), **tables))
+
+
+def main() -> None:
+    """Print the tables and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="three rounds of the first case, a fifth of the listeners")
+    options = parser.parse_args()
+    if gpu.nothing_to_measure("gpu_step"):
+        return
+    if failure := triton.why_not():
+        parser.error(f"the Triton kernels cannot be used: {failure}")
+    torch.set_float32_matmul_precision("high")
+    if options.quick:
+        run([replace(CASES[0], rounds=3)], Scale(listeners=160_000))
+    else:
+        run(CASES, Scale(listeners=800_000))
+
+
+if __name__ == "__main__":
+    main()

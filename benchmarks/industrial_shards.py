@@ -1,0 +1,94 @@
+"""Shards of listeners like those of the published industrial data set, for what reads and trains.
+
+19,252,028 listeners played 234,488 songs 1,023,711,774 times, 53 times each on average.
+"""
+
+import datetime as dt
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.sequences import Block
+from pipelines.shard_writer import ShardWriter
+from pipelines.shards import Manifest, ShardFile, write_manifest
+
+LISTENERS, SONGS, INTERACTIONS = 19_252_028, 234_488, 1_023_711_774
+MEAN, LONGEST, SIGMA = 53.0, 201, 1.2  # 200 that are read, and one to predict
+NOW, DAY = 1_772_000_000, 86_400
+FILES = 16
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of it there shall be."""
+
+    listeners: int
+    songs: int = SONGS
+    mean: float = MEAN  # events of a listener
+    longest: int = LONGEST
+    row_group_events: int = 200_000  # smaller than a day's, so that a lane goes through many
+
+
+def lengths(count: int, scale: Scale, random: np.random.Generator) -> np.ndarray:
+    """Log-normal lengths between 2 and `longest` with about that mean. int64 [count]."""
+    drawn = random.lognormal(0, SIGMA, count)
+    factor = scale.mean / drawn.mean()
+    for _ in range(50):  # cutting takes from the mean, so the rest is stretched until it is right
+        factor *= scale.mean / np.clip(drawn * factor, 2, scale.longest).mean()
+    return np.clip(np.rint(drawn * factor), 2, scale.longest).astype(np.int64)
+
+
+def block_of(bucket: int, scale: Scale) -> Block:
+    """The listeners of a bucket. The song of rank r is played in proportion to 1 / r; pauses are log-normal."""
+    random = np.random.default_rng(bucket)
+    count = scale.listeners // FILES
+    events = lengths(count, scale, random)
+    offsets = np.concatenate([[0], np.cumsum(events)])
+    total = int(offsets[-1])
+    elapsed = np.cumsum(np.minimum(random.lognormal(5, 3, total), 30 * DAY)).astype(np.int64)
+    newest = np.repeat(elapsed[offsets[1:] - 1] + random.integers(1, 30 * DAY, count), events)
+    return Block(
+        user_id=np.arange(count) * FILES + bucket,
+        offsets=offsets,
+        item_index=np.exp(random.random(total) * np.log(scale.songs + 1)).astype(np.int32).clip(1, scale.songs),
+        timestamp=NOW - newest + elapsed,
+        completion=np.full(total, 100, np.uint8),
+        heard_offsets=np.zeros(count + 1, np.int64),
+        heard_items=np.zeros(0, np.int32),
+    )
+
+
+def write_shards(folder: Path, scale: Scale) -> Manifest:
+    """A bucket a file, as `fuxi sessionize` writes them."""
+    return write_manifest(
+        str(folder),
+        Manifest(
+            ds=dt.date(2026, 3, 4),
+            run_id="benchmark",
+            parent=None,
+            buckets=FILES,
+            max_history=2000,
+            session_gap_s=1800,
+            user_id_type="int64",
+            item_id_type="int64",
+            timezone="UTC",
+            vocabulary_version=0,
+            vocabulary_size=scale.songs,
+            data_end=NOW,
+            item_counts="item_counts.parquet",
+            inputs="inputs.parquet",
+            files=tuple(_write(folder, bucket, scale) for bucket in range(FILES)),
+        ),
+    )
+
+
+def _write(folder: Path, bucket: int, scale: Scale) -> ShardFile:
+    path = f"bucket={bucket:05d}/part-0.parquet"
+    writer = ShardWriter(
+        str(folder), path, bucket=bucket, user_id_type="int64", row_group_events=scale.row_group_events
+    )
+    writer.write(block_of(bucket, scale).to_table(user_id_type="int64", session_gap_s=1800))
+    file = writer.close()
+    assert file is not None
+    return file

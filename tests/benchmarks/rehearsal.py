@@ -1,0 +1,38 @@
+"""The GPU's benchmarks, tiny, in Triton's interpreter, so that none of them runs for the first time on a card.
+
+`TRITON_INTERPRET=1 python rehearsal.py`; `test_gpu_step` does that. The speeds mean nothing.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks import gpu, gpu_loss, gpu_mixer, gpu_retrieval, gpu_step
+from benchmarks.industrial_shards import Scale
+from benchmarks.timing import report
+from fuxi_beta.config import ModelConfig, TrainConfig
+from fuxi_beta.ops import reference
+
+SCALE = Scale(listeners=64, songs=90, mean=6, longest=13, row_group_events=100)
+MODEL = ModelConfig(dim=16, layers=1, heads=2, ffn_multiply=2, max_history=12, dropout=0.2)
+TRAIN = TrainConfig(mode="all", negatives=4, batch_tokens=150)
+CASE = gpu_step.Case("tiny", TRAIN, MODEL, device="cpu", kernels="triton", backend="eager", steps=1, rounds=1)
+
+
+def main() -> None:
+    """Every measuring function once."""
+    gpu_step.run([CASE], SCALE)
+    numbers = {"device": "cpu", "dim": 16}
+    row = gpu_mixer.measured(3, 9, rounds=1, bandwidth=1e12, dtype=torch.float32, backend="eager", **numbers)
+    rows = gpu_loss.measure(12, 4, torch.float32, ("plain torch", reference.sampled_softmax), 1, songs=90, **numbers)
+    work = gpu_retrieval.Work(90, 20, batch=16, baseline_listeners=12, baseline_batch=8, **numbers)
+    print(gpu.json_line("gpu_mixer", "", rows=[row], kernels=[]))
+    report("gpu_loss", rows, ours="ours", baseline="plain torch")
+    report("gpu_retrieval", gpu_retrieval.measure(work, 1), ours="ours", baseline="blocks and topk")
+
+
+if __name__ == "__main__":
+    main()

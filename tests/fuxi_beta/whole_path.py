@@ -1,0 +1,131 @@
+"""From plays to lists and metrics with `pipelines` and `fuxi_beta` alone: `python whole_path.py FOLDER [KERNELS]`.
+
+Writes shards, reads them, trains for an epoch, exports, loads the export, makes a list for everybody and measures; on
+the GPU where there is one. Prints one JSON object.
+"""
+
+import datetime as dt
+import json
+import sys
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from fuxi_beta import ops
+from fuxi_beta.batches import inference_batch, read_histories
+from fuxi_beta.checkpoint import TrainedModel, load_export, save_export
+from fuxi_beta.config import EvaluateConfig, Kernels, ModelConfig, TrainConfig
+from fuxi_beta.evaluate import evaluate_next_day
+from fuxi_beta.fit import fit
+from pipelines.calendar import DAY_SECONDS, Calendar
+from pipelines.sequences import Block
+from pipelines.shard_writer import ShardWriter
+from pipelines.shards import Manifest, ShardFile, read_manifest, write_item_counts, write_manifest
+
+DS, DAYS, BUCKETS, LISTENERS, SONGS, K = dt.date(2026, 3, 4), 20, 2, 24, 40, 5
+CALENDAR = Calendar("UTC")
+MODEL = ModelConfig(dim=16, layers=2, heads=2, ffn_multiply=2, max_history=12, dropout=0.1)
+TRAIN = TrainConfig(epochs=1, batch_size=8, negatives=8, min_listeners=1, lanes=2, seed=3)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def plays(bucket: int) -> Block:
+    """Walks through the catalogue: song k, then k + 1 or k + 2. Everybody heard songs 3 and 17 long ago."""
+    random = np.random.default_rng(bucket)
+    count = LISTENERS // BUCKETS
+    lengths = random.integers(4, 20, count)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    owner = np.repeat(np.arange(count), lengths)
+    songs = random.integers(0, SONGS, count)[owner] + random.integers(1, 3, len(owner)).cumsum()
+    times = CALENDAR.day_start(DS) - random.integers(1, DAYS * DAY_SECONDS, len(owner))
+    return Block(
+        user_id=np.arange(count) * BUCKETS + bucket,
+        offsets=offsets,
+        item_index=(songs % SONGS + 1).astype(np.int32),
+        timestamp=times[np.lexsort((times, owner))],
+        completion=np.full(len(owner), 100, np.uint8),
+        heard_offsets=np.arange(count + 1) * 2,
+        heard_items=np.tile(np.array([3, 17], np.int32), count),
+    )
+
+
+def write_shards(folder: str) -> Manifest:
+    """A file for each bucket, in row groups of a few listeners; the manifest as a reader finds it."""
+    files: list[ShardFile] = []
+    counts = np.zeros(SONGS + 1, np.int64)
+    for bucket in range(BUCKETS):
+        path = f"bucket={bucket:05d}/part-0.parquet"
+        writer = ShardWriter(folder, path, bucket=bucket, user_id_type="int64", row_group_events=48)
+        writer.write(plays(bucket).to_table(user_id_type="int64", session_gap_s=1800))
+        file = writer.close()
+        assert file is not None
+        files.append(file)
+        counts += np.bincount(plays(bucket).first_heard(), minlength=SONGS + 1)
+    manifest = Manifest(
+        ds=DS,
+        run_id="whole-path",
+        parent=None,
+        buckets=BUCKETS,
+        max_history=2000,
+        session_gap_s=1800,
+        user_id_type="int64",
+        item_id_type="int64",
+        timezone=CALENDAR.timezone,
+        vocabulary_version=0,
+        vocabulary_size=SONGS,
+        data_end=CALENDAR.day_start(DS),
+        item_counts="item_counts.parquet",
+        inputs="inputs.parquet",
+        files=tuple(files),
+        folder=folder,
+    )
+    write_item_counts(manifest.uri(manifest.item_counts), counts)
+    write_manifest(folder, manifest)
+    return read_manifest(folder)
+
+
+def lists(manifest: Manifest, trained: TrainedModel) -> dict[str, list[Any]]:
+    """Everybody's list for the request of `DS`."""
+    found: dict[str, list[Any]] = {"users": [], "items": [], "scores": []}
+    for file, group, _ in manifest.row_groups():
+        histories = read_histories(manifest, file, group)
+        batch = inference_batch(
+            histories,
+            request_time=CALENDAR.request_time(DS),
+            model=MODEL,
+            train=TRAIN,
+            calendar=CALENDAR,
+            vocabulary_size=SONGS,
+        )
+        items, scores = trained.recommend(batch, K)
+        found["users"] += histories.user_id.to_pylist()
+        found["items"] += items.tolist()
+        found["scores"] += scores.tolist()
+    return found
+
+
+def main(folder: str, kernels: str = "auto") -> None:
+    """The whole path with one implementation of the operators."""
+    ops.use(cast(Kernels, kernels))
+    manifest = write_shards(f"{folder}/ds={DS}")
+    until = CALENDAR.day_start(DS - dt.timedelta(days=1))
+    fitted = fit(manifest, model=MODEL, train=TRAIN, data_end=until, device=DEVICE)
+    save_export(f"{folder}/export", fitted.model)
+    trained = load_export(f"{folder}/export").to(DEVICE)
+    config = EvaluateConfig(at=(K,))
+    measured = evaluate_next_day(
+        manifest, {"it": trained}, ds=DS, calendar=CALENDAR, model=MODEL, train=TRAIN, config=config
+    )
+    found = {
+        "kernels": ops.describe(DEVICE),
+        "loss": fitted.epoch_losses[0],
+        "listeners": measured.listeners,
+        "metrics": measured.metrics["it"]["all"],
+        **lists(manifest, trained),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
