@@ -87,8 +87,9 @@ class Trainer:
     def learn(self, batches: Iterable[Batch], *, epoch: int) -> Iterator[StepResult]:
         """A step for each global batch, of which this rank has these; its result. Collective.
 
-        When the last result has come all steps are done. Results may lag behind the steps (`AHEAD`). Raises
-        DivergedError on every rank alike, with the weights as they were before the step whose loss is not finite.
+        When the last result has come every step has been launched, so that whoever reads a weight then sees what all of
+        them learned. Results may lag behind the steps (`AHEAD`). Raises DivergedError on every rank alike, with the
+        weights as they were before the step whose loss is not finite.
         """
         under_way: deque[_Totals] = deque()
         for batch in to_device(self._checked(batches), self.device):

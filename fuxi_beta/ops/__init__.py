@@ -165,7 +165,7 @@ def dropout(x: Tensor, mask: Mask) -> Tensor:
 def combine(*parts: int | Tensor) -> Tensor:
     """`keyed.combine`, the same bits on every implementation; one launch for int64 of one shape in Triton."""
     tensors = [part for part in parts if isinstance(part, Tensor)]
-    alike = len({tensor.shape for tensor in tensors}) == 1
+    alike = bool(tensors) and all(tensor.shape == tensors[0].shape for tensor in tensors)
     return (_triton_or(keyed, *tensors, dtype=torch.int64) if alike else keyed).combine(*parts)
 
 

@@ -58,7 +58,7 @@ from fuxi_beta.ops.triton.tuning import ceil_div, power_of_two
 _WHOLE = 256  # channels of V whose rows a program can hold: two sums of 64 x 256 are half of an SM's registers
 _LONG = 256  # events from which V is activated once instead of whenever it is read
 _LAGS, _TILES_AT_ONCE, _LAG_SPLITS = 64, 32, 64  # of `_lags_kernel`: its tile, and parts in which tiles are added up
-_WIDE_UNITS = {9, 10, 11}  # compute capabilities whose matrix units take operands from shared memory
+_WIDE_UNITS = {9, 10}  # compute capabilities whose matrix units take operands from shared memory
 _MARGIN = 256  # zeros on either side of by_lag: above the diagonal, and of rows that a tile has beyond a history
 _TILE_FIELDS = tl.constexpr(FIELDS)
 _MINUS_LN2 = tl.constexpr(-math.log(2))

@@ -1,6 +1,6 @@
 """Fused top-k against the plain one, which must give the same items and the same scores to the bit.
 
-In Triton's interpreter where there is no GPU; compiled, and in bf16 too, where there is one.
+In Triton's interpreter where there is no GPU, as a GPU computes (`as_hardware`); compiled where there is one.
 """
 
 import pytest
@@ -14,9 +14,8 @@ from fuxi_beta.ops.triton import tuning
 from fuxi_beta.retrieve import blocked_top_k, top_k
 
 DEVICE = "cpu" if tuning.INTERPRETED else "cuda"
-GPU_ONLY = pytest.mark.skipif(DEVICE == "cpu", reason="no GPU, and the interpreter cannot do bfloat16")
-SCORING = [torch.float16, torch.float32, pytest.param(torch.bfloat16, marks=GPU_ONLY)]
-HALVES = [torch.float16, pytest.param(torch.bfloat16, marks=GPU_ONLY)]
+HALVES = [torch.float16, torch.bfloat16]
+SCORING = [torch.float32, *HALVES]
 
 Seen = tuple[Tensor, Tensor] | None
 
@@ -98,6 +97,16 @@ def test_no_listeners():
 def test_widths_that_are_no_whole_tiles(dim):
     torch.manual_seed(dim)
     assert check(units(4, dim), units(130, dim), some(130), 10, splits=2).unproved == 0
+
+
+@pytest.mark.parametrize(("k", "listeners"), [(10, 70), (128, 20)])
+def test_every_choice_of_tiles(k, listeners, take_choice):
+    torch.manual_seed(k)
+    queries, table, candidates = units(listeners), units(200), some(200)
+    heard = pairs(*(torch.randint(200, (count % 40,)) for count in range(listeners)))
+    for choice in range(len(fused._choices(max(tuning.power_of_two(2 * k), 16)))):
+        take_choice(choice)
+        check(queries, table, candidates, k, seen=heard, splits=2)
 
 
 def test_heard_songs_may_be_unknown_repeated_all_of_them_or_the_best():
