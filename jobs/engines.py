@@ -122,3 +122,18 @@ def ray_session(cluster: ClusterConfig) -> Any:
             options |= {"include_dashboard": False, "object_store_memory": cluster.ray_object_store_mb * 2**20}
         ray.init(**options)
     return ray
+
+
+def need_gpus(cluster: ClusterConfig, count: float, *, setting: str) -> None:
+    """InputError if this machine has fewer GPUs than the configuration asks for; Ray would wait for more for ever.
+
+    A cluster elsewhere may grow. Needs the session.
+    """
+    import ray
+
+    there = ray.cluster_resources().get("GPU", 0.0)
+    if cluster.ray_address == "local" and count > there:
+        raise InputError(
+            f"cluster.{setting} asks for {count:g} GPUs, Ray finds {there:g} on this machine: set it to 0, or see what "
+            "`fuxi doctor` says of the GPU"
+        )

@@ -15,7 +15,7 @@ from fuxi_beta.config import TrainConfig
 from jobs import lists, registry
 from jobs.console import progress
 from jobs.day import Day
-from jobs.engines import ray_session
+from jobs.engines import need_gpus, ray_session
 from jobs.lists import Part
 from jobs.model_package import read_vocabulary
 from jobs.scoring import ListJob, default_part, make_part
@@ -118,8 +118,10 @@ def popular_songs(day: Day, manifest: Manifest, train: TrainConfig) -> tuple[np.
 def score(day: Day, job: ListJob, parts: list[Part]) -> None:
     """Make the lists of every shard file, a Ray task each; finished parts are appended in the order of the files."""
     ray = ray_session(day.config.cluster)
+    gpus = day.config.cluster.recommend_gpus_per_task
+    need_gpus(day.config.cluster, gpus, setting="recommend_gpus_per_task")
     shared = ray.put(job)
-    task = ray.remote(num_cpus=1, num_gpus=day.config.cluster.recommend_gpus_per_task)(_make_part)
+    task = ray.remote(num_cpus=1, num_gpus=gpus)(_make_part)
     tasks = {task.remote([shared], file): file for file in job.manifest.files}
     done: dict[str, Part] = {}
     try:

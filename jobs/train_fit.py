@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.config import ClusterConfig
 from jobs.console import progress
-from jobs.engines import ray_session
+from jobs.engines import need_gpus, ray_session
 from jobs.train_loop import LoopConfig, train_worker
 from pipelines import storage
 from pipelines.schema import InputError
@@ -30,6 +30,7 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
     if cluster.ray_address == "local":
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less to start
     ray_session(cluster)
+    need_gpus(cluster, cluster.train_workers * cluster.train_gpus_per_worker, setting="train_gpus_per_worker")
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 

@@ -54,6 +54,20 @@ def test_round_trip_gives_the_same_lists_and_settings(make_batch, folder):
     assert torch.equal(load_train_state(str(folder))["items.accumulator"], torch.arange(4.0))
 
 
+def test_a_model_moves_whole(folder):
+    moved = load_export(str(folder)).to("meta")
+    tensors = [moved.item_vectors, moved.candidates, *moved.model.parameters(), *moved.model.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_makes_the_same_lists(make_batch, folder):
+    here, there, batch = trained(), load_export(str(folder)).to("cuda"), make_batch([5, 0, 16])
+    (items, scores), (their_items, their_scores) = here.recommend(batch, 5), there.recommend(batch, 5)
+    assert torch.equal(items, their_items) and their_items.device.type == "cpu"
+    torch.testing.assert_close(scores, their_scores, atol=1e-4, rtol=0)
+
+
 def test_lists_hold_unheard_candidates_in_order_and_nothing_for_an_empty_history(make_batch):
     model, batch = trained(), make_batch([5, 0, 16])
     items, scores = model.recommend(batch, 30)

@@ -226,6 +226,14 @@ def test_a_loss_that_is_not_finite_stops_training_with_one_line(deployment, ray_
     assert not registry.versions(house.day(DAY_ONE))
 
 
+def test_gpus_that_are_not_there_are_refused_instead_of_waited_for(deployment, ray_local: Any) -> None:
+    gpus = "cluster.train_gpus_per_worker=100"
+    house: Deployment = deployment(*SMALL, gpus, listeners=40)
+    house.sessionized(DAY_ONE)
+    with pytest.raises(InputError, match=r"cluster\.train_gpus_per_worker asks for 100 GPUs, Ray finds \d on this"):
+        train.run(house.day(DAY_ONE))
+
+
 def test_any_system_can_be_the_daily_model(deployment, ray_local: Any) -> None:
     """Another model of the paper goes through Ray, its checkpoint, its export and a list."""
     import torch

@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import os
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -78,7 +78,7 @@ def _why_no_launches() -> str:
     from triton.runtime import driver
 
     try:
-        driver.active.get_current_device()
+        cast(Any, driver.active).get_current_device()
     except Exception as error:  # of whatever kind, plain torch still runs
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         return f"Triton cannot launch kernels ({reason}): it needs gcc or clang, Python's headers and libcuda.so.1"
