@@ -1,17 +1,27 @@
-"""From shards to batches on one core: `python -m benchmarks.reader [--quick]`.
+"""From shards to batches: `python -m benchmarks.reader [--quick]`.
 
-Sequences a second of `TrainingBatches`, one thread, shards on the local disk: short histories (8 events on average) in
-batches of 4,096, and histories of 120 events in batches of 128, each in both modes. The baseline reads the same shards
-with `pyarrow.dataset` and makes the same batches one listener at a time, as a `torch.utils.data.Dataset` with a
-collate function does: the newest N plays, their targets and times, and nothing else. Ours also cuts days, marks first
-listens and shuffles.
+Events a second that the network reads of what `TrainingBatches` delivers, shards on the local disk, in both modes:
+
+- short histories (8 events on average) in batches of 4,096, and histories of 120 events in batches of 128;
+- the shape of a large service: 53 events on average with a heavy tail (log-normal, cut at 2,000), a fifth of them
+  skipped, in batches of 512 listeners and of 65,536 events.
+
+What one core delivers is counted in its own seconds (CPU time of all threads, pinned to it), which other programs do
+not take from it; what two deliver, with two threads that make row groups, by the clock. The baseline has one core and
+reads the same shards with `pyarrow.dataset` and makes the same batches one listener at a time, as a
+`torch.utils.data.Dataset` with a collate function does: the newest N plays, their targets and times, and nothing else.
+Ours also cuts days, marks first listens and shuffles.
 """
 
 import argparse
 import datetime as dt
+import os
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +31,7 @@ import torch
 
 from benchmarks.timing import Row, report
 from fuxi_beta.config import ModelConfig, TrainConfig
-from fuxi_beta.reader import TrainingBatches
+from fuxi_beta.reader import TrainingBatches, prefetched
 from pipelines import schema
 from pipelines.sequences import Block
 from pipelines.shard_writer import ShardWriter
@@ -30,13 +40,40 @@ from pipelines.shards import Manifest, write_manifest
 SONGS, NOW, FILES = 50_000, 1_772_000_000, 8
 
 
-def write_shards(folder: Path, listeners: int, mean_events: int) -> Manifest:
-    """Random histories of geometric length as sequence shards."""
+@dataclass(frozen=True)
+class Shape:
+    """Histories, and batches of them."""
+
+    listeners: int
+    events: int  # on average
+    batches: tuple[TrainConfig, ...]
+    heavy_tail: bool = False  # and a fifth of the events skipped
+    cores: tuple[int, ...] = (1,)
+
+
+SHAPES = (
+    Shape(400_000, 8, (TrainConfig(batch_size=4096),)),
+    Shape(32_000, 120, (TrainConfig(batch_size=128),)),
+    Shape(
+        160_000,
+        53,
+        (TrainConfig(batch_size=512), TrainConfig(batch_tokens=65_536)),
+        heavy_tail=True,
+        cores=(1, 2),
+    ),
+)
+
+
+def write_shards(folder: Path, listeners: int, mean_events: int, *, heavy_tail: bool = False) -> Manifest:
+    """Random histories as sequence shards: of geometric length, or log-normal with skips."""
     random = np.random.default_rng(0)
     files = []
     for bucket in range(FILES):
         count = listeners // FILES
         lengths = random.geometric(1 / mean_events, count)
+        if heavy_tail:
+            lengths = random.lognormal(np.log(mean_events) - 1.2**2 / 2, 1.2, count).round().astype(np.int64)
+            lengths = lengths.clip(1, 2000)
         total = int(lengths.sum())
         times = NOW - random.integers(0, 50 * 86_400, total)
         block = Block(
@@ -44,7 +81,7 @@ def write_shards(folder: Path, listeners: int, mean_events: int) -> Manifest:
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
             item_index=random.integers(1, SONGS + 1, total).astype(np.int32),
             timestamp=times[np.lexsort((times, np.repeat(np.arange(count), lengths)))],
-            completion=np.full(total, 100, np.uint8),
+            completion=np.where(random.random(total) < 0.2 * heavy_tail, 10, 100).astype(np.uint8),
             heard_offsets=np.zeros(count + 1, np.int64),
             heard_items=np.zeros(0, np.int32),
         )
@@ -79,53 +116,85 @@ def write_shards(folder: Path, listeners: int, mean_events: int) -> Manifest:
     return write_manifest(str(folder), manifest)
 
 
-def ours(manifest: Manifest, train: TrainConfig, model: ModelConfig) -> Callable[[], int]:
-    """An epoch of ours, as a call that returns the number of listeners."""
+def ours(manifest: Manifest, train: TrainConfig, model: ModelConfig, threads: int) -> Callable[[], tuple[int, int]]:
+    """An epoch of ours, as a call that returns the numbers of listeners and of events."""
     reader = TrainingBatches(
         manifest, model=model, train=train, data_end=NOW, rank=0, world_size=1, vocabulary_size=SONGS
     )
-    return lambda: sum(batch.num_listeners for batch in reader.epoch(0))
+    reader.threads = threads
 
-
-def baseline(folder: Path, train: TrainConfig, model: ModelConfig, most: int) -> Callable[[], int]:
-    """Listener by listener; stops after `most` of them."""
-    shards = ds.dataset(folder, format="parquet", exclude_invalid_files=True)
-    columns = [schema.ITEM_INDEX, schema.TIMESTAMP]
-
-    def call() -> int:
-        done, rows = 0, []
-        for chunk in shards.to_batches(columns=columns, batch_size=train.batch_size):
-            for items, times in zip(*(chunk.column(name).to_pylist() for name in columns), strict=True):
-                newest = slice(max(0, len(items) - 1 - model.max_history), len(items) - 1)
-                rows.append([torch.tensor(part) for part in (items[newest], items[1:][newest], times[1:][newest])])
-            [torch.cat(part) for part in zip(*rows, strict=True)]
-            done += len(rows)
-            rows = []
-            if done >= most:
-                break
-        return done
+    def call() -> tuple[int, int]:
+        listeners = events = 0
+        for batch in prefetched(reader.epoch(0)):
+            listeners, events = listeners + batch.num_listeners, events + len(batch.item_index)
+        return listeners, events
 
     return call
 
 
-def measure(listeners: int, mean_events: int, train: TrainConfig, rounds: int) -> Row:
-    """One shape."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, model = Path(scratch), ModelConfig(max_history=200)
-        manifest = write_shards(folder, listeners, mean_events)
-        calls = {
-            "ours": ours(manifest, train, model),
-            "baseline": baseline(folder, train, model, listeners // 20),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in calls}
-        for number in range(rounds + 1):
-            for name, call in calls.items():
-                started = time.perf_counter()
-                done = call()
-                if number:
-                    rates[name].append(done / (time.perf_counter() - started))
-    case = f"{mean_events} events, batches of {train.batch_size:,}, mode {train.mode}"
-    return Row(case, rates["ours"], rates["baseline"], unit="sequences/s", higher_is_better=True)
+def baseline(folder: Path, train: TrainConfig, model: ModelConfig, most: int) -> Callable[[], tuple[int, int]]:
+    """Listener by listener; stops after `most` of them."""
+    shards = ds.dataset(folder, format="parquet", exclude_invalid_files=True)
+    names = [schema.ITEM_INDEX, schema.TIMESTAMP, schema.COMPLETION]
+    context, chunk_size = model.max_history, train.batch_size
+
+    def call() -> tuple[int, int]:
+        listeners, events, rows = 0, 0, []
+        for chunk in shards.to_batches(columns=names, batch_size=chunk_size):
+            for row in zip(*(chunk.column(name).to_pylist() for name in names), strict=True):
+                items, times, completion = (torch.tensor(values) for values in row)
+                played = completion >= train.min_completion
+                items, times = items[played][-context - 1 :], times[played][-context - 1 :]
+                rows.append((items[:-1], items[1:], times[:-1], times[1:]))
+            items, *_ = (torch.cat(part) for part in zip(*rows, strict=True))
+            listeners, events = listeners + len(rows), events + len(items)
+            rows = []
+            if listeners >= most:
+                break
+        return listeners, events
+
+    return call
+
+
+@contextmanager
+def pinned(cores: int) -> Iterator[None]:
+    """This thread, and those that it starts, on the first so many cores it may use."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[:cores])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def measure(folder: Path, manifest: Manifest, shape: Shape, train: TrainConfig, rounds: int) -> list[Row]:
+    """One way to make batches of a shape, on every number of cores."""
+    model = ModelConfig(max_history=200)
+    calls = {cores: ours(manifest, train, model, cores) for cores in shape.cores}
+    calls[0] = baseline(folder, train, model, manifest.rows // 20)
+    rates: dict[int, list[tuple[float, float]]] = {cores: [] for cores in calls}
+    for number in range(rounds + 1):
+        for cores, call in calls.items():
+            clock = time.perf_counter if cores > 1 else time.process_time
+            with pinned(cores or 1):
+                started = clock()
+                listeners, events = call()
+                seconds = clock() - started
+            if number:
+                rates[cores].append((listeners / seconds, events / seconds))
+    size = f"{train.batch_tokens:,} events" if train.batch_tokens else f"{train.batch_size:,}"
+    case = f"{shape.events} events, batches of {size}, mode {train.mode}"
+    return [
+        Row(
+            f"{case}, 2 cores" if cores > 1 else case,
+            [events / 1e6 for _, events in rates[cores]],
+            [events / 1e6 for _, events in rates[0]],
+            unit="M events/s",
+            higher_is_better=True,
+            note=f"{statistics.median(listeners for listeners, _ in rates[cores]):,.0f} sequences/s",
+        )
+        for cores in shape.cores
+    ]
 
 
 def main() -> None:
@@ -138,10 +207,13 @@ def main() -> None:
     pa.set_io_thread_count(1)
     scale, rounds = (5, 3) if options.quick else (1, 7)
     rows = []
-    for listeners, events, batch in ((800_000, 8, 4096), (64_000, 120, 128)):
-        for mode in ("all", "exclusive"):
-            train = TrainConfig(mode=mode, batch_size=batch)
-            rows.append(measure(listeners // scale, events, train, rounds))
+    for shape in SHAPES:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            manifest = write_shards(folder, shape.listeners // scale, shape.events, heavy_tail=shape.heavy_tail)
+            for batches in shape.batches:
+                for mode in ("all", "exclusive"):
+                    rows += measure(folder, manifest, shape, replace(batches, mode=mode), rounds)
     report("reader", rows, ours="ours", baseline="listener by listener")
 
 

@@ -4,9 +4,10 @@ Shapes: `B` listeners in a batch, `T` packed tokens (sum of history lengths), `N
 Tokens of a listener are contiguous, oldest first. Times are Unix seconds, UTC.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,8 @@ from pipelines.calendar import Calendar
 from pipelines.shards import Manifest, ShardFile
 
 _COLUMNS = [schema.USER_ID, schema.ITEM_INDEX, schema.TIMESTAMP, schema.COMPLETION, schema.HEARD_BEFORE]
+_SORTED_AT_ONCE = 1 << 15
+"""Events and listeners whose songs are sorted together: few enough that all that is made of them stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,17 @@ class Histories:
 
     def keep(self, mask: np.ndarray) -> "Histories":
         """Only the events of a boolean mask [T]."""
-        kept_before = np.concatenate([[0], np.cumsum(mask)])
+        kept = np.flatnonzero(mask)
+        if len(kept) == len(mask):
+            return self
+        before = np.zeros(len(mask) + 1, np.int64)
+        np.cumsum(mask, out=before[1:])
         return replace(
             self,
-            offsets=kept_before[self.offsets],
-            item_index=self.item_index[mask],
-            timestamp=self.timestamp[mask],
-            completion=self.completion[mask],
+            offsets=before[self.offsets],
+            item_index=self.item_index[kept],
+            timestamp=self.timestamp[kept],
+            completion=self.completion[kept],
         )
 
     def select(self, rows: np.ndarray) -> "Histories":
@@ -128,6 +135,11 @@ class Batch:
         return int(self.lengths.max()) if self.num_listeners else 0
 
     @cached_property
+    def positions(self) -> Tensor:
+        """Tokens that have a target. int64 [P]."""
+        return self.target.nonzero().squeeze(1)
+
+    @cached_property
     def listener(self) -> Tensor:
         """Row of the listener of each token. int64 [T]."""
         rows = torch.arange(self.num_listeners, device=self.offsets.device)
@@ -146,8 +158,26 @@ class Batch:
         return torch.repeat_interleave(rows, self.seen_offsets.diff(), output_size=self.seen_items.shape[0])
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on a device."""
-        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        """The same batch on a device; copies from page-locked memory to a GPU go on after the call."""
+        device = torch.device(device)
+        if device == self.offsets.device:
+            return self
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked host memory. Needs a GPU."""
+        return self._moved(Tensor.pin_memory)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of a batch on a GPU until `stream` is done with what was launched so far."""
+        for tensor in (*(getattr(self, field.name) for field in fields(self)), self.positions):
+            tensor.record_stream(stream)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        """What only a look at the numbers can tell goes along: on a device, looking would wait for it."""
+        moved = Batch(**{field.name: move(getattr(self, field.name)) for field in fields(self)})
+        moved.__dict__.update(longest=self.longest, positions=move(self.positions))
+        return moved
 
 
 def inference_batch(
@@ -207,21 +237,6 @@ class Samples:
     def __len__(self) -> int:
         return len(self.sample)
 
-    def take(self, rows: np.ndarray) -> "Samples":
-        """The samples of some rows, in that order."""
-        offsets, tokens = _gather(self.offsets, rows)
-        seen_offsets, seen = _gather(self.seen_offsets, rows)
-        return Samples(
-            offsets=offsets,
-            item_index=self.item_index[tokens],
-            timestamp=self.timestamp[tokens],
-            next_timestamp=self.next_timestamp[tokens],
-            target=self.target[tokens],
-            sample=self.sample[rows],
-            seen_offsets=seen_offsets,
-            seen_items=self.seen_items[seen],
-        )
-
     def part(self, start: int, stop: int) -> "Samples":
         """The samples start..stop - 1, as views."""
         tokens = slice(self.offsets[start], self.offsets[stop])
@@ -242,7 +257,7 @@ def collate(parts: Sequence[Samples]) -> Batch:
     """Samples of several pieces, maybe none, as one batch."""
 
     def offsets(name: str) -> Tensor:
-        lengths = [np.diff(getattr(part, name)) for part in parts]
+        lengths = [ends[1:] - ends[:-1] for ends in (getattr(part, name) for part in parts)]
         result = np.zeros(1 + sum(map(len, lengths)), np.int64)
         if lengths:
             np.cumsum(np.concatenate(lengths), out=result[1:])
@@ -266,40 +281,43 @@ def training_samples(
     calendar: Calendar,
     data_end: int,
     vocabulary_size: int,
+    rows: np.ndarray | None = None,
 ) -> Samples:
     """Contexts with the next play as target at every position that may learn from it.
 
     Tokens are the newest N plays that have a next play before `data_end`. In mode `exclusive` a target is a first
     listen: a song in no earlier event of the listener, skipped ones included, nor in `heard_before`; only then do
     samples carry the songs seen. Under `leave_one_out` each listener's newest `held_out` plays, and all after them, are
-    not there at all. sample: int64 [B].
+    not there at all. sample: int64 [B]. rows: the listeners to make samples of, in that order; all unless given.
     """
+    if rows is None:
+        rows = np.arange(len(histories))
     if train.protocol == "leave_one_out":
         histories = without_newest(histories, train.held_out, train, vocabulary_size)
     histories = histories.before(data_end)
     is_play = _is_play(histories, train, vocabulary_size)
     plays = histories.keep(is_play)
-    next_timestamp = _next_timestamps(plays, train, calendar)
-    target = np.zeros(len(plays.item_index), np.int32)
-    target[:-1] = plays.item_index[1:]
+    newest = plays.offsets[rows + 1] - 1  # has no next play
+    lengths = np.clip(newest - plays.offsets[rows], 0, model.max_history)
+    offsets, tokens = _ranges(newest - lengths, lengths)
+    item_index, timestamp = plays.item_index[tokens], plays.timestamp[tokens]
+    tokens += 1
+    target = plays.item_index[tokens]
+    seen_offsets, seen_items = np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32)
     if train.mode == "exclusive":
-        seen, first_listen = _seen_songs(histories)
-        target[:-1] *= first_listen[is_play][1:]
-    else:
-        seen = (np.zeros(len(histories) + 1, np.int64), np.zeros(0, np.int32))
-
-    from_newest = _from_newest(plays)
-    kept = (from_newest >= 1) & (from_newest <= model.max_history)
-    tokens = plays.keep(kept)
+        (all_offsets, all_items), first_listen = _seen_songs(histories)
+        target *= first_listen[np.flatnonzero(is_play)][tokens]
+        seen_offsets, songs = _gather(all_offsets, rows)
+        seen_items = all_items[songs]
     return Samples(
-        offsets=tokens.offsets,
-        item_index=tokens.item_index,
-        timestamp=tokens.timestamp,
-        next_timestamp=next_timestamp[kept],
-        target=target[kept],
-        sample=sample,
-        seen_offsets=seen[0],
-        seen_items=seen[1],
+        offsets=offsets,
+        item_index=item_index,
+        timestamp=timestamp,
+        next_timestamp=_told(timestamp, plays.timestamp[tokens], train, calendar),
+        target=target,
+        sample=sample[rows],
+        seen_offsets=seen_offsets,
+        seen_items=seen_items,
     )
 
 
@@ -330,9 +348,19 @@ def _owners(offsets: np.ndarray) -> np.ndarray:
 
 def _gather(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Offsets of the chosen rows laid end to end, and where their elements are in the original."""
-    lengths = offsets[rows + 1] - offsets[rows]
-    chosen = np.concatenate([[0], np.cumsum(lengths)])
-    return chosen, np.arange(chosen[-1]) + np.repeat(offsets[rows] - chosen[:-1], lengths)
+    return _ranges(offsets[rows], offsets[rows + 1] - offsets[rows])
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranges of numbers laid end to end: their offsets [B + 1], and the numbers. int64."""
+    offsets = np.zeros(len(starts) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    filled = lengths > 0
+    firsts = starts[filled]
+    steps = np.ones(offsets[-1], np.int64)  # from each number to the next
+    steps[offsets[:-1][filled]] = np.diff(firsts, prepend=0)
+    steps[offsets[1:][filled][:-1]] -= lengths[filled][:-1] - 1
+    return offsets, np.cumsum(steps, out=steps)
 
 
 def _is_play(histories: Histories, train: TrainConfig, vocabulary_size: int) -> np.ndarray:
@@ -351,9 +379,14 @@ def _next_timestamps(plays: Histories, train: TrainConfig, calendar: Calendar) -
     following[:-1] = plays.timestamp[1:]
     last = plays.offsets[1:][np.diff(plays.offsets) > 0] - 1
     following[last] = plays.timestamp[last]
+    return _told(plays.timestamp, following, train, calendar)
+
+
+def _told(timestamp: np.ndarray, following: np.ndarray, train: TrainConfig, calendar: Calendar) -> np.ndarray:
+    """What the model is told of the time of the play that follows one. int64, same shape."""
     if train.protocol == "leave_one_out":
-        return _as_known(plays.timestamp, following, train, calendar)
-    return calendar.served_next_timestamps(plays.timestamp, following)
+        return _as_known(timestamp, following, train, calendar)
+    return calendar.served_next_timestamps(timestamp, following)
 
 
 def _as_known(timestamp: np.ndarray, following: np.ndarray, train: TrainConfig, calendar: Calendar) -> np.ndarray:
@@ -369,12 +402,35 @@ def _as_known(timestamp: np.ndarray, following: np.ndarray, train: TrainConfig, 
 
 def _seen_songs(histories: Histories) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
     """Distinct songs of each listener's lifetime as (offsets, items), and which events are first listens (bool [T])."""
-    items = np.concatenate([histories.heard_items, histories.item_index]).astype(np.int64)
-    listeners = np.concatenate([_owners(histories.heard_offsets), histories.listener])
-    stride = int(items.max(initial=0)) + 1
-    pairs, first_at = np.unique(listeners * stride + items, return_index=True)
-    older = len(histories.heard_items)
-    first_listen = np.zeros(len(histories.item_index), bool)
-    first_listen[first_at[first_at >= older] - older] = True
-    offsets = np.searchsorted(pairs, np.arange(len(histories) + 1) * stride)
-    return (offsets, pairs % stride), first_listen
+    sizes = histories.offsets + histories.heard_offsets + np.arange(len(histories) + 1)
+    starts = np.searchsorted(sizes, np.arange(0, sizes[-1] + 1, _SORTED_AT_ONCE)).tolist()
+    parts = [_distinct(histories, start, stop) for start, stop in pairwise([*starts, len(histories)])]
+    songs, counts, first_listen = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return (np.concatenate([[0], np.cumsum(counts)]), songs), first_listen
+
+
+def _distinct(histories: Histories, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of listeners start..stop - 1: their distinct songs, how many each has, and which events are first listens.
+
+    One sort of 64-bit keys: listener | song | 0 for a song heard before, else 1 + number of the event.
+    """
+    offsets, heard_offsets = histories.offsets[start : stop + 1], histories.heard_offsets[start : stop + 1]
+    items = histories.item_index[offsets[0] : offsets[-1]]
+    heard = histories.heard_items[heard_offsets[0] : heard_offsets[-1]]
+    low = len(items).bit_length()
+    high = low + int(max(items.max(initial=0), heard.max(initial=0))).bit_length()
+    assert high + (stop - start).bit_length() < 64
+    listeners = np.arange(stop - start + 1) << high
+    keys = np.repeat(listeners[:-1], np.diff(offsets)) | np.left_shift(items, low, dtype=np.int64)
+    keys |= np.arange(1, len(items) + 1)
+    if len(heard):
+        older = np.repeat(listeners[:-1], np.diff(heard_offsets)) | np.left_shift(heard, low, dtype=np.int64)
+        keys = np.concatenate([older, keys])
+    keys.sort()
+    pairs, differs = keys >> low, np.ones(len(keys), bool)
+    np.not_equal(pairs[1:], pairs[:-1], out=differs[1:])
+    firsts = keys[np.flatnonzero(differs)]
+    first_listen = np.zeros(len(items) + 1, bool)
+    first_listen[firsts & ((1 << low) - 1)] = True
+    songs = ((firsts & ((1 << high) - 1)) >> low).astype(np.int32)
+    return songs, np.diff(np.searchsorted(firsts, listeners)), first_listen[1:]

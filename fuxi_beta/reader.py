@@ -4,16 +4,22 @@ Row groups are dealt to a fixed number of lanes; an epoch walks each lane in an 
 shuffles the rows of each row group by a key of their own. A global batch takes a share from every lane, and rank r
 owns the lanes l with l % world_size == r: global batch k is the same set of samples for every world size.
 
-A row group is cleaned, cut and shuffled as a whole, so that a batch is little more than slices of it.
+A row group is read, cleaned and shuffled as a whole, so that a batch is little more than slices of it. Threads do so
+ahead of the batches, in the order in which the batches need row groups: what comes out does not depend on them.
 """
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from typing import TypeVar
 
 import numpy as np
+import torch
 
 from fuxi_beta import keyed
 from fuxi_beta.batches import Batch, Samples, collate, read_histories, training_samples
@@ -21,7 +27,11 @@ from fuxi_beta.config import ModelConfig, TrainConfig
 from pipelines.calendar import Calendar
 from pipelines.shards import Manifest, ShardFile
 
+S = TypeVar("S")
 T = TypeVar("T")
+
+MAX_THREADS = 4
+"""Threads that make row groups; no more than torch has. One delivers millions of events a second."""
 
 
 class TrainingBatches:
@@ -30,6 +40,9 @@ class TrainingBatches:
     A lane that has run dry gives nothing, so a rank's batch may be empty; every rank takes `steps_per_epoch` steps.
     With `train.batch_tokens` a lane's share is a number of tokens instead of listeners, and its listeners have
     histories of like length.
+
+    Row groups are made by `threads`. In memory are one for each lane and at most two more for each thread, 24 bytes a
+    token and 4 a song seen, and what the threads work on.
     """
 
     def __init__(
@@ -48,26 +61,39 @@ class TrainingBatches:
         self.manifest, self.model, self.train = manifest, model, train
         self.data_end, self.vocabulary_size = data_end, vocabulary_size
         self.calendar = Calendar(manifest.timezone)
+        self.threads = min(MAX_THREADS, torch.get_num_threads())
         lanes = _deal(manifest, model, train)
         self._lanes = {number: lane for number, lane in enumerate(lanes) if number % world_size == rank}
         self.steps_per_epoch = max((lane.steps for lane in lanes), default=0)
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
         """Batches of steps start_step, start_step + 1, ... of an epoch; exactly what a run from step 0 sees there."""
+        plans = {number: self._plan(number, lane, epoch, start_step) for number, lane in self._lanes.items()}
+        loads = sorted((load for plan in plans.values() for load in plan), key=lambda load: (load.step, load.lane))
         walk = self._walk_by_tokens if self.train.batch_tokens else self._walk
-        lanes = [walk(number, lane, epoch, start_step) for number, lane in self._lanes.items()]
-        for _ in range(start_step, self.steps_per_epoch):
-            yield collate([part for lane in lanes for part in next(lane, ())])
+        with closing(ahead(self._load, loads, threads=self.threads)) as ready:
+            lanes = [walk(lane, islice(ready, len(plans[number]))) for number, lane in self._lanes.items()]
+            for _ in range(start_step, self.steps_per_epoch):
+                yield collate([part for lane in lanes for part in next(lane, ())])
 
-    def _walk(self, number: int, lane: "_Lane", epoch: int, start_step: int) -> Iterator[list[Samples]]:
-        """A lane's shares of the global batches from a step on."""
-        skip, parts, missing = start_step * lane.quota, [], lane.quota
-        for group in self._groups(number, lane, epoch):
-            if skip >= group.rows:
-                skip -= group.rows
-                continue
-            samples, start = self._read(group).take(self._order(group, epoch)[skip:]), 0
-            skip = 0
+    def _plan(self, number: int, lane: "_Lane", epoch: int, start_step: int) -> list["_Load"]:
+        """The row groups that a lane needs from a step on, and from which step it needs each."""
+        plan, done = [], 0
+        unit = 1 if self.train.batch_tokens else lane.quota
+        skip = start_step * unit
+        for place in keyed.permutation(len(lane.groups), self.train.seed, epoch, keyed.SHUFFLE_LANE, number).tolist():
+            group = lane.groups[place]
+            size = group.shares or group.rows
+            if done + size > skip:
+                plan.append(_Load(max(done // unit, start_step), number, epoch, group, max(skip - done, 0)))
+            done += size
+        return plan
+
+    def _walk(self, lane: "_Lane", ready: Iterator["_Loaded"]) -> Iterator[list[Samples]]:
+        """A lane's shares of the global batches."""
+        parts, missing = [], lane.quota
+        for loaded in ready:
+            samples, start = loaded.samples, 0
             while start < len(samples):
                 stop = min(start + missing, len(samples))
                 parts.append(samples.part(start, stop))
@@ -79,37 +105,17 @@ class TrainingBatches:
         if parts:
             yield parts
 
-    def _walk_by_tokens(self, number: int, lane: "_Lane", epoch: int, start_step: int) -> Iterator[list[Samples]]:
+    def _walk_by_tokens(self, lane: "_Lane", ready: Iterator["_Loaded"]) -> Iterator[list[Samples]]:
         """The same with a budget of tokens: every row group is cut into shares of listeners of like length."""
-        skip = start_step
-        for group in self._groups(number, lane, epoch):
-            if skip >= group.shares:
-                skip -= group.shares
-                continue
-            assert group.tokens is not None
-            order = self._order(group, epoch)
-            doublings = np.frexp(group.tokens[order].astype(np.float64))[1]
-            order = order[np.argsort(doublings, kind="stable")]
-            ends = np.cumsum(group.tokens[order])
-            # Exactly `shares` cuts whatever the order, so that every epoch has as many steps.
-            cuts = np.searchsorted(ends, np.linspace(0, ends[-1], group.shares + 1)[1:-1], side="left")
-            samples = self._read(group)
-            shares = np.split(order, cuts)
-            for share in keyed.permutation(
-                group.shares, self.train.seed, epoch, keyed.SHUFFLE_SHARES, group.first_sample
-            ).tolist()[skip:]:
-                yield [samples.take(shares[share])]
-            skip = 0
+        for loaded in ready:
+            for start, stop in pairwise(loaded.ends):
+                yield [loaded.samples.part(start, stop)]
 
-    def _groups(self, number: int, lane: "_Lane", epoch: int) -> Iterator["_RowGroup"]:
-        order = keyed.permutation(len(lane.groups), self.train.seed, epoch, keyed.SHUFFLE_LANE, number)
-        return (lane.groups[place] for place in order.tolist())
-
-    def _order(self, group: "_RowGroup", epoch: int) -> np.ndarray:
-        return keyed.permutation(group.rows, self.train.seed, epoch, keyed.SHUFFLE_ROWS, group.first_sample).numpy()
-
-    def _read(self, group: "_RowGroup") -> Samples:
-        return training_samples(
+    def _load(self, load: "_Load") -> "_Loaded":
+        """A row group as training samples, in the order of an epoch."""
+        group = load.group
+        order, ends = self._order(load)
+        samples = training_samples(
             read_histories(self.manifest, group.file, group.group),
             sample=group.first_sample + np.arange(group.rows),
             model=self.model,
@@ -117,7 +123,42 @@ class TrainingBatches:
             calendar=self.calendar,
             data_end=self.data_end,
             vocabulary_size=self.vocabulary_size,
+            rows=order,
         )
+        return _Loaded(samples, ends)
+
+    def _order(self, load: "_Load") -> tuple[np.ndarray, list[int]]:
+        """The rows that are used of a row group, as they come, and with a budget of tokens the ends of its shares."""
+        group, seed = load.group, self.train.seed
+        order = keyed.permutation(group.rows, seed, load.epoch, keyed.SHUFFLE_ROWS, group.first_sample).numpy()
+        if group.tokens is None:
+            return order[load.skip :], []
+        doublings = np.frexp(group.tokens[order].astype(np.float64))[1]
+        order = order[np.argsort(doublings, kind="stable")]
+        tokens = np.cumsum(group.tokens[order])
+        # Exactly `shares` cuts whatever the order, so that every epoch has as many steps.
+        cuts = np.searchsorted(tokens, np.linspace(0, tokens[-1], group.shares + 1)[1:-1], side="left")
+        shares = np.split(order, cuts)
+        chosen = keyed.permutation(group.shares, seed, load.epoch, keyed.SHUFFLE_SHARES, group.first_sample)
+        shares = [shares[share] for share in chosen[load.skip :].tolist()]
+        return np.concatenate(shares), np.cumsum([0, *map(len, shares)]).tolist()
+
+
+@dataclass(frozen=True)
+class _Load:
+    """One row group in an epoch."""
+
+    step: int  # the first step that needs it
+    lane: int
+    epoch: int
+    group: "_RowGroup"
+    skip: int  # rows, or shares, that steps before the first one took
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    samples: Samples
+    ends: list[int]  # of its shares, after a 0; nothing where listeners are counted
 
 
 @dataclass(frozen=True)
@@ -176,6 +217,24 @@ def _weighed(manifest: Manifest, group: _RowGroup, model: ModelConfig, quota: in
     return _RowGroup(group.file, group.group, group.rows, group.first_sample, tokens, shares)
 
 
+def ahead(function: Callable[[S], T], arguments: Iterable[S], *, threads: int) -> Generator[T, None, None]:
+    """function(argument) of each argument, in their order, by threads that begin at most two each ahead of the caller.
+
+    An error comes out in the place of its result. Whoever stops early closes the generator, which ends the threads.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
+    pending: deque[Future[T]] = deque()
+    try:
+        for argument in arguments:
+            pending.append(pool.submit(function, argument))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def prefetched(batches: Iterator[T], depth: int = 2) -> Iterator[T]:
     """The same batches, the next `depth` of them made by a thread meanwhile; its errors come out here."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
@@ -198,6 +257,9 @@ def prefetched(batches: Iterator[T], depth: int = 2) -> Iterator[T]:
             put(None, None)
         except BaseException as error:
             put(None, error)
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()
 
     threading.Thread(target=produce, daemon=True, name="reader").start()
     try:
