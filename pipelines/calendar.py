@@ -60,7 +60,10 @@ class Calendar:
         if self.timezone == "UTC" or timestamps.size == 0:
             return timestamps // DAY_SECONDS
         starts, _, first = self._span(int(timestamps.min()), int(timestamps.max()))
-        return np.searchsorted(starts, timestamps, side="right") - 1 + first
+        place = timestamps // DAY_SECONDS - first  # a day of UTC, which is that of the zone or beside it
+        place += timestamps >= starts[place + 1]
+        place -= timestamps < starts[place]
+        return place + first
 
     def request_time_of_day_number(self, day_numbers: np.ndarray) -> np.ndarray:
         """Unix second of 08:00 wall clock on each day number. int64, same shape."""

@@ -12,6 +12,7 @@ import duckdb
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from deltalake import DeltaTable
 
 from jobs import lists, recommend, registry
