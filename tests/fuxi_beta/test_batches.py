@@ -4,6 +4,7 @@ import datetime as dt
 import threading
 from dataclasses import fields, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -63,7 +64,7 @@ def example(make_shards):
 
 def batch_of(manifest, train: TrainConfig, model: ModelConfig = MODEL, **values) -> Batch:
     histories = read_histories(manifest, manifest.files[0])
-    options = {"data_end": MONDAY + 2 * DAY, "vocabulary_size": 20} | values
+    options: dict[str, Any] = {"data_end": MONDAY + 2 * DAY, "vocabulary_size": 20} | values
     return collate(
         [
             training_samples(
