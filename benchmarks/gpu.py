@@ -6,8 +6,9 @@ Whoever names the device "cpu" gets the same flow timed by the clock: so tests r
 import gc
 import json
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from rich.console import Console
@@ -60,6 +61,28 @@ def interleaved(
             if round_number >= 0:
                 found[name].append(begin.elapsed_time(end))
     return found
+
+
+class Limits(NamedTuple):
+    """What a card was measured to do at best."""
+
+    bandwidth: float  # bytes a second of a copy within its memory, read and written
+    matrix_rate: float  # operations a second of a large product in bf16
+
+    def __str__(self) -> str:
+        return f"copies at {self.bandwidth / 1e12:.2f} TB/s, bf16 products at {self.matrix_rate / 1e12:.0f} TFLOP/s"
+
+
+def limits(*, copied: int = 1 << 30, size: int = 8192, device: str = "cuda") -> Limits:
+    """Measures them. copied: bytes; size: rows and columns of the product's operands."""
+    source = torch.empty(copied, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    operand = torch.randn(size, size, device=device).bfloat16()
+    calls = {"copy": lambda: target.copy_(source), "product": lambda: operand @ operand}
+    seconds = {
+        name: statistics.median(times) / 1e3 for name, times in interleaved(calls, rounds=20, device=device).items()
+    }
+    return Limits(2 * copied / seconds["copy"], 2 * size**3 / seconds["product"])
 
 
 def synchronize(device: str) -> None:

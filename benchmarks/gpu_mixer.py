@@ -9,7 +9,7 @@ U and V before SiLU (3), writes the output (2) and keeps what RMSNorm gave (2); 
 output (2), what was kept (2) and the projection (3), and writes the gradient of the projection (3). That is 17 rows,
 34 D bytes in bf16. Ours hands the gradient of both maps' products from one kernel to the next, two rows written and
 two read: 21. Times, tiles and sums of lags are below 1 % of that at n = 211. The floor's time is its bytes over the
-bandwidth of a copy, measured first.
+bandwidth of a copy. That and the rate of a large product in bf16 are measured first.
 
 Products: n (n + 1) / 2 pairs of events times 2 D operations, twice forward, for both maps, and four times backward.
 """
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.gpu import first_results, interleaved, json_line, nothing_to_measure, show
+from benchmarks.gpu import Limits, first_results, interleaved, json_line, limits, nothing_to_measure, show
 from fuxi_beta.batches import Batch
 from fuxi_beta.keyed import Mask
 from fuxi_beta.ops import reference, triton
@@ -42,7 +42,7 @@ class Row(NamedTuple):
     compiled: float  # not a number where torch.compile failed
     floor: float
     bandwidth_share: float  # of a copy's, by the floor's bytes
-    tflops: float
+    matrix_share: float  # of the rate of a large product in bf16
 
 
 def batch_of(listeners: int, events: int) -> Batch:
@@ -85,20 +85,12 @@ def _parameters(gaps: Gaps, dtype: torch.dtype) -> torch.dtype:
     return dtype if isinstance(gaps, reference.PaddedGaps) else torch.float32
 
 
-def copy_bandwidth() -> float:
-    """Bytes a second of a copy within the GPU's memory, read and written."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    times = interleaved({"copy": lambda: target.copy_(source)}, rounds=20)["copy"]
-    return 2 * source.numel() / (statistics.median(times) / 1e3)
-
-
 def measured(
     listeners: int,
     events: int,
     *,
     rounds: int,
-    bandwidth: float,
+    limits: Limits,
     dim: int = DIM,
     dtype: torch.dtype = torch.bfloat16,
     device: str = "cuda",
@@ -116,7 +108,7 @@ def measured(
     times = interleaved(able, rounds=rounds, device=device)
     found = {name: statistics.median(times[name]) if name in times else float("nan") for name in contestants}
     tokens = listeners * events
-    floor = FLOOR_ROWS * dtype.itemsize * dim * tokens / bandwidth * 1e3
+    floor = FLOOR_ROWS * dtype.itemsize * dim * tokens / limits.bandwidth * 1e3
     operations = PRODUCTS * listeners * events * (events + 1) * dim
     return Row(
         case=f"{listeners} x {events}, D {dim}",
@@ -125,7 +117,7 @@ def measured(
         compiled=found["compiled"],
         floor=floor,
         bandwidth_share=floor / found["ours"],
-        tflops=operations / found["ours"] / 1e9,
+        matrix_share=operations / found["ours"] * 1e3 / limits.matrix_rate,
     )
 
 
@@ -174,10 +166,10 @@ def main() -> None:
         return None
     if failure := triton.why_not():
         parser.error(f"the Triton kernels cannot be used: {failure}")
-    bandwidth = copy_bandwidth()
+    found = limits()
     shapes, rounds = (SHAPES[:1], 10) if options.quick else (SHAPES, 50)
-    rows = [measured(*shape, rounds=rounds, bandwidth=bandwidth) for shape in shapes]
-    machine = f"{torch.cuda.get_device_name()}, copies at {bandwidth / 1e12:.2f} TB/s"
+    rows = [measured(*shape, rounds=rounds, limits=found) for shape in shapes]
+    machine = f"{torch.cuda.get_device_name()}, {found}"
     show(f"token mixer, ms; {machine}", Row._fields, rows)
     show("kernels", ("name", "warps", "registers", "shared", "spills"), loaded_kernels())
     print(json_line("gpu_mixer", machine, rows=rows))

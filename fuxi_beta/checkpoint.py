@@ -18,7 +18,7 @@ from fuxi_beta import models
 from fuxi_beta.batches import Batch
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.models.base import SequenceModel, l2_normalise
-from fuxi_beta.retrieve import top_k
+from fuxi_beta.retrieve import Searcher
 from pipelines.schema import InputError
 
 EXPORT_FORMAT = 1
@@ -49,7 +49,7 @@ class TrainedModel:
                 f"item_vectors {tuple(self.item_vectors.shape)} and candidates {tuple(self.candidates.shape)} do not "
                 f"fit a vocabulary of {self.vocabulary_size} songs of width {self.model_config.dim}"
             )
-        self._table: Tensor | None = None
+        self._searcher: Searcher | None = None
 
     def to(self, device: torch.device | str) -> "TrainedModel":
         """The same model with its numbers on a device, where it then makes its lists; its network is moved, not copied.
@@ -72,22 +72,22 @@ class TrainedModel:
         """
         batch = batch.to(self.item_vectors.device)
         seen = (batch.seen_listener, batch.seen_items) if self.train_config.mode == "exclusive" else None
-        items, scores = top_k(self._queries(batch), self._normalised(), candidates=self.candidates, k=k, seen=seen)
+        items, scores = self._songs().top_k(self._queries(batch), k=k, seen=seen)
         nobody = (batch.lengths == 0)[:, None]
         return items.masked_fill(nobody, 0).cpu(), scores.masked_fill(nobody, -torch.inf).cpu()
 
     @torch.inference_mode()
     def scores(self, batch: Batch) -> Tensor:
         """The score of every row of the item table. float32 [B, V], in host memory."""
-        return (self._queries(batch.to(self.item_vectors.device)) @ self._normalised().t()).float().cpu()
+        return (self._queries(batch.to(self.item_vectors.device)) @ self._songs().table.t()).float().cpu()
 
     def _queries(self, batch: Batch) -> Tensor:
         return self.model.encode_last(self.item_vectors[batch.item_index], batch)
 
-    def _normalised(self) -> Tensor:
-        if self._table is None:
-            self._table = l2_normalise(self.item_vectors)
-        return self._table
+    def _songs(self) -> Searcher:
+        if self._searcher is None:
+            self._searcher = Searcher(l2_normalise(self.item_vectors), self.candidates)
+        return self._searcher
 
 
 def save_export(folder: str, trained: TrainedModel, *, train_state: dict[str, Tensor] | None = None) -> None:

@@ -4,6 +4,7 @@ Shapes: `B` listeners, `V` rows of the item table, `D` width, `K` list length.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,36 @@ from fuxi_beta import ops
 
 _BLOCK = 8192
 NO_SONG = torch.iinfo(torch.int64).min
+
+
+class Searcher:
+    """A catalogue to be searched any number of times: what searches need of it is made at the first one.
+
+    table: [V, D]; candidates: bool [V]. Neither may change from then on.
+    """
+
+    def __init__(self, table: Tensor, candidates: Tensor) -> None:
+        self.table, self.candidates = table, candidates
+        self._prepared: Any = None
+
+    def top_k(
+        self, queries: Tensor, *, k: int, seen: tuple[Tensor, Tensor] | None = None, block: int = _BLOCK
+    ) -> tuple[Tensor, Tensor]:
+        """The k candidates with the largest inner product for each query, best first.
+
+        queries: [B, D]; seen: (listener, item) int64 pairs to leave out. Returns items int64 [B, K], 0 where there are
+        fewer candidates than k, and their scores [B, K] in fp32, -inf there. float32 on a GPU goes to
+        `fuxi_beta.ops.triton.retrieve`, everything else to `blocked_top_k`.
+        """
+        if ops.takes_triton(queries.device):
+            from fuxi_beta.ops.triton import retrieve as fused
+
+            if fused.takes(queries, self.table, k):
+                if self._prepared is None:
+                    self._prepared = fused.prepare(self.table, self.candidates)
+                found = fused.search(queries, self._prepared, k=k, seen=seen)
+                return found.items, found.scores
+        return blocked_top_k(queries, self.table, candidates=self.candidates, k=k, seen=seen, block=block)
 
 
 def top_k(
@@ -23,18 +54,8 @@ def top_k(
     seen: tuple[Tensor, Tensor] | None = None,
     block: int = _BLOCK,
 ) -> tuple[Tensor, Tensor]:
-    """The k candidates with the largest inner product for each query, best first.
-
-    queries: [B, D]; table: [V, D]; candidates: bool [V]; seen: (listener, item) int64 pairs to leave out. Returns
-    items int64 [B, K], 0 where there are fewer candidates than k, and their scores [B, K] in fp32, -inf there.
-    float32 on a GPU goes to `fuxi_beta.ops.triton.retrieve`, everything else to `blocked_top_k`.
-    """
-    if ops.takes_triton(queries.device):
-        from fuxi_beta.ops.triton import retrieve as fused
-
-        if fused.takes(queries, table, k):
-            return fused.top_k(queries, table, candidates=candidates, k=k, seen=seen)
-    return blocked_top_k(queries, table, candidates=candidates, k=k, seen=seen, block=block)
+    """One search: see `Searcher`. table: [V, D]; candidates: bool [V]."""
+    return Searcher(table, candidates).top_k(queries, k=k, seen=seen, block=block)
 
 
 def blocked_top_k(

@@ -22,6 +22,9 @@ from jobs.scoring import ListJob, default_part, make_part
 from pipelines.schema import ITEM_ID, InputError
 from pipelines.shards import Manifest, ShardFile, read_manifest
 
+GPU_BATCH = 4096
+"""Listeners whose lists a GPU makes at once: enough to fill it, a few GB where all histories are full."""
+
 _jobs: dict[str, ListJob] = {}
 
 
@@ -85,6 +88,7 @@ def list_job(day: Day) -> ListJob:
         model = load_export(registry.download_model(day, record.chosen_model))
     train = model.train_config if model else config.train
     items, scores = popular_songs(day, manifest, train)
+    on_gpu = config.cluster.recommend_gpus_per_task > 0
     return ListJob(
         ds=day.ds,
         table_uri=day.workspace.recommendations,
@@ -98,9 +102,9 @@ def list_job(day: Day) -> ListJob:
         k=config.recommend.k,
         active_days=config.recommend.active_days,
         exclusive=train.mode == "exclusive",
-        batch_size=config.evaluate.batch_size,
+        batch_size=max(config.evaluate.batch_size, GPU_BATCH if on_gpu else 0),
         kernels=config.cluster.kernels,
-        device="cuda" if config.cluster.recommend_gpus_per_task else "cpu",
+        device="cuda" if on_gpu else "cpu",
     )
 
 

@@ -5,6 +5,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,13 +26,16 @@ CASE = gpu_step.Case("tiny", TRAIN, MODEL, device="cpu", kernels="triton", backe
 def main() -> None:
     """Every measuring function once."""
     gpu_step.run([CASE], SCALE)
-    numbers = {"device": "cpu", "dim": 16}
-    row = gpu_mixer.measured(3, 9, rounds=1, bandwidth=1e12, dtype=torch.float32, backend="eager", **numbers)
-    rows = gpu_loss.measure(12, 4, torch.float32, ("plain torch", reference.sampled_softmax), 1, songs=90, **numbers)
+    numbers: dict[str, Any] = {"device": "cpu", "dim": 16}
+    limits = gpu.limits(copied=1 << 20, size=64, device="cpu")
+    assert min(limits) > 0
+    row = gpu_mixer.measured(3, 9, rounds=1, limits=limits, dtype=torch.float32, backend="eager", **numbers)
+    plain = ("plain torch", reference.sampled_softmax)
+    rows = gpu_loss.measure(12, 4, torch.float32, plain, 1, limits=limits, songs=90, **numbers)
     work = gpu_retrieval.Work(90, 20, batch=16, baseline_listeners=12, baseline_batch=8, **numbers)
     print(gpu.json_line("gpu_mixer", "", rows=[row], kernels=[]))
     report("gpu_loss", rows, ours="ours", baseline="plain torch")
-    report("gpu_retrieval", gpu_retrieval.measure(work, 1), ours="ours", baseline="blocks and topk")
+    report("gpu_retrieval", gpu_retrieval.measure(work, 1, limits=limits), ours="ours", baseline="blocks and topk")
 
 
 if __name__ == "__main__":

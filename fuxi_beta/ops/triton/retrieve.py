@@ -63,16 +63,8 @@ class Catalogue:
 
 
 def takes(queries: Tensor, table: Tensor, k: int) -> bool:
-    """Whether `top_k` is made for these."""
+    """Whether `search` is made for these."""
     return queries.dtype == table.dtype == torch.float32 and 0 < k <= LONGEST
-
-
-def top_k(
-    queries: Tensor, table: Tensor, *, candidates: Tensor, k: int, seen: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """See `fuxi_beta.retrieve.top_k`. Prepares the table anew at each call: see `prepare`."""
-    found = search(queries, prepare(table, candidates), k=k, seen=seen)
-    return found.items, found.scores
 
 
 @on_device

@@ -80,6 +80,7 @@ def test_views():
 
 def test_wide_rows_and_many_negatives():
     compare(case(2, 300, 1100, 320))
+    compare(case(2, 500, 4096, 16))
 
 
 def test_all_negatives_masked_leave_nothing_to_learn():

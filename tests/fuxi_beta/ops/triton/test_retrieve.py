@@ -11,7 +11,7 @@ from fuxi_beta import ops
 from fuxi_beta.models.base import l2_normalise
 from fuxi_beta.ops.triton import retrieve as fused
 from fuxi_beta.ops.triton import tuning
-from fuxi_beta.retrieve import blocked_top_k, top_k
+from fuxi_beta.retrieve import Searcher, blocked_top_k, top_k
 
 DEVICE = "cpu" if tuning.INTERPRETED else "cuda"
 HALVES = [torch.float16, torch.bfloat16]
@@ -184,7 +184,7 @@ def test_a_score_that_is_not_a_number_is_refused():
     queries, table = units(2), units(40)
     queries[1, 3] = torch.nan
     with pytest.raises(ValueError, match="not a number"):
-        fused.top_k(queries, table, candidates=some(40), k=3)
+        fused.search(queries, fused.prepare(table, some(40)), k=3)
 
 
 @pytest.mark.parametrize("scoring", SCORING)
@@ -231,11 +231,12 @@ def test_the_dispatch_takes_it_where_triton_runs(monkeypatch):
     monkeypatch.setattr(fused, "prepare", lambda *inputs: called.append(1) or prepare(*inputs))
     try:
         ops.use("triton")
-        fast = top_k(queries, table, candidates=candidates, k=5)
+        searcher = Searcher(table, candidates)
+        fast, again = searcher.top_k(queries, k=5), searcher.top_k(queries, k=5)
         assert called == [1]
         ops.use("reference")
         plain = top_k(queries, table, candidates=candidates, k=5)
         assert called == [1]
     finally:
         ops.use("auto")
-    assert torch.equal(fast[0], plain[0])
+    assert torch.equal(fast[0], again[0]) and torch.equal(fast[0], plain[0])

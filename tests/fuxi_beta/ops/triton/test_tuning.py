@@ -160,9 +160,16 @@ def everything(make_batch) -> Callable[[], list[torch.Tensor]]:
         mixed = gaps.mix(projected, by_lag, scale, decay, Mask(target, 0.2))
         bare = gaps.apply(projected, by_lag, scale, decay)
         value = loss.sampled_softmax(states, states, target, drawn, drawn == target[:, None], 0.1)
-        lists = retrieve.top_k(states.detach(), states.detach(), candidates=candidates, k=5)
+        lists = retrieve.search(states.detach(), retrieve.prepare(states.detach(), candidates), k=5)
         total = mixed.square().sum() + bare.sum() + value
-        return [mixed.detach(), bare.detach(), value.detach(), *lists, *torch.autograd.grad(total, inputs)]
+        return [
+            mixed.detach(),
+            bare.detach(),
+            value.detach(),
+            lists.items,
+            lists.scores,
+            *torch.autograd.grad(total, inputs),
+        ]
 
     return compute
 
