@@ -36,8 +36,8 @@ class ModelConfig:
                 raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 1")
         if self.dim % self.heads:
             raise ValueError(f"model.heads is {self.heads}: it must divide model.dim ({self.dim})")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.dropout is {self.dropout}: it must be in [0, 1)")
+        if not 0 <= self.dropout <= 0.9999:  # sixteen bits decide a channel
+            raise ValueError(f"model.dropout is {self.dropout}: it must be between 0 and 0.9999")
 
 
 @dataclass(frozen=True)

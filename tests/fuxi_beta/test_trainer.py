@@ -167,6 +167,7 @@ def test_a_sharded_run_goes_on_with_a_plain_table_and_back(
     """One GPU alone trains with a plain table; both kinds are as wide where D is a multiple of 4."""
     train, model = dataclasses.replace(TRAIN, item_optimizer=optimizer), dataclasses.replace(MODEL, dim=12)
     expected = undisturbed(tmp_path, manifest, stop=12, train=train, model=model)
+    (tmp_path / "reference").rename(tmp_path / "12-undisturbed")
     learn_in(2, tmp_path, manifest, stop=5, train=train, model=model)
     undisturbed(tmp_path, manifest, start=5, stop=9, train=train, model=model)
     (tmp_path / "reference").rename(tmp_path / "9")
