@@ -4,6 +4,7 @@
 """
 
 import datetime as dt
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,34 +62,41 @@ def block_of(bucket: int, scale: Scale) -> Block:
 
 def write_shards(folder: Path, scale: Scale) -> Manifest:
     """A bucket a file, as `fuxi sessionize` writes them."""
+    blocks = (block_of(bucket, scale) for bucket in range(FILES))
+    return write_blocks(folder, blocks, songs=scale.songs, data_end=NOW, row_group_events=scale.row_group_events)
+
+
+def write_blocks(
+    folder: Path, blocks: Iterable[Block], *, songs: int, data_end: int, row_group_events: int
+) -> Manifest:
+    """The listeners of a bucket each, as shards of a workspace of their own."""
+    files = tuple(_write(folder, bucket, block, row_group_events) for bucket, block in enumerate(blocks))
     return write_manifest(
         str(folder),
         Manifest(
             ds=dt.date(2026, 3, 4),
             run_id="benchmark",
             parent=None,
-            buckets=FILES,
+            buckets=len(files),
             max_history=2000,
             session_gap_s=1800,
             user_id_type="int64",
             item_id_type="int64",
             timezone="UTC",
             vocabulary_version=0,
-            vocabulary_size=scale.songs,
-            data_end=NOW,
+            vocabulary_size=songs,
+            data_end=data_end,
             item_counts="item_counts.parquet",
             inputs="inputs.parquet",
-            files=tuple(_write(folder, bucket, scale) for bucket in range(FILES)),
+            files=files,
         ),
     )
 
 
-def _write(folder: Path, bucket: int, scale: Scale) -> ShardFile:
+def _write(folder: Path, bucket: int, block: Block, row_group_events: int) -> ShardFile:
     path = f"bucket={bucket:05d}/part-0.parquet"
-    writer = ShardWriter(
-        str(folder), path, bucket=bucket, user_id_type="int64", row_group_events=scale.row_group_events
-    )
-    writer.write(block_of(bucket, scale).to_table(user_id_type="int64", session_gap_s=1800))
+    writer = ShardWriter(str(folder), path, bucket=bucket, user_id_type="int64", row_group_events=row_group_events)
+    writer.write(block.to_table(user_id_type="int64", session_gap_s=1800))
     file = writer.close()
     assert file is not None
     return file

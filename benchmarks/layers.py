@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.reader import NOW, SONGS, write_shards
+from benchmarks.industrial_shards import write_blocks
+from benchmarks.reader import NOW, SONGS, blocks_of
 from benchmarks.timing import Row, report
 from pipelines.calendar import DAY_SECONDS
 from pipelines.sequences import Plays, histories
@@ -62,7 +63,8 @@ def main() -> None:
     pa.set_io_thread_count(1)
     listeners, rounds = (30_000, 3) if options.quick else (150_000, 5)
     with tempfile.TemporaryDirectory() as scratch:
-        base = write_shards(Path(scratch), listeners, 53)
+        blocks = blocks_of(listeners, 53)
+        base = write_blocks(Path(scratch), blocks, songs=SONGS, data_end=NOW, row_group_events=1_000_000)
         laid, manifests = base, {}
         for day in range(7):
             laid = replace(laid, files=tuple(lay_day(laid, file, day) for file in laid.files))

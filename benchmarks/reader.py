@@ -14,7 +14,6 @@ Ours also cuts days, marks first listens and shuffles.
 """
 
 import argparse
-import datetime as dt
 import os
 import statistics
 import tempfile
@@ -29,13 +28,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import torch
 
+from benchmarks.industrial_shards import write_blocks
 from benchmarks.timing import Row, report
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.reader import TrainingBatches, prefetched
 from pipelines import schema
 from pipelines.sequences import Block
-from pipelines.shard_writer import ShardWriter
-from pipelines.shards import Manifest, write_manifest
+from pipelines.shards import Manifest
 
 SONGS, NOW, FILES = 50_000, 1_772_000_000, 8
 
@@ -64,19 +63,18 @@ SHAPES = (
 )
 
 
-def write_shards(folder: Path, listeners: int, mean_events: int, *, heavy_tail: bool = False) -> Manifest:
-    """Random histories as sequence shards: of geometric length, or log-normal with skips."""
+def blocks_of(listeners: int, mean_events: int, *, heavy_tail: bool = False) -> Iterator[Block]:
+    """Random histories, a bucket at a time: of geometric length, or log-normal with skips."""
     random = np.random.default_rng(0)
-    files = []
+    count = listeners // FILES
     for bucket in range(FILES):
-        count = listeners // FILES
         lengths = random.geometric(1 / mean_events, count)
         if heavy_tail:
             lengths = random.lognormal(np.log(mean_events) - 1.2**2 / 2, 1.2, count).round().astype(np.int64)
             lengths = lengths.clip(1, 2000)
         total = int(lengths.sum())
         times = NOW - random.integers(0, 50 * 86_400, total)
-        block = Block(
+        yield Block(
             user_id=np.arange(count) + bucket * count,
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
             item_index=random.integers(1, SONGS + 1, total).astype(np.int32),
@@ -85,35 +83,6 @@ def write_shards(folder: Path, listeners: int, mean_events: int, *, heavy_tail: 
             heard_offsets=np.zeros(count + 1, np.int64),
             heard_items=np.zeros(0, np.int32),
         )
-        writer = ShardWriter(
-            str(folder),
-            f"bucket={bucket:05d}/part-0.parquet",
-            bucket=bucket,
-            user_id_type="int64",
-            row_group_events=1_000_000,
-        )
-        writer.write(block.to_table(user_id_type="int64", session_gap_s=1800))
-        file = writer.close()
-        assert file is not None
-        files.append(file)
-    manifest = Manifest(
-        ds=dt.date(2026, 3, 4),
-        run_id="benchmark",
-        parent=None,
-        buckets=FILES,
-        max_history=2000,
-        session_gap_s=1800,
-        user_id_type="int64",
-        item_id_type="int64",
-        timezone="UTC",
-        vocabulary_version=0,
-        vocabulary_size=SONGS,
-        data_end=NOW,
-        item_counts="item_counts.parquet",
-        inputs="inputs.parquet",
-        files=tuple(files),
-    )
-    return write_manifest(str(folder), manifest)
 
 
 def ours(manifest: Manifest, train: TrainConfig, model: ModelConfig, threads: int) -> Callable[[], tuple[int, int]]:
@@ -210,7 +179,8 @@ def main() -> None:
     for shape in SHAPES:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            manifest = write_shards(folder, shape.listeners // scale, shape.events, heavy_tail=shape.heavy_tail)
+            blocks = blocks_of(shape.listeners // scale, shape.events, heavy_tail=shape.heavy_tail)
+            manifest = write_blocks(folder, blocks, songs=SONGS, data_end=NOW, row_group_events=1_000_000)
             for batches in shape.batches:
                 for mode in ("all", "exclusive"):
                     rows += measure(folder, manifest, shape, replace(batches, mode=mode), rounds)
