@@ -128,5 +128,5 @@ def _record(row: Any) -> dict[str, Any]:
 
 def _shown(value: object) -> str:
     if not isinstance(value, float):
-        return str(value)
+        return f"{value:,}" if type(value) is int else str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -5,7 +5,6 @@ the capability asked for. So what is compiled is what would be launched, with ev
 """
 
 import argparse
-import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -15,13 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from rich.console import Console
-from rich.table import Table
 from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from benchmarks import gpu
 from fuxi_beta.keyed import Mask
 from fuxi_beta.ops.triton import loss, optimizer, retrieve, tokenwise, tuning
 
@@ -155,14 +153,9 @@ def main() -> None:
     options = parser.parse_args()
     cases = CASES if options.quick else CASES | MORE_CASES
     rows = compiled(cases, options.capability, every_choice=not options.quick)
-    table = Table(title=f"compiled for sm_{options.capability} by Triton {triton.__version__}")
-    for column in Resources._fields:
-        table.add_column(column.replace("_", " "), justify="left" if column in {"case", "kernel"} else "right")
-    for row in rows:
-        table.add_row(*(f"{value:,}" if type(value) is int else str(value) for value in row))
-    Console(width=120).print(table)
     about = f"sm_{options.capability}, Triton {triton.__version__}"
-    print(json.dumps({"benchmark": "gpu_registers", "machine": about, "rows": [row._asdict() for row in rows]}))
+    gpu.show(f"compiled for {about}", Resources._fields, rows)
+    print(gpu.json_line("gpu_registers", about, rows=rows))
 
 
 if __name__ == "__main__":

@@ -43,13 +43,15 @@ class ItemTable(ABC):
     def __call__(self, item_index: Tensor) -> Tensor:
         """Distinct int64 [U], ascending -> raw vectors [U, D], differentiable. ValueError if one is outside [0, rows).
 
-        Indices on a device are not looked at, because that would wait for it: `check` them before they go there. There
-        row 0 may follow the others any number of times, if it gets no gradient, unless `host_waits`.
+        On a device row 0 may follow the others any number of times, if it gets no gradient, unless `host_waits`.
         """
 
     def check(self, item_index: Tensor) -> None:
-        """ValueError if an index is outside [0, rows). FBGEMM would silently read row 0 of a shard there."""
-        if item_index.numel() == 0:
+        """ValueError if an index of the host is outside [0, rows). FBGEMM would silently read row 0 of a shard there.
+
+        Indices on a device are not looked at, because that would wait for it: check them before they go there.
+        """
+        if item_index.device.type != "cpu" or item_index.numel() == 0:
             return
         low, high = (int(bound) for bound in item_index.aminmax())
         if low < 0 or high >= self.rows:
@@ -136,8 +138,7 @@ class PlainItemTable(ItemTable):
 
     @override
     def __call__(self, item_index: Tensor) -> Tensor:
-        if item_index.device.type == "cpu":
-            self.check(item_index)
+        self.check(item_index)
         self._lookups += 1
         return F.embedding(item_index, self.weight, sparse=self.sparse)
 
@@ -209,8 +210,7 @@ class ShardedItemTable(ItemTable):
     def __call__(self, item_index: Tensor) -> Tensor:
         from torchrec import KeyedJaggedTensor
 
-        if item_index.device.type == "cpu":
-            self.check(item_index)
+        self.check(item_index)
         lengths = torch.full((1,), item_index.numel(), dtype=torch.int64, device=item_index.device)
         found = self.sharded(KeyedJaggedTensor(keys=[_FEATURE], values=item_index, lengths=lengths))
         return found[_FEATURE].values()[:, : self.dim]

@@ -45,19 +45,6 @@ class Searcher:
         return blocked_top_k(queries, self.table, candidates=self.candidates, k=k, seen=seen, block=block)
 
 
-def top_k(
-    queries: Tensor,
-    table: Tensor,
-    *,
-    candidates: Tensor,
-    k: int,
-    seen: tuple[Tensor, Tensor] | None = None,
-    block: int = _BLOCK,
-) -> tuple[Tensor, Tensor]:
-    """One search: see `Searcher`. table: [V, D]; candidates: bool [V]."""
-    return Searcher(table, candidates).top_k(queries, k=k, seen=seen, block=block)
-
-
 def blocked_top_k(
     queries: Tensor,
     table: Tensor,
@@ -67,7 +54,7 @@ def blocked_top_k(
     seen: tuple[Tensor, Tensor] | None = None,
     block: int = _BLOCK,
 ) -> tuple[Tensor, Tensor]:
-    """`top_k` in plain torch, in the dtype of the queries; a float64 score is rounded to fp32 before it is ranked.
+    """`Searcher.top_k` in plain torch, in the dtype of the queries; a float64 score becomes fp32 before it is ranked.
 
     The catalogue is scored `block` candidates at a time, so memory does not grow with it.
     """
@@ -81,7 +68,7 @@ def blocked_top_k(
 def top_k_of_scores(
     scores: Tensor, *, candidates: Tensor, k: int, seen: tuple[Tensor, Tensor] | None = None, block: int = _BLOCK
 ) -> tuple[Tensor, Tensor]:
-    """`top_k` for scores that are there already. scores: [B, V]."""
+    """`Searcher.top_k` for scores that are there already. scores: [B, V]."""
     return _blocked(
         lambda items: scores.index_select(1, items), len(scores), candidates=candidates, k=k, seen=seen, block=block
     )

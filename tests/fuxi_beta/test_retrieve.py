@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fuxi_beta.retrieve import top_k, top_k_of_scores
+from fuxi_beta.retrieve import Searcher, top_k_of_scores
 
 
 def brute_force(scores: torch.Tensor, candidates: torch.Tensor, seen: list[set[int]], k: int):
@@ -27,7 +27,7 @@ def test_equals_sorting_with_ties_seen_songs_and_lists_longer_than_the_catalogue
     pairs = [(row, item) for row, items in enumerate(seen_rows) for item in sorted(items)] + [(1, 95)]
     seen = (torch.tensor([row for row, _ in pairs]), torch.tensor([item for _, item in pairs]))
 
-    items, scores = top_k(queries, table, candidates=candidates, k=k, seen=seen, block=block)
+    items, scores = Searcher(table, candidates).top_k(queries, k=k, seen=seen, block=block)
     of_scores = top_k_of_scores(queries @ table.t(), candidates=candidates, k=k, seen=seen, block=block)
     assert torch.equal(items, of_scores[0])
     assert items.shape == scores.shape == (6, k)
@@ -45,11 +45,11 @@ def test_real_valued_scores_come_back_exactly():
 
 
 def test_no_candidates_give_empty_lists():
-    items, scores = top_k(torch.ones(2, 3), torch.ones(5, 3), candidates=torch.zeros(5, dtype=torch.bool), k=4)
+    items, scores = Searcher(torch.ones(5, 3), torch.zeros(5, dtype=torch.bool)).top_k(torch.ones(2, 3), k=4)
     assert not items.any()
     assert torch.isneginf(scores).all()
 
 
 def test_a_score_that_is_not_a_number_is_refused():
     with pytest.raises(ValueError, match="not a number"):
-        top_k(torch.full((1, 2), torch.nan), torch.ones(3, 2), candidates=torch.ones(3, dtype=torch.bool), k=1)
+        Searcher(torch.ones(3, 2), torch.ones(3, dtype=torch.bool)).top_k(torch.full((1, 2), torch.nan), k=1)

@@ -11,7 +11,7 @@ from fuxi_beta import ops
 from fuxi_beta.models.base import l2_normalise
 from fuxi_beta.ops.triton import retrieve as fused
 from fuxi_beta.ops.triton import tuning
-from fuxi_beta.retrieve import Searcher, blocked_top_k, top_k
+from fuxi_beta.retrieve import Searcher, blocked_top_k
 
 DEVICE = "cpu" if tuning.INTERPRETED else "cuda"
 HALVES = [torch.float16, torch.bfloat16]
@@ -59,7 +59,7 @@ def test_unit_vectors(k, splits, scoring):
     heard = [torch.randint(333, (count % 40,)) for count in range(20)]
     assert check(queries, table, candidates, k, scoring=scoring, splits=splits).unproved < 20
     found = check(queries, table, candidates, k, seen=pairs(*heard), scoring=scoring, splits=splits)
-    plain = top_k(queries, table, candidates=candidates, k=k, seen=pairs(*heard))
+    plain = Searcher(table, candidates).top_k(queries, k=k, seen=pairs(*heard))
     assert torch.equal(found.items, plain[0])  # float32 agrees where scores are apart or equal
     torch.testing.assert_close(found.scores, plain[1])
 
@@ -73,7 +73,7 @@ def test_small_integers_tie_everywhere(scoring):
     heard = pairs(*(torch.randint(1, 150, (count,)) for count in (0, 3, 30, 149, 10, 200, 1)))
     for k in (1, 4, 20):
         found = check(queries, table, candidates, k, seen=heard, scoring=scoring)
-        plain = top_k(queries, table, candidates=candidates, k=k, seen=heard)
+        plain = Searcher(table, candidates).top_k(queries, k=k, seen=heard)
         assert torch.equal(found.items, plain[0])
         assert torch.equal(found.scores, plain[1])
 
@@ -235,7 +235,7 @@ def test_the_dispatch_takes_it_where_triton_runs(monkeypatch):
         fast, again = searcher.top_k(queries, k=5), searcher.top_k(queries, k=5)
         assert called == [1]
         ops.use("reference")
-        plain = top_k(queries, table, candidates=candidates, k=5)
+        plain = Searcher(table, candidates).top_k(queries, k=5)
         assert called == [1]
     finally:
         ops.use("auto")
