@@ -19,8 +19,8 @@ import psutil
 
 from jobs.config import load_config
 from pipelines import storage
-from pipelines.build import plan_exchange
-from pipelines.shards import read_manifest
+from pipelines.histories.build import plan_exchange
+from pipelines.histories.shards import read_manifest
 
 SAMPLE_S = 0.1
 

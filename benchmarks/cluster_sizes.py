@@ -11,8 +11,8 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from pipelines.build import plan_exchange
-from pipelines.exchange import RUN_ROWS
+from pipelines.histories.build import plan_exchange
+from pipelines.histories.shuffle import RUN_ROWS
 
 JVM_OVERHEAD_MIB, JVM_OVERHEAD_SHARE = 384, 0.1
 """What Spark itself adds to a heap for the rest of a JVM: the larger of the two."""

@@ -81,10 +81,10 @@ Start = Callable[[Work], Callable[[], object]]
 
 def ours(work: Work) -> Callable[[], object]:
     """`fuxi sessionize` on local[cores]."""
-    from jobs import sessionize
     from jobs.config import load_config
     from jobs.day import open_day, run_stage
-    from jobs.engines import spark_session
+    from jobs.runtime.engines import spark_session
+    from jobs.stages import sessionize
 
     config = load_config(environment={}, overrides=our_settings(work))
     spark_session(config.cluster)
@@ -325,7 +325,7 @@ def songs_of(name: str, work: Work) -> pa.Table:
     """(item_id, item_index) as a contestant numbered the songs."""
     if name != "ours":
         return pq.read_table(work.output / "songs.parquet")
-    from pipelines import vocabulary
+    from pipelines.histories import vocabulary
 
     return vocabulary.read(f"{work.folder}/workspace/vocabulary", "int64").table
 
@@ -338,7 +338,7 @@ def histories_of(name: str, work: Work) -> Iterator[pa.Table]:
             for group in range(source.num_row_groups):
                 yield source.read_row_group(group)
         return
-    from pipelines.shards import read_manifest
+    from pipelines.histories.shards import read_manifest
 
     manifest = read_manifest(f"{work.folder}/workspace/sequences/ds={work.ds}")
     for file, group, _ in manifest.row_groups():

@@ -18,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.industrial_logs import day_folders, logs_of, serving_day
-from jobs import forget, sessionize
+from jobs.commands import forget
 from jobs.config import Config, load_config
 from jobs.day import open_day
-from pipelines import forgotten
-from pipelines.shards import Manifest, read_manifest
+from jobs.stages import sessionize
+from pipelines.forget import blocklist
+from pipelines.histories.shards import Manifest, read_manifest
 
 LISTED = 100_000
 
@@ -62,8 +63,8 @@ def _list_cost(folder: str) -> list[dict[str, Any]]:
         if kind == "string":
             batches = [pa.array([f"user-{n}" for n in batch.to_pylist()]) for batch in batches]
             listed = pa.array([f"user-{n}" for n in listed.to_pylist()])
-        forgotten.add(f"{folder}/list-{kind}", listed)
-        for name, found in (("nobody", forgotten.nobody()), (f"{LISTED:,}", forgotten.load(f"{folder}/list-{kind}"))):
+        blocklist.add(f"{folder}/list-{kind}", listed)
+        for name, found in (("nobody", blocklist.nobody()), (f"{LISTED:,}", blocklist.load(f"{folder}/list-{kind}"))):
             found.mask(batches[0])
             started = time.process_time()
             for batch in batches:

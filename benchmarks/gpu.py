@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import timing
-from jobs import machine
+from jobs.runtime import machine
 
 Result = TypeVar("Result")
 

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.gpu import Limits, first_results, interleaved, json_line, limits, nothing_to_measure, show
-from fuxi_beta.batches import Batch
-from fuxi_beta.keyed import Mask
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import reference, triton
-from fuxi_beta.ops.base import Gaps
+from fuxi_beta.ops.token_mixer import Gaps
 
 DIM = 256
 SHAPES = ((512, 211), (105, 1024), (26, 4096))  # listeners and events of each

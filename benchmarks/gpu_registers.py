@@ -20,8 +20,8 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from benchmarks import gpu
-from fuxi_beta.keyed import Mask
-from fuxi_beta.ops.triton import loss, optimizer, retrieve, tokenwise, tuning
+from fuxi_beta.data.stateless_random import Mask
+from fuxi_beta.ops.triton import loss, optimizer, tokenwise, top_k, tuning
 
 DIM = 256
 _CUOBJDUMP = Path(str(nvidia.__file__)).parent / "bin" / "cuobjdump"
@@ -66,10 +66,10 @@ def softmax(dtype: torch.dtype, dim: int = DIM) -> None:
 def search(k: int, scoring: torch.dtype) -> None:
     """The four kernels of a search."""
     table, none = torch.zeros(300, DIM), torch.zeros(1, dtype=torch.int64)
-    catalogue = retrieve.prepare(table, torch.ones(300, dtype=torch.bool), scoring=scoring)
-    rounded, _, _ = retrieve._round(table, None, scoring)
-    retrieve._shortlists(rounded, catalogue, retrieve._heard((none, none), catalogue, 0, 300, 10), k, None)
-    retrieve._exact_scores(table, table, torch.zeros(300, 16, dtype=torch.int64))
+    catalogue = top_k.prepare(table, torch.ones(300, dtype=torch.bool), scoring=scoring)
+    rounded, _, _ = top_k._round(table, None, scoring)
+    top_k._shortlists(rounded, catalogue, top_k._heard((none, none), catalogue, 0, 300, 10), k, None)
+    top_k._exact_scores(table, table, torch.zeros(300, 16, dtype=torch.int64))
 
 
 def norm(dtype: torch.dtype) -> None:

@@ -2,7 +2,7 @@
 
 1,000,000 listeners against 234,488 and 476,544 songs of D 256, streamed in batches; every listener has heard 50 songs.
 Ours scores, removes and selects in one kernel, and its lists are proved exact. The baselines are blocks of scores
-by torch, then topk: in float32 with exact ties (`fuxi_beta.retrieve.blocked_top_k`), and in bf16, which is what one
+by torch, then topk: in float32 with exact ties (`fuxi_beta.ops.top_k.blocked_top_k`), and in bf16, which is what one
 writes for speed and whose lists are not exact. They take fewer listeners a round; the figures are lists per second.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks import gpu
 from benchmarks.timing import Row, report
 from fuxi_beta.models.base import l2_normalise
-from fuxi_beta.retrieve import blocked_top_k
+from fuxi_beta.ops.top_k import blocked_top_k
 
 DIM, K, HEARD = 256, 30, 50
 LISTENERS, BASELINE_LISTENERS, BATCH, BASELINE_BATCH = 1_000_000, 32_768, 65_536, 4096
@@ -71,7 +71,7 @@ def streamed(search: Search, work: Work, listeners: int, batch: int) -> None:
 
 def measure(work: Work, rounds: int, *, limits: gpu.Limits) -> list[Row]:
     """One catalogue, against both baselines."""
-    from fuxi_beta.ops.triton import retrieve as fused
+    from fuxi_beta.ops.triton import top_k as fused
 
     torch.manual_seed(0)
     table = l2_normalise(torch.randn(work.songs, work.dim, device=work.device))

@@ -4,13 +4,13 @@ FuXi-beta with D 256, 4 layers, 4 heads, ffn_multiply 4, N 200, dropout 0.2, 128
 Adagrad on them, bf16; listeners whose histories average 53 events with a long tail; batches of about 65,536 events of
 histories of like length, and of 512 listeners. All that is read comes from shards that are written first.
 
-Three contestants take turns in one process. All are `fuxi_beta.trainer.Trainer` on packed events, begin with the same
-weights and drop out the same channels, so that their first losses must agree: *ours* with the Triton kernels; *eager*
-in plain torch (`ops.use("reference")`, products in bf16 by autocast); *compiled*, the same plain torch with every layer
-and the loss under `torch.compile`. That is the strongest compiled baseline we know: a model on padded squares does 3.8
-times the work, and its loss gathers 128 songs for each cell, 13 GB a tensor for 512 listeners. The keys of dropout are
-made outside of the graphs, because inductor cannot compile them where the number of a site is symbolic. TF32 is allowed
-for what the baselines leave in float32.
+Three contestants take turns in one process. All are `fuxi_beta.training.trainer.Trainer` on packed events, begin with
+the same weights and drop out the same channels, so that their first losses must agree: *ours* with the Triton kernels;
+*eager* in plain torch (`ops.use("reference")`, products in bf16 by autocast); *compiled*, the same plain torch with
+every layer and the loss under `torch.compile`. That is the strongest compiled baseline we know: a model on padded
+squares does 3.8 times the work, and its loss gathers 128 songs for each cell, 13 GB a tensor for 512 listeners. The
+keys of dropout are made outside of the graphs, because inductor cannot compile them where the number of a site is
+symbolic. TF32 is allowed for what the baselines leave in float32.
 
 A round is several steps on different batches, which lie in page-locked memory, until the last is done; its time by
 events on the GPU. An epoch is all 1,023,711,774 interactions at that rate. Then the real loop: the reader's thread,
@@ -40,19 +40,19 @@ from benchmarks import gpu, gpu_trace
 from benchmarks.industrial_shards import INTERACTIONS, Scale, write_shards
 from benchmarks.timing import spread
 from fuxi_beta import ops
-from fuxi_beta.batches import Batch
 from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
-from fuxi_beta.fit import all_batches, new_trainer
-from fuxi_beta.keyed import Mask
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.reader import TrainingBatches, prefetched
+from fuxi_beta.data.stateless_random import Mask
+from fuxi_beta.data.transfer import pinned
 from fuxi_beta.models.base import Dropout
 from fuxi_beta.models.fuxi_beta import Block, FuXiBeta
 from fuxi_beta.ops import Gaps, reference, triton
 from fuxi_beta.presets import preset
-from fuxi_beta.reader import TrainingBatches, prefetched
-from fuxi_beta.trainer import StepResult, Trainer
-from fuxi_beta.transfer import pinned
-from jobs import machine
-from pipelines.shards import Manifest
+from fuxi_beta.training.fit import all_batches, new_trainer
+from fuxi_beta.training.trainer import StepResult, Trainer
+from jobs.runtime import machine
+from pipelines.histories.shards import Manifest
 
 TRAIN = TrainConfig(mode="all", precision="bf16")
 TOP = 10  # kernels that are listed
@@ -264,7 +264,7 @@ def reader_rate(reader: TrainingBatches, rounds: int = 3) -> float:
 
 
 def fed_rate(case: Case, ours: Contestant, reader: TrainingBatches) -> float:
-    """Events a second of an epoch as `fuxi_beta.fit` runs it, from its first result on: what comes before is once."""
+    """Events a second of an epoch as `fuxi_beta.training.fit` runs it, from its first result on."""
     results = ours.learn(prefetched(pinned(reader.epoch(1), case.device)), epoch=1)
     next(results)
     started = time.perf_counter()

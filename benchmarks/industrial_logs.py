@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from pipelines.calendar import DAY_SECONDS
 from pipelines.schema import InputError
-from pipelines.synthetic.industrial import BYTES_A_PLAY, plan, write
-from pipelines.synthetic.industrial_config import BASE_DAYS, industrial_config
+from pipelines.synthetic.industrial.config import BASE_DAYS, industrial_config
+from pipelines.synthetic.industrial.plan import BYTES_A_PLAY, plan, write
 
 PRESET = "daily-recommendations"
 

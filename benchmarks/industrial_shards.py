@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.sequences import Block
-from pipelines.shard_writer import ShardWriter
-from pipelines.shards import Manifest, ShardFile, write_manifest
+from pipelines.histories.merge import Block
+from pipelines.histories.shards import Manifest, ShardFile, write_manifest
+from pipelines.histories.writer import ShardWriter
 
 LISTENERS, SONGS, INTERACTIONS = 19_252_028, 234_488, 1_023_711_774
 MEAN, LONGEST, SIGMA = 53.0, 201, 1.2  # 200 that are read, and one to predict

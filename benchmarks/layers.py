@@ -17,9 +17,9 @@ from benchmarks.industrial_shards import write_blocks
 from benchmarks.reader import NOW, SONGS, blocks_of
 from benchmarks.timing import Row, report
 from pipelines.calendar import DAY_SECONDS
-from pipelines.sequences import Plays, histories
-from pipelines.shard_writer import DeltaWriter
-from pipelines.shards import Manifest, ShardFile
+from pipelines.histories.merge import Plays, histories
+from pipelines.histories.shards import Manifest, ShardFile
+from pipelines.histories.writer import DeltaWriter
 
 SHARE = 0.04
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fuxi_beta.batches import Batch
 from fuxi_beta.config import ModelConfig, TrainConfig
+from fuxi_beta.data.batches import Batch
 
 
 class NaiveBlock(nn.Module):

@@ -21,12 +21,12 @@ from rich.table import Table
 
 from benchmarks.train_step import SONGS, TRAIN, movielens_like_batch
 from fuxi_beta import ops
-from fuxi_beta.batches import Batch
 from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
-from fuxi_beta.embedding import PlainItemTable, capacity_rows
+from fuxi_beta.data.batches import Batch
 from fuxi_beta.models.fuxi_beta import FuXiBeta
-from fuxi_beta.trainer import Trainer
-from jobs import machine
+from fuxi_beta.training.item_table import PlainItemTable, capacity_rows
+from fuxi_beta.training.trainer import Trainer
+from jobs.runtime import machine
 
 STEPS, QUICK_STEPS, LISTENERS = 200, 40, 64
 GROUP, PAUSE_S = 16, 1800

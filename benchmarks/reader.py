@@ -31,10 +31,10 @@ import torch
 from benchmarks.industrial_shards import write_blocks
 from benchmarks.timing import Row, report
 from fuxi_beta.config import ModelConfig, TrainConfig
-from fuxi_beta.reader import TrainingBatches, prefetched
+from fuxi_beta.data.reader import TrainingBatches, prefetched
 from pipelines import schema
-from pipelines.sequences import Block
-from pipelines.shards import Manifest
+from pipelines.histories.merge import Block
+from pipelines.histories.shards import Manifest
 
 SONGS, NOW, FILES = 50_000, 1_772_000_000, 8
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.sessions import session_index
+from pipelines.histories.sessions import session_index
 
 _MODULUS_BITS = 61
 

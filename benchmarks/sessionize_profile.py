@@ -23,14 +23,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.industrial_logs import day_folders, logs_of
-from jobs import machine
-from pipelines import interactions, logs
-from pipelines.build import BuildSpec, SongIndex, Tally, Task, build_buckets, plan_exchange
+from jobs.runtime import machine
 from pipelines.calendar import Calendar
-from pipelines.exchange import Exchange, Run, parts_of
-from pipelines.forgotten import nobody
+from pipelines.forget.blocklist import nobody
+from pipelines.histories.build import BuildSpec, SongIndex, Tally, Task, build_buckets, plan_exchange
+from pipelines.histories.shards import Manifest, ShardFile
+from pipelines.histories.shuffle import Exchange, Run, parts_of
+from pipelines.logs import files as logs
+from pipelines.logs import validate
 from pipelines.schema import ITEM_ID, id_type
-from pipelines.shards import Manifest, ShardFile
 
 STEPS = {
     "read logs (Parquet)": ("_read_parquet", "_batches", "_typed"),
@@ -119,9 +120,9 @@ class Shards:
     def read(self, files: list[logs.LogFile], exchange: Exchange) -> list[dict[str, Any]]:
         """The first stage."""
         found = []
-        for number, splits in enumerate(interactions._pack(logs.plan(self.spec, files), 2)):
-            arguments = (self.spec, interactions.Rules(), exchange, f"{self.folder}/staging", f"{self.folder}/rejects")
-            task = interactions._CleanTask(*arguments, nobody(), f"{files[-1].landing_day}-{number}")
+        for number, splits in enumerate(validate._pack(logs.plan(self.spec, files), 2)):
+            arguments = (self.spec, validate.Rules(), exchange, f"{self.folder}/staging", f"{self.folder}/rejects")
+            task = validate._CleanTask(*arguments, nobody(), f"{files[-1].landing_day}-{number}")
             for split in splits:
                 task.read(split)
             found.append(task.finish())
@@ -129,7 +130,7 @@ class Shards:
 
     def index(self, found: list[dict[str, Any]]) -> None:
         """Number the songs."""
-        ids = interactions._merge_songs([task["songs"] for task in found], id_type("int64"))[ITEM_ID].combine_chunks()
+        ids = validate._merge_songs([task["songs"] for task in found], id_type("int64"))[ITEM_ID].combine_chunks()
         self.songs = SongIndex(ids, np.arange(1, len(ids) + 1, dtype=np.int32))
 
     def build(self, ds: dt.date, runs: list[Run], exchange: Exchange) -> list[ShardFile]:

@@ -1,7 +1,7 @@
 """Skewed and extreme logs at full size: `python -m benchmarks.skew [--quick] [--events 30]`.
 
 Each case is sessionized in a fresh process on all cores; the even log of the same size stands first as the baseline.
-Memory is the peak of the whole process tree. `tests/jobs/test_sessionize_limits.py` checks what such logs make.
+Memory is the peak of the whole process tree. `tests/jobs/stages/test_sessionize_limits.py` checks what such logs make.
 """
 
 import argparse

@@ -13,10 +13,11 @@ import shutil
 import tempfile
 from typing import Any
 
-from jobs import evaluate, machine, sessionize, train
-from jobs.ceiling import ceiling
+from benchmarks.ceiling import ceiling
+from jobs.commands.demo import CATALOGUE, FIRST_LANDING_DAY, HISTORY_DAYS, SERVING_DAYS, demo_config
 from jobs.day import open_day, run_stage
-from jobs.demo import CATALOGUE, FIRST_LANDING_DAY, HISTORY_DAYS, SERVING_DAYS, demo_config
+from jobs.runtime import machine
+from jobs.stages import evaluate, sessionize, train
 from pipelines.synthetic import SyntheticConfig, generate
 
 DS = SERVING_DAYS[0]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from jobs import machine
+from jobs.runtime import machine
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 
 from benchmarks.timing import Row, interleaved, report
 from benchmarks.train_step import movielens_like_batch
-from fuxi_beta.batches import Batch
-from fuxi_beta.keyed import Mask
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import cpu, linear, reference, why_no_cpu_kernels
-from fuxi_beta.ops.base import Gaps
+from fuxi_beta.ops.token_mixer import Gaps
 
 TOKENS = 16_384
 

@@ -1,7 +1,8 @@
 """A training step at the ML-1M shape: `python -m benchmarks.train_step`.
 
-128 listeners, N 200, D 50, 128 negatives, 3,706 songs, 55 % padding, fp32. Ours is `fuxi_beta.trainer.Trainer` as
-`fuxi train` runs it; the baseline is the padded model of `benchmarks/naive.py` on the same batch.
+128 listeners, N 200, D 50, 128 negatives, 3,706 songs, 55 % padding, fp32. Ours is
+`fuxi_beta.training.trainer.Trainer` as `fuxi train` runs it; the baseline is the padded model of `benchmarks/naive.py`
+on the same batch.
 """
 
 import argparse
@@ -11,12 +12,12 @@ import torch
 from benchmarks.naive import NaiveTrainer
 from benchmarks.timing import Row, interleaved, report
 from fuxi_beta import ops
-from fuxi_beta.batches import Batch
 from fuxi_beta.config import ModelConfig, TrainConfig
-from fuxi_beta.embedding import PlainItemTable, capacity_rows
-from fuxi_beta.keyed import DropoutKey
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.stateless_random import DropoutKey
 from fuxi_beta.models.fuxi_beta import FuXiBeta
-from fuxi_beta.trainer import Trainer
+from fuxi_beta.training.item_table import PlainItemTable, capacity_rows
+from fuxi_beta.training.trainer import Trainer
 
 SONGS, LISTENERS = 3706, 128
 TRAIN = TrainConfig(protocol="leave_one_out", mode="all", item_optimizer="adamw", batch_size=LISTENERS)

@@ -138,7 +138,7 @@ _stage_command("report", "Write the day's self-contained HTML page.")
 @_shared_options
 def show(user: str, ds: str, **options: Any) -> None:
     """Print one listener's recent plays and list, with titles and artists."""
-    from jobs import show as show_job
+    from jobs.commands import show as show_job
 
     config = _config(**options)
     show_job.render(show_job.show(config, user, parse_ds(ds)))
@@ -155,7 +155,7 @@ def forget(users: tuple[str, ...], file: str | None, dry_run: bool, yes: bool, *
 
     There is no way back. The play logs are the service's and stay as they are; later days skip the listeners' rows.
     """
-    from jobs import forget as forget_job
+    from jobs.commands import forget as forget_job
     from pipelines.workspace import open_workspace
 
     config = _config(**options)
@@ -206,7 +206,7 @@ def synth(context: click.Context, first_day: str, **options: Any) -> None:
 
     Run again, it continues where it stopped.
     """
-    from jobs import synth as synth_job
+    from jobs.commands import synth as synth_job
 
     given = {name for name in options if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE}
     result = synth_job.main({**options, "first_day": parse_ds(first_day)}, given)
@@ -232,7 +232,7 @@ def movielens(path: str, ds: str | None, movies: str | None, **options: Any) -> 
     fuxi import movielens ml-1m/ratings.dat --workspace ./ml-1m
     fuxi reproduce ml-1m
     """
-    from jobs import import_movielens
+    from jobs.commands import import_movielens
 
     config = _config(**options)
     result = import_movielens.run(config, path, ds=parse_ds(ds) if ds else None, movies=movies)
@@ -300,7 +300,7 @@ def reproduce(**options: Any) -> None:
 @click.option("--workspace", default="./workspace", show_default=True, metavar="URI")
 def doctor(workspace: str) -> None:
     """Check Python, Java, the torch/torchrec/fbgemm triple, GPU and workspace access."""
-    from jobs.doctor import examine, render
+    from jobs.commands.doctor import examine, render
 
     if not render(examine(workspace)):
         sys.exit(1)
@@ -321,7 +321,7 @@ def config(**options: Any) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For example train.epochs=3.")
 def demo(workspace: str, listeners: int, overrides: tuple[str, ...]) -> None:
     """Generate eight weeks of logs and run two serving days; about three minutes on two cores."""
-    from jobs.demo import run_demo
+    from jobs.commands.demo import run_demo
 
     run_demo(workspace, listeners=listeners, overrides=overrides)
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.console import log
 from jobs.day import Day, Stage, run_stage
+from jobs.runtime.console import log
 from pipelines import storage
 from pipelines.schema import BusyError, InputError
 

@@ -155,7 +155,7 @@ METRICS_SCHEMA = pa.schema(
 QUALITY_SCHEMA = pa.schema(
     [
         pa.field(DS, pa.date32(), nullable=False),
-        pa.field("metric", pa.string(), nullable=False),  # a number of `pipelines.quality`
+        pa.field("metric", pa.string(), nullable=False),  # a number of `pipelines.logs.quality`
         pa.field("value", pa.float64()),
         pa.field("lower", pa.float64()),  # what was allowed when the day was judged; null: no bound
         pa.field("upper", pa.float64()),

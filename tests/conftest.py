@@ -18,7 +18,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 def spark():
     """The Spark session that `jobs` starts, on all local cores."""
     from jobs.config import ClusterConfig
-    from jobs.engines import spark_session
+    from jobs.runtime.engines import spark_session
 
     session = spark_session(ClusterConfig())  # type: ignore[call-arg]
     yield session
@@ -29,7 +29,7 @@ def spark():
 def ray_local():
     """A Ray instance as `jobs` starts it; one module's, because other modules build clusters of their own."""
     from jobs.config import ClusterConfig
-    from jobs.engines import ray_session
+    from jobs.runtime.engines import ray_session
 
     ray = ray_session(ClusterConfig())  # type: ignore[call-arg]
     yield ray

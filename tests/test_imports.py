@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SHARED = {"pipelines.schema", "pipelines.shards", "pipelines.storage", "pipelines.calendar"}
+SHARED = {"pipelines.schema", "pipelines.histories.shards", "pipelines.storage", "pipelines.calendar"}
 ENGINES = {"pyspark", "ray", "mlflow", "deltalake"}
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuxi_beta.batches import Batch, Histories, read_histories, without_newest
 from fuxi_beta.config import TrainConfig
-from fuxi_beta.retrieve import top_k_of_scores
-from pipelines.shards import Manifest
+from fuxi_beta.data.batches import Batch, Histories, read_histories, without_newest
+from fuxi_beta.ops.top_k import top_k_of_scores
+from pipelines.histories.shards import Manifest
 
 if TYPE_CHECKING:
     from scipy import sparse

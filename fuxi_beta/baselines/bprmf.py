@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuxi_beta import keyed
 from fuxi_beta.baselines.base import ScoredBaseline, all_songs, heard_songs
-from fuxi_beta.batches import Batch
 from fuxi_beta.config import TrainConfig
-from pipelines.shards import Manifest
+from fuxi_beta.data import stateless_random
+from fuxi_beta.data.batches import Batch
+from pipelines.histories.shards import Manifest
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -166,9 +166,11 @@ class Triples:
 
     def epoch(self, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Every pair (u, i) once, in the epoch's order, with its j. int64 each."""
-        order = self.pairs[keyed.permutation(len(self.pairs), seed, epoch, keyed.SHUFFLE_ROWS)]
+        order = self.pairs[stateless_random.permutation(len(self.pairs), seed, epoch, stateless_random.SHUFFLE_ROWS)]
         user = self.user[order]
-        bits = keyed.words(keyed.combine(seed, epoch, order, keyed.NEGATIVES), 1)[:, 0].bitwise_and(0x7FFFFFFF)
+        bits = stateless_random.words(stateless_random.combine(seed, epoch, order, stateless_random.NEGATIVES), 1)[
+            :, 0
+        ].bitwise_and(0x7FFFFFFF)
         return user, self.song[order], self.not_played(user, (bits * self.unheard[user]) >> 31)
 
     def not_played(self, user: Tensor, number: Tensor) -> Tensor:

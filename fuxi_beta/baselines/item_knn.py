@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from fuxi_beta.baselines.base import DecayedBaseline, all_songs, heard_songs
-from fuxi_beta.batches import Batch
 from fuxi_beta.config import TrainConfig
-from pipelines.shards import Manifest
+from fuxi_beta.data.batches import Batch
+from pipelines.histories.shards import Manifest
 
 if TYPE_CHECKING:
     from scipy import sparse

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fuxi_beta.baselines.base import ScoredBaseline, ages, all_songs, count_keys, plays_before
-from fuxi_beta.batches import Batch
 from fuxi_beta.config import TrainConfig
-from pipelines.shards import Manifest
+from fuxi_beta.data.batches import Batch
+from pipelines.histories.shards import Manifest
 
 DECAY = 0.8
 LATEST = 10

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fuxi_beta.baselines.base import ScoredBaseline, all_songs, plays_before
-from fuxi_beta.batches import Batch
 from fuxi_beta.config import EvaluateConfig, TrainConfig
+from fuxi_beta.data.batches import Batch
 from pipelines.calendar import DAY_SECONDS, Calendar
-from pipelines.shards import Manifest
+from pipelines.histories.shards import Manifest
 
 
 class Popularity(ScoredBaseline):

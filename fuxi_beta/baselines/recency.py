@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fuxi_beta.baselines.base import DecayedBaseline
 from fuxi_beta.baselines.popularity import fit_popularity
-from fuxi_beta.batches import Batch
 from fuxi_beta.config import EvaluateConfig, TrainConfig
-from pipelines.shards import Manifest
+from fuxi_beta.data.batches import Batch
+from pipelines.histories.shards import Manifest
 
 DECAY = 0.95  # a play counts half after 14 more
 

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fuxi_beta import keyed, ops
-from fuxi_beta.batches import Batch
+from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.keyed import DropoutKey, Mask
+from fuxi_beta.data import stateless_random
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.padding import Padding
+from fuxi_beta.data.stateless_random import DropoutKey, Mask
+from fuxi_beta.layers.frab import Elapsed, Mixed, Pow, TemporalFunction
 from fuxi_beta.ops import Gaps
-from fuxi_beta.padding import Padding
-from fuxi_beta.temporal import Elapsed, Mixed, Pow, TemporalFunction
 
 NORM_CLAMP = 1e-6
 
@@ -35,7 +36,7 @@ class Dropout:
 
     def __init__(self, key: DropoutKey | None, batch: Batch, rate: float) -> None:
         self.active = key is not None and rate > 0
-        self.rate, self.site = rate, keyed.DROPOUT
+        self.rate, self.site = rate, stateless_random.DROPOUT
         if key is not None and self.active:
             token = ops.combine(key.seed, key.epoch, batch.sample)[batch.listener]
             self.token = ops.combine(token, batch.position)

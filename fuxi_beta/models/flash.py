@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fuxi_beta.bias import PositionalBias
 from fuxi_beta.config import ModelConfig
+from fuxi_beta.layers.rab import PositionalBias
 from fuxi_beta.models.base import Pass, SequenceModel
 from fuxi_beta.models.registry import register
 from fuxi_beta.ops.reference import toeplitz

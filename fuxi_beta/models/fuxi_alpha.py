@@ -21,15 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fuxi_beta import ops
-from fuxi_beta.bias import PositionalBias
 from fuxi_beta.config import ModelConfig, TemporalName
-from fuxi_beta.ffn import MultistageFFN
+from fuxi_beta.layers.frab import FUNCTIONS, Pow
+from fuxi_beta.layers.mffn import MultistageFFN
+from fuxi_beta.layers.rab import PositionalBias
 from fuxi_beta.models.attention import causal_maps, silu_scores
 from fuxi_beta.models.base import Pass
 from fuxi_beta.models.registry import register
 from fuxi_beta.models.stack import Stack
 from fuxi_beta.ops.reference import apply_map, toeplitz
-from fuxi_beta.temporal import FUNCTIONS, Pow
 
 Channel = Literal["position", "time", "content"]
 

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fuxi_beta import ops
-from fuxi_beta.batches import Batch
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.ffn import MultistageFFN, compile_all
-from fuxi_beta.mixer import TokenMixer
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.layers.aftm import TokenMixer
+from fuxi_beta.layers.mffn import MultistageFFN, compile_all
+from fuxi_beta.layers.precision import operand_dtype
 from fuxi_beta.models.base import Dropout, Pass, SequenceModel, l2_normalise, last_rows
 from fuxi_beta.models.fuxi_alpha import FuXiAlpha
 from fuxi_beta.models.registry import register
 from fuxi_beta.ops import Gaps
-from fuxi_beta.precision import operand_dtype
 
 
 class Block(nn.Module):
@@ -71,13 +71,13 @@ class FuXiBeta(SequenceModel):
 
     @override
     def multiply_in_bf16(self) -> None:
-        """From now on take the token-wise matrix products in bf16; see `fuxi_beta.precision`."""
+        """From now on take the token-wise matrix products in bf16; see `fuxi_beta.layers.precision`."""
         for block in self._blocks():
             block.mixer.bf16 = block.ffn.bf16 = True
 
     @override
     def compile_ffn(self) -> None:
-        """From now on run the MFFN of every layer through torch.compile; see `fuxi_beta.ffn.compile_all`."""
+        """From now on run the MFFN of every layer through torch.compile; see `fuxi_beta.layers.mffn.compile_all`."""
         compile_all([block.ffn for block in self._blocks()], self.config.dropout)
 
     def _blocks(self) -> list[Block]:

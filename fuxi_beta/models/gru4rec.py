@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fuxi_beta.config import ModelConfig
+from fuxi_beta.data.padding import Padding
 from fuxi_beta.models.base import Pass, SequenceModel
 from fuxi_beta.models.registry import register
-from fuxi_beta.padding import Padding
 
 _GROUPS = 2  # a step costs about the same for 60 listeners as for 16, so few groups of many are walked
 

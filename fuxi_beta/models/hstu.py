@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fuxi_beta.bias import PositionalBias
 from fuxi_beta.config import ModelConfig
+from fuxi_beta.layers.frab import Bucket, Pow
+from fuxi_beta.layers.rab import PositionalBias
 from fuxi_beta.models.attention import causal_maps, silu_scores
 from fuxi_beta.models.base import Pass
 from fuxi_beta.models.registry import register
 from fuxi_beta.models.stack import Stack
 from fuxi_beta.ops.reference import toeplitz
-from fuxi_beta.temporal import Bucket, Pow
 
 _EPS = 1e-6
 

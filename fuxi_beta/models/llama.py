@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from fuxi_beta import ops
-from fuxi_beta.bias import PositionalBias
 from fuxi_beta.config import ModelConfig
+from fuxi_beta.layers.frab import Pow
+from fuxi_beta.layers.rab import PositionalBias
 from fuxi_beta.models.attention import softmax_attention
 from fuxi_beta.models.base import Pass
 from fuxi_beta.models.registry import register
 from fuxi_beta.models.stack import Stack
-from fuxi_beta.temporal import Pow
 
 _ROTARY_BASE = 10_000.0
 

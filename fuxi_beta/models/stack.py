@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fuxi_beta.batches import Batch
 from fuxi_beta.config import ModelConfig
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.layers.frab import BUCKETS, bucket_of
 from fuxi_beta.models.base import Pass, SequenceModel
-from fuxi_beta.temporal import BUCKETS, bucket_of
 
 
 class GapEmbedding(nn.Module):

@@ -20,13 +20,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from fuxi_beta import keyed
-from fuxi_beta.batches import Batch
 from fuxi_beta.config import Kernels
-from fuxi_beta.keyed import Mask
+from fuxi_beta.data import stateless_random
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import cpu, linear, reference, triton
-from fuxi_beta.ops.base import Gaps
 from fuxi_beta.ops.cpu import build
+from fuxi_beta.ops.token_mixer import Gaps
 
 LONG_FROM = 1600  # events from which linear time beats the C++ kernel, by `benchmarks.token_mixer`
 LONG_FROM_WITHOUT_KERNELS = 512  # ... and plain torch, by `benchmarks.long_sequences`
@@ -159,19 +159,19 @@ def swiglu(x: Tensor) -> Tensor:
 
 def dropout(x: Tensor, mask: Mask) -> Tensor:
     """`keyed.dropout`, the same bits on every implementation."""
-    return (_kernels(x) or keyed).dropout(x, mask)
+    return (_kernels(x) or stateless_random).dropout(x, mask)
 
 
 def combine(*parts: int | Tensor) -> Tensor:
     """`keyed.combine`, the same bits on every implementation; one launch for int64 of one shape in Triton."""
     tensors = [part for part in parts if isinstance(part, Tensor)]
     alike = bool(tensors) and all(tensor.shape == tensors[0].shape for tensor in tensors)
-    return (_triton_or(keyed, *tensors, dtype=torch.int64) if alike else keyed).combine(*parts)
+    return (_triton_or(stateless_random, *tensors, dtype=torch.int64) if alike else stateless_random).combine(*parts)
 
 
 def integers(keys: Tensor, count: int, below: int) -> Tensor:
     """`keyed.integers`, the same bits on every implementation."""
-    return (_kernels(keys, dtype=torch.int64) or keyed).integers(keys, count, below)
+    return (_kernels(keys, dtype=torch.int64) or stateless_random).integers(keys, count, below)
 
 
 def rowwise_adagrad(

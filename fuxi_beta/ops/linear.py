@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fuxi_beta.batches import Batch
-from fuxi_beta.keyed import Mask
-from fuxi_beta.ops.base import Gaps
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops.reference import gate_and_value, gated, toeplitz
+from fuxi_beta.ops.token_mixer import Gaps
 
 LOWEST_DECAY, HIGHEST_DECAY = -0.1, 3.0
 LONGEST_SPAN = 10**8  # seconds, a little over three years

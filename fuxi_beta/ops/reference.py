@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuxi_beta import keyed
-from fuxi_beta.batches import Batch
-from fuxi_beta.keyed import Mask
-from fuxi_beta.padding import Padding
-from fuxi_beta.temporal import Elapsed
+from fuxi_beta.data import stateless_random
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.padding import Padding
+from fuxi_beta.data.stateless_random import Mask
+from fuxi_beta.layers.frab import Elapsed
 
 RMS_EPS = 1e-6
 
@@ -86,13 +86,13 @@ def gate_and_value(projected: Tensor) -> tuple[Tensor, Tensor]:
 def gated(gate: Tensor, mixed: Tensor, mask: Mask | None) -> Tensor:
     """U * RMSNorm(mixed), then dropout. [T, C] twice -> [T, C]."""
     out = gate * rms_norm(mixed, None)
-    return out if mask is None else keyed.dropout(out, mask)
+    return out if mask is None else stateless_random.dropout(out, mask)
 
 
 def rms_norm(x: Tensor, mask: Mask | None, dtype: torch.dtype | None = None) -> Tensor:
     """See `fuxi_beta.ops.rms_norm`."""
     normed = F.rms_norm(x, (x.shape[-1],), eps=RMS_EPS)
-    return (normed if mask is None else keyed.dropout(normed, mask)).to(dtype or x.dtype)
+    return (normed if mask is None else stateless_random.dropout(normed, mask)).to(dtype or x.dtype)
 
 
 def swiglu(x: Tensor) -> Tensor:

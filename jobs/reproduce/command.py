@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fuxi_beta.presets import preset
-from jobs.console import log
 from jobs.reproduce import runs
 from jobs.reproduce.counts import title_of
 from jobs.reproduce.paper import Counts
@@ -18,9 +17,10 @@ from jobs.reproduce.runs import Dataset, Run
 from jobs.reproduce.series import run_missing
 from jobs.reproduce.settings import TABLES, Request, Spec, specs
 from jobs.reproduce.single import Task
+from jobs.runtime.console import log
 from pipelines import storage
+from pipelines.histories.shards import Manifest, read_manifest
 from pipelines.schema import InputError, parse_ds
-from pipelines.shards import Manifest, read_manifest
 from pipelines.workspace import open_workspace
 
 KNOWN: dict[str, Literal["ML-1M", "ML-20M"]] = {"ml-1m": "ML-1M", "ml-20m": "ML-20M"}

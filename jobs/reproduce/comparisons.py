@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from fuxi_beta.statistics import Difference, order_agreement, paired_difference
+from fuxi_beta.evaluation.statistics import Difference, order_agreement, paired_difference
 from jobs.reproduce.groups import Group, Listeners
 from jobs.reproduce.markdown import METRICS, NOTHING, column, signed, table
 from jobs.reproduce.sections import Row, Section

@@ -8,7 +8,7 @@ from typing import get_args
 
 import numpy as np
 
-from fuxi_beta.metrics import rank_metrics
+from fuxi_beta.evaluation.metrics import rank_metrics
 from jobs.reproduce.paper import BASE_LAYERS, LARGE_LAYERS
 from jobs.reproduce.runs import Dataset, Ranks, Run, Sanity
 from pipelines.schema import InputError

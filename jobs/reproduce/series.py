@@ -15,10 +15,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from jobs.console import bars, interactive, log
 from jobs.reproduce.runs import finished
 from jobs.reproduce.single import Task, perform
-from jobs.train_fit import WORKER_ENVIRONMENT
+from jobs.runtime.console import bars, interactive, log
+from jobs.training.ray import WORKER_ENVIRONMENT
 from pipelines.schema import InputError
 
 _POLL_S, _LOG_EVERY_S = 0.5, 60

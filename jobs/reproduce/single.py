@@ -24,19 +24,19 @@ from fuxi_beta.baselines.item_knn import fit_item_knn
 from fuxi_beta.baselines.markov import fit_markov
 from fuxi_beta.baselines.popularity import fit_popularity
 from fuxi_beta.baselines.recency import fit_recency
-from fuxi_beta.checkpoint import TrainedModel
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
-from fuxi_beta.evaluate import evaluate_next_day
-from fuxi_beta.fit import fit
-from fuxi_beta.leave_one_out import ListenerScorer, Scorer, evaluate_leave_one_out, split_time
+from fuxi_beta.evaluation.leave_one_out import ListenerScorer, Scorer, evaluate_leave_one_out, split_time
+from fuxi_beta.evaluation.next_day import evaluate_next_day
 from fuxi_beta.presets import Preset
-from jobs import machine
-from jobs.evaluate import known_songs
+from fuxi_beta.training.checkpoint import TrainedModel
+from fuxi_beta.training.fit import fit
 from jobs.reproduce import runs
 from jobs.reproduce.runs import Curves, Dataset, Run
 from jobs.reproduce.settings import SANITY, Spec
+from jobs.runtime import machine
+from jobs.stages.evaluate import known_songs
 from pipelines.calendar import Calendar
-from pipelines.shards import Manifest
+from pipelines.histories.shards import Manifest
 
 OnStep = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""

@@ -4,15 +4,15 @@ import statistics
 import time
 from collections.abc import Iterator
 
-from fuxi_beta.batches import Batch
-from fuxi_beta.candidates import candidate_songs
-from fuxi_beta.fit import all_batches, new_trainer
-from fuxi_beta.reader import TrainingBatches
-from fuxi_beta.trainer import Trainer
-from jobs.console import progress
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.candidates import candidate_songs
+from fuxi_beta.data.reader import TrainingBatches
+from fuxi_beta.training.fit import all_batches, new_trainer
+from fuxi_beta.training.trainer import Trainer
 from jobs.reproduce.groups import timing_key
 from jobs.reproduce.settings import SANITY, Request, Spec, specs
-from pipelines.shards import Manifest
+from jobs.runtime.console import progress
+from pipelines.histories.shards import Manifest
 
 STEPS, WARM_UP = 12, 2
 

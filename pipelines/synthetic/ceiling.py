@@ -26,7 +26,6 @@ from pipelines.calendar import DAY_SECONDS
 from pipelines.schema import InputError
 from pipelines.synthetic.config import MAX_TASTES, SyntheticConfig
 from pipelines.synthetic.generate import TRUTH_COLUMNS, read_config
-from pipelines.synthetic.keyed import Stream, derive
 from pipelines.synthetic.listeners import FIRST_USER_ID, Listeners, artist_weights, make_listeners
 from pipelines.synthetic.process import (
     REQUEST_SECONDS,
@@ -37,6 +36,7 @@ from pipelines.synthetic.process import (
     resample_dwell,
     simulate,
 )
+from pipelines.synthetic.stateless_random import Stream, derive
 from pipelines.synthetic.world import FIRST_ITEM_ID, Artists, Songs, make_artists, make_songs
 
 Knows = Literal["state", "history"]

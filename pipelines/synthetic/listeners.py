@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.synthetic.config import GENRES, MAX_TASTES, SyntheticConfig
-from pipelines.synthetic.keyed import Stream, keys, normal, uniform
+from pipelines.synthetic.stateless_random import Stream, keys, normal, uniform
 from pipelines.synthetic.world import Artists
 
 FIRST_USER_ID = 1001

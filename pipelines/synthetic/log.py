@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from pipelines.calendar import DAY_SECONDS
 from pipelines.synthetic.config import SyntheticConfig
-from pipelines.synthetic.keyed import Stream, uniform
 from pipelines.synthetic.listeners import FIRST_USER_ID, Listeners
 from pipelines.synthetic.process import Plays
+from pipelines.synthetic.stateless_random import Stream, uniform
 from pipelines.synthetic.world import FIRST_ITEM_ID, Songs
 
 PLAYS_SCHEMA = pa.schema(

@@ -20,8 +20,8 @@ import numpy as np
 
 from pipelines.calendar import DAY_SECONDS, REQUEST_HOUR
 from pipelines.synthetic.config import MAX_TASTES
-from pipelines.synthetic.keyed import Stream, normal, normal_survival, uniform
 from pipelines.synthetic.listeners import COME_BACK, STAY_AROUND, Listeners
+from pipelines.synthetic.stateless_random import Stream, normal, normal_survival, uniform
 
 REQUEST_SECONDS = REQUEST_HOUR * 3600
 PLAY_SECONDS = 3600.0  # what a play is worth on the taste clock when plays count instead of time

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from pipelines.synthetic.keyed import Stream, uniform
 from pipelines.synthetic.listeners import Listeners
 from pipelines.synthetic.process import FAVOURITES, Plays, State
+from pipelines.synthetic.stateless_random import Stream, uniform
 from pipelines.synthetic.world import Artists, Songs
 
 

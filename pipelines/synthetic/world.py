@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipelines.schema import catalogue_schema
 from pipelines.synthetic import names
 from pipelines.synthetic.config import GENRES, SyntheticConfig
-from pipelines.synthetic.keyed import Stream, keys, normal, uniform
+from pipelines.synthetic.stateless_random import Stream, keys, normal, uniform
 
 FIRST_ITEM_ID = 100_001
 _FIRST_ARTIST_ID = 501

@@ -9,10 +9,10 @@ import pytest
 
 from benchmarks.contestants import Work, our_settings
 from benchmarks.day_after import check_equal, content, link_folder, rewrite_day
-from jobs import sessionize
 from jobs.config import load_config
 from jobs.day import open_day, run_stage
-from pipelines.shards import read_manifest
+from jobs.stages import sessionize
+from pipelines.histories.shards import read_manifest
 
 DAY = 86_400
 LANDED = 1_767_571_200  # 2026-01-05

@@ -12,7 +12,7 @@ import pytest
 from jobs.config import Config, load_config
 from jobs.daily import DayResult, run_day
 from jobs.day import open_day
-from pipelines.shards import read_manifest
+from pipelines.histories.shards import read_manifest
 from pipelines.synthetic import SyntheticConfig, generate
 
 FIRST = dt.date(2026, 1, 5)

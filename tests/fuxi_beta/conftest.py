@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fuxi_beta.batches import Batch
+from fuxi_beta.data.batches import Batch
 from pipelines import schema
-from pipelines.shards import Manifest, ShardFile, write_manifest
+from pipelines.histories.shards import Manifest, ShardFile, write_manifest
 
 Event = tuple[int, int, int]
 """(item index, Unix second, completion)."""

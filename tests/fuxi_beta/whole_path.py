@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from fuxi_beta import ops
-from fuxi_beta.batches import inference_batch, read_histories
-from fuxi_beta.checkpoint import TrainedModel, load_export, save_export
 from fuxi_beta.config import EvaluateConfig, Kernels, ModelConfig, TrainConfig
-from fuxi_beta.evaluate import evaluate_next_day
-from fuxi_beta.fit import fit
+from fuxi_beta.data.batches import inference_batch, read_histories
+from fuxi_beta.evaluation.next_day import evaluate_next_day
+from fuxi_beta.training.checkpoint import TrainedModel, load_export, save_export
+from fuxi_beta.training.fit import fit
 from pipelines.calendar import DAY_SECONDS, Calendar
-from pipelines.sequences import Block
-from pipelines.shard_writer import ShardWriter
-from pipelines.shards import Manifest, ShardFile, read_manifest, write_item_counts, write_manifest
+from pipelines.histories.merge import Block
+from pipelines.histories.shards import Manifest, ShardFile, read_manifest, write_item_counts, write_manifest
+from pipelines.histories.writer import ShardWriter
 
 DS, DAYS, BUCKETS, LISTENERS, SONGS, K = dt.date(2026, 3, 4), 20, 2, 24, 40, 5
 CALENDAR = Calendar("UTC")

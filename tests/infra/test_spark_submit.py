@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.shards import read_manifest
+from pipelines.histories.shards import read_manifest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "infra" / "spark" / "sessionize.py"

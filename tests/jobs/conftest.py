@@ -15,10 +15,11 @@ import pytest
 
 from jobs.config import Config, load_config
 from jobs.day import Day, open_day
-from pipelines import storage, vocabulary
-from pipelines.buckets import user_bucket
+from pipelines import storage
+from pipelines.histories import vocabulary
+from pipelines.histories.buckets import user_bucket
+from pipelines.histories.shards import Manifest, ShardFile, write_manifest
 from pipelines.schema import id_type, item_counts_schema, sequence_schema
-from pipelines.shards import Manifest, ShardFile, write_manifest
 
 SONGS, LISTENERS, BUCKETS = 120, 40, 4
 DAY_ONE, DAY_TWO = dt.date(2026, 3, 2), dt.date(2026, 3, 3)
@@ -131,9 +132,9 @@ class Deployment:
         """An untrained model of a ds, as the train stage leaves it in the run folder. `known`: its songs."""
         import torch
 
-        from fuxi_beta.checkpoint import TrainedModel, save_export
         from fuxi_beta.config import ModelConfig
         from fuxi_beta.models.fuxi_beta import FuXiBeta
+        from fuxi_beta.training.checkpoint import TrainedModel, save_export
 
         day = self.day(ds)
         known = known or self.songs
@@ -159,15 +160,15 @@ class Deployment:
 
     def trained(self, ds: dt.date, *, seed: int = 1, run_key: str = "", known: int | None = None) -> str:
         """Register a model of a ds and leave the marker of train; returns its version."""
-        from jobs import registry
+        from jobs.registry import versions
 
         day = self.day(ds)
         if not day.has_record:
             day.new_record()
         run_key = run_key or f"{ds}-{seed}"
         folder = self.export(ds, seed=seed, known=known)
-        run = registry.log_training(day, {"dim": 8}, [[1, 5.0], [2, 4.0]], run_key=run_key)
-        version = registry.register_challenger(day, folder, mlflow_run_id=run, run_key=run_key)
+        run = versions.log_training(day, {"dim": 8}, [[1, 5.0], [2, 4.0]], run_key=run_key)
+        version = versions.register_challenger(day, folder, mlflow_run_id=run, run_key=run_key)
         day.finish("train", {"model_version": version, "export": folder}, 0.0)
         return version
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fuxi_beta.batches import Batch
-from fuxi_beta.keyed import Mask
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.stateless_random import Mask
 
 
 class PackedGaps:
@@ -129,7 +129,7 @@ class _SampledSoftmax(torch.autograd.Function):
 
 
 def dropout(x: Tensor, mask: Mask) -> Tensor:
-    """See `fuxi_beta.keyed.dropout`."""
+    """See `fuxi_beta.data.stateless_random.dropout`."""
     return _Dropout.apply(x, mask)  # type: ignore[return-value]
 
 
@@ -145,5 +145,5 @@ class _Dropout(torch.autograd.Function):
 
 
 def integers(keys: Tensor, count: int, below: int) -> Tensor:
-    """See `fuxi_beta.keyed.integers`."""
+    """See `fuxi_beta.data.stateless_random.integers`."""
     return torch.ops.fuxi_beta.draw(keys.contiguous(), count, below)

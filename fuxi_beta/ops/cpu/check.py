@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from fuxi_beta import keyed
-from fuxi_beta.batches import Batch
-from fuxi_beta.keyed import Mask
+from fuxi_beta.data import stateless_random
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import cpu, reference
 
 
@@ -17,10 +17,10 @@ def run() -> None:
     keys = torch.randint(1 << 62, (33,), generator=generator)
     x = torch.randn(33, 70, generator=generator)
     mask = Mask(keys, 0.2)
-    torch.testing.assert_close(cpu.dropout(x, mask), keyed.dropout(x, mask))
+    torch.testing.assert_close(cpu.dropout(x, mask), stateless_random.dropout(x, mask))
     _compare(lambda x: cpu.rms_norm(x, mask), lambda x: reference.rms_norm(x, mask), [x])
     _compare(cpu.swiglu, reference.swiglu, [x])
-    torch.testing.assert_close(cpu.integers(keys, 7, 1000), keyed.integers(keys, 7, 1000), rtol=0, atol=0)
+    torch.testing.assert_close(cpu.integers(keys, 7, 1000), stateless_random.integers(keys, 7, 1000), rtol=0, atol=0)
 
 
 def _mixer(generator: torch.Generator) -> None:

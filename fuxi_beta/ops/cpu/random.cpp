@@ -1,4 +1,4 @@
-// The counter-based bits of fuxi_beta/keyed.py, bit for bit: dropout masks and draws of negatives.
+// The counter-based bits of fuxi_beta/data/stateless_random.py, bit for bit: dropout masks and draws of negatives.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

@@ -38,8 +38,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fuxi_beta.batches import Batch
-from fuxi_beta.keyed import Mask
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops.triton import tuning
 from fuxi_beta.ops.triton.launch import kernel, on_device
 from fuxi_beta.ops.triton.tiles import FIELDS, Sequences

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fuxi_beta.batches import Batch
+from fuxi_beta.data.batches import Batch
 
 FIELDS = 4  # of a tile: its first token, the first and the end of its listener's tokens, its first lag
 

@@ -1,7 +1,8 @@
 """What happens to each token by itself, in Triton: RMSNorm, SwiGLU and keyed randomness, one pass over memory each way.
 
 A program holds whole rows, so that sums over the channels of a token stay in registers. Random bits are those of
-`fuxi_beta.keyed`, bit for bit: a mask is a function of its keys, and is made again on the way back instead of kept.
+`fuxi_beta.data.stateless_random`, bit for bit: a mask is a function of its keys, and is made again on the way back
+instead of kept.
 
 Shapes: `T` packed tokens, `C` channels, `H` hidden channels, `R` rows of a program, `K` draws.
 """
@@ -14,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fuxi_beta import keyed
-from fuxi_beta.keyed import Mask
+from fuxi_beta.data import stateless_random
+from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops.reference import RMS_EPS
 from fuxi_beta.ops.triton.launch import kernel, on_device
 from fuxi_beta.ops.triton.tuning import INTERPRETED, ceil_div, power_of_two
@@ -282,7 +283,7 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def dropout(x: Tensor, mask: Mask) -> Tensor:
-    """See `fuxi_beta.keyed.dropout`."""
+    """See `fuxi_beta.data.stateless_random.dropout`."""
     return _Dropout.apply(x, mask)  # type: ignore[return-value]
 
 
@@ -313,8 +314,8 @@ def _dropped(x: Tensor, mask: Mask) -> Tensor:
 def combine(*parts: int | Tensor) -> Tensor:
     """See `fuxi_beta.ops.combine`. The tensors are int64 of one shape; more than four parts are left to `keyed`."""
     if len(parts) > _PARTS:
-        return keyed.combine(*parts)
-    arguments = [part.contiguous() if isinstance(part, Tensor) else keyed.signed(part) for part in parts]
+        return stateless_random.combine(*parts)
+    arguments = [part.contiguous() if isinstance(part, Tensor) else stateless_random.signed(part) for part in parts]
     out = torch.empty_like(next(part for part in arguments if isinstance(part, Tensor)))
     if count := out.numel():
         unused = [0] * (_PARTS - len(parts))
@@ -324,7 +325,7 @@ def combine(*parts: int | Tensor) -> Tensor:
 
 @on_device
 def integers(keys: Tensor, count: int, below: int) -> Tensor:
-    """See `fuxi_beta.keyed.integers`."""
+    """See `fuxi_beta.data.stateless_random.integers`."""
     if not 0 < below < 1 << 31:
         raise ValueError(f"cannot draw below {below}: it must be in 1..2^31 - 1")
     out = keys.new_empty(len(keys), count)

@@ -11,9 +11,9 @@ import torch
 
 from fuxi_beta import models
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
-from fuxi_beta.fit import fit
-from fuxi_beta.keyed import DropoutKey
-from fuxi_beta.leave_one_out import evaluate_leave_one_out
+from fuxi_beta.data.stateless_random import DropoutKey
+from fuxi_beta.evaluation.leave_one_out import evaluate_leave_one_out
+from fuxi_beta.training.fit import fit
 from jobs.config import load_config
 
 TEXT = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text()

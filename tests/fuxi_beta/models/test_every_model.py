@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fuxi_beta import models
 from fuxi_beta.config import ModelConfig, TemporalName
-from fuxi_beta.keyed import DropoutKey
+from fuxi_beta.data.stateless_random import DropoutKey
 from fuxi_beta.models.base import SequenceModel
 
 CONFIG = ModelConfig(dim=10, layers=2, max_history=16, position_margin=5, hidden=7)

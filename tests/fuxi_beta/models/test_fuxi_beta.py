@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fuxi_beta import keyed
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.keyed import DropoutKey
+from fuxi_beta.data import stateless_random
+from fuxi_beta.data.stateless_random import DropoutKey
 from fuxi_beta.models.base import Dropout
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 
@@ -111,7 +111,9 @@ def test_dropout_depends_on_seed_epoch_and_sample(make_batch):
 
 def test_every_token_and_every_site_has_a_mask_of_its_own(make_batch):
     dropout = Dropout(DropoutKey(1, 0), make_batch([6, 9]), 0.5)
-    masks = torch.cat([keyed.dropout(torch.ones(15, 64), mask) for mask in (dropout.mask(), dropout.mask()) if mask])
+    masks = torch.cat(
+        [stateless_random.dropout(torch.ones(15, 64), mask) for mask in (dropout.mask(), dropout.mask()) if mask]
+    )
     assert len(masks.unique(dim=0)) == 30
 
 

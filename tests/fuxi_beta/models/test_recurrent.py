@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.keyed import DropoutKey
+from fuxi_beta.data.stateless_random import DropoutKey
 from fuxi_beta.models.base import Pass
 from fuxi_beta.models.gru4rec import GRU4Rec
 from fuxi_beta.models.narm import NARM

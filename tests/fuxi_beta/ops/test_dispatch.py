@@ -14,7 +14,7 @@ import torch
 
 from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.keyed import DropoutKey
+from fuxi_beta.data.stateless_random import DropoutKey
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.ops import cpu, linear, reference, triton
 from fuxi_beta.ops.cpu import build

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fuxi_beta import keyed
-from fuxi_beta.keyed import Mask
+from fuxi_beta.data import stateless_random
+from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import cpu, reference, why_no_cpu_kernels
-from fuxi_beta.ops.base import Gaps
+from fuxi_beta.ops.token_mixer import Gaps
 
 pytestmark = pytest.mark.skipif(bool(why_no_cpu_kernels()), reason=f"no C++ kernels: {why_no_cpu_kernels()}")
 
@@ -131,15 +131,15 @@ def test_token_wise_operators(channels, rate):
     compare(lambda x: cpu.rms_norm(x, mask), lambda x: reference.rms_norm(x, mask), [x])
     compare(cpu.swiglu, reference.swiglu, [x])
     if mask is not None:
-        compare(lambda x: cpu.dropout(x, mask), lambda x: keyed.dropout(x, mask), [x])
-        assert torch.equal(cpu.dropout(x, mask) == 0, keyed.dropout(x, mask) == 0)
+        compare(lambda x: cpu.dropout(x, mask), lambda x: stateless_random.dropout(x, mask), [x])
+        assert torch.equal(cpu.dropout(x, mask) == 0, stateless_random.dropout(x, mask) == 0)
 
 
 @pytest.mark.parametrize("below", [1, 2, 1000, 2**31 - 1])
 def test_draws_are_those_of_the_reference(below):
     keys = torch.randint(1 << 62, (40,))
     for count in (1, 2, 7, 128):
-        assert torch.equal(cpu.integers(keys, count, below), keyed.integers(keys, count, below))
+        assert torch.equal(cpu.integers(keys, count, below), stateless_random.integers(keys, count, below))
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from fuxi_beta import keyed, ops
+from fuxi_beta import ops
 from fuxi_beta.config import Kernels
-from fuxi_beta.keyed import Mask
+from fuxi_beta.data import stateless_random
+from fuxi_beta.data.stateless_random import Mask
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +21,7 @@ def test_rms_norm_gives_the_dtype_asked_for_and_takes_its_gradient_in_it(kernels
     ops.use(kernels)
     torch.manual_seed(1)
     x = torch.randn(9, 24, requires_grad=True)
-    mask = Mask(keyed.combine(3, torch.arange(9)), 0.3) if masked else None
+    mask = Mask(stateless_random.combine(3, torch.arange(9)), 0.3) if masked else None
     plain, rounded = ops.rms_norm(x, mask), ops.rms_norm(x, mask, torch.bfloat16)
     upstream = torch.randn(9, 24).bfloat16()
     (of_plain,) = torch.autograd.grad(plain, x, upstream.float())
@@ -32,5 +33,5 @@ def test_rms_norm_gives_the_dtype_asked_for_and_takes_its_gradient_in_it(kernels
 
 def test_combine_is_that_of_keyed():
     part = torch.arange(5)
-    assert torch.equal(ops.combine(3, part, part, 1), keyed.combine(3, part, part, 1))
-    assert torch.equal(ops.combine(3, 4), keyed.combine(3, 4))
+    assert torch.equal(ops.combine(3, part, part, 1), stateless_random.combine(3, part, part, 1))
+    assert torch.equal(ops.combine(3, 4), stateless_random.combine(3, 4))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fuxi_beta.keyed import Mask
+from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import triton
-from fuxi_beta.ops.triton import loss, mixer, optimizer, retrieve, tokenwise, tuning
+from fuxi_beta.ops.triton import loss, mixer, optimizer, tokenwise, top_k, tuning
 
 DEVICE = "cpu" if tuning.INTERPRETED else "cuda"
 
@@ -72,16 +72,16 @@ def test_every_kernel_is_launched_under_a_guard(launched, make_batch):
     drawn = torch.randint(0, 23, (23, 4), device=DEVICE)
     gradients(loss.sampled_softmax(x, x, keys, drawn, drawn < 3, 0.05), x)
 
-    catalogue = retrieve.prepare(x.detach(), torch.ones(23, dtype=torch.bool, device=DEVICE))
-    retrieve.search(x.detach(), catalogue, k=3, seen=(keys, keys))
+    catalogue = top_k.prepare(x.detach(), torch.ones(23, dtype=torch.bool, device=DEVICE))
+    top_k.search(x.detach(), catalogue, k=3, seen=(keys, keys))
 
     optimizer.rowwise_adagrad(x.detach(), x.detach()[0].abs(), keys, x.detach().clone(), lr=0.1, eps=1e-8)
 
     launchable = {
         name
-        for module in (tokenwise, mixer, loss, retrieve, optimizer)
+        for module in (tokenwise, mixer, loss, top_k, optimizer)
         for name, kernel in vars(module).items()
-        if type(kernel) is type(tokenwise._norm_kernel) and (name.endswith("_kernel") or module in (loss, retrieve))
+        if type(kernel) is type(tokenwise._norm_kernel) and (name.endswith("_kernel") or module in (loss, top_k))
     }
     assert {"_combine_kernel", "_rowwise_adagrad_kernel", "_sums_by_row", "_exact_products"} <= launchable
     assert launchable - set(launched) <= {"_values_kernel", "_gate_kernel"}  # of long histories, of wide models

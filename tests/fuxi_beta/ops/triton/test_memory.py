@@ -8,9 +8,9 @@ import torch
 import torch.utils.deterministic
 from torch import Tensor
 
-from fuxi_beta.batches import Batch
-from fuxi_beta.keyed import Mask
-from fuxi_beta.ops.triton import loss, mixer, retrieve, tokenwise, tuning
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.stateless_random import Mask
+from fuxi_beta.ops.triton import loss, mixer, tokenwise, top_k, tuning
 
 DEVICE = "cpu" if tuning.INTERPRETED else "cuda"
 
@@ -116,8 +116,8 @@ def test_lists(listeners, songs, k):
     seen = (torch.arange(60, device=DEVICE) % listeners, torch.arange(60, device=DEVICE) % songs)
 
     def compute() -> list[Tensor]:
-        catalogue = retrieve.prepare(table, candidates)
-        both = (retrieve.search(queries, catalogue, k=k, seen=heard, splits=2) for heard in (None, seen))
+        catalogue = top_k.prepare(table, candidates)
+        both = (top_k.search(queries, catalogue, k=k, seen=heard, splits=2) for heard in (None, seen))
         return [tensor for found in both for tensor in found[:2]]
 
     same_in_fresh_memory(compute)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fuxi_beta.batches import Batch
-from fuxi_beta.keyed import Mask
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import reference
-from fuxi_beta.ops.base import Gaps
+from fuxi_beta.ops.token_mixer import Gaps
 from fuxi_beta.ops.triton import mixer, tuning
 
 DEVICE = "cpu" if tuning.INTERPRETED else "cuda"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fuxi_beta.keyed import Mask
+from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import reference
 from fuxi_beta.ops.triton import tokenwise, tuning
 

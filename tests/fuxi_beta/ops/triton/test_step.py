@@ -17,13 +17,14 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from fuxi_beta import ops, training
-from fuxi_beta.batches import Batch
+from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig, Precision, TrainConfig
-from fuxi_beta.embedding import PlainItemTable
+from fuxi_beta.data.batches import Batch
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.ops.triton import tuning
-from fuxi_beta.trainer import DivergedError, Trainer
+from fuxi_beta.training import loss as training
+from fuxi_beta.training.item_table import PlainItemTable
+from fuxi_beta.training.trainer import DivergedError, Trainer
 
 SONGS, ROWS = 90, 128
 ASKING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fuxi_beta import keyed
-from fuxi_beta.keyed import Mask
+from fuxi_beta.data import stateless_random
+from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import reference
 from fuxi_beta.ops.triton import tokenwise, tuning
 
@@ -53,7 +53,7 @@ def test_values_and_gradients(channels, rate, dtype):
     compare(lambda x: tokenwise.rms_norm(x, there), lambda x: reference.rms_norm(x, mask), x, dtype)
     compare(tokenwise.swiglu, reference.swiglu, x, dtype)
     if mask is not None and there is not None:
-        compare(lambda x: tokenwise.dropout(x, there), lambda x: keyed.dropout(x, mask), x, dtype)
+        compare(lambda x: tokenwise.dropout(x, there), lambda x: stateless_random.dropout(x, mask), x, dtype)
 
 
 @pytest.mark.parametrize("channels", [1, 15, 64, 301])
@@ -61,14 +61,16 @@ def test_values_and_gradients(channels, rate, dtype):
 def test_dropout_zeroes_the_same_channels_as_the_reference(channels, rate):
     mask = random_mask(40, rate)
     x = torch.ones(40, channels)
-    assert torch.equal(tokenwise.dropout(x.to(DEVICE), on_device(mask)).cpu(), keyed.dropout(x, mask))  # type: ignore[arg-type]
+    assert torch.equal(tokenwise.dropout(x.to(DEVICE), on_device(mask)).cpu(), stateless_random.dropout(x, mask))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("below", [1, 2, 1000, 2**31 - 1])
 def test_draws_are_those_of_the_reference(below):
     keys = torch.randint(-(1 << 62), 1 << 62, (40,))
     for count in (1, 2, 7, 300):
-        assert torch.equal(tokenwise.integers(keys.to(DEVICE), count, below).cpu(), keyed.integers(keys, count, below))
+        assert torch.equal(
+            tokenwise.integers(keys.to(DEVICE), count, below).cpu(), stateless_random.integers(keys, count, below)
+        )
 
 
 def test_draws_below_nothing_are_refused():

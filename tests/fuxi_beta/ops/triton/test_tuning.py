@@ -9,8 +9,8 @@ import triton.testing
 from triton.compiler.errors import CompileTimeAssertionFailure
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from fuxi_beta.keyed import Mask
-from fuxi_beta.ops.triton import loss, mixer, retrieve, tuning
+from fuxi_beta.data.stateless_random import Mask
+from fuxi_beta.ops.triton import loss, mixer, top_k, tuning
 
 DEVICE = "cpu" if tuning.INTERPRETED else "cuda"
 TOO_LARGE = [OutOfResources(300_000, 232_448, "shared memory"), CompileTimeAssertionFailure(None, None), PTXASError("")]  # type: ignore[arg-type]
@@ -160,7 +160,7 @@ def everything(make_batch) -> Callable[[], list[torch.Tensor]]:
         mixed = gaps.mix(projected, by_lag, scale, decay, Mask(target, 0.2))
         bare = gaps.apply(projected, by_lag, scale, decay)
         value = loss.sampled_softmax(states, states, target, drawn, drawn == target[:, None], 0.1)
-        lists = retrieve.search(states.detach(), retrieve.prepare(states.detach(), candidates), k=5)
+        lists = top_k.search(states.detach(), top_k.prepare(states.detach(), candidates), k=5)
         total = mixed.square().sum() + bare.sum() + value
         return [
             mixed.detach(),

@@ -1,0 +1,38 @@
+# pyright: reportAttributeAccessIssue=false
+"""Which songs a model may list and draw negatives from. Shape: `V` songs of the vocabulary, padding first."""
+
+import numpy as np
+import pyarrow.compute as pc
+
+from fuxi_beta.config import TrainConfig
+from pipelines import schema
+from pipelines.histories.shards import Manifest, read_item_counts
+
+_COLUMNS = [schema.ITEM_INDEX, schema.TIMESTAMP, schema.COMPLETION]
+
+
+def candidate_songs(manifest: Manifest, *, train: TrainConfig, data_end: int) -> np.ndarray:
+    """bool [V + 1]: songs played before `data_end` (Unix seconds) that at least `min_listeners` have heard.
+
+    A song nobody played before training's end has no trained vector, however popular it became since. Under
+    `leave_one_out` every song of the catalogue is a candidate (protocol 1 ranks over all of it).
+    """
+    eligible = np.zeros(manifest.vocabulary_size + 1, bool)
+    if train.protocol == "leave_one_out":
+        eligible[1:] = True
+        return eligible
+    counts = read_item_counts(manifest)
+    eligible[: len(counts)] = (counts >= train.min_listeners)[: len(eligible)]
+    eligible[schema.PADDING_INDEX] = False
+    return eligible & _played(manifest, train=train, before=data_end)
+
+
+def _played(manifest: Manifest, *, train: TrainConfig, before: int) -> np.ndarray:
+    """bool [V + 1]: songs with an event that is no skip, among those the shards keep."""
+    played = np.zeros(manifest.vocabulary_size + 1, bool)
+    for file in manifest.files:
+        for group in range(len(file.row_groups)):
+            table = manifest.read(file, group, _COLUMNS)
+            items, timestamp, completion = (pc.list_flatten(table[name]).to_numpy() for name in _COLUMNS)
+            played[items[(timestamp < before) & (completion >= train.min_completion)]] = True
+    return played

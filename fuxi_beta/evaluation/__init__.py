@@ -1,0 +1,1 @@
+"""Protocols, ranking metrics, and whether two systems can be told apart."""

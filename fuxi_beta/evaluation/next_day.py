@@ -1,0 +1,310 @@
+"""The protocol `next_day`, for any number of recommenders on the same listeners in one pass.
+
+Shapes: `B` listeners, `V` songs and the padding row, `K` list length. Times are Unix seconds, UTC.
+"""
+
+import datetime as dt
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
+from fuxi_beta.data.batches import Batch, Histories, inference_batch, read_histories
+from fuxi_beta.evaluation.metrics import list_metrics
+from fuxi_beta.training.checkpoint import TrainedModel
+from pipelines.calendar import DAY_SECONDS, Calendar
+from pipelines.histories.shards import Manifest
+from pipelines.schema import InputError
+
+Progress = Callable[[int, int], None]
+"""Called with (listeners done, listeners in all)."""
+
+Metrics = dict[str, dict[str, dict[str, float]]]
+"""Recommender -> slice -> metric -> mean over the slice's listeners."""
+
+
+class Known(Protocol):
+    """Knows some of the songs."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Highest item index it knows."""
+        ...
+
+
+class Recommender(Known, Protocol):
+    """Makes lists."""
+
+    def recommend(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+        """Items int64 [B, K], best first, 0 where fewer, and scores float32 [B, K]."""
+        ...
+
+
+@dataclass(frozen=True)
+class NextDayResult:
+    """What `evaluate_next_day` found."""
+
+    metrics: Metrics
+    listeners: int
+    excluded: int  # listeners of the sample who played nothing that counts
+    request_time: int
+    slices: dict[str, int]  # listeners of each slice
+
+
+@dataclass(frozen=True)
+class NextDayCases:
+    """The listeners of a manifest with what they were known by before a day and what they played on it.
+
+    Context is before D-1 00:00, the request is at D-1 08:00, truth the distinct songs played (not skipped) from then
+    to D 00:00; in mode `exclusive` only songs never heard before the request. Songs unknown before D-1 are no truth.
+    """
+
+    manifest: Manifest
+    ds: dt.date
+    calendar: Calendar
+    train: TrainConfig
+    known: np.ndarray  # bool [V], songs known before D-1
+    max_listeners: int
+
+    @property
+    def cut(self) -> int:
+        """D-1 00:00."""
+        return self.calendar.day_start(self.ds - dt.timedelta(days=1))
+
+    @property
+    def request_time(self) -> int:
+        """D-1 08:00."""
+        return self.calendar.request_time(self.ds - dt.timedelta(days=1))
+
+    @property
+    def end(self) -> int:
+        """D 00:00."""
+        return self.calendar.day_start(self.ds)
+
+    def row_groups(self) -> Iterator[tuple[Histories, np.ndarray]]:
+        """Each row group's sampled listeners and their truth as sorted keys `listener * V + song`."""
+        share = self.max_listeners / max(self.manifest.rows, 1)
+        for file, group, _ in self.manifest.row_groups():
+            histories = read_histories(self.manifest, file, group)
+            if share < 1:
+                histories = histories.select(np.flatnonzero(_hash_share(histories.user_id) < share))
+            yield histories, self._truth(histories)
+
+    def _truth(self, histories: Histories) -> np.ndarray:
+        songs = len(self.known)
+        keys = histories.listener * songs + histories.item_index
+        on_the_day = (histories.timestamp >= self.request_time) & (histories.timestamp < self.end)
+        played = on_the_day & (histories.completion >= self.train.min_completion)
+        truth = np.unique(keys[played])
+        truth = truth[self.known[truth % songs]]
+        if self.train.mode == "exclusive":
+            older = np.repeat(np.arange(len(histories)), np.diff(histories.heard_offsets)) * songs
+            heard = np.concatenate([keys[histories.timestamp < self.request_time], older + histories.heard_items])
+            truth = truth[~np.isin(truth, heard)]
+        return truth
+
+
+def evaluate_next_day(
+    manifest: Manifest,
+    recommenders: dict[str, Recommender],
+    *,
+    ds: dt.date,
+    calendar: Calendar,
+    model: ModelConfig,
+    train: TrainConfig,
+    config: EvaluateConfig,
+    known_items: int | np.ndarray | None = None,
+    fallback: Recommender | None = None,
+    on_progress: Progress | None = None,
+) -> NextDayResult:
+    """Protocol `next_day` for the serving day `ds` on its own shards, which hold the events of D-1.
+
+    known_items: songs known before D-1, as the highest index or bool [V]; default all of the manifest. fallback makes
+    the list where a recommender has none, as serving does. `model` and `train` shape the contexts of recommenders that
+    are no TrainedModel; a TrainedModel brings its own. Metrics for each k of config.at: hr, recall, ndcg, coverage
+    (share of the known songs in any list) and repeats (share of listed songs heard before). Slices: `all`, and a
+    partition of it into `new` (first event within new_days of the cut), `light` and `heavy`.
+    """
+    cases = NextDayCases(manifest, ds, calendar, train, _known(manifest, known_items), config.max_listeners)
+    if manifest.data_end < cases.end:
+        raise InputError(
+            f"{manifest.folder}: sequences end before {ds} 00:00, so the day before cannot be evaluated: "
+            f"run `fuxi sessionize --ds {ds}` first"
+        )
+    tally = _Tally(config.at, int(cases.known.sum()))
+    excluded = done = 0
+    for histories, truth in cases.row_groups():
+        songs = len(cases.known)
+        relevant = np.bincount(truth // songs, minlength=len(histories))
+        rows = np.flatnonzero(relevant)
+        excluded += len(histories) - len(rows)
+        for start in range(0, len(rows), config.batch_size):
+            chunk = rows[start : start + config.batch_size]
+            context = histories.select(chunk).before(cases.cut)
+            slices = _slices(context, cases.cut, config)
+            contexts = Contexts(context, cases.request_time, model, train, calendar)
+            tally.count(slices)
+            for name, recommender in recommenders.items():
+                items = _lists(recommender, fallback, contexts, max(config.at))
+                keys = np.where(items > 0, chunk[:, None] * songs + items, -1)
+                repeats = np.isin(_local_keys(items, songs), contexts.seen_keys(songs)) & (items > 0)
+                tally.add(name, slices, items, np.isin(keys, truth), repeats, relevant[chunk])
+        done += len(histories)
+        if on_progress:
+            on_progress(done, min(manifest.rows, config.max_listeners))
+    return NextDayResult(tally.means(), tally.listeners["all"], excluded, cases.request_time, dict(tally.listeners))
+
+
+class Contexts:
+    """One chunk of listeners as the batch each recommender reads; recommenders with equal needs share it."""
+
+    def __init__(
+        self,
+        histories: Histories,
+        request_time: int | np.ndarray,
+        model: ModelConfig,
+        train: TrainConfig,
+        calendar: Calendar,
+    ) -> None:
+        self.histories, self.request_time, self.calendar = histories, request_time, calendar
+        self.model, self.train = model, train
+        self.made: dict[tuple[int, int, int, str, str], Batch] = {}
+
+    def batch(self, recommender: Known) -> Batch:
+        """What a recommender reads."""
+        own = isinstance(recommender, TrainedModel)
+        model = recommender.model_config if own else self.model
+        train = recommender.train_config if own else self.train
+        return self.of(recommender.vocabulary_size, model, train)
+
+    def of(self, vocabulary_size: int, model: ModelConfig, train: TrainConfig) -> Batch:
+        """What a recommender with these needs reads."""
+        key = (vocabulary_size, model.max_history, train.min_completion, train.protocol, train.request_time)
+        if key not in self.made:
+            self.made[key] = inference_batch(
+                self.histories,
+                request_time=self.request_time,
+                model=model,
+                train=train,
+                calendar=self.calendar,
+                vocabulary_size=vocabulary_size,
+            )
+        return self.made[key]
+
+    def seen_keys(self, songs: int) -> np.ndarray:
+        """Songs that listeners have heard, as keys `listener * songs + song`."""
+        batch = next(iter(self.made.values()))
+        return (batch.seen_listener * songs + batch.seen_items).numpy()
+
+
+class Means:
+    """Sums by recommender, slice and metric."""
+
+    def __init__(self) -> None:
+        self.listeners: dict[str, int] = {"all": 0}
+        self.sums: Metrics = {}
+
+    def count(self, slices: dict[str, np.ndarray]) -> None:
+        """Count the members (bool [B]) of each slice."""
+        for name, members in slices.items():
+            self.listeners[name] = self.listeners.get(name, 0) + int(members.sum())
+
+    def add(self, name: str, slices: dict[str, np.ndarray], values: dict[str, np.ndarray]) -> None:
+        """Add one recommender's values [B] of each metric."""
+        for part, members in slices.items():
+            sums = self.sums.setdefault(name, {}).setdefault(part, {})
+            for metric, value in values.items():
+                sums[metric] = sums.get(metric, 0.0) + float(value[members].sum())
+
+    def means(self) -> Metrics:
+        """What was added, divided by the listeners of each slice."""
+        return {
+            name: {
+                part: {metric: total / max(self.listeners[part], 1) for metric, total in sums.items()}
+                for part, sums in parts.items()
+            }
+            for name, parts in self.sums.items()
+        }
+
+
+class _Tally:
+    """List metrics as means over listeners, and what only the whole set of lists has: coverage."""
+
+    def __init__(self, at: tuple[int, ...], songs: int) -> None:
+        self.at, self.songs, self.sums = at, songs, Means()
+        self.listed: dict[tuple[str, str, int], set[int]] = {}
+
+    @property
+    def listeners(self) -> dict[str, int]:
+        return self.sums.listeners
+
+    def count(self, slices: dict[str, np.ndarray]) -> None:
+        self.sums.count(slices)
+
+    def add(
+        self,
+        name: str,
+        slices: dict[str, np.ndarray],
+        items: np.ndarray,
+        hits: np.ndarray,
+        repeats: np.ndarray,
+        relevant: np.ndarray,
+    ) -> None:
+        values = list_metrics(hits, relevant, self.at)
+        for k in self.at:
+            values[f"repeats_{k}"] = repeats[:, :k].sum(1) / np.maximum((items[:, :k] > 0).sum(1), 1)
+            for part, members in slices.items():
+                listed = self.listed.setdefault((name, part, k), set())
+                listed.update(np.unique(items[members, :k]).tolist())
+        self.sums.add(name, slices, values)
+
+    def means(self) -> Metrics:
+        means = self.sums.means()
+        for (name, part, k), listed in self.listed.items():
+            means[name][part][f"coverage_{k}"] = len(listed - {0}) / max(self.songs, 1)
+        return means
+
+
+def _lists(recommender: Recommender, fallback: Recommender | None, contexts: Contexts, k: int) -> np.ndarray:
+    items, _ = recommender.recommend(contexts.batch(recommender), k)
+    empty = items[:, 0] == 0
+    if fallback is not None and bool(empty.any()):
+        items = torch.where(empty[:, None], fallback.recommend(contexts.batch(fallback), k)[0], items)
+    return items.numpy()
+
+
+def _local_keys(items: np.ndarray, songs: int) -> np.ndarray:
+    return np.arange(len(items))[:, None] * songs + items
+
+
+def _known(manifest: Manifest, known_items: int | np.ndarray | None) -> np.ndarray:
+    songs = np.arange(manifest.vocabulary_size + 1)
+    if known_items is None or isinstance(known_items, int):
+        known = songs <= (manifest.vocabulary_size if known_items is None else known_items)
+    else:
+        known = np.zeros(len(songs), bool)
+        known[: len(known_items)] = known_items[: len(songs)]
+    known[0] = False
+    return known
+
+
+def _slices(context: Histories, cut: int, config: EvaluateConfig) -> dict[str, np.ndarray]:
+    events, older = np.diff(context.offsets), np.diff(context.heard_offsets)
+    first = np.full(len(context), cut)
+    first[events > 0] = context.timestamp[context.offsets[:-1][events > 0]]
+    new = (older == 0) & (first >= cut - config.new_days * DAY_SECONDS)
+    light = ~new & (events + older <= config.light_events)
+    return {"all": np.ones(len(context), bool), "new": new, "light": light, "heavy": ~new & ~light}
+
+
+def _hash_share(user_ids: pa.Array) -> np.ndarray:
+    """A fixed number in [0, 1) for each user id, by its text: the same sample on every day and machine."""
+    digests = (hashlib.blake2b(str(user).encode(), digest_size=8).digest() for user in user_ids.to_pylist())
+    values = np.frombuffer(b"".join(digests), "<u8")
+    return values / 2.0**64

@@ -1,0 +1,1 @@
+"""The paper's parts by name: FRAB, RAB, AFTM, MFFN."""

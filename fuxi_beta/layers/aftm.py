@@ -1,0 +1,84 @@
+"""AFTM, the attention-free token mixer (section 5.3, equations 13 and 14), on packed tokens.
+
+Projections, norms and gates are here; the product of the two maps with the values is an operator (`fuxi_beta.ops`).
+
+Shapes: `B` listeners, `T` packed tokens, `D` width, `C` = 2 D channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.stateless_random import Mask
+from fuxi_beta.layers.frab import Pow
+from fuxi_beta.layers.precision import product
+from fuxi_beta.layers.rab import PositionalBias
+from fuxi_beta.ops import Gaps
+from fuxi_beta.ops.reference import gated, log_gap
+
+
+class TokenMixer(nn.Module):
+    """[U | V] = SiLU(n W);  output U * RMSNorm(concat(B V, B^t V)).
+
+    V has D channels and both maps read the same V, as Table 1's 5nd^2 and the authors' code have it; "2d" for W_v below
+    equation 13 is a slip. No softmax and no 1/n. Maps are shared by heads, so heads only order the channels:
+    [position | time] head by head.
+    """
+
+    def __init__(self, dim: int, heads: int, reach: int, *, temporal: bool) -> None:
+        super().__init__()
+        self.dim, self.heads = dim, heads
+        self.project = nn.Parameter(torch.empty(dim, 3 * dim).normal_(std=0.02))  # W: 2 D of U, then D of V
+        self.positional = PositionalBias(reach)
+        self.temporal = Pow() if temporal else None
+        self.bf16 = False  # the projection; never the maps
+
+    def forward(self, normed: Tensor, gaps: Gaps, mask: Mask | None) -> Tensor:
+        """normed: RMSNorm(x) [T, D] -> [T, C], dropped out if there is a mask."""
+        projected = product(self._project, normed, bf16=self.bf16)
+        curve = (None, None) if self.temporal is None else (self.temporal.scale, self.temporal.decay)
+        return self.by_head(gaps.mix(projected, self.positional.by_lag(gaps.longest), *curve, mask))
+
+    def _project(self, normed: Tensor) -> Tensor:
+        return normed @ self._weight()
+
+    def _weight(self) -> Tensor:
+        """W with the columns of U in the order [position | time], whatever the heads. [D, 3 D]."""
+        if self.heads == 1:
+            return self.project
+        gate, value = self.project.split([2 * self.dim, self.dim], dim=1)
+        split = gate.view(self.dim, self.heads, 2, self.dim // self.heads)
+        return torch.cat([split.transpose(1, 2).flatten(1), value], dim=1)
+
+    def last(self, normed: Tensor, batch: Batch) -> Tensor:
+        """What `forward` gives at each listener's last token, at the cost of one row of the maps. [T, D] -> [B, C].
+
+        Rows of listeners without tokens are zeros.
+        """
+        of_gate, of_value = self._weight().split([2 * self.dim, self.dim], dim=1)
+        value = F.silu(product(lambda x: x @ of_value, normed, bf16=self.bf16))
+        tokens = torch.arange(len(value), device=value.device)
+        ends = batch.offsets[1:][batch.listener]  # [T]
+
+        def row_times_value(weight: Tensor) -> Tensor:  # [T] -> [B, D]
+            return F.embedding_bag(tokens, value, batch.offsets[:-1], mode="sum", per_sample_weights=weight)
+
+        by_position = row_times_value(self.positional.by_lag(self.positional.reach)[ends - 1 - tokens])
+        if self.temporal is None:
+            by_time = torch.zeros_like(by_position)
+        else:
+            gaps = log_gap(batch.next_timestamp[ends - 1], batch.timestamp, value.dtype)
+            by_time = self.temporal.scale * row_times_value(self.temporal.decayed(gaps))
+        has_tokens = batch.lengths > 0
+        gate = value.new_zeros(batch.num_listeners, 2 * self.dim)
+        last_tokens = normed[batch.offsets[1:][has_tokens] - 1]
+        gate[has_tokens] = F.silu(product(lambda x: x @ of_gate, last_tokens, bf16=self.bf16))
+        return self.by_head(gated(gate, torch.cat([by_position, by_time], dim=-1), None))
+
+    def by_head(self, mixed: Tensor) -> Tensor:
+        """Channels [position | time] -> [position of head h | time of head h] for each h. [..., C] -> [..., C]."""
+        if self.heads == 1:
+            return mixed
+        split = mixed.view(*mixed.shape[:-1], 2, self.heads, self.dim // self.heads)
+        return split.transpose(-3, -2).flatten(-3)

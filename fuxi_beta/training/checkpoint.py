@@ -1,0 +1,211 @@
+"""A trained model as a folder: `config.json` and safetensors, nothing that runs code when it is read.
+
+Shapes: `B` listeners, `V` rows of the item table, `D` width, `K` list length.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fuxi_beta import models
+from fuxi_beta.config import ModelConfig, TrainConfig
+from fuxi_beta.data.batches import Batch
+from fuxi_beta.models.base import SequenceModel, l2_normalise
+from fuxi_beta.ops.top_k import Searcher
+from pipelines.schema import InputError
+
+EXPORT_FORMAT = 1
+CONFIG_FILE, MODEL_FILE, TRAIN_STATE_FILE = "config.json", "model.safetensors", "train_state.safetensors"
+_NETWORK = "network."
+
+Config = TypeVar("Config", ModelConfig, TrainConfig)
+
+
+@dataclass
+class TrainedModel:
+    """Everything needed to make lists: the network, its item table, and what it was trained on."""
+
+    model: SequenceModel
+    model_config: ModelConfig
+    train_config: TrainConfig
+    item_vectors: Tensor  # [V, D], raw; row 0 is padding; V >= vocabulary_size + 1 (capacity rows)
+    candidates: Tensor  # bool [V], songs that were trained and are eligible
+    vocabulary_size: int  # highest item index it knows
+    ds: str  # ISO date of the serving day it was trained for
+    data_end: int  # Unix second; every target it learned from is before
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rows, dim = self.item_vectors.shape
+        if rows < self.vocabulary_size + 1 or dim != self.model_config.dim or self.candidates.shape != (rows,):
+            raise ValueError(
+                f"item_vectors {tuple(self.item_vectors.shape)} and candidates {tuple(self.candidates.shape)} do not "
+                f"fit a vocabulary of {self.vocabulary_size} songs of width {self.model_config.dim}"
+            )
+        self._searcher: Searcher | None = None
+
+    def to(self, device: torch.device | str) -> "TrainedModel":
+        """The same model with its numbers on a device, where it then makes its lists; its network is moved, not copied.
+
+        Batches may stay on the host, and lists come back there.
+        """
+        return dataclasses.replace(
+            self,
+            model=self.model.to(device),
+            item_vectors=self.item_vectors.to(device),
+            candidates=self.candidates.to(device),
+        )
+
+    @torch.inference_mode()
+    def recommend(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
+        """Lists of k songs, best first: items int64 [B, K] and scores float32 [B, K] (cosines), in host memory.
+
+        Only candidates are listed, in mode `exclusive` only songs the listener never heard. Where fewer songs are left,
+        and for a listener without usable history, items are 0 and scores -inf.
+        """
+        batch = batch.to(self.item_vectors.device)
+        seen = (batch.seen_listener, batch.seen_items) if self.train_config.mode == "exclusive" else None
+        items, scores = self._songs().top_k(self._queries(batch), k=k, seen=seen)
+        nobody = (batch.lengths == 0)[:, None]
+        return items.masked_fill(nobody, 0).cpu(), scores.masked_fill(nobody, -torch.inf).cpu()
+
+    @torch.inference_mode()
+    def scores(self, batch: Batch) -> Tensor:
+        """The score of every row of the item table. float32 [B, V], in host memory."""
+        return (self._queries(batch.to(self.item_vectors.device)) @ self._songs().table.t()).float().cpu()
+
+    def _queries(self, batch: Batch) -> Tensor:
+        return self.model.encode_last(self.item_vectors[batch.item_index], batch)
+
+    def _songs(self) -> Searcher:
+        if self._searcher is None:
+            self._searcher = Searcher(l2_normalise(self.item_vectors), self.candidates)
+        return self._searcher
+
+
+def save_export(folder: str, trained: TrainedModel, *, train_state: dict[str, Tensor] | None = None) -> None:
+    """Write an export to a local folder, which is created.
+
+    train_state: named tensors a warm start needs (optimizer state); kept in a file of its own, since serving
+    does not read it.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    tensors = {_NETWORK + name: tensor for name, tensor in trained.model.state_dict().items()}
+    tensors |= {"item_vectors": trained.item_vectors, "candidates": trained.candidates}
+    save_file(_plain(tensors), path / MODEL_FILE)
+    if train_state is not None:
+        save_file(_plain(train_state), path / TRAIN_STATE_FILE)
+    content = {
+        "format": EXPORT_FORMAT,
+        "model": dataclasses.asdict(trained.model_config),
+        "train": dataclasses.asdict(trained.train_config),
+        "vocabulary_size": trained.vocabulary_size,
+        "ds": trained.ds,
+        "data_end": trained.data_end,
+        "metadata": trained.metadata,
+    }
+    (path / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def load_export(folder: str) -> TrainedModel:
+    """Read an export from a local folder. A missing, foreign or damaged one is an InputError of one line."""
+    content = _read_config(Path(folder) / CONFIG_FILE)
+    file = Path(folder) / MODEL_FILE
+    model_config, train_config = content["model"], content["train"]
+    tensors = _read_tensors(file)
+    model = _network(file, model_config)
+    wanted = {_NETWORK + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted |= {"item_vectors": (None, model_config.dim), "candidates": (None,)}
+    _check_tensors(file, tensors, wanted)
+    model.load_state_dict({name: tensors[_NETWORK + name] for name in model.state_dict()})
+    try:
+        return TrainedModel(
+            model=model.eval(),
+            model_config=model_config,
+            train_config=train_config,
+            item_vectors=tensors["item_vectors"],
+            candidates=tensors["candidates"],
+            **{key: content[key] for key in ("vocabulary_size", "ds", "data_end", "metadata")},
+        )
+    except ValueError as error:
+        raise InputError(f"{file}: {error}; export the model again") from None
+
+
+def load_train_state(folder: str) -> dict[str, Tensor]:
+    """The named tensors saved for a warm start. InputError if the export has none or the file is damaged."""
+    return _read_tensors(Path(folder) / TRAIN_STATE_FILE)
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    # A copy each: safetensors refuses tensors that share memory.
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def _network(file: Path, config: ModelConfig) -> SequenceModel:
+    try:
+        return models.build(config)
+    except ValueError as error:
+        raise InputError(f"{file}: {error}; export the model again") from None
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{file} is not there: name the folder of an exported model") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not valid JSON ({error}): export the model again") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != EXPORT_FORMAT:
+        raise InputError(
+            f"{file}: export format {found!r} is not {EXPORT_FORMAT}: export the model again with this release"
+        )
+    missing = {"model", "train", "vocabulary_size", "ds", "data_end", "metadata"} - content.keys()
+    if missing:
+        raise InputError(f"{file} lacks {', '.join(sorted(missing))}: export the model again")
+    return content | {
+        "model": _config(file, "model", ModelConfig, content["model"]),
+        "train": _config(file, "train", TrainConfig, content["train"]),
+    }
+
+
+def _config(file: Path, section: str, kind: type[Config], content: dict[str, Any]) -> Config:
+    unknown = content.keys() - {item.name for item in dataclasses.fields(kind)}
+    if unknown:
+        raise InputError(f"{file}: {section}.{sorted(unknown)[0]} is unknown to this release: use the one it came from")
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file}: {section} is not valid ({error}): export the model again") from None
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise InputError(f"{file} is not there: export the model again") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} cannot be read as safetensors ({error}): export the model again") from None
+
+
+def _check_tensors(file: Path, tensors: dict[str, Tensor], wanted: dict[str, tuple[int | None, ...]]) -> None:
+    for name in sorted(wanted.keys() | tensors.keys()):
+        if name not in tensors:
+            raise InputError(f"{file} lacks the tensor {name}: export the model again")
+        if name not in wanted:
+            raise InputError(f"{file} has the tensor {name}, unknown to this release: use the one it came from")
+        shape = tuple(tensors[name].shape)
+        fits = len(shape) == len(wanted[name]) and all(
+            want in (None, size) for want, size in zip(wanted[name], shape, strict=True)
+        )
+        if not fits:
+            raise InputError(f"{file}: {name} has shape {shape}, expected {wanted[name]}: export the model again")

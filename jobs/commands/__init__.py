@@ -1,0 +1,1 @@
+"""Commands of `fuxi` that are no stage of a day."""

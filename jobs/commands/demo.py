@@ -1,0 +1,126 @@
+"""`fuxi demo`: eight weeks of synthetic logs, two serving days, and a screen that shows what came out."""
+
+import datetime as dt
+import time
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from jobs.config import Config, load_config
+from jobs.daily import STAGES, DayResult, run_day
+from jobs.day import open_day
+from jobs.runtime.resources import Usage
+from pipelines import storage
+from pipelines.schema import DS, SOURCE, USER_ID, InputError
+
+FIRST_LANDING_DAY = dt.date(2026, 1, 5)
+HISTORY_DAYS = 56
+SERVING_DAYS = tuple(FIRST_LANDING_DAY + dt.timedelta(HISTORY_DAYS + n) for n in range(2))
+CATALOGUE = {"songs": 2000, "artists": 240, "new_songs_per_day": 6}
+"""Small enough to be learned in the minute of training that a demonstration has."""
+METRIC_COLUMNS = {"ndcg_30": "NDCG@30", "hr_30": "HR@30", "recall_30": "Recall@30", "coverage_30": "Coverage"}
+NAMES = {
+    "challenger": "FuXi-beta, new",
+    "champion": "FuXi-beta, before",
+    "markov": "Markov",
+    "popularity": "Popularity",
+}
+
+
+def demo_config(workspace: str, overrides: Sequence[str] = ()) -> Config:
+    """The demo's configuration: its YAML file, the logs inside the workspace, then the caller's overrides."""
+    root = storage.absolute(workspace)
+    if storage.is_s3(root):
+        raise InputError(f"--workspace {workspace}: the demo runs on one machine, give a local folder")
+    where = (f"workspace={root}", f"logs.path={root}/logs/plays", f"logs.catalogue={root}/logs/catalogue")
+    return load_config(str(files("jobs") / "templates" / "demo.yaml"), overrides=(*where, *overrides))
+
+
+def run_demo(workspace: str, *, listeners: int, overrides: Sequence[str] = ()) -> None:
+    """Generate the logs, run both days with one Spark session and one Ray instance, print the screen."""
+    from jobs.commands.synth import synth
+    from pipelines.synthetic import SyntheticConfig
+
+    config = demo_config(workspace, overrides)
+    started = time.monotonic()
+    seconds: dict[str, list[float]] = {}
+    with Usage() as memory:
+        logs = SyntheticConfig(listeners=listeners, **CATALOGUE, first_day=FIRST_LANDING_DAY, days=HISTORY_DAYS + 1)
+        synth(logs, f"{config.workspace}/logs")
+        seconds["synth"] = [time.monotonic() - started]
+        results = [run_day(open_day(config, ds)) for ds in SERVING_DAYS]
+    for name in STAGES:
+        seconds[name] = [result.seconds.get(name, 0.0) for result in results]
+    print_screen(config, results, seconds, total=time.monotonic() - started, peak=memory.gigabytes)
+
+
+def print_screen(
+    config: Config, results: list[DayResult], seconds: dict[str, list[float]], *, total: float, peak: float
+) -> None:
+    """One listener's list, the metrics of both days, the seconds of every stage, and where things are."""
+    from rich.console import Console
+
+    from jobs.commands import show
+
+    console, last = Console(), results[-1]
+    console.print()
+    show.render(show.show(config, pick_listener(config, last.ds), last.ds))
+    console.print(metrics_table(results))
+    console.print(seconds_table(seconds, results, total=total, peak=peak))
+    root = config.workspace
+    model = last.stages["promote"].get("chosen")
+    console.print(
+        f"Lists    {root}/recommendations (Delta, partition ds; `fuxi show USER --ds {last.ds} --workspace {root}`)\n"
+        f"Model    {config.mlflow.model_name} version {model}, alias champion, in {root}/mlflow.db\n"
+        f"Report   {last.stages['report']['uri']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for result in results:
+        for stage, message in result.failures.items():
+            console.print(f"[red]{result.ds} {stage} failed:[/red] {message}")
+
+
+def pick_listener(config: Config, ds: dt.date) -> str:
+    """A listener with a list from the model: the one in the middle of the table."""
+    from deltalake import DeltaTable
+
+    table = DeltaTable(f"{config.workspace}/recommendations")
+    rows = table.to_pyarrow_table(partitions=[(DS, "=", str(ds))], columns=[USER_ID, SOURCE]).to_pylist()
+    served = sorted(row[USER_ID] for row in rows if row[SOURCE] == "model" and row[USER_ID] is not None)
+    if not served:
+        raise InputError(
+            f"{config.workspace}/recommendations has no list from a model for {ds}: see the failures above"
+        )
+    return str(served[len(served) // 2])
+
+
+def metrics_table(results: list[DayResult]) -> Any:
+    """Every recommender on the same listeners, each day a block of rows."""
+    from rich.table import Table
+
+    table = Table(title="New songs found, on the last day known of each (protocol next_day)", title_justify="left")
+    for label in ("Day", "", *METRIC_COLUMNS.values()):
+        table.add_column(label, justify="left" if label in ("Day", "") else "right", no_wrap=True)
+    for result in results:
+        measured = result.stages.get("evaluate", {}).get("metrics", {})
+        for name in (name for name in NAMES if name in measured):
+            values = measured[name]["all"]
+            cells = (f"{values[key]:.3f}" for key in METRIC_COLUMNS)
+            first = name == "challenger"
+            table.add_row(str(result.ds) if first else "", NAMES[name], *cells, style="bold" if first else None)
+        table.add_section()
+    return table
+
+
+def seconds_table(seconds: dict[str, list[float]], results: list[DayResult], *, total: float, peak: float) -> Any:
+    """Seconds every stage took, a column a day."""
+    from rich.table import Table
+
+    table = Table(caption=f"{total:.0f} s in all, {peak:.1f} GB at the peak", caption_justify="left")
+    table.add_column("Seconds")
+    for result in results:
+        table.add_column(str(result.ds), justify="right")
+    for name, values in seconds.items():
+        table.add_row(name, *(f"{value:.1f}" for value in values))
+    return table

@@ -1,0 +1,62 @@
+"""`fuxi synth`: write or extend synthetic music logs, with a progress bar."""
+
+import os
+import time
+from typing import Any
+
+from jobs.runtime.console import progress
+from pipelines.schema import InputError
+from pipelines.synthetic import SyntheticConfig, generate
+from pipelines.synthetic.industrial import plan as industrial
+from pipelines.synthetic.industrial.config import BASE_DAYS, IndustrialConfig, industrial_config
+
+_DEMO_ONLY = ("listeners", "songs", "artists", "elapsed_time")
+_PRESET_ONLY = ("scale", "interactions", "workers")
+
+
+def main(options: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """Run the command line's options; `given` are the names of those that the operator wrote.
+
+    Raises InputError for options that do not go together.
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    out, preset = options.pop("out"), options.pop("preset", None)
+    if preset is None:
+        _refuse(given, _PRESET_ONLY, "{} goes with --preset only: add --preset, or leave it out")
+        return synth(SyntheticConfig(**options), out)
+    _refuse(given, _DEMO_ONLY, "{} does not go with --preset, which sets it: leave one of the two out")
+    if {"scale", "interactions"} <= given:
+        raise InputError("--scale and --interactions both set the number of plays: leave one of the two out")
+    days, workers = options.pop("days", BASE_DAYS), options.pop("workers", len(os.sched_getaffinity(0)))
+    config = industrial_config(preset, **{name: value for name, value in options.items() if name not in _DEMO_ONLY})
+    return synth_industrial(config, out, days=days, workers=workers)
+
+
+def synth(config: SyntheticConfig, out: str) -> dict[str, Any]:
+    """Generate the days that are missing under `out`; returns where they are, and the rows and days written.
+
+    Raises InputError if `out` holds a log of another configuration.
+    """
+    started = time.monotonic()
+    with progress("Generating plays", config.days, unit="days") as advance:
+        result = generate(config, out, on_progress=advance)
+    return {**result, "seconds": round(time.monotonic() - started, 2)}
+
+
+def synth_industrial(config: IndustrialConfig, out: str, *, days: int = BASE_DAYS, workers: int = 1) -> dict[str, Any]:
+    """Generate the parts that are missing under `out`, in `workers` processes; returns rows, days, bytes and speed.
+
+    Raises InputError if `out` holds another log or its disk is too small.
+    """
+    plan = industrial.plan(config, out, days=days)
+    started = time.monotonic()
+    with progress("Generating plays", plan.rows, unit="plays", remaining=True) as advance:
+        result = industrial.write(plan, workers=workers, on_progress=advance)
+    seconds = time.monotonic() - started
+    return {**result, "seconds": round(seconds, 2), "plays_per_second": round(plan.rows / seconds)}
+
+
+def _refuse(given: set[str], names: tuple[str, ...], message: str) -> None:
+    found = [f"--{name.replace('_', '-')}" for name in names if name in given]
+    if found:
+        raise InputError(message.format(", ".join(found)))

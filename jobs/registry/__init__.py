@@ -1,0 +1,1 @@
+"""MLflow: versions of the daily model, and what a version holds."""

@@ -1,0 +1,278 @@
+"""The model registry: MLflow runs, versions of the daily model, and which of them may serve a day.
+
+A version carries the tags `run_key` (what it was trained from), `ds`, `data_end` and `protocol`; promotion adds
+`promoted_ds`. Stages find versions by tag, never by alias: aliases are for people and other services.
+"""
+
+import datetime as dt
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jobs.day import Day
+from jobs.registry.package import log_pyfunc
+from pipelines import storage
+from pipelines.schema import InputError
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class ModelVersionInfo:
+    """A registered version. `data_end` is in Unix seconds, UTC: every training target is before it."""
+
+    version: str
+    ds: dt.date
+    data_end: int
+    run_key: str
+    protocol: str
+    mlflow_run_id: str
+    promoted_ds: dt.date | None
+
+
+def log_training(
+    day: Day,
+    params: Mapping[str, Any],
+    curve: Sequence[Sequence[float]],
+    *,
+    run_key: str,
+    metrics: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """Note a training run in MLflow and return its run id; the run with the same `run_key` is reused.
+
+    params: name -> value. curve: [[step, loss], ...], logged as `loss`. metrics: single values (events_per_s, ...).
+    """
+    from mlflow.entities import Metric, Param
+
+    client = _client(day)
+    experiment = _experiment(day, client)
+    quoted = run_key.replace("'", "")
+    found = client.search_runs([experiment], filter_string=f"tags.run_key = '{quoted}' and status = 'FINISHED'")
+    if found:
+        return found[0].info.run_id
+    run = client.create_run(
+        experiment, run_name=f"train {day.ds}", tags={"run_key": run_key, "ds": str(day.ds), **(tags or {})}
+    ).info.run_id
+    now = int(time.time() * 1000)
+    points = [Metric("loss", float(loss), now, int(step)) for step, loss in curve]
+    points += [Metric(name, float(value), now, 0) for name, value in (metrics or {}).items()]
+    named = [Param(name, str(value)[:500]) for name, value in params.items()]
+    for start in range(0, max(len(points), len(named)), 100):
+        client.log_batch(run, metrics=points[start : start + 100], params=named[start : start + 100])
+    client.set_terminated(run, "FINISHED")
+    return run
+
+
+def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run_key: str) -> str:
+    """Register an export as a pyfunc version with alias `challenger` and return the version.
+
+    The version that already has this `run_key` is returned as it is, so a repeated call adds nothing.
+    export_folder: local folder or URI, as `fuxi_beta.training.checkpoint.save_export` wrote it.
+    """
+    client, name = _client(day), day.config.mlflow.model_name
+    found = [version for version in versions(day) if version.run_key == run_key]
+    if found:
+        _forward_alias(day, CHALLENGER, found[-1])
+        return found[-1].version
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "export")  # MLflow keeps the last part of its path as the artifact's name
+        if storage.is_s3(export_folder):
+            storage.download_folder(export_folder, str(folder))
+        else:
+            shutil.copytree(storage.absolute(export_folder), folder, copy_function=_link)
+        model, tags = log_pyfunc(day, str(folder), scratch=scratch, mlflow_run_id=mlflow_run_id)
+    _ensure_registered_model(client, name)
+    version = client.create_model_version(
+        name, source=model.model_uri, run_id=mlflow_run_id, model_id=model.model_id, tags={**tags, "run_key": run_key}
+    )
+    info = version_info(day, str(version.version))
+    _forward_alias(day, CHALLENGER, info)
+    return info.version
+
+
+def versions(day: Day) -> list[ModelVersionInfo]:
+    """Every version of the daily model, oldest first."""
+    client, name = _client(day), day.config.mlflow.model_name
+    found = _pages(lambda token: client.search_model_versions(f"name = '{name}'", page_token=token))
+    return sorted((_info(version) for version in found), key=lambda info: int(info.version))
+
+
+def version_info(day: Day, version: str) -> ModelVersionInfo:
+    """One version. InputError if it is not registered."""
+    for info in versions(day):
+        if info.version == str(version):
+            return info
+    name = day.config.mlflow.model_name
+    raise InputError(
+        f"model {name} has no version {version} at {day.tracking_uri}: run `fuxi train --ds {day.ds}` again"
+    )
+
+
+def champion(day: Day) -> ModelVersionInfo | None:
+    """The newest version promoted on a day before `day.ds` whose training data end at or before ds - 1, 00:00.
+
+    Only what was promoted before ds counts, so a day that is run again finds the champion it found the first time.
+    """
+    latest_end = day.workspace.calendar.day_start(day.ds - dt.timedelta(days=1))
+    candidates = [
+        info
+        for info in versions(day)
+        if info.promoted_ds is not None
+        and info.promoted_ds < day.ds
+        and info.data_end <= latest_end
+        and info.protocol == day.config.train.protocol
+    ]
+    return max(candidates, key=lambda info: (info.promoted_ds, int(info.version)), default=None)
+
+
+def promote(day: Day, version: str) -> bool:
+    """Mark a version as promoted on `day.ds` and point `champion` at it, unless the alias is at a later ds.
+
+    Returns whether the alias is at this version afterwards.
+    """
+    client, name = _client(day), day.config.mlflow.model_name
+    _retry(lambda: client.set_model_version_tag(name, version, "promoted_ds", str(day.ds)))
+    return _forward_alias(day, CHAMPION, version_info(day, version))
+
+
+def alias_version(day: Day, alias: str) -> str | None:
+    """The version an alias is at, None if it is nowhere."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(_client(day).get_model_version_by_alias(day.config.mlflow.model_name, alias).version)
+    except MlflowException:
+        return None
+
+
+def download_model(day: Day, version: str) -> str:
+    """A local folder with the version's export, for `training.checkpoint.load_export`; never written to."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    _client(day)
+    uri = f"models:/{day.config.mlflow.model_name}/{version}/artifacts/export"
+    try:
+        return mlflow.artifacts.download_artifacts(artifact_uri=uri)
+    except (MlflowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{uri} cannot be read ({reason}): run `fuxi train --ds {day.ds}` again") from None
+
+
+def model_uri(day: Day, version: str) -> str:
+    """The URI for `mlflow.pyfunc.load_model`, after pointing MLflow at this deployment's registry."""
+    _client(day)
+    return f"models:/{day.config.mlflow.model_name}/{version}"
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file where the file system allows it, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _client(day: Day) -> Any:
+    """A client of this deployment's MLflow; also the process's default, which logging a model needs."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if mlflow.get_tracking_uri() != day.tracking_uri:
+        mlflow.set_tracking_uri(day.tracking_uri)
+    if mlflow.get_registry_uri() != day.tracking_uri:
+        mlflow.set_registry_uri(day.tracking_uri)
+    return mlflow.MlflowClient(day.tracking_uri, day.tracking_uri)
+
+
+def _experiment(day: Day, client: Any) -> str:
+    from mlflow.exceptions import MlflowException
+
+    name = day.config.mlflow.model_name
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        served = day.tracking_uri.startswith("http")  # a server keeps artifacts where it was told to
+        location = None if served else storage.join(day.workspace.uri, "mlartifacts")
+        try:
+            return client.create_experiment(name, artifact_location=location)
+        except MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return found.experiment_id
+
+
+def _ensure_registered_model(client: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException:
+        try:
+            _retry(lambda: client.create_registered_model(name))
+        except MlflowException:
+            client.get_registered_model(name)  # another writer was first; anything else raises here
+
+
+def _info(version: Any) -> ModelVersionInfo:
+    tags = dict(version.tags)
+    promoted = tags.get("promoted_ds")
+    return ModelVersionInfo(
+        version=str(version.version),
+        ds=dt.date.fromisoformat(tags.get("ds", "1970-01-01")),
+        data_end=int(tags.get("data_end", 0)),
+        run_key=tags.get("run_key", ""),
+        protocol=tags.get("protocol", ""),
+        mlflow_run_id=version.run_id or "",
+        promoted_ds=dt.date.fromisoformat(promoted) if promoted else None,
+    )
+
+
+def _forward_alias(day: Day, alias: str, info: ModelVersionInfo) -> bool:
+    """Point an alias at a version unless it is at one of a later ds. Returns whether it is there afterwards."""
+    client, name = _client(day), day.config.mlflow.model_name
+    current = alias_version(day, alias)
+    if current == info.version:
+        return True
+    if current is not None and version_info(day, current).ds > info.ds:
+        return False
+    _retry(lambda: client.set_registered_model_alias(name, alias, info.version))
+    return True
+
+
+def _pages(fetch: Callable[[str | None], Any]) -> list[Any]:
+    found, token = [], None
+    while True:
+        page = fetch(token)
+        found += list(page)
+        token = page.token
+        if not token:
+            return found
+
+
+def _retry(write: Callable[[], _Result], attempts: int = 5) -> _Result:
+    """Repeat a registry write that lost a race: sqlite raises IntegrityError or is locked while another writes."""
+    from mlflow.exceptions import MlflowException
+
+    for attempt in range(attempts):
+        try:
+            return write()
+        except MlflowException as error:
+            transient = any(text in str(error) for text in ("IntegrityError", "database is locked"))
+            if not transient or attempt == attempts - 1:
+                raise
+            time.sleep(0.1 * 2**attempt)
+    raise AssertionError("unreachable")

@@ -1,0 +1,1 @@
+"""The day's HTML page: its content, figures and charts."""

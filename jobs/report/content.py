@@ -1,0 +1,272 @@
+"""What the day's page says: the figures of the stages, put in the order in which a reader asks for them."""
+
+import datetime as dt
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.daily import STAGES
+from jobs.day import Day
+from jobs.report.charts import loss_chart, temporal_chart, trend_chart
+from jobs.report.examples import example_lists
+from jobs.report.quality import rows_until, shown_checks, trailing_chart
+from jobs.tables.metrics import read_metrics
+from pipelines import storage
+from pipelines.schema import DS, MODEL_VERSION
+
+TREND_DAYS = 28
+RECOMMENDERS = {
+    "challenger": "Challenger",
+    "champion": "Champion",
+    "markov": "Markov",
+    "popularity": "Popularity",
+}
+SLICES = {"all": "All listeners", "new": "New listeners", "light": "Light listeners", "heavy": "Heavy listeners"}
+METRICS = ("ndcg", "recall", "hr", "mrr", "coverage", "repeats")
+MAX_COLUMNS = 8
+MORE_IS_BETTER = ("ndcg", "recall", "hr", "mrr")
+REASONS = {
+    "unparseable": "a value that is not of its column's type",
+    "null_user_id": "no listener",
+    "null_item_id": "no song",
+    "null_timestamp": "no time",
+    "unknown_event_type": "an event type in neither of the configured lists",
+    "negative_duration": "played for, or lasting, less than nothing",
+    "timestamp_after_landing": "later than the day it landed",
+    "timestamp_too_old": "older on landing than logs.max_late_days",
+}
+
+Stages = dict[str, dict[str, Any]]
+"""Finished stages: name -> the marker's stage, seconds, finished_at and result."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How the day went.
+
+    level: good, held (the gates kept the champion, or the input broke its bounds and was accepted), degraded, missing
+    (nothing published).
+    """
+
+    level: str
+    headline: str
+    notes: tuple[str, ...]
+
+
+def content(day: Day) -> dict[str, Any]:
+    """Every value of the page. InputError if nothing of the ds was ever run."""
+    stages = finished(day)
+    results = {name: marker["result"] for name, marker in stages.items()}
+    before = day.at(day.ds - dt.timedelta(days=1))
+    train, measured = results.get("train", {}), results.get("evaluate", {})
+    headline = headline_metric(day.config.gates.metric, measured.get("metrics", {}))
+    protocol = measured.get("protocol", day.config.train.protocol)
+    trend = metric_trend(day, metric=headline, protocol=protocol)
+    status = day_status(day, results)
+    quality = rows_until(day, TREND_DAYS)
+    examples, no_examples = example_lists(day) if "recommend" in results else ((), "nothing is published for this day")
+    return {
+        "day": day,
+        "record": day.record,
+        "results": results,
+        "status": status,
+        "yesterday": before.workspace.report(before.ds) if storage.exists(before.workspace.report(before.ds)) else None,
+        "before": before.ds,
+        "earlier": {name: marker["result"] for name, marker in finished(before).items()},
+        "timing": timing(stages, finished(before)),
+        "headline": metric_name(headline),
+        "headline_values": {
+            n: slices.get("all", {}).get(headline) for n, slices in measured.get("metrics", {}).items()
+        },
+        "recommenders": RECOMMENDERS,
+        "metric_tables": metric_tables(measured, headline),
+        "rejected": rejected(results.get("sessionize", {})),
+        "quality": shown_checks(quality, day.ds),
+        "quality_values": {row["metric"]: row["value"] for row in quality if row[DS] == day.ds},
+        "quality_days": len({row[DS] for row in quality}),
+        "quality_chart": trailing_chart(quality),
+        "loss": loss_chart(train.get("loss_curve", ()), epochs=train.get("epochs")),
+        "temporal": temporal_chart(train.get("temporal", ())),
+        "trend": trend_chart(trend, labels=RECOMMENDERS),
+        "trend_days": len({ds for values in trend.values() for ds in values}),
+        "examples": examples,
+        "no_examples": no_examples,
+    }
+
+
+def finished(day: Day) -> Stages:
+    """The markers of the stages that finished under the run record, the report's own left out."""
+    if not day.has_record:
+        return {}
+    run_id, found = day.record.run_id, {}
+    for name in STAGES:
+        if name != "report" and storage.exists(day.marker_uri(name)):
+            marker = storage.read_json(day.marker_uri(name))
+            if marker["run_id"] == run_id:
+                found[name] = marker
+    return found
+
+
+def day_status(day: Day, results: Mapping[str, Mapping[str, Any]]) -> Status:
+    """What a reader must know first. Whatever is missing makes a day degraded; a failed gate alone does not."""
+    missing = _what_is_missing(day, results)
+    if "recommend" not in results:
+        return Status("missing", f"Nothing is published for {day.ds}", tuple(missing))
+    chosen = day.record.chosen_model
+    own = chosen is not None and chosen == results.get("train", {}).get("model_version")
+    held = [gate for gate in results.get("promote", {}).get("gates", ()) if not gate["passed"]]
+    accepted = _accepted_input(results)
+    notes = [*missing, *accepted, *([_sentence(day.record.chosen_reason)] if held or not (own or missing) else [])]
+    if chosen is None:
+        return Status("degraded", "Published, degraded: popular songs for everyone, no model serves", tuple(notes))
+    if missing:
+        return Status("degraded", f"Published, degraded: version {chosen} serves", tuple(notes))
+    if not own:
+        return Status("held", f"Published with version {chosen}: the challenger was held back", tuple(notes))
+    if accepted:
+        return Status("held", f"Published with version {chosen}, from input that broke its bounds", tuple(notes))
+    return Status("good", f"Published with version {chosen}, trained for this day", ())
+
+
+def _what_is_missing(day: Day, results: Mapping[str, Any]) -> list[str]:
+    """A sentence for each thing the day should rest on and does not."""
+    stale, notes = day.stale_days, []
+    if stale:
+        age = f"{stale} day{'s' if stale > 1 else ''} old"
+        why = _sentence(day.failure("sessionize") or "no reason was noted")
+        notes.append(f"The input of this day was refused; the sequences of {day.sequences_ds} serve, {age}. {why}")
+        notes.append("Training and evaluation were skipped: there is no new sequence to learn from.")
+    expected = [name for name in STAGES[:-1] if not (stale and name in ("sessionize", "train", "evaluate"))]
+    for name in expected:
+        if name in results:
+            continue
+        if name == "evaluate" and "train" not in results:
+            notes.append("Evaluation was skipped: there is no newly trained model.")
+            continue
+        why = day.failure(name)
+        notes.append(f"The stage {name} did not finish. {_sentence(why) if why else ''}".strip())
+    return notes
+
+
+def _accepted_input(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What was wrong with an input that was taken all the same."""
+    broken = results.get("sessionize", {}).get("accepted_quality", ())
+    return [f"The input broke its bounds and was taken with --accept-quality: {'; '.join(broken)}."] if broken else []
+
+
+def _sentence(text: str) -> str:
+    text = " ".join(text.split())
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
+def headline_metric(wanted: str, metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """The metric of the gates where it was measured, else the first that was (another protocol)."""
+    measured = {name for slices in metrics.values() for values in slices.values() for name in values}
+    return wanted if wanted in measured or not measured else sorted(measured, key=_metric_order)[0]
+
+
+def metric_name(metric: str) -> str:
+    """ndcg_30 as NDCG@30.
+
+    >>> metric_name("ndcg_30"), metric_name("coverage_30"), metric_name("mrr")
+    ('NDCG@30', 'Coverage@30', 'MRR')
+    """
+    stem, _, at = metric.partition("_")
+    shown = stem.upper() if stem in ("ndcg", "hr", "mrr") else stem.capitalize()
+    return f"{shown}@{at}" if at else shown
+
+
+def _metric_order(metric: str) -> tuple[int, int, str]:
+    stem, _, at = metric.partition("_")
+    return METRICS.index(stem) if stem in METRICS else len(METRICS), int(at) if at.isdigit() else 0, metric
+
+
+def metric_tables(measured: Mapping[str, Any], headline: str) -> list[dict[str, Any]]:
+    """The table of metrics; above eight columns it is two, the second of those with another cut-off than the headline.
+
+    Each has columns (metric names) and groups (a slice each: title, listeners, rows of a recommender's name and its
+    cells, each a value and whether it is the best of its group).
+    """
+    metrics = measured.get("metrics", {})
+    names = {name for slices in metrics.values() for values in slices.values() for name in values}
+    columns = sorted(names, key=lambda name: (name != headline, _metric_order(name)))
+    at = headline.partition("_")[2]
+    first = [column for column in columns if len(columns) <= MAX_COLUMNS or column.partition("_")[2] in (at, "")]
+    rest = [column for column in columns if column not in first]
+    return [_metric_table(measured, part) for part in (first, rest) if part]
+
+
+def _metric_table(measured: Mapping[str, Any], columns: list[str]) -> dict[str, Any]:
+    metrics = measured["metrics"]
+    recommenders = sorted(metrics, key=lambda name: [*RECOMMENDERS, name].index(name))
+    slices = {part for values in metrics.values() for part in values}
+    groups = []
+    for part in sorted(slices, key=lambda part: ([*SLICES, part].index(part), part)):
+        values = {name: metrics[name].get(part, {}) for name in recommenders}
+        best = {column: _best(column, [row.get(column) for row in values.values()]) for column in columns}
+        rows = [
+            (name, [(row.get(column), row.get(column) == best[column] is not None) for column in columns])
+            for name, row in values.items()
+        ]
+        groups.append(
+            {"title": SLICES.get(part, part), "listeners": measured.get("slices", {}).get(part), "rows": rows}
+        )
+    return {"columns": [metric_name(column) for column in columns], "groups": groups}
+
+
+def _best(metric: str, values: list[float | None]) -> float | None:
+    """The largest of a ranking metric's values where they differ; None where there is no best."""
+    numbers = {value for value in values if value is not None and math.isfinite(value)}
+    return max(numbers) if len(numbers) > 1 and metric.partition("_")[0] in MORE_IS_BETTER else None
+
+
+def metric_trend(day: Day, *, metric: str, protocol: str) -> dict[str, dict[dt.date, float]]:
+    """A metric over all listeners on the last days up to this one: recommender -> ds -> value."""
+    since, end = day.ds - dt.timedelta(days=TREND_DAYS - 1), day.ds + dt.timedelta(days=1)
+    rows = [
+        row
+        for row in read_metrics(day.workspace, since=since, before=end)
+        if row["metric"] == metric and row["slice"] == "all" and row["protocol"] == protocol
+    ]
+    days = sorted({row[DS] for row in rows})
+    with ThreadPoolExecutor(8) as pool:
+        trained = dict(zip(days, pool.map(lambda ds: day.at(ds).marker("train"), days), strict=True))
+    trend: dict[str, dict[dt.date, float]] = {}
+    for row in rows:
+        name, marker = row[MODEL_VERSION], trained[row[DS]]
+        if name not in RECOMMENDERS:  # the table has versions: the one trained that day was the challenger
+            if marker is None:
+                continue
+            name = "challenger" if marker["model_version"] == name else "champion"
+        trend.setdefault(name, {})[row[DS]] = row["value"]
+    return trend
+
+
+def rejected(sessionized: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The reasons for which rows were rejected, the most frequent first: reason, meaning, rows, share of those read."""
+    read = sessionized.get("rows_read") or 0
+    reasons = sorted(sessionized.get("rejected", {}).items(), key=lambda item: (-item[1], item[0]))
+    return [
+        {"reason": reason, "meaning": REASONS.get(reason, ""), "rows": rows, "share": rows / read if read else None}
+        for reason, rows in reasons
+        if rows
+    ]
+
+
+def timing(stages: Stages, earlier: Stages) -> dict[str, Any]:
+    """Seconds of every stage beside those of the day before; share is of the longest stage, for a bar."""
+    longest = max((marker["seconds"] for marker in stages.values()), default=0.0)
+    rows = [
+        {
+            "stage": name,
+            "seconds": stages[name]["seconds"] if name in stages else None,
+            "before": earlier[name]["seconds"] if name in earlier else None,
+            "share": stages[name]["seconds"] / longest if name in stages and longest else 0.0,
+            "finished_at": stages[name]["finished_at"] if name in stages else None,
+        }
+        for name in STAGES[:-1]
+    ]
+    slowest = max(stages, key=lambda name: stages[name]["seconds"], default=None)
+    return {"rows": rows, "total": sum(marker["seconds"] for marker in stages.values()), "slowest": slowest}

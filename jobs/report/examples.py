@@ -1,0 +1,68 @@
+"""A few listeners for the day's page, and the list each of them got."""
+
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.commands.show import show
+from jobs.day import Day
+from pipelines import storage
+from pipelines.histories.shards import Manifest, read_manifest
+from pipelines.schema import BUCKET, DS, NUM_EVENTS, USER_ID, InputError
+
+PLACES = {"light": 0.1, "middle": 0.5, "heavy": 0.9}
+"""Where the shown listeners stand among those of a bucket ordered by their number of stored events."""
+
+
+def example_lists(day: Day) -> tuple[list[dict[str, Any]], str]:
+    """What `jobs.commands.show.show` returns for a light, a middle and a heavy listener, with `band` and `num_events`.
+
+    The second value says why there is nothing to show, where that is so: the page does without.
+    """
+    try:
+        picked = pick_listeners(day)
+        shown = [show(day.config, str(user_id), day.ds) for _, user_id, _ in picked]
+    except (InputError, FileNotFoundError) as error:
+        return [], str(error)
+    examples = [{**s, "band": band, "num_events": events} for s, (band, _, events) in zip(shown, picked, strict=True)]
+    return examples, "" if examples else "no listener has both a list and a sequence"
+
+
+def pick_listeners(day: Day) -> list[tuple[str, int | str, int]]:
+    """(band, user_id, stored events) of up to three listeners with a list; the same on every call.
+
+    They come from the first buckets that together have three, so a table of millions is not read whole.
+    """
+    manifest = read_manifest(day.workspace.sequences(day.sequences_ds))
+    found: list[pa.Table] = []
+    for bucket in sorted({file.bucket for file in manifest.files}):
+        heard = _heard(manifest, bucket)
+        served = _served(day, bucket).cast(heard[USER_ID].type)
+        found.append(heard.filter(pc.is_in(heard[USER_ID], value_set=served)))
+        if sum(table.num_rows for table in found) >= len(PLACES):
+            break
+    rows = pa.concat_tables(found).sort_by([(NUM_EVENTS, "ascending"), (USER_ID, "ascending")]) if found else None
+    if rows is None or rows.num_rows == 0:
+        return []
+    places = {round(share * (rows.num_rows - 1)): band for band, share in PLACES.items()}
+    return [(band, rows[USER_ID][place].as_py(), rows[NUM_EVENTS][place].as_py()) for place, band in places.items()]
+
+
+def _heard(manifest: Manifest, bucket: int) -> pa.Table:
+    files = [file for file in manifest.files if file.bucket == bucket]
+    return pa.concat_tables([manifest.read(f, None, [USER_ID, NUM_EVENTS]) for f in files])
+
+
+def _served(day: Day, bucket: int) -> pa.ChunkedArray:
+    """user_id of the bucket's listeners with a list on the day."""
+    from deltalake import DeltaTable
+
+    uri = day.workspace.recommendations
+    wanted = (pc.field(DS) == pa.scalar(day.ds, pa.date32())) & (pc.field(BUCKET) == bucket)
+    wanted &= pc.field(USER_ID).is_valid()
+    table = DeltaTable(uri, storage_options=storage.delta_options(uri)).to_pyarrow_dataset()
+    return table.to_table(columns=[USER_ID], filter=wanted)[USER_ID]

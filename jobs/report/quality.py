@@ -1,0 +1,102 @@
+"""The day's input on its page: what was expected of it, what was found, and the days before."""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.day import Day
+from jobs.report.charts import Chart, Panel, panel_chart
+from jobs.stages.quality_gate import read_quality
+from pipelines.logs.quality import (
+    ACCEPTED,
+    DUPLICATE_SHARE,
+    NEWEST_PLAY_AGE_S,
+    NULL_SHARE,
+    PLAYS_PER_LANDING_DAY,
+    REJECTED_SHARE,
+    UNKNOWN_SONG_SHARE,
+)
+from pipelines.schema import DS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS
+
+LABELS = {
+    ACCEPTED: "Plays",
+    REJECTED_SHARE: "Rejected rows",
+    PLAYS_PER_LANDING_DAY: "Plays a landing day",
+    UNKNOWN_SONG_SHARE: "Plays of unknown songs",
+    NEWEST_PLAY_AGE_S: "Newest play, age",
+    DUPLICATE_SHARE: "Duplicates",
+}
+"""Checks in the order in which the page has them; those of columns without a value come before the last."""
+
+PANELS = {
+    PLAYS_PER_LANDING_DAY: "plays a landing day",
+    REJECTED_SHARE: "rejected, share of rows",
+    UNKNOWN_SONG_SHARE: "unknown songs, share of plays",
+}
+
+Row = Mapping[str, Any]
+"""One of the table `quality`."""
+
+
+@dataclass(frozen=True)
+class ShownCheck:
+    """A line of the page's table. verdict: pass, fail, accepted (in spite of a broken bound) or empty: not judged."""
+
+    label: str
+    verdict: str
+    found: str
+    allowed: str
+
+
+def shown_checks(rows: Sequence[Row], ds: dt.date) -> list[ShownCheck]:
+    """What was expected of the input of `ds`, in the page's order; none if it was never judged."""
+    found = {row["metric"]: row for row in rows if row[DS] == ds}
+    *first, last = LABELS
+    ordered = (*first, *(f"{NULL_SHARE}{column}" for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)), last)
+    return [_shown(found[name]) for name in ordered if name in found]
+
+
+def trailing_chart(rows: Sequence[Row]) -> Chart | None:
+    """Plays a landing day, rejected rows and unknown songs over the days, refused ones among them."""
+    return panel_chart([_panel(title, name, rows) for name, title in PANELS.items()])
+
+
+def rows_until(day: Day, days: int) -> list[dict[str, Any]]:
+    """What is known of the input of the last days up to this one."""
+    since, end = day.ds - dt.timedelta(days=days - 1), day.ds + dt.timedelta(days=1)
+    return read_quality(day.workspace, since=since, before=end)
+
+
+def _panel(title: str, name: str, rows: Sequence[Row]) -> Panel:
+    rows = [row for row in rows if row["metric"] == name]
+    return Panel(
+        title,
+        values={row[DS]: row["value"] for row in rows},
+        lower={row[DS]: row["lower"] for row in rows if row["lower"] is not None},
+        upper={row[DS]: row["upper"] for row in rows if row["upper"] is not None},
+        broken=frozenset(row[DS] for row in rows if row["passed"] is False),
+        share=name != PLAYS_PER_LANDING_DAY,
+    )
+
+
+def _shown(row: Row) -> ShownCheck:
+    name, lower, upper = row["metric"], row["lower"], row["upper"]
+    label = LABELS.get(name, f"No {name.removeprefix(NULL_SHARE)}")
+    verdict = "" if row["passed"] is None else "pass" if row["passed"] else "fail"
+    if row["accepted_override"]:
+        verdict = "accepted"
+    bounds = [_number(name, bound) for bound in (lower, upper) if bound is not None]
+    if lower is not None and upper is not None:
+        allowed = f"{bounds[0]} to {bounds[1]}"
+    else:
+        allowed = f"{'≥' if upper is None else '≤'} {bounds[0]}" if bounds else ""
+    return ShownCheck(label, verdict, _number(name, row["value"]), allowed)
+
+
+def _number(name: str, value: float) -> str:
+    if name == NEWEST_PLAY_AGE_S:
+        return f"{value / 3600:.1f} h" if value >= 3600 else f"{value / 60:.0f} min"
+    if name.startswith(NULL_SHARE) or name in (REJECTED_SHARE, UNKNOWN_SONG_SHARE, DUPLICATE_SHARE):
+        return "<0.01%" if 0 < value < 0.00005 else f"{round(100 * value, 2):g}%"
+    return f"{value:,.0f}"

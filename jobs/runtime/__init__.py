@@ -1,0 +1,1 @@
+"""Engines, kernels, console and the machine that a process runs on."""

@@ -1,0 +1,1 @@
+"""A listener's list: candidates, rules and ranking."""

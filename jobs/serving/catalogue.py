@@ -1,0 +1,60 @@
+"""Titles and artists of songs, from the optional catalogue table."""
+
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from jobs.day import Day
+from jobs.runtime.console import log
+from pipelines import storage
+from pipelines.schema import ARTIST, ITEM_ID, TITLE, id_type
+
+_FORMATS = {"parquet": "parquet", "csv": "csv", "json": "json", "jsonl": "json"}
+Titles = dict[Any, tuple[str, str]]
+"""item_id -> (title, artist)"""
+
+
+def titles(day: Day, item_ids: Iterable[Any]) -> Titles:
+    """Titles and artists of some songs; songs without a catalogue row are left out.
+
+    Files are those of the run record, else those of `logs.catalogue`; of several rows of a song the last file's
+    wins. Titles are decoration: a file that cannot be read is logged and passed over.
+    """
+    item = id_type(day.workspace.spec.item_id_type)
+    wanted = pa.array(sorted(set(item_ids)), item)
+    found: Titles = {}
+    for uri in _files(day):
+        try:
+            rows = _read(uri, item)
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            log("catalogue file passed over", file=uri, error=" ".join(str(error).split()))
+            continue
+        rows = rows.filter(pc.is_in(rows[ITEM_ID], value_set=wanted))
+        found |= {row[ITEM_ID]: (row[TITLE] or "", row[ARTIST] or "") for row in rows.to_pylist()}
+    return found
+
+
+def _files(day: Day) -> Sequence[str]:
+    frozen = [file.uri for file in day.record.catalogue_files] if day.has_record else []
+    if frozen or not day.config.logs.catalogue:
+        return frozen
+    return [file.uri for file in storage.list_files(storage.absolute(day.config.logs.catalogue))]
+
+
+def _read(uri: str, item: pa.DataType) -> pa.Table:
+    """item_id, title, artist of one file; a missing title or artist column reads as null."""
+    fs, path = storage.filesystem(uri)
+    data = pads.dataset(path, filesystem=fs, format=_FORMATS[uri.rsplit(".", 1)[-1]])
+    table = data.to_table(columns=[name for name in (ITEM_ID, TITLE, ARTIST) if name in data.schema.names])
+    for name in (TITLE, ARTIST):
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
+    return table.select([ITEM_ID, TITLE, ARTIST]).cast(
+        pa.schema([(ITEM_ID, item), (TITLE, pa.string()), (ARTIST, pa.string())])
+    )

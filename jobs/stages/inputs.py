@@ -1,0 +1,125 @@
+"""What a ds is computed from: found and frozen once by the first stage, checked by every later run of it."""
+
+import datetime as dt
+from dataclasses import asdict
+
+from jobs.day import Day, InputFile, RunRecord
+from pipelines import storage
+from pipelines.histories import shards, vocabulary
+from pipelines.logs import files as logs
+from pipelines.logs.validate import Rules
+from pipelines.schema import InputError
+
+_REFRESH = "run with --refresh-inputs to take the inputs as they are now"
+
+
+def log_spec(day: Day) -> logs.LogSpec:
+    """Where this deployment's play logs are and how to read them."""
+    configured, fixed = day.config.logs, day.workspace.spec
+    return logs.LogSpec(
+        path=configured.path,
+        format=configured.format,
+        columns=configured.columns,
+        user_id_type=fixed.user_id_type,
+        item_id_type=fixed.item_id_type,
+    )
+
+
+def rules(day: Day) -> Rules:
+    """What makes a row of these logs a play."""
+    configured = day.config.logs
+    return Rules(
+        play_events=configured.play_events,
+        other_events=configured.other_events,
+        max_late_days=configured.max_late_days,
+        timezone=day.workspace.spec.timezone,
+    )
+
+
+def log_files(record: RunRecord) -> list[logs.LogFile]:
+    """The log files of a run record."""
+    return [logs.LogFile(**asdict(file)) for file in record.files]
+
+
+def freeze(day: Day) -> RunRecord:
+    """The run record of this ds: the one there is, if it still holds, else a new one.
+
+    Raises InputError if the record was made with another configuration or its files have changed since, if a file
+    consumed by an earlier ds has changed, or if no log file landed since the parent. A record without files is
+    made anew: the logs were late.
+    """
+    if day.has_record and not day.refresh_inputs and day.record.files:
+        return _still_valid(day)
+    earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
+    parent = shards.read_manifest(day.workspace.sequences(earlier[-1])) if earlier else None
+    spec = log_spec(day)
+    files = _not_consumed(logs.discover(spec, before=day.ds), parent)
+    catalogue = storage.list_files(storage.absolute(day.config.logs.catalogue)) if day.config.logs.catalogue else []
+    record = day.new_record(
+        parent_sequences=str(earlier[-1]) if earlier else None,
+        vocabulary_version=vocabulary.version(day.workspace.vocabulary),
+        parent_model=_parent_model(day),
+        files=tuple(InputFile(**asdict(file)) for file in files),
+        catalogue_files=tuple(InputFile(file.uri, file.size, file.etag) for file in catalogue),
+    )
+    if not files:
+        expected = "ds=YYYY-MM-DD" if parent is None else f"ds={day.ds - dt.timedelta(days=1)}"
+        since = "" if parent is None else f" since ds {parent.ds}"
+        raise InputError(
+            f"no play logs for ds {day.ds}: no new file landed{since}, expected some in "
+            f"{storage.join(storage.absolute(spec.path), expected)}: wait for the logs, or correct logs.path"
+        )
+    return record
+
+
+def parent_manifest(day: Day, record: RunRecord) -> shards.Manifest | None:
+    """The manifest whose shards are merged into; its histories must have been kept as we keep them."""
+    if record.parent_sequences is None:
+        return None
+    parent = shards.read_manifest(storage.join(day.workspace.uri, "sequences", f"ds={record.parent_sequences}"))
+    for name in ("max_history", "session_gap_s"):
+        ours = getattr(day.config.sequences, name)
+        if getattr(parent, name) != ours:
+            raise InputError(
+                f"sequences.{name} is {ours}, but the shards of ds {parent.ds} were made with "
+                f"{getattr(parent, name)}: set it back, or build all histories anew in another --workspace"
+            )
+    return parent
+
+
+def _still_valid(day: Day) -> RunRecord:
+    record = day.record
+    if record.config_hash != day.config.hash():
+        raise InputError(
+            f"{day.record_uri} was made with another configuration (hash {record.config_hash}, now "
+            f"{day.config.hash()}): go back to that configuration, or {_REFRESH}"
+        )
+    problems = logs.changed(log_files(record))
+    if problems:
+        raise InputError(f"{problems[0]} since the run record of ds {day.ds} was made: restore it, or {_REFRESH}")
+    return record
+
+
+def _not_consumed(found: list[logs.LogFile], parent: shards.Manifest | None) -> list[logs.LogFile]:
+    if parent is None:
+        return found
+    table = storage.read_table(parent.uri(parent.inputs), columns=["uri", "size", "etag"])
+    consumed = {uri: (size, etag) for uri, size, etag in zip(*(c.to_pylist() for c in table.columns), strict=True)}
+    for file in found:
+        if file.uri in consumed and consumed[file.uri] != (file.size, file.etag):
+            raise InputError(
+                f"{file.uri} has changed since an earlier ds took it in ({consumed[file.uri][0]} bytes then, "
+                f"{file.size} now): restore it and put new rows in a new file, or start another --workspace"
+            )
+    return [file for file in found if file.uri not in consumed]
+
+
+def _parent_model(day: Day) -> str | None:
+    """The champion that training may start from; None where there is no registry yet."""
+    local = not day.config.mlflow.tracking_uri
+    if local and (storage.is_s3(day.workspace.uri) or not storage.exists(storage.join(day.workspace.uri, "mlflow.db"))):
+        return None  # asking would create the database, or fail for want of a server that this stage does not need
+    from jobs.registry.versions import champion
+
+    info = champion(day)
+    return info.version if info else None

@@ -1,0 +1,116 @@
+"""`fuxi promote`: the gates decide which model version serves a day, and the run record is told.
+
+recommend reads the version from the run record, never from an alias, so running a day again serves the same model.
+"""
+
+import datetime as dt
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jobs.config import GatesConfig
+from jobs.day import Day
+from jobs.registry import versions
+from jobs.tables.metrics import read_metrics
+from pipelines.schema import MODEL_VERSION, InputError
+
+Measured = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""name -> slice -> metric -> value, as evaluate returns it."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition on the challenger and how it turned out."""
+
+    gate: str
+    passed: bool
+    detail: str
+
+
+def run(day: Day) -> dict[str, Any]:
+    """Apply the gates and write the chosen version into the run record; deterministic for a run record.
+
+    Returns chosen (None: no model may serve), chosen_ds, alias_moved, reason and the gates.
+    """
+    champion = versions.champion(day)
+    trained, measured = day.marker("train"), day.marker("evaluate")
+    gates: list[Gate] = []
+    if trained is not None and measured is not None:
+        gates = apply_gates(measured["metrics"], config=day.config.gates, recent=recent_bests(day))
+    passed = bool(gates) and all(gate.passed for gate in gates)
+    if passed and trained is not None:
+        version = str(trained["model_version"])
+        reason = "the challenger passed every gate"
+        moved = versions.promote(day, version)
+        chosen, chosen_ds = version, versions.version_info(day, version).ds
+    else:
+        reason, moved = _why_not(trained, measured, gates), False
+        chosen, chosen_ds = (champion.version, champion.ds) if champion else (None, None)
+        reason += f"; version {chosen} of {chosen_ds} serves" if champion else "; there is no champion to serve instead"
+    day.update_record(chosen_model=chosen, chosen_reason=reason)
+    return {
+        "chosen": chosen,
+        "chosen_ds": str(chosen_ds) if chosen_ds else None,
+        "alias_moved": moved,
+        "reason": reason,
+        "gates": [asdict(gate) for gate in gates],
+    }
+
+
+def _why_not(trained: object, measured: object, gates: list[Gate]) -> str:
+    if trained is None:
+        return "training did not finish"
+    if measured is None:
+        return "evaluation did not finish"
+    return "the challenger failed: " + ", ".join(gate.gate for gate in gates if not gate.passed)
+
+
+def apply_gates(measured: Measured, *, config: GatesConfig, recent: Mapping[dt.date, float]) -> list[Gate]:
+    """The gates on `config.metric` over all listeners. recent: the chosen model's value on each recent day."""
+    challenger = measured["challenger"]["all"]
+    if config.metric not in challenger:
+        raise InputError(f"gates.metric {config.metric!r} was not measured: use one of {', '.join(sorted(challenger))}")
+    value = challenger[config.metric]
+    bad = sorted(name for name, number in challenger.items() if number is None or not math.isfinite(number))
+    gates = [Gate("finite", not bad, f"not finite: {', '.join(bad)}" if bad else f"{len(challenger)} metrics")]
+    if bad:
+        return gates
+    popularity = measured["popularity"]["all"][config.metric]
+    gates.append(
+        Gate("beats_popularity", value > popularity, f"{config.metric} {value:.4f}, popularity {popularity:.4f}")
+    )
+    if "champion" in measured:
+        gates.append(
+            _within("near_champion", value, measured["champion"]["all"][config.metric], config.margin, "champion")
+        )
+    if recent:
+        best_day = max(recent, key=lambda ds: (recent[ds], ds))
+        what = f"best of {len(recent)} days, {best_day}"
+        gates.append(_within("near_recent_best", value, recent[best_day], 2 * config.margin, what))
+    return gates
+
+
+def _within(gate: str, value: float, reference: float, margin: float, what: str) -> Gate:
+    least = reference * (1 - margin)
+    return Gate(gate, value >= least, f"{value:.4f}, at least {least:.4f} ({what} {reference:.4f} less {margin:.0%})")
+
+
+def recent_bests(day: Day) -> dict[dt.date, float]:
+    """The gate's metric of the model chosen on each of the last `best_of_days` days, where it was measured."""
+    gates = day.config.gates
+    rows = read_metrics(day.workspace, since=day.ds - dt.timedelta(days=gates.best_of_days), before=day.ds)
+    protocol = day.config.train.protocol
+    values = {
+        (row["ds"], row[MODEL_VERSION]): row["value"]
+        for row in rows
+        if row["metric"] == gates.metric and row["slice"] == "all" and row["protocol"] == protocol
+    }
+    found = {}
+    for ds in sorted({ds for ds, _ in values}):
+        earlier = day.at(ds)
+        chosen = earlier.record.chosen_model if earlier.has_record else None
+        value = values.get((ds, chosen)) if chosen else None
+        if value is not None and math.isfinite(value):
+            found[ds] = value
+    return found

@@ -1,0 +1,131 @@
+"""Whether a day's input may be published: its numbers against the bounds, kept in the Delta table `quality`.
+
+The table has one row a (ds, metric), for refused days too; what was refused counts for no later day's history.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
+import datetime as dt
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.day import Day
+from jobs.runtime.console import log
+from pipelines import storage
+from pipelines.histories import vocabulary
+from pipelines.histories.shards import Manifest
+from pipelines.logs.quality import Bounds, Check, Numbers, history_of, judge, refusal
+from pipelines.logs.validate import Cleaned
+from pipelines.schema import DS, FIRST_DS, ITEM_ID, LANDING_DAY, QUALITY_SCHEMA, InputError
+from pipelines.workspace import Workspace
+
+HISTORY_DAYS = 2 * 366
+"""How far back published days are looked for; `quality.trailing_days` of them are used."""
+
+
+def bounds(day: Day) -> Bounds:
+    """What this deployment allows."""
+    return Bounds(max_rejected_share=day.config.logs.max_rejected_share, **day.config.quality.model_dump())
+
+
+def numbers(day: Day, cleaned: Cleaned, parent: Manifest | None) -> Numbers:
+    """What the logs of this ds held, before anything is built of them."""
+    return Numbers(
+        day_start=day.workspace.calendar.day_start(day.ds),
+        rows_read=cleaned.rows_read,
+        accepted=cleaned.accepted,
+        ignored=cleaned.ignored,
+        rejected=dict(cleaned.rejected),
+        landing_days=_landing_days(day, parent),
+        songs=cleaned.songs.num_rows,
+        unknown_plays=_unknown_plays(day, cleaned.songs) if parent else None,
+        newest=cleaned.newest,
+        nulls=dict(cleaned.nulls),
+    )
+
+
+def gate(day: Day, found: Numbers) -> list[str]:
+    """Judge the numbers of this ds and note them in the table.
+
+    Returns a line for each bound that is broken and was accepted with `--accept-quality`. Raises InputError, one line
+    with every number that broke its bound, if any did and that flag is not set, or does not help (no plays at all).
+    """
+    since = day.ds - dt.timedelta(days=HISTORY_DAYS)
+    history = history_of(read_quality(day.workspace, since=since, before=day.ds))
+    checks = judge(found, history, bounds(day))
+    broken = [check for check in checks if not check.passed]
+    accepted = day.accept_quality and all(check.overridable for check in broken)
+    write_quality(day.workspace, day.ds, found, checks, accepted=accepted)
+    if broken and not accepted:
+        raise InputError(refusal(day.ds, broken))
+    if broken and found.duplicates is not None:  # once a day: the second of its two gates
+        log("quality bounds are broken; taken with --accept-quality", ds=day.ds, broken=[c.detail for c in broken])
+    return [check.detail for check in broken]
+
+
+def write_quality(workspace: Workspace, ds: dt.date, found: Numbers, checks: Iterable[Check], *, accepted: bool) -> int:
+    """Replace what is noted of `ds`; returns the table's Delta version. accepted: in spite of checks that failed."""
+    from deltalake import DeltaTable, write_deltalake
+
+    values: dict[str, float] = found.values()
+    judged = {check.name: check for check in checks if check.judged}
+    values |= {name: check.value for name, check in judged.items() if check.value is not None}
+    rows = [_row(ds, name, value, judged.get(name), accepted) for name, value in values.items()]
+    options = storage.delta_options(workspace.quality)
+    if not DeltaTable.is_deltatable(workspace.quality, storage_options=options):
+        storage.make_parent(storage.join(workspace.quality, "x"))
+        DeltaTable.create(
+            workspace.quality, schema=QUALITY_SCHEMA, mode="ignore", name="quality", storage_options=options
+        )
+    table = DeltaTable(workspace.quality, storage_options=options)
+    content = pa.Table.from_pylist(rows, schema=QUALITY_SCHEMA)
+    write_deltalake(table, content, mode="overwrite", predicate=f"ds = '{ds}'")
+    return table.version()
+
+
+def read_quality(
+    workspace: Workspace, *, since: dt.date | None = None, before: dt.date | None = None
+) -> list[dict[str, Any]]:
+    """Rows of the days in [since, before), oldest first; none if no day was judged yet."""
+    from deltalake import DeltaTable
+
+    options = storage.delta_options(workspace.quality)
+    if not DeltaTable.is_deltatable(workspace.quality, storage_options=options):
+        return []
+    wanted = pc.field(DS) < pa.scalar(before or dt.date.max, pa.date32())
+    if since is not None:
+        wanted &= pc.field(DS) >= pa.scalar(since, pa.date32())
+    table = DeltaTable(workspace.quality, storage_options=options).to_pyarrow_dataset().to_table(filter=wanted)
+    return table.sort_by([(DS, "ascending"), ("metric", "ascending")]).to_pylist()
+
+
+def _row(ds: dt.date, name: str, value: float, check: Check | None, accepted: bool) -> dict[str, Any]:
+    return {
+        DS: ds,
+        "metric": name,
+        "value": value,
+        "lower": check.lower if check else None,
+        "upper": check.upper if check else None,
+        "passed": check.passed if check else None,
+        "accepted_override": accepted and check is not None and not check.passed,
+    }
+
+
+def _landing_days(day: Day, parent: Manifest | None) -> int:
+    """Landing days of this ds of which no earlier one had taken a file: a late file alone makes no day."""
+    landed = {file.landing_day for file in day.record.files}
+    if parent is not None:
+        landed -= set(storage.read_table(parent.uri(parent.inputs), [LANDING_DAY])[LANDING_DAY].to_pylist())
+    return max(len(landed), 1)
+
+
+def _unknown_plays(day: Day, songs: pa.Table) -> int:
+    """Valid plays of songs that had no index before this ds. songs: item_id, plays."""
+    known = vocabulary.read(day.workspace.vocabulary, day.workspace.spec.item_id_type).table
+    known = known.filter(pc.less(known[FIRST_DS], pa.scalar(day.ds, pa.date32())))
+    unknown = pc.invert(pc.is_in(songs[ITEM_ID], value_set=known[ITEM_ID].combine_chunks()))
+    return pc.sum(songs["plays"].filter(unknown)).as_py() or 0

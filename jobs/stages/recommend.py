@@ -1,0 +1,177 @@
+"""`fuxi recommend`: a list for every active listener, published in one Delta transaction.
+
+The model is the one in the run record. Ray tasks read a shard file each and write a part of the table that nobody
+sees; the driver audits all parts together and commits them at once, or publishes nothing.
+"""
+
+import datetime as dt
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fuxi_beta.config import TrainConfig
+from jobs.day import Day
+from jobs.registry import versions
+from jobs.registry.package import read_vocabulary
+from jobs.runtime.console import progress
+from jobs.runtime.engines import need_gpus, ray_session
+from jobs.serving.make_lists import ListJob, default_part, make_part
+from jobs.tables import recommendations as lists
+from jobs.tables.recommendations import Part
+from pipelines.histories.shards import Manifest, ShardFile, read_manifest
+from pipelines.schema import ITEM_ID, InputError
+
+GPU_BATCH = 4096
+"""Listeners whose lists a GPU makes at once: enough to fill it, a few GB where all histories are full."""
+
+_jobs: dict[str, ListJob] = {}
+
+
+def run(day: Day) -> dict[str, Any]:
+    """Publish the lists of `day.ds`, replacing exactly that day.
+
+    Returns the counts, the audit, the Delta version and the model version. A run that was killed after its commit
+    finds it again and publishes nothing twice. Raises InputError if the audit fails.
+    """
+    if day.marker("promote") is None:
+        raise InputError(f"no model is chosen for {day.ds}: run `fuxi promote --ds {day.ds}` first")
+    record = day.record
+    config = day.config.hash()
+    key = lists.commit_key(record.run_id, record.chosen_model, config, str(day.sequences_ds))
+    table = lists.open_lists(day.workspace)
+    done = None if day.force else lists.published_result(table, day.ds, key)
+    if done is not None:
+        return done
+
+    job = list_job(day)
+    parts = [default_part(job)]
+    try:
+        score(day, job, parts)
+        result = _audited(day, job, parts, lists.listeners_before(table, day.ds))
+        metadata = {
+            "ds": str(day.ds),
+            "run_id": record.run_id,
+            "config_hash": config,
+            "model_version": record.chosen_model or "",
+            "result": json.dumps(result),
+        }
+        lists.check_parts(job.table_uri, parts)
+    except BaseException:
+        lists.discard(job.table_uri, parts)
+        raise
+    return {**result, "delta_version": lists.commit(table, day.ds, parts, key=key, metadata=metadata)}
+
+
+def _audited(day: Day, job: ListJob, parts: list[Part], earlier: tuple[dt.date, int] | None) -> dict[str, Any]:
+    """The counts and the audit of the lists. InputError if a check fails."""
+    eligible = len(job.popular_items) if job.model is None else int(job.model.candidates.sum())
+    result = lists.summary(parts, eligible=eligible)
+    checks = lists.audit(parts, result, config=day.config.recommend, earlier=earlier)
+    failed = [f"{check.check} ({check.detail})" for check in checks if not check.passed]
+    if failed:
+        raise InputError(
+            f"the lists of {day.ds} failed the audit, nothing is published: {'; '.join(failed)}: "
+            "find the cause, or change recommend.* in the configuration"
+        )
+    return {**result, "model_version": job.model_version, "audit": lists.as_dicts(checks)}
+
+
+def list_job(day: Day) -> ListJob:
+    """What the tasks of a day share: the chosen model, the songs by popularity, the ids of the songs."""
+    record, config = day.record, day.config
+    manifest = read_manifest(day.workspace.sequences(day.sequences_ds))
+    model = None
+    if record.chosen_model is not None:
+        from fuxi_beta.training.checkpoint import load_export
+
+        model = load_export(versions.download_model(day, record.chosen_model))
+    train = model.train_config if model else config.train
+    items, scores = popular_songs(day, manifest, train)
+    on_gpu = config.cluster.recommend_gpus_per_task > 0
+    return ListJob(
+        ds=day.ds,
+        table_uri=day.workspace.recommendations,
+        manifest=manifest,
+        item_ids=_item_ids(day, manifest),
+        popular_items=items,
+        popular_scores=scores,
+        model=model,
+        model_version=record.chosen_model,
+        stale_days=day.stale_days,
+        k=config.recommend.k,
+        active_days=config.recommend.active_days,
+        exclusive=train.mode == "exclusive",
+        batch_size=max(config.evaluate.batch_size, GPU_BATCH if on_gpu else 0),
+        kernels=config.cluster.kernels,
+        device="cuda" if on_gpu else "cpu",
+    )
+
+
+def popular_songs(day: Day, manifest: Manifest, train: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Songs played in the days before the cut, by distinct listeners: int64 indices and float32 counts, best first."""
+    from fuxi_beta.baselines.popularity import fit_popularity
+
+    end = day.workspace.calendar.day_start(day.ds)
+    listeners = fit_popularity(manifest, end=end, train=train, config=day.config.evaluate).listeners.numpy()
+    order = np.argsort(-listeners, kind="stable")
+    order = order[listeners[order] > 0]
+    return order.astype(np.int64), listeners[order].astype(np.float32)
+
+
+def score(day: Day, job: ListJob, parts: list[Part]) -> None:
+    """Make the lists of every shard file, a Ray task each; finished parts are appended in the order of the files."""
+    ray = ray_session(day.config.cluster)
+    gpus = day.config.cluster.recommend_gpus_per_task
+    need_gpus(day.config.cluster, gpus, setting="recommend_gpus_per_task")
+    shared = ray.put(job)
+    task = ray.remote(num_cpus=1, num_gpus=gpus)(_make_part)
+    tasks = {task.remote([shared], file): file for file in job.manifest.files}
+    done: dict[str, Part] = {}
+    try:
+        with progress("lists", job.manifest.rows, unit="listeners") as advance:
+            while len(done) < len(tasks):
+                pending = [ref for ref, file in tasks.items() if file.path not in done]
+                for ref in ray.wait(pending, num_returns=1)[0]:
+                    done[tasks[ref].path] = ray.get(ref)
+                    advance(tasks[ref].rows)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, InputError):
+            raise InputError(str(cause)) from None
+        if isinstance(cause, ValueError):
+            raise InputError(f"model version {job.model_version} cannot make lists: {cause}") from None
+        raise
+    finally:
+        parts += [done[file.path] for file in job.manifest.files if file.path in done]
+        for ref, file in tasks.items():
+            if file.path not in done:
+                ray.cancel(ref)
+
+
+def _make_part(shared: list[Any], file: ShardFile) -> Part:
+    """In a Ray worker: fetch the job once a process, then do the file."""
+    import ray
+    import torch
+
+    from fuxi_beta import ops
+
+    torch.set_num_threads(1)
+    key = shared[0].hex()
+    if key not in _jobs:
+        _jobs.clear()
+        job: ListJob = ray.get(shared[0])  # type: ignore[assignment]
+        ops.use(job.kernels)
+        _jobs[key] = job if job.model is None else replace(job, model=job.model.to(job.device))
+    return make_part(_jobs[key], file)
+
+
+def _item_ids(day: Day, manifest: Manifest) -> Any:
+    songs = read_vocabulary(day, size=manifest.vocabulary_size)
+    if songs.num_rows != manifest.vocabulary_size:
+        raise InputError(
+            f"{day.workspace.vocabulary} has {songs.num_rows} songs, the manifest of {manifest.ds} says "
+            f"{manifest.vocabulary_size}: restore the vocabulary"
+        )
+    return songs[ITEM_ID].combine_chunks()

@@ -1,0 +1,81 @@
+"""`fuxi report`: one self-contained HTML page a day, from the stage markers, the Delta tables and the shards.
+
+The page holds no script, loads nothing and depends only on what the day published, so writing it again gives the
+same bytes. A day on which stages failed gets its page too, with what is missing said at the top.
+"""
+
+import math
+from typing import Any
+
+import jinja2
+
+from jobs.day import Day
+from jobs.report.content import content
+from pipelines import storage
+
+NOTHING = "–"
+
+
+def run(day: Day) -> dict[str, Any]:
+    """Write the page of `day.ds` at once. Returns its uri."""
+    uri = day.workspace.report(day.ds)
+    storage.write_bytes(uri, render(content(day)).encode())
+    return {"uri": uri}
+
+
+def render(values: dict[str, Any]) -> str:
+    """The page. Every value is escaped; a value that an older marker lacks reads as a dash."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("jobs", "templates"),
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": count, "decimal": decimal, "percent": percent, "seconds": seconds}
+    return environment.get_template("report.html").render(values)
+
+
+def count(value: Any) -> str:
+    """12345 as "12,345"; a text stays as it is.
+
+    >>> count(12345), count(None), count(float("nan"))
+    ('12,345', '–', '–')
+    """
+    return f"{value:,.0f}" if _number(value) else (value if isinstance(value, str) else NOTHING)
+
+
+def decimal(value: Any, places: int = 3) -> str:
+    """A number with three decimals, a dash if there is none."""
+    return f"{value:.{places}f}" if _number(value) else NOTHING
+
+
+def percent(value: Any) -> str:
+    """A share as per cent; a share above nothing never reads as 0.0%.
+
+    >>> percent(0.1234), percent(0.0001), percent(0)
+    ('12.3%', '<0.1%', '0.0%')
+    """
+    if not _number(value):
+        return NOTHING
+    return "<0.1%" if 0 < value < 0.0005 else f"{value:.1%}"
+
+
+def seconds(value: Any) -> str:
+    """A duration, as long as it needs to be.
+
+    >>> seconds(4.21), seconds(185), seconds(7320)
+    ('4.2 s', '3 min 5 s', '2 h 2 min')
+    """
+    if not _number(value):
+        return NOTHING
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,227 @@
+"""`fuxi sessionize`: the new play logs of a day, cleaned and merged into every listener's history."""
+
+import uuid
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.day import Day
+from jobs.runtime.console import log
+from jobs.runtime.engines import spark_progress, spark_session
+from jobs.runtime.resources import Usage
+from jobs.stages import quality_gate
+from jobs.stages.inputs import freeze, log_files, log_spec, parent_manifest, rules
+from pipelines import storage
+from pipelines.forget import blocklist
+from pipelines.histories import shards, vocabulary
+from pipelines.histories.build import BuildSpec, Built, build_shards, plan_exchange
+from pipelines.logs import files as logs
+from pipelines.logs.quality import Numbers
+from pipelines.logs.validate import Cleaned, clean
+from pipelines.schema import InputError
+
+TEMPORARY_SHARE = 1.5
+"""The most that plays on their way to their bucket take, of the size of the logs."""
+SHARD_ROW_BYTES = 8
+"""The most that a play takes in the shards, on average."""
+
+
+def run(day: Day) -> dict[str, Any]:
+    """Freeze the inputs of this ds, then publish its shards; the manifest is the last write."""
+    record = freeze(day)
+    parent = parent_manifest(day, record)
+    files = log_files(record)
+    splits = logs.plan(log_spec(day), files)
+    log("sessionize", ds=day.ds, files=len(files), parent=record.parent_sequences or "none: from all logs")
+    _check_space(day, files, splits)
+    staging = storage.join(day.workspace.run(day.ds), "staging")
+    storage.delete_folder(staging)
+    with Usage() as usage:
+        try:
+            counts, manifest, temporary = _sessionize(day, parent, files, splits, staging)
+        finally:
+            storage.delete_folder(staging)
+    figures = _figures(counts, files, temporary, usage)
+    log("sessionized", **figures)
+    return {**counts, "listeners": manifest.rows, "events": manifest.events, "files": len(manifest.files), **figures}
+
+
+def _sessionize(
+    day: Day, parent: shards.Manifest | None, files: list[logs.LogFile], splits: list[logs.Split], staging: str
+) -> tuple[dict[str, Any], shards.Manifest, int]:
+    """The two Spark stages, and the manifest. Returns counts, manifest and the bytes that went through staging."""
+    spec, spark = log_spec(day), spark_session(day.config.cluster)
+    rows = sum(split.rows for split in splits)
+    exchange = plan_exchange(
+        day.workspace.spec.buckets,
+        rows + (parent.events if parent else 0),
+        parallelism=spark.sparkContext.defaultParallelism,
+        max_history=day.config.sequences.max_history,
+    )
+    with spark_progress(spark, "reading play logs", rows, "rows") as finished:
+        cleaned = clean(
+            spark,
+            spec,
+            rules(day),
+            splits,
+            exchange,
+            staging=staging,
+            quarantine=day.workspace.quarantine(day.ds),
+            forgotten=blocklist.load(day.workspace.forgotten),
+            finished=finished,
+        )
+    numbers = _check_quality(day, cleaned, parent)
+    songs = vocabulary.append(
+        day.workspace.vocabulary,
+        cleaned.item_ids,
+        ds=day.ds,
+        item_id_type=spec.item_id_type,
+        run_id=day.record.run_id,
+    )
+    target, index = build_spec(day, day.record.run_id, songs, parent), songs.lookup(cleaned.item_ids)
+    with spark_progress(spark, "building sequences", target.buckets, "buckets") as finished:
+        built = build_shards(spark, target, exchange, cleaned.runs, index, staging=staging, finished=finished)
+    accepted = _check_duplicates(day, cleaned, numbers, built, target)
+    counts = {**_counts(day, cleaned, built, songs), "accepted_quality": accepted}
+    manifest = publish(day, target, built, files, songs, counts)
+    shards.remove_unlisted(manifest)
+    _keep_only(day.workspace.quarantine(day.ds), cleaned.quarantined)
+    return counts, manifest, sum(run.bytes for run in cleaned.runs)
+
+
+def _check_space(day: Day, files: list[logs.LogFile], splits: list[logs.Split]) -> None:
+    """Refuse before anything is written if the disk is too small for the runs and the new shards."""
+    free = storage.free_bytes(day.workspace.uri)
+    temporary = TEMPORARY_SHARE * sum(file.size for file in files)
+    need = int(temporary + SHARD_ROW_BYTES * sum(split.rows for split in splits))
+    if free is not None and free < need:
+        raise InputError(
+            f"{day.workspace.uri}: {free / 1e9:.1f} GB free, ds {day.ds} needs {need / 1e9:.1f} GB "
+            f"({temporary / 1e9:.1f} GB of it for a while): free some space, or use another --workspace"
+        )
+
+
+def _figures(counts: dict[str, Any], files: list[logs.LogFile], temporary: int, usage: Usage) -> dict[str, Any]:
+    """What the stage took, of this machine; on a cluster the executors' processors are in task_cpu_s alone."""
+    million = max(counts["rows_read"], 1) / 1e6
+    return {
+        "wall_s": round(usage.seconds, 1),
+        "cpu_s": round(usage.cpu_seconds, 1),
+        "cpu_s_per_million_rows": round(usage.cpu_seconds / million, 3),
+        "peak_gb": round(usage.gigabytes, 2),
+        "input_bytes": sum(file.size for file in files),
+        "temporary_bytes": temporary,
+    }
+
+
+def _check_quality(day: Day, cleaned: Cleaned, parent: shards.Manifest | None) -> Numbers:
+    """The gate before the vocabulary is extended. Of a refused day only the quarantine stays, for inspection."""
+    numbers = quality_gate.numbers(day, cleaned, parent)
+    try:
+        quality_gate.gate(day, numbers)
+    except InputError:
+        _leave_published(day, cleaned)
+        raise
+    return numbers
+
+
+def _check_duplicates(day: Day, cleaned: Cleaned, numbers: Numbers, built: Built, target: BuildSpec) -> list[str]:
+    """The gate before the manifest is published; a refused day's files go. Returns what was accepted all the same."""
+    total = cleaned.duplicates + built.duplicates
+    try:
+        return quality_gate.gate(
+            day, replace(numbers, duplicates=total, listeners=sum(file.rows for file in built.files))
+        )
+    except InputError:
+        _leave_published(day, cleaned)
+        storage.delete_files(file.uri for file in storage.list_files(target.folder) if target.run in file.uri)
+        raise
+
+
+def _leave_published(day: Day, cleaned: Cleaned) -> None:
+    """Keep the quarantine of a refused run, unless the ds is published: then keep what that run had rejected."""
+    folder, kept = day.workspace.quarantine(day.ds), cleaned.quarantined
+    if day.ds in day.workspace.days_with_sequences():
+        kept = [file.uri for file in storage.list_files(folder) if file.uri not in set(kept)]
+    _keep_only(folder, kept)
+
+
+def build_spec(day: Day, run_id: str, songs: vocabulary.Vocabulary, parent: shards.Manifest | None) -> BuildSpec:
+    """How the shards of this ds are made, under new file names."""
+    configured, fixed = day.config.sequences, day.workspace.spec
+    return BuildSpec(
+        folder=day.workspace.sequences(day.ds),
+        run=f"{run_id[:12]}-{uuid.uuid4().hex[:8]}",
+        buckets=fixed.buckets,
+        max_history=configured.max_history,
+        session_gap_s=configured.session_gap_s,
+        row_group_events=configured.row_group_events,
+        user_id_type=fixed.user_id_type,
+        item_id_type=fixed.item_id_type,
+        vocabulary_size=songs.size(day.ds),
+        max_deltas=configured.max_deltas,
+        day_number=day.ds.toordinal(),
+        parent=parent,
+    )
+
+
+def _counts(day: Day, cleaned: Cleaned, built: Built, songs: vocabulary.Vocabulary) -> dict[str, Any]:
+    return {
+        "rows_read": cleaned.rows_read,
+        "accepted": cleaned.accepted,
+        "ignored": cleaned.ignored,
+        "forgotten": cleaned.forgotten,
+        "duplicates": cleaned.duplicates + built.duplicates,
+        "rejected": dict(sorted(cleaned.rejected.items())),
+        "songs": songs.size(day.ds),
+        "new_songs": songs.new_on(day.ds),
+        "task_cpu_s": round(cleaned.task_seconds + built.task_seconds, 1),
+        "written_bytes": built.written_bytes,
+    }
+
+
+def publish(
+    day: Day,
+    target: BuildSpec,
+    built: Built,
+    files: Iterable[logs.LogFile],
+    songs: vocabulary.Vocabulary,
+    counts: dict[str, Any],
+) -> shards.Manifest:
+    """Write the two tables beside the shards, then the manifest that publishes all."""
+    parent, listeners = target.parent, built.listeners
+    consumed = shards.inputs_table([asdict(file) for file in files])
+    if parent:
+        before = shards.read_item_counts(parent)
+        listeners[: len(before)] += before
+        consumed = pa.concat_tables([storage.read_table(parent.uri(parent.inputs)), consumed])
+    counts["eligible_songs"] = int((listeners >= day.config.train.min_listeners).sum())
+    manifest = shards.Manifest(
+        ds=day.ds,
+        run_id=day.record.run_id,
+        parent=parent.ds if parent else None,
+        buckets=target.buckets,
+        max_history=target.max_history,
+        session_gap_s=target.session_gap_s,
+        user_id_type=target.user_id_type,
+        item_id_type=target.item_id_type,
+        timezone=day.workspace.spec.timezone,
+        vocabulary_version=songs.version or 0,
+        vocabulary_size=target.vocabulary_size,
+        data_end=day.workspace.calendar.day_start(day.ds),
+        item_counts=f"item_counts-{target.run}.parquet",
+        inputs=f"inputs-{target.run}.parquet",
+        files=built.files,
+        counts=counts,
+    )
+    shards.write_item_counts(storage.join(target.folder, manifest.item_counts), listeners)
+    storage.write_table(storage.join(target.folder, manifest.inputs), consumed)
+    return shards.write_manifest(target.folder, manifest)
+
+
+def _keep_only(folder: str, kept: Iterable[str]) -> None:
+    """Remove the files of a folder that are not in `kept`."""
+    wanted = set(kept)
+    storage.delete_files(file.uri for file in storage.list_files(folder) if file.uri not in wanted)

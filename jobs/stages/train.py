@@ -1,0 +1,164 @@
+"""`fuxi train`: fit FuXi-beta on the shards of a ds with Ray Train, export it, register it as challenger.
+
+A run is named by the run record and the configuration, and checkpoints under that name: a worker that dies is
+replaced, a driver that dies is run again, and both continue from the newest complete checkpoint.
+"""
+
+import dataclasses
+import datetime as dt
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+from jobs.day import Day
+from jobs.registry import versions
+from jobs.runtime import kernels
+from jobs.runtime.console import log
+from jobs.training.ray import fit
+from jobs.training.resume import recover
+from jobs.training.worker import LoopConfig, Position
+from pipelines import storage
+from pipelines.histories.shards import Manifest, read_manifest
+from pipelines.schema import InputError
+
+
+def run(day: Day) -> dict[str, Any]:
+    """Train on the shards of `day.ds`. Returns what later stages and the report need (see `_result`)."""
+    started = time.time()
+    manifest = read_manifest(day.workspace.sequences(day.ds))
+    name = f"{day.record.run_id}-{day.config.hash()}"
+    checkpoints = storage.join(day.workspace.run(day.ds), "checkpoints")
+    if day.force and day.marker("train") is not None:
+        storage.delete_folder(storage.join(checkpoints, name))  # it finished before: begin anew, do not resume
+    parent, folder = _parent(day, manifest)
+    loop = _loop_config(day, manifest, folder, resume=recover(storage.join(checkpoints, name)))
+    kernels.prepare_for_training(day.config.cluster)
+    result = fit(day.config.cluster, loop, storage_uri=checkpoints, name=name)
+    ended = time.time()
+    with tempfile.TemporaryDirectory() as scratch, result.checkpoint.as_directory() as checkpoint:
+        position = Position.read(checkpoint)
+        if not position.positions:
+            raise InputError(
+                f"{manifest.folder}: no listener has a play to learn from before the training cut: add logs"
+            )
+        curves = _export(day, loop, checkpoint, scratch, parent=parent)
+        export = storage.join(day.workspace.run(day.ds), f"export-{day.record.run_id}")
+        storage.delete_folder(export)
+        storage.upload_folder(scratch, export)
+    found = _result(loop, position, parent) | {"export": export, "temporal": curves}
+    run_id = versions.log_training(
+        day, found["parameters"], position.curve, run_key=name, metrics={"events_per_s": found["events_per_s"]}
+    )
+    version = versions.register_challenger(day, export, mlflow_run_id=run_id, run_key=name)
+    overhead = {
+        "seconds_to_first_step": round(max(position.first_step_at - started, 0), 1),  # 0: all steps were taken before
+        "seconds_after_last_step": round(ended - max(position.last_step_at, started), 1),
+        "seconds_to_register": round(time.time() - ended, 1),
+    }
+    return found | {"model_version": version, "mlflow_run_id": run_id, "overhead": overhead}
+
+
+def _loop_config(day: Day, manifest: Manifest, parent: str, *, resume: str = "") -> LoopConfig:
+    from fuxi_beta.data.candidates import candidate_songs
+    from fuxi_beta.training.item_table import capacity_rows
+
+    config, train = day.config, day.config.train
+    data_end = manifest.data_end
+    if train.protocol == "next_day":
+        data_end = day.workspace.calendar.day_start(day.ds - dt.timedelta(days=1))
+    candidates = candidate_songs(manifest, train=train, data_end=data_end)
+    if np.count_nonzero(candidates) < 2:
+        raise InputError(
+            f"{manifest.folder}: {np.count_nonzero(candidates)} songs have train.min_listeners ({train.min_listeners}) "
+            f"listeners and a play before {dt.datetime.fromtimestamp(data_end, dt.UTC):%F %R} UTC: add logs or lower it"
+        )
+    return LoopConfig(
+        manifest=manifest,
+        model=config.model,
+        train=train,
+        epochs=train.warm_start_epochs if parent else train.epochs,
+        data_end=data_end,
+        rows=capacity_rows(manifest.vocabulary_size, train.capacity_margin),
+        candidates=candidates,
+        parent=parent,
+        resume=resume,
+        progress=storage.join(day.workspace.run(day.ds), "train_progress.json"),
+        threads=config.cluster.train_cpus_per_worker,
+        deterministic=config.deterministic,
+        kernels=config.cluster.kernels,
+    )
+
+
+def _parent(day: Day, manifest: Manifest) -> tuple[str | None, str]:
+    """Version and export of the model to start from, decided once per run record; None and "" for a cold start."""
+    from fuxi_beta.training.checkpoint import load_export
+
+    version = day.record.parent_model
+    if version is None:
+        champion = versions.champion(day)
+        version = champion.version if champion else ""  # "": decided, a cold start
+        day.update_record(parent_model=version)
+    if not version:
+        return None, ""
+    folder = versions.download_model(day, version)
+    parent = load_export(folder)
+    wanted = dataclasses.replace(day.config.model, dropout=parent.model_config.dropout)
+    if parent.model_config != wanted or parent.vocabulary_size > manifest.vocabulary_size:
+        reason = "another model shape" if parent.model_config != wanted else "a larger vocabulary"
+        log("cold start", reason=f"model version {version} has {reason}")
+        return None, ""
+    if day.config.cluster.ray_address == "local":
+        return version, folder
+    shared = storage.join(day.workspace.run(day.ds), f"parent-{version}")  # where workers of a cluster can read it
+    storage.upload_folder(folder, shared)
+    return version, shared
+
+
+def _export(day: Day, loop: LoopConfig, checkpoint: str, folder: str, *, parent: str | None) -> list[dict[str, Any]]:
+    """Write the export of a finished run to a local folder; returns the learned temporal curve of each layer."""
+    from fuxi_beta.training.checkpoint import save_export
+    from fuxi_beta.training.trainer import trained_model
+
+    trained, state = trained_model(checkpoint, model=loop.model, train=loop.train, candidates=loop.candidates)
+    trained = dataclasses.replace(
+        trained,
+        ds=str(day.ds),
+        data_end=loop.data_end,
+        metadata={
+            "run_id": day.record.run_id,
+            "config_hash": day.config.hash(),
+            "vocabulary_version": loop.manifest.vocabulary_version,
+            "warm_started_from": parent,
+        },
+    )
+    save_export(folder, trained, train_state=state)
+    curves = trained.model.temporal_curves()
+    return [{"layer": layer, "a": a, "b": b} for layer, (a, b) in enumerate(curves, start=1)]
+
+
+def _result(loop: LoopConfig, position: Position, parent: str | None) -> dict[str, Any]:
+    return {
+        "epochs": position.epoch,
+        "steps": position.steps,
+        "samples": position.samples,
+        "resumed_at": position.resumed_at,
+        "kernels": position.kernels,
+        "events_per_s": round(position.events / max(position.seconds, 1e-9)),
+        "waiting_share": round(position.waited / max(position.seconds, 1e-9), 4),  # of the time, for the reader
+        "seconds_per_epoch": position.seconds_per_epoch,
+        "loss_curve": position.curve,
+        "final_loss": position.epoch_losses[-1],  # mean over all positions of the last epoch
+        "warm_started_from": parent,
+        "candidates": int(np.count_nonzero(loop.candidates)),
+        "parameters": {
+            **{f"model.{key}": value for key, value in dataclasses.asdict(loop.model).items()},
+            **{f"train.{key}": value for key, value in dataclasses.asdict(loop.train).items()},
+            "data_ds": str(loop.manifest.ds),
+            "data_run_id": loop.manifest.run_id,
+            "vocabulary_version": loop.manifest.vocabulary_version,
+            "vocabulary_size": loop.manifest.vocabulary_size,
+            "parent_model": parent or "",
+        },
+    }

@@ -1,0 +1,1 @@
+"""The Delta tables that a day publishes."""

@@ -1,0 +1,1 @@
+"""Training on Ray: the driver, its workers, and what they continue from."""

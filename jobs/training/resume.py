@@ -1,0 +1,44 @@
+"""What Ray Train cannot continue from by itself: a driver killed while it wrote its list of checkpoints.
+
+Ray Train overwrites that list in place. Half a list stops every later run of the same name, although the checkpoints
+themselves are whole.
+"""
+
+import json
+
+from jobs.training.worker import POSITION_FILE
+from pipelines import storage
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+METADATA, PART = ".metadata", "__{rank}_0.distcp"  # of torch.distributed.checkpoint
+
+
+def recover(run_uri: str) -> str:
+    """The newest whole checkpoint where the list is missing or cut off, and then removed; else empty."""
+    snapshot = storage.join(run_uri, SNAPSHOT)
+    if storage.exists(snapshot):
+        if _is_json(storage.read_bytes(snapshot)):
+            return ""
+        storage.delete_files([snapshot])
+    for name in reversed(storage.list_folders(run_uri)):
+        folder = storage.join(run_uri, name)
+        if name.startswith("checkpoint_") and _is_whole(folder):
+            return folder
+    return ""
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(content)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_whole(folder: str) -> bool:
+    """Whether the position is there and the parts of all ranks that it counts."""
+    position, metadata = (storage.join(folder, name) for name in (POSITION_FILE, METADATA))
+    if not (storage.exists(position) and storage.exists(metadata) and _is_json(storage.read_bytes(position))):
+        return False
+    workers = storage.read_json(position)["workers"]
+    return all(storage.exists(storage.join(folder, PART.format(rank=rank))) for rank in range(workers))

@@ -1,0 +1,1 @@
+"""Listeners' histories: shuffled, sorted, merged day by day, and stored as sequence shards."""

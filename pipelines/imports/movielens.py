@@ -1,0 +1,292 @@
+"""MovieLens ratings as plays: reading the published formats, and histories that keep the file's order.
+
+A rating is an event of its film, heard in full; the value of the rating is not used. Order within equal timestamps
+is the order of the file: raters tick whole pages within a second, and the protocols here hold out the last event.
+"""
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from pipelines import storage
+from pipelines.histories.buckets import user_bucket
+from pipelines.histories.build import BuildSpec, Built
+from pipelines.histories.merge import in_given_order
+from pipelines.histories.shards import ShardFile
+from pipelines.schema import ITEM_ID, TIMESTAMP, TITLE, USER_ID, InputError, catalogue_schema
+
+RATING_FILES = ("ratings.dat", "ratings.csv", "u.data", "ratings.parquet")
+MOVIE_FILES = {
+    "ratings.dat": "movies.dat",
+    "ratings.csv": "movies.csv",
+    "u.data": "u.item",
+    "ratings.parquet": "movies.parquet",
+}
+_SEPARATORS = {"dat": "::", "csv": ",", "data": "\t", "tsv": "\t"}
+_EXPECTED = {
+    "::": "UserID::MovieID::Rating::Timestamp",
+    ",": "userId,movieId,rating,timestamp",
+    "\t": "user, item, rating and timestamp with tabs between",
+}
+_BLOCK_BYTES = 32 << 20
+_HOPELESS = 10_000
+_INTEGER, _NUMBER = r"^\s*[0-9]{1,18}\s*$", r"^\s*[0-9]+(\.[0-9]+)?\s*$"
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that is no rating: counted, quarantined, and left out."""
+
+    number: int  # from 1
+    text: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """The ratings of a file, in its order."""
+
+    uri: str
+    user_id: np.ndarray  # int64 [T]
+    item_id: np.ndarray  # int64 [T]
+    timestamp: np.ndarray  # int64 [T], Unix seconds
+    bad: tuple[BadLine, ...] = ()
+
+    @property
+    def rows_read(self) -> int:
+        """Lines of the file that are not its header."""
+        return len(self.timestamp) + len(self.bad)
+
+    def take(self, rows: np.ndarray) -> "Ratings":
+        """Some of the ratings, in the given order."""
+        return Ratings(self.uri, self.user_id[rows], self.item_id[rows], self.timestamp[rows], self.bad)
+
+    def rejected(self) -> Counter[str]:
+        """Bad lines by reason."""
+        return Counter(line.reason for line in self.bad)
+
+
+def find_ratings(path: str) -> str:
+    """The ratings file at a path: the file itself, or the one a folder holds."""
+    uri = storage.absolute(path)
+    if not storage.exists(uri):
+        raise InputError(f"{path} is not there: give {', '.join(RATING_FILES)} or a folder that holds one of them")
+    try:
+        return storage.file_info(uri).uri
+    except FileNotFoundError:  # a folder
+        pass
+    for name in RATING_FILES:
+        if storage.exists(storage.join(uri, name)):
+            return storage.join(uri, name)
+    raise InputError(f"{path} holds none of {', '.join(RATING_FILES)}: give the ratings file itself")
+
+
+def find_movies(ratings: str) -> str | None:
+    """The titles that belong to a ratings file, where they are beside it under their published name."""
+    name = MOVIE_FILES.get(storage.name(ratings))
+    uri = storage.join(storage.parent(ratings), name) if name else ""
+    return uri if uri and storage.exists(uri) else None
+
+
+def read_ratings(uri: str) -> Ratings:
+    """Read ratings.dat, ratings.csv, u.data or Parquet with user_id, item_id, timestamp.
+
+    Bad lines are set apart. Raises InputError, with file and line, if there is no rating at all.
+    """
+    ending = uri.rsplit(".", 1)[-1].lower()
+    if ending == "parquet":
+        ratings = _read_parquet(uri)
+    elif ending in _SEPARATORS:
+        ratings = _read_text(uri, _SEPARATORS[ending])
+    else:
+        raise InputError(f"{uri}: the ending .{ending} is unknown, expected .dat, .csv, .data, .tsv or .parquet")
+    if not len(ratings.timestamp):
+        first = f"line {ratings.bad[0].number} is {ratings.bad[0].text[:80]!r}" if ratings.bad else "it is empty"
+        expected = _EXPECTED.get(_SEPARATORS.get(ending, ""), "columns user_id, item_id and timestamp")
+        raise InputError(f"{uri} holds no ratings ({first}): expected {expected}")
+    return ratings
+
+
+def read_movies(uri: str) -> pa.Table:
+    """Titles as a catalogue table (`schema.catalogue_schema`) from movies.dat, movies.csv, u.item or Parquet."""
+    ending = uri.rsplit(".", 1)[-1].lower()
+    if ending == "parquet":
+        table = _checked_columns(uri, storage.read_table(uri), (ITEM_ID, TITLE))
+        ids, titles = table[ITEM_ID].to_pylist(), table[TITLE].to_pylist()
+    else:
+        ids, titles = _movie_lines(uri, ending)
+    target = catalogue_schema("int64")
+    columns = {ITEM_ID: pa.array(ids, pa.int64()), TITLE: pa.array(titles, pa.string())}
+    missing = {field.name: pa.nulls(len(ids), field.type) for field in target if field.name not in columns}
+    return pa.table({**columns, **missing}).select(target.names).cast(target)
+
+
+def build_histories(ratings: Ratings, spec: BuildSpec, item_index: np.ndarray) -> Built:
+    """Write every bucket's shard of an import, ties of a timestamp in file order.
+
+    item_index: int32 [T], the vocabulary's index of each rating's film. Of equal (user, timestamp, film) rows the
+    first counts.
+    """
+    first = _first_of_equals(ratings.user_id, ratings.timestamp, item_index)
+    kept, item_index = ratings.take(first), item_index[first]
+    users, rank = np.unique(kept.user_id, return_inverse=True)
+    pairs = np.unique(rank.astype(np.int64) << 32 | item_index)
+    listeners = np.bincount(pairs & 0xFFFFFFFF, minlength=spec.vocabulary_size + 1)
+    buckets = user_bucket(pa.array(users), spec.buckets)[rank]
+    # Stable: rows of one user and second stay as they are in the file.
+    order = np.lexsort((kept.timestamp, kept.user_id, buckets))
+    edges = np.searchsorted(buckets[order], np.arange(spec.buckets + 1))
+    files = []
+    for bucket in np.flatnonzero(np.diff(edges)):
+        rows = order[edges[bucket] : edges[bucket + 1]]
+        files.append(_write_bucket(kept.take(rows), spec, int(bucket), item_index[rows]))
+    return Built(tuple(files), listeners.astype(np.int64), len(ratings.timestamp) - len(first))
+
+
+def _write_bucket(ratings: Ratings, spec: BuildSpec, bucket: int, item_index: np.ndarray) -> ShardFile:
+    """One shard, from ratings sorted by user and time."""
+    writer = spec.writer(bucket)
+    # Laying another day over these would sort ties by song, so an import is never merged into.
+    block = in_given_order(ratings.user_id, ratings.timestamp, item_index, max_history=spec.max_history)
+    writer.write(block.to_table(user_id_type=spec.user_id_type, session_gap_s=spec.session_gap_s))
+    file = writer.close()
+    assert file is not None  # the bucket has rows
+    return file
+
+
+def _first_of_equals(*columns: np.ndarray) -> np.ndarray:
+    """Positions of the first of equal rows, ascending."""
+    order = np.lexsort(columns)
+    new = np.zeros(len(order), bool)
+    new[:1] = True
+    for column in columns:
+        new[1:] |= np.diff(column[order]) != 0
+    return np.sort(order[new])
+
+
+def _read_text(uri: str, separator: str) -> Ratings:
+    parts: list[np.ndarray] = []
+    bad: list[BadLine] = []
+    before = 0  # lines of earlier blocks
+    for lines in _lines(uri):
+        columns, wrong = _parse_lines(lines, separator)
+        parts.append(columns)
+        for position in wrong.tolist():
+            text = lines[position].cast(pa.binary()).as_py().decode("utf-8", "replace")
+            if before + position == 0 and text.lower().startswith("userid"):
+                continue  # the header of ratings.csv
+            bad.append(BadLine(before + position + 1, text, "malformed_line"))
+        before += len(lines)
+        if len(bad) > _HOPELESS and not any(part.size for part in parts):
+            break  # not a ratings file at all
+    user_id, item_id, timestamp = np.concatenate(parts, axis=1) if parts else np.zeros((3, 0), np.int64)
+    return Ratings(uri, user_id, item_id, timestamp, tuple(bad))
+
+
+def _lines(uri: str) -> Iterator[pa.Array]:
+    """The lines of a file in blocks, as they are: strings that may not be valid UTF-8."""
+    fs, path = storage.filesystem(uri)
+    one_column = pa_csv.ParseOptions(delimiter="\x01", quote_char=False, ignore_empty_lines=False)
+    reading = pa_csv.ReadOptions(column_names=["line"], block_size=_BLOCK_BYTES)
+    raw = pa_csv.ConvertOptions(column_types={"line": pa.string()}, strings_can_be_null=False, check_utf8=False)
+    try:
+        with fs.open_input_stream(path) as stream:
+            if not stream.read(1):
+                return
+        with fs.open_input_stream(path) as stream:
+            for batch in pa_csv.open_csv(stream, reading, one_column, raw):
+                yield batch.column(0)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{uri} cannot be read ({' '.join(str(error).split())}): replace the file") from None
+
+
+def _parse_lines(lines: pa.Array, separator: str) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [3, good] users, films and times; and the positions of lines that are no rating, empty ones left out."""
+    text = pc.ascii_trim_whitespace(lines)
+    filled = _mask(pc.greater(pc.binary_length(text), 0))
+    complete = _mask(pc.string_is_ascii(text)) & _mask(pc.equal(pc.count_substring(text, separator), 3))
+    split = pc.split_pattern(text.filter(pa.array(complete)), separator)
+    fields = split.flatten()
+    columns = [fields.take(pa.array(np.arange(column, len(fields), 4))) for column in range(4)]
+    patterns = (_INTEGER, _INTEGER, _NUMBER, _INTEGER)
+    good = np.ones(len(split), bool)
+    for column, pattern in zip(columns, patterns, strict=True):
+        good &= _mask(pc.match_substring_regex(column, pattern))
+    numbers = [pc.utf8_trim_whitespace(columns[c].filter(pa.array(good))).cast(pa.int64()) for c in (0, 1, 3)]
+    wrong = filled & ~complete
+    wrong[np.flatnonzero(complete)[~good]] = True
+    return np.stack([column.to_numpy(zero_copy_only=False) for column in numbers]), np.flatnonzero(wrong)
+
+
+def _mask(values: pa.Array) -> np.ndarray:
+    return values.to_numpy(zero_copy_only=False).astype(bool)
+
+
+def _read_parquet(uri: str) -> Ratings:
+    fs, path = storage.filesystem(uri)
+    try:
+        with fs.open_input_file(path) as source:
+            names = pq.ParquetFile(source).schema_arrow.names
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{uri} cannot be read as Parquet ({' '.join(str(error).split())}): replace it") from None
+    wanted = (USER_ID, ITEM_ID, TIMESTAMP)
+    table = storage.read_table(uri, [name for name in names if name in wanted])
+    table = _checked_columns(uri, table, wanted)
+    complete = np.ones(table.num_rows, bool)
+    for column in table.columns:
+        complete &= _mask(column.combine_chunks().is_valid())
+    bad = [
+        BadLine(int(row) + 1, str(table.slice(int(row), 1).to_pylist()[0]), "null_value")
+        for row in np.flatnonzero(~complete)
+    ]
+    columns = [column.filter(pa.array(complete)).to_numpy() for column in table.columns]
+    return Ratings(uri, *columns, bad=tuple(bad))
+
+
+def _checked_columns(uri: str, table: pa.Table, wanted: tuple[str, ...]) -> pa.Table:
+    """The wanted columns as int64 (a title as string); InputError if one is missing or no number."""
+    missing = [name for name in wanted if name not in table.column_names]
+    if missing:
+        found = ", ".join(table.column_names) or "none"
+        raise InputError(f"{uri}: column {missing[0]} is missing (found {found}): add it")
+    columns = {}
+    for name in wanted:
+        column = table[name]
+        if pa.types.is_timestamp(column.type):
+            column = column.cast(pa.timestamp("s"), safe=False)
+        try:
+            columns[name] = column.cast(pa.string() if name == TITLE else pa.int64())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            raise InputError(f"{uri}: column {name} is {column.type}, expected whole numbers: convert it") from None
+    return pa.table(columns)
+
+
+def _movie_lines(uri: str, ending: str) -> tuple[list[int], list[str]]:
+    """Ids and titles of a text file; the encodings are those of the published files."""
+    content = storage.read_bytes(uri)
+    if ending == "csv":
+        rows = list(csv.reader(io.StringIO(content.decode("utf-8", "replace"))))[1:]
+    else:
+        separator = "::" if ending == "dat" else "|"
+        rows = [line.split(separator) for line in content.decode("latin-1").splitlines()]
+    ids, titles = [], []
+    for number, row in enumerate(rows, start=2 if ending == "csv" else 1):
+        if not row or row == [""]:
+            continue
+        try:
+            ids.append(int(row[0]))
+            titles.append(row[1].strip())
+        except (ValueError, IndexError):
+            expected = "a film's id and its title first"
+            raise InputError(f"{uri}, line {number} is {'|'.join(row)[:80]!r}: expected {expected}") from None
+    return ids, titles

@@ -1,0 +1,426 @@
+"""Which plays count: rows of the logs validated, rejected ones quarantined, the rest staged for the sequences.
+
+Whether a row is valid depends on the row and on the day it landed, never on ds or the clock: the same logs give
+the same plays on every day they are looked at.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
+import datetime as dt
+import functools
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines import storage
+from pipelines.calendar import Calendar
+from pipelines.forget.blocklist import Forgotten, nobody, possible_users
+from pipelines.histories.shuffle import RUN_ROWS, Exchange, Rows, Run, RunWriter
+from pipelines.logs import files
+from pipelines.schema import (
+    DURATION_MS,
+    EVENT_TYPE,
+    ITEM_ID,
+    LANDING_DAY,
+    PLAY_MS,
+    PLAYS,
+    REASON,
+    SOURCE_FILE,
+    TIMESTAMP,
+    USER_ID,
+    id_type,
+)
+from pipelines.spark import run_tasks
+
+REASONS = (
+    "unparseable",
+    "null_user_id",
+    "null_item_id",
+    "null_timestamp",
+    "unknown_event_type",
+    "negative_duration",
+    "timestamp_after_landing",
+    "timestamp_too_old",
+)
+"""Why a row is rejected, the first that holds."""
+
+VALID, IGNORED = -1, -2
+"""What `judge` says of a row that is no reject: a play, or a known event that is none."""
+
+_QUARANTINE_ROW_GROUP = 1 << 18
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        (REASON, pa.string()),
+        (LANDING_DAY, pa.date32()),
+        (SOURCE_FILE, pa.string()),
+        ("row", pa.string()),  # as read: JSON of the logs' own columns; the raw text where it could not be split
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What makes a row a play."""
+
+    play_events: tuple[str, ...] = ("play",)
+    other_events: tuple[str, ...] = ()
+    max_late_days: int = 60
+    timezone: str = "UTC"
+
+    def window(self, landing_day: dt.date) -> tuple[int, int]:
+        """The Unix seconds [first, end) in which events may lie that landed on a day."""
+        calendar = Calendar(self.timezone)
+        first = calendar.day_start(landing_day - dt.timedelta(days=self.max_late_days))
+        return first, calendar.day_start(landing_day + dt.timedelta(days=1))
+
+
+@dataclass
+class Cleaned:
+    """What the pass over the logs found."""
+
+    songs: pa.Table  # item_id, plays: the distinct songs of valid plays and how often each was played
+    runs: list[Run] = field(default_factory=list)
+    quarantined: list[str] = field(default_factory=list)  # URIs
+    rows_read: int = 0
+    accepted: int = 0
+    ignored: int = 0
+    forgotten: int = 0  # rows of listeners who asked to be; they are kept nowhere
+    duplicates: int = 0  # of busy listeners, found on the way
+    rejected: Counter[str] = field(default_factory=Counter)
+    nulls: Counter[str] = field(default_factory=Counter)  # our column -> nulls among rows_read, where files have it
+    oldest: int | None = None  # Unix seconds of the valid plays
+    newest: int | None = None
+    task_seconds: float = 0.0  # of processors, over all tasks
+
+    @property
+    def item_ids(self) -> pa.Array:
+        """The distinct songs of valid plays."""
+        return self.songs[ITEM_ID].combine_chunks()
+
+    @property
+    def rejected_share(self) -> float:
+        """Rejected rows as a share of all rows read."""
+        return self.rejected.total() / max(self.rows_read, 1)
+
+
+def judge(batch: files.RawBatch, rules: Rules, landing_day: dt.date) -> np.ndarray:
+    """For every row VALID, IGNORED or the position of its reason in REASONS. int8, one a row.
+
+    On landing day 2026-03-02 with the defaults:
+
+    =======  =======  ===================  ==========  =======  ===================================
+    user_id  item_id  timestamp            event_type  play_ms  judged
+    =======  =======  ===================  ==========  =======  ===================================
+    1        10       2026-03-02 23:59:59  play        5000     VALID
+    1        10       2026-03-03 00:00:00  play        5000     timestamp_after_landing
+    1        10       2025-12-31 23:59:59  play        5000     timestamp_too_old (61 days)
+    (null)   10       2026-03-02 12:00:00  play        5000     null_user_id
+    1        10       2026-03-02 12:00:00  buy         5000     unknown_event_type
+    1        10       2026-03-02 12:00:00  play        -1       negative_duration
+    (null)   (null)   (null)               like                 IGNORED, where "like" is known
+    =======  =======  ===================  ==========  =======  ===================================
+    """
+    columns, rows = batch.columns, len(batch.unparseable)
+    first, end = rules.window(landing_day)
+    if _all_valid(batch, rules, first, end):
+        return np.full(rows, VALID, np.int8)
+    timestamp = columns[TIMESTAMP].fill_null(first).to_numpy(zero_copy_only=False)
+    none = np.zeros(rows, bool)
+    ignored = unknown = none
+    if EVENT_TYPE in columns:
+        ignored = _is_in(columns[EVENT_TYPE], rules.other_events) & ~batch.unparseable
+        unknown = ~_is_in(columns[EVENT_TYPE], rules.play_events)
+    negative = none
+    for name in (PLAY_MS, DURATION_MS):
+        if name in columns:
+            negative = negative | (columns[name].fill_null(0).to_numpy(zero_copy_only=False) < 0)
+    conditions = [
+        batch.unparseable,
+        _is_null(columns[USER_ID]),
+        _is_null(columns[ITEM_ID]),
+        _is_null(columns[TIMESTAMP]),
+        unknown,
+        negative,
+        timestamp >= end,
+        timestamp < first,
+    ]
+    choices = list(range(len(REASONS)))
+    return np.select([ignored, *conditions], [IGNORED, *choices], default=VALID).astype(np.int8)
+
+
+def _all_valid(batch: files.RawBatch, rules: Rules, first: int, end: int) -> bool:
+    """Whether every row is a play, which most batches let one see at a glance."""
+    columns = batch.columns
+    if batch.unparseable.any() or not len(batch.unparseable):
+        return False
+    if any(columns[name].null_count for name in (USER_ID, ITEM_ID, TIMESTAMP)):
+        return False
+    time_of = columns[TIMESTAMP].to_numpy(zero_copy_only=False)
+    if time_of.min() < first or time_of.max() >= end:
+        return False
+    if EVENT_TYPE in columns and not set(pc.unique(columns[EVENT_TYPE]).to_pylist()) <= {*rules.play_events} - {
+        *rules.other_events
+    }:
+        return False
+    return all((pc.min(columns[name]).as_py() or 0) >= 0 for name in (PLAY_MS, DURATION_MS) if name in columns)
+
+
+def completion(play_ms: pa.Array | None, duration_ms: pa.Array | None, rows: int) -> np.ndarray:
+    """Percent played, uint8 in 0..100, halves rounded up; 100 where either number is unknown or the duration is 0.
+
+    >>> completion(pa.array([30_000, 500_000, None]), pa.array([200_000, 200_000, 200_000]), 3)
+    array([ 15, 100, 100], dtype=uint8)
+    """
+    if play_ms is None or duration_ms is None:
+        return np.full(rows, 100, np.uint8)
+    duration = np.maximum(duration_ms.fill_null(0).to_numpy(zero_copy_only=False), 0)
+    played = np.clip(play_ms.fill_null(0).to_numpy(zero_copy_only=False), 0, duration)
+    unknown = (duration == 0) | _is_null(play_ms)
+    percent = np.floor(100.0 * played / np.where(unknown, 1, duration) + 0.5)
+    return np.where(unknown, 100, percent).astype(np.uint8)
+
+
+def clean(
+    spark: Any,
+    spec: files.LogSpec,
+    rules: Rules,
+    splits: Sequence[files.Split],
+    exchange: Exchange,
+    *,
+    staging: str,
+    quarantine: str,
+    forgotten: Forgotten | None = None,
+    finished: Any = None,
+) -> Cleaned:
+    """Read and validate the rows of `splits` with Spark, write plays as runs to `staging`, the rest to `quarantine`.
+
+    Both folders get files with new names; what was in them stays. The driver receives one summary a task. forgotten:
+    listeners whose rows are dropped as if they were not there. finished: a Spark accumulator that counts rows, for
+    progress. Raises InputError naming a file that cannot be read.
+    """
+    tasks = list(enumerate(_pack(splits, spark.sparkContext.defaultParallelism)))
+    start = functools.partial(_CleanTask, spec, rules, exchange, staging, quarantine, forgotten or nobody())
+    work = functools.partial(_clean_task, start, finished)
+    summaries = run_tasks(spark, work, tasks)
+    result = Cleaned(_merge_songs([summary["songs"] for summary in summaries], id_type(spec.item_id_type)))
+    times = [time for summary in summaries for time in summary["span"]]
+    result.oldest, result.newest = min(times, default=None), max(times, default=None)
+    for summary in summaries:
+        result.runs += summary["runs"]
+        result.quarantined += [summary["quarantined"]] if summary["quarantined"] else []
+        for name in ("rows_read", "accepted", "ignored", "forgotten", "duplicates", "task_seconds"):
+            setattr(result, name, getattr(result, name) + summary[name])
+        result.rejected.update(summary["rejected"])
+        result.nulls.update(summary["nulls"])
+    return result
+
+
+def _merge_songs(uris: Sequence[str], kind: pa.DataType) -> pa.Table:
+    """Plays of every song over all tasks' tables, a few at a time so that memory is that of the songs."""
+    empty = pa.table({ITEM_ID: pa.array([], kind), PLAYS: pa.array([], pa.int64())})
+    total, pending = empty, 0
+    parts: list[pa.Table] = []
+    for uri in uris:
+        parts.append(storage.read_table(uri))
+        pending += parts[-1].num_rows
+        if pending > 4_000_000:
+            total, parts, pending = _sum_plays([total, *parts]), [], 0
+    return _sum_plays([total, *parts])
+
+
+def _sum_plays(tables: Sequence[pa.Table]) -> pa.Table:
+    summed = pa.concat_tables(tables).group_by(ITEM_ID).aggregate([(PLAYS, "sum")])
+    return pa.table({ITEM_ID: summed[ITEM_ID], PLAYS: summed[f"{PLAYS}_sum"]})
+
+
+def _is_in(column: pa.Array, values: Sequence[str]) -> np.ndarray:
+    return pc.is_in(column, value_set=pa.array(values, pa.string())).to_numpy(zero_copy_only=False)
+
+
+def _is_null(column: pa.Array) -> np.ndarray:
+    return column.is_null().to_numpy(zero_copy_only=False)
+
+
+def _pack(splits: Sequence[files.Split], parallelism: int) -> list[list[files.Split]]:
+    """Splits dealt to tasks of similar size, so that many small files do not become many small tasks."""
+    total = sum(split.rows for split in splits)
+    target = min(max(total // (4 * parallelism), 100_000), RUN_ROWS)
+    tasks: list[list[files.Split]] = [[]]
+    size = 0
+    for split in splits:
+        if tasks[-1] and size + split.rows // 2 > target:
+            tasks.append([])
+            size = 0
+        tasks[-1].append(split)
+        size += split.rows
+    return tasks
+
+
+def _clean_task(
+    start: Callable[[str], "_CleanTask"], finished: Any, task: tuple[int, list[files.Split]]
+) -> dict[str, Any]:
+    """The body of a Spark task."""
+    number, splits = task
+    # An attempt that is repeated writes other files than the first; only reported ones are read.
+    work = start(f"{number:05d}-{uuid.uuid4().hex}")
+    for split in splits:
+        work.read(split)
+    if finished is not None:
+        finished.add(sum(split.rows for split in splits))
+    return work.finish()
+
+
+class _CleanTask:
+    """Counts and files of one task."""
+
+    def __init__(
+        self,
+        spec: files.LogSpec,
+        rules: Rules,
+        exchange: Exchange,
+        staging: str,
+        quarantine: str,
+        forgotten: Forgotten,
+        name: str,
+    ):
+        self._spec, self._rules, self._forgotten = spec, rules, forgotten
+        self._plays = RunWriter(exchange, staging, f"plays-{name}")
+        self._songs = storage.join(staging, f"songs-{name}.parquet")
+        self._rejects = _TableSink(storage.join(quarantine, f"part-{name}.parquet"))
+        self._counts = {"rows_read": 0, "accepted": 0, "ignored": 0, "forgotten": 0}
+        self._rejected: Counter[str] = Counter()
+        self._nulls: Counter[str] = Counter()
+        self._span: list[int] = []
+
+    def read(self, split: files.Split) -> None:
+        """Judge the rows of a split and write them where they belong."""
+        landing_day = dt.date.fromisoformat(split.file.landing_day)
+        for everything in files.read(self._spec, split):
+            batch, dropped = without_forgotten(everything, self._forgotten, self._spec)
+            self._counts["rows_read"] += dropped
+            self._counts["forgotten"] += dropped
+            verdict = judge(batch, self._rules, landing_day)
+            plays = _plays(batch, verdict == VALID, self._spec)
+            self._counts["rows_read"] += len(verdict)
+            self._counts["accepted"] += len(plays)
+            self._counts["ignored"] += int((verdict == IGNORED).sum())
+            self._nulls.update({name: column.null_count for name, column in batch.columns.items()})
+            if len(plays):
+                self._plays.write(plays)
+                self._span = [
+                    min([*self._span[:1], int(plays.timestamp.min())]),
+                    max([*self._span[1:], int(plays.timestamp.max())]),
+                ]
+            rejected = np.flatnonzero(verdict >= 0)
+            if len(rejected):
+                self._rejects.write(_quarantined(batch, rejected, verdict[rejected], split.file))
+                self._rejected.update(REASONS[code] for code in verdict[rejected])
+
+    def finish(self) -> dict[str, Any]:
+        """Close the files; what they are and what was counted."""
+        self._plays.flush()
+        kind = id_type(self._spec.item_id_type)
+        songs = [pa.table({ITEM_ID: ids.cast(kind), PLAYS: plays}) for ids, plays in self._plays.songs]
+        empty = pa.table({ITEM_ID: pa.array([], kind), PLAYS: pa.array([], pa.int64())})
+        storage.write_table(self._songs, _sum_plays([empty, *songs]))
+        return {
+            "runs": self._plays.runs,
+            "songs": self._songs,
+            "span": self._span,
+            "duplicates": self._plays.duplicates,
+            "quarantined": self._rejects.close(),
+            "rejected": dict(self._rejected),
+            "nulls": dict(self._nulls),
+            **self._counts,
+        }
+
+
+def without_forgotten(batch: files.RawBatch, forgotten: Forgotten, spec: files.LogSpec) -> tuple[files.RawBatch, int]:
+    """The rows of everybody else, and how many there were of listeners on the list.
+
+    Where a row could not be parsed and its listener is not known, any of its tokens may be the id.
+    """
+    if not len(forgotten):
+        return batch, 0
+    users = batch.columns[USER_ID]
+    theirs = forgotten.mask(users.cast(id_type(spec.user_id_type)))
+    unclear = np.flatnonzero(batch.unparseable & _is_null(users))
+    if len(unclear):
+        kind, column = spec.user_id_type, spec.column(USER_ID)
+        texts = batch.as_read(unclear)
+        theirs[unclear] = [forgotten.any_of(possible_users(text, column, kind), kind) for text in texts]
+    if not theirs.any():
+        return batch, 0
+    kept = np.flatnonzero(~theirs)
+    columns = {name: column.take(pa.array(kept)) for name, column in batch.columns.items()}
+    rest = files.RawBatch(columns, batch.unparseable[kept], lambda positions: batch.as_read(kept[positions]))
+    return rest, int(theirs.sum())
+
+
+def _plays(batch: files.RawBatch, valid: np.ndarray, spec: files.LogSpec) -> Rows:
+    columns = batch.columns
+    percent = completion(columns.get(PLAY_MS), columns.get(DURATION_MS), len(valid))
+    user_id = columns[USER_ID].cast(id_type(spec.user_id_type))
+    item_id = columns[ITEM_ID].cast(id_type(spec.item_id_type))
+    timestamp = columns[TIMESTAMP]
+    if not valid.all():
+        mask = pa.array(valid)
+        user_id, item_id, timestamp = user_id.filter(mask), item_id.filter(mask), timestamp.filter(mask)
+        percent = percent[valid]
+    return Rows(user_id, item_id, timestamp.to_numpy(zero_copy_only=False), percent)
+
+
+def _quarantined(batch: files.RawBatch, positions: np.ndarray, reasons: np.ndarray, file: files.LogFile) -> pa.Table:
+    return pa.table(
+        {
+            REASON: [REASONS[code] for code in reasons],
+            LANDING_DAY: [dt.date.fromisoformat(file.landing_day)] * len(positions),
+            SOURCE_FILE: [file.uri] * len(positions),
+            "row": batch.as_read(positions),
+        },
+        schema=QUARANTINE_SCHEMA,
+    )
+
+
+class _TableSink:
+    """A Parquet file written row group by row group; no rows, no file."""
+
+    def __init__(self, uri: str):
+        self.uri = uri
+        self._writer: pq.ParquetWriter | None = None
+        self._pending: list[pa.Table] = []
+        self._rows = 0
+
+    def write(self, table: pa.Table) -> None:
+        self._pending.append(table)
+        self._rows += table.num_rows
+        if self._rows >= _QUARANTINE_ROW_GROUP:
+            self._flush()
+
+    def close(self) -> str | None:
+        """The URI of the finished file, None if there is none."""
+        self._flush()
+        if self._writer is None:
+            return None
+        self._writer.close()
+        return self.uri
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        table = pa.concat_tables(self._pending)
+        if self._writer is None:
+            storage.make_parent(self.uri)
+            fs, path = storage.filesystem(self.uri)
+            options: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
+            self._writer = pq.ParquetWriter(path, table.schema, filesystem=fs, **options)
+        self._writer.write_table(table, row_group_size=self._rows)
+        self._pending, self._rows = [], 0

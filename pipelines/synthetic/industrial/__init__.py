@@ -1,0 +1,1 @@
+"""Synthetic logs of the paper's industrial sizes."""

@@ -1,0 +1,234 @@
+"""Music logs of the paper's industrial sizes: part by part in parallel processes, memory bounded by one part each.
+
+    <out>/_synthetic.json                    configuration, generator version, days written so far
+    <out>/plays/ds=D/part-00000.parquet      rows landing on D, at most two million a file: user_id, item_id, timestamp
+    <out>/catalogue/ds=D/part-00000.parquet  the whole catalogue, on the first day
+
+A part is a pure function of the configuration, its day and its number: any number of processes, any number of runs,
+the same files. Files appear under their name only when complete, so a run continues with the parts that are missing.
+"""
+
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context, parent_process
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import storage
+from pipelines.schema import ITEM_ID, TIMESTAMP, USER_ID, InputError
+from pipelines.synthetic.config import GENRES, SyntheticConfig
+from pipelines.synthetic.industrial.config import BASE_DAYS, INDUSTRIAL_VERSION, IndustrialConfig
+from pipelines.synthetic.industrial.plays import plays_table
+from pipelines.synthetic.world import catalogue_table, make_artists, make_songs
+
+BYTES_A_PLAY = 5.9
+"""Measured on parts of the largest preset; smaller logs have shorter ids and need less."""
+
+_SPARE = 1.05
+_CATALOGUE_BYTES_A_SONG = 30
+_SONGS_AN_ARTIST = 8
+_ROW_GROUP = 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will write: the parts that `out` lacks, as (day number, part)."""
+
+    config: IndustrialConfig
+    out: str
+    days: int
+    complete: int  # days from the first on that will be complete afterwards: more than asked for if they are there
+    missing: tuple[tuple[int, int], ...]
+    rows: int  # in the missing parts
+    bytes: int  # estimated, of the missing parts and the catalogue
+
+
+def plan(config: IndustrialConfig, out: str, *, days: int = BASE_DAYS) -> Plan:
+    """Look what is there and what is missing of the first `days` landing days; writes nothing.
+
+    out: local folder or s3:// prefix. Raises InputError if it holds another log, or if the local disk is too small.
+    """
+    if days < 1:
+        raise InputError(f"days is {days}: it must be at least 1")
+    out = storage.absolute(out)
+    _check_marker(config, out)
+    there = {file.uri.removeprefix(f"{out}/") for file in storage.list_files(storage.join(out, "plays"))}
+
+    def absent(day: int) -> list[tuple[int, int]]:
+        return [(day, part) for part in range(config.parts) if _name(config, day, part) not in there]
+
+    missing = tuple(place for day in range(days) for place in absent(day))
+    complete = next(day for day in itertools.count(days) if absent(day))
+    rows = sum(config.rows(*place) for place in missing)
+    needed = int(rows * BYTES_A_PLAY * _SPARE)
+    if not storage.exists(_catalogue_uri(config, out)):
+        needed += config.songs * _CATALOGUE_BYTES_A_SONG
+    _check_disk(out, needed)
+    return Plan(config, out, days, complete, missing, rows, needed)
+
+
+def write(plan: Plan, *, workers: int = 1, on_progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Write what a plan lacks, in `workers` processes, and return the counts of the whole log.
+
+    on_progress: called with the number of rows written since the last call. Raises InputError if a process died.
+    """
+    config, out = plan.config, plan.out
+    _remove_unfinished(plan)
+    _write_marker(config, out, _days_written(plan, set(plan.missing)))
+    if not storage.exists(_catalogue_uri(config, out)):
+        storage.write_table(_catalogue_uri(config, out), _catalogue(config))
+    missing = set(plan.missing)
+    written = 0
+    for place, size in _run(plan, workers):
+        days_before = _days_written(plan, missing)
+        missing.discard(place)
+        written += size
+        if (days := _days_written(plan, missing)) > days_before:
+            _write_marker(config, out, days)
+        if on_progress:
+            on_progress(config.rows(*place))
+    return {
+        "out": out,
+        "rows": sum(config.rows(day) for day in range(plan.days)),
+        "days": plan.days,
+        "last_day": str(config.day(plan.days - 1)),
+        "rows_written": plan.rows,
+        "bytes_written": written,
+    }
+
+
+def _write_part(config: IndustrialConfig, out: str, day: int, part: int) -> int:
+    """Generate and write one file; returns its bytes. Delta encoding suits all three columns: the timestamps are
+    sorted, and ids without an order take just the bits they have, less than a dictionary of the songs would."""
+    columns = (USER_ID, ITEM_ID, TIMESTAMP)
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        plays_table(config, day, part),
+        sink,
+        compression="zstd",
+        compression_level=1,
+        row_group_size=_ROW_GROUP,
+        use_dictionary=False,
+        column_encoding=dict.fromkeys(columns, "DELTA_BINARY_PACKED"),
+    )
+    content = sink.getvalue().to_pybytes()
+    storage.write_bytes(storage.join(out, _name(config, day, part)), content)
+    return len(content)
+
+
+def _run(plan: Plan, workers: int) -> Iterator[tuple[tuple[int, int], int]]:
+    """Each missing part with its bytes, as they are finished; a few more than `workers` are waiting at a time."""
+    places = iter(plan.missing)
+    workers = min(workers, len(plan.missing))
+    if workers <= 1:
+        for place in places:
+            yield place, _write_part(plan.config, plan.out, *place)
+        return
+    # Spawned, not forked: the caller may hold threads and locks of Arrow, Spark or Ray.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    running: dict[Future[int], tuple[int, int]] = {}
+    try:
+        while True:
+            while len(running) < 2 * workers and (place := next(places, None)):
+                running[pool.submit(_write_part, plan.config, plan.out, *place)] = place
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(done), done.result()
+    except BrokenProcessPool:
+        raise InputError(
+            f"a process that wrote {plan.out} was killed, perhaps for want of memory: run the same command again to "
+            f"continue, with fewer --workers than {workers}"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the caller's to handle, and a caller that was killed leaves no process behind."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_caller, daemon=True).start()
+
+
+def _end_with_caller() -> None:
+    caller = parent_process()
+    if caller is not None:
+        caller.join()
+        os._exit(1)
+
+
+def _days_written(plan: Plan, missing: set[tuple[int, int]]) -> int:
+    """Days from the first on that are complete."""
+    return min((day for day, _ in missing), default=plan.complete)
+
+
+def _name(config: IndustrialConfig, day: int, part: int) -> str:
+    return f"plays/ds={config.day(day)}/part-{part:05d}.parquet"
+
+
+def _remove_unfinished(plan: Plan) -> None:
+    """What a killed run left under a temporary name."""
+    files = storage.list_files(storage.join(plan.out, "plays"))
+    storage.delete_files(file.uri for file in files if file.uri.endswith(".tmp"))
+
+
+def _marker_uri(out: str) -> str:
+    return storage.join(out, "_synthetic.json")
+
+
+def _described(config: IndustrialConfig) -> dict[str, Any]:
+    return {**asdict(config), "first_day": str(config.first_day)}
+
+
+def _write_marker(config: IndustrialConfig, out: str, days: int) -> None:
+    marker = {"generator_version": INDUSTRIAL_VERSION, "synthetic": True, "config": _described(config)}
+    storage.write_json(_marker_uri(out), {**marker, "days_written": days})
+
+
+def _check_marker(config: IndustrialConfig, out: str) -> None:
+    """Refuse a folder that holds the log of another configuration or generator, or of anybody else."""
+    uri = _marker_uri(out)
+    if not storage.exists(uri):
+        if storage.list_folders(storage.join(out, "plays")):
+            raise InputError(f"{out} has plays but no _synthetic.json: it is not a synthetic log, use another folder")
+        return
+    marker = storage.read_json(uri)
+    if marker.get("generator_version") != INDUSTRIAL_VERSION:
+        raise InputError(
+            f"{uri}: generator_version is {marker.get('generator_version')}, a preset of this release needs "
+            f"{INDUSTRIAL_VERSION}: use another folder"
+        )
+    found = marker["config"]
+    for field, value in _described(config).items():
+        if found.get(field) != value:
+            raise InputError(
+                f"{uri}: {field} is {found.get(field)} but {value} was asked for: use the first, or another folder"
+            )
+
+
+def _check_disk(out: str, needed: int) -> None:
+    free = storage.free_bytes(out)
+    if free is not None and needed > free:
+        raise InputError(
+            f"{out}: the log needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on its disk: free "
+            "space, choose another --out, or a smaller --scale"
+        )
+
+
+def _catalogue_uri(config: IndustrialConfig, out: str) -> str:
+    return storage.join(out, "catalogue", f"ds={config.first_day}", "part-00000.parquet")
+
+
+def _catalogue(config: IndustrialConfig) -> pa.Table:
+    """Titles and artists for every song id; which song is popular has nothing to do with them."""
+    artists = max(config.songs // _SONGS_AN_ARTIST // GENRES, 1) * GENRES
+    world = SyntheticConfig(seed=config.seed, songs=config.songs, artists=artists, first_day=config.first_day)
+    return catalogue_table(world, make_songs(world, make_artists(world), 0), 0)

@@ -1,0 +1,252 @@
+"""A trainer's results do not depend on the number of ranks, on interruptions, or on where a table lives."""
+
+import dataclasses
+import math
+import os
+import socket
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from fuxi_beta.config import ModelConfig, TrainConfig
+from fuxi_beta.data.candidates import candidate_songs
+from fuxi_beta.data.reader import TrainingBatches
+from fuxi_beta.models.fuxi_beta import FuXiBeta
+from fuxi_beta.training.item_table import PlainItemTable, initial_rows, item_table
+from fuxi_beta.training.trainer import DivergedError, Trainer, read_checkpoint, trained_model
+from pipelines.histories.shards import Manifest, write_item_counts
+
+SONGS, DAY, DATA_END = 90, 86_400, 40 * 86_400
+MODEL = ModelConfig(dim=10, layers=2, max_history=12, dropout=0.2)
+TRAIN = TrainConfig(batch_size=12, negatives=16, min_listeners=1, mode="all", item_lr=0.02, seed=5)
+
+
+@pytest.fixture
+def manifest(make_shards) -> Manifest:
+    """50 listeners in three buckets, row groups of four, so that lanes run dry at different steps."""
+    random = np.random.default_rng(3)
+    buckets: list[dict[int, list[tuple[int, int, int]]]] = [{}, {}, {}]
+    for user in range(50):
+        times = np.sort(random.integers(0, DATA_END, random.integers(2, 20)))
+        buckets[user % 3 if user % 5 else 0][user] = [(int(random.integers(1, SONGS + 1)), int(t), 100) for t in times]
+    return make_shards(buckets, vocabulary_size=SONGS, data_end=DATA_END, row_group=4)
+
+
+def make_trainer(train: TrainConfig = TRAIN, *, plain: bool = False, model: ModelConfig = MODEL) -> Trainer:
+    torch.manual_seed(train.seed)
+    network = FuXiBeta(model)
+    table = PlainItemTable(128, model.dim, train=train) if plain else item_table(128, model.dim, train=train)
+    return Trainer(network, table, train=train, candidates=torch.arange(1, SONGS + 1))
+
+
+def learn(
+    trainer: Trainer, manifest: Manifest, *, start: int, stop: int, rank: int = 0, world: int = 1
+) -> list[list[float]]:
+    """Global steps [start, stop) counted over epochs; returns [loss, positions, listeners] of each."""
+    batches = TrainingBatches(
+        manifest,
+        model=trainer.model.config,
+        train=trainer.train,
+        data_end=DATA_END,
+        rank=rank,
+        world_size=world,
+        vocabulary_size=SONGS,
+    )
+    results = []
+    per_epoch = batches.steps_per_epoch
+    for epoch in range(start // per_epoch, -(-stop // per_epoch)):
+        first = max(start - epoch * per_epoch, 0)
+        for step, batch in enumerate(batches.epoch(epoch, start_step=first), start=epoch * per_epoch + first):
+            if step < stop:
+                result = trainer.step(batch, epoch=epoch)
+                results.append([result.loss, result.positions, result.listeners])
+    return results
+
+
+def worker(rank: int, world: int, port: int, folder: str, job: dict[str, Any]) -> None:
+    """Steps of one rank, from the checkpoint of `job["start"]` where that is not 0, and a checkpoint at the end."""
+    if world > 1:
+        torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    trainer = make_trainer(job["train"], model=job["model"])
+    start, stop = job["start"], job["stop"]
+    if start:
+        trainer.load(f"{folder}/{start}")
+    results = learn(trainer, job["manifest"], start=start, stop=stop, rank=rank, world=world)
+    trainer.save(f"{folder}/{stop}")
+    if rank == 0:
+        torch.save(results, f"{folder}/{stop}-losses.pt")
+    dist.destroy_process_group()
+    if world > 1:
+        os._exit(0)  # TorchRec keeps gloo's threads alive, and beside them Python's own shutdown may abort
+
+
+def learn_in(
+    world: int,
+    folder: Path,
+    manifest: Manifest,
+    *,
+    start: int = 0,
+    stop: int,
+    train: TrainConfig = TRAIN,
+    model: ModelConfig = MODEL,
+):
+    """The steps in `world` processes. Returns their results and every tensor of the last checkpoint."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    job = {"manifest": manifest, "start": start, "stop": stop, "train": train, "model": model}
+    if world == 1:
+        worker(0, 1, port, str(folder), job)
+    else:
+        mp.spawn(worker, args=(world, port, str(folder), job), nprocs=world)
+    return torch.load(folder / f"{stop}-losses.pt"), read_checkpoint(str(folder / f"{stop}"), dim=model.dim)
+
+
+def undisturbed(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    start: int = 0,
+    stop: int,
+    train: TrainConfig = TRAIN,
+    model: ModelConfig = MODEL,
+):
+    """The same steps in this process, without a process group or TorchRec."""
+    trainer = make_trainer(train, plain=True, model=model)
+    if start:
+        trainer.load(f"{folder}/{start}")
+    results = learn(trainer, manifest, start=start, stop=stop)
+    trainer.save(str(folder / "reference"))
+    return results, read_checkpoint(str(folder / "reference"), dim=model.dim)
+
+
+def assert_same_run(found, expected) -> None:
+    (results, tensors), (expected_results, expected_tensors) = found, expected
+    np.testing.assert_allclose(results, expected_results[-len(results) :], rtol=1e-5)
+    assert tensors.keys() == expected_tensors.keys()
+    for name, tensor in tensors.items():
+        is_weight = name.startswith("model.") or name == "items.weight"
+        absolute, relative = (1e-5, 1e-4) if is_weight else (1e-3, 1e-3)  # moments are gradients: of another scale
+        np.testing.assert_allclose(tensor, expected_tensors[name], atol=absolute, rtol=relative, err_msg=name)
+
+
+def test_two_sharded_ranks_equal_one_unsharded_process_with_dropout(tmp_path: Path, manifest: Manifest) -> None:
+    expected = undisturbed(tmp_path, manifest, stop=20)
+    found = learn_in(2, tmp_path, manifest, stop=20)
+    assert len(found[0]) == 20 and sum(listeners for *_, listeners in found[0]) > 100
+    assert_same_run(found, expected)
+    assert found[0][-1][0] < found[0][0][0]
+
+
+def test_two_ranks_with_a_sharded_adamw_table_equal_one_with_a_plain_one(tmp_path: Path, manifest: Manifest) -> None:
+    train = dataclasses.replace(TRAIN, item_optimizer="adamw")
+    expected = undisturbed(tmp_path, manifest, stop=8, train=train)  # the plain table
+    assert_same_run(learn_in(2, tmp_path, manifest, stop=8, train=train), expected)
+
+
+@pytest.mark.parametrize(("worlds", "optimizer"), [((2, 1), "rowwise_adagrad"), ((1, 2), "adamw")])
+def test_a_run_resumed_in_mid_epoch_at_another_world_size_equals_an_undisturbed_one(
+    tmp_path: Path, manifest: Manifest, worlds: tuple[int, int], optimizer: Literal["adamw", "rowwise_adagrad"]
+) -> None:
+    train = dataclasses.replace(TRAIN, item_optimizer=optimizer)
+    expected = undisturbed(tmp_path, manifest, stop=12, train=train)
+    learn_in(worlds[0], tmp_path, manifest, stop=7, train=train)
+    assert_same_run(learn_in(worlds[1], tmp_path, manifest, start=7, stop=12, train=train), expected)
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adamw"])
+def test_a_sharded_run_goes_on_with_a_plain_table_and_back(
+    tmp_path: Path, manifest: Manifest, optimizer: Literal["adamw", "rowwise_adagrad"]
+) -> None:
+    """One GPU alone trains with a plain table; both kinds are as wide where D is a multiple of 4."""
+    train, model = dataclasses.replace(TRAIN, item_optimizer=optimizer), dataclasses.replace(MODEL, dim=12)
+    expected = undisturbed(tmp_path, manifest, stop=12, train=train, model=model)
+    (tmp_path / "reference").rename(tmp_path / "12-undisturbed")
+    learn_in(2, tmp_path, manifest, stop=5, train=train, model=model)
+    undisturbed(tmp_path, manifest, start=5, stop=9, train=train, model=model)
+    (tmp_path / "reference").rename(tmp_path / "9")
+    found = learn_in(1, tmp_path, manifest, start=9, stop=12, train=train, model=model)
+    assert_same_run(found, expected)
+
+
+def test_a_step_without_targets_changes_no_item_and_counts_nothing(make_shards) -> None:
+    manifest = make_shards([{1: [(3, 5, 100)]}], vocabulary_size=SONGS, data_end=DATA_END)
+    trainer = make_trainer(plain=True)
+    before = trainer.table.full_weight()
+    assert learn(trainer, manifest, start=0, stop=1) == [[0.0, 0, 1]]
+    assert torch.equal(trainer.table.full_weight(), before)
+
+
+def test_a_loss_that_is_not_finite_stops_training_before_weights_change(manifest: Manifest) -> None:
+    trainer = make_trainer(plain=True)
+    with torch.no_grad():
+        trainer.model.positions[0, 0] = math.inf
+    before = trainer.table.full_weight()
+    with pytest.raises(DivergedError, match="the training loss is nan"):
+        learn(trainer, manifest, start=0, stop=1)
+    assert torch.equal(trainer.table.full_weight(), before)
+
+
+def test_warm_start_copies_known_rows_and_moments_and_decays_accumulators(tmp_path: Path, manifest: Manifest) -> None:
+    parent = make_trainer(plain=True)
+    learn(parent, manifest, start=0, stop=4)
+    parent.save(str(tmp_path / "parent"))
+    tensors = read_checkpoint(str(tmp_path / "parent"), dim=MODEL.dim)
+
+    torch.manual_seed(99)
+    child = make_trainer(dataclasses.replace(TRAIN, seed=6), plain=True)
+    child.warm_start(tensors, known_rows=60)
+    state = child.state()
+    for name in ("model.positions", "dense.exp_avg.positions", "dense.step.positions"):
+        assert torch.equal(state[name], tensors[name]), name
+    assert torch.equal(state["items.weight"][:60], tensors["items.weight"][:60])
+    assert torch.equal(state["items.weight"][60:], initial_rows(60, 128, dim=MODEL.dim, seed=6))
+    assert tensors["items.accumulator"][:60].any()
+    assert torch.equal(state["items.accumulator"][:60], tensors["items.accumulator"][:60] * 0.5)
+    assert not state["items.accumulator"][60:].any()
+
+
+def test_warm_start_under_another_item_optimizer_starts_its_state_afresh(tmp_path: Path, manifest: Manifest) -> None:
+    parent = make_trainer(plain=True)
+    learn(parent, manifest, start=0, stop=2)
+    parent.save(str(tmp_path / "parent"))
+    child = make_trainer(dataclasses.replace(TRAIN, item_optimizer="adamw"), plain=True)
+    child.warm_start(read_checkpoint(str(tmp_path / "parent"), dim=MODEL.dim), known_rows=91)
+    assert torch.equal(child.table.full_weight()[:91], parent.table.full_weight()[:91])
+    assert not child.table.full_optimizer_state()["exp_avg"].any()
+
+
+def test_an_exported_checkpoint_scores_as_the_trainer_does(tmp_path: Path, manifest: Manifest) -> None:
+    trainer = make_trainer(plain=True)
+    learn(trainer, manifest, start=0, stop=3)
+    trainer.save(str(tmp_path / "last"))
+    eligible = np.arange(SONGS + 1) % 2 == 1
+    trained, state = trained_model(str(tmp_path / "last"), model=MODEL, train=TRAIN, candidates=eligible)
+    assert torch.equal(trained.item_vectors, trainer.table.full_weight())
+    assert trained.vocabulary_size == SONGS
+    assert trained.candidates.nonzero().flatten().tolist() == list(range(1, SONGS + 1, 2))
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(trained.model.state_dict()[name], tensor)
+    assert {"items.accumulator", "dense.exp_avg.positions"} <= state.keys()
+    with torch.no_grad():
+        trainer.model.positions[0, 0] = math.nan
+    trainer.save(str(tmp_path / "broken"))
+    with pytest.raises(DivergedError, match=r"model\.positions has values that are not finite"):
+        trained_model(str(tmp_path / "broken"), model=MODEL, train=TRAIN, candidates=eligible)
+
+
+def test_candidates_are_popular_songs_that_were_played_before_the_cut(make_shards) -> None:
+    events = {1: [(1, 10, 100), (2, 20, 10), (3, 30, 100)], 2: [(1, 10, 100), (4, 90, 100), (5, 15, 100)]}
+    manifest = make_shards([events], vocabulary_size=6, data_end=100)
+    write_item_counts(manifest.uri(manifest.item_counts), np.array([0, 2, 2, 2, 2, 1, 9]))
+    train = TrainConfig(min_listeners=2)
+    found = candidate_songs(manifest, train=train, data_end=50)
+    assert found.nonzero()[0].tolist() == [1, 3]  # 2 only skipped, 4 only after the cut, 5 rare, 6 nowhere
+    whole = candidate_songs(manifest, train=dataclasses.replace(train, protocol="leave_one_out"), data_end=50)
+    assert whole.nonzero()[0].tolist() == [1, 2, 3, 4, 5, 6]

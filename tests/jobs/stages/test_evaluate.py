@@ -1,0 +1,131 @@
+"""The evaluate stage: who is measured, what is written, and that it agrees with a slow reference."""
+
+import datetime as dt
+import math
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+import pytest
+
+from jobs.day import run_stage
+from jobs.registry import versions
+from jobs.stages import evaluate, promote
+from pipelines.schema import InputError
+
+DAY_ONE, DAY_TWO = dt.date(2026, 3, 2), dt.date(2026, 3, 3)
+DAY = 86_400
+
+
+def popularity_by_hand(made: Any, ds: dt.date) -> dict[str, float]:
+    """HR@30, Recall@30 and NDCG@30 of the popularity list, by loops over the histories."""
+    calendar = made.day(ds).workspace.calendar
+    yesterday = ds - dt.timedelta(days=1)
+    cut, request, end = calendar.day_start(yesterday), calendar.request_time(yesterday), calendar.day_start(ds)
+    fans: dict[int, set[Any]] = {}
+    for user, events in made.histories.items():
+        for song, time, completion in events:
+            if cut - 28 * DAY <= time < cut and completion >= 30:
+                fans.setdefault(song, set()).add(user)
+    known = {song for events in made.histories.values() for song, time, _ in events if time < cut}
+    order = sorted(known, key=lambda song: (-len(fans.get(song, ())), song))
+    sums = {"hr_30": 0.0, "recall_30": 0.0, "ndcg_30": 0.0}
+    listeners = 0
+    for events in made.histories.values():
+        heard = {song for song, time, _ in events if time < request}
+        truth = {song for song, time, completion in events if request <= time < end and completion >= 30}
+        truth = (truth - heard) & known
+        if not truth:
+            continue
+        listeners += 1
+        seen = {song for song, time, _ in events if time < cut}
+        hits = [song in truth for song in [song for song in order if song not in seen][:30]]
+        ideal = sum(1 / math.log2(rank + 2) for rank in range(min(len(truth), 30)))
+        sums["hr_30"] += any(hits)
+        sums["recall_30"] += sum(hits) / len(truth)
+        sums["ndcg_30"] += sum(hit / math.log2(rank + 2) for rank, hit in enumerate(hits)) / ideal
+    return {name: total / listeners for name, total in sums.items()}
+
+
+def prepared(deployment: Callable[..., Any], *overrides: str) -> Any:
+    made = deployment(*overrides, listeners=200)
+    made.sessionized(DAY_ONE)
+    made.trained(DAY_ONE)
+    return made
+
+
+def test_popularity_agrees_with_a_reference_by_loops(deployment: Callable[..., Any]) -> None:
+    made = prepared(deployment)
+    result = run_stage(made.day(DAY_ONE), "evaluate", evaluate.run)
+    assert result["listeners"] + result["excluded"] == 200
+    assert result["listeners"] >= 15
+    for name, value in popularity_by_hand(made, DAY_ONE).items():
+        assert result["metrics"]["popularity"]["all"][name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_the_request_is_at_eight_of_the_day_before_and_an_exclusive_list_repeats_nothing(
+    deployment: Callable[..., Any],
+) -> None:
+    made = prepared(deployment)
+    result = evaluate.run(made.day(DAY_ONE))
+    assert dt.datetime.fromtimestamp(result["request_time"], dt.UTC).isoformat() == "2026-03-01T08:00:00+00:00"
+    assert set(result["metrics"]) == {"challenger", "popularity", "markov"}
+    assert {slices["all"]["repeats_30"] for slices in result["metrics"].values()} == {0.0}
+    assert sum(result["slices"][name] for name in ("new", "light", "heavy")) == result["slices"]["all"]
+
+
+def test_the_metrics_table_has_each_version_once_however_often_it_is_measured(
+    deployment: Callable[..., Any],
+) -> None:
+    made = prepared(deployment)
+    for _ in range(2):
+        result = evaluate.run(made.day(DAY_ONE))
+    table = pl.scan_delta(made.day(DAY_ONE).workspace.metrics).collect()
+    assert table.height == table.unique(["ds", "model_version", "protocol", "slice", "metric"]).height
+    row = table.filter(slice="all", metric="ndcg_30", model_version="1").row(0, named=True)
+    assert row["value"] == result["metrics"]["challenger"]["all"]["ndcg_30"]
+    assert (row["ds"], row["protocol"], row["listeners"]) == (DAY_ONE, "next_day", result["listeners"])
+
+
+def test_day_two_measures_the_champion_of_day_one_on_the_same_listeners(deployment: Callable[..., Any]) -> None:
+    made = prepared(deployment)
+    versions.promote(made.day(DAY_ONE), "1")
+    made.sessionized(DAY_TWO)
+    made.trained(DAY_TWO, seed=1)  # the same weights under another version
+    result = evaluate.run(made.day(DAY_TWO))
+    assert result["versions"] == {"challenger": "2", "champion": "1"}
+    assert result["metrics"]["champion"] == result["metrics"]["challenger"]
+
+
+def test_a_song_first_played_on_the_measured_day_is_no_truth(deployment: Callable[..., Any]) -> None:
+    made = deployment()
+    histories = made.make_histories(DAY_ONE)
+    end = made.day(DAY_ONE).workspace.calendar.day_start(DAY_ONE)
+    old = {user: [event for event in events if event[1] < end - DAY] for user, events in histories.items()}
+    user = next(user for user, events in old.items() if events)
+    unknown = next(
+        song
+        for song in range(made.songs, 0, -1)
+        if all(song != event[0] for events in old.values() for event in events)
+    )
+    fresh = {**old, user: [*old[user], (unknown, end - 3600, 100)]}
+    made.sessionized(DAY_ONE, fresh)
+    made.trained(DAY_ONE)
+    result = evaluate.run(made.day(DAY_ONE))
+    assert (result["listeners"], result["excluded"]) == (0, made.listeners)
+
+
+def test_leave_one_out_is_measured_with_its_own_metrics(deployment: Callable[..., Any]) -> None:
+    made = prepared(deployment, "train.protocol=leave_one_out", "train.mode=all", "gates.metric=ndcg_10")
+    result = run_stage(made.day(DAY_ONE), "evaluate", evaluate.run)
+    assert set(result["metrics"]["challenger"]["all"]) == {"ndcg_10", "ndcg_50", "hr_10", "hr_50", "mrr"}
+    assert result["request_time"] is None
+    gates = run_stage(made.day(DAY_ONE), "promote", promote.run)["gates"]
+    assert [gate["gate"] for gate in gates] == ["finite", "beats_popularity"]
+
+
+def test_without_a_trained_model_it_says_what_to_run(deployment: Callable[..., Any]) -> None:
+    made = deployment()
+    made.sessionized(DAY_ONE)
+    with pytest.raises(InputError, match="run `fuxi train --ds 2026-03-02` first"):
+        evaluate.run(made.day(DAY_ONE))

@@ -1,0 +1,588 @@
+"""The day's page: it says what the markers and tables say, whatever is missing, and it is one safe file.
+
+Shards, vocabulary, Delta tables and catalogue are real; the markers hold figures as the stages return them.
+"""
+
+import datetime as dt
+import html
+import math
+import re
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from jobs.config import load_config
+from jobs.daily import run_day
+from jobs.day import Day, open_day
+from jobs.report.charts import Panel, loss_chart, panel_chart, temporal_chart, trend_chart
+from jobs.report.examples import pick_listeners
+from jobs.stages.quality_gate import write_quality
+from jobs.stages.report import run
+from jobs.tables import recommendations as lists
+from jobs.tables.metrics import write_metrics
+from pipelines import storage
+from pipelines.histories.shards import read_manifest
+from pipelines.logs.quality import Bounds, Check, Numbers, judge
+from pipelines.schema import InputError, catalogue_schema, recommendations_schema
+
+DAY_ONE, DAY_TWO = dt.date(2026, 3, 2), dt.date(2026, 3, 3)
+HOSTILE = '<script>alert("1")</script> & <b>Rivers</b>'
+SEQUENCES = {
+    "rows_read": 48_211,
+    "accepted": 46_030,
+    "ignored": 1_377,
+    "duplicates": 212,
+    "rejected": {"null_user_id": 41, "timestamp_too_old": 633, "unknown_event_type": 130},
+    "listeners": 3_004,
+    "events": 918_233,
+    "songs": 5_061,
+    "new_songs": 19,
+    "eligible_songs": 4_512,
+    "files": 8,
+}
+TRAINING = {
+    "model_version": "7",
+    "mlflow_run_id": "5f0c2d",
+    "epochs": 2,
+    "steps": 48,
+    "events_per_s": 10_432,
+    "seconds_per_epoch": [41.25, 40.5],
+    "loss_curve": [[step, 4.9 - 1.4 * step / (step + 12)] for step in range(1, 49)],
+    "final_loss": 3.7815,
+    "warm_started_from": "6",
+    "candidates": 4_512,
+    "temporal": [{"layer": 1, "a": 0.214, "b": 0.351}, {"layer": 2, "a": -0.121, "b": 0.702}],
+    "parameters": {"model.dim": 50, "train.lr": 0.001},
+}
+PROMOTION = {
+    "chosen": "7",
+    "chosen_ds": str(DAY_TWO),
+    "alias_moved": True,
+    "reason": "the challenger passed every gate",
+    "gates": [
+        {"gate": "finite", "passed": True, "detail": "5 metrics"},
+        {"gate": "beats_popularity", "passed": True, "detail": "ndcg_30 0.0874, popularity 0.0213"},
+    ],
+}
+LISTS = {
+    "listeners": 3_001,
+    "model_lists": 2_950,
+    "popular_lists": 51,
+    "coverage": 0.4217,
+    "top_share": 0.1234,
+    "delta_version": 3,
+    "model_version": "7",
+    "audit": [{"check": "coverage", "passed": True, "detail": "42.2% of songs, at least 1.0%"}],
+}
+
+NUMBERS = Numbers(
+    day_start=1772496000,
+    rows_read=48_211,
+    accepted=46_030,
+    ignored=1_377,
+    rejected=SEQUENCES["rejected"],
+    songs=3_980,
+    unknown_plays=301,
+    newest=1772496000 - 17 * 60,
+    nulls={"user_id": 41, "item_id": 0, "timestamp": 0, "play_ms": 2_410},
+    duplicates=212,
+    listeners=3_004,
+)
+USUAL = [{"plays_per_landing_day": plays, "null_share_play_ms": 0.04} for plays in (40_000, 44_000, 46_000)]
+
+
+def note_quality(day: Day, numbers: Numbers = NUMBERS, *, accepted: bool = False) -> list[Check]:
+    """Leave what sessionize leaves in the table, under the default bounds; returns the checks that failed."""
+    config = day.config
+    bounds = Bounds(max_rejected_share=config.logs.max_rejected_share, **config.quality.model_dump())
+    checks = judge(numbers, USUAL, bounds)
+    write_quality(day.workspace, day.ds, numbers, checks, accepted=accepted)
+    return [check for check in checks if not check.passed]
+
+
+def measured(shift: float = 0.0) -> dict[str, Any]:
+    """A result of evaluate; every value is told apart from every other."""
+    base = {"challenger": 0.0874, "champion": 0.0861, "markov": 0.0602, "popularity": 0.0213}
+    scale = {"all": 1.0, "new": 0.5, "light": 0.8, "heavy": 1.1}
+    factors = {"hr_30": 4, "recall_30": 2, "ndcg_30": 1, "coverage_30": 3, "repeats_30": 0}
+    metrics = {
+        name: {part: {m: (v + shift) * s * f for m, f in factors.items()} for part, s in scale.items()}
+        for name, v in base.items()
+    }
+    return {
+        "protocol": "next_day",
+        "listeners": 1_812,
+        "excluded": 1_192,
+        "request_time": 1772438400,
+        "slices": {"all": 1_812, "new": 44, "light": 603, "heavy": 1_209},
+        "versions": {"challenger": "7", "champion": "6"},
+        "metrics": metrics,
+    }
+
+
+def publish_lists(made: Any, ds: dt.date) -> None:
+    """Thirty songs for every listener of the deployment in the real Delta table, and the default list."""
+    day = made.day(ds)
+    table = lists.open_lists(day.workspace)
+    schema = recommendations_schema(made.user_id_type, made.item_id_type)
+    schema = schema.remove(schema.get_field_index("ds"))
+    items = [{"item_id": made.item_id(n), "score": 1.0 - n / 100} for n in range(1, 31)]
+    parts = []
+    for bucket in (None, *sorted({file.bucket for file in read_manifest(day.workspace.sequences(ds)).files})):
+        rows = [
+            {
+                "bucket": bucket,
+                "user_id": user,
+                "items": items,
+                "source": "model",
+                "model_version": "7",
+                "stale_days": 0,
+            }
+            for user in ([None] if bucket is None else users_of(day, bucket))
+        ]
+        parts.append(lists.write_part(day.workspace.recommendations, ds, pa.Table.from_pylist(rows, schema=schema)))
+    lists.commit(table, ds, parts, key=1, metadata={"ds": str(ds)})
+
+
+def users_of(day: Day, bucket: int) -> list[Any]:
+    manifest = read_manifest(day.workspace.sequences(day.ds))
+    files = [file for file in manifest.files if file.bucket == bucket]
+    return [user for f in files for user in manifest.read(f, None, ["user_id"])["user_id"].to_pylist()]
+
+
+def write_catalogue(made: Any, path: Path) -> None:
+    rows = [
+        {"item_id": made.item_id(n), "title": f"Song {n}", "artist_id": n % 7, "artist": f"Artist {n % 7}"}
+        for n in range(1, made.songs + 1)
+    ]
+    rows[0]["title"], rows[0]["artist"] = HOSTILE, "Ørsted & <i>Söhne</i>"
+    storage.write_table(str(path / "songs.parquet"), pa.Table.from_pylist(rows, schema=catalogue_schema("int64")))
+
+
+@pytest.fixture
+def two_days(deployment: Callable[..., Any], tmp_path: Path) -> Any:
+    """Day one measured, day two whole: shards, lists, metrics, markers and a catalogue with a hostile title."""
+    made = deployment(f"logs.catalogue={tmp_path}/catalogue")
+    write_catalogue(made, tmp_path / "catalogue")
+    for ds in (DAY_ONE, DAY_TWO):
+        made.sessionized(ds)
+        publish_lists(made, ds)
+    earlier = made.day(DAY_ONE)
+    write_metrics(
+        earlier.workspace,
+        DAY_ONE,
+        {"6": {"all": {"ndcg_30": 0.0715}}, "markov": {"all": {"ndcg_30": 0.0531}}},
+        protocol="next_day",
+        listeners={"all": 1_790},
+    )
+    earlier.finish("sessionize", SEQUENCES | {"listeners": 2_985, "rows_read": 48_000}, 30.0)
+    earlier.finish("train", TRAINING | {"model_version": "6"}, 95.5)
+    day, found = made.day(DAY_TWO), measured()
+    named: dict[str, Any] = {found["versions"].get(name, name): slices for name, slices in found["metrics"].items()}
+    write_metrics(day.workspace, DAY_TWO, named, protocol="next_day", listeners=found["slices"])
+    day.update_record(chosen_model="7", chosen_reason=PROMOTION["reason"])
+    note_quality(earlier, replace(NUMBERS, accepted=41_500, unknown_plays=None))
+    note_quality(day)
+    results = {"sessionize": SEQUENCES, "train": TRAINING, "evaluate": found, "promote": PROMOTION, "recommend": LISTS}
+    for seconds, (name, result) in enumerate(results.items(), start=11):
+        day.finish(name, result, float(seconds))
+    return made
+
+
+def page_of(day: Day) -> str:
+    return storage.read_bytes(run(day)["uri"]).decode()
+
+
+def text_of(page: str) -> str:
+    """What a reader sees: no style, no tags, white space as one space."""
+    page = re.sub(r"<style>.*?</style>", "", page, flags=re.S)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
+
+
+def drop_marker(day: Day, stage: str) -> None:
+    Path(day.marker_uri(stage)).unlink()
+
+
+def test_the_page_is_where_the_workspace_says_and_holds_the_figures_of_every_stage(two_days: Any) -> None:
+    day = two_days.day(DAY_TWO)
+    assert run(day) == {"uri": day.workspace.report(DAY_TWO)}
+    text = text_of(page_of(day))
+    for figure in (
+        "Published with version 7, trained for this day",
+        "Rows read 48,211 +211",
+        "Plays accepted 46,030",
+        "Listeners 3,004 +19",
+        "timestamp too old older on landing than logs.max_late_days 633 1.3%",
+        "Started from the weights of version 6",
+        "Events a second 10,432",
+        "Seconds an epoch 41.2, 40.5",
+        "Challenger , version 7 0.087",
+        "Popularity 0.021",
+        "beats popularity pass ndcg_30 0.0874, popularity 0.0213",
+        "coverage pass 42.2% of songs, at least 1.0%",
+        "train 12.0 s 1 min 36 s",
+        "layer 1: a 0.214, b 0.351",
+        "layer 2: a -0.121, b 0.702",
+        "Song 9 Artist 2",
+        "Plays pass 46,030 ≥ 1",
+        "Rejected rows pass 1.67% ≤ 25%",
+        "Plays a landing day pass 46,030 22,000 to 132,000",
+        "Plays of unknown songs pass 0.65% ≤ 50%",
+        "Newest play, age pass 17 min ≤ 48.0 h",
+        "No user_id pass 0.09% ≤ 20%",
+        "No play_ms pass 5% ≤ 29%",
+        "Duplicates pass 0.46% ≤ 30%",
+        "Input over days the last 2 days judged, refused ones among them",
+    ):
+        assert figure in text, figure
+
+
+def test_metrics_stand_beside_each_other_in_every_slice_and_the_best_is_set_off(two_days: Any) -> None:
+    page = page_of(two_days.day(DAY_TWO))
+    text = text_of(page)
+    order = [text.index(title) for title in ("All listeners (1,812)", "New listeners (44)", "Light", "Heavy")]
+    assert order == sorted(order)
+    assert "Recommender NDCG@30 Recall@30 HR@30 Coverage@30 Repeats@30 All listeners" in text
+    best = re.findall(r'class="n best">([\d.]+)', page)
+    values = [round(0.0874 * s * f, 3) for s in (1, 0.5, 0.8, 1.1) for f in (1, 2, 4)]  # coverage is no contest
+    assert [float(value) for value in best] == values
+
+
+def test_metrics_at_many_cut_offs_are_folded_and_a_tie_is_no_best(two_days: Any) -> None:
+    day, found = two_days.day(DAY_TWO), measured()
+    for slices in found["metrics"].values():
+        for values in slices.values():
+            values |= {"ndcg_10": 0.5, "hr_10": 0.5, "ndcg_50": 0.5, "hr_50": 0.5}
+    day.finish("evaluate", found, 1.0)
+    page = page_of(day)
+    shown, folded = page.split("<summary>Metrics at other cut-offs</summary>")
+    assert "NDCG@10" not in shown
+    table = folded[: folded.index("</details>")]
+    assert re.findall(r'class="n">([A-Z]\w+@\d+)</th>', table) == ["NDCG@10", "NDCG@50", "HR@10", "HR@50"]
+    assert "best" not in table
+
+
+def test_the_trend_knows_which_version_was_the_challenger_of_its_day(two_days: Any) -> None:
+    from jobs.report.content import metric_trend
+
+    trend = metric_trend(two_days.day(DAY_TWO), metric="ndcg_30", protocol="next_day")
+    assert trend["challenger"] == {DAY_ONE: 0.0715, DAY_TWO: 0.0874}  # version 6 was day one's challenger
+    assert trend["champion"] == {DAY_TWO: 0.0861}
+    assert trend["markov"] == {DAY_ONE: 0.0531, DAY_TWO: 0.0602}
+    assert metric_trend(two_days.day(DAY_ONE), metric="ndcg_30", protocol="next_day")["challenger"] == {DAY_ONE: 0.0715}
+
+
+def test_the_three_listeners_are_a_light_a_middle_and_a_heavy_one_with_a_list(two_days: Any) -> None:
+    day = two_days.day(DAY_TWO)
+    picked = pick_listeners(day)
+    assert picked == pick_listeners(day)
+    first = users_of(day, 0)
+    plays = sorted(len(two_days.histories[user]) for user in first)
+    assert [band for band, _, _ in picked] == ["light", "middle", "heavy"]
+    assert [events for _, _, events in picked] == [plays[round(share * (len(plays) - 1))] for share in (0.1, 0.5, 0.9)]
+    assert all(user in first and len(two_days.histories[user]) == events for _, user, events in picked)
+
+
+def test_titles_from_the_logs_are_text_and_never_markup(two_days: Any) -> None:
+    page = page_of(two_days.day(DAY_TWO))
+    assert "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt; &amp; &lt;b&gt;Rivers&lt;/b&gt;" in page
+    assert "Ørsted &amp; &lt;i&gt;Söhne&lt;/i&gt;" in page
+    assert "<script" not in page.lower()
+
+
+def test_reasons_and_failures_from_outside_are_text_and_never_markup(two_days: Any) -> None:
+    day = two_days.day(DAY_TWO)
+    day.finish("sessionize", SEQUENCES | {"rejected": {"<img src=x>": 3}}, 1.0)
+    drop_marker(day, "evaluate")
+    day.note_failure("evaluate", "RuntimeError: <iframe>")
+    page = page_of(day)
+    assert "<img" not in page
+    assert "<iframe" not in page
+    assert "RuntimeError: <iframe>." in text_of(page)
+
+
+class Elements(HTMLParser):
+    """Tags that stay open, ids, headings and outward references of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.headings: list[int] = []
+        self.references: list[str] = []
+        self.tables_without_caption = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "br", "link", "img", "input", "hr"):
+            self.open.append(tag)
+        values = dict(attrs)
+        self.ids += [values["id"] or ""] if "id" in values else []
+        self.references += [value or "" for key, value in attrs if key in ("href", "src", "srcset", "data", "action")]
+        self.headings += [int(tag[1])] if re.fullmatch("h[1-6]", tag) else []
+        self.tables_without_caption += (tag == "table") - (tag == "caption")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_one_well_formed_file_that_loads_nothing(two_days: Any) -> None:
+    page = page_of(two_days.day(DAY_TWO))
+    found = Elements()
+    found.feed(page)
+    assert found.open == []
+    assert len(found.ids) == len(set(found.ids))
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "@import" not in page
+    assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", page)
+    outward = [ref for ref in found.references if not ref.startswith("#")]
+    assert outward in ([], [f"../ds={DAY_ONE}/report.html"])
+    assert all(ref[1:] in found.ids for ref in found.references if ref.startswith("#"))
+
+
+def test_the_page_can_be_read_by_a_screen_reader(two_days: Any) -> None:
+    page = page_of(two_days.day(DAY_TWO))
+    found = Elements()
+    found.feed(page)
+    assert '<html lang="en">' in page
+    assert found.headings[0] == 1
+    assert all(deeper <= level + 1 for level, deeper in zip(found.headings, found.headings[1:], strict=False))
+    assert found.tables_without_caption == 0
+    assert all(re.search(r'scope="(col|row|rowgroup)"', head) for head in re.findall(r"<th\b[^>]*>", page))
+    assert "Training loss from" in page
+
+
+def test_charts_are_well_formed_and_take_their_colours_from_the_page(two_days: Any) -> None:
+    page = page_of(two_days.day(DAY_TWO))
+    charts = re.findall(r"<svg.*?</svg>", page, flags=re.S)
+    assert len(charts) == 4
+    for chart in charts:
+        root = ET.fromstring(chart)
+        assert root.attrib["role"] == "img"
+        assert len(root.attrib["aria-label"]) > 20
+        assert root.attrib["viewBox"]
+        assert not re.search(r"#[0-9a-f]{6}\b", re.sub(r'(href="|url\()#[\w-]+', "", chart))
+        assert "var(--s1)" in chart
+
+
+def test_writing_a_page_again_gives_the_same_bytes(two_days: Any) -> None:
+    day = two_days.day(DAY_TWO)
+    first = page_of(day)
+    time.sleep(1.1)  # a second further on, any time of writing would show
+    assert page_of(two_days.day(DAY_TWO)) == first
+    day.finish("report", {"uri": "x"}, 1.0)
+    assert page_of(two_days.day(DAY_TWO)) == first
+
+
+def test_a_day_whose_training_failed_says_so_at_the_top_with_the_reason(two_days: Any) -> None:
+    day = two_days.day(DAY_TWO)
+    for stage in ("train", "evaluate"):
+        drop_marker(day, stage)
+    day.note_failure("train", "RuntimeError: out of memory")
+    reason = "training did not finish; version 6 of 2026-03-02 serves"
+    day.update_record(chosen_model="6", chosen_reason=reason)
+    day.finish("promote", PROMOTION | {"chosen": "6", "gates": [], "alias_moved": False, "reason": reason}, 1.0)
+    text = text_of(page_of(day))
+    top = text[: text.index("Lists published")]
+    assert "Published, degraded: version 6 serves" in top
+    assert "The stage train did not finish. RuntimeError: out of memory." in top
+    assert "Evaluation was skipped" in top
+    assert "No model was trained for this day" in text
+    assert "not measured" in text
+    assert "train not finished" in text
+
+
+def test_a_challenger_that_failed_a_gate_is_held_back_not_degraded(two_days: Any) -> None:
+    day = two_days.day(DAY_TWO)
+    gates = [{"gate": "near_champion", "passed": False, "detail": "0.0500, at least 0.0818"}]
+    reason = "the challenger failed: near_champion; version 6 of 2026-03-02 serves"
+    day.update_record(chosen_model="6", chosen_reason=reason)
+    day.finish("promote", PROMOTION | {"chosen": "6", "gates": gates, "alias_moved": False, "reason": reason}, 1.0)
+    text = text_of(page_of(day))
+    top = text[: text.index("Lists published")]
+    assert "Published with version 6: the challenger was held back" in top
+    assert "The challenger failed: near_champion; version 6 of 2026-03-02 serves." in top
+    assert "near champion fail 0.0500, at least 0.0818" in text
+
+
+def test_a_day_without_any_model_is_degraded(two_days: Any) -> None:
+    day = two_days.day(DAY_TWO)
+    reason = "the challenger failed: beats_popularity; there is no champion to serve instead"
+    day.update_record(chosen_model=None, chosen_reason=reason)
+    day.finish("promote", {"chosen": None, "chosen_ds": None, "alias_moved": False, "reason": reason, "gates": []}, 1.0)
+    text = text_of(page_of(day))
+    assert "Published, degraded: popular songs for everyone, no model serves" in text
+    assert "there is no champion to serve instead." in text
+
+
+def test_a_day_served_from_older_sequences_says_how_old_they_are_and_why(deployment: Callable[..., Any]) -> None:
+    made = deployment()
+    made.sessionized(DAY_ONE)
+    stale = made.day(DAY_TWO)
+    stale.new_record(sequences_ds=str(DAY_ONE), parent_sequences=str(DAY_ONE))
+    stale.note_failure("sessionize", "logs/ds=2026-03-02 has no files: wait for it")
+    stale.update_record(chosen_model="6", chosen_reason="training did not finish; version 6 of 2026-03-02 serves")
+    stale.finish("promote", PROMOTION | {"chosen": "6", "gates": []}, 1.0)
+    stale.finish("recommend", LISTS, 1.0)
+    publish_lists(made, DAY_ONE)
+    text = text_of(page_of(stale))
+    top = text[: text.index("Lists published")]
+    assert "Published, degraded" in top
+    assert "the sequences of 2026-03-02 serve, 1 day old" in top
+    assert "Logs/ds=2026-03-02 has no files: wait for it." in top
+    assert "Training and evaluation were skipped" in top
+    assert "from sequences 1 day old" in text
+    assert "No input was read for this day" in text
+    assert "Not shown:" in text  # the lists' table has no partition of this day
+
+
+def test_a_refused_day_shows_the_numbers_that_broke_it_among_the_days_before(two_days: Any) -> None:
+    ds = DAY_TWO + dt.timedelta(days=1)
+    stale = two_days.day(ds)
+    broken = note_quality(stale, replace(NUMBERS, accepted=9_000, unknown_plays=8_100, duplicates=None))
+    assert [check.name for check in broken] == ["plays_per_landing_day", "unknown_song_share"]
+    stale.new_record(sequences_ds=str(DAY_TWO), parent_sequences=str(DAY_TWO), chosen_model="7")
+    stale.note_failure("sessionize", f"ds {ds}: {broken[0].detail}; correct the logs")
+    stale.finish("promote", PROMOTION, 1.0)
+    stale.finish("recommend", LISTS, 1.0)
+    page = page_of(stale)
+    text = text_of(page)
+    assert f"Ds {ds}: 9,000 plays a landing day, 0.20 of 44,000" in text[: text.index("Lists published")]
+    assert "The input was refused: what it held, and what was expected of it." in text
+    assert "No input was read for this day" not in text
+    assert "Plays that came in 9,000 of 48,211 rows, refused" in text
+    assert "Plays a landing day fail 9,000 22,000 to 132,000" in text
+    assert "Plays of unknown songs fail 90% ≤ 50%" in text
+    assert "Duplicates pass" not in text
+    assert "Input over days the last 3 days judged" in text
+    assert "beyond its bound" in text
+    assert (
+        f"3 days from {DAY_ONE} to {ds}; on the last: plays a landing day 9,000; rejected, share of rows 1.67%" in page
+    )
+
+
+def test_input_that_was_accepted_in_spite_of_its_bounds_is_said_at_the_top(two_days: Any) -> None:
+    day = two_days.day(DAY_TWO)
+    broken = note_quality(day, replace(NUMBERS, newest=NUMBERS.day_start - 200_000), accepted=True)
+    day.finish("sessionize", SEQUENCES | {"accepted_quality": [check.detail for check in broken]}, 1.0)
+    page = page_of(day)
+    text = text_of(page)
+    top = text[: text.index("Lists published")]
+    assert "Published with version 7, from input that broke its bounds" in top
+    assert "The input broke its bounds and was taken with --accept-quality: the newest play is 55.6 h older" in top
+    assert "Newest play, age accepted 55.6 h ≤ 48.0 h" in text
+    assert 'class="status held"' in page
+
+
+def test_a_first_day_s_input_is_shown_without_what_could_not_be_judged(deployment: Callable[..., Any]) -> None:
+    day = deployment().day(DAY_ONE)
+    day.new_record()
+    config = day.config
+    bounds = Bounds(max_rejected_share=config.logs.max_rejected_share, **config.quality.model_dump())
+    numbers = replace(NUMBERS, accepted=56 * 44_000, landing_days=56, unknown_plays=None)
+    write_quality(day.workspace, day.ds, numbers, judge(numbers, [], bounds), accepted=False)
+    text = text_of(page_of(day))
+    assert "Plays a landing day not judged 44,000 –" in text
+    assert "No play_ms not judged 5% –" in text
+    assert "unknown" not in text
+    assert "Input over days the first day judged" in text
+
+
+def test_a_day_of_which_only_the_record_is_there_gets_a_page(deployment: Callable[..., Any]) -> None:
+    day = deployment().day(DAY_ONE)
+    day.new_record()
+    text = text_of(page_of(day))
+    assert "Nothing is published for 2026-03-02" in text
+    assert "The stage sessionize did not finish." in text
+    assert "The stage recommend did not finish." in text
+
+
+def test_a_day_that_was_never_run_is_one_line(deployment: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match=r"run `fuxi sessionize --ds 2026-03-02` first"):
+        run(deployment().day(DAY_ONE))
+
+
+def test_numbers_that_are_none_or_not_finite_do_not_break_the_page(two_days: Any) -> None:
+    day, found = two_days.day(DAY_TWO), measured()
+    found["metrics"]["challenger"]["all"]["ndcg_30"] = math.nan
+    found["metrics"]["champion"]["new"] = {}
+    day.finish("evaluate", found, 1.0)
+    day.finish("train", TRAINING | {"loss_curve": [[1, math.nan]], "temporal": [], "final_loss": math.inf}, 1.0)
+    text = text_of(page_of(day))
+    assert "Challenger , version 7 – " in text
+    assert "Final loss –" in text
+    assert "nan" not in text
+
+
+def test_another_protocol_with_other_metrics_has_its_own_headline(two_days: Any) -> None:
+    day, found = two_days.day(DAY_TWO), measured()
+    found |= {"protocol": "leave_one_out", "metrics": {"challenger": {"all": {"mrr": 0.175, "ndcg_10": 0.202}}}}
+    day.finish("evaluate", found, 1.0)
+    text = text_of(page_of(day))
+    assert "NDCG@10 0.202" in text
+    assert "Recommender NDCG@10 MRR" in text
+
+
+def test_the_page_is_written_on_s3(s3: str) -> None:
+    day = open_day(load_config(overrides=[f"workspace={s3}/w", "sequences.buckets=4"], environment={}), DAY_ONE)
+    day.new_record(chosen_model="7", chosen_reason="the challenger passed every gate")
+    found = measured()
+    write_metrics(day.workspace, DAY_ONE, {"7": found["metrics"]["challenger"]}, protocol="next_day", listeners={})
+    day.finish("train", TRAINING, 9.0)
+    day.finish("evaluate", found, 9.0)
+    page = page_of(day)
+    assert run(day)["uri"] == f"{s3}/w/reports/ds={DAY_ONE}/report.html"
+    assert "NDCG@30 over days" in page
+    assert "0.087" in text_of(page)
+
+
+def test_charts_leave_out_what_is_no_number() -> None:
+    assert loss_chart([[1, math.nan]]) is None
+    assert loss_chart([]) is None
+    assert temporal_chart([]) is None
+    assert trend_chart({"markov": {DAY_ONE: math.nan}}, labels={"markov": "Markov"}) is None
+    assert panel_chart([Panel("plays", {}, {}, {})]) is None
+    drawn = loss_chart([[1, 5.0], [2, math.inf], [3, 4.0]])
+    assert drawn is not None
+    assert "from 5.000 at step 1 to 4.000 at step 3" in drawn.svg
+
+
+def test_the_temporal_curve_runs_from_a_second_to_a_year_on_a_log_axis() -> None:
+    drawn = temporal_chart([{"layer": 1, "a": 0.2, "b": 0.5}])
+    assert drawn is not None
+    ticks = re.findall(r">(1 (?:s|min|h|d|w|y))<", drawn.svg)
+    assert ticks == ["1 s", "1 min", "1 h", "1 d", "1 w", "1 y"]
+    points = re.findall(r"[ML] ([\d.]+) ([\d.]+)", max(re.findall(r'd="([^"]+)"', drawn.svg), key=len))
+    xs, ys = zip(*((float(x), float(y)) for x, y in points), strict=True)
+    # Half way along a log axis x is sqrt(a year); the curve is there where 0.2 (1 + x)^-0.5 says between its ends.
+    middle = min(range(len(xs)), key=lambda n: abs(xs[n] - (xs[0] + xs[-1]) / 2))
+    start, half, end = (0.2 * (1 + x) ** -0.5 for x in (1, math.sqrt(365 * 86_400), 365 * 86_400))
+    expected = (half - end) / (start - end)
+    assert (ys[-1] - ys[middle]) / (ys[-1] - ys[0]) == pytest.approx(expected, abs=0.01)
+
+
+def test_the_reason_of_a_failed_stage_outlives_the_process_until_the_stage_finishes(
+    deployment: Callable[..., Any],
+) -> None:
+    made = deployment()
+    made.sessionized(DAY_ONE)
+
+    def fail(_: Day) -> dict[str, Any]:
+        raise RuntimeError("out of memory")
+
+    run_day(made.day(DAY_ONE), {"train": fail})
+    assert made.day(DAY_ONE).failure("train") == "RuntimeError: out of memory"
+    run_day(made.day(DAY_ONE), {"train": lambda _: TRAINING})
+    assert made.day(DAY_ONE).failure("train") is None

@@ -1,0 +1,310 @@
+"""`fuxi train` on real Ray workers: what is killed is resumed, and the result is that of an undisturbed run."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from jobs.day import Day
+from jobs.registry import versions as registry
+from jobs.stages import train
+from jobs.training.resume import SNAPSHOT
+from jobs.training.worker import MAX_CURVE_POINTS, Position
+from pipelines.histories.shards import Manifest, read_manifest
+from pipelines.schema import InputError
+
+from ..conftest import DAY_ONE, DAY_TWO, Deployment
+
+SMALL = (
+    "model.dim=8",
+    "model.layers=1",
+    "model.max_history=20",
+    "train.epochs=5",
+    "train.batch_size=16",
+    "train.checkpoint_every_steps=4",
+    "train.min_listeners=2",
+    "train.negatives=16",
+    "train.item_lr=0.02",
+)
+
+
+def undisturbed(day: Day, manifest: Manifest) -> tuple[list[float], int]:
+    """Mean loss of each epoch, and all steps, of the same training in this process, without Ray or TorchRec."""
+    import torch
+
+    from fuxi_beta.data.reader import TrainingBatches
+    from fuxi_beta.models.fuxi_beta import FuXiBeta
+    from fuxi_beta.training.item_table import PlainItemTable
+    from fuxi_beta.training.trainer import Trainer
+
+    loop = train._loop_config(day, manifest, parent="")
+    torch.manual_seed(loop.train.seed)
+    trainer = Trainer(
+        FuXiBeta(loop.model),
+        PlainItemTable(loop.rows, loop.model.dim, train=loop.train),
+        train=loop.train,
+        candidates=torch.from_numpy(loop.candidates.nonzero()[0]),
+    )
+    batches = TrainingBatches(
+        manifest,
+        model=loop.model,
+        train=loop.train,
+        data_end=loop.data_end,
+        rank=0,
+        world_size=1,
+        vocabulary_size=manifest.vocabulary_size,
+    )
+    means = []
+    for epoch in range(loop.epochs):
+        steps = [trainer.step(batch, epoch=epoch) for batch in batches.epoch(epoch)]
+        means.append(sum(s.loss * s.positions for s in steps) / sum(s.positions for s in steps))
+    return means, loop.epochs * batches.steps_per_epoch
+
+
+def steps_taken(day: Day) -> int:
+    """What rank 0 last told the driver."""
+    file = Path(day.workspace.run(day.ds), "train_progress.json")
+    return json.loads(file.read_text())["steps"] if file.exists() else 0
+
+
+def wait_for_steps(day: Day, steps: int, *, alive: Any = lambda: True, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while steps_taken(day) < steps:
+        assert alive() and time.monotonic() < deadline, f"training did not reach step {steps}"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def two_raylets() -> Iterator[str]:
+    """A cluster of two one-CPU nodes on this machine; yields its address."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    options = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=options)
+    try:
+        cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+        cluster.wait_for_nodes()
+        yield str(cluster.address)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_a_worker_killed_in_a_two_node_cluster_is_replaced_and_the_loss_is_the_undisturbed_one(
+    deployment, two_raylets: str
+) -> None:
+    house: Deployment = deployment(
+        *SMALL, f"cluster.ray_address={two_raylets}", "cluster.train_workers=2", listeners=120
+    )
+    manifest, day = house.sessionized(DAY_ONE), house.day(DAY_ONE)
+    killed: list[int] = []
+
+    def kill_one_worker() -> None:
+        wait_for_steps(day, 14)
+        workers = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any("RayTrainWorker" in part for part in process.cmdline()):
+                    workers.append(process.pid)
+        if len(workers) == 2:
+            os.kill(workers[1], signal.SIGKILL)
+            killed.append(workers[1])
+
+    killer = threading.Thread(target=kill_one_worker)
+    killer.start()
+    result = train.run(day)
+    killer.join()
+
+    assert killed and len(result["resumed_at"]) == 1 and result["resumed_at"][0] >= 8
+    expected, steps = undisturbed(day, manifest)
+    assert result["steps"] == steps and result["epochs"] == 5 and result["samples"] == 5 * 120
+    assert result["final_loss"] == pytest.approx(expected[-1], rel=1e-5)
+    assert expected[-1] < expected[0]
+
+
+DRIVER = """
+    import sys, datetime as dt
+    from jobs import train
+    from jobs.config import load_config
+    from jobs.day import open_day
+
+    if __name__ == "__main__":
+        train.run(open_day(load_config(overrides=sys.argv[2:], environment={}), dt.date.fromisoformat(sys.argv[1])))
+"""
+
+
+@pytest.fixture
+def driver_killed(deployment, tmp_path: Path) -> Deployment:
+    """A deployment whose day-one training was killed, driver and all, somewhere after step 14."""
+    house: Deployment = deployment(*SMALL, listeners=120)
+    house.sessionized(DAY_ONE)
+    script = tmp_path / "driver.py"
+    script.write_text(textwrap.dedent(DRIVER))
+    overrides = [f"workspace={house.config.workspace}", "sequences.buckets=4", "cluster.spark_master=local[2]", *SMALL]
+    with open(tmp_path / "driver.log", "w") as log:
+        driver = subprocess.Popen([sys.executable, script, str(DAY_ONE), *overrides], stdout=log, stderr=log)
+    try:
+        wait_for_steps(house.day(DAY_ONE), 14, alive=lambda: driver.poll() is None)
+        children = psutil.Process(driver.pid).children(recursive=True)
+    finally:
+        driver.kill()
+        driver.wait()
+    psutil.wait_procs(children, timeout=30)
+    return house
+
+
+def test_a_killed_driver_run_again_resumes_and_the_next_day_starts_from_its_model(
+    driver_killed: Deployment, ray_local: Any
+) -> None:
+    house, day = driver_killed, driver_killed.day(DAY_ONE)
+    assert day.marker("train") is None
+    result = train.run(day)
+    expected, steps = undisturbed(day, read_manifest(day.workspace.sequences(DAY_ONE)))
+    assert len(result["resumed_at"]) == 1 and 8 <= result["resumed_at"][0] < steps == result["steps"]
+    assert result["final_loss"] == pytest.approx(expected[-1], rel=1e-5)
+    assert result["warm_started_from"] is None and len(result["seconds_per_epoch"]) == 5
+    assert_published(day, result)
+
+    registry.promote(day, result["model_version"])
+    house.sessionized(DAY_TWO, house.histories)
+    second = train.run(house.day(DAY_TWO))
+    assert second["warm_started_from"] == result["model_version"] == house.day(DAY_TWO).record.parent_model
+    assert second["epochs"] == house.config.train.warm_start_epochs
+    assert second["loss_curve"][0][1] < result["loss_curve"][0][1]
+    assert int(second["model_version"]) == int(result["model_version"]) + 1
+
+
+def test_a_list_of_checkpoints_cut_off_by_a_kill_costs_no_step(driver_killed: Deployment, ray_local: Any) -> None:
+    """Ray Train overwrites its list in place; half of it must not stop the run for good."""
+    day = driver_killed.day(DAY_ONE)
+    (snapshot,) = Path(day.workspace.run(DAY_ONE), "checkpoints").glob(f"*/{SNAPSHOT}")
+    folders = sorted(snapshot.parent.glob("checkpoint_2*"))
+    (folders[-1].parent / "checkpoint_9999-12-31").mkdir()  # the next one had only begun
+    snapshot.write_bytes(snapshot.read_bytes()[:40])
+    result = train.run(day)
+    assert len(result["resumed_at"]) == 1
+    assert result["resumed_at"] == [Position.read(str(folders[-1])).steps]
+    assert undisturbed(day, read_manifest(day.workspace.sequences(DAY_ONE)))[1] == result["steps"]
+
+
+def assert_published(day: Day, result: dict[str, Any]) -> None:
+    """The export is complete, ends a day before ds, and is the registered version; a repeat registers nothing new."""
+    from fuxi_beta.training.checkpoint import load_export, load_train_state
+
+    trained = load_export(result["export"])
+    assert trained.data_end == day.workspace.calendar.day_start(DAY_ONE) - 86_400
+    assert trained.ds == str(DAY_ONE) and trained.metadata["run_id"] == day.record.run_id
+    assert int(trained.candidates.sum()) == result["candidates"] > 10
+    assert {"items.accumulator", "dense.exp_avg.positions"} <= load_train_state(result["export"]).keys()
+    info = registry.version_info(day, result["model_version"])
+    assert info.data_end == trained.data_end and info.promoted_ds is None
+    curves = trained.model.temporal_curves()
+    assert [(layer["a"], layer["b"]) for layer in result["temporal"]] == curves
+    json.dumps(result)
+
+
+def test_a_loss_that_is_not_finite_stops_training_with_one_line(deployment, ray_local: Any) -> None:
+    house: Deployment = deployment(*SMALL, "train.temperature=1.0e-40", listeners=40)
+    house.sessionized(DAY_ONE)
+    with pytest.raises(
+        InputError, match=r"training stopped: the training loss is nan at step 1 .*lower train\.lr"
+    ) as caught:
+        train.run(house.day(DAY_ONE))
+    assert "\n" not in str(caught.value)
+    assert not registry.versions(house.day(DAY_ONE))
+
+
+def test_gpus_that_are_not_there_are_refused_instead_of_waited_for(deployment, ray_local: Any) -> None:
+    gpus = "cluster.train_gpus_per_worker=100"
+    house: Deployment = deployment(*SMALL, gpus, listeners=40)
+    house.sessionized(DAY_ONE)
+    with pytest.raises(InputError, match=r"cluster\.train_gpus_per_worker asks for 100 GPUs, Ray finds \d on this"):
+        train.run(house.day(DAY_ONE))
+
+
+def test_any_system_can_be_the_daily_model(deployment, ray_local: Any) -> None:
+    """Another model of the paper goes through Ray, its checkpoint, its export and a list."""
+    import torch
+
+    from fuxi_beta.data.batches import inference_batch, read_histories
+    from fuxi_beta.training.checkpoint import load_export
+
+    house: Deployment = deployment(*SMALL, "model.name=hstu-beta", "train.epochs=2", listeners=40)
+    manifest = house.sessionized(DAY_ONE)
+    day = house.day(DAY_ONE)
+    result = train.run(day)
+    trained = load_export(result["export"])
+    assert trained.model_config.name == "hstu-beta" and type(trained.model).__name__ == "HSTU"
+    assert len(result["temporal"]) == 1  # its power function, for the report
+    batch = inference_batch(
+        read_histories(manifest, manifest.files[0]),
+        request_time=manifest.data_end,
+        model=trained.model_config,
+        train=trained.train_config,
+        calendar=day.workspace.calendar,
+        vocabulary_size=trained.vocabulary_size,
+    )
+    items, scores = trained.recommend(batch, 5)
+    assert bool((items[batch.lengths > 0] > 0).all()) and not torch.isnan(scores).any()
+
+
+def test_too_few_eligible_songs_is_one_line_that_names_the_setting(deployment) -> None:
+    house: Deployment = deployment("train.min_listeners=10000")
+    house.sessionized(DAY_ONE)
+    with pytest.raises(InputError, match=r"0 songs have train\.min_listeners \(10000\) listeners") as caught:
+        train.run(house.day(DAY_ONE))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_day_without_sequences_is_refused_in_one_line(deployment) -> None:
+    house: Deployment = deployment()
+    with pytest.raises(InputError, match=r"_manifest.json is not there: run `fuxi sessionize`"):
+        train.run(house.day(DAY_ONE))
+
+
+def test_a_parent_of_another_shape_means_a_cold_start_and_one_of_the_same_a_warm_one(deployment) -> None:
+    for shape, warm in ((("model.dim=16",), False), (SMALL[:3], True)):
+        house: Deployment = deployment(*shape, folder=f"workspace-{warm}")
+        house.sessionized(DAY_ONE)
+        version = house.trained(DAY_ONE)
+        registry.promote(house.day(DAY_ONE), version)
+        manifest, day = house.sessionized(DAY_TWO, house.histories), house.day(DAY_TWO)
+        found, folder = train._parent(day, manifest)
+        assert (found, bool(folder)) == ((version, True) if warm else (None, False))
+        assert day.record.parent_model == version
+
+
+def test_whether_there_is_a_parent_is_decided_once_per_run_record(deployment) -> None:
+    house: Deployment = deployment(*SMALL)
+    manifest, day = house.sessionized(DAY_TWO), house.day(DAY_TWO)
+    assert train._parent(day, manifest) == (None, "")
+    registry.promote(house.day(DAY_ONE), house.trained(DAY_ONE))  # yesterday is promoted only now
+    assert train._parent(day, manifest) == (None, "")
+
+
+def test_the_loss_curve_is_thinned_evenly_and_positions_survive_their_file(tmp_path: Path) -> None:
+    from fuxi_beta.training.trainer import StepResult
+
+    position = Position()
+    for step in range(1, 1001):
+        position.took_step(StepResult(loss=1 / step, positions=2, events=5, listeners=3), seconds=0.1)
+    position.finished_epoch()
+    assert len(position.curve) <= MAX_CURVE_POINTS
+    assert np.unique(np.diff([step for step, _ in position.curve])).tolist() == [position.stride]
+    assert (position.samples, position.events, position.epoch, position.step) == (3000, 5000, 1, 0)
+    assert position.epoch_losses == [pytest.approx(sum(1 / s for s in range(1, 1001)) / 1000)]
+    position.write(str(tmp_path))
+    assert Position.read(str(tmp_path)) == position

@@ -1,0 +1,163 @@
+"""The table of lists: commits that race, parts that are missing, and the audit's checks one by one."""
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from jobs.config import RecommendConfig
+from jobs.tables import recommendations as lists
+from pipelines.schema import DS, InputError, recommendations_schema
+
+DAY_ONE, DAY_TWO = dt.date(2026, 3, 2), dt.date(2026, 3, 3)
+SCHEMA = recommendations_schema("int64", "int64")
+CONFIG = RecommendConfig(k=3)  # type: ignore[call-arg]
+
+
+def part(workspace: Any, ds: dt.date, users: list[int | None], songs: list[list[Any]], source: str = "model") -> Any:
+    """A part in which user number n has the songs [(item_id, score), ...] or [item_id, ...]."""
+    pairs = [[song if isinstance(song, tuple) else (song, 0.5) for song in row] for row in songs]
+    columns = {
+        "bucket": [0] * len(users),
+        "user_id": users,
+        "items": [[{"item_id": item, "score": score} for item, score in row] for row in pairs],
+        "source": [source] * len(users),
+        "model_version": ["1"] * len(users),
+        "stale_days": [0] * len(users),
+    }
+    schema = SCHEMA.remove(SCHEMA.get_field_index(DS))
+    return lists.write_part(workspace.recommendations, ds, pa.table(columns, schema=schema))
+
+
+def publish(workspace: Any, ds: dt.date, table: Any = None, key: int = 1) -> int:
+    table = table or lists.open_lists(workspace)
+    parts = [part(workspace, ds, [1, 2], [[10, 11], [12]])]
+    return lists.commit(table, ds, parts, key=key, metadata={"ds": str(ds), "result": "{}"})
+
+
+def test_of_two_writers_of_one_day_the_second_is_refused_in_one_line(deployment: Callable[..., Any]) -> None:
+    workspace = deployment().day(DAY_ONE).workspace
+    first, second = lists.open_lists(workspace), lists.open_lists(workspace)
+    version = publish(workspace, DAY_ONE, first)
+    with pytest.raises(InputError, match="published by another run meanwhile") as error:
+        publish(workspace, DAY_ONE, second)
+    assert "\n" not in str(error.value)
+    assert lists.open_lists(workspace).version() == version
+
+
+def test_writers_of_different_days_do_not_hinder_each_other(deployment: Callable[..., Any]) -> None:
+    workspace = deployment().day(DAY_ONE).workspace
+    first, second = lists.open_lists(workspace), lists.open_lists(workspace)
+    publish(workspace, DAY_ONE, first)
+    publish(workspace, DAY_TWO, second)
+    assert lists.published_days(workspace) == [DAY_ONE, DAY_TWO]
+
+
+def test_a_part_that_is_missing_or_cut_is_found_before_the_commit(deployment: Callable[..., Any]) -> None:
+    workspace = deployment().day(DAY_ONE).workspace
+    table = lists.open_lists(workspace)
+    kept = part(workspace, DAY_ONE, [1], [[10]])
+    lists.check_parts(workspace.recommendations, [kept])
+    with pytest.raises(InputError, match="missing or incomplete"):
+        lists.check_parts(workspace.recommendations, [replace(kept, size=kept.size + 1)])
+    lists.discard(workspace.recommendations, [kept])
+    with pytest.raises(InputError, match="missing or incomplete"):
+        lists.check_parts(workspace.recommendations, [kept])
+    assert table.file_uris() == []
+
+
+def test_a_list_is_found_by_user_and_the_default_by_none(deployment: Callable[..., Any]) -> None:
+    from pipelines.histories.buckets import user_bucket
+
+    workspace = deployment().day(DAY_ONE).workspace
+    table = lists.open_lists(workspace)
+    users = [7, 8, 9]
+    buckets = user_bucket(pa.array(users), workspace.spec.buckets).tolist()
+    schema = SCHEMA.remove(SCHEMA.get_field_index(DS))
+    rows = pa.table(
+        {
+            "bucket": [None, *buckets],
+            "user_id": [None, *users],
+            "items": [[{"item_id": 1, "score": 0.1}], *([{"item_id": user, "score": 0.5}] for user in users)],
+            "source": ["popular", "model", "model", "model"],
+            "model_version": [None, "1", "1", "1"],
+            "stale_days": [0] * 4,
+        },
+        schema=schema,
+    )
+    parts = [lists.write_part(workspace.recommendations, DAY_ONE, rows)]
+    lists.commit(table, DAY_ONE, parts, key=1, metadata={})
+    found = lists.read_list(workspace, DAY_ONE, 8)
+    assert found is not None and found["items"] == [{"item_id": 8, "score": 0.5}]
+    default = lists.read_list(workspace, DAY_ONE, None)
+    assert default is not None and default["items"][0]["item_id"] == 1
+    assert lists.read_list(workspace, DAY_ONE, 10) is None
+    assert lists.read_list(workspace, DAY_TWO, 8) is None
+
+
+def test_the_table_says_which_day_is_the_latest_before_another(deployment: Callable[..., Any]) -> None:
+    workspace = deployment().day(DAY_ONE).workspace
+    publish(workspace, DAY_ONE)
+    publish(workspace, DAY_TWO)
+    table = lists.open_lists(workspace)
+    assert lists.listeners_before(table, DAY_ONE) is None
+    assert lists.listeners_before(table, DAY_TWO) == (DAY_ONE, 1)  # two rows, one of them the default list
+    assert lists.listeners_before(table, DAY_TWO + dt.timedelta(days=9)) == (DAY_TWO, 1)
+
+
+def test_the_log_holds_no_user_id(deployment: Callable[..., Any]) -> None:
+    workspace = deployment().day(DAY_ONE).workspace
+    table = lists.open_lists(workspace)
+    parts = [part(workspace, DAY_ONE, [987_654_321], [[10]])]
+    lists.commit(table, DAY_ONE, parts, key=1, metadata={})
+    log = "".join(file.read_text() for file in Path(workspace.recommendations, "_delta_log").glob("*.json"))
+    assert "987654321" not in log and '"user_id"' not in log.split('"stats"')[-1]
+
+
+@pytest.mark.parametrize(
+    ("songs", "source", "changes", "earlier", "failed"),
+    [
+        ([[1, 2, 3], [4, 5, 6]], "model", {}, None, []),
+        ([[1, 2, 3], [4, 5, 6]], "model", {}, (DAY_ONE, 5), ["listeners_kept"]),
+        ([[1, 2, 3], [4, 5, 6]], "model", {}, (DAY_ONE, 4), []),
+        ([[1, 2, 3], [4, 5, 6]], "popular", {}, None, ["popular"]),
+        ([[1, 2, 3, 4], [4, 5, 6]], "model", {"max_top_share": 1.0}, None, ["length"]),
+        ([[1, 2, 1], [4, 5, 6]], "model", {"max_top_share": 1.0}, None, ["sound"]),
+        ([[(1, float("nan"))], [4, 5, 6]], "model", {}, None, ["sound"]),
+        ([[(1, float("inf"))], [4, 5, 6]], "model", {}, None, ["sound"]),
+        ([[1, 2, 3], [1, 5, 6]], "model", {}, None, ["top_song"]),
+        ([[1, 2, 3], [4, 5, 6]], "model", {"min_coverage": 0.7}, None, ["coverage"]),
+        ([], "model", {"min_coverage": 0.0}, None, ["listeners"]),
+    ],
+)
+def test_audit(
+    deployment: Callable[..., Any],
+    songs: list[list[Any]],
+    source: str,
+    changes: dict[str, float],
+    earlier: tuple[dt.date, int] | None,
+    failed: list[str],
+) -> None:
+    workspace = deployment().day(DAY_ONE).workspace
+    default = part(workspace, DAY_ONE, [None], [[1, 2]], "popular")
+    parts = [default, part(workspace, DAY_ONE, list(range(1, len(songs) + 1)), songs, source)]
+    found = lists.summary(parts, eligible=10)
+    checks = lists.audit(parts, found, config=CONFIG.model_copy(update=changes), earlier=earlier)
+    assert [check.check for check in checks if not check.passed] == failed
+
+
+def test_the_default_list_counts_for_no_share() -> None:
+    song_counts = pa.table({"item_id": [1, 2], "lists": [3, 1]})
+    counted = lists.Part("p", 1, 4, 4, 3, 1, 0, 0, 2, 1, song_counts)
+    default = lists.Part("d", 1, 1, 0, 0, 0, 0, 0, 2, 2, song_counts.slice(0, 0))
+    assert lists.summary([default, counted], eligible=4) == {
+        "listeners": 4,
+        "model_lists": 3,
+        "popular_lists": 1,
+        "coverage": 0.5,
+        "top_share": 0.75,
+    }

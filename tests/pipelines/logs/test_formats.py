@@ -1,0 +1,64 @@
+"""The same play means the same in every format: one row written as Parquet, CSV and JSON lines, read back."""
+
+import datetime as dt
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.logs import files
+from pipelines.logs.files import LogSpec
+
+NAMES = ("user_id", "item_id", "timestamp", "play_ms", "duration_ms")
+GOOD = {"user_id": 1, "item_id": 10, "timestamp": 1_772_452_800, "play_ms": 1000.0, "duration_ms": 2000.0}
+
+
+def read_as(folder, ending, rows):
+    """(values, whether it could be parsed) of each row, by one of the formats."""
+    day = folder / ending / "ds=2026-03-02"
+    day.mkdir(parents=True, exist_ok=True)
+    file = day / f"part-0.{ending}"
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows, schema=pa.Table.from_pylist([GOOD]).schema), file)
+    elif ending == "csv":
+        cells = [["" if row[name] is None else str(row[name]) for name in NAMES] for row in rows]
+        file.write_text("\n".join(",".join(line) for line in [NAMES, *cells]) + "\n")
+    else:
+        file.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    spec = LogSpec(str(folder / ending))
+    [split] = files.plan(spec, files.discover(spec, before=dt.date(2026, 3, 3)))
+    found = []
+    for batch in files.read(spec, split):
+        nothing = pa.nulls(len(batch.unparseable))  # a column without a value need not be there
+        columns = [batch.columns.get(name, nothing).to_pylist() for name in NAMES]
+        found += list(zip(*columns, (not bad for bad in batch.unparseable), strict=True))
+    return found
+
+
+def same_in_all(folder, rows):
+    expected = read_as(folder, "parquet", rows)
+    assert read_as(folder, "csv", rows) == expected
+    assert read_as(folder, "jsonl", rows) == expected
+
+
+number = st.none() | st.integers(1 - 10**18, 10**18 - 1)
+length = st.none() | st.integers(0, 10**12).map(float) | st.integers(0, 10**9).map(lambda n: n / 8)
+row = st.fixed_dictionaries({**dict.fromkeys(NAMES[:3], number), **dict.fromkeys(NAMES[3:], length)})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(row, min_size=1, max_size=20))
+def test_a_row_has_the_same_values_in_every_format(tmp_path_factory, rows):
+    same_in_all(tmp_path_factory.mktemp("logs"), rows)
+
+
+@pytest.mark.parametrize("id", [2**63 - 1, 10**18, -(2**63)])
+def test_ids_of_nineteen_digits_are_read_from_csv_too(tmp_path, id):
+    same_in_all(tmp_path, [{**GOOD, "user_id": id}])
+
+
+def test_a_negative_fraction_of_a_millisecond_is_negative_in_every_format(tmp_path):
+    same_in_all(tmp_path, [{**GOOD, "play_ms": -0.5}])
