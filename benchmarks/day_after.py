@@ -40,8 +40,8 @@ from rich.table import Table
 from benchmarks import contestants, industrial_logs, processes, timing
 from benchmarks.contestants import Work
 from benchmarks.sessionize import buckets_for, folder_for, say, versions
+from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
-from pipelines.schema import InputError
 
 BYTES_AN_EVENT = 70
 """Disk for two workspaces, a snapshot's new files and the logs of the newest day, with room to spare."""

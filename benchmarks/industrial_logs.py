@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.calendar import DAY_SECONDS
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 from pipelines.synthetic.industrial.config import BASE_DAYS, industrial_config
 from pipelines.synthetic.industrial.plan import BYTES_A_PLAY, plan, write
 

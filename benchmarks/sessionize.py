@@ -34,7 +34,7 @@ from rich.table import Table
 from benchmarks import contestants, industrial_logs, processes, timing
 from benchmarks.contestants import CONTESTANTS, Work
 from benchmarks.sequence_checksums import Checksums, checksums
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 EVENTS_A_BUCKET = 500_000
 FEWEST_BUCKETS = 8

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from pipelines.schema import InputError, parse_ds
+from pipelines.errors import InputError
+from pipelines.schema import parse_ds
 
 EXIT_REFUSED = 2
 EXIT_DEGRADED = 3

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fuxi_beta.config import EvaluateConfig, Kernels, ModelConfig, TrainConfig
 from pipelines import storage
-from pipelines.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, InputError
+from pipelines.errors import InputError
+from pipelines.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
 ENVIRONMENT_PREFIX = "FUXI_"
 

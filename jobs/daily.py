@@ -16,8 +16,8 @@ from typing import Any
 
 from jobs.day import Day, Stage, run_stage
 from jobs.runtime.console import log
-from pipelines import storage
-from pipelines.schema import BusyError, InputError
+from pipelines import leases, storage
+from pipelines.errors import BusyError, InputError
 
 STAGES = ("sessionize", "train", "evaluate", "promote", "recommend", "report")
 MAY_FAIL = ("train", "evaluate")
@@ -50,7 +50,7 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
     Raises InputError if the day cannot be published at all; nothing published before is changed then.
     """
     result = DayResult(day.ds)
-    with storage.lease(storage.join(day.workspace.run(day.ds), "daily.lock"), purpose=f"fuxi daily --ds {day.ds}"):
+    with leases.lease(storage.join(day.workspace.run(day.ds), "daily.lock"), purpose=f"fuxi daily --ds {day.ds}"):
         if day.has_record and day.record.sequences_ds:
             day.refresh_inputs = True  # published stale before: try today's input again
         for name, stage in (stages or stage_functions()).items():

@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from jobs.config import Config
-from pipelines import storage
+from pipelines import leases, storage
 from pipelines.calendar import Calendar
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 
 
@@ -188,7 +188,7 @@ def run_stage(day: Day, name: str, stage: Stage) -> dict[str, Any]:
     if done is not None and not day.force and not (day.refresh_inputs and name == "sessionize"):
         day.timings[name] = 0.0
         return {**done, "skipped": True}
-    with storage.lease(storage.join(day.workspace.run(day.ds), f"{name}.lock"), purpose=f"fuxi {name} --ds {day.ds}"):
+    with leases.lease(storage.join(day.workspace.run(day.ds), f"{name}.lock"), purpose=f"fuxi {name} --ds {day.ds}"):
         started = time.monotonic()
         result = stage(day)
         day.timings[name] = time.monotonic() - started

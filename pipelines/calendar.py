@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 REQUEST_HOUR = 8
 """The hour of the day, wall clock, for which the lists of a day are computed."""

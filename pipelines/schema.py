@@ -8,6 +8,8 @@ import datetime as dt
 
 import pyarrow as pa
 
+from pipelines.errors import InputError
+
 WORKSPACE_SCHEMA_VERSION = 1
 
 # Interactions, after the configured column mapping.
@@ -48,14 +50,6 @@ STALE_DAYS = "stale_days"
 
 PADDING_INDEX = 0
 """Item index 0 is padding: no song ever has it."""
-
-
-class InputError(ValueError):
-    """Something the operator gave us is wrong. The message is one line: the thing, what was found, the remedy."""
-
-
-class BusyError(InputError):
-    """Another run holds the lock of what we were asked to do. Nothing is wrong with the input."""
 
 
 ID_TYPES: dict[str, pa.DataType] = {"int64": pa.int64(), "string": pa.string()}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 T = TypeVar("T")
 

@@ -4,17 +4,12 @@ pyarrow filesystems do the work; boto3 does what they cannot (a lease taken by a
 come from the environment or the cloud's identity; `AWS_ENDPOINT_URL` points both at another S3 server.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
-import threading
-import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from pipelines.schema import BusyError, InputError
+from pipelines.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -233,98 +228,3 @@ def download_folder(uri: str, local: str) -> str:
 def sha256(content: bytes) -> str:
     """Hex digest used in manifests."""
     return hashlib.sha256(content).hexdigest()
-
-
-@contextlib.contextmanager
-def lease(uri: str, *, purpose: str, seconds: float = 120.0) -> Iterator[None]:
-    """Hold the lock file `uri` while the block runs; BusyError if somebody else holds it.
-
-    Locally the lock is the kernel's (it goes with the process, however that dies). On S3 it is an object made
-    by a conditional put and renewed every third of `seconds`; one not renewed for `seconds` may be taken over.
-    """
-    with _s3_lease(uri, purpose, seconds) if is_s3(uri) else _local_lease(uri, purpose):
-        yield
-
-
-def lease_holder(uri: str) -> str:
-    """Who holds a lock file at this moment; "" if nobody does. Takes nothing and writes nothing."""
-    if is_s3(uri):
-        try:
-            content = json.loads(read_bytes(uri))
-        except FileNotFoundError:
-            return ""
-        return content["holder"] if content["expires"] > time.time() else ""
-    try:
-        with open(absolute(uri)) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip() or "unknown"
-    except FileNotFoundError:
-        pass
-    return ""
-
-
-def _holder(purpose: str) -> str:
-    return f"{purpose}, process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}"
-
-
-def _refuse(uri: str, holder: str) -> BusyError:
-    return BusyError(f"{uri} is held by another run ({holder or 'unknown'}): wait for it to end or stop it")
-
-
-@contextlib.contextmanager
-def _local_lease(uri: str, purpose: str) -> Iterator[None]:
-    make_parent(uri)
-    with open(absolute(uri), "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise _refuse(uri, file.read().strip()) from None
-        file.seek(0)
-        file.truncate()
-        file.write(_holder(purpose))
-        file.flush()
-        yield
-
-
-@contextlib.contextmanager
-def _s3_lease(uri: str, purpose: str, seconds: float) -> Iterator[None]:
-    import boto3
-    from botocore.exceptions import ClientError
-
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    client = boto3.client("s3")
-    etag = ""
-
-    def put(**condition: str) -> None:
-        nonlocal etag
-        body = json.dumps({"holder": _holder(purpose), "expires": time.time() + seconds}).encode()
-        etag = client.put_object(Bucket=bucket, Key=key, Body=body, **condition)["ETag"]
-
-    try:
-        put(IfNoneMatch="*")
-    except ClientError as error:
-        if error.response["Error"]["Code"] not in ("PreconditionFailed", "ConditionalRequestConflict"):
-            raise
-        current = client.get_object(Bucket=bucket, Key=key)
-        content = json.loads(current["Body"].read())
-        if content["expires"] > time.time():
-            raise _refuse(uri, content["holder"]) from None
-        put(IfMatch=current["ETag"])
-
-    done = threading.Event()
-
-    def renew() -> None:
-        while not done.wait(seconds / 3):
-            put(IfMatch=etag)
-
-    renewer = threading.Thread(target=renew, daemon=True)
-    renewer.start()
-    try:
-        yield
-    finally:
-        done.set()
-        renewer.join()
-        client.delete_object(Bucket=bucket, Key=key)

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, fields
 
 from pipelines import storage
 from pipelines.calendar import Calendar
-from pipelines.schema import WORKSPACE_SCHEMA_VERSION, InputError, id_type
+from pipelines.errors import InputError
+from pipelines.schema import WORKSPACE_SCHEMA_VERSION, id_type
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch import Tensor
 from fuxi_beta.baselines.base import DecayedBaseline, all_songs, heard_songs
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.data.batches import Batch
+from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest
-from pipelines.schema import InputError
 
 if TYPE_CHECKING:
     from scipy import sparse

@@ -19,8 +19,8 @@ from fuxi_beta.data.batches import Batch, Histories, inference_batch, read_histo
 from fuxi_beta.evaluation.metrics import list_metrics
 from fuxi_beta.training.checkpoint import TrainedModel
 from pipelines.calendar import DAY_SECONDS, Calendar
+from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest
-from pipelines.schema import InputError
 
 Progress = Callable[[int, int], None]
 """Called with (listeners done, listeners in all)."""

@@ -19,7 +19,7 @@ from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.models.base import SequenceModel, l2_normalise
 from fuxi_beta.ops.top_k import Searcher
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 EXPORT_FORMAT = 1
 CONFIG_FILE, MODEL_FILE, TRAIN_STATE_FILE = "config.json", "model.safetensors", "train_state.safetensors"

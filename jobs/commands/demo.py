@@ -11,7 +11,8 @@ from jobs.daily import STAGES, DayResult, run_day
 from jobs.day import open_day
 from jobs.runtime.resources import Usage
 from pipelines import storage
-from pipelines.schema import DS, SOURCE, USER_ID, InputError
+from pipelines.errors import InputError
+from pipelines.schema import DS, SOURCE, USER_ID
 
 FIRST_LANDING_DAY = dt.date(2026, 1, 5)
 HISTORY_DAYS = 56

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipelines import storage
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 JAVA_MAJORS = (17, 21)
 TRIPLE = {"torch": "2.13", "torchrec": "1.8", "fbgemm_gpu": "1.8"}

@@ -19,11 +19,12 @@ from jobs.commands.forget_stores import Job
 from jobs.config import Config
 from jobs.daily import STAGES
 from jobs.runtime.console import log, progress
-from pipelines import storage
+from pipelines import leases, storage
+from pipelines.errors import BusyError, InputError
 from pipelines.forget import blocklist
 from pipelines.forget import shards as files
 from pipelines.forget.shards import Held, Listeners
-from pipelines.schema import USER_ID, BusyError, InputError, id_type
+from pipelines.schema import USER_ID, id_type
 from pipelines.workspace import Workspace, open_workspace
 
 LOCKS = ("daily", *STAGES)
@@ -89,7 +90,7 @@ def forget(config: Config, ids: pa.Array, *, dry_run: bool = False) -> Forgettin
         _survey(job, result)
         result.found = int(listeners.found.sum())
         return result
-    with storage.lease(storage.join(workspace.forgotten, "forget.lock"), purpose=PURPOSE):
+    with leases.lease(storage.join(workspace.forgotten, "forget.lock"), purpose=PURPOSE):
         require_idle(workspace)
         result.recorded = blocklist.add(workspace.forgotten, ids)
         _survey_unnamed(job, result)
@@ -104,7 +105,7 @@ def hold(workspace: Workspace, ds: dt.date) -> Iterator[None]:
     """Every lease of a ds. BusyError if a run holds one of them."""
     with contextlib.ExitStack() as stack:
         for name in LOCKS:
-            stack.enter_context(storage.lease(storage.join(workspace.run(ds), f"{name}.lock"), purpose=PURPOSE))
+            stack.enter_context(leases.lease(storage.join(workspace.run(ds), f"{name}.lock"), purpose=PURPOSE))
         yield
 
 
@@ -116,7 +117,7 @@ def require_idle(workspace: Workspace) -> None:
     """
     locks = [storage.join(workspace.run(ds), f"{name}.lock") for ds in workspace.days("runs") for name in LOCKS]
     with ThreadPoolExecutor(16) as pool:
-        for uri, holder in zip(locks, pool.map(storage.lease_holder, locks), strict=True):
+        for uri, holder in zip(locks, pool.map(leases.lease_holder, locks), strict=True):
             if holder:
                 raise BusyError(f"{uri} is held by another run ({holder}): run `fuxi forget` again when it has ended")
 

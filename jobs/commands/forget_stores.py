@@ -20,10 +20,11 @@ from jobs.daily import STAGES
 from jobs.day import Day
 from jobs.tables import recommendations as lists
 from pipelines import storage
+from pipelines.errors import InputError
 from pipelines.forget.blocklist import without_names
 from pipelines.forget.shards import Held, Hold, Listeners
 from pipelines.histories.buckets import user_bucket
-from pipelines.schema import BUCKET, DS, USER_ID, InputError
+from pipelines.schema import BUCKET, DS, USER_ID
 from pipelines.workspace import Workspace
 
 _THREADS = 8

@@ -16,12 +16,13 @@ from jobs.runtime.console import log
 from jobs.stages import sessionize
 from pipelines import storage
 from pipelines.calendar import Calendar
+from pipelines.errors import InputError
 from pipelines.forget import blocklist
 from pipelines.histories import vocabulary
 from pipelines.imports import movielens
 from pipelines.logs import files as logs
 from pipelines.logs.validate import QUARANTINE_SCHEMA
-from pipelines.schema import ITEM_ID, ITEM_INDEX, InputError
+from pipelines.schema import ITEM_ID, ITEM_INDEX
 
 
 def run(config: Config, path: str, *, ds: dt.date | None = None, movies: str | None = None) -> dict[str, Any]:

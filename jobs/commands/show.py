@@ -15,9 +15,10 @@ from jobs.day import Day
 from jobs.registry.package import read_vocabulary
 from jobs.serving.catalogue import Titles, titles
 from jobs.tables.recommendations import published_days, read_list
+from pipelines.errors import InputError
 from pipelines.histories.buckets import user_bucket
 from pipelines.histories.shards import read_manifest
-from pipelines.schema import COMPLETION, ITEM_ID, ITEM_INDEX, ITEMS, SCORE, TIMESTAMP, USER_ID, InputError, id_type
+from pipelines.schema import COMPLETION, ITEM_ID, ITEM_INDEX, ITEMS, SCORE, TIMESTAMP, USER_ID, id_type
 from pipelines.workspace import open_workspace
 
 RECENT_PLAYS = 10

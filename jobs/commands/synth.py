@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from jobs.runtime.console import progress
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 from pipelines.synthetic import SyntheticConfig, generate
 from pipelines.synthetic.industrial import plan as industrial
 from pipelines.synthetic.industrial.config import BASE_DAYS, IndustrialConfig, industrial_config

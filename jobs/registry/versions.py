@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from jobs.day import Day
 from jobs.registry.package import log_pyfunc
 from pipelines import storage
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 _Result = TypeVar("_Result")

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 from jobs.commands.show import show
 from jobs.day import Day
 from pipelines import storage
+from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
-from pipelines.schema import BUCKET, DS, NUM_EVENTS, USER_ID, InputError
+from pipelines.schema import BUCKET, DS, NUM_EVENTS, USER_ID
 
 PLACES = {"light": 0.1, "middle": 0.5, "heavy": 0.9}
 """Where the shown listeners stand among those of a bucket ordered by their number of stored events."""

@@ -19,8 +19,9 @@ from jobs.reproduce.settings import TABLES, Request, Spec, specs
 from jobs.reproduce.single import Task
 from jobs.runtime.console import log
 from pipelines import storage
+from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
-from pipelines.schema import InputError, parse_ds
+from pipelines.schema import parse_ds
 from pipelines.workspace import open_workspace
 
 KNOWN: dict[str, Literal["ML-1M", "ML-20M"]] = {"ml-1m": "ML-1M", "ml-20m": "ML-20M"}

@@ -11,7 +11,7 @@ import numpy as np
 from fuxi_beta.evaluation.metrics import rank_metrics
 from jobs.reproduce.paper import BASE_LAYERS, LARGE_LAYERS
 from jobs.reproduce.runs import Dataset, Ranks, Run, Sanity
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 LABELS = {
     "popularity": "popularity",

@@ -20,7 +20,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from fuxi_beta.config import Protocol, TemporalName
 from jobs.reproduce.paper import FIVE
 from pipelines import storage
-from pipelines.schema import USER_ID, InputError
+from pipelines.errors import InputError
+from pipelines.schema import USER_ID
 
 RANK = "rank"
 Sanity = Literal["popularity", "recency", "markov", "item-knn", "ease"]

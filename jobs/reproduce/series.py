@@ -19,7 +19,7 @@ from jobs.reproduce.runs import finished
 from jobs.reproduce.single import Task, perform
 from jobs.runtime.console import bars, interactive, log
 from jobs.training.ray import WORKER_ENVIRONMENT
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 _POLL_S, _LOG_EVERY_S = 0.5, 60
 _messages: Any = None  # in a worker: where its progress goes

@@ -8,7 +8,7 @@ from fuxi_beta.baselines.bprmf import BPRMFConfig
 from fuxi_beta.config import ModelConfig, RequestTime, TemporalName, TrainConfig
 from fuxi_beta.presets import Preset
 from jobs.reproduce.runs import Condition, RunProtocol, Sanity
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 LARGE = 8  # layers
 SANITY: tuple[Sanity, ...] = get_args(Sanity)

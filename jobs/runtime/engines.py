@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.config import ClusterConfig
 from jobs.runtime.console import progress
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 
 def spark_session(cluster: ClusterConfig) -> Any:

@@ -4,7 +4,7 @@ import contextlib
 
 from jobs.config import ClusterConfig
 from jobs.runtime.console import log
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 
 def choose(cluster: ClusterConfig) -> None:

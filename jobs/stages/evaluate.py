@@ -10,8 +10,8 @@ from jobs.registry import versions as registry
 from jobs.runtime import kernels
 from jobs.runtime.console import progress
 from jobs.tables.metrics import write_metrics
+from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
-from pipelines.schema import InputError
 
 CHALLENGER, CHAMPION, POPULARITY, MARKOV = "challenger", "champion", "popularity", "markov"
 

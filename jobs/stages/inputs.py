@@ -5,10 +5,10 @@ from dataclasses import asdict
 
 from jobs.day import Day, InputFile, RunRecord
 from pipelines import storage
+from pipelines.errors import InputError
 from pipelines.histories import shards, vocabulary
 from pipelines.logs import files as logs
 from pipelines.logs.validate import Rules
-from pipelines.schema import InputError
 
 _REFRESH = "run with --refresh-inputs to take the inputs as they are now"
 

@@ -13,7 +13,8 @@ from jobs.config import GatesConfig
 from jobs.day import Day
 from jobs.registry import versions
 from jobs.tables.metrics import read_metrics
-from pipelines.schema import MODEL_VERSION, InputError
+from pipelines.errors import InputError
+from pipelines.schema import MODEL_VERSION
 
 Measured = Mapping[str, Mapping[str, Mapping[str, float]]]
 """name -> slice -> metric -> value, as evaluate returns it."""

@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 from jobs.day import Day
 from jobs.runtime.console import log
 from pipelines import storage
+from pipelines.errors import InputError
 from pipelines.histories import vocabulary
 from pipelines.histories.shards import Manifest
 from pipelines.logs.quality import Bounds, Check, Numbers, history_of, judge, refusal
 from pipelines.logs.validate import Cleaned
-from pipelines.schema import DS, FIRST_DS, ITEM_ID, LANDING_DAY, QUALITY_SCHEMA, InputError
+from pipelines.schema import DS, FIRST_DS, ITEM_ID, LANDING_DAY, QUALITY_SCHEMA
 from pipelines.workspace import Workspace
 
 HISTORY_DAYS = 2 * 366

@@ -20,8 +20,9 @@ from jobs.runtime.engines import need_gpus, ray_session
 from jobs.serving.make_lists import ListJob, default_part, make_part
 from jobs.tables import recommendations as lists
 from jobs.tables.recommendations import Part
+from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, ShardFile, read_manifest
-from pipelines.schema import ITEM_ID, InputError
+from pipelines.schema import ITEM_ID
 
 GPU_BATCH = 4096
 """Listeners whose lists a GPU makes at once: enough to fill it, a few GB where all histories are full."""

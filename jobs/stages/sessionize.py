@@ -14,13 +14,13 @@ from jobs.runtime.resources import Usage
 from jobs.stages import quality_gate
 from jobs.stages.inputs import freeze, log_files, log_spec, parent_manifest, rules
 from pipelines import storage
+from pipelines.errors import InputError
 from pipelines.forget import blocklist
 from pipelines.histories import shards, vocabulary
 from pipelines.histories.build import BuildSpec, Built, build_shards, plan_exchange
 from pipelines.logs import files as logs
 from pipelines.logs.quality import Numbers
 from pipelines.logs.validate import Cleaned, clean
-from pipelines.schema import InputError
 
 TEMPORARY_SHARE = 1.5
 """The most that plays on their way to their bucket take, of the size of the logs."""

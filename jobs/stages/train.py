@@ -20,8 +20,8 @@ from jobs.training.ray import fit
 from jobs.training.resume import recover
 from jobs.training.worker import LoopConfig, Position
 from pipelines import storage
+from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
-from pipelines.schema import InputError
 
 
 def run(day: Day) -> dict[str, Any]:

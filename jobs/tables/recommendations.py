@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 
 from jobs.config import RecommendConfig
 from pipelines import storage
-from pipelines.schema import BUCKET, DS, ITEM_ID, ITEMS, SCORE, SOURCE, USER_ID, InputError, recommendations_schema
+from pipelines.errors import InputError
+from pipelines.schema import BUCKET, DS, ITEM_ID, ITEMS, SCORE, SOURCE, USER_ID, recommendations_schema
 from pipelines.workspace import Workspace
 
 MODEL, POPULAR = "model", "popular"

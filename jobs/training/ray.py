@@ -12,7 +12,7 @@ from jobs.runtime.console import progress
 from jobs.runtime.engines import need_gpus, ray_session
 from jobs.training.worker import LoopConfig, train_worker
 from pipelines import storage
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 PROGRESS_POLL_S = 0.5
 WORKER_ENVIRONMENT = {

@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import storage
+from pipelines.errors import InputError
 from pipelines.histories.buckets import user_hash
-from pipelines.schema import InputError, id_type
+from pipelines.schema import id_type
 
 SLOT, DIGEST = "slot", "digest"
 DIGEST_BYTES = 16

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import storage
+from pipelines.errors import InputError
 from pipelines.forget.blocklist import possible_users
 from pipelines.histories.buckets import user_bucket
 from pipelines.histories.merge import Block, no_histories, user_array
@@ -48,7 +49,6 @@ from pipelines.schema import (
     NUM_EVENTS,
     TIMESTAMP,
     USER_ID,
-    InputError,
     id_type,
     sequence_schema,
 )

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
+from pipelines.errors import InputError
 from pipelines.histories.merge import Block, Layer, jagged, overlay, user_array
 from pipelines.schema import (
     COMPLETION,
@@ -27,7 +28,6 @@ from pipelines.schema import (
     NUM_EVENTS,
     TIMESTAMP,
     USER_ID,
-    InputError,
     item_counts_schema,
     sequence_schema,
 )

@@ -16,7 +16,8 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from pipelines import storage
-from pipelines.schema import FIRST_DS, ITEM_ID, ITEM_INDEX, BusyError, InputError, vocabulary_schema
+from pipelines.errors import BusyError, InputError
+from pipelines.schema import FIRST_DS, ITEM_ID, ITEM_INDEX, vocabulary_schema
 
 _APPLICATION = "fuxi-vocabulary"
 

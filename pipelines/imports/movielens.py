@@ -19,11 +19,12 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from pipelines import storage
+from pipelines.errors import InputError
 from pipelines.histories.buckets import user_bucket
 from pipelines.histories.build import BuildSpec, Built
 from pipelines.histories.merge import in_given_order
 from pipelines.histories.shards import ShardFile
-from pipelines.schema import ITEM_ID, TIMESTAMP, TITLE, USER_ID, InputError, catalogue_schema
+from pipelines.schema import ITEM_ID, TIMESTAMP, TITLE, USER_ID, catalogue_schema
 
 RATING_FILES = ("ratings.dat", "ratings.csv", "u.data", "ratings.parquet")
 MOVIE_FILES = {

@@ -23,6 +23,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from pipelines import storage
+from pipelines.errors import InputError
 from pipelines.schema import (
     DS,
     DURATION_MS,
@@ -33,7 +34,6 @@ from pipelines.schema import (
     REQUIRED_COLUMNS,
     TIMESTAMP,
     USER_ID,
-    InputError,
     id_type,
     parse_ds,
 )

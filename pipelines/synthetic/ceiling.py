@@ -23,7 +23,7 @@ import numpy as np
 
 from pipelines import storage
 from pipelines.calendar import DAY_SECONDS
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 from pipelines.synthetic.config import MAX_TASTES, SyntheticConfig
 from pipelines.synthetic.generate import TRUTH_COLUMNS, read_config
 from pipelines.synthetic.listeners import FIRST_USER_ID, Listeners, artist_weights, make_listeners

@@ -3,7 +3,7 @@
 import datetime as dt
 from dataclasses import dataclass
 
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 GENERATOR_VERSION = 1
 """Raised whenever the same configuration would give other rows; a folder is only extended by its own version."""

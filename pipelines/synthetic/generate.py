@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pipelines import storage
 from pipelines.calendar import DAY_SECONDS
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 from pipelines.synthetic.config import GENERATOR_VERSION, SyntheticConfig
 from pipelines.synthetic.listeners import FIRST_USER_ID, Listeners, artist_weights, make_listeners
 from pipelines.synthetic.log import Events, bot_events, log_table, make_events, no_events

@@ -8,7 +8,7 @@ import pytest
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.presets import preset
 from jobs.config import Config, load_config
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 DEMO = Path(__file__).parents[2] / "jobs" / "templates" / "demo.yaml"
 

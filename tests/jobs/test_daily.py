@@ -13,7 +13,7 @@ from jobs.config import load_config
 from jobs.daily import STAGES, plan, run_day
 from jobs.day import Day, Stage, open_day
 from pipelines import storage
-from pipelines.schema import BusyError, InputError
+from pipelines.errors import BusyError, InputError
 
 DS = dt.date(2026, 3, 2)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.calendar import Calendar
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 ZONES = (
     "UTC",

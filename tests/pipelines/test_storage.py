@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines import storage
-from pipelines.schema import BusyError, InputError
+from pipelines import leases, storage
+from pipelines.errors import BusyError, InputError
 
 
 def round_trip(root: str) -> None:
@@ -95,12 +95,12 @@ def test_other_schemes_are_refused() -> None:
 def test_a_local_lease_is_exclusive_and_names_its_holder(tmp_path: Path) -> None:
     uri = str(tmp_path / "day.lock")
     with (
-        storage.lease(uri, purpose="first run"),
+        leases.lease(uri, purpose="first run"),
         pytest.raises(BusyError, match="first run, process"),
-        storage.lease(uri, purpose="second run"),
+        leases.lease(uri, purpose="second run"),
     ):
         pass
-    with storage.lease(uri, purpose="third run"):
+    with leases.lease(uri, purpose="third run"):
         pass
 
 
@@ -108,26 +108,26 @@ def test_a_local_lease_dies_with_its_process(tmp_path: Path) -> None:
     uri = str(tmp_path / "day.lock")
     code = (
         "import time\nfrom pipelines import storage\n"
-        f"with storage.lease({uri!r}, purpose='other'):\n    print('held', flush=True)\n    time.sleep(60)"
+        f"with leases.lease({uri!r}, purpose='other'):\n    print('held', flush=True)\n    time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout and process.stdout.readline() == "held\n"
-    with pytest.raises(BusyError), storage.lease(uri, purpose="mine"):
+    with pytest.raises(BusyError), leases.lease(uri, purpose="mine"):
         pass
     process.kill()
     process.wait()
-    with storage.lease(uri, purpose="mine"):
+    with leases.lease(uri, purpose="mine"):
         pass
 
 
 def test_an_s3_lease_is_exclusive_renewed_and_taken_over_when_abandoned(s3: str) -> None:
     uri = f"{s3}/runs/day.lock"
-    with storage.lease(uri, purpose="first run", seconds=0.9):
+    with leases.lease(uri, purpose="first run", seconds=0.9):
         time.sleep(1.5)  # past the first expiry: only renewal keeps it
-        with pytest.raises(BusyError, match="first run"), storage.lease(uri, purpose="second run"):
+        with pytest.raises(BusyError, match="first run"), leases.lease(uri, purpose="second run"):
             pass
     abandoned = b'{"holder": "dead", "expires": 1.0}'
     storage.write_bytes(uri, abandoned)
-    with storage.lease(uri, purpose="third run"):
+    with leases.lease(uri, purpose="third run"):
         pass
     assert not storage.exists(uri)

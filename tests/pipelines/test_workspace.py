@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import storage
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 from pipelines.workspace import WorkspaceSpec, open_workspace
 
 SPEC = WorkspaceSpec(buckets=8)

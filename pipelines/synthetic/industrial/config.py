@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 from pipelines.calendar import DAY_SECONDS
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 INDUSTRIAL_VERSION = "industrial-1"
 """Renamed whenever the same configuration would give other rows; a folder is only extended by its own version."""

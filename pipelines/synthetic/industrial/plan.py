@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
-from pipelines.schema import ITEM_ID, TIMESTAMP, USER_ID, InputError
+from pipelines.errors import InputError
+from pipelines.schema import ITEM_ID, TIMESTAMP, USER_ID
 from pipelines.synthetic.config import GENRES, SyntheticConfig
 from pipelines.synthetic.industrial.config import BASE_DAYS, INDUSTRIAL_VERSION, IndustrialConfig
 from pipelines.synthetic.industrial.plays import plays_table

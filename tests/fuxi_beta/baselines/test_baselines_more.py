@@ -18,7 +18,7 @@ from fuxi_beta.baselines.recency import fit_recency
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.data.batches import inference_batch, read_histories
 from pipelines.calendar import Calendar
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 CUT = Calendar().day_start(dt.date(2026, 3, 2))
 TRAIN = TrainConfig(mode="all")

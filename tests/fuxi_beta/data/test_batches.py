@@ -17,7 +17,7 @@ from fuxi_beta.data.reader import TrainingBatches, prefetched
 from fuxi_beta.evaluation.next_day import NextDayCases
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from pipelines.calendar import Calendar
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 HOUR, DAY = 3600, 86_400
 MONDAY = Calendar().day_start(dt.date(2026, 3, 2))

@@ -17,8 +17,8 @@ from fuxi_beta.data import stateless_random
 from fuxi_beta.data.batches import Batch, collate, read_histories, training_samples
 from fuxi_beta.data.reader import TrainingBatches, ahead, prefetched
 from pipelines.calendar import Calendar
+from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest
-from pipelines.schema import InputError
 
 DAY, N, VOCABULARY, TIMEZONE = 86_400, 12, 30, "Europe/Berlin"
 END = Calendar(TIMEZONE).day_start(dt.date(2026, 3, 30))  # the clocks go forward the day before

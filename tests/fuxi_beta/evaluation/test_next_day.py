@@ -14,7 +14,7 @@ from fuxi_beta.evaluation.next_day import evaluate_next_day
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.training.checkpoint import TrainedModel
 from pipelines.calendar import Calendar
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 HOUR, DAY = 3600, 86_400
 DS = dt.date(2026, 3, 4)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.training.checkpoint import TrainedModel, load_export, load_train_state, save_export
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 CONFIG = ModelConfig(dim=8, layers=2, max_history=16)
 

@@ -36,12 +36,12 @@ from jobs.serving.make_lists import default_part, make_part
 from jobs.stages import report, sessionize
 from jobs.stages.recommend import list_job
 from jobs.tables import recommendations as lists
-from pipelines import storage
+from pipelines import leases, storage
 from pipelines.calendar import Calendar
+from pipelines.errors import BusyError, InputError
 from pipelines.forget import blocklist
 from pipelines.histories.shards import listed_uris, read_manifest
 from pipelines.histories.shuffle import Exchange, Rows, Run, RunWriter, parts_of, read_in_passes
-from pipelines.schema import BusyError, InputError
 
 pytestmark = pytest.mark.usefixtures("spark")
 
@@ -510,7 +510,7 @@ def test_while_a_day_runs_nothing_is_changed(small: Service, lock: str) -> None:
     day: Day = small.made.day(ds_of(5))
     uri = storage.join(day.workspace.run(day.ds), f"{lock}.lock")
     before = tree(small.folder)
-    with storage.lease(uri, purpose="a day"), pytest.raises(BusyError, match=r"is held by another run \(a day.*again"):
+    with leases.lease(uri, purpose="a day"), pytest.raises(BusyError, match=r"is held by another run \(a day.*again"):
         fuxi(small, str(small.user(1)), "--yes")
     locks = {str(Path(uri).relative_to(small.folder)), "forgotten/forget.lock"}
     assert {name: file for name, file in tree(small.folder).items() if name not in locks} == before
@@ -525,7 +525,7 @@ def test_a_day_that_begins_meanwhile_keeps_its_files_until_the_next_run(
 
     def begin(folder: str, ids: pa.Array) -> int:
         stage.enter_context(
-            storage.lease(storage.join(day.workspace.run(day.ds), "sessionize.lock"), purpose="fuxi sessionize")
+            leases.lease(storage.join(day.workspace.run(day.ds), "sessionize.lock"), purpose="fuxi sessionize")
         )
         return add(folder, ids)
 

@@ -15,7 +15,7 @@ from jobs.commands import show
 from jobs.serving.make_lists import default_part, make_part
 from jobs.stages.recommend import list_job
 from jobs.tables import recommendations
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 DAY_ONE, DAY_TWO = dt.date(2026, 3, 2), dt.date(2026, 3, 3)
 

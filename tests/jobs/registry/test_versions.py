@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from jobs.registry import versions
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 DAY_ONE, DAY_TWO, DAY_THREE = (dt.date(2026, 3, n) for n in (2, 3, 4))
 

@@ -17,7 +17,7 @@ from jobs.reproduce import runs
 from jobs.reproduce.counts import against_paper, title_of
 from jobs.reproduce.paper import Counts
 from jobs.reproduce.settings import Request, Spec, specs
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 DAY_TWO = dt.date(2026, 3, 3)
 

@@ -15,7 +15,7 @@ from jobs.reproduce import figures, paper, runs, tables
 from jobs.reproduce.markdown import table
 from jobs.reproduce.runs import Curves, Dataset, Ranks, Run
 from jobs.reproduce.sections import FUNCTIONS
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 LISTENERS = 8
 PART = Dataset("part", "the first 8 users of MovieLens-1M", "ML-1M", LISTENERS, 100, 800)

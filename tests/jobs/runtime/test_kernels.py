@@ -6,7 +6,7 @@ from fuxi_beta import ops
 from jobs.commands.doctor import check_kernels
 from jobs.config import ClusterConfig
 from jobs.runtime import kernels
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 
 @pytest.fixture

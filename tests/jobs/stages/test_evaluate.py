@@ -11,7 +11,7 @@ import pytest
 from jobs.day import run_stage
 from jobs.registry import versions
 from jobs.stages import evaluate, promote
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 DAY_ONE, DAY_TWO = dt.date(2026, 3, 2), dt.date(2026, 3, 3)
 DAY = 86_400

@@ -12,7 +12,7 @@ from jobs.day import run_stage
 from jobs.registry import versions
 from jobs.stages import promote
 from jobs.tables.metrics import read_metrics, write_metrics
-from pipelines.schema import InputError
+from pipelines.errors import InputError
 
 DAY_ONE, DAY_TWO, DAY_THREE = (dt.date(2026, 3, n) for n in (2, 3, 4))
 GATES = GatesConfig(metric="ndcg_30", margin=0.1, best_of_days=28)  # type: ignore[call-arg]

@@ -22,8 +22,8 @@ from jobs.stages import sessionize
 from jobs.stages.quality_gate import read_quality
 from pipelines import storage
 from pipelines.calendar import Calendar
+from pipelines.errors import InputError
 from pipelines.histories.shards import read_manifest
-from pipelines.schema import InputError
 
 pytestmark = pytest.mark.usefixtures("spark")
 

@@ -19,8 +19,8 @@ from jobs.day import Day, run_stage
 from jobs.registry import versions
 from jobs.stages import recommend
 from jobs.tables import recommendations as lists
-from pipelines import storage
-from pipelines.schema import BusyError, InputError
+from pipelines import leases, storage
+from pipelines.errors import BusyError, InputError
 
 DAY_ONE, DAY_TWO = dt.date(2026, 3, 2), dt.date(2026, 3, 3)
 DAY = 86_400
@@ -270,7 +270,7 @@ def test_a_second_run_of_the_same_day_at_the_same_time_is_refused(deployment: Ca
     made = deployment()
     made.sessionized(DAY_ONE)
     lock = storage.join(made.day(DAY_ONE).workspace.run(DAY_ONE), "recommend.lock")
-    with storage.lease(lock, purpose="the first"), pytest.raises(BusyError, match="held by another run"):
+    with leases.lease(lock, purpose="the first"), pytest.raises(BusyError, match="held by another run"):
         run_stage(made.day(DAY_ONE), "recommend", recommend.run)
 
 

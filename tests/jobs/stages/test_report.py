@@ -28,9 +28,10 @@ from jobs.stages.report import run
 from jobs.tables import recommendations as lists
 from jobs.tables.metrics import write_metrics
 from pipelines import storage
+from pipelines.errors import InputError
 from pipelines.histories.shards import read_manifest
 from pipelines.logs.quality import Bounds, Check, Numbers, judge
-from pipelines.schema import InputError, catalogue_schema, recommendations_schema
+from pipelines.schema import catalogue_schema, recommendations_schema
 
 DAY_ONE, DAY_TWO = dt.date(2026, 3, 2), dt.date(2026, 3, 3)
 HOSTILE = '<script>alert("1")</script> & <b>Rivers</b>'

@@ -21,10 +21,10 @@ from jobs.day import open_day, run_stage
 from jobs.stages import sessionize
 from pipelines import storage
 from pipelines.calendar import Calendar
+from pipelines.errors import InputError
 from pipelines.histories import vocabulary
 from pipelines.histories.buckets import user_bucket
 from pipelines.histories.shards import read_item_counts, read_manifest
-from pipelines.schema import InputError
 
 pytestmark = pytest.mark.usefixtures("spark")
 

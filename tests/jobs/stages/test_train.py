@@ -22,8 +22,8 @@ from jobs.registry import versions as registry
 from jobs.stages import train
 from jobs.training.resume import SNAPSHOT
 from jobs.training.worker import MAX_CURVE_POINTS, Position
+from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
-from pipelines.schema import InputError
 
 from ..conftest import DAY_ONE, DAY_TWO, Deployment
 

@@ -11,7 +11,8 @@ import pytest
 
 from jobs.config import RecommendConfig
 from jobs.tables import recommendations as lists
-from pipelines.schema import DS, InputError, recommendations_schema
+from pipelines.errors import InputError
+from pipelines.schema import DS, recommendations_schema
 
 DAY_ONE, DAY_TWO = dt.date(2026, 3, 2), dt.date(2026, 3, 3)
 SCHEMA = recommendations_schema("int64", "int64")

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
+from pipelines.errors import BusyError
 from pipelines.histories import vocabulary
-from pipelines.schema import BusyError
 
 ONE, TWO, THREE = (dt.date(2026, 3, day) for day in (1, 2, 3))
 

@@ -14,11 +14,11 @@ from jobs.config import Config, load_config
 from jobs.day import open_day
 from jobs.serving.catalogue import titles
 from pipelines import storage
+from pipelines.errors import InputError
 from pipelines.histories import vocabulary
 from pipelines.histories.buckets import user_bucket
 from pipelines.histories.shards import Manifest, read_item_counts, read_manifest
 from pipelines.imports import movielens
-from pipelines.schema import InputError
 
 # user, item, rating, timestamp; user 7 rated two films in one second, the higher id first.
 RATINGS = [

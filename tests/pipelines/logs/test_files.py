@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from pipelines.errors import InputError
 from pipelines.logs import files
 from pipelines.logs.files import LogSpec
-from pipelines.schema import InputError
 
 NOON = 1_772_452_800  # 2026-03-02 12:00:00 UTC
 PLAYS = {

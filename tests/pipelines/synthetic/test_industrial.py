@@ -18,7 +18,8 @@ import pytest
 from jobs.commands.synth import main, synth_industrial
 from jobs.runtime import console
 from pipelines import storage
-from pipelines.schema import InputError, catalogue_schema
+from pipelines.errors import InputError
+from pipelines.schema import catalogue_schema
 from pipelines.synthetic import SyntheticConfig, generate
 from pipelines.synthetic.industrial import config as industrial_config
 from pipelines.synthetic.industrial import plan as industrial

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines import storage
-from pipelines.schema import InputError, catalogue_schema
+from pipelines.errors import InputError
+from pipelines.schema import catalogue_schema
 from pipelines.synthetic import GENERATOR_VERSION, SyntheticConfig, generate, read_config
 from pipelines.synthetic.ceiling import as_jagged, oracle_lists, oracle_probabilities
 from pipelines.synthetic.listeners import FIRST_USER_ID, artist_weights, bot_numbers, make_listeners

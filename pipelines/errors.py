@@ -1,0 +1,9 @@
+"""Errors that end a command in one clear line."""
+
+
+class InputError(ValueError):
+    """Something the operator gave us is wrong. The message is one line: the thing, what was found, the remedy."""
+
+
+class BusyError(InputError):
+    """Another run holds the lock of what we were asked to do. Nothing is wrong with the input."""
