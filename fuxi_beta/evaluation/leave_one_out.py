@@ -18,7 +18,7 @@ from torch import Tensor
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch, Histories, held_out, read_histories, without_newest
 from fuxi_beta.evaluation.metrics import rank_metrics
-from fuxi_beta.evaluation.next_day import Contexts, Known, Means, Metrics, Progress
+from fuxi_beta.evaluation.protocol import Contexts, Known, Means, Metrics, Progress
 from pipelines.calendar import Calendar
 from pipelines.histories.shards import Manifest
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.day import Day
 from jobs.report.charts import Chart, Panel, panel_chart
-from jobs.stages.quality_gate import read_quality
+from jobs.tables.quality import read_quality
 from pipelines.logs.quality import (
     ACCEPTED,
     DUPLICATE_SHARE,

@@ -19,7 +19,7 @@ from jobs.config import Config, load_config
 from jobs.daily import run_day
 from jobs.day import Day, open_day, run_stage
 from jobs.stages import sessionize
-from jobs.stages.quality_gate import read_quality
+from jobs.tables.quality import read_quality
 from pipelines import storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError

@@ -23,10 +23,10 @@ from jobs.daily import run_day
 from jobs.day import Day, open_day
 from jobs.report.charts import Panel, loss_chart, panel_chart, temporal_chart, trend_chart
 from jobs.report.examples import pick_listeners
-from jobs.stages.quality_gate import write_quality
 from jobs.stages.report import run
 from jobs.tables import recommendations as lists
 from jobs.tables.metrics import write_metrics
+from jobs.tables.quality import write_quality
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.histories.shards import read_manifest
