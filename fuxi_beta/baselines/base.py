@@ -12,17 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuxi_beta.config import TrainConfig
+from fuxi_beta.config import Mode, TrainConfig
 from fuxi_beta.data.batches import Batch, Histories, read_histories, without_newest
 from fuxi_beta.ops.top_k import top_k_of_scores
+from fuxi_beta.recommender import Pairs, Recommender
 from pipelines.histories.shards import Manifest
 
 if TYPE_CHECKING:
     from scipy import sparse
 
 
-class ScoredBaseline:
-    """A recommender made of `scores`; heard songs are removed in mode `exclusive`."""
+class ScoredBaseline(Recommender):
+    """A recommender made of `scores`."""
 
     def __init__(self, *, train: TrainConfig, candidates: Tensor) -> None:
         self.train, self.candidates = train, candidates  # candidates: bool [V]
@@ -32,14 +33,18 @@ class ScoredBaseline:
         """Highest item index it knows."""
         return len(self.candidates) - 1
 
+    @property
+    def mode(self) -> Mode:
+        """That of the training it is compared with."""
+        return self.train.mode
+
     def scores(self, batch: Batch) -> Tensor:
         """The score of every song for every listener. float32 [B, V]."""
         raise NotImplementedError
 
-    def recommend(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
-        """Lists of k songs, best first: items int64 [B, K], 0 where fewer, and scores float32 [B, K]."""
-        seen = (batch.seen_listener, batch.seen_items) if self.train.mode == "exclusive" else None
-        return top_k_of_scores(self.scores(batch), candidates=self.candidates, k=k, seen=seen)
+    def rank(self, batch: Batch, k: int, *, excluded: Pairs | None = None) -> tuple[Tensor, Tensor]:
+        """The k candidates with the highest scores."""
+        return top_k_of_scores(self.scores(batch), candidates=self.candidates, k=k, seen=excluded)
 
 
 class DecayedBaseline(ScoredBaseline):

@@ -10,6 +10,8 @@ from torch import Tensor
 from fuxi_beta.baselines.base import ScoredBaseline, all_songs, plays_before
 from fuxi_beta.config import EvaluateConfig, TrainConfig
 from fuxi_beta.data.batches import Batch
+from fuxi_beta.ops.top_k import top_k_of_scores
+from fuxi_beta.recommender import Pairs
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.histories.shards import Manifest
 
@@ -20,10 +22,20 @@ class Popularity(ScoredBaseline):
     def __init__(self, listeners: Tensor, *, train: TrainConfig, candidates: Tensor) -> None:
         super().__init__(train=train, candidates=candidates)
         self.listeners = listeners  # float32 [V], distinct listeners of each song
+        songs = candidates.nonzero().squeeze(1)
+        self.order = songs[listeners[songs].argsort(descending=True, stable=True)]  # candidates, best first
 
     def scores(self, batch: Batch) -> Tensor:
         """Distinct listeners of each song, for everybody. float32 [B, V]."""
         return self.listeners.expand(batch.num_listeners, -1)
+
+    def rank(self, batch: Batch, k: int, *, excluded: Pairs | None = None) -> tuple[Tensor, Tensor]:
+        """The first songs of the one order that are not excluded; no more of it is looked at than that takes."""
+        rows, songs = excluded or (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+        most = int(rows.bincount(minlength=1).max())  # songs that may be taken out of a list
+        head = torch.zeros(len(self.candidates), dtype=torch.bool)
+        head[self.order[: k + most]] = True
+        return top_k_of_scores(self.scores(batch), candidates=head, k=k, seen=(rows, songs))
 
 
 def fit_popularity(

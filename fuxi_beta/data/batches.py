@@ -39,6 +39,12 @@ class Histories:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @classmethod
+    def without_plays(cls, user_id: pa.Array) -> "Histories":
+        """Listeners who never played anything."""
+        offsets, items = np.zeros(len(user_id) + 1, np.int64), np.zeros(0, np.int32)
+        return cls(user_id, offsets, items, np.zeros(0, np.int64), np.zeros(0, np.uint8), offsets, items)
+
     @property
     def listener(self) -> np.ndarray:
         """Row of the listener of each event. int64 [T]."""

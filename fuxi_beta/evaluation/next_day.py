@@ -15,7 +15,8 @@ import torch
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Histories, read_histories
 from fuxi_beta.evaluation.metrics import list_metrics
-from fuxi_beta.evaluation.protocol import Contexts, Means, Metrics, Progress, Recommender
+from fuxi_beta.evaluation.protocol import Contexts, Means, Metrics, Progress
+from fuxi_beta.recommender import ListMaker, Recommender, raw_lists
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest
@@ -96,12 +97,14 @@ def evaluate_next_day(
     config: EvaluateConfig,
     known_items: int | np.ndarray | None = None,
     fallback: Recommender | None = None,
+    lists: ListMaker = raw_lists,
     on_progress: Progress | None = None,
 ) -> NextDayResult:
     """Protocol `next_day` for the serving day `ds` on its own shards, which hold the events of D-1.
 
     known_items: songs known before D-1, as the highest index or bool [V]; default all of the manifest. fallback makes
-    the list where a recommender has none, as serving does. `model` and `train` shape the contexts of recommenders that
+    the list where a recommender has none, as serving does. lists: how a recommender makes lists, by default without
+    any list rule. `model` and `train` shape the contexts of recommenders that
     are no TrainedModel; a TrainedModel brings its own. Metrics for each k of config.at: hr, recall, ndcg, coverage
     (share of the known songs in any list) and repeats (share of listed songs heard before). Slices: `all`, and a
     partition of it into `new` (first event within new_days of the cut), `light` and `heavy`.
@@ -126,7 +129,7 @@ def evaluate_next_day(
             contexts = Contexts(context, cases.request_time, model, train, calendar)
             tally.count(slices)
             for name, recommender in recommenders.items():
-                items = _lists(recommender, fallback, contexts, max(config.at))
+                items = _items(lists, recommender, fallback, contexts, max(config.at))
                 keys = np.where(items > 0, chunk[:, None] * songs + items, -1)
                 repeats = np.isin(_local_keys(items, songs), contexts.seen_keys(songs)) & (items > 0)
                 tally.add(name, slices, items, np.isin(keys, truth), repeats, relevant[chunk])
@@ -174,11 +177,13 @@ class _Tally:
         return means
 
 
-def _lists(recommender: Recommender, fallback: Recommender | None, contexts: Contexts, k: int) -> np.ndarray:
-    items, _ = recommender.recommend(contexts.batch(recommender), k)
+def _items(
+    lists: ListMaker, recommender: Recommender, fallback: Recommender | None, contexts: Contexts, k: int
+) -> np.ndarray:
+    items, _ = lists(recommender, contexts.batch(recommender), k)
     empty = items[:, 0] == 0
     if fallback is not None and bool(empty.any()):
-        items = torch.where(empty[:, None], fallback.recommend(contexts.batch(fallback), k)[0], items)
+        items = torch.where(empty[:, None], lists(fallback, contexts.batch(fallback), k)[0], items)
     return items.numpy()
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-from torch import Tensor
 
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch, Histories, inference_batch
@@ -25,14 +24,6 @@ class Known(Protocol):
     @property
     def vocabulary_size(self) -> int:
         """Highest item index it knows."""
-        ...
-
-
-class Recommender(Known, Protocol):
-    """Makes lists."""
-
-    def recommend(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
-        """Items int64 [B, K], best first, 0 where fewer, and scores float32 [B, K]."""
         ...
 
 

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fuxi_beta import models
-from fuxi_beta.config import ModelConfig, TrainConfig
+from fuxi_beta.config import Mode, ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.models.base import SequenceModel, l2_normalise
 from fuxi_beta.ops.top_k import Searcher
+from fuxi_beta.recommender import Pairs, Recommender
 from pipelines.errors import InputError
 
 EXPORT_FORMAT = 1
@@ -29,7 +30,7 @@ Config = TypeVar("Config", ModelConfig, TrainConfig)
 
 
 @dataclass
-class TrainedModel:
+class TrainedModel(Recommender):
     """Everything needed to make lists: the network, its item table, and what it was trained on."""
 
     model: SequenceModel
@@ -51,6 +52,11 @@ class TrainedModel:
             )
         self._searcher: Searcher | None = None
 
+    @property
+    def mode(self) -> Mode:
+        """What it was trained for."""
+        return self.train_config.mode
+
     def to(self, device: torch.device | str) -> "TrainedModel":
         """The same model with its numbers on a device, where it then makes its lists; its network is moved, not copied.
 
@@ -64,15 +70,15 @@ class TrainedModel:
         )
 
     @torch.inference_mode()
-    def recommend(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
-        """Lists of k songs, best first: items int64 [B, K] and scores float32 [B, K] (cosines), in host memory.
+    def rank(self, batch: Batch, k: int, *, excluded: Pairs | None = None) -> tuple[Tensor, Tensor]:
+        """The k best candidates: items int64 [B, K] and scores float32 [B, K] (cosines), in host memory.
 
-        Only candidates are listed, in mode `exclusive` only songs the listener never heard. Where fewer songs are left,
-        and for a listener without usable history, items are 0 and scores -inf.
+        Where fewer songs are left, and for a listener without usable history, items are 0 and scores -inf.
         """
         batch = batch.to(self.item_vectors.device)
-        seen = (batch.seen_listener, batch.seen_items) if self.train_config.mode == "exclusive" else None
-        items, scores = self._songs().top_k(self._queries(batch), k=k, seen=seen)
+        if excluded is not None:
+            excluded = excluded[0].to(batch.offsets.device), excluded[1].to(batch.offsets.device)
+        items, scores = self._songs().top_k(self._queries(batch), k=k, seen=excluded)
         nobody = (batch.lengths == 0)[:, None]
         return items.masked_fill(nobody, 0).cpu(), scores.masked_fill(nobody, -torch.inf).cpu()
 

@@ -1,6 +1,6 @@
 """What a model version holds: the export, the vocabulary it was trained with, the code that reads them, a signature.
 
-Nothing is pickled: `pyfunc_model.py` is stored as text with the two packages it needs, so a version is scored by
+Nothing is pickled: `pyfunc_model.py` is stored as text with the packages it needs, so a version is scored by
 the code it was trained with.
 """
 
@@ -93,12 +93,13 @@ def _pinned(packages: Iterable[str]) -> list[str]:
 
 
 def _code(scratch: str) -> list[str]:
-    """Copies of the two packages that loading a version needs, without compiled files."""
+    """Copies of the packages whose code a version runs, without compiled files."""
     import fuxi_beta
+    import jobs
     import pipelines
 
     folders = []
-    for package in (fuxi_beta, pipelines):
+    for package in (fuxi_beta, jobs, pipelines):
         source, target = Path(str(package.__file__)).parent, Path(scratch, package.__name__)
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         folders.append(str(target))

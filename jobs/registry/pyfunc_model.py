@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from fuxi_beta.data.batches import Histories, inference_batch
 from fuxi_beta.training.checkpoint import load_export
+from jobs.serving.rules import served_lists
 from pipelines.calendar import Calendar
 
 DEFAULT_K = 30
@@ -58,7 +59,7 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
             calendar=self.calendar,
             vocabulary_size=trained.vocabulary_size,
         )
-        songs, scores = trained.recommend(batch, k)
+        songs, scores = served_lists(trained, batch, k)
         found = songs[0].numpy()
         keep = found > 0
         rows = np.searchsorted(self.item_index, found[keep])

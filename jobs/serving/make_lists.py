@@ -8,13 +8,14 @@ Shapes: `B` listeners in a batch, `K` list length, `V` songs of the vocabulary.
 
 import datetime as dt
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from fuxi_beta.config import Kernels
+from fuxi_beta.config import Kernels, ModelConfig
+from jobs.serving.rules import served_lists
 from jobs.tables.recommendations import MODEL, POPULAR, Part, write_part
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.histories.shards import Manifest, ShardFile
@@ -32,6 +33,7 @@ from pipelines.schema import (
 )
 
 if TYPE_CHECKING:
+    from fuxi_beta.baselines.popularity import Popularity
     from fuxi_beta.data.batches import Batch, Histories
     from fuxi_beta.training.checkpoint import TrainedModel
 
@@ -44,14 +46,12 @@ class ListJob:
     table_uri: str
     manifest: Manifest
     item_ids: pa.Array  # item_id of the songs 1..V, at index - 1
-    popular_items: np.ndarray  # int64, songs by popularity, best first
-    popular_scores: np.ndarray  # float32, theirs
+    popularity: "Popularity"  # makes the lists of listeners for whom the model has none
     model: "TrainedModel | None"  # None: popular lists only
     model_version: str | None
     stale_days: int
     k: int
     active_days: int
-    exclusive: bool  # whether heard songs are left out of popular lists, as the model leaves them out of its own
     batch_size: int  # listeners scored at once
     kernels: Kernels = "auto"
     device: str = "cpu"  # where the model makes its lists
@@ -76,9 +76,10 @@ def make_part(job: ListJob, file: ShardFile) -> Part:
 
 def default_part(job: ListJob) -> Part:
     """The one list for listeners the table does not have: the most popular songs, user_id null."""
-    items, scores = job.popular_items[None, : job.k], job.popular_scores[None, : job.k]
-    rows = _table(job, pa.nulls(1, _schema(job).field(USER_ID).type), items, scores, np.array([False]), bucket=None)
-    return write_part(job.table_uri, job.ds, rows)
+    from fuxi_beta.data.batches import Histories
+
+    nobody = Histories.without_plays(pa.nulls(1, _schema(job).field(USER_ID).type))
+    return write_part(job.table_uri, job.ds, _rows(replace(job, model=None), None, nobody))
 
 
 def _active(job: ListJob, histories: "Histories") -> Iterator["Histories"]:
@@ -91,42 +92,27 @@ def _active(job: ListJob, histories: "Histories") -> Iterator["Histories"]:
         yield histories.select(rows[start : start + job.batch_size])
 
 
-def _rows(job: ListJob, bucket: int, histories: "Histories") -> pa.Table:
+def _rows(job: ListJob, bucket: int | None, histories: "Histories") -> pa.Table:
     items = np.zeros((len(histories), job.k), np.int64)
     scores = np.full((len(histories), job.k), -np.inf, np.float32)
-    usable = np.zeros(len(histories), bool)
+    by_model = np.zeros(len(histories), bool)
     if job.model is not None:
-        batch = _inference_batch(job, job.model, histories)
-        usable = batch.lengths.numpy() > 0
-        found, values = job.model.recommend(batch, job.k)
-        items[:], scores[:] = found.numpy(), values.numpy()
-    for row in np.flatnonzero(~usable):
-        items[row], scores[row] = _popular(job, histories.select(np.array([row])))
-    return _table(job, histories.user_id, items, scores, usable, bucket=bucket)
+        batch = _batch(job, job.model, histories)
+        items[:], scores[:] = served_lists(job.model, batch, job.k)
+        by_model = batch.lengths.numpy() > 0
+    rest = np.flatnonzero(~by_model)
+    if len(rest):
+        batch = _batch(job, job.popularity, histories.select(rest))
+        items[rest], scores[rest] = served_lists(job.popularity, batch, job.k)
+    return _table(job, histories.user_id, items, scores, by_model, bucket=bucket)
 
 
-def _inference_batch(job: ListJob, model: "TrainedModel", histories: "Histories") -> "Batch":
-    from fuxi_beta.data.batches import inference_batch
+def _batch(job: ListJob, recommender: "TrainedModel | Popularity", histories: "Histories") -> "Batch":
+    """What a recommender reads of listeners, requested at the request hour of ds."""
+    from fuxi_beta.evaluation.protocol import Contexts
 
-    calendar = Calendar(job.manifest.timezone)
-    return inference_batch(
-        histories,
-        request_time=calendar.request_time(job.ds),
-        model=model.model_config,
-        train=model.train_config,
-        calendar=calendar,
-        vocabulary_size=model.vocabulary_size,
-    )
-
-
-def _popular(job: ListJob, listener: "Histories") -> tuple[np.ndarray, np.ndarray]:
-    """The k most popular songs one listener has not heard (any, where heard songs may be listed); 0 where fewer."""
-    heard = np.union1d(listener.heard_items, listener.item_index) if job.exclusive else np.zeros(0, np.int64)
-    first = job.popular_items[: job.k + len(heard)]  # at most len(heard) of these are taken out
-    places = np.flatnonzero(~np.isin(first, heard))[: job.k]
-    items, scores = np.zeros(job.k, np.int64), np.zeros(job.k, np.float32)
-    items[: len(places)], scores[: len(places)] = job.popular_items[places], job.popular_scores[places]
-    return items, scores
+    calendar, train = Calendar(job.manifest.timezone), job.popularity.train
+    return Contexts(histories, calendar.request_time(job.ds), ModelConfig(), train, calendar).batch(recommender)
 
 
 def _schema(job: ListJob) -> pa.Schema:

@@ -9,6 +9,7 @@ from jobs.day import Day
 from jobs.registry import versions as registry
 from jobs.runtime import kernels
 from jobs.runtime.console import progress
+from jobs.serving.rules import served_lists
 from jobs.tables.metrics import write_metrics
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
@@ -63,6 +64,7 @@ def _next_day(day: Day, manifest: Manifest, versions: dict[str, str]) -> dict[st
             config=config.evaluate,
             known_items=known,
             fallback=recommenders[POPULARITY],
+            lists=served_lists,
             on_progress=_increments(advance),
         )
     return {

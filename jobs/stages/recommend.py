@@ -7,9 +7,7 @@ sees; the driver audits all parts together and commits them at once, or publishe
 import datetime as dt
 import json
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from fuxi_beta.config import TrainConfig
 from jobs.day import Day
@@ -23,6 +21,9 @@ from jobs.tables.recommendations import Part
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, ShardFile, read_manifest
 from pipelines.schema import ITEM_ID
+
+if TYPE_CHECKING:
+    from fuxi_beta.baselines.popularity import Popularity
 
 GPU_BATCH = 4096
 """Listeners whose lists a GPU makes at once: enough to fill it, a few GB where all histories are full."""
@@ -67,7 +68,7 @@ def run(day: Day) -> dict[str, Any]:
 
 def _audited(day: Day, job: ListJob, parts: list[Part], earlier: tuple[dt.date, int] | None) -> dict[str, Any]:
     """The counts and the audit of the lists. InputError if a check fails."""
-    eligible = len(job.popular_items) if job.model is None else int(job.model.candidates.sum())
+    eligible = int((job.model or job.popularity).candidates.sum())
     result = lists.summary(parts, eligible=eligible)
     checks = lists.audit(parts, result, config=day.config.recommend, earlier=earlier)
     failed = [f"{check.check} ({check.detail})" for check in checks if not check.passed]
@@ -89,36 +90,31 @@ def list_job(day: Day) -> ListJob:
 
         model = load_export(versions.download_model(day, record.chosen_model))
     train = model.train_config if model else config.train
-    items, scores = popular_songs(day, manifest, train)
     on_gpu = config.cluster.recommend_gpus_per_task > 0
     return ListJob(
         ds=day.ds,
         table_uri=day.workspace.recommendations,
         manifest=manifest,
         item_ids=_item_ids(day, manifest),
-        popular_items=items,
-        popular_scores=scores,
+        popularity=popularity(day, manifest, train),
         model=model,
         model_version=record.chosen_model,
         stale_days=day.stale_days,
         k=config.recommend.k,
         active_days=config.recommend.active_days,
-        exclusive=train.mode == "exclusive",
         batch_size=max(config.evaluate.batch_size, GPU_BATCH if on_gpu else 0),
         kernels=config.cluster.kernels,
         device="cuda" if on_gpu else "cpu",
     )
 
 
-def popular_songs(day: Day, manifest: Manifest, train: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Songs played in the days before the cut, by distinct listeners: int64 indices and float32 counts, best first."""
-    from fuxi_beta.baselines.popularity import fit_popularity
+def popularity(day: Day, manifest: Manifest, train: TrainConfig) -> "Popularity":
+    """Songs that anybody played in the days before the cut, by distinct listeners."""
+    from fuxi_beta.baselines.popularity import Popularity, fit_popularity
 
     end = day.workspace.calendar.day_start(day.ds)
-    listeners = fit_popularity(manifest, end=end, train=train, config=day.config.evaluate).listeners.numpy()
-    order = np.argsort(-listeners, kind="stable")
-    order = order[listeners[order] > 0]
-    return order.astype(np.int64), listeners[order].astype(np.float32)
+    listeners = fit_popularity(manifest, end=end, train=train, config=day.config.evaluate).listeners
+    return Popularity(listeners, train=train, candidates=listeners > 0)
 
 
 def score(day: Day, job: ListJob, parts: list[Part]) -> None:

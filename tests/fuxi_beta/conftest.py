@@ -4,13 +4,10 @@ import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from fuxi_beta.data.batches import Batch
 from pipelines import schema
 from pipelines.histories.shards import Manifest, ShardFile, write_manifest
 
@@ -74,34 +71,5 @@ def make_shards(tmp_path: Path) -> Callable[..., Manifest]:
             files=tuple(files),
         )
         return write_manifest(str(folder), manifest)
-
-    return make
-
-
-@pytest.fixture
-def make_batch() -> Callable[..., Batch]:
-    """A function that draws a random jagged batch of given lengths; some neighbours share a second."""
-
-    def make(lengths: list[int], *, songs: int = 20, seed: int = 0, target_share: float = 1.0) -> Batch:
-        random = np.random.default_rng(seed)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        total = int(offsets[-1])
-        gaps = random.choice([0, 1, 60, 4_000, 90_000, 5_000_000], total)
-        timestamp = np.concatenate([[0], 1_700_000_000 + np.cumsum(gaps)])[1:]
-        next_timestamp = timestamp + random.choice([0, 1, 30, 86_400], total)
-        items, targets = random.integers(1, songs + 1, total), random.integers(1, songs + 1, total)
-        targets[random.random(total) >= target_share] = 0
-        seen = [np.unique(items[offsets[row] : offsets[row + 1]]) for row in range(len(lengths))]
-        arrays = {
-            "offsets": offsets,
-            "item_index": items,
-            "timestamp": timestamp,
-            "next_timestamp": next_timestamp,
-            "target": targets,
-            "sample": np.arange(len(lengths)) + 7,
-            "seen_offsets": np.concatenate([[0], np.cumsum([len(songs) for songs in seen])]),
-            "seen_items": np.concatenate([*seen, np.zeros(0)]),
-        }
-        return Batch(**{name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()})
 
     return make

@@ -12,6 +12,7 @@ from fuxi_beta.baselines.popularity import fit_popularity
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.evaluation.next_day import evaluate_next_day
 from fuxi_beta.models.fuxi_beta import FuXiBeta
+from fuxi_beta.recommender import Recommender
 from fuxi_beta.training.checkpoint import TrainedModel
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
@@ -26,13 +27,14 @@ CONFIG = EvaluateConfig(at=(2, 3), light_events=2, new_days=7, batch_size=2)
 OLD = CUT - 30 * DAY
 
 
-class Fixed:
+class Fixed(Recommender):
     """Lists given by hand, by the newest song of the context."""
 
     def __init__(self, lists: dict[int, list[int]]) -> None:
         self.lists, self.vocabulary_size, self.batches = lists, 9, []
+        self.mode = "exclusive"
 
-    def recommend(self, batch, k):
+    def rank(self, batch, k, *, excluded=None):
         self.batches.append(batch)
         rows = []
         for start, end in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True):
