@@ -115,7 +115,7 @@ def _stage_command(name: str, help_text: str, *more: Callable[..., Any]) -> None
             done = day.marker(name) is not None and not day.force
             click.echo(f"{name} --ds {day.ds}: {'done, would be skipped' if done else 'would run'}")
             return
-        result = run_stage(day, name, importlib.import_module(f"jobs.{name}").run)
+        result = run_stage(day, name, importlib.import_module(f"jobs.stages.{name}").run)
         click.echo(json.dumps(result, indent=2, default=str))
 
 

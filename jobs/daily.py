@@ -41,7 +41,7 @@ class DayResult:
 
 def stage_functions() -> dict[str, Stage]:
     """Every stage by name, in order."""
-    return {name: importlib.import_module(f"jobs.{name}").run for name in STAGES}
+    return {name: importlib.import_module(f"jobs.stages.{name}").run for name in STAGES}
 
 
 def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:

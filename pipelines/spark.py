@@ -24,7 +24,7 @@ def run_tasks(spark: Any, body: Callable[[T], dict[str, Any]], tasks: Sequence[T
     try:
         return work.collect()
     except Exception as error:
-        found = re.search(r"pipelines\.schema\.InputError: (.+)", str(error))
+        found = re.search(rf"{InputError.__module__}\.InputError: (.+)", str(error))
         if found:
             raise InputError(found.group(1).strip()) from None
         raise

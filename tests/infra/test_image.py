@@ -58,7 +58,7 @@ def test_arguments_are_those_of_fuxi() -> None:
 DRIVER = """
 import os, time
 from jobs.config import ClusterConfig
-from jobs.engines import spark_session
+from jobs.runtime.engines import spark_session
 options = {"spark.executor.memory": "512m", "spark.decommission.enabled": "true"}
 cluster = ClusterConfig(spark_master="local-cluster[1,1,1024]", spark_options=options)
 context = spark_session(cluster).sparkContext

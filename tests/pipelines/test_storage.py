@@ -107,7 +107,7 @@ def test_a_local_lease_is_exclusive_and_names_its_holder(tmp_path: Path) -> None
 def test_a_local_lease_dies_with_its_process(tmp_path: Path) -> None:
     uri = str(tmp_path / "day.lock")
     code = (
-        "import time\nfrom pipelines import storage\n"
+        "import time\nfrom pipelines import leases\n"
         f"with leases.lease({uri!r}, purpose='other'):\n    print('held', flush=True)\n    time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -197,9 +197,9 @@ def test_a_gpu_takes_triton_and_without_it_plain_torch_after_one_warning(monkeyp
 INTERPRETED = """
 import torch
 from fuxi_beta import ops
-from fuxi_beta.batches import Batch
+from fuxi_beta.data.batches import Batch
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.keyed import DropoutKey
+from fuxi_beta.data.stateless_random import DropoutKey
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.ops import triton
 

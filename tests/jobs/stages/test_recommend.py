@@ -276,7 +276,8 @@ def test_a_second_run_of_the_same_day_at_the_same_time_is_refused(deployment: Ca
 
 KILLED = """
 import os, signal, sys, datetime as dt
-from jobs import lists, recommend
+from jobs.stages import recommend
+from jobs.tables import recommendations as lists
 from jobs.config import load_config
 from jobs.day import open_day, run_stage
 

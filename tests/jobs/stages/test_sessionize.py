@@ -415,7 +415,7 @@ def test_logs_and_workspace_on_an_object_store(s3, tmp_path, spark):
 
 LOCAL_CLUSTER = """
 import datetime as dt, sys
-from jobs import sessionize
+from jobs.stages import sessionize
 from jobs.config import load_config
 from jobs.day import open_day, run_stage
 settings = load_config(environment={}, overrides=sys.argv[2:])

@@ -137,7 +137,7 @@ def test_a_worker_killed_in_a_two_node_cluster_is_replaced_and_the_loss_is_the_u
 
 DRIVER = """
     import sys, datetime as dt
-    from jobs import train
+    from jobs.stages import train
     from jobs.config import load_config
     from jobs.day import open_day
 
