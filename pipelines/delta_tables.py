@@ -93,8 +93,8 @@ def append(
 ) -> None:
     """Append rows to version `base` of a table, or create the table from them if that is None.
 
-    transaction: an application id and a number. BusyError if another run committed with the same id since `base`:
-    Delta never treats two appends as a conflict, two transactions of one application it does.
+    transaction: of `commit_properties`. BusyError if another run committed with the same application id since `base`;
+    without a transaction, two appends never conflict in Delta.
     """
     from deltalake import DeltaTable, write_deltalake
     from deltalake.exceptions import CommitFailedError, DeltaError
@@ -116,10 +116,10 @@ def append(
 def commit_properties(
     *, metadata: Mapping[str, str] | None = None, transaction: tuple[str, int] | None = None, retry: bool = True
 ) -> "CommitProperties":
-    """What a commit notes and how it meets a concurrent one.
+    """Properties of a commit.
 
-    metadata: shown in the table's history. transaction: an application's id and the number of its last commit.
-    retry: try again on top of commits that do not conflict.
+    metadata: shown in the table's history. transaction: the id of an application and the number of this commit of it.
+    retry: whether to commit on top of concurrent commits that do not conflict.
     """
     from deltalake import CommitProperties, Transaction
 

@@ -192,7 +192,7 @@ QUALITY_TABLE = TableSpec(
 )
 
 
-def delta_tables(user_id_type: str, item_id_type: str) -> tuple[TableSpec, ...]:
+def table_specs(user_id_type: str, item_id_type: str) -> tuple[TableSpec, ...]:
     """Every Delta table of a workspace with ids of these types."""
     lists = recommendations_table(user_id_type, item_id_type)
     return (vocabulary_table(item_id_type), lists, METRICS_TABLE, QUALITY_TABLE)
