@@ -60,10 +60,10 @@ class Calendar:
         if self.timezone == "UTC" or timestamps.size == 0:
             return timestamps // DAY_SECONDS
         starts, _, first = self._span(int(timestamps.min()), int(timestamps.max()))
-        place = timestamps // DAY_SECONDS - first  # a day of UTC, which is that of the zone or beside it
-        place += timestamps >= starts[place + 1]
-        place -= timestamps < starts[place]
-        return place + first
+        index = timestamps // DAY_SECONDS - first  # the day in UTC: that of the zone, or the one before or after
+        index += timestamps >= starts[index + 1]
+        index -= timestamps < starts[index]
+        return index + first
 
     def request_time_of_day_number(self, day_numbers: np.ndarray) -> np.ndarray:
         """Unix second of 08:00 wall clock on each day number. int64, same shape."""
@@ -78,7 +78,7 @@ class Calendar:
         """`t_{i+1}` as the daily job knows it: the time of the next event on the same day, else 08:00 of its day.
 
         Lists of a day are computed from events before its 00:00 and for its 08:00, so the last event before a
-        cut never sees a next time that serving could not know. Training, evaluation and serving all call this.
+        cut must not have a next time that serving cannot know. Training, evaluation and serving all call this.
         """
         day, next_day = self.day_number(timestamps), self.day_number(next_timestamps)
         return np.where(next_day > day, self.request_time_of_day_number(next_day), next_timestamps)

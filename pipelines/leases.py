@@ -15,17 +15,18 @@ from pipelines.storage import absolute, is_s3, make_parent, read_bytes
 
 @contextlib.contextmanager
 def lease(uri: str, *, purpose: str, seconds: float = 120.0) -> Iterator[None]:
-    """Hold the lock file `uri` while the block runs; BusyError if somebody else holds it.
+    """Hold the lock file `uri` while the block runs; BusyError if another process holds it.
 
-    Locally the lock is the kernel's (it goes with the process, however that dies). On S3 it is an object made
-    by a conditional put and renewed every third of `seconds`; one not renewed for `seconds` may be taken over.
+    A local lease is a lock of the kernel, which releases it when the process ends in any way. On S3 it is an object
+    created by a conditional put and renewed every third of `seconds`; after `seconds` without renewal another process
+    may take it over.
     """
     with _s3_lease(uri, purpose, seconds) if is_s3(uri) else _local_lease(uri, purpose):
         yield
 
 
 def lease_holder(uri: str) -> str:
-    """Who holds a lock file at this moment; "" if nobody does. Takes nothing and writes nothing."""
+    """Who holds a lock file at this moment; "" if nobody does. Neither takes the lease nor writes anything."""
     if is_s3(uri):
         try:
             content = json.loads(read_bytes(uri))

@@ -1,10 +1,12 @@
-"""The one home of column names, Arrow schemas and table specifications.
+"""The one home of column names, Arrow schemas and specifications of Delta tables.
 
-Everything that is read or written under a workspace has its shape here. Times are Unix seconds, UTC. Ids
+Everything that is read or written under a workspace has its schema here. Times are Unix seconds, UTC. Ids
 of users and items are int64 or string, one type per column and per workspace.
 """
 
 import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -48,8 +50,24 @@ SOURCE = "source"
 MODEL_VERSION = "model_version"
 STALE_DAYS = "stale_days"
 
+# Metrics and input quality.
+PROTOCOL = "protocol"
+SLICE = "slice"
+METRIC = "metric"
+VALUE = "value"
+LOWER = "lower"
+UPPER = "upper"
+PASSED = "passed"
+ACCEPTED_OVERRIDE = "accepted_override"
+
 PADDING_INDEX = 0
 """Item index 0 is padding: no song ever has it."""
+
+SOURCE_MODEL, SOURCE_POPULAR = "model", "popular"
+"""Values of `source`: the list is the model's, or it is of popular songs."""
+
+MAX_LIST_ITEMS = 1000
+"""Songs in a list: the constraint of the table; `recommend.k` is usually far below."""
 
 
 ID_TYPES: dict[str, pa.DataType] = {"int64": pa.int64(), "string": pa.string()}
@@ -102,61 +120,82 @@ def delta_schema(user_id_type: str) -> pa.Schema:
     return schema.remove(schema.get_field_index(SESSION_INDEX))
 
 
-def vocabulary_schema(item_id_type: str) -> pa.Schema:
-    """Append-only map from song to row of the embedding table."""
-    return pa.schema(
-        [
-            pa.field(ITEM_INDEX, pa.int32(), nullable=False),
-            pa.field(ITEM_ID, id_type(item_id_type), nullable=False),
-            pa.field(FIRST_DS, pa.date32(), nullable=False),
-        ]
-    )
-
-
 def item_counts_schema() -> pa.Schema:
     """Distinct listeners per song up to a ds, for eligibility."""
     return pa.schema([(ITEM_INDEX, pa.int32()), (LISTENERS, pa.int64())])
 
 
-def recommendations_schema(user_id_type: str, item_id_type: str) -> pa.Schema:
+@dataclass(frozen=True)
+class TableSpec:
+    """A Delta table of a workspace. `name` is also its folder; constraints are SQL conditions by name."""
+
+    name: str
+    schema: pa.Schema
+    partition_by: tuple[str, ...] = ()
+    constraints: Mapping[str, str] = field(default_factory=dict)
+
+
+def vocabulary_table(item_id_type: str) -> TableSpec:
+    """Append-only map from song to row of the item table."""
+    columns = [
+        pa.field(ITEM_INDEX, pa.int32(), nullable=False),
+        pa.field(ITEM_ID, id_type(item_id_type), nullable=False),
+        pa.field(FIRST_DS, pa.date32(), nullable=False),
+    ]
+    return TableSpec("vocabulary", pa.schema(columns))
+
+
+def recommendations_table(user_id_type: str, item_id_type: str) -> TableSpec:
     """One row a listener and ds; `items` is in rank order. `user_id` null is the list for unknown listeners."""
     item = pa.struct([(ITEM_ID, id_type(item_id_type)), (SCORE, pa.float32())])
-    return pa.schema(
+    columns = [
+        pa.field(DS, pa.date32(), nullable=False),
+        pa.field(BUCKET, pa.int32()),
+        pa.field(USER_ID, id_type(user_id_type)),
+        pa.field(ITEMS, pa.list_(item)),
+        pa.field(SOURCE, pa.string()),
+        pa.field(MODEL_VERSION, pa.string()),
+        pa.field(STALE_DAYS, pa.int32()),
+    ]
+    limit = {"items_at_most": f"array_length({ITEMS}) <= {MAX_LIST_ITEMS}"}
+    return TableSpec("recommendations", pa.schema(columns), partition_by=(DS,), constraints=limit)
+
+
+METRICS_TABLE = TableSpec(
+    "metrics",
+    pa.schema(
         [
             pa.field(DS, pa.date32(), nullable=False),
-            pa.field(BUCKET, pa.int32()),
-            pa.field(USER_ID, id_type(user_id_type)),
-            pa.field(ITEMS, pa.list_(item)),
-            pa.field(SOURCE, pa.string()),
-            pa.field(MODEL_VERSION, pa.string()),
-            pa.field(STALE_DAYS, pa.int32()),
+            pa.field(MODEL_VERSION, pa.string()),  # an MLflow version, or a baseline's name ("popularity", "markov")
+            pa.field(PROTOCOL, pa.string()),
+            pa.field(SLICE, pa.string()),  # "all", "new", "light", "heavy"
+            pa.field(METRIC, pa.string()),  # for example "ndcg_30"
+            pa.field(VALUE, pa.float64()),
+            pa.field(LISTENERS, pa.int64()),
         ]
-    )
-
-
-METRICS_SCHEMA = pa.schema(
-    [
-        pa.field(DS, pa.date32(), nullable=False),
-        pa.field(MODEL_VERSION, pa.string()),  # an MLflow version, or the name of a baseline ("popularity", "markov")
-        pa.field("protocol", pa.string()),
-        pa.field("slice", pa.string()),  # "all", "new", "light", "heavy"
-        pa.field("metric", pa.string()),  # for example "ndcg_30"
-        pa.field("value", pa.float64()),
-        pa.field(LISTENERS, pa.int64()),
-    ]
+    ),
 )
 
-QUALITY_SCHEMA = pa.schema(
-    [
-        pa.field(DS, pa.date32(), nullable=False),
-        pa.field("metric", pa.string(), nullable=False),  # a number of `pipelines.logs.quality`
-        pa.field("value", pa.float64()),
-        pa.field("lower", pa.float64()),  # what was allowed when the day was judged; null: no bound
-        pa.field("upper", pa.float64()),
-        pa.field("passed", pa.bool_()),  # null: not judged
-        pa.field("accepted_override", pa.bool_(), nullable=False),  # broken, and taken with --accept-quality
-    ]
+QUALITY_TABLE = TableSpec(
+    "quality",
+    pa.schema(
+        [
+            pa.field(DS, pa.date32(), nullable=False),
+            pa.field(METRIC, pa.string(), nullable=False),  # a statistic of `pipelines.logs.quality.DayStats`
+            pa.field(VALUE, pa.float64()),
+            pa.field(LOWER, pa.float64()),  # the bounds when the day was checked; null: none
+            pa.field(UPPER, pa.float64()),
+            pa.field(PASSED, pa.bool_()),  # null: no bound
+            pa.field(ACCEPTED_OVERRIDE, pa.bool_(), nullable=False),  # out of bounds, accepted with --accept-quality
+        ]
+    ),
 )
+
+
+def table_specs(user_id_type: str, item_id_type: str) -> tuple[TableSpec, ...]:
+    """Every Delta table of a workspace with ids of these types."""
+    lists = recommendations_table(user_id_type, item_id_type)
+    return (vocabulary_table(item_id_type), lists, METRICS_TABLE, QUALITY_TABLE)
 
 
 def parse_ds(text: str) -> dt.date:

@@ -1,10 +1,9 @@
-"""All reading and writing under a workspace: one URI, local folder or `s3://bucket/prefix`, one set of verbs.
+"""Reading and writing files by URI: a local path or `s3://bucket/key`, the same functions for both.
 
-pyarrow filesystems do the work; boto3 does what they cannot (a lease taken by a conditional put). Credentials
-come from the environment or the cloud's identity; `AWS_ENDPOINT_URL` points both at another S3 server.
+Built on pyarrow filesystems. Credentials come from the environment or the cloud's identity; `AWS_ENDPOINT_URL` selects
+another S3 server.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from pipelines.errors import InputError
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file as it was when listed. `etag` changes when the content is replaced."""
+    """A file at the time of listing. `etag` changes when the content is replaced."""
 
     uri: str
     size: int
@@ -67,7 +66,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of a URI and the path within it."""
     if not is_s3(uri):
         return pafs.LocalFileSystem(), absolute(uri)
-    options: dict[str, Any] = {}
+    options: dict[str, str] = {}
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
         parsed = urlparse(endpoint)
@@ -87,13 +86,13 @@ def delta_options(uri: str) -> dict[str, str]:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder exists."""
     fs, path = filesystem(uri)
     return fs.get_file_info(path).type != pafs.FileType.NotFound
 
 
 def free_bytes(uri: str) -> int | None:
-    """Free space of the disk a local path is or will be on; None on an object store."""
+    """Free space of the disk of a local path, which need not exist yet; None on an object store."""
     if is_s3(uri):
         return None
     path = Path(absolute(uri))
@@ -103,7 +102,7 @@ def free_bytes(uri: str) -> int | None:
 
 
 def make_parent(uri: str) -> None:
-    """Create the folder a local file will be written to; object stores need none."""
+    """Create the parent folder of a local file; object stores have no folders."""
     if not is_s3(uri):
         Path(absolute(uri)).parent.mkdir(parents=True, exist_ok=True)
 
@@ -116,7 +115,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Write a file at once: readers see the old content or the new, never a part."""
+    """Write a file atomically: readers see the old content or the new, never a part of it."""
     fs, path = filesystem(uri)
     if is_s3(uri):
         with fs.open_output_stream(path) as stream:
@@ -132,7 +131,7 @@ def write_bytes(uri: str, content: bytes) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """The parsed content of a JSON file. A broken one is an InputError that names it."""
+    """The parsed content of a JSON file. InputError if it is not valid JSON."""
     try:
         return json.loads(read_bytes(uri))
     except json.JSONDecodeError as error:
@@ -140,12 +139,12 @@ def read_json(uri: str) -> Any:
 
 
 def write_json(uri: str, value: Any) -> None:
-    """Write JSON at once, readable by people."""
+    """Write indented JSON atomically."""
     write_bytes(uri, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file as a table. An unreadable file is an InputError that names it."""
+    """One Parquet file as a table. InputError if it cannot be read, FileNotFoundError if it does not exist."""
     fs, path = filesystem(uri)
     try:
         with fs.open_input_file(path) as source:
@@ -157,7 +156,7 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def write_table(uri: str, table: pa.Table) -> None:
-    """Write one Parquet file (zstd) at once."""
+    """Write one Parquet file (zstd) atomically."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     write_bytes(uri, sink.getvalue().to_pybytes())
@@ -173,15 +172,15 @@ def file_info(uri: str) -> FileInfo:
 
 
 def list_files(uri: str) -> list[FileInfo]:
-    """Every file below a folder, hidden ones ("_" or "." first) left out, sorted by URI. No folder: no files."""
+    """Every file below a folder by URI, without hidden ones ("_" or "." first); none if there is no folder."""
     fs, path = filesystem(uri)
     selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-    found = []
+    files = []
     for info in fs.get_file_info(selector):
         below = info.path[len(path) :].strip("/")
         if info.type == pafs.FileType.File and not any(part[0] in "._" for part in below.split("/")):
-            found.append(_described(join(uri, below), info))
-    return sorted(found, key=lambda file: file.uri)
+            files.append(_described(join(uri, below), info))
+    return sorted(files, key=lambda file: file.uri)
 
 
 def _described(uri: str, info: pafs.FileInfo) -> FileInfo:
@@ -189,21 +188,21 @@ def _described(uri: str, info: pafs.FileInfo) -> FileInfo:
 
 
 def list_folders(uri: str) -> list[str]:
-    """Names of the folders directly below a folder, sorted. No folder: none."""
+    """Names of the folders directly below a folder, sorted; none if there is no folder."""
     fs, path = filesystem(uri)
     entries = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     return sorted(entry.base_name for entry in entries if entry.type == pafs.FileType.Directory)
 
 
 def delete_folder(uri: str) -> None:
-    """Remove a folder and all below it; nothing happens if it is not there."""
+    """Remove a folder, if it exists, and all below it."""
     fs, path = filesystem(uri)
     if exists(uri):
         fs.delete_dir(path)
 
 
 def delete_files(uris: Iterable[str]) -> None:
-    """Remove files that are there."""
+    """Remove files, which must exist."""
     for uri in uris:
         fs, path = filesystem(uri)
         fs.delete_file(path)
@@ -223,8 +222,3 @@ def download_folder(uri: str, local: str) -> str:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(read_bytes(file.uri))
     return local
-
-
-def sha256(content: bytes) -> str:
-    """Hex digest used in manifests."""
-    return hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""The workspace: where everything of one deployment lives, and the file that says how it was made."""
+"""The workspace: the folder of everything that one deployment stores, and the file with its fixed settings."""
 
 import datetime as dt
 from dataclasses import asdict, dataclass, fields
@@ -11,7 +11,7 @@ from pipelines.schema import WORKSPACE_SCHEMA_VERSION, id_type
 
 @dataclass(frozen=True)
 class WorkspaceSpec:
-    """What a workspace fixes for its whole life; stored in `_workspace.json`."""
+    """The settings that a workspace never changes; stored in `_workspace.json`."""
 
     schema_version: int = WORKSPACE_SCHEMA_VERSION
     timezone: str = "UTC"
@@ -56,12 +56,12 @@ class Workspace:
 
     @property
     def quality(self) -> str:
-        """Delta table of every day's input: its numbers, their bounds and the judgement."""
+        """Delta table of every day's input: its statistics, their bounds and whether they passed."""
         return storage.join(self.uri, "quality")
 
     @property
     def forgotten(self) -> str:
-        """Folder of the hashes of listeners who were forgotten."""
+        """Folder of the hashes of forgotten listeners."""
         return storage.join(self.uri, "forgotten")
 
     def sequences(self, ds: dt.date) -> str:
@@ -81,12 +81,12 @@ class Workspace:
         return storage.join(self.uri, "reports", f"ds={ds}", "report.html")
 
     def days(self, *kinds: str) -> list[dt.date]:
-        """Every ds that has a folder below one of these of the workspace ("runs", "quarantine"), oldest first."""
+        """Every ds that has a folder below one of these folders ("runs", "quarantine"), oldest first."""
         names = {name for kind in kinds for name in storage.list_folders(storage.join(self.uri, kind))}
         return sorted(dt.date.fromisoformat(name.removeprefix("ds=")) for name in names if name.startswith("ds="))
 
     def days_with_sequences(self) -> list[dt.date]:
-        """Every ds whose shards are published (their manifest is there), oldest first."""
+        """Every ds whose shards are published, that is, have a manifest; oldest first."""
         root = storage.join(self.uri, "sequences")
         names = [name for name in storage.list_folders(root) if name.startswith("ds=")]
         published = [n for n in names if storage.exists(storage.join(root, n, "_manifest.json"))]
@@ -94,7 +94,7 @@ class Workspace:
 
 
 def open_workspace(uri: str, wanted: WorkspaceSpec | None = None, *, create: bool = True) -> Workspace:
-    """Open a workspace, creating it from `wanted` if it is not there (`create=False`: only as if).
+    """Open a workspace; if there is none, create it from `wanted` (or write nothing, if `create` is False).
 
     Raises InputError if it was made by another schema version, or with values other than `wanted`'s.
     """
@@ -106,15 +106,15 @@ def open_workspace(uri: str, wanted: WorkspaceSpec | None = None, *, create: boo
         if create:
             storage.write_json(marker, asdict(wanted))
         return Workspace(uri, wanted)
-    found = storage.read_json(marker)
-    if not isinstance(found, dict) or found.get("schema_version") != WORKSPACE_SCHEMA_VERSION:
-        version = found.get("schema_version") if isinstance(found, dict) else None
+    content = storage.read_json(marker)
+    if not isinstance(content, dict) or content.get("schema_version") != WORKSPACE_SCHEMA_VERSION:
+        version = content.get("schema_version") if isinstance(content, dict) else None
         raise InputError(
             f"{marker}: schema_version is {version}, this release reads {WORKSPACE_SCHEMA_VERSION}: "
             "use the release that made this workspace, or another --workspace"
         )
     known = {field.name for field in fields(WorkspaceSpec)}
-    spec = WorkspaceSpec(**{key: value for key, value in found.items() if key in known})
+    spec = WorkspaceSpec(**{key: value for key, value in content.items() if key in known})
     for field in fields(WorkspaceSpec) if wanted else ():
         if getattr(spec, field.name) != getattr(wanted, field.name):
             raise InputError(

@@ -19,7 +19,7 @@ from jobs.config import Config
 from jobs.daily import STAGES
 from jobs.day import Day
 from jobs.tables import recommendations as lists
-from pipelines import storage
+from pipelines import delta_tables, storage
 from pipelines.errors import InputError
 from pipelines.forget.blocklist import without_names
 from pipelines.forget.shards import Held, Hold, Listeners
@@ -46,19 +46,9 @@ class Job:
 # ---- the table of lists ----------------------------------------------------------------------------------------------
 
 
-def open_table(workspace: Workspace) -> Any:
-    """The Delta table of the lists; None if there is none."""
-    from deltalake import DeltaTable
-
-    options = storage.delta_options(workspace.recommendations)
-    if not DeltaTable.is_deltatable(workspace.recommendations, storage_options=options):
-        return None
-    return DeltaTable(workspace.recommendations, storage_options=options)
-
-
 def erase_from_lists(job: Job, advance: Callable[[int], None]) -> Held:
     """Commit the parts that hold a list of the listeners again without it, a transaction for each ds."""
-    table, held = open_table(job.workspace), Held()
+    table, held = delta_tables.open_table(job.workspace.recommendations), Held()
     if table is None:
         return held
     parts = pa.table(table.get_add_actions(flatten=True))
@@ -120,7 +110,7 @@ def _commit_without(job: Job, table: Any, ds: dt.date, affected: list[tuple[str,
 
 def unnamed_parts(workspace: Workspace, there: list[str]) -> list[str]:
     """Those of some files below recommendations/ that today's version of the table does not name."""
-    table = open_table(workspace)
+    table = delta_tables.open_table(workspace.recommendations)
     paths = pa.table(table.get_add_actions())["path"].to_pylist() if table is not None else []
     named = {storage.join(workspace.recommendations, path) for path in paths}
     missing = sorted(uri for uri in named.difference(there) if not storage.exists(uri))

@@ -14,7 +14,7 @@ from jobs.reproduce.counts import against_paper
 from jobs.reproduce.paper import Counts
 from jobs.runtime.console import log
 from jobs.stages import sessionize
-from pipelines import storage
+from pipelines import delta_tables, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.forget import blocklist
@@ -56,7 +56,7 @@ def _import(day: Day, ratings: movielens.Ratings, files: list[InputFile]) -> dic
     """The body of the stage: run record first, manifest last, as in `sessionize`."""
     titles = movielens.read_movies(files[1].uri) if len(files) > 1 else None
     record = day.new_record(
-        vocabulary_version=vocabulary.version(day.workspace.vocabulary),
+        vocabulary_version=delta_tables.version(day.workspace.vocabulary),
         files=tuple(files),
         catalogue_files=_write_titles(day, titles),
     )

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from fuxi_beta.config import Kernels, ModelConfig
 from jobs.serving.rules import served_lists
-from jobs.tables.recommendations import MODEL, POPULAR, Part, write_part
+from jobs.tables.recommendations import ListPart, write_part
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.histories.shards import Manifest, ShardFile
 from pipelines.schema import (
@@ -27,9 +27,11 @@ from pipelines.schema import (
     MODEL_VERSION,
     SCORE,
     SOURCE,
+    SOURCE_MODEL,
+    SOURCE_POPULAR,
     STALE_DAYS,
     USER_ID,
-    recommendations_schema,
+    recommendations_table,
 )
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class ListJob:
         return Calendar(self.manifest.timezone).day_start(self.ds)
 
 
-def make_part(job: ListJob, file: ShardFile) -> Part:
+def make_part(job: ListJob, file: ShardFile) -> ListPart:
     """Lists of the active listeners of one shard file, written as one part, in the order of the file."""
     from fuxi_beta.data.batches import read_histories
 
@@ -74,7 +76,7 @@ def make_part(job: ListJob, file: ShardFile) -> Part:
     return write_part(job.table_uri, job.ds, pa.concat_tables(tables).combine_chunks())
 
 
-def default_part(job: ListJob) -> Part:
+def default_part(job: ListJob) -> ListPart:
     """The one list for listeners the table does not have: the most popular songs, user_id null."""
     from fuxi_beta.data.batches import Histories
 
@@ -116,7 +118,7 @@ def _batch(job: ListJob, recommender: "TrainedModel | Popularity", histories: "H
 
 
 def _schema(job: ListJob) -> pa.Schema:
-    schema = recommendations_schema(job.manifest.user_id_type, job.manifest.item_id_type)
+    schema = recommendations_table(job.manifest.user_id_type, job.manifest.item_id_type).schema
     return schema.remove(schema.get_field_index(DS))  # the folder's name is the column
 
 
@@ -137,7 +139,7 @@ def _table(
         BUCKET: pa.array([bucket] * count, pa.int32()),
         USER_ID: user_id,
         ITEMS: pa.ListArray.from_arrays(pa.array(offsets), element),
-        SOURCE: pa.array(np.where(by_model, MODEL, POPULAR).tolist(), pa.string()),
+        SOURCE: pa.array(np.where(by_model, SOURCE_MODEL, SOURCE_POPULAR).tolist(), pa.string()),
         MODEL_VERSION: pa.array([job.model_version if own else None for own in by_model], pa.string()),
         STALE_DAYS: pa.array([job.stale_days] * count, pa.int32()),
     }

@@ -4,9 +4,9 @@ import datetime as dt
 from dataclasses import asdict
 
 from jobs.day import Day, InputFile, RunRecord
-from pipelines import storage
+from pipelines import delta_tables, storage
 from pipelines.errors import InputError
-from pipelines.histories import shards, vocabulary
+from pipelines.histories import shards
 from pipelines.logs import files as logs
 from pipelines.logs.validate import Rules
 
@@ -42,14 +42,14 @@ def log_files(record: RunRecord) -> list[logs.LogFile]:
 
 
 def freeze(day: Day) -> RunRecord:
-    """The run record of this ds: the one there is, if it still holds, else a new one.
+    """The run record of this ds: the existing one if it is still valid, else a new one.
 
     Raises InputError if the record was made with another configuration or its files have changed since, if a file
     consumed by an earlier ds has changed, or if no log file landed since the parent. A record without files is
-    made anew: the logs were late.
+    replaced: the logs were late.
     """
     if day.has_record and not day.refresh_inputs and day.record.files:
-        return _still_valid(day)
+        return _validated_record(day)
     earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
     parent = shards.read_manifest(day.workspace.sequences(earlier[-1])) if earlier else None
     spec = log_spec(day)
@@ -57,7 +57,7 @@ def freeze(day: Day) -> RunRecord:
     catalogue = storage.list_files(storage.absolute(day.config.logs.catalogue)) if day.config.logs.catalogue else []
     record = day.new_record(
         parent_sequences=str(earlier[-1]) if earlier else None,
-        vocabulary_version=vocabulary.version(day.workspace.vocabulary),
+        vocabulary_version=delta_tables.version(day.workspace.vocabulary),
         parent_model=_parent_model(day),
         files=tuple(InputFile(**asdict(file)) for file in files),
         catalogue_files=tuple(InputFile(file.uri, file.size, file.etag) for file in catalogue),
@@ -73,21 +73,21 @@ def freeze(day: Day) -> RunRecord:
 
 
 def parent_manifest(day: Day, record: RunRecord) -> shards.Manifest | None:
-    """The manifest whose shards are merged into; its histories must have been kept as we keep them."""
+    """The manifest whose shards are merged into; InputError if it was built with other settings than the present."""
     if record.parent_sequences is None:
         return None
     parent = shards.read_manifest(storage.join(day.workspace.uri, "sequences", f"ds={record.parent_sequences}"))
     for name in ("max_history", "session_gap_s"):
-        ours = getattr(day.config.sequences, name)
-        if getattr(parent, name) != ours:
+        configured = getattr(day.config.sequences, name)
+        if getattr(parent, name) != configured:
             raise InputError(
-                f"sequences.{name} is {ours}, but the shards of ds {parent.ds} were made with "
+                f"sequences.{name} is {configured}, but the shards of ds {parent.ds} were made with "
                 f"{getattr(parent, name)}: set it back, or build all histories anew in another --workspace"
             )
     return parent
 
 
-def _still_valid(day: Day) -> RunRecord:
+def _validated_record(day: Day) -> RunRecord:
     record = day.record
     if record.config_hash != day.config.hash():
         raise InputError(
@@ -100,25 +100,26 @@ def _still_valid(day: Day) -> RunRecord:
     return record
 
 
-def _not_consumed(found: list[logs.LogFile], parent: shards.Manifest | None) -> list[logs.LogFile]:
+def _not_consumed(files: list[logs.LogFile], parent: shards.Manifest | None) -> list[logs.LogFile]:
+    """The files that no earlier ds has consumed; InputError if one of the others has changed since."""
     if parent is None:
-        return found
+        return files
     table = storage.read_table(parent.uri(parent.inputs), columns=["uri", "size", "etag"])
     consumed = {uri: (size, etag) for uri, size, etag in zip(*(c.to_pylist() for c in table.columns), strict=True)}
-    for file in found:
+    for file in files:
         if file.uri in consumed and consumed[file.uri] != (file.size, file.etag):
             raise InputError(
                 f"{file.uri} has changed since an earlier ds took it in ({consumed[file.uri][0]} bytes then, "
                 f"{file.size} now): restore it and put new rows in a new file, or start another --workspace"
             )
-    return [file for file in found if file.uri not in consumed]
+    return [file for file in files if file.uri not in consumed]
 
 
 def _parent_model(day: Day) -> str | None:
-    """The champion that training may start from; None where there is no registry yet."""
+    """Version of the champion that training may start from; None if there is no registry yet."""
     local = not day.config.mlflow.tracking_uri
     if local and (storage.is_s3(day.workspace.uri) or not storage.exists(storage.join(day.workspace.uri, "mlflow.db"))):
-        return None  # asking would create the database, or fail for want of a server that this stage does not need
+        return None  # a look-up would create the database, or fail without a server, which this stage does not need
     from jobs.registry.versions import champion
 
     info = champion(day)

@@ -1,6 +1,6 @@
-"""Whether a day's input may be published: its numbers against the bounds, kept in the Delta table `quality`.
+"""Whether a day's input may be published: its statistics against their bounds, stored in the Delta table `quality`.
 
-The table has one row a (ds, metric), for refused days too; what was refused counts for no later day's history.
+The table has the rows of refused days, too, but these days do not count when the bounds of later days are computed.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -18,19 +18,19 @@ from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.histories import vocabulary
 from pipelines.histories.shards import Manifest
-from pipelines.logs.quality import Bounds, Numbers, history_of, judge, refusal
+from pipelines.logs.quality import Bounds, DayStats, accepted_days, check_day, refusal
 from pipelines.logs.validate import Cleaned
-from pipelines.schema import FIRST_DS, ITEM_ID, LANDING_DAY
+from pipelines.schema import FIRST_DS, ITEM_ID, LANDING_DAY, PLAYS
 
 
 def bounds(day: Day) -> Bounds:
-    """What this deployment allows."""
+    """The bounds in the configuration of this deployment."""
     return Bounds(max_rejected_share=day.config.logs.max_rejected_share, **day.config.quality.model_dump())
 
 
-def numbers(day: Day, cleaned: Cleaned, parent: Manifest | None) -> Numbers:
-    """What the logs of this ds held, before anything is built of them."""
-    return Numbers(
+def day_stats(day: Day, cleaned: Cleaned, parent: Manifest | None) -> DayStats:
+    """The statistics of this ds that are known before its shards are built."""
+    return DayStats(
         day_start=day.workspace.calendar.day_start(day.ds),
         rows_read=cleaned.rows_read,
         accepted=cleaned.accepted,
@@ -44,27 +44,27 @@ def numbers(day: Day, cleaned: Cleaned, parent: Manifest | None) -> Numbers:
     )
 
 
-def gate(day: Day, found: Numbers) -> list[str]:
-    """Judge the numbers of this ds and note them in the table.
+def enforce_bounds(day: Day, stats: DayStats) -> list[str]:
+    """Check the statistics of this ds and write both to the table.
 
-    Returns a line for each bound that is broken and was accepted with `--accept-quality`. Raises InputError, one line
-    with every number that broke its bound, if any did and that flag is not set, or does not help (no plays at all).
+    Returns a line for each check that failed and was accepted with `--accept-quality`. Raises InputError, one line
+    with every check that failed, if any did and that flag is not set or not enough (there are no plays).
     """
     since = day.ds - dt.timedelta(days=HISTORY_DAYS)
-    history = history_of(read_quality(day.workspace, since=since, before=day.ds))
-    checks = judge(found, history, bounds(day))
+    past = accepted_days(read_quality(day.workspace, since=since, before=day.ds))
+    checks = check_day(stats, past, bounds(day))
     broken = [check for check in checks if not check.passed]
     accepted = day.accept_quality and all(check.overridable for check in broken)
-    write_quality(day.workspace, day.ds, found, checks, accepted=accepted)
+    write_quality(day.workspace, day.ds, stats, checks, accepted=accepted)
     if broken and not accepted:
         raise InputError(refusal(day.ds, broken))
-    if broken and found.duplicates is not None:  # once a day: the second of its two gates
+    if broken and stats.duplicates is not None:  # only after the build, so that it is logged once
         log("quality bounds are broken; taken with --accept-quality", ds=day.ds, broken=[c.detail for c in broken])
     return [check.detail for check in broken]
 
 
 def _landing_days(day: Day, parent: Manifest | None) -> int:
-    """Landing days of this ds of which no earlier one had taken a file: a late file alone makes no day."""
+    """Landing days of this ds, without those of which an earlier ds had a file: a late file adds no landing day."""
     landed = {file.landing_day for file in day.record.files}
     if parent is not None:
         landed -= set(storage.read_table(parent.uri(parent.inputs), [LANDING_DAY])[LANDING_DAY].to_pylist())
@@ -76,4 +76,4 @@ def _unknown_plays(day: Day, songs: pa.Table) -> int:
     known = vocabulary.read(day.workspace.vocabulary, day.workspace.spec.item_id_type).table
     known = known.filter(pc.less(known[FIRST_DS], pa.scalar(day.ds, pa.date32())))
     unknown = pc.invert(pc.is_in(songs[ITEM_ID], value_set=known[ITEM_ID].combine_chunks()))
-    return pc.sum(songs["plays"].filter(unknown)).as_py() or 0
+    return pc.sum(songs[PLAYS].filter(unknown)).as_py() or 0

@@ -1,13 +1,16 @@
 """`fuxi recommend`: a list for every active listener, published in one Delta transaction.
 
-The model is the one in the run record. Ray tasks read a shard file each and write a part of the table that nobody
-sees; the driver audits all parts together and commits them at once, or publishes nothing.
+The model is the one in the run record. Ray tasks read a shard file each and write a part of the table that readers do
+not see; the driver audits all parts together and commits them at once, or publishes nothing.
 """
 
 import datetime as dt
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from fuxi_beta.config import TrainConfig
 from jobs.day import Day
@@ -17,25 +20,29 @@ from jobs.runtime.console import progress
 from jobs.runtime.engines import need_gpus, ray_session
 from jobs.serving.make_lists import ListJob, default_part, make_part
 from jobs.tables import recommendations as lists
-from jobs.tables.recommendations import Part
+from jobs.tables.audit import audit, summarize
+from jobs.tables.recommendations import ListPart
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, ShardFile, read_manifest
-from pipelines.schema import ITEM_ID
+from pipelines.schema import DS, ITEM_ID, MODEL_VERSION
 
 if TYPE_CHECKING:
+    from ray import ObjectRef
+
     from fuxi_beta.baselines.popularity import Popularity
 
 GPU_BATCH = 4096
-"""Listeners whose lists a GPU makes at once: enough to fill it, a few GB where all histories are full."""
+"""Listeners in a batch on a GPU: enough to fill it; a few GB of memory if all histories have full length."""
 
 _jobs: dict[str, ListJob] = {}
+"""In a Ray worker: the job it works on, by the reference it was fetched with."""
 
 
 def run(day: Day) -> dict[str, Any]:
     """Publish the lists of `day.ds`, replacing exactly that day.
 
-    Returns the counts, the audit, the Delta version and the model version. A run that was killed after its commit
-    finds it again and publishes nothing twice. Raises InputError if the audit fails.
+    Returns the counts, the audit, the Delta version and the model version. After a run that was killed behind its
+    commit, that commit's result is returned and nothing is published twice. Raises InputError if the audit fails.
     """
     if day.marker("promote") is None:
         raise InputError(f"no model is chosen for {day.ds}: run `fuxi promote --ds {day.ds}` first")
@@ -43,20 +50,20 @@ def run(day: Day) -> dict[str, Any]:
     config = day.config.hash()
     key = lists.commit_key(record.run_id, record.chosen_model, config, str(day.sequences_ds))
     table = lists.open_lists(day.workspace)
-    done = None if day.force else lists.published_result(table, day.ds, key)
-    if done is not None:
-        return done
+    published = None if day.force else lists.published_result(table, day.ds, key)
+    if published is not None:
+        return published
 
     job = list_job(day)
     parts = [default_part(job)]
     try:
-        score(day, job, parts)
-        result = _audited(day, job, parts, lists.listeners_before(table, day.ds))
+        make_parts(day, job, parts)
+        result = _audited_result(day, job, parts, lists.listeners_before(table, day.ds))
         metadata = {
-            "ds": str(day.ds),
+            DS: str(day.ds),
             "run_id": record.run_id,
             "config_hash": config,
-            "model_version": record.chosen_model or "",
+            MODEL_VERSION: record.chosen_model or "",
             "result": json.dumps(result),
         }
         lists.check_parts(job.table_uri, parts)
@@ -66,18 +73,21 @@ def run(day: Day) -> dict[str, Any]:
     return {**result, "delta_version": lists.commit(table, day.ds, parts, key=key, metadata=metadata)}
 
 
-def _audited(day: Day, job: ListJob, parts: list[Part], earlier: tuple[dt.date, int] | None) -> dict[str, Any]:
+def _audited_result(
+    day: Day, job: ListJob, parts: Sequence[ListPart], earlier: tuple[dt.date, int] | None
+) -> dict[str, Any]:
     """The counts and the audit of the lists. InputError if a check fails."""
     eligible = int((job.model or job.popularity).candidates.sum())
-    result = lists.summary(parts, eligible=eligible)
-    checks = lists.audit(parts, result, config=day.config.recommend, earlier=earlier)
+    counts = [part.counts for part in parts]
+    summary = summarize(counts, eligible=eligible)
+    checks = audit(counts, summary, config=day.config.recommend, earlier=earlier)
     failed = [f"{check.check} ({check.detail})" for check in checks if not check.passed]
     if failed:
         raise InputError(
             f"the lists of {day.ds} failed the audit, nothing is published: {'; '.join(failed)}: "
             "find the cause, or change recommend.* in the configuration"
         )
-    return {**result, "model_version": job.model_version, "audit": lists.as_dicts(checks)}
+    return {**asdict(summary), MODEL_VERSION: job.model_version, "audit": [asdict(check) for check in checks]}
 
 
 def list_job(day: Day) -> ListJob:
@@ -117,15 +127,18 @@ def popularity(day: Day, manifest: Manifest, train: TrainConfig) -> "Popularity"
     return Popularity(listeners, train=train, candidates=listeners > 0)
 
 
-def score(day: Day, job: ListJob, parts: list[Part]) -> None:
-    """Make the lists of every shard file, a Ray task each; finished parts are appended in the order of the files."""
+def make_parts(day: Day, job: ListJob, parts: list[ListPart]) -> None:
+    """Make the lists of every shard file, a Ray task each; finished parts are appended in the order of the files.
+
+    They are appended if a task fails, too, so that the caller can remove them.
+    """
     ray = ray_session(day.config.cluster)
     gpus = day.config.cluster.recommend_gpus_per_task
     need_gpus(day.config.cluster, gpus, setting="recommend_gpus_per_task")
     shared = ray.put(job)
     task = ray.remote(num_cpus=1, num_gpus=gpus)(_make_part)
     tasks = {task.remote([shared], file): file for file in job.manifest.files}
-    done: dict[str, Part] = {}
+    done: dict[str, ListPart] = {}
     try:
         with progress("lists", job.manifest.rows, unit="listeners") as advance:
             while len(done) < len(tasks):
@@ -147,8 +160,8 @@ def score(day: Day, job: ListJob, parts: list[Part]) -> None:
                 ray.cancel(ref)
 
 
-def _make_part(shared: list[Any], file: ShardFile) -> Part:
-    """In a Ray worker: fetch the job once a process, then do the file."""
+def _make_part(shared: "list[ObjectRef]", file: ShardFile) -> ListPart:
+    """Runs in a Ray worker: fetch the job once per process, then make the part of the file."""
     import ray
     import torch
 
@@ -158,13 +171,13 @@ def _make_part(shared: list[Any], file: ShardFile) -> Part:
     key = shared[0].hex()
     if key not in _jobs:
         _jobs.clear()
-        job: ListJob = ray.get(shared[0])  # type: ignore[assignment]
+        job: ListJob = ray.get(shared[0])
         ops.use(job.kernels)
         _jobs[key] = job if job.model is None else replace(job, model=job.model.to(job.device))
     return make_part(_jobs[key], file)
 
 
-def _item_ids(day: Day, manifest: Manifest) -> Any:
+def _item_ids(day: Day, manifest: Manifest) -> pa.Array:
     songs = read_vocabulary(day, size=manifest.vocabulary_size)
     if songs.num_rows != manifest.vocabulary_size:
         raise InputError(

@@ -19,7 +19,7 @@ from pipelines.forget import blocklist
 from pipelines.histories import shards, vocabulary
 from pipelines.histories.build import BuildSpec, Built, build_shards, plan_exchange
 from pipelines.logs import files as logs
-from pipelines.logs.quality import Numbers
+from pipelines.logs.quality import DayStats
 from pipelines.logs.validate import Cleaned, clean
 
 TEMPORARY_SHARE = 1.5
@@ -72,7 +72,7 @@ def _sessionize(
             forgotten=blocklist.load(day.workspace.forgotten),
             finished=finished,
         )
-    numbers = _check_quality(day, cleaned, parent)
+    stats = _check_quality(day, cleaned, parent)
     songs = vocabulary.append(
         day.workspace.vocabulary,
         cleaned.item_ids,
@@ -83,7 +83,7 @@ def _sessionize(
     target, index = build_spec(day, day.record.run_id, songs, parent), songs.lookup(cleaned.item_ids)
     with spark_progress(spark, "building sequences", target.buckets, "buckets") as finished:
         built = build_shards(spark, target, exchange, cleaned.runs, index, staging=staging, finished=finished)
-    accepted = _check_duplicates(day, cleaned, numbers, built, target)
+    accepted = _check_duplicates(day, cleaned, stats, built, target)
     counts = {**_counts(day, cleaned, built, songs), "accepted_quality": accepted}
     manifest = publish(day, target, built, files, songs, counts)
     shards.remove_unlisted(manifest)
@@ -116,23 +116,23 @@ def _figures(counts: dict[str, Any], files: list[logs.LogFile], temporary: int, 
     }
 
 
-def _check_quality(day: Day, cleaned: Cleaned, parent: shards.Manifest | None) -> Numbers:
+def _check_quality(day: Day, cleaned: Cleaned, parent: shards.Manifest | None) -> DayStats:
     """The gate before the vocabulary is extended. Of a refused day only the quarantine stays, for inspection."""
-    numbers = quality_gate.numbers(day, cleaned, parent)
+    stats = quality_gate.day_stats(day, cleaned, parent)
     try:
-        quality_gate.gate(day, numbers)
+        quality_gate.enforce_bounds(day, stats)
     except InputError:
         _leave_published(day, cleaned)
         raise
-    return numbers
+    return stats
 
 
-def _check_duplicates(day: Day, cleaned: Cleaned, numbers: Numbers, built: Built, target: BuildSpec) -> list[str]:
+def _check_duplicates(day: Day, cleaned: Cleaned, stats: DayStats, built: Built, target: BuildSpec) -> list[str]:
     """The gate before the manifest is published; a refused day's files go. Returns what was accepted all the same."""
     total = cleaned.duplicates + built.duplicates
     try:
-        return quality_gate.gate(
-            day, replace(numbers, duplicates=total, listeners=sum(file.rows for file in built.files))
+        return quality_gate.enforce_bounds(
+            day, replace(stats, duplicates=total, listeners=sum(file.rows for file in built.files))
         )
     except InputError:
         _leave_published(day, cleaned)

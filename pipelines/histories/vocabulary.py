@@ -12,12 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from pipelines import storage
-from pipelines.errors import BusyError, InputError
-from pipelines.schema import FIRST_DS, ITEM_ID, ITEM_INDEX, vocabulary_schema
+from pipelines import delta_tables
+from pipelines.errors import InputError
+from pipelines.schema import DS, FIRST_DS, ITEM_ID, ITEM_INDEX, vocabulary_table
 
 _APPLICATION = "fuxi-vocabulary"
 
@@ -26,7 +24,7 @@ _APPLICATION = "fuxi-vocabulary"
 class Vocabulary:
     """The songs known so far, by ascending item_index."""
 
-    table: pa.Table  # schema.vocabulary_schema
+    table: pa.Table  # schema.vocabulary_table
     version: int | None  # Delta version; None before the first day
 
     def size(self, ds: dt.date | None = None) -> int:
@@ -46,19 +44,13 @@ class Vocabulary:
         return pa.table({ITEM_ID: item_ids.filter(known), ITEM_INDEX: index})
 
 
-def version(uri: str) -> int | None:
-    """The Delta version of the vocabulary, None before the first day."""
-    table = _open(uri)
-    return None if table is None else table.version()
-
-
 def read(uri: str, item_id_type: str) -> Vocabulary:
     """The vocabulary as it is; an empty one before the first day."""
-    target = vocabulary_schema(item_id_type)
-    delta = _open(uri)
+    schema = vocabulary_table(item_id_type).schema
+    delta = delta_tables.open_table(uri)
     if delta is None:
-        return Vocabulary(target.empty_table(), None)
-    table = delta.to_pyarrow_table(columns=target.names).cast(target).sort_by(ITEM_INDEX)
+        return Vocabulary(schema.empty_table(), None)
+    table = delta.to_pyarrow_table(columns=schema.names).cast(schema).sort_by(ITEM_INDEX)
     index = table[ITEM_INDEX].to_numpy()
     if not np.array_equal(index, np.arange(1, len(index) + 1)):
         raise InputError(f"{uri} is broken: item_index is not 1..{len(index)} without gaps; restore an earlier version")
@@ -82,32 +74,14 @@ def append(uri: str, item_ids: pa.Array, *, ds: dt.date, item_id_type: str, run_
             ITEM_ID: fresh,
             FIRST_DS: pa.repeat(pa.scalar(ds, pa.date32()), len(fresh)),
         },
-        schema=vocabulary_schema(item_id_type),
+        schema=vocabulary_table(item_id_type).schema,
     )
-    # Two appends never conflict in Delta, and these two would give the same indices to different songs. An
-    # application transaction with one id for all makes the second of two concurrent commits fail.
-    commit = CommitProperties(
-        custom_metadata={"ds": str(ds), "run_id": run_id},
-        app_transactions=[Transaction(_APPLICATION, size + len(fresh))],
-        max_commit_retries=0,
+    # Without the transaction two concurrent appends would both succeed, and give the same indices to different songs.
+    delta_tables.append(
+        uri,
+        rows,
+        base=known.version,
+        transaction=(_APPLICATION, size + len(fresh)),
+        metadata={DS: str(ds), "run_id": run_id},
     )
-    try:
-        if known.version is None:
-            write_deltalake(
-                uri, rows, mode="error", storage_options=storage.delta_options(uri), commit_properties=commit
-            )
-        else:
-            delta = DeltaTable(uri, version=known.version, storage_options=storage.delta_options(uri))
-            write_deltalake(delta, rows, mode="append", commit_properties=commit)
-    except (CommitFailedError, DeltaError) as error:
-        if version(uri) == known.version:
-            raise
-        raise BusyError(f"{uri} was extended by another run at the same time ({error}): run again") from None
     return read(uri, item_id_type)
-
-
-def _open(uri: str) -> DeltaTable | None:
-    try:
-        return DeltaTable(uri, storage_options=storage.delta_options(uri))
-    except TableNotFoundError:
-        return None

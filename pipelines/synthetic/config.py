@@ -1,8 +1,9 @@
-"""What a synthetic log is made from: every choice that is the operator's."""
+"""The configuration of a synthetic log."""
 
 import datetime as dt
 from dataclasses import dataclass
 
+from pipelines.calendar import DAY_SECONDS
 from pipelines.errors import InputError
 
 GENERATOR_VERSION = 1
@@ -12,9 +13,23 @@ GENRES = 20
 MAX_TASTES = 5
 
 
+class LandingDays:
+    """Dates and times of a log's landing days, which are numbered from 0."""
+
+    first_day: dt.date
+
+    def day(self, number: int) -> dt.date:
+        """The landing day `number` days after the first."""
+        return self.first_day + dt.timedelta(days=number)
+
+    def day_start(self, number: int) -> int:
+        """Unix second at which that day starts, UTC."""
+        return (self.day(number) - dt.date(1970, 1, 1)).days * DAY_SECONDS
+
+
 @dataclass(frozen=True)
-class SyntheticConfig:
-    """Everything that decides the rows, and how many days of them. Shares are shares of the clean plays."""
+class SyntheticConfig(LandingDays):
+    """The rows are a function of these fields. Shares are shares of the clean plays."""
 
     seed: int = 1
     listeners: int = 3000  # in the long run: three quarters are there on the first day, the others join later
@@ -24,14 +39,14 @@ class SyntheticConfig:
     days: int = 57  # landing days; the only field that may differ when a folder is extended
     plays_per_day: float = 7.0  # mean plays of a listener and day
     new_songs_per_day: int = 15
-    elapsed_time: float = 1.0  # the dial: 0 tastes move with the number of plays, 1 with the wall clock
+    elapsed_time: float = 1.0  # the dial: tastes change with 0 the number of plays, 1 the wall clock
     late_share: float = 0.02  # land one to three days after they happened
     like_share: float = 0.01  # extra rows of event type "like": known, and not a play
-    null_share: float = 0.002  # dirt, each kind as extra rows: user, item or time missing
+    null_share: float = 0.002  # dirt, each kind as extra rows: user_id, item_id or timestamp missing
     duplicate_share: float = 0.004  # exact copies
     far_share: float = 0.001  # timestamps three months to three years away from the landing day
     negative_share: float = 0.001  # negative play_ms and duration_ms
-    unknown_share: float = 0.001  # event types nobody documented
+    unknown_share: float = 0.001  # undocumented event types
     bots: int = 1  # listeners replaced by robots
     bot_factor: float = 100.0  # plays of a robot, in listeners of mean activity
 
@@ -55,11 +70,3 @@ class SyntheticConfig:
     def artists_per_genre(self) -> int:
         """Artists of each genre."""
         return self.artists // GENRES
-
-    def day(self, number: int) -> dt.date:
-        """The landing day `number` days after the first."""
-        return self.first_day + dt.timedelta(days=number)
-
-    def day_start(self, number: int) -> int:
-        """Unix second at which it starts, UTC."""
-        return ((self.first_day - dt.date(1970, 1, 1)).days + number) * 86_400

@@ -1,4 +1,4 @@
-"""Who listens: what stays the same about a listener for life. Everything is a function of the seed and the listener.
+"""Traits of listeners, which never change: a function of the seed and the listener's number.
 
 Shape legend: `n` listeners of a chunk, `K` tastes (at most five; the first is home), `A` artists of one genre.
 """
@@ -12,10 +12,10 @@ from pipelines.synthetic.stateless_random import Stream, keys, normal, uniform
 from pipelines.synthetic.world import Artists
 
 FIRST_USER_ID = 1001
-STAY_AROUND, COME_BACK = 0.96, 0.15  # a day's chance to stay around, and to come back from being away
+STAY_AROUND, COME_BACK = 0.96, 0.15  # daily probability to stay around, and to come back from being away
 ON_SHARE = COME_BACK / (COME_BACK + 1 - STAY_AROUND)
 
-_STARTERS = 0.75  # listeners there on the first day; the others join after an exponential time
+_STARTERS = 0.75  # share of listeners on the first day; the others join after an exponential time
 _MEAN_ARRIVAL_DAYS = 28.0
 _ACTIVITY_SIGMA = 0.8
 _HOME_HOURS, _OTHER_HOURS = 11.0, 6.0  # median dwell in a taste
@@ -27,30 +27,30 @@ _SESSION_LOW, _SESSION_SPREAD = 5.0, 10.0
 
 
 @dataclass(frozen=True)
-class Listeners:
-    """Constants of a chunk of listeners (or of replicates of them)."""
+class Traits:
+    """The traits of a chunk of listeners (or of replicates of them)."""
 
     number: np.ndarray  # [n] 0.. listeners - 1
-    key: np.ndarray  # [n] uint64: where all their randomness starts
-    arrival: np.ndarray  # [n] day number they join, at most 0 for those there from the start
+    key: np.ndarray  # [n] uint64, of all random numbers of the listener
+    arrival: np.ndarray  # [n] number of the day they join; 0 for listeners of the first day
     is_bot: np.ndarray  # [n]
     rate: np.ndarray  # [n] sessions a day while around
-    stay: np.ndarray  # [n] chance that a session goes on after a play
-    hours: np.ndarray  # [n, 25] cumulative share of sessions begun by each full hour
+    stay: np.ndarray  # [n] probability that a session continues after a play
+    hours: np.ndarray  # [n, 25] cumulative share of sessions that begin before each full hour
     skip: np.ndarray  # [n] share of plays skipped
     repeat: np.ndarray  # [n] share of plays that replay a recent favourite
-    tastes: np.ndarray  # [n] how many, 2..5
-    genre: np.ndarray  # [n, K]
-    centre: np.ndarray  # [n, K] place on the circle of styles
-    log_dwell: np.ndarray  # [n, K] mean of the logarithm of a dwell, clock seconds
+    tastes: np.ndarray  # [n] number of tastes, 2..5
+    genre: np.ndarray  # [n, K] of each taste
+    centre: np.ndarray  # [n, K] position on the circle of styles of that genre
+    log_dwell: np.ndarray  # [n, K] mean of the logarithm of a dwell time in seconds of the taste clock
 
-    def take(self, rows: np.ndarray) -> "Listeners":
-        """The same for a selection of rows, with repetitions."""
-        return Listeners(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+    def take(self, rows: np.ndarray) -> "Traits":
+        """The traits of selected rows, which may repeat."""
+        return Traits(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
 
 
-def make_listeners(config: SyntheticConfig, low: int, high: int) -> Listeners:
-    """Listeners low..high-1."""
+def make_listeners(config: SyntheticConfig, low: int, high: int) -> Traits:
+    """The traits of listeners number low to high - 1."""
     number = np.arange(low, high)
     key = keys(config.seed ^ 0x5EED, number)
     u = uniform(key, 0, Stream.LISTENER, 10)
@@ -60,7 +60,7 @@ def make_listeners(config: SyntheticConfig, low: int, high: int) -> Listeners:
     genre, centre = _tastes(config, key)
     median = np.where(np.arange(MAX_TASTES) == 0, _HOME_HOURS, _OTHER_HOURS)
     restless = np.exp(0.3 * normal(u[8]))
-    return Listeners(
+    return Traits(
         number=number,
         key=key,
         arrival=arrival,
@@ -78,23 +78,23 @@ def make_listeners(config: SyntheticConfig, low: int, high: int) -> Listeners:
 
 
 def bot_numbers(config: SyntheticConfig) -> np.ndarray:
-    """Which listeners are robots: spread over the ids, so that no id range gives them away."""
+    """The numbers of the robots, spread evenly over all listeners."""
     stride = config.listeners // (config.bots + 1) if config.bots else 1
     return (np.arange(config.bots) + 1) * max(stride, 1) - 1 if config.bots else np.zeros(0, np.int64)
 
 
-def artist_weights(artists: Artists, listeners: Listeners) -> np.ndarray:
-    """float64 [n, K, A]: how likely each artist of a taste's genre is when that taste plays; sums to 1."""
+def artist_weights(artists: Artists, listeners: Traits) -> np.ndarray:
+    """float64 [n, K, A]: probability of each artist of the genre of a taste, given a play in that taste."""
     each = len(artists.weight) // GENRES
-    weight, place = artists.weight.reshape(GENRES, each), artists.place.reshape(GENRES, each)
-    away = np.abs(place[listeners.genre] - listeners.centre[:, :, None])
-    away = np.minimum(away, 1 - away)
-    liking = weight[listeners.genre] * (np.exp(-((away / _STYLE_WIDTH) ** 2) / 2) + _STYLE_FLOOR)
-    return liking / liking.sum(axis=2, keepdims=True)
+    popularity, style = artists.weight.reshape(GENRES, each), artists.style.reshape(GENRES, each)
+    distance = np.abs(style[listeners.genre] - listeners.centre[:, :, None])
+    distance = np.minimum(distance, 1 - distance)
+    weight = popularity[listeners.genre] * (np.exp(-((distance / _STYLE_WIDTH) ** 2) / 2) + _STYLE_FLOOR)
+    return weight / weight.sum(axis=2, keepdims=True)
 
 
 def _tastes(config: SyntheticConfig, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct genres by popularity (Gumbel top-k), and a place in each."""
+    """Distinct genres by popularity (Gumbel top-k), and a position on the circle of styles of each."""
     u = uniform(key, 0, Stream.TASTE, GENRES + MAX_TASTES)
     log_weight = -0.35 * np.log(np.arange(GENRES) + 1.0)
     score = log_weight[:, None] - np.log(-np.log(u[:GENRES]))
@@ -103,12 +103,12 @@ def _tastes(config: SyntheticConfig, key: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _hours(shift: np.ndarray, evening: np.ndarray) -> np.ndarray:
-    """Sessions begin around a morning and an evening peak, earlier or later for each listener."""
+    """Cumulative hours of session starts: a morning and an evening peak, shifted for each listener."""
     hour = np.arange(24) + 0.5
 
     def peak(at: np.ndarray, width: float) -> np.ndarray:
-        away = np.abs(hour[None, :] - at[:, None]) % 24
-        return np.exp(-((np.minimum(away, 24 - away) / width) ** 2) / 2)
+        distance = np.abs(hour[None, :] - at[:, None]) % 24
+        return np.exp(-((np.minimum(distance, 24 - distance) / width) ** 2) / 2)
 
     move = 4 * shift - 2
     share = evening[:, None]

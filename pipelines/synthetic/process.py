@@ -1,17 +1,17 @@
-"""The process without its songs: when people listen, in which taste, and whether a play explores or repeats.
+"""The listening process without songs: when listeners play, in which taste, and whether a play explores or repeats.
 
 Shape legend: `n` listeners of a chunk, `P` plays of one segment, `K` tastes, `M` remembered favourites.
 
 A day has two segments, [00:00, 08:00) and [08:00, 24:00), so that the state at the request time of a serving day
-exists. Which song is played has no influence on anything here: the ceiling simulates the future of every listener
-with this same module and averages over the songs exactly. Everything is memoryless given `State`:
+exists. The song of a play influences nothing here: the ceiling simulates the future of every listener with this same
+module and averages over the songs exactly. The process is Markov in `State`:
 
-- sessions begin as a Poisson process over the hours of a listener's day; after each play one goes on with a fixed
-  chance; a play occupies a slot of time that does not depend on the song;
+- sessions begin as a Poisson process over the hours of a listener's day; after each play a session continues with a
+  fixed probability; a play occupies a slot of time that does not depend on the song;
 - tastes are a semi-Markov process with log-normal dwell times in the *taste clock*, which advances by
   `elapsed_time` seconds a second and by (1 - elapsed_time) * PLAY_SECONDS a play;
-- plays that explore come in runs of one artist; a run is broken by elapsed time with an exponential, again to the
-  degree of the dial.
+- plays that explore come in runs of one artist; the probability that a run continues decays exponentially with the
+  time since its last play, again to the degree of the dial.
 """
 
 from dataclasses import dataclass
@@ -20,64 +20,63 @@ import numpy as np
 
 from pipelines.calendar import DAY_SECONDS, REQUEST_HOUR
 from pipelines.synthetic.config import MAX_TASTES
-from pipelines.synthetic.listeners import COME_BACK, STAY_AROUND, Listeners
+from pipelines.synthetic.listeners import COME_BACK, STAY_AROUND, Traits
 from pipelines.synthetic.stateless_random import Stream, normal, normal_survival, uniform
 
 REQUEST_SECONDS = REQUEST_HOUR * 3600
-PLAY_SECONDS = 3600.0  # what a play is worth on the taste clock when plays count instead of time
+PLAY_SECONDS = 3600.0  # of the taste clock per play where the dial is 0
 FAVOURITES = 48  # M
 _DWELL_SIGMA = 1.0
-_HOME_RETURN = 0.55  # chance that a taste other than home is followed by home
-_RUN = 0.35  # chance that exploring stays with the artist
+_HOME_RETURN = 0.55  # probability that a taste other than home is followed by home
+_RUN = 0.35  # probability that the next explored play, at once, is of the same artist
 _RUN_SECONDS = 7200.0
 _DISCOVERY = 0.08  # share of explored artists that come from the whole catalogue
-_CLOCK_SPAN = float(2**26)  # above any clock value within a segment
+_CLOCK_SPAN = float(2**26)  # more than any clock value within a segment
 
 
 @dataclass
 class State:
-    """Where each listener of a chunk stands between two segments. Times are Unix seconds, 0 = never."""
+    """The state of each listener of a chunk between two segments. Times are Unix seconds, 0 = never.
 
-    plays: np.ndarray  # [n] int64 counters of what has been drawn so far
+    The fields' names are stored (`truth/state`), so renaming one makes logs that cannot be extended.
+    """
+
+    plays: np.ndarray  # [n] int64 counters of the random numbers drawn so far
     gaps: np.ndarray
     sessions: np.ndarray
     episodes: np.ndarray
     around: np.ndarray  # [n] bool, not away today
-    carry: np.ndarray  # [n] when a session under way plays its next song, 0 = no session
+    carry: np.ndarray  # [n] time of the next play of a session that goes on, 0 = no session
     taste: np.ndarray  # [n] current taste, 0 = home
     age: np.ndarray  # [n] taste-clock seconds since it began
-    dwell: np.ndarray  # [n] and until it ends, from its beginning; the future: the ceiling never reads it
-    draw_time: np.ndarray  # [n] of the last exploring play
-    draw_taste: np.ndarray  # [n] -1 = none yet
-    run_artist: np.ndarray  # [n] -1 = none yet
-    seen_time: np.ndarray  # [n] of the last play of all, with the taste and its age then
+    dwell: np.ndarray  # [n] its whole duration; this tells the future, so the ceiling never reads it
+    draw_time: np.ndarray  # [n] of the last play that explored
+    draw_taste: np.ndarray  # [n] of that play, -1 = none yet
+    run_artist: np.ndarray  # [n] of that play, -1 = none yet
+    seen_time: np.ndarray  # [n] of the last play, with the taste and its age at that time
     seen_taste: np.ndarray
     seen_age: np.ndarray
-    favourites: np.ndarray  # [n, K, M] songs explored and not skipped, a ring
-    liked: np.ndarray  # [n, K] how many ever went into the ring
-
-    def take(self, rows: np.ndarray) -> "State":
-        """A copy for a selection of rows, with repetitions."""
-        return State(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+    favourites: np.ndarray  # [n, K, M] the latest songs explored and not skipped, a ring buffer
+    liked: np.ndarray  # [n, K] how many songs were ever written to it
 
 
 @dataclass(frozen=True)
-class Plays:
+class SegmentPlays:
     """The plays of a segment, sorted by listener and time."""
 
-    row: np.ndarray  # [P] which listener of the chunk
-    counter: np.ndarray  # [P] number of the play in that listener's life
+    row: np.ndarray  # [P] the listener's position in the chunk
+    counter: np.ndarray  # [P] the play's number among all plays of that listener
     time: np.ndarray  # [P]
     slot: np.ndarray  # [P] seconds until the next play could begin
     skipped: np.ndarray  # [P] bool
     taste: np.ndarray  # [P]
-    repeat: np.ndarray  # [P] bool: a favourite again; every other play explores
-    fresh: np.ndarray  # [P] bool: explores and does not continue the run of the last explored artist
-    discovery: np.ndarray  # [P] bool: fresh, and from the whole catalogue
+    repeat: np.ndarray  # [P] bool: plays a favourite; every other play explores
+    fresh: np.ndarray  # [P] bool: explores and begins a new run of an artist
+    discovery: np.ndarray  # [P] bool: fresh, with an artist drawn from the whole catalogue
 
 
-def first_state(listeners: Listeners) -> State:
-    """Everybody before the first day: at home, at the start of a dwell."""
+def first_state(listeners: Traits) -> State:
+    """The state before the first day: taste 0, at the start of a dwell."""
     n = len(listeners.number)
     integers = {name: np.zeros(n, np.int64) for name in ("plays", "gaps", "sessions", "episodes", "carry", "taste")}
     times = {name: np.zeros(n, np.int64) for name in ("draw_time", "seen_time", "seen_taste")}
@@ -97,28 +96,30 @@ def first_state(listeners: Listeners) -> State:
     return state
 
 
-def start_day(listeners: Listeners, state: State, day: int) -> None:
-    """Who is around today: away spells of days to weeks."""
+def start_day(listeners: Traits, state: State, day: int) -> None:
+    """Draw which listeners are around on a day; they are away for days to weeks at a time."""
     u = uniform(listeners.key, day, Stream.DAY, 1)[0]
     state.around = np.where(state.around, u < STAY_AROUND, u < COME_BACK) | (listeners.arrival >= day)
 
 
 def simulate(
-    listeners: Listeners, state: State, start: int, end: int, *, day: int, elapsed: float, force: bool = False
-) -> Plays:
-    """All plays in [start, end), Unix seconds within landing day `day`; `state` moves on to `end`.
+    listeners: Traits, state: State, start: int, end: int, *, day: int, elapsed: float, force: bool = False
+) -> SegmentPlays:
+    """All plays in [start, end), Unix seconds within landing day `day`; `state` is advanced to `end`.
 
-    `elapsed` is the dial. `force` makes everybody without a session under way begin one in the segment, which
-    conditions on listening at all.
+    elapsed: the dial. force: listeners without a session that goes on begin one in the segment, which conditions on
+    at least one play.
     """
     active = state.around & (listeners.arrival <= day) & ~listeners.is_bot
     row, counter, time, slot, skipped = _times(listeners, state, np.flatnonzero(active), start, end, force)
     taste = _assign_tastes(listeners, state, row, time, start=start, end=end, elapsed=elapsed)
-    return _choose_kinds(listeners, state, Plays(row, counter, time, slot, skipped, taste, *[taste] * 3), elapsed)
+    return _choose_kinds(
+        listeners, state, SegmentPlays(row, counter, time, slot, skipped, taste, *[taste] * 3), elapsed
+    )
 
 
-def resample_dwell(listeners: Listeners, state: State) -> None:
-    """Forget when each taste will end: draw the dwell anew given only that it has lasted `age`."""
+def resample_dwell(listeners: Traits, state: State) -> None:
+    """Redraw the dwell of each taste, conditional on having lasted `age`."""
     rows = np.arange(len(listeners.number))
     mean = listeners.log_dwell[rows, state.taste]
     z = (np.log(np.maximum(state.age, 1e-9)) - mean) / _DWELL_SIGMA
@@ -128,8 +129,8 @@ def resample_dwell(listeners: Listeners, state: State) -> None:
     state.dwell = np.maximum(np.exp(mean - _DWELL_SIGMA * normal(beyond)), state.age)
 
 
-def advance_clock(listeners: Listeners, state: State, amount: np.ndarray) -> None:
-    """Let the taste clock of every listener run for `amount` [n] clock seconds without a play."""
+def advance_clock(listeners: Traits, state: State, amount: np.ndarray) -> None:
+    """Advance the taste clock of every listener by `amount` [n] clock seconds without a play."""
     switch_row, switch_at, _ = _switches(listeners, state, amount)
     began = -state.age
     began[switch_row] = switch_at  # the last write of a row is its latest switch
@@ -137,9 +138,9 @@ def advance_clock(listeners: Listeners, state: State, amount: np.ndarray) -> Non
 
 
 def _times(
-    listeners: Listeners, state: State, rows: np.ndarray, start: int, end: int, force: bool
+    listeners: Traits, state: State, rows: np.ndarray, start: int, end: int, force: bool
 ) -> tuple[np.ndarray, ...]:
-    """Row, counter, time, slot and skip of every play: one round of the loop is one session of everybody."""
+    """Row, counter, time, slot and skip of every play; the loop simulates one session of all listeners at a time."""
     under_way = state.carry[rows] > 0
     begin = np.where(under_way, state.carry[rows], 0)
     begin[~under_way] = _next_session(listeners, state, rows[~under_way], np.array(start), end, force)
@@ -171,8 +172,8 @@ def _times(
     return tuple(column[order] for column in columns)
 
 
-def _one_session(listeners: Listeners, state: State, rows: np.ndarray, begin: np.ndarray) -> dict[str, np.ndarray]:
-    """The plays of one session for each of `rows`, not yet cut at the end of the segment."""
+def _one_session(listeners: Traits, state: State, rows: np.ndarray, begin: np.ndarray) -> dict[str, np.ndarray]:
+    """The plays of one session for each of `rows`, also those after the end of the segment."""
     key = listeners.key[rows]
     u = uniform(key, state.sessions[rows], Stream.SESSION, 1)[0]
     state.sessions[rows] += 1
@@ -197,9 +198,12 @@ def _one_session(listeners: Listeners, state: State, rows: np.ndarray, begin: np
 
 
 def _next_session(
-    listeners: Listeners, state: State, rows: np.ndarray, after: np.ndarray, end: int, force: bool
+    listeners: Traits, state: State, rows: np.ndarray, after: np.ndarray, end: int, force: bool
 ) -> np.ndarray:
-    """When the next session begins after each time; at or past `end` if not before it (memoryless, so drawn anew)."""
+    """When the next session begins after each time.
+
+    At or past `end` if not before it; the Poisson process is memoryless, so the next segment draws it anew.
+    """
     u = uniform(listeners.key[rows], state.gaps[rows], Stream.GAP, 1)[0]
     state.gaps[rows] += 1
     day_start = (end - 1) // DAY_SECONDS * DAY_SECONDS
@@ -226,9 +230,9 @@ def _share_of_day(hours: np.ndarray, rows: np.ndarray, second: np.ndarray) -> np
 
 
 def _assign_tastes(
-    listeners: Listeners, state: State, row: np.ndarray, time: np.ndarray, *, start: int, end: int, elapsed: float
+    listeners: Traits, state: State, row: np.ndarray, time: np.ndarray, *, start: int, end: int, elapsed: float
 ) -> np.ndarray:
-    """The taste of each play; the state's taste, age and last-play facts move on to `end`."""
+    """The taste of each play; taste, age and last play of the state are advanced to `end`."""
     counts = np.bincount(row, minlength=len(listeners.number))
     ordinal = np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
     clock = elapsed * (time - start) + (1 - elapsed) * PLAY_SECONDS * (ordinal + 1)
@@ -249,7 +253,7 @@ def _assign_tastes(
     return taste
 
 
-def _switches(listeners: Listeners, state: State, total: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _switches(listeners: Traits, state: State, total: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row, clock and new taste of every switch within `total` clock seconds, in order; updates taste and dwell."""
     at = state.dwell - state.age
     rows = np.flatnonzero(at < total)
@@ -266,8 +270,8 @@ def _switches(listeners: Listeners, state: State, total: np.ndarray) -> tuple[np
     return row, clock, taste
 
 
-def _new_dwell(listeners: Listeners, state: State, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The next taste (never the same again) and how long it lasts. At the very start: home."""
+def _new_dwell(listeners: Traits, state: State, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The next taste (never the same twice in a row; at the start, home) and how long it lasts."""
     u = uniform(listeners.key[rows], state.episodes[rows], Stream.EPISODE, 2)
     begins = state.episodes[rows] == 0
     state.episodes[rows] += 1
@@ -281,11 +285,11 @@ def _new_dwell(listeners: Listeners, state: State, rows: np.ndarray) -> tuple[np
     return taste, np.exp(listeners.log_dwell[rows, taste] + _DWELL_SIGMA * normal(u[0]))
 
 
-def _choose_kinds(listeners: Listeners, state: State, plays: Plays, elapsed: float) -> Plays:
-    """Which plays repeat a favourite, and which of the others begin a new run of an artist."""
+def _choose_kinds(listeners: Traits, state: State, plays: SegmentPlays, elapsed: float) -> SegmentPlays:
+    """Draw which plays repeat a favourite, and which of the others begin a new run of an artist."""
     row, time, taste = plays.row, plays.time, plays.taste
     u = uniform(listeners.key[row], plays.counter, Stream.CHOICE, 3)
-    # Favourites are those from before the segment, so that this needs no song of the segment itself.
+    # Only favourites from before the segment count, so that this does not depend on the segment's songs.
     repeat = (u[0] < listeners.repeat[row]) & (state.liked[row, taste] > 0)
     draw = np.flatnonzero(~repeat)
     first = np.diff(row[draw], prepend=-1) > 0
@@ -299,4 +303,4 @@ def _choose_kinds(listeners: Listeners, state: State, plays: Plays, elapsed: flo
     last = draw[np.flatnonzero(np.diff(row[draw], append=-1))]
     state.draw_time[row[last]], state.draw_taste[row[last]] = time[last], taste[last]
     kinds = (repeat, fresh, fresh & (u[2] < _DISCOVERY))
-    return Plays(row, plays.counter, time, plays.slot, plays.skipped, taste, *kinds)
+    return SegmentPlays(row, plays.counter, time, plays.slot, plays.skipped, taste, *kinds)

@@ -1,7 +1,8 @@
-"""Random numbers as a pure function of (key, counter, channel): no generator state, so no order of computation matters.
+"""Counter-based (stateless) random numbers: a pure function of (key, stream, counter, channel), in any order.
 
-splitmix64 as a counter-based generator: a listener's key starts a stream, the counter is a play, a session or a
-day of that listener. Any chunk of listeners, any day and any replicate of the future is drawn independently.
+The generator is splitmix64. The key is that of a listener, the stream says what the number is for, the counter is a
+play, a session or a day of that listener. Every chunk of listeners, every day and every replicate of the future can
+therefore be drawn on its own.
 """
 
 import math
@@ -14,7 +15,7 @@ _erfc = np.frompyfunc(math.erfc, 1, 1)
 
 
 class Stream(IntEnum):
-    """What a random number is for. The value is part of every row ever generated: never renumber."""
+    """What a random number is for. Every generated row depends on these values: never renumber."""
 
     LISTENER = 1
     TASTE = 2
@@ -87,12 +88,8 @@ def _centre(q: np.ndarray) -> np.ndarray:
     r = q * q
     above = _polynomial(
         r,
-        -39.69683028665376,
-        220.9460984245205,
-        -275.9285104469687,
-        138.3577518672690,
-        -30.66479806614716,
-        2.506628277459239,
+        *(-39.69683028665376, 220.9460984245205, -275.9285104469687),
+        *(138.3577518672690, -30.66479806614716, 2.506628277459239),
     )
     below = _polynomial(
         r, -54.47609879822406, 161.5858368580409, -155.6989798598866, 66.80131188771972, -13.28068155288572, 1.0

@@ -1,4 +1,4 @@
-"""The catalogue: artists in genres, songs of artists, and how likely each is to be played when.
+"""The catalogue: artists in genres, songs of artists, and how likely each is to be played on which day.
 
 Shape legend: `A` artists, `G` genres, `S` songs released so far.
 """
@@ -28,7 +28,7 @@ class Artists:
     """All artists; artist a belongs to genre a // artists_per_genre."""
 
     weight: np.ndarray  # [A] popularity within the genre, sums to 1 in each
-    place: np.ndarray  # [A] in [0, 1): where on the circle of styles of its genre it stands
+    style: np.ndarray  # [A] in [0, 1): position on the circle of styles of its genre
     genre_weight: np.ndarray  # [G] sums to 1
     cumulative: np.ndarray  # [A] of genre_weight * weight: for discoveries outside one's tastes
 
@@ -42,13 +42,13 @@ class Songs:
     release: np.ndarray  # [S] int64, day number relative to the first day
     by_artist: np.ndarray  # [S] song numbers sorted by artist
     cumulative: np.ndarray  # [S + 1] of the weights in that order
-    first: np.ndarray  # [A + 1] where each artist's songs begin in that order
+    first: np.ndarray  # [A + 1] position of each artist's first song in that order
 
     def choose(self, artist: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """A song of each artist by weight, from uniforms of the same shape."""
+        """A song of each artist, drawn by weight with uniforms of the same shape."""
         low, high = self.cumulative[self.first[artist]], self.cumulative[self.first[artist + 1]]
-        place = np.searchsorted(self.cumulative, low + u * (high - low), side="right") - 1
-        return self.by_artist[np.clip(place, self.first[artist], self.first[artist + 1] - 1)]
+        position = np.searchsorted(self.cumulative, low + u * (high - low), side="right") - 1
+        return self.by_artist[np.clip(position, self.first[artist], self.first[artist + 1] - 1)]
 
     def share(self) -> np.ndarray:
         """[S] the probability of each song when its artist is played."""
@@ -73,12 +73,12 @@ def make_artists(config: SyntheticConfig) -> Artists:
 
 
 def make_songs(config: SyntheticConfig, artists: Artists, day: int) -> Songs:
-    """The songs released up to and including landing day `day`. A song's facts depend on its number alone."""
+    """The songs released up to and including landing day `day`. Only a song's weight depends on the day."""
     count = song_count(config, day)
     number = np.arange(count)
     u = uniform(keys(config.seed, number), 0, Stream.CATALOGUE, 4)
-    output = artists.cumulative  # popular artists have released more
-    artist = np.minimum(np.searchsorted(output, u[0], side="right"), config.artists - 1)
+    # Popular artists have released more songs.
+    artist = np.minimum(np.searchsorted(artists.cumulative, u[0], side="right"), config.artists - 1)
     artist[: config.artists] = np.arange(config.artists)
     later = (number - config.songs) // max(config.new_songs_per_day, 1) + 1
     release = np.where(number < config.songs, -1 - (u[2] ** 2 * _OLDEST_DAYS).astype(np.int64), later)
@@ -96,7 +96,7 @@ def song_count(config: SyntheticConfig, day: int) -> int:
 
 
 def catalogue_table(config: SyntheticConfig, songs: Songs, day: int) -> pa.Table:
-    """What the service's catalogue gained on `day`: everything on the first day, that day's releases later."""
+    """The rows that the service's catalogue gains on `day`: all songs on the first day, then the day's releases."""
     low = 0 if day == 0 else song_count(config, day - 1)
     number = np.arange(low, song_count(config, day))
     artist = songs.artist[number]

@@ -1,4 +1,4 @@
-"""The industrial presets: how many listeners, songs and plays, and which rows fall into which day and part."""
+"""The industrial presets: numbers of listeners, songs and plays, and how many rows each day and part has."""
 
 import datetime as dt
 import math
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipelines.calendar import DAY_SECONDS
 from pipelines.errors import InputError
+from pipelines.synthetic.config import LandingDays
 
 INDUSTRIAL_VERSION = "industrial-1"
 """Renamed whenever the same configuration would give other rows; a folder is only extended by its own version."""
@@ -23,8 +24,8 @@ _FEWEST_SONGS = 1000
 
 
 @dataclass(frozen=True)
-class IndustrialConfig:
-    """Everything that decides the rows. All counts are exact over the first `BASE_DAYS` landing days."""
+class IndustrialConfig(LandingDays):
+    """The rows are a function of these fields. All counts are exact over the first `BASE_DAYS` landing days."""
 
     preset: str
     listeners: int
@@ -50,32 +51,24 @@ class IndustrialConfig:
 
     @property
     def parts(self) -> int:
-        """Files a day."""
+        """Files per day."""
         return math.ceil(math.ceil(self.interactions / BASE_DAYS) / PART_ROWS)
 
     @property
     def period(self) -> int:
-        """Seconds, a divisor of the day: residues enough for every part and lag to have one of its own."""
-        classes = self.parts * (MAX_LAG + 1)
-        return next((n for n in range(classes, DAY_SECONDS + 1) if DAY_SECONDS % n == 0), classes)
+        """Seconds, a divisor of the day with at least one residue for every part and lag."""
+        residues = self.parts * (MAX_LAG + 1)
+        return next((n for n in range(residues, DAY_SECONDS + 1) if DAY_SECONDS % n == 0), residues)
 
     def rows(self, day: int, part: int | None = None) -> int:
-        """Rows landing on day number `day`, in all or in one of its parts."""
+        """Rows that land on day number `day`, in total or in one of its parts."""
         volume = self.interactions * (day + 1) // BASE_DAYS - self.interactions * day // BASE_DAYS
         return volume if part is None else volume * (part + 1) // self.parts - volume * part // self.parts
 
     def owned(self, count: int, day: int, part: int) -> tuple[int, int]:
-        """The slice of `count` listeners or songs that this part must contain; every 25 days they start over."""
+        """The slice of `count` listeners or songs that this part must contain; slices repeat every 25 days."""
         index, parts = day % BASE_DAYS * self.parts + part, BASE_DAYS * self.parts
         return count * index // parts, count * (index + 1) // parts
-
-    def day(self, number: int) -> dt.date:
-        """The landing day `number` days after the first."""
-        return self.first_day + dt.timedelta(days=number)
-
-    def day_start(self, number: int) -> int:
-        """Unix second at which it starts, UTC."""
-        return ((self.first_day - dt.date(1970, 1, 1)).days + number) * DAY_SECONDS
 
 
 PRESETS = {
@@ -93,9 +86,9 @@ def industrial_config(
     seed: int = 1,
     first_day: dt.date = dt.date(2026, 1, 5),
 ) -> IndustrialConfig:
-    """A preset, or a smaller one of its kind: songs shrink as the square root of the plays, to 1,000 at least.
+    """A preset, or a scaled one: songs shrink with the square root of the plays, to 1,000 at least.
 
-    interactions: the number of plays in 25 days instead of a scale. Raises InputError for an unknown preset or size.
+    interactions: the number of plays in 25 days instead of a scale. Raises InputError for an unknown preset or scale.
     """
     if preset not in PRESETS:
         raise InputError(f"preset {preset!r} is unknown: use one of {', '.join(PRESETS)}")

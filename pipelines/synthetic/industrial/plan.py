@@ -1,11 +1,11 @@
-"""Music logs of the paper's industrial sizes: part by part in parallel processes, memory bounded by one part each.
+"""Music logs of the paper's industrial sizes, written by parallel processes; each has one part in memory at a time.
 
     <out>/_synthetic.json                    configuration, generator version, days written so far
     <out>/plays/ds=D/part-00000.parquet      rows landing on D, at most two million a file: user_id, item_id, timestamp
     <out>/catalogue/ds=D/part-00000.parquet  the whole catalogue, on the first day
 
-A part is a pure function of the configuration, its day and its number: any number of processes, any number of runs,
-the same files. Files appear under their name only when complete, so a run continues with the parts that are missing.
+A part is a pure function of the configuration, its day and its number, whatever the number of processes and runs.
+Files have their final name only when complete, so a run continues with the parts that are missing.
 """
 
 import itertools
@@ -31,7 +31,7 @@ from pipelines.synthetic.industrial.plays import plays_table
 from pipelines.synthetic.world import catalogue_table, make_artists, make_songs
 
 BYTES_A_PLAY = 5.9
-"""Measured on parts of the largest preset; smaller logs have shorter ids and need less."""
+"""Measured on parts of the largest preset; logs with fewer listeners have shorter ids and need less."""
 
 _SPARE = 1.05
 _CATALOGUE_BYTES_A_SONG = 30
@@ -41,19 +41,19 @@ _ROW_GROUP = 2**20
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will write: the parts that `out` lacks, as (day number, part)."""
+    """What a run will write: the missing parts of `out`, as (day number, part)."""
 
     config: IndustrialConfig
     out: str
     days: int
-    complete: int  # days from the first on that will be complete afterwards: more than asked for if they are there
+    complete: int  # days from the first on that will be complete afterwards; at least `days`
     missing: tuple[tuple[int, int], ...]
     rows: int  # in the missing parts
     bytes: int  # estimated, of the missing parts and the catalogue
 
 
 def plan(config: IndustrialConfig, out: str, *, days: int = BASE_DAYS) -> Plan:
-    """Look what is there and what is missing of the first `days` landing days; writes nothing.
+    """List what is missing of the first `days` landing days; writes nothing.
 
     out: local folder or s3:// prefix. Raises InputError if it holds another log, or if the local disk is too small.
     """
@@ -61,10 +61,10 @@ def plan(config: IndustrialConfig, out: str, *, days: int = BASE_DAYS) -> Plan:
         raise InputError(f"days is {days}: it must be at least 1")
     out = storage.absolute(out)
     _check_marker(config, out)
-    there = {file.uri.removeprefix(f"{out}/") for file in storage.list_files(storage.join(out, "plays"))}
+    written = {file.uri.removeprefix(f"{out}/") for file in storage.list_files(storage.join(out, "plays"))}
 
     def absent(day: int) -> list[tuple[int, int]]:
-        return [(day, part) for part in range(config.parts) if _name(config, day, part) not in there]
+        return [(day, part) for part in range(config.parts) if _name(config, day, part) not in written]
 
     missing = tuple(place for day in range(days) for place in absent(day))
     complete = next(day for day in itertools.count(days) if absent(day))
@@ -77,7 +77,7 @@ def plan(config: IndustrialConfig, out: str, *, days: int = BASE_DAYS) -> Plan:
 
 
 def write(plan: Plan, *, workers: int = 1, on_progress: Callable[[int], None] | None = None) -> dict[str, Any]:
-    """Write what a plan lacks, in `workers` processes, and return the counts of the whole log.
+    """Write the missing parts of a plan with `workers` processes and return the counts of the whole log.
 
     on_progress: called with the number of rows written since the last call. Raises InputError if a process died.
     """
@@ -107,8 +107,11 @@ def write(plan: Plan, *, workers: int = 1, on_progress: Callable[[int], None] | 
 
 
 def _write_part(config: IndustrialConfig, out: str, day: int, part: int) -> int:
-    """Generate and write one file; returns its bytes. Delta encoding suits all three columns: the timestamps are
-    sorted, and ids without an order take just the bits they have, less than a dictionary of the songs would."""
+    """Generate and write one file; returns its size in bytes.
+
+    Delta encoding suits all three columns: the timestamps are sorted, and unordered ids take as many bits as their
+    range needs, which is less than with a dictionary.
+    """
     columns = (USER_ID, ITEM_ID, TIMESTAMP)
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -126,14 +129,14 @@ def _write_part(config: IndustrialConfig, out: str, day: int, part: int) -> int:
 
 
 def _run(plan: Plan, workers: int) -> Iterator[tuple[tuple[int, int], int]]:
-    """Each missing part with its bytes, as they are finished; a few more than `workers` are waiting at a time."""
+    """Each missing part with its size in bytes, in order of completion; at most 2 * workers are submitted at a time."""
     places = iter(plan.missing)
     workers = min(workers, len(plan.missing))
     if workers <= 1:
         for place in places:
             yield place, _write_part(plan.config, plan.out, *place)
         return
-    # Spawned, not forked: the caller may hold threads and locks of Arrow, Spark or Ray.
+    # Spawned, not forked: the calling process may have threads and locks of Arrow, Spark or Ray.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
     running: dict[Future[int], tuple[int, int]] = {}
     try:
@@ -154,15 +157,15 @@ def _run(plan: Plan, workers: int) -> Iterator[tuple[tuple[int, int], int]]:
 
 
 def _start_worker() -> None:
-    """Ctrl-C is the caller's to handle, and a caller that was killed leaves no process behind."""
+    """Leave Ctrl-C to the parent process, and end when that ends, even if it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_caller, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with_caller() -> None:
-    caller = parent_process()
-    if caller is not None:
-        caller.join()
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
         os._exit(1)
 
 
@@ -176,7 +179,7 @@ def _name(config: IndustrialConfig, day: int, part: int) -> str:
 
 
 def _remove_unfinished(plan: Plan) -> None:
-    """What a killed run left under a temporary name."""
+    """Delete the temporary files of a killed run."""
     files = storage.list_files(storage.join(plan.out, "plays"))
     storage.delete_files(file.uri for file in files if file.uri.endswith(".tmp"))
 
@@ -195,7 +198,7 @@ def _write_marker(config: IndustrialConfig, out: str, days: int) -> None:
 
 
 def _check_marker(config: IndustrialConfig, out: str) -> None:
-    """Refuse a folder that holds the log of another configuration or generator, or of anybody else."""
+    """InputError if a folder has the log of another configuration or generator, or plays that are not synthetic."""
     uri = _marker_uri(out)
     if not storage.exists(uri):
         if storage.list_folders(storage.join(out, "plays")):
@@ -229,7 +232,7 @@ def _catalogue_uri(config: IndustrialConfig, out: str) -> str:
 
 
 def _catalogue(config: IndustrialConfig) -> pa.Table:
-    """Titles and artists for every song id; which song is popular has nothing to do with them."""
+    """Title and artist of every song id; they are independent of the songs' popularity."""
     artists = max(config.songs // _SONGS_AN_ARTIST // GENRES, 1) * GENRES
     world = SyntheticConfig(seed=config.seed, songs=config.songs, artists=artists, first_day=config.first_day)
     return catalogue_table(world, make_songs(world, make_artists(world), 0), 0)

@@ -1,9 +1,9 @@
 """The plays of one part of one landing day, a pure function of (configuration, day, part); about 0.15 us a play.
 
-Nothing is shared between parts. A listener's activity is a transform of a random number (sampling ranks of a
-log-normal in proportion to its value is again a log-normal, moved up by its variance), and a bijection takes ranks to
-listeners, so there is no table of listeners. What the counts promise is arranged by slices: each of the 25 days' parts
-owns some listeners and some songs and plays each of them at least once.
+Parts share no state. There is no table of listeners: an active listener is a rank drawn from a log-normal (drawing
+ranks in proportion to a log-normal activity gives a log-normal whose mean is higher by its variance), and a
+pseudo-random permutation maps ranks to listeners. The counts of a preset are exact because each part of the 25 days
+owns a slice of the listeners and of the songs, and plays each of them at least once.
 
 Shape legend: `P` plays of the part, `S` its sessions.
 """
@@ -23,42 +23,18 @@ from pipelines.synthetic.stateless_random import keys, mix, normal, normal_survi
 from pipelines.synthetic.world import FIRST_ITEM_ID
 
 ACTIVITY_SIGMA = 1.2  # of the log-normal: the busiest 1 % of listeners have an eighth of the plays
-_SESSION_PLAYS, _OWNED_SESSION_PLAYS = (
-    8.0,
-    3.0,
-)  # means of geometric lengths; owned ones short: most listeners are light
+# Means of geometric session lengths; those of owned listeners are short, because most listeners are light.
+_SESSION_PLAYS, _OWNED_SESSION_PLAYS = 8.0, 3.0
 _GAP_SECONDS = (120, 300)  # between plays of a session
 _LATE_SHARE = 0.02
-_CLUSTERS = 64  # songs of rank r are in cluster r % 64; clusters are unequally liked
+_CLUSTERS = 64  # the song of rank r is in cluster r % 64; clusters differ in popularity
 _TASTE_SHARES = (0.5, 0.8)  # cumulative: first, second, third taste of a listener
 _TASTE_SHARE = 0.7  # of plays come from the session's cluster, the others from everything
 _SONG_OFFSET, _CLUSTER_OFFSET = 10.0, 3.0  # popularity of rank r is (r + offset)^-0.9
-_HOURS = np.array(
+_HOURS = np.array(  # plays by hour of the day
     [
-        2.2,
-        1.2,
-        0.7,
-        0.4,
-        0.3,
-        0.5,
-        1.2,
-        2.6,
-        3.8,
-        3.9,
-        3.8,
-        3.9,
-        4.2,
-        4.1,
-        4.1,
-        4.4,
-        5.0,
-        5.8,
-        6.6,
-        7.4,
-        8.0,
-        7.6,
-        6,
-        3.8,
+        *(2.2, 1.2, 0.7, 0.4, 0.3, 0.5, 1.2, 2.6, 3.8, 3.9, 3.8, 3.9),
+        *(4.2, 4.1, 4.1, 4.4, 5.0, 5.8, 6.6, 7.4, 8.0, 7.6, 6.0, 3.8),
     ]
 )
 _CUMULATIVE_HOURS = np.concatenate([[0.0], _HOURS.cumsum() / _HOURS.sum()])
@@ -66,18 +42,18 @@ _GRID = np.arange(-9.0, 9.0, 1e-3)
 _GRID_SURVIVAL = normal_survival(_GRID)
 _SCHEMA = pa.schema([(USER_ID, pa.int64()), (ITEM_ID, pa.int64()), (TIMESTAMP, pa.int64())])
 
-# What the bijections are for. Part of every row: never renumber.
+# What each permutation is for. Every generated row depends on these values: never renumber.
 _RANK_TO_LISTENER, _OWNED_LISTENERS, _RANK_TO_SONG, _OWNED_SONGS, _TASTES = range(5)
 
 
 @dataclass(frozen=True)
 class _Sessions:
-    """[S] each: who, how many plays, starting at which second of the day, landing how many days late."""
+    """The sessions of a part, [S] each."""
 
     listener: np.ndarray
-    length: np.ndarray
-    start: np.ndarray
-    lag: np.ndarray
+    length: np.ndarray  # plays
+    start: np.ndarray  # second of the day
+    lag: np.ndarray  # days from the session to its landing day
     cluster: np.ndarray
 
 
@@ -94,16 +70,17 @@ def plays_table(config: IndustrialConfig, day: int, part: int) -> pa.Table:
     second = _seconds(config, rng, sessions, session)
     second = _settle(config, listener, item, second, lag * config.parts + part)
     second += (MAX_LAG - lag) * DAY_SECONDS
-    packed = np.sort(second << 32 | np.arange(rows))  # one sort of integers is several times faster than an argsort
+    packed = np.sort(second << 32 | np.arange(rows))  # sorting integers is several times faster than an argsort
     order, second = packed & 0xFFFFFFFF, packed >> 32
     columns = [FIRST_USER_ID + listener[order], item[order], second + config.day_start(day - MAX_LAG)]
     return pa.table(columns, schema=_SCHEMA)
 
 
 def permute(numbers: np.ndarray, size: int, key: int) -> np.ndarray:
-    """A keyed bijection of range(size), int64 in and out: no table, any size.
+    """A pseudo-random permutation of range(size) that a key selects, applied to int64 numbers without a table.
 
-    Rounds of odd multiplier and shift on the next power of two; what falls outside goes round again.
+    Rounds of odd multiplier and shift permute the next power of two; numbers outside `size` are permuted again until
+    they are inside (cycle walking).
     """
     bits = max((size - 1).bit_length(), 2)
     rounds = keys(key, np.arange(4)) | np.uint64(1)
@@ -126,12 +103,12 @@ def _key(config: IndustrialConfig, purpose: int) -> int:
 
 
 def _geometric(rng: np.random.Generator, size: int, mean: float) -> np.ndarray:
-    """int64, 1 at least."""
+    """int64 [size], at least 1, with about this mean."""
     return 1 + (np.log(1 - rng.random(size)) / math.log1p(-1 / mean)).astype(np.int64)
 
 
 def _draw_sessions(config: IndustrialConfig, rng: np.random.Generator, day: int, part: int, rows: int) -> _Sessions:
-    """Sessions of exactly `rows` plays: one of each listener this part owns, then listeners by their activity."""
+    """Sessions of exactly `rows` plays: one of each listener that this part owns, then of listeners by activity."""
     low, high = config.owned(config.listeners, day, part)
     owned = permute(np.arange(low, high), config.listeners, _key(config, _OWNED_LISTENERS))
     lengths = [np.minimum(_geometric(rng, len(owned), _OWNED_SESSION_PLAYS), rows // max(len(owned), 1))]
@@ -153,7 +130,7 @@ def _draw_sessions(config: IndustrialConfig, rng: np.random.Generator, day: int,
 
 
 def _active_listeners(config: IndustrialConfig, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Listeners in proportion to their activity, log-normal over ranks. Rank 0 is the busiest."""
+    """Listeners drawn in proportion to their activity, which is log-normal over ranks. Rank 0 is the busiest."""
     z = normal(1 - rng.random(size)) + ACTIVITY_SIGMA
     rank = (np.interp(z, _GRID, _GRID_SURVIVAL) * config.listeners).astype(np.int64)
     return permute(np.minimum(rank, config.listeners - 1), config.listeners, _key(config, _RANK_TO_LISTENER))
@@ -182,10 +159,13 @@ def _draw_songs(config: IndustrialConfig, rng: np.random.Generator, cluster: np.
 
 
 def _zipf_rank(u: np.ndarray, size: int, offset: float) -> np.ndarray:
-    """Ranks below `size` with probability falling as (rank + offset)^-0.9, from uniforms (nonsense outside [0, 1))."""
+    """Ranks below `size` with probability proportional to (rank + offset)^-0.9, from uniforms in [0, 1).
+
+    Uniforms outside [0, 1) give arbitrary ranks.
+    """
     low, high = offset**0.1, (size + offset) ** 0.1
     x = low + u * (high - low)
-    x5 = x * x  # the inverse of the cumulative is a tenth power: multiplications are cheaper than np.power
+    x5 = x * x  # the quantile function is a tenth power: multiplications are cheaper than np.power
     x5 *= x5
     x5 *= x
     return np.clip((x5 * x5 - offset).astype(np.int64), 0, size - 1)
@@ -200,7 +180,7 @@ def _item_ids(config: IndustrialConfig) -> np.ndarray:
 def _play_owned_songs(
     config: IndustrialConfig, rng: np.random.Generator, item: np.ndarray, day: int, part: int
 ) -> None:
-    """Put the songs this part owns in the place of plays spread evenly over it."""
+    """Overwrite plays, spread evenly over the part, with the songs that this part owns."""
     low, high = config.owned(config.songs, day, part)
     owned = FIRST_ITEM_ID + permute(np.arange(low, high), config.songs, _key(config, _OWNED_SONGS))
     place = (np.arange(len(owned)) + rng.random(len(owned))) * (len(item) / max(len(owned), 1))
@@ -211,7 +191,7 @@ def _play_owned_songs(
 def _seconds(
     config: IndustrialConfig, rng: np.random.Generator, sessions: _Sessions, session: np.ndarray
 ) -> np.ndarray:
-    """[P] second of the day. A session over midnight goes on at the start of the same day: a landing day is whole."""
+    """[P] second of the day. A session past midnight continues at the start of the same day."""
     low, high = _GAP_SECONDS
     gap = low + (rng.random(len(session), dtype=np.float32) * (high - low)).astype(np.int64)
     elapsed = gap.cumsum()
@@ -222,11 +202,11 @@ def _seconds(
 def _settle(
     config: IndustrialConfig, listener: np.ndarray, item: np.ndarray, second: np.ndarray, residue: np.ndarray
 ) -> np.ndarray:
-    """Move each play by less than `period` seconds so that no row occurs twice, in this part or in any two.
+    """Move each play by less than `period` seconds so that no row occurs twice, within this part or across parts.
 
-    Second plus a hash of listener and song has the residue of part and lag, modulo the period. Rows of different
-    parts, or landing on different days, that agree in listener, song and day so differ in the second; rows of one
-    part are compared with each other.
+    Afterwards second + hash(listener, song) is congruent to `residue`, that of part and lag, modulo the period. Rows
+    of different parts or landing days that agree in listener, song and day therefore differ in the second; rows of
+    one part are compared with each other.
     """
     pair = listener.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + item.astype(np.uint64) * np.uint64(
         0xD1342543DE82EF95
@@ -234,7 +214,7 @@ def _settle(
     period = config.period
     second += (residue - second - (pair >> np.uint64(32)).astype(np.int64)) % period
     second %= DAY_SECONDS  # keeps the residue: the period divides the day
-    # Equal hashes of unequal rows are moved as well: harmless, and one sort finds them all.
+    # Of rows with equal hashes all but one are moved, even if the rows differ, so that one sort is enough.
     pair = mix(pair) + residue.astype(np.uint64)
     while True:
         row = mix(pair + second.astype(np.uint64) * np.uint64(0xBF58476D1CE4E5B9))

@@ -30,8 +30,8 @@ from jobs.tables.quality import write_quality
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.histories.shards import read_manifest
-from pipelines.logs.quality import Bounds, Check, Numbers, judge
-from pipelines.schema import catalogue_schema, recommendations_schema
+from pipelines.logs.quality import BoundCheck, Bounds, DayStats, check_day
+from pipelines.schema import catalogue_schema, recommendations_table
 
 DAY_ONE, DAY_TWO = dt.date(2026, 3, 2), dt.date(2026, 3, 3)
 HOSTILE = '<script>alert("1")</script> & <b>Rivers</b>'
@@ -83,7 +83,7 @@ LISTS = {
     "audit": [{"check": "coverage", "passed": True, "detail": "42.2% of songs, at least 1.0%"}],
 }
 
-NUMBERS = Numbers(
+STATS = DayStats(
     day_start=1772496000,
     rows_read=48_211,
     accepted=46_030,
@@ -99,12 +99,12 @@ NUMBERS = Numbers(
 USUAL = [{"plays_per_landing_day": plays, "null_share_play_ms": 0.04} for plays in (40_000, 44_000, 46_000)]
 
 
-def note_quality(day: Day, numbers: Numbers = NUMBERS, *, accepted: bool = False) -> list[Check]:
+def note_quality(day: Day, stats: DayStats = STATS, *, accepted: bool = False) -> list[BoundCheck]:
     """Leave what sessionize leaves in the table, under the default bounds; returns the checks that failed."""
     config = day.config
     bounds = Bounds(max_rejected_share=config.logs.max_rejected_share, **config.quality.model_dump())
-    checks = judge(numbers, USUAL, bounds)
-    write_quality(day.workspace, day.ds, numbers, checks, accepted=accepted)
+    checks = check_day(stats, USUAL, bounds)
+    write_quality(day.workspace, day.ds, stats, checks, accepted=accepted)
     return [check for check in checks if not check.passed]
 
 
@@ -132,7 +132,7 @@ def publish_lists(made: Any, ds: dt.date) -> None:
     """Thirty songs for every listener of the deployment in the real Delta table, and the default list."""
     day = made.day(ds)
     table = lists.open_lists(day.workspace)
-    schema = recommendations_schema(made.user_id_type, made.item_id_type)
+    schema = recommendations_table(made.user_id_type, made.item_id_type).schema
     schema = schema.remove(schema.get_field_index("ds"))
     items = [{"item_id": made.item_id(n), "score": 1.0 - n / 100} for n in range(1, 31)]
     parts = []
@@ -189,7 +189,7 @@ def two_days(deployment: Callable[..., Any], tmp_path: Path) -> Any:
     named: dict[str, Any] = {found["versions"].get(name, name): slices for name, slices in found["metrics"].items()}
     write_metrics(day.workspace, DAY_TWO, named, protocol="next_day", listeners=found["slices"])
     day.update_record(chosen_model="7", chosen_reason=PROMOTION["reason"])
-    note_quality(earlier, replace(NUMBERS, accepted=41_500, unknown_plays=None))
+    note_quality(earlier, replace(STATS, accepted=41_500, unknown_plays=None))
     note_quality(day)
     results = {"sessionize": SEQUENCES, "train": TRAINING, "evaluate": found, "promote": PROMOTION, "recommend": LISTS}
     for seconds, (name, result) in enumerate(results.items(), start=11):
@@ -452,7 +452,7 @@ def test_a_day_served_from_older_sequences_says_how_old_they_are_and_why(deploym
 def test_a_refused_day_shows_the_numbers_that_broke_it_among_the_days_before(two_days: Any) -> None:
     ds = DAY_TWO + dt.timedelta(days=1)
     stale = two_days.day(ds)
-    broken = note_quality(stale, replace(NUMBERS, accepted=9_000, unknown_plays=8_100, duplicates=None))
+    broken = note_quality(stale, replace(STATS, accepted=9_000, unknown_plays=8_100, duplicates=None))
     assert [check.name for check in broken] == ["plays_per_landing_day", "unknown_song_share"]
     stale.new_record(sequences_ds=str(DAY_TWO), parent_sequences=str(DAY_TWO), chosen_model="7")
     stale.note_failure("sessionize", f"ds {ds}: {broken[0].detail}; correct the logs")
@@ -476,7 +476,7 @@ def test_a_refused_day_shows_the_numbers_that_broke_it_among_the_days_before(two
 
 def test_input_that_was_accepted_in_spite_of_its_bounds_is_said_at_the_top(two_days: Any) -> None:
     day = two_days.day(DAY_TWO)
-    broken = note_quality(day, replace(NUMBERS, newest=NUMBERS.day_start - 200_000), accepted=True)
+    broken = note_quality(day, replace(STATS, newest=STATS.day_start - 200_000), accepted=True)
     day.finish("sessionize", SEQUENCES | {"accepted_quality": [check.detail for check in broken]}, 1.0)
     page = page_of(day)
     text = text_of(page)
@@ -492,8 +492,8 @@ def test_a_first_day_s_input_is_shown_without_what_could_not_be_judged(deploymen
     day.new_record()
     config = day.config
     bounds = Bounds(max_rejected_share=config.logs.max_rejected_share, **config.quality.model_dump())
-    numbers = replace(NUMBERS, accepted=56 * 44_000, landing_days=56, unknown_plays=None)
-    write_quality(day.workspace, day.ds, numbers, judge(numbers, [], bounds), accepted=False)
+    stats = replace(STATS, accepted=56 * 44_000, landing_days=56, unknown_plays=None)
+    write_quality(day.workspace, day.ds, stats, check_day(stats, [], bounds), accepted=False)
     text = text_of(page_of(day))
     assert "Plays a landing day not judged 44,000 –" in text
     assert "No play_ms not judged 5% –" in text

@@ -1,4 +1,4 @@
-"""The table of lists: commits that race, parts that are missing, and the audit's checks one by one."""
+"""The table of lists: commits that race, parts that are missing, and how a list is found."""
 
 import datetime as dt
 from collections.abc import Callable
@@ -9,14 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.config import RecommendConfig
 from jobs.tables import recommendations as lists
 from pipelines.errors import InputError
-from pipelines.schema import DS, recommendations_schema
+from pipelines.schema import DS, recommendations_table
 
 DAY_ONE, DAY_TWO = dt.date(2026, 3, 2), dt.date(2026, 3, 3)
-SCHEMA = recommendations_schema("int64", "int64")
-CONFIG = RecommendConfig(k=3)  # type: ignore[call-arg]
+SCHEMA = recommendations_table("int64", "int64").schema
 
 
 def part(workspace: Any, ds: dt.date, users: list[int | None], songs: list[list[Any]], source: str = "model") -> Any:
@@ -117,48 +115,3 @@ def test_the_log_holds_no_user_id(deployment: Callable[..., Any]) -> None:
     lists.commit(table, DAY_ONE, parts, key=1, metadata={})
     log = "".join(file.read_text() for file in Path(workspace.recommendations, "_delta_log").glob("*.json"))
     assert "987654321" not in log and '"user_id"' not in log.split('"stats"')[-1]
-
-
-@pytest.mark.parametrize(
-    ("songs", "source", "changes", "earlier", "failed"),
-    [
-        ([[1, 2, 3], [4, 5, 6]], "model", {}, None, []),
-        ([[1, 2, 3], [4, 5, 6]], "model", {}, (DAY_ONE, 5), ["listeners_kept"]),
-        ([[1, 2, 3], [4, 5, 6]], "model", {}, (DAY_ONE, 4), []),
-        ([[1, 2, 3], [4, 5, 6]], "popular", {}, None, ["popular"]),
-        ([[1, 2, 3, 4], [4, 5, 6]], "model", {"max_top_share": 1.0}, None, ["length"]),
-        ([[1, 2, 1], [4, 5, 6]], "model", {"max_top_share": 1.0}, None, ["sound"]),
-        ([[(1, float("nan"))], [4, 5, 6]], "model", {}, None, ["sound"]),
-        ([[(1, float("inf"))], [4, 5, 6]], "model", {}, None, ["sound"]),
-        ([[1, 2, 3], [1, 5, 6]], "model", {}, None, ["top_song"]),
-        ([[1, 2, 3], [4, 5, 6]], "model", {"min_coverage": 0.7}, None, ["coverage"]),
-        ([], "model", {"min_coverage": 0.0}, None, ["listeners"]),
-    ],
-)
-def test_audit(
-    deployment: Callable[..., Any],
-    songs: list[list[Any]],
-    source: str,
-    changes: dict[str, float],
-    earlier: tuple[dt.date, int] | None,
-    failed: list[str],
-) -> None:
-    workspace = deployment().day(DAY_ONE).workspace
-    default = part(workspace, DAY_ONE, [None], [[1, 2]], "popular")
-    parts = [default, part(workspace, DAY_ONE, list(range(1, len(songs) + 1)), songs, source)]
-    found = lists.summary(parts, eligible=10)
-    checks = lists.audit(parts, found, config=CONFIG.model_copy(update=changes), earlier=earlier)
-    assert [check.check for check in checks if not check.passed] == failed
-
-
-def test_the_default_list_counts_for_no_share() -> None:
-    song_counts = pa.table({"item_id": [1, 2], "lists": [3, 1]})
-    counted = lists.Part("p", 1, 4, 4, 3, 1, 0, 0, 2, 1, song_counts)
-    default = lists.Part("d", 1, 1, 0, 0, 0, 0, 0, 2, 2, song_counts.slice(0, 0))
-    assert lists.summary([default, counted], eligible=4) == {
-        "listeners": 4,
-        "model_lists": 3,
-        "popular_lists": 1,
-        "coverage": 0.5,
-        "top_share": 0.75,
-    }

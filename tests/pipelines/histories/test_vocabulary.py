@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
+from pipelines import delta_tables
 from pipelines.errors import BusyError
 from pipelines.histories import vocabulary
 
@@ -28,7 +29,7 @@ def test_a_day_written_twice_changes_nothing_and_makes_no_commit(tmp_path):
     append(uri, [5, 6], ONE)
     append(uri, [7], TWO)
     again = append(uri, [6, 5], ONE)
-    assert again.size(ONE) == 2 and vocabulary.version(uri) == 1
+    assert again.size(ONE) == 2 and delta_tables.version(uri) == 1
     assert again.lookup(pa.array([7, 8, 5])).to_pydict() == {"item_id": [7, 5], "item_index": [3, 1]}
 
 
@@ -39,7 +40,7 @@ def test_string_ids_are_ordered_by_their_bytes(tmp_path):
 
 def test_before_the_first_day_it_is_empty(tmp_path):
     uri = str(tmp_path / "vocabulary")
-    assert vocabulary.version(uri) is None and vocabulary.read(uri, "int64").size() == 0
+    assert delta_tables.version(uri) is None and vocabulary.read(uri, "int64").size() == 0
     assert not (tmp_path / "vocabulary").exists()
 
 

@@ -1,4 +1,4 @@
-"""The judgement of a day's numbers: what trips a bound, what is not judged, and the line that refuses a day."""
+"""The checks of a day's statistics: what is out of bounds, what is not judged, and the line that refuses a day."""
 
 import datetime as dt
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.calendar import Calendar
-from pipelines.logs.quality import Bounds, Check, Numbers, history_of, judge, refusal
+from pipelines.logs.quality import BoundCheck, Bounds, DayStats, accepted_days, check_day, refusal
 
 DS = dt.date(2026, 3, 30)  # the day after Berlin's clocks went forward
 START = Calendar("UTC").day_start(DS)
@@ -24,7 +24,7 @@ BOUNDS = Bounds(
     max_duplicate_share=0.3,
     min_plays=200,
 )
-GOOD = Numbers(
+GOOD = DayStats(
     day_start=START,
     rows_read=1_100,
     accepted=1_000,
@@ -46,12 +46,12 @@ def day(plays: float = 1_000, **values: float) -> dict[str, float]:
 USUAL = [day()] * 5
 
 
-def check(name: str, numbers: Numbers, history: Any = USUAL, **bounds: Any) -> Check:
-    return {c.name: c for c in judge(numbers, history, replace(BOUNDS, **bounds))}[name]
+def check(name: str, stats: DayStats, history: Any = USUAL, **bounds: Any) -> BoundCheck:
+    return {c.name: c for c in check_day(stats, history, replace(BOUNDS, **bounds))}[name]
 
 
 def test_a_usual_day_passes_every_check_and_all_are_judged() -> None:
-    checks = judge(GOOD, USUAL, BOUNDS)
+    checks = check_day(GOOD, USUAL, BOUNDS)
     assert [(c.name, c.passed, c.judged) for c in checks] == [
         (name, True, True)
         for name in (
@@ -72,12 +72,12 @@ def test_a_usual_day_passes_every_check_and_all_are_judged() -> None:
 
 
 def test_duplicates_are_judged_once_they_are_known() -> None:
-    names = [c.name for c in judge(replace(GOOD, duplicates=None), USUAL, BOUNDS)]
+    names = [c.name for c in check_day(replace(GOOD, duplicates=None), USUAL, BOUNDS)]
     assert "duplicate_share" not in names
 
 
 @pytest.mark.parametrize(
-    ("name", "numbers", "detail"),
+    ("name", "stats", "detail"),
     [
         (
             "rejected_share",
@@ -125,15 +125,15 @@ def test_duplicates_are_judged_once_they_are_known() -> None:
         ),
     ],
 )
-def test_a_number_beyond_its_bound_fails_and_says_what_is_allowed(name: str, numbers: Numbers, detail: str) -> None:
-    found = check(name, numbers)
+def test_a_number_beyond_its_bound_fails_and_says_what_is_allowed(name: str, stats: DayStats, detail: str) -> None:
+    found = check(name, stats)
     assert not found.passed
     assert found.detail == detail
-    assert [c.name for c in judge(numbers, USUAL, BOUNDS) if not c.passed] == [name]
+    assert [c.name for c in check_day(stats, USUAL, BOUNDS) if not c.passed] == [name]
 
 
 @pytest.mark.parametrize(
-    ("name", "numbers"),
+    ("name", "stats"),
     [
         ("rejected_share", replace(GOOD, rejected={"null_user_id": 275})),
         ("plays_per_landing_day", replace(GOOD, accepted=500)),
@@ -145,8 +145,8 @@ def test_a_number_beyond_its_bound_fails_and_says_what_is_allowed(name: str, num
         ("duplicate_share", replace(GOOD, duplicates=300)),
     ],
 )
-def test_the_bound_itself_is_allowed(name: str, numbers: Numbers) -> None:
-    assert check(name, numbers).passed
+def test_the_bound_itself_is_allowed(name: str, stats: DayStats) -> None:
+    assert check(name, stats).passed
 
 
 def test_volume_is_a_landing_day_s_against_the_median_of_the_last_days() -> None:
@@ -170,11 +170,11 @@ def test_a_first_build_judges_no_unknown_songs() -> None:
 
 
 def test_an_optional_column_is_judged_by_its_own_bound_or_against_what_was_usual() -> None:
-    numbers = replace(GOOD, nulls={"play_ms": 1_100})
-    assert not check("null_share_play_ms", numbers, []).judged
-    assert check("null_share_play_ms", numbers, [day(null_share_play_ms=0.8)] * 3).passed
-    assert not check("null_share_play_ms", numbers, [day(null_share_play_ms=0.7)] * 3).passed
-    own = check("null_share_play_ms", numbers, [], max_null_shares={"play_ms": 0.9})
+    stats = replace(GOOD, nulls={"play_ms": 1_100})
+    assert not check("null_share_play_ms", stats, []).judged
+    assert check("null_share_play_ms", stats, [day(null_share_play_ms=0.8)] * 3).passed
+    assert not check("null_share_play_ms", stats, [day(null_share_play_ms=0.7)] * 3).passed
+    own = check("null_share_play_ms", stats, [], max_null_shares={"play_ms": 0.9})
     assert own.detail == "100% of rows have no play_ms (quality.max_null_shares.play_ms allows 90%)"
     assert not own.passed
     assert check("null_share_user_id", replace(GOOD, nulls={"user_id": 500}), max_null_shares={"user_id": 0.5}).passed
@@ -183,17 +183,17 @@ def test_an_optional_column_is_judged_by_its_own_bound_or_against_what_was_usual
 def test_an_optional_column_that_is_gone_has_no_values() -> None:
     found = check("null_share_play_ms", replace(GOOD, nulls={"user_id": 0}))
     assert (found.value, found.passed) == (1.0, False)
-    assert "null_share_play_ms" not in [c.name for c in judge(replace(GOOD, nulls={"user_id": 0}), [], BOUNDS)]
+    assert "null_share_play_ms" not in [c.name for c in check_day(replace(GOOD, nulls={"user_id": 0}), [], BOUNDS)]
 
 
 def test_a_small_service_is_measured_but_only_its_rejects_are_judged() -> None:
     """Scale is what is usual: a day that falls from many plays to few is no small service."""
     broken = replace(GOOD, accepted=10, unknown_plays=10, rejected={"null_user_id": 900}, duplicates=10)
-    small = judge(broken, [day(150)] * 3, BOUNDS)
+    small = check_day(broken, [day(150)] * 3, BOUNDS)
     assert [c.name for c in small if not c.passed] == ["rejected_share"]
     assert {c.name for c in small if c.judged} == {"accepted", "rejected_share"}
     assert small[3].detail.endswith("(not judged: quality.min_plays asks for 200 a landing day)")
-    fallen = [c.name for c in judge(broken, USUAL, BOUNDS) if not c.passed]
+    fallen = [c.name for c in check_day(broken, USUAL, BOUNDS) if not c.passed]
     assert fallen == ["rejected_share", "plays_per_landing_day", "unknown_song_share", "duplicate_share"]
 
 
@@ -206,8 +206,8 @@ def test_the_age_of_the_newest_play_ends_at_the_zone_s_midnight() -> None:
 
 
 def test_a_refusal_is_one_line_with_every_broken_number_and_both_remedies() -> None:
-    numbers = replace(GOOD, accepted=300, unknown_plays=300, newest=START - 300_000)
-    line = refusal(DS, judge(numbers, USUAL, BOUNDS))
+    stats = replace(GOOD, accepted=300, unknown_plays=300, newest=START - 300_000)
+    line = refusal(DS, check_day(stats, USUAL, BOUNDS))
     assert line == (
         "ds 2026-03-30: 300 plays a landing day, 0.30 of 1,000, the median of the last 5 published days "
         "(quality.min_volume_ratio allows 0.5); 100% of plays are of songs unknown before this day "
@@ -218,13 +218,13 @@ def test_a_refusal_is_one_line_with_every_broken_number_and_both_remedies() -> N
 
 
 def test_a_day_without_plays_cannot_be_accepted() -> None:
-    empty = Numbers(day_start=START, rows_read=0, accepted=0)
-    assert refusal(DS, judge(empty, USUAL, BOUNDS)) == (
+    empty = DayStats(day_start=START, rows_read=0, accepted=0)
+    assert refusal(DS, check_day(empty, USUAL, BOUNDS)) == (
         "ds 2026-03-30: the new log files hold no plays (0 rows, 0 other events); "
         "correct the logs and run with --refresh-inputs"
     )
-    dirty = Numbers(day_start=START, rows_read=9, accepted=0, ignored=1, rejected={"unparseable": 8})
-    line = refusal(DS, judge(dirty, USUAL, BOUNDS))
+    dirty = DayStats(day_start=START, rows_read=9, accepted=0, ignored=1, rejected={"unparseable": 8})
+    line = refusal(DS, check_day(dirty, USUAL, BOUNDS))
     assert "no plays (9 rows, 1 other events); 8 of 9 rows were rejected" in line
     assert "--accept-quality" not in line
 
@@ -268,4 +268,4 @@ def test_history_is_the_days_that_were_taken_oldest_first() -> None:
         row(3, "accepted", 4, True),
         row(3, "rejected_share", 0.8, False, override=True),  # taken all the same
     ]
-    assert history_of(rows) == [{"accepted": 1, "songs": 7}, {"accepted": 3}, {"accepted": 4, "rejected_share": 0.8}]
+    assert accepted_days(rows) == [{"accepted": 1, "songs": 7}, {"accepted": 3}, {"accepted": 4, "rejected_share": 0.8}]

@@ -121,7 +121,7 @@ def test_a_run_killed_within_a_day_continues_to_the_same_rows(small: Path, tmp_p
 
 
 def test_the_size_of_a_chunk_changes_no_row(small: Path, tmp_path: Path):
-    generate(SMALL, str(tmp_path), chunk=37)
+    generate(SMALL, str(tmp_path), chunk_size=37)
     chunks = read_plays(tmp_path)
     pd.testing.assert_frame_equal(chunks, read_plays(small))
     assert len(storage.list_files(f"{tmp_path}/plays/ds=2026-01-05")) == 4
@@ -134,7 +134,7 @@ def test_memory_does_not_grow_with_days_or_listeners(tmp_path: Path):
     for listeners, days in ((400, 4), (1600, 8)):
         config = dataclasses.replace(SMALL, listeners=listeners, days=days, bots=0)
         tracemalloc.start()
-        generate(config, f"{tmp_path}/{listeners}", chunk=200)
+        generate(config, f"{tmp_path}/{listeners}", chunk_size=200)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.3 * peaks[0]

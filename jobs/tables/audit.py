@@ -1,0 +1,126 @@
+"""The audit of a day's lists before their commit: what is counted in each part, and the limits the counts must keep."""
+
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.config import RecommendConfig
+from pipelines.schema import ITEM_ID, ITEMS, SCORE, SOURCE, SOURCE_MODEL, SOURCE_POPULAR, USER_ID
+
+_LISTS = "lists"
+
+
+@dataclass(frozen=True)
+class ListCounts:
+    """What the audit needs to know of the rows of a part."""
+
+    listeners: int  # rows with a user_id
+    model_lists: int
+    popular_lists: int
+    repeated: int  # lists that name a song twice
+    not_finite: int  # scores that are NaN or infinite
+    longest: int  # songs
+    shortest: int
+    songs: pa.Table  # item_id, lists: in how many listeners' lists each song is
+
+
+@dataclass(frozen=True)
+class ListSummary:
+    """The counts of a day as the result of its stage holds them."""
+
+    listeners: int
+    model_lists: int
+    popular_lists: int
+    coverage: float  # share of the eligible songs that are in any list
+    top_share: float  # share of the lists that name the most frequent song
+
+
+@dataclass(frozen=True)
+class AuditCheck:
+    """One line of the audit."""
+
+    check: str
+    passed: bool
+    detail: str
+
+
+def count_lists(rows: pa.Table) -> ListCounts:
+    """Count rows of `schema.recommendations_table`."""
+    listeners = rows.filter(pc.is_valid(rows[USER_ID]))
+    lengths = pc.list_value_length(rows[ITEMS])
+    scores = pc.struct_field(pc.list_flatten(rows[ITEMS]), SCORE)
+    return ListCounts(
+        listeners=listeners.num_rows,
+        model_lists=pc.sum(pc.equal(listeners[SOURCE], SOURCE_MODEL)).as_py() or 0,
+        popular_lists=pc.sum(pc.equal(listeners[SOURCE], SOURCE_POPULAR)).as_py() or 0,
+        repeated=_lists_with_repeats(rows),
+        not_finite=pc.sum(pc.invert(pc.is_finite(pc.fill_null(scores, float("nan"))))).as_py() or 0,
+        longest=pc.max(lengths).as_py() or 0,
+        shortest=pc.min(lengths).as_py() or 0,
+        songs=_lists_per_song(listeners),
+    )
+
+
+def summarize(counts: Sequence[ListCounts], *, eligible: int) -> ListSummary:
+    """Add up the counts of a day's parts. eligible: songs that may be in a list."""
+    listeners = sum(part.listeners for part in counts)
+    songs = pa.concat_tables([part.songs for part in counts]).group_by(ITEM_ID).aggregate([(_LISTS, "sum")])
+    return ListSummary(
+        listeners=listeners,
+        model_lists=sum(part.model_lists for part in counts),
+        popular_lists=sum(part.popular_lists for part in counts),
+        coverage=songs.num_rows / max(eligible, 1),
+        top_share=(pc.max(songs[f"{_LISTS}_sum"]).as_py() or 0) / max(listeners, 1),
+    )
+
+
+def audit(
+    counts: Sequence[ListCounts],
+    summary: ListSummary,
+    *,
+    config: RecommendConfig,
+    earlier: tuple[dt.date, int] | None,
+) -> list[AuditCheck]:
+    """Whether the lists of a day may be published. earlier: the last day with lists and its listeners."""
+    listeners, top = summary.listeners, summary.top_share
+    popular, limit = summary.popular_lists / max(listeners, 1), config.max_fallback_share
+    coverage, fewest = summary.coverage, config.min_coverage
+    longest, shortest = max(part.longest for part in counts), min(part.shortest for part in counts)
+    repeated, not_finite = sum(part.repeated for part in counts), sum(part.not_finite for part in counts)
+    sound = f"{repeated} lists repeat a song, {not_finite} scores are not finite"
+    checks = [
+        AuditCheck("listeners", listeners > 0, f"{listeners:,} lists"),
+        AuditCheck("popular", popular <= limit, _share(popular, limit, "are popular")),
+        AuditCheck("coverage", coverage >= fewest, _share(coverage, fewest, "of songs", "least")),
+        AuditCheck("top_song", top <= config.max_top_share, _share(top, config.max_top_share, "name one song")),
+        AuditCheck("length", longest <= config.k, f"{shortest} to {longest} songs a list, at most {config.k}"),
+        AuditCheck("sound", repeated + not_finite == 0, sound),
+    ]
+    if earlier is not None:
+        day, before = earlier
+        least = before * (1 - config.max_listener_drop)
+        detail = f"{listeners:,} listeners, {before:,} on {day}, at least {least:,.0f}"
+        checks.insert(1, AuditCheck("listeners_kept", listeners >= least, detail))
+    return checks
+
+
+def _share(value: float, limit: float, what: str, side: str = "most") -> str:
+    return f"{value:.1%} {what}, at {side} {limit:.1%}"
+
+
+def _lists_with_repeats(rows: pa.Table) -> int:
+    songs = pc.struct_field(pc.list_flatten(rows[ITEMS]), ITEM_ID)
+    table = pa.table({"row": pc.list_parent_indices(rows[ITEMS]), "song": songs})
+    per_row = table.group_by("row").aggregate([("song", "count"), ("song", "count_distinct")])
+    return pc.sum(pc.not_equal(per_row["song_count"], per_row["song_count_distinct"])).as_py() or 0
+
+
+def _lists_per_song(rows: pa.Table) -> pa.Table:
+    songs = pa.table({ITEM_ID: pc.struct_field(pc.list_flatten(rows[ITEMS]), ITEM_ID)})
+    return songs.group_by(ITEM_ID).aggregate([([], "count_all")]).rename_columns([ITEM_ID, _LISTS])

@@ -1,0 +1,102 @@
+"""Delta tables: created as their specification says, on the local disk and on a real S3 server, and opened again."""
+
+import datetime as dt
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+
+from pipelines import delta_tables, schema, storage
+from pipelines.errors import BusyError
+from pipelines.schema import METRICS_TABLE, TableSpec
+from pipelines.workspace import WorkspaceSpec, open_workspace
+
+ONE, TWO, THREE = (dt.date(2026, 3, day) for day in (1, 2, 3))
+SPECS = schema.table_specs("int64", "string")
+
+
+def metric(ds: dt.date, name: str, value: float, protocol: str = "next_day") -> dict[str, Any]:
+    row = dict.fromkeys(METRICS_TABLE.schema.names) | {"ds": ds, "protocol": protocol, "metric": name, "value": value}
+    return row | {"model_version": "1", "slice": "all", "listeners": 5}
+
+
+def values(uri: str, **days: dt.date) -> list[tuple[dt.date, str, float]]:
+    return [(row["ds"], row["metric"], row["value"]) for row in delta_tables.read_days(uri, **days)]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_a_table_is_created_as_specified_and_opened_as_it_is(spec: TableSpec, tmp_path: Path) -> None:
+    uri = str(tmp_path / "workspace" / spec.name)
+    assert delta_tables.open_table(uri) is None and delta_tables.version(uri) is None
+    assert not Path(uri).exists()
+    made = delta_tables.open_or_create(uri, spec)
+    assert pa.schema(made.schema().to_arrow()) == spec.schema
+    metadata = made.metadata()
+    assert (metadata.name, metadata.partition_columns) == (spec.name, list(spec.partition_by))
+    conditions = {f"delta.constraints.{name}": condition for name, condition in spec.constraints.items()}
+    assert metadata.configuration == conditions
+    assert delta_tables.open_or_create(uri, spec).version() == made.version()
+
+
+def test_every_table_of_a_workspace_is_in_the_folder_of_its_name(tmp_path: Path) -> None:
+    workspace = open_workspace(str(tmp_path), WorkspaceSpec())
+    uris = {workspace.vocabulary, workspace.recommendations, workspace.metrics, workspace.quality}
+    assert {storage.join(workspace.uri, spec.name) for spec in SPECS} == uris and len(SPECS) == 4
+
+
+def test_the_constraint_of_the_lists_keeps_its_name_and_is_added_where_it_is_missing(tmp_path: Path) -> None:
+    spec, uri = schema.recommendations_table("int64", "int64"), str(tmp_path)
+    DeltaTable.create(uri, spec.schema, partition_by=["ds"])
+    configuration = delta_tables.open_or_create(uri, spec).metadata().configuration
+    assert configuration == {"delta.constraints.items_at_most": "array_length(items) <= 1000"}
+
+
+def replace_and_read(uri: str) -> None:
+    assert delta_tables.read_days(uri) == []
+    first = [metric(ONE, "recall_30", 0.2), metric(ONE, "ndcg_30", 0.1), metric(ONE, "ndcg_30", 0.9, "leave_one_out")]
+    delta_tables.overwrite(uri, METRICS_TABLE, first, {"ds": ONE})
+    version = delta_tables.overwrite(uri, METRICS_TABLE, [metric(TWO, "ndcg_30", 0.3)], {"ds": TWO})
+    again = [metric(ONE, "ndcg_30", 0.4)]
+    assert delta_tables.overwrite(uri, METRICS_TABLE, again, {"ds": ONE, "protocol": "next_day"}) == version + 1
+    assert values(uri) == [(ONE, "ndcg_30", 0.9), (ONE, "ndcg_30", 0.4), (TWO, "ndcg_30", 0.3)]
+    assert values(uri, since=TWO) == [(TWO, "ndcg_30", 0.3)]
+    assert values(uri, before=TWO) == [(ONE, "ndcg_30", 0.9), (ONE, "ndcg_30", 0.4)]
+    assert values(uri, since=THREE, before=dt.date.max) == []
+
+
+def test_rows_are_replaced_where_their_columns_have_the_given_values(tmp_path: Path) -> None:
+    replace_and_read(str(tmp_path / "metrics"))
+
+
+def test_rows_are_replaced_on_an_object_store(s3: str) -> None:
+    replace_and_read(f"{s3}/metrics")
+
+
+def test_rows_outside_what_is_replaced_are_refused(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    with pytest.raises(DeltaError, match="failed validation"):
+        delta_tables.overwrite(uri, METRICS_TABLE, [metric(TWO, "ndcg_30", 0.3)], {"ds": ONE})
+    assert values(uri) == []
+
+
+def test_of_two_appends_on_one_version_the_second_is_refused(tmp_path: Path) -> None:
+    uri, rows = str(tmp_path / "table"), pa.table({"n": [1]})
+    delta_tables.append(uri, rows, base=None, transaction=("app", 1), metadata={"run_id": "a"})
+    with pytest.raises(BusyError, match="run again"):
+        delta_tables.append(uri, rows, base=None, transaction=("app", 1), metadata={"run_id": "b"})
+    delta_tables.append(uri, rows, base=0, transaction=("app", 2), metadata={"run_id": "b"})
+    with pytest.raises(BusyError, match="run again"):
+        delta_tables.append(uri, rows, base=0, transaction=("app", 2), metadata={"run_id": "c"})
+    assert delta_tables.version(uri) == 1
+    assert [entry["run_id"] for entry in DeltaTable(uri).history()] == ["b", "a"]
+
+
+def test_deltalake_is_imported_only_where_a_table_is_opened() -> None:
+    code = "import sys, jobs.cli, pipelines.histories.vocabulary, jobs.tables.recommendations; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "pipelines.delta_tables" in modules and "deltalake" not in modules
