@@ -11,9 +11,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks import gpu, gpu_loss, gpu_mixer, gpu_retrieval, gpu_step
-from benchmarks.industrial_shards import Scale
-from benchmarks.timing import report
+from benchmarks import gpu_loss, gpu_mixer, gpu_retrieval, gpu_step
+from benchmarks.lib import gpu
+from benchmarks.lib.industrial_shards import Scale
+from benchmarks.lib.timing import report
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.ops import reference
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.contestants import Work, our_settings
 from benchmarks.day_after import check_equal, content, link_folder, rewrite_day
+from benchmarks.lib.contestants import Work, our_settings
 from jobs.config import load_config
 from jobs.day import open_day, run_stage
 from jobs.stages import sessionize

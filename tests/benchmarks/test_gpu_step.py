@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_step, gpu_trace
+from benchmarks import gpu_step
 from benchmarks.gpu_step import (
     Case,
     Contestant,
@@ -22,7 +22,8 @@ from benchmarks.gpu_step import (
     some_batches,
     toeplitz_to_fuse,
 )
-from benchmarks.industrial_shards import NOW, Scale, block_of, lengths, write_shards
+from benchmarks.lib import gpu, gpu_trace
+from benchmarks.lib.industrial_shards import NOW, Scale, block_of, lengths, write_shards
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.ops import reference
 

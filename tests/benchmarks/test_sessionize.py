@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import processes
-from benchmarks.contestants import CONTESTANTS, MAX_HISTORY, SESSION_GAP_S, Work, histories_of, songs_of
-from benchmarks.sequence_checksums import Checksums, checksums
-from benchmarks.sessionize import buckets_for
+from benchmarks.lib import processes
+from benchmarks.lib.contestants import CONTESTANTS, MAX_HISTORY, SESSION_GAP_S, Work, histories_of, songs_of
+from benchmarks.lib.industrial_logs import buckets_for
+from benchmarks.lib.sequence_checksums import Checksums, checksums
 
 DAY = 86_400
 LANDED = 1_767_571_200  # 2026-01-05
