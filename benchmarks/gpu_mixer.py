@@ -150,9 +150,7 @@ def loaded_kernels() -> list[tuple[str, int, int, int, int]]:
 
     kernels = [kernel for kernel in vars(mixer).values() if isinstance(kernel, JITFunction)]
     compiled = [one for kernel in kernels for one in kernel.device_caches[torch.cuda.current_device()][0].values()]
-    loaded = [
-        one for one in compiled if hasattr(one, "n_regs")
-    ]  # a choice of tiles that did not fit the GPU was never loaded
+    loaded = [one for one in compiled if hasattr(one, "n_regs")]  # tiles that did not fit the GPU were never loaded
     return [(one.name, one.metadata.num_warps, one.n_regs, one.metadata.shared, one.n_spills) for one in loaded]
 
 
