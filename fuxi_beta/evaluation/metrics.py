@@ -1,11 +1,11 @@
-"""Ranking metrics: one registered function each, one value a listener. Means over listeners are the caller's.
+"""Ranking metrics, one value a listener; means over listeners are the caller's.
 
-Evaluation, the Delta table of metrics, the daily report and `fuxi reproduce` take every metric that is registered here.
+Evaluation, the Delta table of metrics, the daily report and `fuxi reproduce` take every metric of `METRICS`.
 
 Shapes: `B` listeners, `K` list length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 RANK_LIMIT = 2500
 """Leave one out: a rank beyond this counts as the next one (the authors' evaluation keeps no more)."""
 RANK_AT = (10, 50)
-"""Cut-offs of the paper's protocol, leave one out."""
+"""Cut-offs of leave one out, the paper's protocol."""
 
 
 @dataclass(frozen=True)
@@ -32,82 +32,19 @@ class RankedLists:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric, whose name in tables is `name_k` at cut-off k.
+    """How a metric is computed and shown. Its values are in [0, 1].
 
-    of_lists: of `RankedLists` at k; of_ranks: of the rank of one relevant song (float [B], 1 = first, halves between
-    ties) at k; each returns a number in [0, 1] a listener, float [B]. None: not measured. title: in tables for people.
-    more_is_better: whether the report sets off the largest value. at_cut_offs: False for a metric of the whole list,
-    which has no k (0 is passed).
+    of_lists: of ranked lists at cut-off k. of_ranks: of the rank of one relevant song (float [B], 1 = first, halves
+    between ties) at cut-off k. Each returns float [B]; without one, the metric is not measured there. title: in tables
+    for people. more_is_better: whether the report sets off the largest value. at_cut_offs: whether there is a value for
+    each cut-off, or one of the whole list (k is 0 then).
     """
 
-    name: str
     title: str
     of_lists: Callable[[RankedLists, int], np.ndarray] | None = None
     of_ranks: Callable[[np.ndarray, int], np.ndarray] | None = None
     more_is_better: bool = True
     at_cut_offs: bool = True
-
-    def columns(self, at: Sequence[int]) -> dict[str, int]:
-        """Name in tables -> cut-off."""
-        return {f"{self.name}_{k}": k for k in at} if self.at_cut_offs else {self.name: 0}
-
-
-METRICS: dict[str, Metric] = {}
-"""By name, in the order of the report's columns."""
-
-
-def register(metric: Metric) -> None:
-    """Make a metric known. Raises ValueError if its name is taken, or would not tell name from cut-off."""
-    if metric.name in METRICS or not metric.name.isalnum():
-        raise ValueError(f"the name of metric {metric.name!r} must be new, of letters and digits")
-    METRICS[metric.name] = metric
-
-
-def list_metrics(lists: RankedLists, at: Sequence[int]) -> dict[str, np.ndarray]:
-    """Every metric of ranked lists at the cut-offs `at`: name in tables -> float64 [B]."""
-    return {
-        name: metric.of_lists(lists, k)
-        for metric in METRICS.values()
-        if metric.of_lists
-        for name, k in metric.columns(at).items()
-    }
-
-
-def rank_metrics(ranks: np.ndarray, at: Sequence[int] = RANK_AT) -> dict[str, np.ndarray]:
-    """Every metric of one relevant song's rank (1 = first, halves between ties): name in tables -> float64 [B]."""
-    ranks = np.where(ranks > RANK_LIMIT, RANK_LIMIT + 1, ranks)
-    return {
-        name: metric.of_ranks(ranks, k)
-        for metric in METRICS.values()
-        if metric.of_ranks
-        for name, k in metric.columns(at).items()
-    }
-
-
-def metric_of(column: str) -> Metric:
-    """The metric of a name in tables; one of that name and no functions if it is not registered (an older table's).
-
-    >>> metric_of("ndcg_30").title, metric_of("serendipity_30").title
-    ('NDCG', 'Serendipity')
-    """
-    name = column.partition("_")[0]
-    return METRICS.get(name) or Metric(name, name.capitalize(), more_is_better=False)
-
-
-def metric_title(column: str) -> str:
-    """A name in tables as people read it.
-
-    >>> metric_title("ndcg_30"), metric_title("coverage_30"), metric_title("mrr")
-    ('NDCG@30', 'Coverage@30', 'MRR')
-    """
-    at = column.partition("_")[2]
-    return f"{metric_of(column).title}@{at}" if at else metric_of(column).title
-
-
-def metric_order(column: str) -> tuple[int, int, str]:
-    """A sort key of names in tables: as registered, then by cut-off."""
-    name, _, at = column.partition("_")
-    return list(METRICS).index(name) if name in METRICS else len(METRICS), int(at) if at.isdigit() else 0, column
 
 
 def _discount(k: int) -> np.ndarray:
@@ -115,9 +52,13 @@ def _discount(k: int) -> np.ndarray:
 
 
 def _ndcg_of_lists(lists: RankedLists, k: int) -> np.ndarray:
-    """Discounted hits against those of the best possible list."""
+    """Discounted hits over those of the best possible list."""
     top, discount = lists.hits[:, :k], _discount(k)
     return top @ discount[: top.shape[1]] / np.cumsum(discount)[np.minimum(lists.relevant, k) - 1]
+
+
+def _ndcg_of_ranks(ranks: np.ndarray, k: int) -> np.ndarray:
+    return np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0)
 
 
 def _mrr_of_lists(lists: RankedLists, _: int) -> np.ndarray:
@@ -130,23 +71,54 @@ def _repeats(lists: RankedLists, k: int) -> np.ndarray:
     return lists.heard[:, :k].sum(axis=1) / np.maximum((lists.items[:, :k] > 0).sum(axis=1), 1)
 
 
-register(
-    Metric(
-        "ndcg",
-        "NDCG",
-        of_lists=_ndcg_of_lists,
-        of_ranks=lambda ranks, k: np.where(ranks <= k, 1 / np.log2(ranks + 1), 0.0),
-    )
-)
-register(Metric("recall", "Recall", of_lists=lambda lists, k: lists.hits[:, :k].sum(axis=1) / lists.relevant))
-register(
-    Metric(
-        "hr",
+METRICS = {
+    "ndcg": Metric("NDCG", _ndcg_of_lists, _ndcg_of_ranks),
+    "recall": Metric("Recall", lambda lists, k: lists.hits[:, :k].sum(axis=1) / lists.relevant),
+    "hr": Metric(
         "HR",
-        of_lists=lambda lists, k: lists.hits[:, :k].any(axis=1).astype(float),
-        of_ranks=lambda ranks, k: (ranks <= k).astype(float),
-    )
-)
-register(Metric("mrr", "MRR", of_lists=_mrr_of_lists, of_ranks=lambda ranks, _: 1 / ranks, at_cut_offs=False))
-register(Metric("coverage", "Coverage", more_is_better=False))  # of all lists together: `next_day` measures it
-register(Metric("repeats", "Repeats", of_lists=_repeats, more_is_better=False))
+        lambda lists, k: lists.hits[:, :k].any(axis=1).astype(float),
+        lambda ranks, k: (ranks <= k).astype(float),
+    ),
+    "mrr": Metric("MRR", _mrr_of_lists, lambda ranks, _: 1 / ranks, at_cut_offs=False),
+    "coverage": Metric("Coverage", more_is_better=False),  # of all lists together, so `next_day` computes it
+    "repeats": Metric("Repeats", _repeats, more_is_better=False),
+}
+"""Name -> metric, in the order of the report's columns. A name has no "_": tables call a value `name_k`, or `name`."""
+
+
+def list_metrics(lists: RankedLists, at: Sequence[int]) -> dict[str, np.ndarray]:
+    """Every metric of ranked lists at the cut-offs `at`: name in tables -> float64 [B]."""
+    return {name: metric.of_lists(lists, k) for name, metric, k in _columns(at) if metric.of_lists}
+
+
+def rank_metrics(ranks: np.ndarray, at: Sequence[int] = RANK_AT) -> dict[str, np.ndarray]:
+    """Every metric of one relevant song's rank (1 = first, halves between ties): name in tables -> float64 [B]."""
+    ranks = np.where(ranks > RANK_LIMIT, RANK_LIMIT + 1, ranks)
+    return {name: metric.of_ranks(ranks, k) for name, metric, k in _columns(at) if metric.of_ranks}
+
+
+def _columns(at: Sequence[int]) -> Iterator[tuple[str, Metric, int]]:
+    for name, metric in METRICS.items():
+        yield from ((f"{name}_{k}", metric, k) for k in at) if metric.at_cut_offs else [(name, metric, 0)]
+
+
+def metric_of(column: str) -> Metric:
+    """The metric of a name in tables. One that is not in METRICS (of an older table) is titled by its name."""
+    name = column.partition("_")[0]
+    return METRICS.get(name, Metric(name.capitalize(), more_is_better=False))
+
+
+def metric_title(column: str) -> str:
+    """A name in tables as people read it.
+
+    >>> metric_title("ndcg_30"), metric_title("coverage_30"), metric_title("mrr")
+    ('NDCG@30', 'Coverage@30', 'MRR')
+    """
+    at = column.partition("_")[2]
+    return metric_of(column).title + (f"@{at}" if at else "")
+
+
+def metric_order(column: str) -> tuple[int, int, str]:
+    """A sort key of names in tables: the order of METRICS, then by cut-off."""
+    name, _, at = column.partition("_")
+    return list(METRICS).index(name) if name in METRICS else len(METRICS), int(at) if at.isdigit() else 0, column

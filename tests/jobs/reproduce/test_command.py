@@ -16,7 +16,7 @@ from fuxi_beta.presets import preset
 from jobs.reproduce import runs
 from jobs.reproduce.counts import against_paper, title_of
 from jobs.reproduce.paper import Counts
-from jobs.reproduce.settings import Request, Spec, specs
+from jobs.reproduce.specs import RunSelection, RunSpec, specs
 from pipelines.errors import InputError
 
 DAY_TWO = dt.date(2026, 3, 3)
@@ -25,7 +25,7 @@ PRESET = preset("ML-1M")
 
 
 def names(**request) -> list[str]:
-    return [spec.name for spec in specs(Request(PRESET, **request))]
+    return [spec.name for spec in specs(RunSelection(PRESET, **request))]
 
 
 # ---- which runs
@@ -80,10 +80,10 @@ def test_an_unknown_model_is_refused_with_the_names_there_are(model):
 
 
 def test_a_large_model_has_eight_layers_and_two_heads_where_the_setting_has_them():
-    model, train = Spec("hstu", 3, 7, layers=8).configs(PRESET)
+    model, train = RunSpec("hstu", 3, 7, layers=8).configs(PRESET)
     assert (model.name, model.layers, model.heads, model.dim) == ("hstu", 8, 2, 50)
     assert (train.epochs, train.seed, train.held_out, train.request_time) == (3, 7, 1, "true")
-    _, told = Spec("hstu", 3, 7, condition="permuted", validation=True).configs(PRESET)
+    _, told = RunSpec("hstu", 3, 7, condition="permuted", validation=True).configs(PRESET)
     assert (told.request_time, told.held_out) == ("true", 2)  # permuted gaps are a matter of measuring
 
 
@@ -190,30 +190,30 @@ def test_an_interrupted_series_ends_its_workers_and_leaves_no_half_run(workspace
 
 def test_every_kind_of_run_works_and_repeats_itself(workspace: Path):
     """One epoch of what the other test leaves out, in another series of its own."""
-    from jobs.reproduce.command import Data, _manifest, describe
-    from jobs.reproduce.single import Task, perform
+    from jobs.reproduce.command import DatasetSource, describe, manifest_of
+    from jobs.reproduce.single import RunTask, perform
 
-    data = Data(str(workspace))
-    manifest = _manifest(data)
+    source = DatasetSource(str(workspace))
+    manifest = manifest_of(source)
     folder = workspace / "again"
     folder.mkdir()
 
-    def run(spec: Spec) -> list[runs.Run]:
-        return perform(Task(spec, PRESET, describe(data, manifest), manifest, str(folder), "fuxi reproduce"))
+    def run(spec: RunSpec) -> list[runs.ExperimentRun]:
+        return perform(RunTask(spec, PRESET, describe(source, manifest), manifest, str(folder), "fuxi reproduce"))
 
     for system in ("popularity", "recency", "item-knn", "ease"):
-        (written,) = run(Spec(system, 0, 0))
+        (written,) = run(RunSpec(system, 0, 0))
         assert written.name == system and 0 <= written.metrics["all"]["ndcg_10"] <= 1
-    (bprmf,) = run(Spec("bprmf", 2, 1))
+    (bprmf,) = run(RunSpec("bprmf", 2, 1))
     assert len(bprmf.epoch_losses) == 2 and bprmf.best_epoch is None
-    (told,) = run(Spec("hstu", 1, 1, condition="previous"))
+    (told,) = run(RunSpec("hstu", 1, 1, condition="previous"))
     assert told.condition == "previous" and told.name.endswith("previous")
-    (later,) = run(Spec("sasrec-gap", 1, 1, protocol="temporal_split"))
+    (later,) = run(RunSpec("sasrec-gap", 1, 1, protocol="temporal_split"))
     assert later.name.endswith("temporal-split") and 0 < later.listeners["all"] < 60
-    validated, _ = run(Spec("fuxi-beta", 2, 1, validation=True))
+    validated, _ = run(RunSpec("fuxi-beta", 2, 1, validation=True))
     assert validated.best_epoch in {1, 2} and validated.validation
-    assert run(Spec("narm", 1, 1))[0].metrics == run(Spec("narm", 1, 1))[0].metrics
-    assert len(run(Spec("fuxi-beta", 1, 1, temporal="sin"))) == 2
+    assert run(RunSpec("narm", 1, 1))[0].metrics == run(RunSpec("narm", 1, 1))[0].metrics
+    assert len(run(RunSpec("fuxi-beta", 1, 1, temporal="sin"))) == 2
 
 
 def test_the_daily_protocol_measures_new_songs_of_the_last_day(deployment, tmp_path: Path):

@@ -5,16 +5,17 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+from fuxi_beta.config import TemporalName
 from fuxi_beta.evaluation.metrics import rank_metrics
 from jobs.reproduce import figures, paper, runs, tables
 from jobs.reproduce.markdown import table
-from jobs.reproduce.runs import Curves, Dataset, Ranks, Run
-from jobs.reproduce.sections import FUNCTIONS
+from jobs.reproduce.paper import TABLES
+from jobs.reproduce.runs import Dataset, ExperimentRun, Ranks, TemporalCurves
 from pipelines.errors import InputError
 
 LISTENERS = 8
@@ -27,13 +28,13 @@ class Made:
     """Runs whose NDCG, HR and (but for .0004 a miss) MRR are the share of listeners whose song comes first."""
 
     def __init__(self) -> None:
-        self.runs: list[Run] = []
+        self.runs: list[ExperimentRun] = []
         self.ranks: dict[str, Ranks] = {}
 
-    def add(self, system: Any, firsts: int, *, seed: int = 42, name: str = "", **changes: Any) -> Run:
+    def add(self, system: Any, firsts: int, *, seed: int = 42, name: str = "", **changes: Any) -> ExperimentRun:
         """A run in which the songs of the first `firsts` listeners come first, and of nobody else in the first 50."""
         ranks = np.where(np.arange(LISTENERS) < firsts, 1.0, 2600.0)
-        values = {name: float(v.mean()) for name, v in rank_metrics(ranks, (10, 50)).items()}
+        values = {name: float(v.mean()) for name, v in rank_metrics(ranks).items()}
         told = "-".join(f"{v}" for v in changes.values() if isinstance(v, (str, int)))
         fields: dict[str, Any] = {
             **{"dataset": PART, "system": system, "layers": 2, "temporal": "pow", "seed": seed, "condition": "true"},
@@ -43,7 +44,7 @@ class Made:
             **{"train_seconds": 505.0, "parameters": 1234, "uses_time": False, "machine": "a box", "kernels": "C++"},
             **{"date": "2026-11-23", "command": "fuxi reproduce --data part"},
         }
-        run = Run(name=name or f"{system}-{seed}-{told}-{len(self.runs)}", **(fields | changes))
+        run = ExperimentRun(name=name or f"{system}-{seed}-{told}-{len(self.runs)}", **(fields | changes))
         self.runs.append(run)
         self.ranks[run.name] = Ranks(np.arange(LISTENERS), ranks)
         return run
@@ -81,7 +82,7 @@ def everything(made: Made) -> None:
         made.add("fuxi-beta-frab-no-time", 3, layers=layers)
         made.add("llama-beta", 4, layers=layers)
         made.add("hstu-beta", 1, layers=layers)
-    curves = Curves(SECONDS, [[2.0 / s for s in SECONDS], [-1.0] * len(SECONDS)])
+    curves = TemporalCurves(SECONDS, [[2.0 / s for s in SECONDS], [-1.0] * len(SECONDS)])
     for n, name in enumerate(("exp", "linear", "zero")):
         made.add("fuxi-beta", n, temporal=name, layers=8, curves=curves)
     made.add("fuxi-beta", 3, condition="previous")
@@ -254,12 +255,12 @@ def test_ranks_of_other_listeners_or_of_another_training_are_refused(made):
     with pytest.raises(InputError, match="two and one are of different listeners"):
         made.report()
     made.ranks["two"] = Ranks(np.arange(LISTENERS), np.ones(LISTENERS))
-    with pytest.raises(InputError, match=r"two: its ranks give mrr 1\.0000, its file 0\.5002"):
+    with pytest.raises(InputError, match=r"two: its ranks give ndcg_10 1\.0000, its file 0\.5000"):
         made.report()
 
 
 def test_runs_and_ranks_come_back_as_they_were_written(made, tmp_path: Path):
-    curves = Curves([1.0, 60.0], [[0.5, 0.1], [0.0, -0.25]])
+    curves = TemporalCurves([1.0, 60.0], [[0.5, 0.1], [0.0, -0.25]])
     one = made.add("fuxi-beta", 4, name="b", curves=curves, best_epoch=3, validation=True)
     two = made.add("bprmf", 1, name="a")
     order = np.array([3, 0, 7, 1, 2, 6, 5, 4])
@@ -366,29 +367,29 @@ def test_figures_without_numbers_are_not_drawn(made, tmp_path: Path):
 
 def test_the_papers_tables_agree_where_they_repeat_each_other():
     for dataset in paper.DATASETS:
-        whole = paper.TABLE_3[dataset]
-        for repeated in (paper.TABLE_5, paper.TABLE_7, paper.TABLE_8):
-            for key, row in repeated[dataset].items():
-                if key in whole:
-                    assert row.metrics.items() <= whole[key].metrics.items(), key
-        large, frab = whole["fuxi-beta", True], paper.TABLE_5[dataset]["fuxi-beta-frab", True]
-        assert paper.TABLE_6[dataset]["pow"].metrics.items() <= large.metrics.items()
-        assert paper.TABLE_7[dataset]["fuxi-beta-frab", True].metrics == frab.metrics
-        assert paper.TABLE_8[dataset]["fuxi-beta", True].time == large.time
+        whole, step, functions, channels, framework = (TABLES[n].numbers[dataset] for n in (3, 5, 6, 7, 8))
+        of_eight_layers = {f"{system}-large": row for table in (channels, framework) for system, row in table.items()}
+        for key, row in (step | of_eight_layers).items():
+            if key in whole:
+                assert row.metrics.items() <= whole[key].metrics.items(), key
+        large, frab = whole["fuxi-beta-large"], step["fuxi-beta-frab-large"]
+        assert functions["fuxi-beta"].metrics.items() <= large.metrics.items()
+        assert channels["fuxi-beta-frab"].metrics == frab.metrics
+        assert framework["fuxi-beta"].time == large.time
         # The sections' text: FuXi-β trains 5.5 % and 10.6 % faster than FuXi-α, the Large one 13.1 % and 27.0 %.
-        for big in (False, True):
-            ours, theirs = whole["fuxi-beta", big].time, whole["fuxi-alpha", big].time
+        for suffix in ("", "-large"):
+            ours, theirs = whole[f"fuxi-beta{suffix}"].time, whole[f"fuxi-alpha{suffix}"].time
             assert ours and theirs
-            assert paper.TABLE_5[dataset]["fuxi-beta", big].time == pytest.approx(ours / theirs, abs=0.002)
+            assert step[f"fuxi-beta{suffix}"].time == pytest.approx(ours / theirs, abs=0.002)
 
 
 def test_numbers_of_the_paper_as_printed():
-    assert paper.TABLE_3["ML-1M"]["sasrec", True].metrics["mrr"] == 0.0186  # a misprint, kept
-    assert paper.TABLE_3["ML-20M"]["fuxi-beta", True].metrics["ndcg_10"] == 0.2117
-    assert paper.TABLE_3["ML-20M"]["bprmf", False].time is None
-    assert paper.TABLE_7["ML-20M"]["fuxi-beta-frab-no-time", True].time == 0.914
-    assert [len(t["ML-20M"]) for t in (paper.TABLE_3, paper.TABLE_5, paper.TABLE_7, paper.TABLE_8)] == [15, 8, 4, 6]
-    assert set(paper.TABLE_6["ML-1M"]) == set(FUNCTIONS)
+    assert TABLES[3].numbers["ML-1M"]["sasrec-large"].metrics["mrr"] == 0.0186  # a misprint, kept
+    assert TABLES[3].numbers["ML-20M"]["fuxi-beta-large"].metrics["ndcg_10"] == 0.2117
+    assert TABLES[3].numbers["ML-20M"]["bprmf"].time is None
+    assert TABLES[7].numbers["ML-20M"]["fuxi-beta-frab-no-time"].time == 0.914
+    assert [len(TABLES[n].numbers["ML-20M"]) for n in (3, 5, 7, 8)] == [15, 8, 4, 6]
+    assert {TABLES[6].labels[key] for key in TABLES[6].numbers["ML-1M"]} == set(get_args(TemporalName))
     sums = {  # of all numbers of MovieLens-1M and of MovieLens-20M, added up from the paper's text
         3: (32.0458, 31.7399),
         5: (19.8249, 19.9321),
@@ -397,10 +398,19 @@ def test_numbers_of_the_paper_as_printed():
         8: (11.3713, 11.4671),
     }
     for number, expected in sums.items():
-        printed = getattr(paper, f"TABLE_{number}")
-        found = [sum(sum(r.metrics.values()) + (r.time or 0) for r in printed[d].values()) for d in paper.DATASETS]
+        rows = [TABLES[number].numbers[dataset].values() for dataset in paper.DATASETS]
+        found = [sum(sum(row.metrics.values()) + (row.time or 0) for row in of_dataset) for of_dataset in rows]
         assert found == pytest.approx(expected, abs=1e-6)
-    assert paper.paper_counts("ML-20M").interactions == 20_000_263
+    assert paper.COUNTS["ML-20M"].interactions == 20_000_263
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: str(table.number))
+def test_a_table_shows_what_is_trained_for_it(table):
+    assert set(table.systems) <= set(table.rows)
+    assert {name for pair in table.pairs for name in pair} - {paper.EVERY_OTHER} <= set(table.rows)
+    assert table.own <= set(table.rows) and set(table.labels) <= set(table.rows)
+    for dataset in paper.DATASETS:
+        assert {name.removesuffix("-large") for name in table.numbers[dataset]} <= set(table.systems)
 
 
 def test_a_system_that_is_not_the_papers_comes_last_under_its_own_name(made):
