@@ -13,7 +13,7 @@ from fuxi_beta.evaluation.metrics import metric_title
 from fuxi_beta.presets import preset
 from jobs.reproduce import runs
 from jobs.reproduce.counts import title_of
-from jobs.reproduce.paper import DATASETS, FIVE, TABLES, Counts, PaperDataset
+from jobs.reproduce.paper import DATASETS, PAPER_METRICS, TABLES, Counts, PaperDataset
 from jobs.reproduce.runs import Dataset, ExperimentRun
 from jobs.reproduce.series import run_missing
 from jobs.reproduce.single import RunTask
@@ -165,7 +165,7 @@ def show(finished: Sequence[ExperimentRun]) -> None:
 
     table = Table(title=finished[0].dataset.title if finished else "no run is finished", title_justify="left")
     table.add_column("run", overflow="fold", min_width=22)
-    columns = [*FIVE, *runs.further_metrics(finished)]
+    columns = [*PAPER_METRICS, *runs.further_metrics(finished)]
     for title in (*map(metric_title, columns), "epochs", "s/epoch"):
         table.add_column(title, justify="right")
     for run in sorted(finished, key=lambda run: -run.metrics["all"]["ndcg_10"]):

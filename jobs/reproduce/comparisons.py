@@ -16,7 +16,7 @@ CONDITIONS = {
     "fixed-hour": "(d) fixed hour",
 }
 _SEED = 1  # of the bootstrap: the same report from the same runs
-_COMPARE = (
+_METHOD = (
     "Bootstrap over listeners and over seeds, 95 % each, not corrected for their number; with one seed on a side the "
     "interval knows nothing of that side's other seeds."
 )
@@ -34,7 +34,7 @@ def differences(sections: Sequence[Section], listeners: ListenerMetrics) -> list
     if not rows:
         return []
     header = ["table", "pair", "metric", "difference", "95 % interval", "p", "told apart", "seeds", "paper"]
-    return ["### Differences", "", _COMPARE, "", *table(header, rows, left=3)]
+    return ["### Differences", "", _METHOD, "", *table(header, rows, left=3)]
 
 
 def agreement(sections: Sequence[Section], listeners: ListenerMetrics) -> list[str]:

@@ -15,7 +15,7 @@ from jobs.reproduce.systems import LARGE_LAYERS, SANITY, in_order, of_function
 PaperDataset = Literal["ML-1M", "ML-20M"]
 DATASETS: tuple[PaperDataset, ...] = get_args(PaperDataset)
 TITLES = {"ML-1M": "MovieLens-1M", "ML-20M": "MovieLens-20M"}
-FIVE = ("ndcg_10", "ndcg_50", "hr_10", "hr_50", "mrr")
+PAPER_METRICS = ("ndcg_10", "ndcg_50", "hr_10", "hr_50", "mrr")
 """The paper's metrics."""
 EVERY_OTHER = "*"
 
@@ -101,7 +101,7 @@ _TABLE_3 = PaperTable(
     ),
     beside=(*SANITY, "sasrec-gap", "llama-gap"),
     pairs=(("fuxi-beta", EVERY_OTHER),),
-    metrics=FIVE,
+    metrics=PAPER_METRICS,
     baseline="sasrec",
     printed="""
 bprmf            0.0607 0.1027 0.1185 0.3127 0.0556 -      0.0629 0.1074 0.1241 0.3300 0.0572 -
@@ -128,7 +128,7 @@ _TABLE_5 = PaperTable(
     systems=("fuxi-alpha", "fuxi-beta-frab", "fuxi-beta-aftm", "fuxi-beta"),
     own=frozenset({"fuxi-beta-frab", "fuxi-beta-aftm"}),
     pairs=(("fuxi-beta-frab", "fuxi-alpha"), ("fuxi-beta-aftm", "fuxi-alpha")),
-    metrics=FIVE,
+    metrics=PAPER_METRICS,
     baseline="fuxi-alpha",
     printed="""
 fuxi-alpha           0.1835 0.2429 0.3254 0.5941 0.1557 1.000  0.1954 0.2533 0.3353 0.5969 0.1677 1.000
@@ -176,7 +176,7 @@ _TABLE_7 = PaperTable(
         ("fuxi-beta-frab-no-position", "fuxi-beta-frab"),
         ("fuxi-beta-frab-no-time", "fuxi-beta-frab"),
     ),
-    metrics=FIVE,
+    metrics=PAPER_METRICS,
     baseline="fuxi-beta-frab",
     labels={
         "fuxi-beta-frab": "FuXi-β-FRAB",

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fuxi_beta.config import Protocol, TemporalName
 from fuxi_beta.evaluation.metrics import metric_order
-from jobs.reproduce.paper import FIVE, PaperDataset
+from jobs.reproduce.paper import PAPER_METRICS, PaperDataset
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.schema import USER_ID
@@ -92,7 +92,7 @@ class ExperimentRun:
         if "all" not in self.metrics:
             raise ValueError("metrics.all: missing")
         for slice_name, values in self.metrics.items():
-            if missing := [name for name in FIVE if name not in values]:
+            if missing := [name for name in PAPER_METRICS if name not in values]:
                 raise ValueError(f"metrics.{slice_name}.{missing[0]}: missing")
             if slice_name not in self.listeners:
                 raise ValueError(f"listeners.{slice_name}: missing")
@@ -158,7 +158,7 @@ def further_metrics(runs: Sequence[ExperimentRun]) -> list[str]:
     """Metrics besides the paper's that all runs have, in order. None under next_day, which measures many more."""
     if not runs or any(run.protocol == "next_day" for run in runs):
         return []
-    return sorted(set.intersection(*(set(run.metrics["all"]) for run in runs)) - set(FIVE), key=metric_order)
+    return sorted(set.intersection(*(set(run.metrics["all"]) for run in runs)) - set(PAPER_METRICS), key=metric_order)
 
 
 def read_ranks(folder: str | Path, run: ExperimentRun) -> Ranks:

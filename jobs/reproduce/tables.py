@@ -9,7 +9,7 @@ from fuxi_beta.evaluation.metrics import metric_title
 from jobs.reproduce.comparisons import agreement, conditions, differences
 from jobs.reproduce.groups import EpochTimes, ListenerMetrics, SeedGroup, by_dataset, group_by_setting, one_each
 from jobs.reproduce.markdown import column, multiple, seconds, table
-from jobs.reproduce.paper import COUNTS, FIVE, TITLES
+from jobs.reproduce.paper import COUNTS, PAPER_METRICS, TITLES
 from jobs.reproduce.runs import Dataset, ExperimentRun, Ranks, further_metrics
 from jobs.reproduce.sections import Section, sections
 from jobs.reproduce.systems import NOT_TRAINED_BY_STEPS, WITHOUT_DEPTH, in_order, label
@@ -31,8 +31,8 @@ deviation between seeds (none for a single seed), the best of a column in bold. 
 the event they predict. A row says where it had fewer epochs than the paper's setting. Columns named "paper" repeat
 what the paper prints (arXiv 2508.10615). Differences smaller than their interval are no order.
 """
-_ALONE = "Measured apart: the systems took turns on a quiet machine."
-_IN_PASSING = """\
+_MEASURED_APART = "Measured apart: the systems took turns on a quiet machine."
+_MEASURED_BY_RUNS = """\
 Medians of the runs themselves, not of a quiet machine: others may have worked beside them. Only times of one machine
 are set in proportion."""
 
@@ -145,7 +145,7 @@ def _metric_table(section: Section, chapter: Chapter) -> list[str]:
     for metric in [*section.table.metrics, *further]:
         header.append(metric_title(metric))
         columns.append(column([r.group.mean(metric) for r in rows], [r.group.spread(metric) for r in rows]))
-        if beside and metric in FIVE:
+        if beside and metric in PAPER_METRICS:
             header.append(beside)
             columns.append(column([r.published.metrics[metric] if r.published else None for r in rows]))
     if baseline:
@@ -184,8 +184,8 @@ def _scaling(chapter: Chapter) -> list[str]:
         [f"{g.first.parameters:,}" for g in rows],
         [str(len(g.runs)) for g in rows],
     ]
-    columns += [column([g.mean(m) for g in rows], [g.spread(m) for g in rows]) for m in FIVE]
-    header = ["model", "layers", "parameters", "seeds", *map(metric_title, FIVE)]
+    columns += [column([g.mean(m) for g in rows], [g.spread(m) for g in rows]) for m in PAPER_METRICS]
+    header = ["model", "layers", "parameters", "seeds", *map(metric_title, PAPER_METRICS)]
     return ["### Depth", "", *table(header, list(zip(*columns, strict=True)))]
 
 
@@ -218,7 +218,7 @@ def _seconds_an_epoch(chapter: Chapter) -> list[str]:
     if not rows:
         return []
     header = ["model", "layers", "parameters", "seconds an epoch", "SASRec = 1"]
-    lines = ["### Seconds an epoch", "", _ALONE if times.timing is not None else _IN_PASSING, ""]
+    lines = ["### Seconds an epoch", "", _MEASURED_APART if times.timing is not None else _MEASURED_BY_RUNS, ""]
     if len({row[0] for row in rows}) > 1:
         return [*lines, *table(["machine", *header], rows, left=2)]
     return [*lines, *table(header, [row[1:] for row in rows])]

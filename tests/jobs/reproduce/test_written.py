@@ -232,7 +232,7 @@ def test_pairs_that_are_ordered_otherwise_than_in_the_paper_are_named(made):
 
 def test_slices_have_their_own_values_and_counts(made):
     run = made.add("fuxi-beta", 4)
-    made.runs = [replace(run, metrics=run.metrics | {"later": dict.fromkeys(paper.FIVE, 0.125)})]
+    made.runs = [replace(run, metrics=run.metrics | {"later": dict.fromkeys(paper.PAPER_METRICS, 0.125)})]
     found = rows(made.report(), "By gap")
     assert found["model"] == ["all (8)", "later (3)"]
     assert found["FuXi-β"] == ["0.5000", "0.1250"]
@@ -289,8 +289,8 @@ def test_runs_and_ranks_come_back_as_they_were_written(made, tmp_path: Path):
         ({"dataset": {"name": "x"}}, r"dataset\.title"),
         ({"metrics": {"later": {}}}, r"metrics\.all"),
         ({"metrics": {"all": {"ndcg_10": 0.5}}}, r"metrics\.all\.ndcg_50"),
-        ({"metrics": {"all": dict.fromkeys(paper.FIVE, 1.5)}}, r"metrics\.all\.ndcg_10"),
-        ({"metrics": {"all": dict.fromkeys(paper.FIVE, float("nan"))}}, r"metrics\.all\.ndcg_10"),
+        ({"metrics": {"all": dict.fromkeys(paper.PAPER_METRICS, 1.5)}}, r"metrics\.all\.ndcg_10"),
+        ({"metrics": {"all": dict.fromkeys(paper.PAPER_METRICS, float("nan"))}}, r"metrics\.all\.ndcg_10"),
         ({"listeners": {"all": 8}}, r"listeners\.later"),
         ({"curves": {"seconds": [1, 2], "weights": [[1.0]]}}, r"curves\.weights"),
         ({"date": "yesterday"}, "date"),
