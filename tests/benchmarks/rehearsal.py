@@ -1,6 +1,6 @@
-"""The GPU's benchmarks, tiny, in Triton's interpreter, so that none of them runs for the first time on a card.
+"""Small runs of the GPU benchmarks in Triton's interpreter, so that none of them first runs on a GPU.
 
-`TRITON_INTERPRET=1 python rehearsal.py`; `test_gpu_step` does that. The speeds mean nothing.
+`test_gpu_step` calls `TRITON_INTERPRET=1 python rehearsal.py`. The speeds have no meaning.
 """
 
 import sys
