@@ -1,1 +1,1 @@
-"""Measurements: each module prints one table and, as its last line, one JSON object."""
+"""Measurements: one command a file, helpers in `lib`; README.md lists the commands."""

@@ -1,10 +1,10 @@
-"""What a day of `fuxi sessionize` costs on this machine, as `benchmarks.cluster_sizes` wants to be told.
+"""What a day of `fuxi sessionize` costs on this machine, as arguments of `benchmarks.cluster_sizes`.
 
     python -m benchmarks.cluster_cost --ds 2026-01-30 --config daily.yaml
 
-takes the arguments of `fuxi sessionize`, runs it, watches the memory of its processes and prints the arguments for
-`python -m benchmarks.cluster_sizes`. The day must not be done yet. Memory is proportional set size (Linux): what
-processes share counts once.
+takes the arguments of `fuxi sessionize`, runs it, samples the memory of its processes and prints the arguments for
+`python -m benchmarks.cluster_sizes`. The day must not be finished yet. Memory is proportional set size (Linux): pages
+that processes share count once.
 """
 
 import argparse
@@ -26,13 +26,13 @@ SAMPLE_S = 0.1
 
 
 class Peaks:
-    """Most memory of the driver's Python and of any one Python worker, in bytes."""
+    """Peak memory of the driver's Python and of any one Python worker, in bytes."""
 
     def __init__(self) -> None:
         self.driver = self.worker = 0
 
     def sample(self, driver: psutil.Process) -> None:
-        """Look once."""
+        """Read the memory of the driver and its workers once."""
         self.driver = max(self.driver, _pss(driver))
         for process in driver.children(recursive=True):
             try:
@@ -51,7 +51,7 @@ def _pss(process: psutil.Process) -> int:
 
 
 def watch(arguments: list[str]) -> tuple[dict, Peaks]:
-    """Run `fuxi sessionize`. What it returned, and the memory its processes took."""
+    """Run `fuxi sessionize`. Returns its result and the peak memory of its processes."""
     command = [sys.executable, "-m", "jobs.cli", "sessionize", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         driver, peaks = psutil.Process(process.pid), Peaks()

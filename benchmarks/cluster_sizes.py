@@ -1,7 +1,7 @@
-"""How large a cluster for so many plays, from what one machine measured: `python -m benchmarks.cluster_sizes --help`.
+"""The size of a cluster for a number of plays, from one machine's figures: `python -m benchmarks.cluster_sizes --help`.
 
-Everything is an argument and nothing has a default, so that the command beside a table says where its numbers come
-from. `python -m benchmarks.cluster_cost` measures a day on one machine and prints the arguments that are measured.
+Every figure is an argument without a default, so that the command beside a table shows all its inputs.
+`python -m benchmarks.cluster_cost` measures a day on one machine and prints the arguments that are measured.
 """
 
 import argparse
@@ -22,10 +22,10 @@ BEGIN, END = "<!-- sizes: begin -->", "<!-- sizes: end -->"
 
 @dataclass(frozen=True)
 class Measured:
-    """One machine's day. Every field is an argument of the command."""
+    """A day's figures on one machine. Every field is an argument of the command."""
 
     cpu_s_per_million: float  # processor seconds of all processes for a million rows
-    busy: float  # processor seconds / (wall seconds x cores): what is left over is waiting and the ends of stages
+    busy: float  # processor seconds / (wall seconds x cores); the rest is waiting, and cores idle at the end of a stage
     task_mib: int  # most memory of a Python worker
     partition_plays: float  # plays of the largest partition that was built meanwhile
     log_bytes: float  # of a row, as read
@@ -37,7 +37,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Wanted:
-    """How the cluster is to be cut. Every field is an argument of the command."""
+    """Bounds on the cluster. Every field is an argument of the command."""
 
     minutes: float
     executor_cores: int
@@ -75,9 +75,9 @@ class Size:
 
 
 def size(plays: float, measured: Measured, wanted: Wanted) -> Size:
-    """Cores from processor time, memory from what a task took, buckets so that no task takes more."""
+    """Cores from processor time, memory from a task's, and buckets so that no partition exceeds the measured one."""
     cpu_s = plays / 1e6 * measured.cpu_s_per_million
-    executor_s = wanted.executor_cores * measured.busy  # processor seconds an executor gives in a second
+    executor_s = wanted.executor_cores * measured.busy  # processor seconds of an executor a second
     executors = max(math.ceil(cpu_s / (wanted.minutes * 60 * executor_s)), 1)
     buckets = 1 << max(math.ceil(math.log2(plays / measured.partition_plays)), 0)
     if buckets > MAX_BUCKETS:
@@ -176,7 +176,7 @@ def _wrapped(command: str, margin: str) -> str:
 
 
 def write(folder: Path, sizes: list[Size], command: str) -> None:
-    """The sizes into `sizes-NAME.yaml` and between the marks in README.md."""
+    """Write the sizes into `sizes-NAME.yaml` and between the marks in README.md."""
     for found in sizes:
         (folder / f"sizes-{name(found.plays)}.yaml").write_text(patch(found, command))
     readme = folder / "README.md"
@@ -187,7 +187,7 @@ def write(folder: Path, sizes: list[Size], command: str) -> None:
 
 
 def main() -> None:
-    """Print the sizes, or write them where the manifests are."""
+    """Print the sizes, or write them into the folder of the manifests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plays", type=float, nargs="+", required=True, help="for example 1e9 1e10")
     kinds = [

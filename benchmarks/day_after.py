@@ -1,15 +1,16 @@
 """What the day after costs: `python -m benchmarks.day_after [--events 100] [--quick]`.
 
-Shards are built from all landing days but the newest; then the newest, 4 % of the plays, is merged into them. Against
-that stands a full build from all days in a fresh workspace with the same vocabulary. Both are the sessionize stage in a
-fresh process (`benchmarks.contestants`, ours), they take turns, and what they store must be equal to the byte: one hash
-over listeners, songs, times, completions, sessions and songs heard before.
+Shards are built from all landing days but the newest; then the newest day, 4 % of the plays, is merged into them. The
+baseline is a full build from all days in a fresh workspace with the same vocabulary. Both run the sessionize stage in
+a fresh process and take turns, and what they store must be equal: one hash a column, over listeners, songs, times,
+completions, sessions and songs heard before.
 
 Cases: the whole history, half of it and a quarter; the newest day's plays by fewer listeners, and by all of them; and
-day after day, so that buckets carry deltas and are compacted in turn, which the first merge after a build is spared.
+day after day, so that buckets carry increments and are compacted in turn, which does not happen in the first merge
+after a build.
 
-"Work" leaves out interpreter, JVM and session, which cost the same at any size; "tasks" is what the Python code of
-Spark's tasks used, without the start of its workers and without Spark itself.
+"Work" leaves out interpreter, JVM and session, which cost the same at any size; "tasks" are the processor seconds of
+the Python code of Spark's tasks, without the start of its workers and without Spark itself.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -18,14 +19,12 @@ Spark's tasks used, without the start of its workers and without Spark itself.
 import argparse
 import datetime as dt
 import hashlib
-import json
 import os
 import shutil
 import signal
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +36,10 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import contestants, industrial_logs, processes, timing
-from benchmarks.contestants import Work
-from benchmarks.sessionize import buckets_for, folder_for, say, versions
+from benchmarks.lib import contestants, industrial_logs, processes, timing
+from benchmarks.lib.contestants import StageRun, Work, versions
+from benchmarks.lib.industrial_logs import buckets_for, folder_for
+from benchmarks.lib.timing import say
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
 
@@ -48,34 +48,19 @@ BYTES_AN_EVENT = 70
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run of the stage."""
-
-    cost: processes.Cost
-    start_s: float
-    start_cpu_s: float
-    task_cpu_s: float
-
-    @property
-    def work_cpu_s(self) -> float:
-        """Processor seconds without those until Spark was ready."""
-        return self.cost.cpu_s - self.start_cpu_s
-
-
-@dataclass(frozen=True)
 class Compared:
-    """Merging a day against building everything, one of each a round."""
+    """The runs of one case: a merge and a full build a round."""
 
     case: str
     history: int  # rows in the logs before the newest day
     new: int  # rows of the newest day
     active: float  # share of all listeners who play on it
-    merges: list[Run]
-    builds: list[Run]
+    merges: list[StageRun]
+    builds: list[StageRun]
 
 
 class Bench:
-    """Logs, and the workspaces that grow from them, below one folder."""
+    """A folder with logs and the workspaces that are built from them."""
 
     def __init__(self, root: Path, *, buckets: int, cores: int):
         self.root, self.logs = root, root / "logs"
@@ -83,30 +68,22 @@ class Bench:
         self.logs.mkdir()
 
     def work(self, workspace: str, ds: str) -> Work:
-        """The stage's task for a ds in one of the workspaces."""
+        """The stage's input and output for a ds in one of the workspaces."""
         return Work(str(self.logs), str(self.root / workspace), ds, self._buckets, self._cores, 0)
 
-    def run(self, workspace: str, ds: str) -> Run:
+    def run(self, workspace: str, ds: str) -> StageRun:
         """The stage, in a fresh process. Raises RuntimeError if it fails."""
-        work = self.work(workspace, ds)
-        command = contestants.start("ours", work)
-        industrial_logs.into_page_cache(self.logs)
-        places = {"TMPDIR": str(work.temp), "JAVA_TOOL_OPTIONS": f"-Djava.io.tmpdir={work.temp}"}
-        started = time.time()
-        cost = processes.run(command, folder=Path(work.folder), environment=places)
-        if cost.returncode:
-            raise RuntimeError(f"sessionize ended with {cost.returncode}:\n{cost.output[-4000:]}")
-        shutil.rmtree(work.temp, ignore_errors=True)
-        ready = json.loads(cost.output.splitlines()[-1])
+        run = contestants.run_in_process("ours", self.work(workspace, ds))
+        cost = run.cost
         say(f"ds {ds} in {workspace}: {cost.wall_s:.1f} s, {cost.cpu_s:.1f} processor seconds, {cost.peak_gb:.2f} GB")
-        return Run(cost, ready["at"] - started, ready["cpu_s"], ready["task_cpu_s"])
+        return run
 
     def manifest(self, workspace: str, ds: str) -> Manifest:
         """What a run published."""
         return read_manifest(f"{self.root}/{workspace}/workspace/sequences/ds={ds}")
 
     def copy(self, source: str, target: str, part: str = "") -> None:
-        """A workspace, or a part of it, as another one; files are never changed in place, so links will do."""
+        """Copy a workspace, or a folder of it, by hard links: files are never changed in place."""
         shutil.rmtree(self.root / target, ignore_errors=True)
         shutil.copytree(
             self.root / source / "workspace" / part,
@@ -115,14 +92,14 @@ class Bench:
         )
 
     def land(self, folders: Sequence[Path]) -> None:
-        """Let the logs be those of the given landing days."""
+        """Replace the logs by those of the given landing days."""
         shutil.rmtree(self.logs)
         for folder in folders:
             link_folder(folder, self.logs / folder.name)
 
 
 def link_folder(source: Path, target: Path) -> None:
-    """The same files in another folder; copied where the disk is another one."""
+    """Link the files of a folder into another one; copy them where that is on another disk."""
     target.mkdir(parents=True)
     for file in source.iterdir():
         try:
@@ -134,7 +111,7 @@ def link_folder(source: Path, target: Path) -> None:
 def compare(bench: Bench, case: str, *, parent: str, before: str, ds: str, rounds: int) -> Compared:
     """Merge the newest day into a copy of workspace `parent` (of ds `before`), and build everything; `rounds` times.
 
-    Raises RuntimeError if the two do not store the same.
+    Raises RuntimeError if the two stored different histories.
     """
     merges, builds = [], []
     for number in range(rounds):
@@ -145,7 +122,7 @@ def compare(bench: Bench, case: str, *, parent: str, before: str, ds: str, round
         if number == 0:
             check_equal(case, bench.manifest("merged", ds), bench.manifest("full", ds))
     history, new, active = day_figures(bench, before, ds)
-    say(f"{case}: equal, {statistics.median(r.work_cpu_s for r in merges):.1f} processor seconds of work to merge")
+    say(f"{case}: equal, {median(merges, work_cpu_s):.1f} processor seconds of work to merge")
     return Compared(case, history, new, active, merges, builds)
 
 
@@ -165,7 +142,7 @@ def day_figures(bench: Bench, before: str, ds: str) -> tuple[int, int, float]:
 
 
 def check_equal(case: str, merged: Manifest, full: Manifest) -> None:
-    """Raise RuntimeError, naming the columns, if two manifests do not hold the same histories."""
+    """Raise RuntimeError that names the columns in which the histories of two manifests differ."""
     if full.parent is not None or merged.parent is None:
         raise RuntimeError(f"{case}: the full build has a parent, or the merge has none")
     ours, theirs = content(merged), content(full)
@@ -191,7 +168,7 @@ def content(manifest: Manifest) -> dict[str, str]:
 
 
 def history_cases(bench: Bench, days: Sequence[Path], shares: Sequence[float], rounds: int) -> Iterator[Compared]:
-    """The newest day over more and more history; leaves the longest in workspace `base`."""
+    """The newest day over more and more history. Leaves the shards of all of it in workspace `base`."""
     before, ds = day_names(days)
     for share in sorted(shares):
         kept = [*days[:-1][-round(share * (len(days) - 1)) :], days[-1]]
@@ -202,7 +179,7 @@ def history_cases(bench: Bench, days: Sequence[Path], shares: Sequence[float], r
 
 
 def active_cases(bench: Bench, days: Sequence[Path], shares: Sequence[float], rounds: int) -> Iterator[Compared]:
-    """As many plays on the newest day by fewer or more of the listeners, over all of the history in `base`."""
+    """The same number of plays on the newest day by fewer or more listeners, over all of the history in `base`."""
     before, ds = day_names(days)
     manifest = bench.manifest("base", before)
     everybody = np.concatenate([manifest.read(*at[:2], columns=["user_id"])["user_id"] for at in manifest.row_groups()])
@@ -214,7 +191,7 @@ def active_cases(bench: Bench, days: Sequence[Path], shares: Sequence[float], ro
 
 
 def rewrite_day(source: Path, target: Path, listeners: np.ndarray) -> None:
-    """A landing day whose plays are by the given listeners, each as often as the others."""
+    """Copy a landing day with its plays dealt out evenly to the given listeners."""
     target.mkdir()
     place = 0
     for file in sorted(source.iterdir()):
@@ -227,7 +204,7 @@ def rewrite_day(source: Path, target: Path, listeners: np.ndarray) -> None:
 def steady_case(bench: Bench, days: Sequence[Path], merged: int, full: Compared) -> list[Compared]:
     """The last `merged` days one after the other, over a base of those before.
 
-    Each stands against the full build of all days (of `full`), although all but the last have less history.
+    The baseline of each is the full build of all days (of `full`), although all but the last have less history.
     """
     first = len(days) - merged
     found = []
@@ -259,27 +236,32 @@ def day_names(days: Sequence[Path]) -> tuple[str, str]:
     return day_after(days[-2]), day_after(days[-1])
 
 
-SECONDS = {
+def work_cpu_s(run: StageRun) -> float:
+    """Processor seconds after Spark was ready."""
+    return run.cost.cpu_s - run.ready_cpu_s
+
+
+SECONDS: dict[str, Callable[[StageRun], float]] = {
     "wall s": lambda run: run.cost.wall_s,
     "CPU-s": lambda run: run.cost.cpu_s,
-    "work\nCPU-s": lambda run: run.work_cpu_s,
-    "tasks\nCPU-s": lambda run: run.task_cpu_s,
+    "work\nCPU-s": work_cpu_s,
+    "tasks\nCPU-s": lambda run: run.task_cpu_s or 0.0,
 }
-GIGABYTES = {
+GIGABYTES: dict[str, Callable[[StageRun], float]] = {
     "read\nGB": lambda run: run.cost.worker_read_bytes / 1e9,
     "written\nGB": lambda run: run.cost.worker_written_bytes / 1e9,
 }
 
 
 def print_table(found: Sequence[Compared]) -> None:
-    """One table, a line for each case: merge, full build, and the one as a share of the other."""
+    """Print one table, a line a case: merge, full build, and the merge as a share of the build."""
     table = Table(title="the day after", caption="medians over rounds; GB are what Spark's tasks read and wrote")
     table.add_column("", no_wrap=True)
     for column in ("history\nrows", "new\nrows", "active\nlisteners"):
         table.add_column(column, justify="right")
-    for who in ("merge", "full"):
+    for kind in ("merge", "full"):
         for name in (*SECONDS, *GIGABYTES):
-            table.add_column(f"{who}\n{name}", justify="right")
+            table.add_column(f"{kind}\n{name}", justify="right")
     for name in SECONDS:
         table.add_column(f"/full\n{name.removesuffix(' s')}", justify="right")
     for row in found:
@@ -292,8 +274,8 @@ def print_table(found: Sequence[Compared]) -> None:
     Console(width=200).print(table)
 
 
-def median(runs: Sequence[Run], of: Callable[[Run], float]) -> float:
-    """The median of a number over runs."""
+def median(runs: Sequence[StageRun], of: Callable[[StageRun], float]) -> float:
+    """Median over runs."""
     return statistics.median(map(of, runs))
 
 

@@ -1,9 +1,9 @@
-"""What it costs to forget listeners, and what the list of the forgotten costs every later day.
+"""The cost of forgetting listeners, and of the blocklist on every later day.
 
     python -m benchmarks.forget --root DIR --events 10000000
 
-Makes industrial logs below DIR, sessionizes all but the last landing day, lays the last one over them as deltas, and
-then forgets ever more listeners. The last line is one JSON object.
+Writes industrial logs below DIR, sessionizes all but the last landing day, lays the last one over them as increments,
+and then forgets more and more listeners. The last line is one JSON object.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.industrial_logs import day_folders, logs_of, serving_day
+from benchmarks.lib.industrial_logs import day_folders, logs_of, serving_day
 from jobs.commands import forget
 from jobs.config import Config, load_config
 from jobs.day import open_day
@@ -25,12 +25,12 @@ from jobs.stages import sessionize
 from pipelines.forget import blocklist
 from pipelines.histories.shards import Manifest, read_manifest
 
-LISTED = 100_000
+LISTED = 100_000  # listeners on the blocklist
 
 
 def main() -> None:
-    """Run it."""
-    parser = argparse.ArgumentParser(description="What it costs to forget listeners.")
+    """Print the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder for logs and workspace")
     parser.add_argument("--events", type=int, default=10_000_000)
     options = parser.parse_args()
@@ -53,7 +53,7 @@ def _publish(config: Config, ds: dt.date) -> str:
 
 
 def _list_cost(folder: str) -> list[dict[str, Any]]:
-    """Processor seconds for a million rows of logs, nobody and LISTED listeners on the list."""
+    """Processor seconds for a million rows of logs, with an empty blocklist and with LISTED listeners on it."""
     rng = np.random.default_rng(0)
     rows = []
     for kind in ("int64", "string"):
@@ -79,11 +79,11 @@ def _forget(config: Config, manifest: Manifest, count: int) -> dict[str, Any]:
     gone = pa.array(np.random.default_rng(count).choice(users, count, replace=False))
     started, cpu = time.monotonic(), time.process_time()
     result = forget.forget(config, gone)
-    held = result.stores["sequences"]
+    rewritten = result.stores["sequences"]
     return {
         "case": f"forget {count:,} of {len(users):,}",
-        "files": held.files,
-        "rows": held.rows,
+        "files": rewritten.files,
+        "rows": rewritten.rows,
         "wall_s": round(time.monotonic() - started, 2),
         "cpu_s": round(time.process_time() - cpu, 2),
     }

@@ -2,7 +2,7 @@
 
 25,600 positions with 128, 1,024 and 4,096 negatives each, 234,488 songs, D 256, both gradients. Ours is the Triton
 kernel; the baselines are plain torch without a [P, K, D] tensor (`fuxi_beta.ops.reference.sampled_softmax`, float32
-only), and the gathered definition under torch.compile. That takes fewer positions where its tensors would not fit.
+only), and the gathered definition under torch.compile, with fewer positions where its tensors would not fit.
 """
 
 import argparse
@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks import gpu
-from benchmarks.timing import Row, report
+from benchmarks.lib import gpu
+from benchmarks.lib.timing import Row, report
 from fuxi_beta.models.base import l2_normalise
 from fuxi_beta.ops import reference
 
@@ -62,8 +62,10 @@ def measure(
 
 
 def bytes_to_move(positions: int, negatives: int, songs: int, row: int) -> int:
-    """What no such loss is spared, whose table does not fit the cache: rows gathered once, states and the table read on
-    the way back, both gradients written, and the ids. row: bytes of one."""
+    """Least traffic of such a loss if the table does not fit the cache. row: bytes of one.
+
+    Rows are gathered once, states and the table read in the backward pass, both gradients written, and the ids read.
+    """
     pairs = positions * (1 + negatives)
     return (pairs + 3 * positions + 2 * songs) * row + pairs * 9  # an id and a mask
 

@@ -1,15 +1,15 @@
 """The token mixer on a GPU, forward and backward: `python -m benchmarks.gpu_mixer [--quick]`.
 
 One layer in bf16: both maps, RMSNorm, the gate U and dropout, all gradients; ours against plain torch and
-`torch.compile` of it. The rows have about as many tokens each. `--registers 90` needs no GPU: it compiles the kernels
-for a compute capability and prints what they take of a multiprocessor.
+`torch.compile` of it. Every row has about the same number of tokens. `--registers 90` needs no GPU: it compiles the
+kernels for a compute capability and prints the resources that they take of a multiprocessor.
 
-The floor of the traffic, in rows of D numbers a token, with one number a channel kept for the way back: forward reads
-U and V before SiLU (3), writes the output (2) and keeps what RMSNorm gave (2); backward reads the gradient of the
-output (2), what was kept (2) and the projection (3), and writes the gradient of the projection (3). That is 17 rows,
-34 D bytes in bf16. Ours hands the gradient of both maps' products from one kernel to the next, two rows written and
-two read: 21. Times, tiles and sums of lags are below 1 % of that at n = 211. The floor's time is its bytes over the
-bandwidth of a copy. That and the rate of a large product in bf16 are measured first.
+The floor is the least traffic, in rows of D numbers a token, if one number a channel is saved for backward. Forward
+reads U and V before SiLU (3), writes the output (2) and saves the output of RMSNorm (2); backward reads the gradient
+of the output (2), the saved rows (2) and the projection (3), and writes the gradient of the projection (3). That is 17
+rows, 34 D bytes in bf16. Ours takes 21: one kernel writes the gradient of both maps' products (2), the next reads it
+(2). Times, tiles and sums of lags are below 1 % of that at n = 211. The floor's time is its bytes over the bandwidth
+of a copy. That and the rate of a large product in bf16 are measured first.
 
 Products: n (n + 1) / 2 pairs of events times 2 D operations, twice forward, for both maps, and four times backward.
 """
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.gpu import Limits, first_results, interleaved, json_line, limits, nothing_to_measure, show
+from benchmarks.lib.gpu import Limits, first_results, interleaved, json_line, limits, nothing_to_measure, show
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import reference, triton
@@ -64,7 +64,7 @@ def batch_of(listeners: int, events: int) -> Batch:
 
 
 def contestant(gaps: Gaps, batch: Batch, *, dim: int = DIM, dtype: torch.dtype = torch.bfloat16, backend: str = ""):
-    """One layer's mixer with its gradients, as a call. backend: of torch.compile, empty for none."""
+    """Forward and backward of one layer's mixer, as a function. backend: of torch.compile, empty for none."""
     tokens, device = len(batch.timestamp), batch.timestamp.device
     projected = torch.randn(tokens, 3 * dim, device=device, dtype=dtype).requires_grad_()
     by_lag = (torch.randn(gaps.longest, device=device) * 0.02).to(_parameters(gaps, dtype)).requires_grad_()
@@ -122,7 +122,7 @@ def measured(
 
 
 def cases(quick: bool) -> dict[str, Callable[[], None]]:
-    """What to compile without a GPU."""
+    """The calls whose kernels are compiled without a GPU."""
     batch = batch_of(3, 211)
     kinds = {"bf16, D 256": (256, torch.bfloat16), "fp32, D 48": (48, torch.float32)}
     if not quick:
@@ -134,8 +134,8 @@ def cases(quick: bool) -> dict[str, Callable[[], None]]:
 
 
 def print_registers(capability: int, *, quick: bool) -> None:
-    """Compile the kernels, with every choice of tiles or the first of each, and print what they take."""
-    from benchmarks.gpu_registers import Resources, compiled
+    """Compile the kernels, with every choice of tiles or the first of each, and print their resources."""
+    from benchmarks.lib.registers import Resources, compiled
 
     rows = compiled(cases(quick), capability, every_choice=not quick)
     show(f"compiled for sm_{capability}", Resources._fields, rows)
@@ -150,7 +150,7 @@ def loaded_kernels() -> list[tuple[str, int, int, int, int]]:
 
     kernels = [kernel for kernel in vars(mixer).values() if isinstance(kernel, JITFunction)]
     compiled = [one for kernel in kernels for one in kernel.device_caches[torch.cuda.current_device()][0].values()]
-    loaded = [one for one in compiled if hasattr(one, "n_regs")]  # a cut that did not fit the card was never loaded
+    loaded = [one for one in compiled if hasattr(one, "n_regs")]  # tiles that did not fit the GPU were never loaded
     return [(one.name, one.metadata.num_warps, one.n_regs, one.metadata.shared, one.n_spills) for one in loaded]
 
 

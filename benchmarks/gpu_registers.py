@@ -1,58 +1,21 @@
-"""What each kernel takes of a multiprocessor: `python -m benchmarks.gpu_registers [--capability 90] [--quick]`.
+"""The resources of each kernel: `python -m benchmarks.gpu_registers [--capability 90] [--quick]`.
 
-Needs no GPU: the kernels' own entry points run on tensors in host memory, and instead of launching Triton compiles for
-the capability asked for. So what is compiled is what would be launched, with every choice of tiles.
+Registers, shared memory and spilled bytes, without a GPU: the kernels' own entry points run on tensors in host memory,
+and where they would launch, Triton compiles for the given capability, with every choice of tiles.
 """
 
 import argparse
-import re
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import Any, NamedTuple
 
 import torch
 import triton
-from triton.backends import nvidia
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
-from benchmarks import gpu
+from benchmarks.lib import gpu
+from benchmarks.lib.registers import Resources, compiled
 from fuxi_beta.data.stateless_random import Mask
-from fuxi_beta.ops.triton import loss, optimizer, tokenwise, top_k, tuning
+from fuxi_beta.ops.triton import loss, optimizer, tokenwise, top_k
 
 DIM = 256
-_CUOBJDUMP = Path(str(nvidia.__file__)).parent / "bin" / "cuobjdump"
-
-
-class Resources(NamedTuple):
-    """Of one compiled kernel."""
-
-    case: str
-    kernel: str
-    warps: int
-    registers: int  # a thread
-    shared: int  # bytes a program
-    spilled: int  # bytes a thread
-    matrix_units: bool
-
-
-class _NoGPU:
-    """As much of a Triton driver as compiling needs."""
-
-    def __init__(self, capability: int) -> None:
-        self.target = GPUTarget("cuda", capability, 32)
-
-    def get_current_target(self) -> GPUTarget:
-        return self.target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, _: int) -> int:
-        return 0
 
 
 def softmax(dtype: torch.dtype, dim: int = DIM) -> None:
@@ -80,14 +43,14 @@ def norm(dtype: torch.dtype) -> None:
 
 
 def keys() -> None:
-    """Every mixture of parts that training combines."""
+    """Every combination of key parts that training uses."""
     part = torch.zeros(100, dtype=torch.int64)
     for parts in ((1234, 5, part), (part, part), (part, 7), (part, part, 7)):
         tokenwise.combine(*parts)
 
 
 def adagrad(dim: int) -> None:
-    """An update of the item table that asks whether it shall be made."""
+    """An update of the item table that may be skipped."""
     weight, rows = torch.zeros(5, dim), torch.arange(3)
     optimizer.rowwise_adagrad(weight, torch.zeros(5), rows, torch.ones(3, dim), lr=0.1, eps=1e-8, skip=torch.zeros(()))
 
@@ -109,40 +72,6 @@ MORE_CASES: dict[str, Callable[[], None]] = {
     "Adagrad, fp32, D 48": lambda: adagrad(48),
     "Adagrad, fp32, D 5,000": lambda: adagrad(5000),
 }
-
-
-def compiled(cases: dict[str, Callable[[], None]], capability: int, *, every_choice: bool) -> list[Resources]:
-    """Compile what the cases would launch. Leaves this process unable to launch anything."""
-    if tuning.INTERPRETED:
-        raise SystemExit("TRITON_INTERPRET is set: unset it, there is nothing to compile")
-    driver.set_active(_NoGPU(capability))  # type: ignore[arg-type]
-    launch, kernels = JITFunction.run, []
-
-    def choose(_: Any, choices: Any, call: Callable[[Any], Any]) -> Any:
-        results = [call(choice) for choice in (choices if every_choice else choices[:1])]
-        return results[0]
-
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        kernels.append(launch(self, *args, grid=grid, warmup=True, **options))
-
-    tuning.run, JITFunction.run = choose, compile_only  # type: ignore[assignment]
-    tuning.capability = lambda: (capability // 10, capability % 10)
-    found: list[Resources] = []
-    for case, call in cases.items():
-        kernels.clear()
-        call()
-        found += dict.fromkeys(_resources(case, kernel) for kernel in kernels)
-    return found
-
-
-def _resources(case: str, kernel: Any) -> Resources:
-    with NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(kernel.asm["cubin"])
-        usage = subprocess.run([_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    registers, stack, local = (int(n) for n in re.findall(r"\b(?:REG|STACK|LOCAL):(\d+)", usage)[:3])
-    matrix_units = "mma" in kernel.asm["ptx"]
-    metadata = kernel.metadata
-    return Resources(case, metadata.name, metadata.num_warps, registers, metadata.shared, stack + local, matrix_units)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Lists of 30 from a whole catalogue on a GPU: `python -m benchmarks.gpu_retrieval [--quick]`.
 
 1,000,000 listeners against 234,488 and 476,544 songs of D 256, streamed in batches; every listener has heard 50 songs.
-Ours scores, removes and selects in one kernel, and its lists are proved exact. The baselines are blocks of scores
-by torch, then topk: in float32 with exact ties (`fuxi_beta.ops.top_k.blocked_top_k`), and in bf16, which is what one
-writes for speed and whose lists are not exact. They take fewer listeners a round; the figures are lists per second.
+Ours scores, masks heard songs and selects in one kernel, and its lists are proved exact. The baselines compute blocks
+of scores in torch and take topk: in float32 with exact ties (`fuxi_beta.ops.top_k.blocked_top_k`), and in bf16, which
+is fast and not exact. They take fewer listeners a round; the figures are lists a second.
 """
 
 import argparse
@@ -15,21 +15,21 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks import gpu
-from benchmarks.timing import Row, report
+from benchmarks.lib import gpu
+from benchmarks.lib.timing import Row, report
 from fuxi_beta.models.base import l2_normalise
 from fuxi_beta.ops.top_k import blocked_top_k
 
 DIM, K, HEARD = 256, 30, 50
 LISTENERS, BASELINE_LISTENERS, BATCH, BASELINE_BATCH = 1_000_000, 32_768, 65_536, 4096
 BLOCK = 65_536  # songs whose bf16 scores the baseline holds
-EVERYBODY = 19_252_028  # listeners of the published data set
+ALL_LISTENERS = 19_252_028  # of the published data set
 
 Search = Callable[[Tensor, tuple[Tensor, Tensor]], object]
 
 
 def in_bf16(table: Tensor) -> Search:
-    """The baseline that is not exact."""
+    """The bf16 baseline, whose lists are not exact."""
     rounded = table.bfloat16()
 
     def search(queries: Tensor, seen: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def in_bf16(table: Tensor) -> Search:
 
 @dataclass(frozen=True)
 class Work:
-    """How much is searched. Baselines take fewer listeners a round."""
+    """The catalogue, and listeners a round and a batch, of ours and of the baselines."""
 
     songs: int
     listeners: int
@@ -61,7 +61,7 @@ class Work:
 
 
 def streamed(search: Search, work: Work, listeners: int, batch: int) -> None:
-    """Lists of so many listeners, whose vectors and heard songs are made batch by batch."""
+    """Make the lists of a number of listeners. Their vectors and heard songs are generated batch by batch."""
     for start in range(0, listeners, batch):
         count = min(batch, listeners - start)
         queries = l2_normalise(torch.randn(count, work.dim, device=work.device))
@@ -70,7 +70,7 @@ def streamed(search: Search, work: Work, listeners: int, batch: int) -> None:
 
 
 def measure(work: Work, rounds: int, *, limits: gpu.Limits) -> list[Row]:
-    """One catalogue, against both baselines."""
+    """A row against each baseline, for one size of the catalogue."""
     from fuxi_beta.ops.triton import top_k as fused
 
     torch.manual_seed(0)
@@ -95,7 +95,7 @@ def measure(work: Work, rounds: int, *, limits: gpu.Limits) -> list[Row]:
     rates = {name: [1e3 * counts[name][0] / ms for ms in found] for name, found in times.items()}
     rate, again = statistics.median(rates["ours"]), 1e6 * sum(unproved) / sum(searched)
     share = 2 * work.songs * work.dim * rate / limits.matrix_rate
-    note = f"{EVERYBODY:,} lists: {EVERYBODY / rate:,.0f} s; scored again: {again:.1f} in a million; "
+    note = f"{ALL_LISTENERS:,} lists: {ALL_LISTENERS / rate:,.0f} s; scored again: {again:.1f} in a million; "
     note += f"{share:.0%} of the matrix units' rate"
     return [
         Row(f"{work.songs:,} songs, against {name}", rates["ours"], rates[name], "lists/s", True, note)

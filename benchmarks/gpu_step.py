@@ -2,19 +2,19 @@
 
 FuXi-beta with D 256, 4 layers, 4 heads, ffn_multiply 4, N 200, dropout 0.2, 128 negatives, 234,488 songs, row-wise
 Adagrad on them, bf16; listeners whose histories average 53 events with a long tail; batches of about 65,536 events of
-histories of like length, and of 512 listeners. All that is read comes from shards that are written first.
+histories of similar length, and of 512 listeners. Batches are read from shards that are written first.
 
 Three contestants take turns in one process. All are `fuxi_beta.training.trainer.Trainer` on packed events, begin with
 the same weights and drop out the same channels, so that their first losses must agree: *ours* with the Triton kernels;
 *eager* in plain torch (`ops.use("reference")`, products in bf16 by autocast); *compiled*, the same plain torch with
 every layer and the loss under `torch.compile`. That is the strongest compiled baseline we know: a model on padded
 squares does 3.8 times the work, and its loss gathers 128 songs for each cell, 13 GB a tensor for 512 listeners. The
-keys of dropout are made outside of the graphs, because inductor cannot compile them where the number of a site is
+keys of dropout are computed outside of the graphs, because inductor cannot compile them where the number of a site is
 symbolic. TF32 is allowed for what the baselines leave in float32.
 
-A round is several steps on different batches, which lie in page-locked memory, until the last is done; its time by
-events on the GPU. An epoch is all 1,023,711,774 interactions at that rate. Then the real loop: the reader's thread,
-transfer and steps. At last a profile of some steps, and CUDA's watch for a host that waits.
+A round is several steps on different batches in page-locked memory; its time is taken by CUDA events. An epoch is all
+1,023,711,774 interactions at that rate. Then the training loop is measured: the reader's thread, transfer and steps.
+Last come a profile of some steps, and CUDA's sync debug mode, which finds a host that waits.
 """
 
 import argparse
@@ -36,9 +36,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_sizes
 
-from benchmarks import gpu, gpu_trace
-from benchmarks.industrial_shards import INTERACTIONS, Scale, write_shards
-from benchmarks.timing import spread
+from benchmarks.lib import gpu, gpu_trace
+from benchmarks.lib.industrial_shards import INTERACTIONS, Scale, write_shards
+from benchmarks.lib.timing import spread
 from fuxi_beta import ops
 from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch
@@ -61,7 +61,7 @@ TOLERANCE = 0.01  # of the first loss; bf16 changes the fourth digit
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, and where."""
+    """A model, its training, and the device."""
 
     name: str
     train: TrainConfig
@@ -89,7 +89,7 @@ class StepRow(NamedTuple):
     events_per_s: float
     epoch_min: float
     ours_is_faster: float  # times
-    peak_gb: float  # beyond what lies there between steps
+    peak_gb: float  # beyond the memory held between steps
     first_loss: float  # with equal weights
 
 
@@ -104,7 +104,7 @@ class KernelRow(NamedTuple):
 
 
 class LoopRow(NamedTuple):
-    """The real loop; events a second."""
+    """The training loop; events a second."""
 
     case: str
     reader_alone: float
@@ -115,26 +115,26 @@ class LoopRow(NamedTuple):
 
 
 class WatchRow(NamedTuple):
-    """What the GPU and its host do in some steps."""
+    """The GPU's activity and the host's waits in some steps."""
 
     case: str
     computing: float  # share of the time in which a kernel runs
     busy_ms: float  # a step
     wall_ms: float  # a step, under the profiler
-    waits: str  # calls of the host that wait, a step
-    found_in: str  # where CUDA's watch saw it wait
+    waits: str  # synchronizing calls of the host, a step
+    found_in: str  # the line at which sync debug mode saw the host wait
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A trainer and what its operators run on."""
+    """A trainer and the implementation of its operators."""
 
     trainer: Trainer
     kernels: Kernels
     instead: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)  # of functions of `ops.reference`
 
     def learn(self, batches: Iterable[Batch], *, epoch: int = 0) -> Iterator[StepResult]:
-        """The steps, to be exhausted before another contestant's turn."""
+        """The results of the steps. Exhaust it before another contestant's turn: the kernels are a global setting."""
         with self._operators():
             yield from self.trainer.learn(batches, epoch=epoch)
 
@@ -151,14 +151,14 @@ class Contestant:
 
 
 def contestants(case: Case, manifest: Manifest) -> dict[str, Contestant]:
-    """Trainers with equal weights."""
+    """The contestants by name, with equal initial weights."""
 
     def trainer() -> Trainer:
         songs = np.arange(manifest.vocabulary_size + 1) > 0
         return new_trainer(manifest, songs, model=case.model, train=case.train, device=case.device)
 
-    torch._dynamo.reset()  # what another case compiled would count against this one's limit
-    symbolic_sizes.use_duck_shape = False  # groups of listeners are equal by chance only
+    torch._dynamo.reset()  # graphs compiled for another case count against the limit on recompilation
+    symbolic_sizes.use_duck_shape = False  # sizes of groups of listeners are equal by chance only
     compiler = partial(torch.compile, backend=case.backend)
     fused = {"sampled_softmax": compiler(softmax_to_fuse), "toeplitz": toeplitz_to_fuse}
     return {
@@ -169,7 +169,7 @@ def contestants(case: Case, manifest: Manifest) -> dict[str, Contestant]:
 
 
 def through(trainer: Trainer, layer: Callable[..., Tensor]) -> Trainer:
-    """The trainer, its layers replaced by a function of a block, its input, gaps and masks."""
+    """Replace a trainer's layers by a function of block, input, gaps and masks."""
 
     def forward(block: nn.Module, x: Tensor, gaps: Gaps, dropout: Dropout) -> Tensor:
         return layer(block, x, gaps, dropout.mask(), dropout.mask())
@@ -181,7 +181,7 @@ def through(trainer: Trainer, layer: Callable[..., Tensor]) -> Trainer:
 
 
 def layer_in_torch(block: Block, x: Tensor, gaps: Gaps, first: Mask | None, second: Mask | None) -> Tensor:
-    """`Block.forward` with its masks given, and in bf16 with every product in it, those with the maps too."""
+    """`Block.forward` with given masks. In bf16 every product is, those with the maps too."""
     bf16 = block.mixer.bf16
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
         normed = ops.rms_norm(x, None, torch.bfloat16 if bf16 else x.dtype)
@@ -191,7 +191,7 @@ def layer_in_torch(block: Block, x: Tensor, gaps: Gaps, first: Mask | None, seco
 def softmax_to_fuse(
     states: Tensor, table: Tensor, target: Tensor, negatives: Tensor, masked: Tensor, temperature: float
 ) -> Tensor:
-    """`reference.sampled_softmax_gathered` as a product and a sum, of which a compiler makes no [P, K, D] tensor."""
+    """`reference.sampled_softmax_gathered` as a product and a sum: compiled, it has no [P, K, D] tensor."""
     positive = (states * table[target]).sum(1, keepdim=True)
     negative = (states[:, None, :] * table[negatives]).sum(2).masked_fill(masked, -torch.inf)
     logits = torch.cat([positive, negative], dim=1) / temperature
@@ -199,29 +199,29 @@ def softmax_to_fuse(
 
 
 def toeplitz_to_fuse(by_lag: Tensor) -> Tensor:
-    """`reference.toeplitz` by an index: of a window a compiler makes a graph for each size anew."""
+    """`reference.toeplitz` by an index: with a strided window, every size is compiled anew."""
     place = torch.arange(len(by_lag), device=by_lag.device)
     lag = place[:, None] - place
     return by_lag[lag.clamp(min=0)].masked_fill(lag < 0, 0)
 
 
 def reader_of(case: Case, manifest: Manifest) -> TrainingBatches:
-    """As a training on one GPU has it."""
+    """The reader of a training on one GPU."""
     return all_batches(manifest, model=case.model, train=case.train, data_end=manifest.data_end)
 
 
 def some_batches(case: Case, reader: TrainingBatches) -> list[Batch]:
-    """The batches of a round, where a GPU copies from without its host."""
+    """The batches of a round, in page-locked memory."""
     return list(islice(pinned(reader.epoch(0), case.device), case.steps))
 
 
 def epoch_minutes(events_per_s: float) -> float:
-    """What an epoch over all interactions takes. Reading them counts, though each history's last is a target only."""
+    """Minutes of an epoch over all interactions. Each history's last one counts too, though it is a target only."""
     return INTERACTIONS / events_per_s / 60
 
 
 def step_rows(case: Case, entered: dict[str, Contestant], batches: list[Batch]) -> list[StepRow]:
-    """Everybody's steps on the same batches, ours first. A baseline that fails or computes another loss is left out."""
+    """Every contestant's steps on the same batches, ours first. Baselines that fail or differ in loss are left out."""
     calls = {name: lambda one=one: list(one.learn(batches)) for name, one in entered.items()}
     losses = agreeing({name: found[0].loss for name, found in gpu.first_results(calls, needed="ours").items()})
     calls = {name: calls[name] for name in losses}
@@ -246,7 +246,7 @@ def step_rows(case: Case, entered: dict[str, Contestant], batches: list[Batch]) 
 
 
 def agreeing(losses: Mapping[str, float]) -> dict[str, float]:
-    """The first losses, without those that are not that of ours up to what bf16 rounds; each is told of."""
+    """The first losses that equal that of ours up to the rounding of bf16. Others are printed and left out."""
     found = {name: loss for name, loss in losses.items() if math.isclose(loss, losses["ours"], rel_tol=TOLERANCE)}
     for name in losses.keys() - found.keys():
         print(f"{name} is left out: its first loss is {losses[name]}, that of ours {losses['ours']}")
@@ -254,7 +254,7 @@ def agreeing(losses: Mapping[str, float]) -> dict[str, float]:
 
 
 def reader_rate(reader: TrainingBatches, rounds: int = 3) -> float:
-    """Events a second of whole epochs, by one process that does nothing else."""
+    """Events a second of whole epochs, read without training."""
     rates = []
     for number in range(rounds):
         started = time.perf_counter()
@@ -264,7 +264,7 @@ def reader_rate(reader: TrainingBatches, rounds: int = 3) -> float:
 
 
 def fed_rate(case: Case, ours: Contestant, reader: TrainingBatches) -> float:
-    """Events a second of an epoch as `fuxi_beta.training.fit` runs it, from its first result on."""
+    """Events a second of an epoch as in `fuxi_beta.training.fit`, after the first result."""
     results = ours.learn(prefetched(pinned(reader.epoch(1), case.device)), epoch=1)
     next(results)
     started = time.perf_counter()
@@ -274,14 +274,14 @@ def fed_rate(case: Case, ours: Contestant, reader: TrainingBatches) -> float:
 
 
 def loop_row(case: Case, ours: Contestant, reader: TrainingBatches, steps_alone: float) -> LoopRow:
-    """How fast each part is, and both together."""
+    """Rates of the reader, of the steps, and of both together."""
     reader_alone, fed = reader_rate(reader), fed_rate(case, ours, reader)
     limit = "the reader" if reader_alone < steps_alone else "the steps"
     return LoopRow(case.name, reader_alone, steps_alone, fed, epoch_minutes(fed), limit)
 
 
 def watched(case: Case, ours: Contestant, batches: list[Batch]) -> tuple[WatchRow, list[KernelRow]]:
-    """A profile of ours, and where its host waits for the GPU."""
+    """A profile of ours, and the line at which the host waits for the GPU."""
 
     def call() -> list[StepResult]:
         return list(ours.learn(batches))
@@ -301,7 +301,7 @@ def watched(case: Case, ours: Contestant, batches: list[Batch]) -> tuple[WatchRo
 
 
 def measured(case: Case, manifest: Manifest) -> dict[str, list[Any]]:
-    """All tables of a case, by name; what is known is printed at once."""
+    """All tables of a case, by name; each is printed as soon as it is measured."""
     reader, entered = reader_of(case, manifest), contestants(case, manifest)
     batches = some_batches(case, reader)
     steps = step_rows(case, entered, batches)

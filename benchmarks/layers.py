@@ -1,7 +1,7 @@
-"""Reading histories with days laid over them: `python -m benchmarks.layers [--quick]`.
+"""Reading histories from a base shard with increments: `python -m benchmarks.layers [--quick]`.
 
-Plays a second of `Manifest.read`, one thread, shards on the local disk: a base with 1, 3 and 7 deltas of 4 % each,
-against the base alone. What is read is whole histories either way: merged, sorted, sessions cut anew.
+Plays a second of `Manifest.read`, one thread, shards on the local disk: a base with 1, 3 and 7 increments of 4 % each,
+against the base alone. Either way whole histories are read: merged, sorted, sessions cut anew.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.industrial_shards import write_blocks
-from benchmarks.reader import NOW, SONGS, blocks_of
-from benchmarks.timing import Row, report
+from benchmarks.lib.industrial_shards import write_blocks
+from benchmarks.lib.random_histories import NOW, SONGS, blocks_of
+from benchmarks.lib.timing import Row, report
 from pipelines.calendar import DAY_SECONDS
 from pipelines.histories.merge import Plays, histories
 from pipelines.histories.shards import Manifest, ShardFile
@@ -25,7 +25,7 @@ SHARE = 0.04
 
 
 def lay_day(manifest: Manifest, file: ShardFile, day: int) -> ShardFile:
-    """One more delta over a bucket: the plays of a day by random listeners of each row group."""
+    """Add an increment to a bucket: the plays of a day by random listeners of each row group."""
     random = np.random.default_rng(day)
     writer = DeltaWriter(manifest.folder, f"bucket={file.bucket:05d}/delta-{day}.parquet", user_id_type="int64")
     rows = []
@@ -47,7 +47,7 @@ def lay_day(manifest: Manifest, file: ShardFile, day: int) -> ShardFile:
 
 
 def plays_a_second(manifest: Manifest) -> float:
-    """Read every row group once."""
+    """Rate of reading every row group once."""
     started, plays = time.perf_counter(), 0
     for file, group, _ in manifest.row_groups():
         plays += int(np.sum(manifest.read(file, group)["num_events"].to_numpy(), dtype=np.int64))
@@ -76,9 +76,10 @@ def main() -> None:
                 if number:
                     found.append(rate)
     rows = [
-        Row(f"{number} deltas", rates[number], rates[0], unit="plays/s", higher_is_better=True) for number in (1, 3, 7)
+        Row(f"{number} increments", rates[number], rates[0], unit="plays/s", higher_is_better=True)
+        for number in (1, 3, 7)
     ]
-    report("layers", rows, ours="base and deltas", baseline="base alone")
+    report("layers", rows, ours="base and increments", baseline="base alone")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Elapsed time over long histories: `python -m benchmarks.long_sequences [--quick] [--channels 100]`.
 
 16,384 tokens in each case, as histories of n events: forward and backward of the temporal channel, fp32. Ours is
-`temporal_linear`; the baseline is the dense map in torch, its logarithms of the gaps taken beforehand.
+`temporal_linear`; the baseline is the dense map in torch, with the logarithms of the gaps computed beforehand.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.timing import Row, interleaved, report
+from benchmarks.lib.timing import Row, interleaved, report
 from fuxi_beta.ops.linear import linear_applies, temporal_linear
 from fuxi_beta.ops.reference import log_gap
 
@@ -73,7 +73,7 @@ def dense(value: Tensor, upstream: Tensor, times: Times, scale: Tensor, decay: T
 
 
 def peak_bytes(step: Callable[[], None]) -> int:
-    """The most memory a step held at once beyond what was there before."""
+    """Peak memory of a step beyond what was allocated before it."""
     with torch.profiler.profile(profile_memory=True) as profile:
         step()
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +88,7 @@ def peak_bytes(step: Callable[[], None]) -> int:
 
 
 def measure(n: int, channels: int, rounds: int) -> Row:
-    """Both on the same histories. The longest takes too long densely for more than one round."""
+    """Both on the same histories. Of the longest, the dense baseline has one round only."""
     torch.manual_seed(n)
     times = histories(n)
     value = torch.randn(TOKENS, channels, requires_grad=True)

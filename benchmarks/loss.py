@@ -1,8 +1,8 @@
 """The sampled softmax, forward and backward: `python -m benchmarks.loss [--quick]`.
 
 25,600 positions with 128 negatives each, D 50 and 256. Ours is the fused kernel; the baseline gathers the rows of all
-negatives and normalises each, as the authors' code does, so a row is normalised as often as it is drawn. Both end with
-the gradient of the raw table.
+negatives and normalises each, as the authors' code does, so that a row is normalised as often as it is drawn. Both
+compute the gradient of the raw table.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.timing import Row, interleaved, report
+from benchmarks.lib.timing import Row, interleaved, report
 from fuxi_beta import ops
 from fuxi_beta.models.base import l2_normalise
 

@@ -1,11 +1,11 @@
-"""The same training, whatever computes it: `python -m benchmarks.parity [--quick] [--plot FILE]`.
+"""The same training with every implementation: `python -m benchmarks.parity [--quick] [--plot FILE]`.
 
 One model from one seed learns from the same batches of the ML-1M shape (64 listeners, N 200, D 50, 2 layers, dropout
-0.2) with every implementation; they take turns step by step, so that times compare too. Differences of the loss are
-from plain torch in float32. What another seed changes is the yardstick: less than that is no matter.
+0.2) with every implementation. They take turns step by step, so that times can be compared too. Differences of the
+loss are from plain torch in float32. A difference smaller than that of another seed does not matter.
 
-What follows a song is another of its group of sixteen, and after half an hour's pause a group chosen anew: so the
-loss falls, and both the order and the times are worth learning.
+The next song is one of the same group of sixteen, and after a pause of half an hour one of a new group: the loss falls,
+and both order and times can be learned.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.train_step import SONGS, TRAIN, movielens_like_batch
+from benchmarks.lib.movielens_batch import SONGS, TRAIN, movielens_like_batch
 from fuxi_beta import ops
 from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch
@@ -35,7 +35,7 @@ REFERENCE = "plain torch fp32"
 
 @dataclass
 class Case:
-    """One implementation and what it did."""
+    """One implementation, its losses and times."""
 
     name: str
     kernels: Kernels
@@ -44,7 +44,7 @@ class Case:
     seconds: list[float] = field(default_factory=list)
 
     def start(self) -> None:
-        """The model and its table, from the seed."""
+        """Create the model and its table from the seed."""
         torch.manual_seed(self.train.seed)
         config = ModelConfig(layers=2)
         table = PlainItemTable(capacity_rows(SONGS, TRAIN.capacity_margin), config.dim, train=self.train)
@@ -59,17 +59,17 @@ class Case:
         self.seconds.append(time.perf_counter() - started)
 
     def differences(self, reference: "Case") -> list[float]:
-        """How far each step's loss is from the reference's."""
+        """Absolute difference of each step's loss from the reference's."""
         return [abs(ours - theirs) for ours, theirs in zip(self.losses, reference.losses, strict=True)]
 
     @property
     def step_ms(self) -> float:
-        """Median of the steps after the first ones."""
+        """Median over steps, without the first two."""
         return statistics.median(self.seconds[2:]) * 1e3
 
 
 def cases() -> list[Case]:
-    """The reference first."""
+    """Every implementation, the reference first."""
     train = replace(TRAIN, batch_size=LISTENERS)
     return [
         Case(REFERENCE, "reference", train),
@@ -152,7 +152,7 @@ def report(found: list[Case]) -> None:
 
 
 def plot(found: list[Case], file: str) -> None:
-    """Loss curves, and how far each is from the reference's."""
+    """Draw the loss curves and their differences from the reference's."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -176,7 +176,7 @@ def plot(found: list[Case], file: str) -> None:
 
 
 def main() -> None:
-    """Print the table and the JSON line, and draw the plot if asked for."""
+    """Print the table and the JSON line, and draw the plot for `--plot`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps, within a minute")
     parser.add_argument("--plot", metavar="FILE", help="write a PNG")

@@ -1,16 +1,16 @@
 """From shards to batches: `python -m benchmarks.reader [--quick]`.
 
-Events a second that the network reads of what `TrainingBatches` delivers, shards on the local disk, in both modes:
+Events a second of `TrainingBatches` that the network reads, shards on the local disk, in both modes:
 
 - short histories (8 events on average) in batches of 4,096, and histories of 120 events in batches of 128;
 - the shape of a large service: 53 events on average with a heavy tail (log-normal, cut at 2,000), a fifth of them
   skipped, in batches of 512 listeners and of 65,536 events.
 
-What one core delivers is counted in its own seconds (CPU time of all threads, pinned to it), which other programs do
-not take from it; what two deliver, with two threads that make row groups, by the clock. The baseline has one core and
-reads the same shards with `pyarrow.dataset` and makes the same batches one listener at a time, as a
-`torch.utils.data.Dataset` with a collate function does: the newest N plays, their targets and times, and nothing else.
-Ours also cuts days, marks first listens and shuffles.
+The rate of one core is by processor time (of all threads, pinned to the core), which other programs do not change; that
+of two, with two threads that read row groups, is by wall time. The baseline has one core. It reads the same shards with
+`pyarrow.dataset` and makes the same batches one listener at a time, as a `torch.utils.data.Dataset` with a collate
+function does: the newest N plays, their targets and times, and nothing else. Ours also cuts days, marks first listens
+and shuffles.
 """
 
 import argparse
@@ -23,25 +23,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import torch
 
-from benchmarks.industrial_shards import write_blocks
-from benchmarks.timing import Row, report
+from benchmarks.lib.industrial_shards import write_blocks
+from benchmarks.lib.random_histories import NOW, SONGS, blocks_of
+from benchmarks.lib.timing import Row, report
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data.reader import TrainingBatches, prefetched
 from pipelines import schema
-from pipelines.histories.merge import Block
 from pipelines.histories.shards import Manifest
-
-SONGS, NOW, FILES = 50_000, 1_772_000_000, 8
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Histories, and batches of them."""
+    """Random histories, and the batches that are made of them."""
 
     listeners: int
     events: int  # on average
@@ -63,30 +60,8 @@ SHAPES = (
 )
 
 
-def blocks_of(listeners: int, mean_events: int, *, heavy_tail: bool = False) -> Iterator[Block]:
-    """Random histories, a bucket at a time: of geometric length, or log-normal with skips."""
-    random = np.random.default_rng(0)
-    count = listeners // FILES
-    for bucket in range(FILES):
-        lengths = random.geometric(1 / mean_events, count)
-        if heavy_tail:
-            lengths = random.lognormal(np.log(mean_events) - 1.2**2 / 2, 1.2, count).round().astype(np.int64)
-            lengths = lengths.clip(1, 2000)
-        total = int(lengths.sum())
-        times = NOW - random.integers(0, 50 * 86_400, total)
-        yield Block(
-            user_id=np.arange(count) + bucket * count,
-            offsets=np.concatenate([[0], np.cumsum(lengths)]),
-            item_index=random.integers(1, SONGS + 1, total).astype(np.int32),
-            timestamp=times[np.lexsort((times, np.repeat(np.arange(count), lengths)))],
-            completion=np.where(random.random(total) < 0.2 * heavy_tail, 10, 100).astype(np.uint8),
-            heard_offsets=np.zeros(count + 1, np.int64),
-            heard_items=np.zeros(0, np.int32),
-        )
-
-
 def ours(manifest: Manifest, train: TrainConfig, model: ModelConfig, threads: int) -> Callable[[], tuple[int, int]]:
-    """An epoch of ours, as a call that returns the numbers of listeners and of events."""
+    """An epoch of ours as a function that returns the numbers of listeners and of events."""
     reader = TrainingBatches(
         manifest, model=model, train=train, data_end=NOW, rank=0, world_size=1, vocabulary_size=SONGS
     )
@@ -102,7 +77,7 @@ def ours(manifest: Manifest, train: TrainConfig, model: ModelConfig, threads: in
 
 
 def baseline(folder: Path, train: TrainConfig, model: ModelConfig, most: int) -> Callable[[], tuple[int, int]]:
-    """Listener by listener; stops after `most` of them."""
+    """The baseline as a function that stops after `most` listeners."""
     shards = ds.dataset(folder, format="parquet", exclude_invalid_files=True)
     names = [schema.ITEM_INDEX, schema.TIMESTAMP, schema.COMPLETION]
     context, chunk_size = model.max_history, train.batch_size
@@ -127,7 +102,7 @@ def baseline(folder: Path, train: TrainConfig, model: ModelConfig, most: int) ->
 
 @contextmanager
 def pinned(cores: int) -> Iterator[None]:
-    """This thread, and those that it starts, on the first so many cores it may use."""
+    """Pin this thread, and those that it starts, to the first `cores` of its cores."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(allowed)[:cores])
     try:
@@ -137,7 +112,7 @@ def pinned(cores: int) -> Iterator[None]:
 
 
 def measure(folder: Path, manifest: Manifest, shape: Shape, train: TrainConfig, rounds: int) -> list[Row]:
-    """One way to make batches of a shape, on every number of cores."""
+    """A row for each number of cores, for one way to make batches of a shape."""
     model = ModelConfig(max_history=200)
     calls = {cores: ours(manifest, train, model, cores) for cores in shape.cores}
     calls[0] = baseline(folder, train, model, manifest.rows // 20)

@@ -1,43 +1,37 @@
 """Our sessionize stage against DuckDB and Polars: `python -m benchmarks.sessionize [--quick] [--events 3,10,30,100]`.
 
 All three turn the same industrial logs (`fuxi synth --preset daily-recommendations`, one part in a hundred dirty) into
-the same sequence shards; `benchmarks.contestants` says what the work is and how each does it. Every run is a fresh
-process with the same processors, contestants take turns, and one reader computes the same checksums from what each
+the same sequence shards; `benchmarks/lib/contestants.py` says what the work is and how each does it. Every run is a
+fresh process with the same processors, contestants take turns, and one reader computes the checksums of what each
 wrote: a difference is an error. DuckDB is held to `--memory-gb`; for the others the peak is reported beside it.
 
-Wall time goes from the start of the process to its end, processor seconds cover it and all it started, memory is the
-largest sum of proportional set sizes over those processes. "Start" is the part of it before the work begins:
-interpreter, imports and, for ours, the JVM and the Spark session. It does not grow with the data, so after the table
-stands what one more million events costs between one size and the next.
+Wall time is from the start of the process to its end. Processor seconds are those of the process and all its
+descendants, memory is the largest sum of their proportional set sizes. "Start" is the part before the work begins:
+interpreter, imports and, for ours, the JVM and the Spark session. It does not grow with the data, so a second table
+gives the processor seconds of one more million events between one size and the next.
 """
 
 import argparse
-import contextlib
-import json
-import math
 import shutil
 import signal
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import contestants, industrial_logs, processes, timing
-from benchmarks.contestants import CONTESTANTS, Work
-from benchmarks.sequence_checksums import Checksums, checksums
+from benchmarks.lib import contestants, industrial_logs, processes, timing
+from benchmarks.lib.contestants import CONTESTANTS, Work, versions
+from benchmarks.lib.industrial_logs import buckets_for, folder_for
+from benchmarks.lib.sequence_checksums import Checksums, checksums
+from benchmarks.lib.timing import say
 from pipelines.errors import InputError
 
-EVENTS_A_BUCKET = 500_000
-FEWEST_BUCKETS = 8
 BYTES_AN_EVENT = 60
 """Disk that any of the contestants needs for temporary files and output together, with room to spare."""
 DEFAULT = ("ours", "duckdb", "polars")
@@ -46,27 +40,30 @@ NAMES = {"ours": "ours (Spark)", "duckdb": "DuckDB", "polars": "Polars"}
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of a contestant."""
+    """One run of a contestant, and what it stored."""
 
-    cost: processes.Cost
-    ready_s: float  # from the start of the process to the beginning of the work
-    ready_cpu_s: float
+    run: contestants.StageRun
     output_bytes: int
-    found: Checksums
+    stored: Checksums
+
+    @property
+    def cost(self) -> processes.Cost:
+        """Of the process and all its descendants."""
+        return self.run.cost
 
     @property
     def temporary_bytes(self) -> int:
-        """Disk at the peak, beyond the output."""
+        """Peak disk use less the output."""
         return max(self.cost.peak_disk_bytes - self.output_bytes, 0)
 
 
 @dataclass(frozen=True)
 class Size:
-    """All runs at one size."""
+    """All runs on logs of one size."""
 
     events: int  # rows in the logs
     buckets: int
-    runs: dict[str, list[Measured]]  # by contestant
+    runs: dict[str, list[Measured]]  # by contestant, a round each
 
     def wall(self, name: str) -> list[float]:
         """Seconds, one a round."""
@@ -81,50 +78,22 @@ class Size:
         return [run.cost.peak_gb for run in self.runs[name]]
 
 
-def buckets_for(events: int) -> int:
-    """A power of two with about half a million events a bucket: 8 for 3M, 256 for 100M."""
-    return max(2 ** math.ceil(math.log2(events / EVENTS_A_BUCKET)), FEWEST_BUCKETS)
-
-
-def say(text: str) -> None:
-    """A line of progress."""
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def folder_for(data: str | None) -> Iterator[Path]:
-    """The folder for logs: the given one, which stays, or a temporary one."""
-    if data:
-        yield Path(data)
-        return
-    with tempfile.TemporaryDirectory(prefix="sessionize-logs-") as folder:
-        yield Path(folder)
-
-
 def run_once(name: str, logs: Path, *, buckets: int, cores: int, memory_gb: float) -> Measured:
-    """One contestant in a fresh process and a fresh folder, and what it left. Raises RuntimeError if it fails."""
+    """One contestant in a fresh process and a fresh folder. Raises RuntimeError if it fails."""
     with tempfile.TemporaryDirectory(prefix=f"sessionize-{name}-") as folder:
         work = Work(str(logs), folder, industrial_logs.serving_day(logs), buckets, cores, memory_gb)
-        command = contestants.start(name, work)
-        industrial_logs.into_page_cache(logs)
-        started = time.time()
-        places = {"TMPDIR": str(work.temp), "JAVA_TOOL_OPTIONS": f"-Djava.io.tmpdir={work.temp}"}
-        cost = processes.run(command, folder=Path(folder), environment=places)
-        if cost.returncode:
-            raise RuntimeError(f"{name} ended with {cost.returncode}:\n{cost.output[-4000:]}")
-        ready = json.loads(cost.output.splitlines()[-1])
-        shutil.rmtree(work.temp, ignore_errors=True)
-        found = checksums(
+        run = contestants.run_in_process(name, work)
+        stored = checksums(
             contestants.histories_of(name, work),
             contestants.songs_of(name, work),
             session_gap_s=contestants.SESSION_GAP_S,
         )
         output = processes.folder_bytes(contestants.output_folder(name, work))
-    return Measured(cost, ready["at"] - started, ready["cpu_s"], output, found)
+    return Measured(run, output, stored)
 
 
 def measure(logs: Path, names: Sequence[str], *, rounds: int, cores: int, memory_gb: float) -> Size:
-    """Every contestant once a round. Raises RuntimeError if two do not agree on what they stored."""
+    """Every contestant once a round. Raises RuntimeError if two stored different histories."""
     events = industrial_logs.rows_in(logs)
     buckets = buckets_for(events)
     runs: dict[str, list[Measured]] = {name: [] for name in names}
@@ -136,15 +105,15 @@ def measure(logs: Path, names: Sequence[str], *, rounds: int, cores: int, memory
                 f"{events:,} events, round {number + 1} of {rounds}, {name}: {done.cost.wall_s:.1f} s, "
                 f"{done.cost.cpu_s:.1f} processor seconds, {done.cost.peak_gb:.2f} GB"
             )
-            expected = runs[names[0]][0].found
-            if differences := expected.differences(done.found):
+            expected = runs[names[0]][0].stored
+            if differences := expected.differences(done.stored):
                 raise RuntimeError(f"{names[0]} and {name} stored different histories: {'; '.join(differences)}")
-    say(f"{events:,} events: all stored the same: {runs[names[0]][0].found}")
+    say(f"{events:,} events: all stored the same: {runs[names[0]][0].stored}")
     return Size(events, buckets, runs)
 
 
 def print_sizes(sizes: Sequence[Size], *, cores: int, memory_gb: float) -> None:
-    """The table over sizes."""
+    """Print a table: a section a size, a row a contestant."""
     table = Table(caption="medians; in brackets the distance between the quartiles", title="sessionize")
     table.add_column("events")
     table.add_column("")
@@ -167,8 +136,8 @@ def print_sizes(sizes: Sequence[Size], *, cores: int, memory_gb: float) -> None:
 
 
 def _cells(size: Size, name: str, *, cores: int) -> list[str]:
-    def median(what: str) -> float:
-        return statistics.median(getattr(run, what) for run in size.runs[name])
+    def median(of: Callable[[Measured], float]) -> float:
+        return statistics.median(map(of, size.runs[name]))
 
     wall, cpu = size.wall(name), size.cpu(name)
     return [
@@ -176,11 +145,11 @@ def _cells(size: Size, name: str, *, cores: int) -> list[str]:
         NAMES.get(name, name),
         f"{statistics.median(wall):.1f} ({timing.spread(wall):.1f})",
         f"{statistics.median(cpu):.1f} ({timing.spread(cpu):.1f})",
-        f"{median('ready_s'):.1f}",
-        f"{median('ready_cpu_s'):.1f}",
+        f"{median(lambda m: m.run.ready_s):.1f}",
+        f"{median(lambda m: m.run.ready_cpu_s):.1f}",
         "",
-        f"{median('temporary_bytes') / 1e9:.2f}",
-        f"{median('output_bytes') / 1e9:.2f}",
+        f"{median(lambda m: m.temporary_bytes) / 1e9:.2f}",
+        f"{median(lambda m: m.output_bytes) / 1e9:.2f}",
         f"{size.events / statistics.median(wall) / cores:,.0f}",
     ]
 
@@ -200,7 +169,7 @@ def marginal(small: Size, large: Size, name: str) -> list[float]:
 
 
 def print_marginal(sizes: Sequence[Size]) -> None:
-    """What one more million events costs, between consecutive sizes and from 10M to the largest."""
+    """Print the cost of one more million events, between consecutive sizes and from 10M to the largest."""
     table = Table(title="processor seconds of one more million events")
     table.add_column("from")
     table.add_column("to")
@@ -212,8 +181,8 @@ def print_marginal(sizes: Sequence[Size]) -> None:
     for small, large in steps(sizes):
         costs = {name: statistics.median(marginal(small, large, name)) for name in names}
         cells = [f"{small.events:,}", f"{large.events:,}", *(f"{cost:.3f}" for cost in costs.values())]
-        there = [name for name in ("duckdb", "polars") if name in costs and "ours" in costs]
-        table.add_row(*cells, *(f"{costs['ours'] / costs[name]:.2f}" for name in there))
+        baselines = [name for name in ("duckdb", "polars") if name in costs and "ours" in costs]
+        table.add_row(*cells, *(f"{costs['ours'] / costs[name]:.2f}" for name in baselines))
     Console(width=120).print(table)
 
 
@@ -245,14 +214,6 @@ def comparison(sizes: Sequence[Size]) -> list[timing.Row]:
     return rows
 
 
-def versions() -> str:
-    """The engines, and the memory of this machine."""
-    engines = ", ".join(
-        f"{name} {metadata.version(name)}" for name in ("pyspark", "pyarrow", "numpy", "duckdb", "polars")
-    )
-    return f"{psutil.virtual_memory().total / 1e9:.0f} GB memory, {engines}"
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3M events, two rounds: within two minutes")
@@ -272,7 +233,7 @@ def _options() -> argparse.Namespace:
 
 
 def measure_all(options: argparse.Namespace) -> Iterator[Size]:
-    """Every size, smallest first; logs that nobody asked to keep are removed after use."""
+    """Every size, smallest first. Logs are removed after use unless `--data` keeps them."""
     largest = int(options.sizes[-1] * 1e6)
     industrial_logs.check_space(Path(tempfile.gettempdir()), BYTES_AN_EVENT * largest, f"{largest:,} events")
     with folder_for(options.data) as root:

@@ -1,7 +1,7 @@
 """Where a play's time goes: `python -m benchmarks.sessionize_profile [--events 10] [--data FOLDER]`.
 
-Runs the bodies of both Spark tasks in this process, on one thread, under cProfile, and prints nanoseconds a play by
-what they are spent on: first a full build of 25 days, then the next day laid over it.
+Runs the code of both kinds of Spark task in this process, on one thread, under cProfile, and prints nanoseconds a play
+by step: first a full build of 25 days, then the next day merged into it.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.industrial_logs import day_folders, logs_of
+from benchmarks.lib.industrial_logs import day_folders, logs_of
 from jobs.runtime import machine
 from pipelines.calendar import Calendar
 from pipelines.forget.blocklist import nobody
@@ -55,12 +55,12 @@ STEPS = {
     "find what is stored already": ("additions",),
     "write shards (Parquet, SHA-256)": ("_write_group", "_cut", "write", "close"),
 }
-"""What is measured, by the functions that do it; time belongs to the innermost of these on the stack."""
+"""Steps by the functions that do them. Time belongs to the innermost of these on the stack."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the work, profiled."""
+    """The profile of one kind of task."""
 
     name: str
     plays: int
@@ -77,13 +77,13 @@ def profiled(name: str, plays: int, work: Callable[[], Any]) -> tuple[Any, Stage
 
 
 def _shares(stats: pstats.Stats) -> dict[str, float]:
-    """Own time of every function to the step that called it; through callers, in proportion to their calls' time."""
+    """Assign every function's own time to the step that called it, in proportion to the time of the callers' calls."""
     table: dict[Any, Any] = stats.stats  # type: ignore[attr-defined]
     step_of = {name: step for step, names in STEPS.items() for name in names}
     memory: dict[Any, dict[str, float]] = {}
 
     def steps(function: Any, depth: int = 0) -> dict[str, float]:
-        """How a function's time is divided over steps; sums to 1."""
+        """The steps' shares of a function's time; they sum to 1."""
         file, _, name = function
         if name in step_of and ("pipelines" in file or name == "value_counts"):
             return {step_of[name]: 1.0}
@@ -93,7 +93,7 @@ def _shares(stats: pstats.Stats) -> dict[str, float]:
         total = sum(caller[3] for caller in callers.values())
         if not callers or total <= 0:
             return {"other": 1.0}
-        memory[function] = {"other": 1.0}  # while it is being found out, for recursive functions
+        memory[function] = {"other": 1.0}  # ends the recursion of recursive functions
         shares: dict[str, float] = {}
         for caller, (_, _, _, cumulative) in callers.items():
             for step, share in steps(caller, depth + 1).items():
@@ -109,7 +109,7 @@ def _shares(stats: pstats.Stats) -> dict[str, float]:
 
 
 class Shards:
-    """Both kinds of task over a log, without Spark between them."""
+    """Both kinds of task over a log, without Spark."""
 
     def __init__(self, folder: Path, logs_folder: Path, buckets: int):
         self.folder, self.buckets = folder, buckets
@@ -118,7 +118,7 @@ class Shards:
         self.songs = SongIndex(pa.array([], pa.int64()), np.zeros(0, np.int32))
 
     def read(self, files: list[logs.LogFile], exchange: Exchange) -> list[dict[str, Any]]:
-        """The first stage."""
+        """The tasks that read and partition plays."""
         found = []
         for number, splits in enumerate(validate._pack(logs.plan(self.spec, files), 2)):
             arguments = (self.spec, validate.Rules(), exchange, f"{self.folder}/staging", f"{self.folder}/rejects")
@@ -134,7 +134,7 @@ class Shards:
         self.songs = SongIndex(ids, np.arange(1, len(ids) + 1, dtype=np.int32))
 
     def build(self, ds: dt.date, runs: list[Run], exchange: Exchange) -> list[ShardFile]:
-        """The second stage."""
+        """The tasks that sort plays and write shards."""
         spec = BuildSpec(
             folder=f"{self.folder}/sequences/ds={ds}",
             run="profile",
@@ -178,7 +178,7 @@ class Shards:
 
 
 def measure(folder: Path, logs_folder: Path, buckets: int) -> list[Stage]:
-    """Full build of all days but the newest, then the newest laid over it."""
+    """Profile a full build of all days but the newest, then the merge of the newest."""
     shards = Shards(folder, logs_folder, buckets)
     last = dt.date.fromisoformat(day_folders(logs_folder)[-1].name.removeprefix("ds="))
     files = logs.discover(shards.spec, before=last + dt.timedelta(days=1))

@@ -1,7 +1,7 @@
 """Skewed and extreme logs at full size: `python -m benchmarks.skew [--quick] [--events 30]`.
 
-Each case is sessionized in a fresh process on all cores; the even log of the same size stands first as the baseline.
-Memory is the peak of the whole process tree. `tests/jobs/stages/test_sessionize_limits.py` checks what such logs make.
+Each case is sessionized in a fresh process on all cores; an even log of the same size is the baseline. Memory is the
+peak of the whole process tree. `tests/jobs/stages/test_sessionize_limits.py` checks the shards of such logs.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks import processes
-from benchmarks.timing import Row, report
+from benchmarks.lib import processes
+from benchmarks.lib.timing import Row, report
 from pipelines.calendar import DAY_SECONDS, Calendar
 
 FIRST = dt.date(2018, 1, 1)
@@ -28,17 +28,17 @@ Columns = tuple[np.ndarray, np.ndarray, np.ndarray]  # user_id, item_id, Unix se
 
 @dataclass(frozen=True)
 class Case:
-    """A log, and how it is sessionized."""
+    """A generated log, and how it is sessionized."""
 
     name: str
     day: Callable[[np.random.Generator, int, int], Columns]  # random numbers, day number, rows -> a day's plays
     days: int = DAYS
     buckets: int = 64
-    laid_over: int = 0  # days that are sessionized before, and not measured
+    laid_over: int = 0  # days that are sessionized before the measured run
 
 
 def even(rng: np.random.Generator, day: int, rows: int) -> Columns:
-    """Nobody and nothing stands out."""
+    """Uniform over listeners, songs and seconds."""
     users = rng.integers(0, rows * DAYS // 53, rows)
     return users, rng.integers(1, SONGS + 1, rows), _seconds(rng, day, rows)
 
@@ -84,7 +84,7 @@ def cases(events: int) -> list[tuple[Case, int]]:
 
 
 def write_logs(folder: Path, case: Case, events: int) -> int:
-    """Write the days of a case; returns the rows of those that are measured."""
+    """Write the days of a case. Returns the rows of the days that are measured."""
     measured = 0
     for day in range(case.days):
         rows = events * (day + 1) // case.days - events * day // case.days

@@ -1,10 +1,10 @@
-"""What elapsed time is worth on the synthetic logs: `python -m benchmarks.synthetic_quality`.
+"""The value of elapsed time on the synthetic logs: `python -m benchmarks.synthetic_quality`.
 
-With the generator's dial at its default and at 0: FuXi-beta with and without its temporal channel, popularity,
-Markov, and the ceiling of the process, on one serving day under the protocol next_day. The same stages as `fuxi
-daily` run, each setting in a workspace of its own. At 0 elapsed time carries no information, so the two FuXi-betas
-must tie there. Four times the listeners of the demo and ten epochs: with fewer the network learns too little for
-elapsed time to matter. Half an hour on two cores.
+With the generator's dial at its default and at 0: FuXi-beta with and without its temporal channel, popularity, Markov,
+and the ceiling of the generating process, on one serving day under the protocol next_day. The stages are those of
+`fuxi daily`, each setting in a workspace of its own. At 0 elapsed time carries no information, so the two FuXi-betas
+must tie. There are four times the listeners of the demo and ten epochs, because with fewer the network learns too
+little for elapsed time to matter.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from typing import Any
 
-from benchmarks.ceiling import ceiling
+from benchmarks.lib.ceiling import ceiling
 from jobs.commands.demo import CATALOGUE, FIRST_LANDING_DAY, HISTORY_DAYS, SERVING_DAYS, demo_config
 from jobs.day import open_day, run_stage
 from jobs.runtime import machine
@@ -26,7 +26,7 @@ NAMES = {"pow": "FuXi-beta", "zero": "FuXi-beta, temporal channel off"}
 
 
 def measure(root: str, *, dial: float, listeners: int, overrides: list[str]) -> list[dict[str, Any]]:
-    """Rows of one setting of the dial."""
+    """The rows of one setting of the dial."""
     rows: list[dict[str, Any]] = []
     logs = f"{root}/logs"
     settings = SyntheticConfig(
@@ -38,7 +38,7 @@ def measure(root: str, *, dial: float, listeners: int, overrides: list[str]) -> 
         config = demo_config(f"{root}/{temporal}", [*where, *overrides])
         day = open_day(config, DS)
         for stage in (sessionize, train):
-            run_stage(day, stage.__name__.removeprefix("jobs."), stage.run)
+            run_stage(day, stage.__name__.rpartition(".")[2], stage.run)
         measured = run_stage(day, "evaluate", evaluate.run)
         rows.append({"dial": dial, "recommender": name, **measured["metrics"]["challenger"]["all"]})
         if temporal == "zero":

@@ -1,8 +1,8 @@
 """The token mixer, forward and backward: `python -m benchmarks.token_mixer [--quick]`.
 
 Both maps, RMSNorm, the gate U and dropout, all gradients. First our C++ kernel against plain torch at the lengths of
-the ML-1M shape and at full length; then the linear-time path against the C++ kernel, which shows from which length on
-`fuxi_beta.ops` is right to change over.
+the ML-1M shape and at full length; then the linear-time path against the C++ kernel: the length from which it is faster
+is `fuxi_beta.ops.LONG_FROM`.
 """
 
 import argparse
@@ -10,8 +10,8 @@ from functools import partial
 
 import torch
 
-from benchmarks.timing import Row, interleaved, report
-from benchmarks.train_step import movielens_like_batch
+from benchmarks.lib.movielens_batch import movielens_like_batch
+from benchmarks.lib.timing import Row, interleaved, report
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import cpu, linear, reference, why_no_cpu_kernels
@@ -26,7 +26,7 @@ def even_batch(n: int) -> Batch:
 
 
 def contestant(gaps: Gaps, batch: Batch, dim: int):
-    """One layer's mixer with its gradients, as a call."""
+    """Forward and backward of one layer's mixer, as a function."""
     tokens = len(batch.item_index)
     projected = torch.randn(tokens, 3 * dim, requires_grad=True)
     by_lag = (torch.randn(gaps.longest) * 0.02).requires_grad_()

@@ -1,64 +1,34 @@
 """A training step at the ML-1M shape: `python -m benchmarks.train_step`.
 
 128 listeners, N 200, D 50, 128 negatives, 3,706 songs, 55 % padding, fp32. Ours is
-`fuxi_beta.training.trainer.Trainer` as `fuxi train` runs it; the baseline is the padded model of `benchmarks/naive.py`
-on the same batch.
+`fuxi_beta.training.trainer.Trainer` as `fuxi train` runs it; the baseline is the padded model of
+`benchmarks/lib/naive.py` on the same batch.
 """
 
 import argparse
 
 import torch
 
-from benchmarks.naive import NaiveTrainer
-from benchmarks.timing import Row, interleaved, report
+from benchmarks.lib.movielens_batch import SONGS, TRAIN, movielens_like_batch
+from benchmarks.lib.naive import NaiveTrainer
+from benchmarks.lib.timing import Row, interleaved, report
 from fuxi_beta import ops
-from fuxi_beta.config import ModelConfig, TrainConfig
+from fuxi_beta.config import ModelConfig
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import DropoutKey
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.training.item_table import PlainItemTable, capacity_rows
 from fuxi_beta.training.trainer import Trainer
 
-SONGS, LISTENERS = 3706, 128
-TRAIN = TrainConfig(protocol="leave_one_out", mode="all", item_optimizer="adamw", batch_size=LISTENERS)
-
-
-def movielens_like_batch(listeners: int = LISTENERS, longest: int = 200, filled: float = 0.45) -> Batch:
-    """Histories of log-normal length cut at `longest`, together `filled` of the padded square; bursts of events."""
-    generator = torch.Generator().manual_seed(7)
-    lengths = torch.empty(listeners).log_normal_(4.6, 0.9, generator=generator).clamp(max=longest)
-    for _ in range(20):
-        lengths = (lengths * (filled * listeners * longest / lengths.sum())).clamp(16, longest)
-    lengths = lengths.long()
-    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    tokens = int(offsets[-1])
-    popularity = 1 / torch.arange(1, SONGS + 1).double()
-    items = torch.multinomial(popularity, tokens, replacement=True, generator=generator) + 1
-    steps = torch.empty(tokens).log_normal_(3.0, 2.5, generator=generator).long()
-    timestamp = 978_000_000 + steps.cumsum(0)
-    last = offsets[1:] - 1
-    following, target = timestamp.roll(-1), items.roll(-1)
-    following[last], target[last] = timestamp[last] + 60, 0
-    return Batch(
-        offsets=offsets,
-        item_index=items,
-        timestamp=timestamp,
-        next_timestamp=following,
-        target=target,
-        sample=torch.arange(listeners),
-        seen_offsets=offsets,
-        seen_items=items,
-    )
-
 
 def our_trainer(config: ModelConfig) -> Trainer:
-    """As a worker of `fuxi train` makes it, without the sharding."""
+    """The trainer of a worker of `fuxi train`, with an unsharded item table."""
     table = PlainItemTable(capacity_rows(SONGS, TRAIN.capacity_margin), config.dim, train=TRAIN)
     return Trainer(FuXiBeta(config), table, train=TRAIN, candidates=torch.arange(1, SONGS + 1))
 
 
 def encode_and_backward(trainer: Trainer, batch: Batch) -> None:
-    """The encoder alone, on packed tokens."""
+    """Forward and backward of the encoder alone, on packed tokens."""
     trainer.optimizer.zero_grad()
     trainer.table.zero_grad()
     states = trainer.model(trainer.table(batch.item_index), batch, key=DropoutKey(1, 0))
@@ -66,7 +36,7 @@ def encode_and_backward(trainer: Trainer, batch: Batch) -> None:
 
 
 def serving(config: ModelConfig, rounds: int) -> Row:
-    """What a list needs of the network: its last position alone, against all positions."""
+    """Encoding the last position, which is all that a list needs, against encoding every position."""
     batch, trainer = movielens_like_batch(), our_trainer(config)
     with torch.inference_mode():
         vectors = trainer.table(batch.item_index)

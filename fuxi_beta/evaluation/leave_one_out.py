@@ -22,7 +22,6 @@ from fuxi_beta.evaluation.protocol import Contexts, Known, Means, Metrics, Progr
 from pipelines.calendar import Calendar
 from pipelines.histories.shards import Manifest
 
-AT = (10, 50)
 SLICES = ("same_second", "within_hour", "later")
 """By the time since the previous play; with `all` these are the slices of every result."""
 
@@ -143,7 +142,7 @@ def evaluate_leave_one_out(
                 batch = contexts.batch(scorer)
                 scores = _scores(scorer, batch, context.user_id)
                 rank = ranks(scores, torch.from_numpy(target), batch, manifest.vocabulary_size).numpy()
-                sums.add(name, slices, rank_metrics(rank, AT))
+                sums.add(name, slices, rank_metrics(rank))
                 found[name].append(rank)
             users.append(context.user_id)
             measured += len(chunk)

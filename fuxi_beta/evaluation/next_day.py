@@ -14,7 +14,7 @@ import torch
 
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Histories, read_histories
-from fuxi_beta.evaluation.metrics import list_metrics
+from fuxi_beta.evaluation.metrics import RankedLists, list_metrics
 from fuxi_beta.evaluation.protocol import Contexts, Means, Metrics, Progress
 from fuxi_beta.recommender import ListMaker, Recommender, raw_lists
 from pipelines.calendar import DAY_SECONDS, Calendar
@@ -131,8 +131,8 @@ def evaluate_next_day(
             for name, recommender in recommenders.items():
                 items = _items(lists, recommender, fallback, contexts, max(config.at))
                 keys = np.where(items > 0, chunk[:, None] * songs + items, -1)
-                repeats = np.isin(_local_keys(items, songs), contexts.seen_keys(songs)) & (items > 0)
-                tally.add(name, slices, items, np.isin(keys, truth), repeats, relevant[chunk])
+                heard = np.isin(_local_keys(items, songs), contexts.seen_keys(songs)) & (items > 0)
+                tally.add(name, slices, RankedLists(items, np.isin(keys, truth), relevant[chunk], heard))
         done += len(histories)
         if on_progress:
             on_progress(done, min(manifest.rows, config.max_listeners))
@@ -153,22 +153,12 @@ class _Tally:
     def count(self, slices: dict[str, np.ndarray]) -> None:
         self.sums.count(slices)
 
-    def add(
-        self,
-        name: str,
-        slices: dict[str, np.ndarray],
-        items: np.ndarray,
-        hits: np.ndarray,
-        repeats: np.ndarray,
-        relevant: np.ndarray,
-    ) -> None:
-        values = list_metrics(hits, relevant, self.at)
+    def add(self, name: str, slices: dict[str, np.ndarray], lists: RankedLists) -> None:
         for k in self.at:
-            values[f"repeats_{k}"] = repeats[:, :k].sum(1) / np.maximum((items[:, :k] > 0).sum(1), 1)
             for part, members in slices.items():
                 listed = self.listed.setdefault((name, part, k), set())
-                listed.update(np.unique(items[members, :k]).tolist())
-        self.sums.add(name, slices, values)
+                listed.update(np.unique(lists.items[members, :k]).tolist())
+        self.sums.add(name, slices, list_metrics(lists, self.at))
 
     def means(self) -> Metrics:
         means = self.sums.means()

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from fuxi_beta.evaluation.metrics import metric_of, metric_order, metric_title
 from jobs.daily import STAGES
 from jobs.day import Day
 from jobs.report.charts import loss_chart, temporal_chart, trend_chart
@@ -24,9 +25,7 @@ RECOMMENDERS = {
     "popularity": "Popularity",
 }
 SLICES = {"all": "All listeners", "new": "New listeners", "light": "Light listeners", "heavy": "Heavy listeners"}
-METRICS = ("ndcg", "recall", "hr", "mrr", "coverage", "repeats")
 MAX_COLUMNS = 8
-MORE_IS_BETTER = ("ndcg", "recall", "hr", "mrr")
 REASONS = {
     "unparseable": "a value that is not of its column's type",
     "null_user_id": "no listener",
@@ -76,7 +75,7 @@ def content(day: Day) -> dict[str, Any]:
         "before": before.ds,
         "earlier": {name: marker["result"] for name, marker in finished(before).items()},
         "timing": timing(stages, finished(before)),
-        "headline": metric_name(headline),
+        "headline": metric_title(headline),
         "headline_values": {
             n: slices.get("all", {}).get(headline) for n, slices in measured.get("metrics", {}).items()
         },
@@ -164,23 +163,7 @@ def _sentence(text: str) -> str:
 def headline_metric(wanted: str, metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """The metric of the gates where it was measured, else the first that was (another protocol)."""
     measured = {name for slices in metrics.values() for values in slices.values() for name in values}
-    return wanted if wanted in measured or not measured else sorted(measured, key=_metric_order)[0]
-
-
-def metric_name(metric: str) -> str:
-    """ndcg_30 as NDCG@30.
-
-    >>> metric_name("ndcg_30"), metric_name("coverage_30"), metric_name("mrr")
-    ('NDCG@30', 'Coverage@30', 'MRR')
-    """
-    stem, _, at = metric.partition("_")
-    shown = stem.upper() if stem in ("ndcg", "hr", "mrr") else stem.capitalize()
-    return f"{shown}@{at}" if at else shown
-
-
-def _metric_order(metric: str) -> tuple[int, int, str]:
-    stem, _, at = metric.partition("_")
-    return METRICS.index(stem) if stem in METRICS else len(METRICS), int(at) if at.isdigit() else 0, metric
+    return wanted if wanted in measured or not measured else min(measured, key=metric_order)
 
 
 def metric_tables(measured: Mapping[str, Any], headline: str) -> list[dict[str, Any]]:
@@ -191,7 +174,7 @@ def metric_tables(measured: Mapping[str, Any], headline: str) -> list[dict[str, 
     """
     metrics = measured.get("metrics", {})
     names = {name for slices in metrics.values() for values in slices.values() for name in values}
-    columns = sorted(names, key=lambda name: (name != headline, _metric_order(name)))
+    columns = sorted(names, key=lambda name: (name != headline, metric_order(name)))
     at = headline.partition("_")[2]
     first = [column for column in columns if len(columns) <= MAX_COLUMNS or column.partition("_")[2] in (at, "")]
     rest = [column for column in columns if column not in first]
@@ -213,13 +196,13 @@ def _metric_table(measured: Mapping[str, Any], columns: list[str]) -> dict[str, 
         groups.append(
             {"title": SLICES.get(part, part), "listeners": measured.get("slices", {}).get(part), "rows": rows}
         )
-    return {"columns": [metric_name(column) for column in columns], "groups": groups}
+    return {"columns": [metric_title(column) for column in columns], "groups": groups}
 
 
 def _best(metric: str, values: list[float | None]) -> float | None:
     """The largest of a ranking metric's values where they differ; None where there is no best."""
     numbers = {value for value in values if value is not None and math.isfinite(value)}
-    return max(numbers) if len(numbers) > 1 and metric.partition("_")[0] in MORE_IS_BETTER else None
+    return max(numbers) if len(numbers) > 1 and metric_of(metric).more_is_better else None
 
 
 def metric_trend(day: Day, *, metric: str, protocol: str) -> dict[str, dict[dt.date, float]]:

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fuxi_beta.evaluation.metrics import metric_title
 from fuxi_beta.presets import preset
 from jobs.reproduce import runs
 from jobs.reproduce.counts import title_of
-from jobs.reproduce.paper import Counts
-from jobs.reproduce.runs import Dataset, Run
+from jobs.reproduce.paper import DATASETS, PAPER_METRICS, TABLES, Counts, PaperDataset
+from jobs.reproduce.runs import Dataset, ExperimentRun
 from jobs.reproduce.series import run_missing
-from jobs.reproduce.settings import TABLES, Request, Spec, specs
-from jobs.reproduce.single import Task
+from jobs.reproduce.single import RunTask
+from jobs.reproduce.specs import RunSelection, RunSpec, specs
 from jobs.runtime.console import log
 from pipelines import storage
 from pipelines.errors import InputError
@@ -24,145 +25,148 @@ from pipelines.histories.shards import Manifest, read_manifest
 from pipelines.schema import parse_ds
 from pipelines.workspace import open_workspace
 
-KNOWN: dict[str, Literal["ML-1M", "ML-20M"]] = {"ml-1m": "ML-1M", "ml-20m": "ML-20M"}
+KNOWN: dict[str, PaperDataset] = {"ml-1m": "ML-1M", "ml-20m": "ML-20M"}
 SETTINGS = (*KNOWN.values(), "daily", "demo")
 FOLDER = "reproduce"
 
 
 @dataclass(frozen=True)
-class Data:
-    """Where the data set is and what it is called."""
+class DatasetSource:
+    """The data set as the command line gives it: its workspace, day and title."""
 
     dataset: str  # ml-1m, ml-20m, or the workspace's folder
     workspace: str | None = None  # of ml-1m and ml-20m, by default ./ml-1m and ./ml-20m
     ds: dt.date | None = None  # default: the newest shards
     title: str | None = None
-    preset: str | None = None  # of the model and its training; a published one has its column of the paper beside
+    preset: str | None = None  # of the model and its training; a published one sets the paper's column beside
 
     @property
     def folder(self) -> str:
-        """The workspace."""
+        """The workspace's folder."""
         return self.workspace or (f"./{self.dataset}" if self.dataset in KNOWN else self.dataset)
 
     @property
     def setting(self) -> str:
-        """Name of the preset."""
+        """The preset's name. Raises InputError if there is no such preset."""
         name = self.preset or KNOWN.get(self.dataset, "ML-1M")
         if name not in SETTINGS:
             raise InputError(f"--preset {name}: use one of {', '.join(SETTINGS)}")
         return name
 
     @property
-    def paper(self) -> Literal["ML-1M", "ML-20M", ""]:
-        """The paper's data set to set beside: where one is asked for, by its name or its setting."""
-        asked = self.preset or KNOWN.get(self.dataset)
-        for name in KNOWN.values():
-            if name == asked:
+    def paper(self) -> PaperDataset | Literal[""]:
+        """The paper's data set whose numbers stand beside ours: the one named, or the one of the preset."""
+        named = self.preset or KNOWN.get(self.dataset)
+        for name in DATASETS:
+            if name == named:
                 return name
         return ""
 
 
 def reproduce(
-    data: Data, request: Request, *, workers: int, device: str, command: str
-) -> tuple[list[Run], dict[str, str]]:
-    """Perform the runs that are missing. Returns those of this request that are finished, and what failed."""
-    manifest = _manifest(data)
-    folder = runs_folder(data)
+    source: DatasetSource, selection: RunSelection, *, workers: int, device: str, command: str
+) -> tuple[list[ExperimentRun], dict[str, str]]:
+    """Perform the selected runs that are missing. Returns the finished ones of the selection, and failures by run."""
+    manifest = manifest_of(source)
+    folder = runs_folder(source)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    dataset = describe(data, manifest)
-    wanted = specs(request)
-    tasks = [Task(spec, request.preset, dataset, manifest, folder, command, device) for spec in wanted]
+    dataset = describe(source, manifest)
+    selected = specs(selection)
+    tasks = [RunTask(spec, selection.preset, dataset, manifest, folder, command, device) for spec in selected]
     failed = run_missing(tasks, workers=workers)
-    names = {spec.name for spec in wanted}
+    names = {spec.name for spec in selected}
     return [run for run in runs.read(folder) if run.name in names], failed
 
 
-def runs_folder(data: Data) -> str:
-    """Where the files of this data set's runs are: local, because training is."""
-    uri = storage.absolute(data.folder)
+def runs_folder(source: DatasetSource) -> str:
+    """The local folder of the data set's run files. Raises InputError if the workspace is on S3."""
+    uri = storage.absolute(source.folder)
     if storage.is_s3(uri):
         raise InputError(f"{uri}: `fuxi reproduce` trains in local processes: copy the workspace to a local folder")
     return storage.join(uri, FOLDER)
 
 
-def describe(data: Data, manifest: Manifest) -> Dataset:
-    """What the runs will say they learned from. A set of MovieLens's name must have its counts to bear its title."""
+def describe(source: DatasetSource, manifest: Manifest) -> Dataset:
+    """The data set as run files describe it. It is titled MovieLens-1M or -20M only if its counts are theirs."""
     counts = Counts(manifest.rows, manifest.vocabulary_size, manifest.events)
-    name = Path(storage.absolute(data.folder)).name
+    name = Path(storage.absolute(source.folder)).name
     return Dataset(
         name=name,
-        title=data.title or title_of(counts) or name,
-        paper=data.paper,
+        title=source.title or title_of(counts) or name,
+        paper=source.paper,
         listeners=manifest.rows,
         songs=manifest.vocabulary_size,
         events=manifest.events,
     )
 
 
-def plan(data: Data, request: Request) -> list[tuple[Spec, bool]]:
-    """The runs of a request, and whether each is finished."""
-    folder = runs_folder(data)
-    _manifest(data)
-    return [(spec, runs.finished(folder, spec.name)) for spec in specs(request)]
+def plan(source: DatasetSource, selection: RunSelection) -> list[tuple[RunSpec, bool]]:
+    """The selected runs, and whether each is finished."""
+    folder = runs_folder(source)
+    manifest_of(source)
+    return [(spec, runs.finished(folder, spec.name)) for spec in specs(selection)]
 
 
 def default_workers() -> int:
-    """As many as cores, up to four: runs side by side on one thread each use cores better than one on all."""
+    """One a core, at most four: several runs on a thread each use cores better than one run on all."""
     return max(1, min(4, len(os.sched_getaffinity(0))))
 
 
-def _manifest(data: Data) -> Manifest:
+def manifest_of(source: DatasetSource) -> Manifest:
+    """The data set's sequences. Raises InputError if there are none."""
     try:
-        workspace = open_workspace(data.folder)
+        workspace = open_workspace(source.folder)
     except InputError:
-        if data.dataset in KNOWN:
+        if source.dataset in KNOWN:
             raise InputError(
-                f"{data.folder} is no workspace: download {data.dataset} from grouplens.org, then "
-                f"`fuxi import movielens {data.dataset}/ --workspace {data.folder}`"
+                f"{source.folder} is no workspace: download {source.dataset} from grouplens.org, then "
+                f"`fuxi import movielens {source.dataset}/ --workspace {source.folder}`"
             ) from None
         raise
     days = workspace.days_with_sequences()
-    if not days or (data.ds and data.ds not in days):
-        there = ", ".join(map(str, days[-3:])) or "none"
-        wanted = f"ds {data.ds}" if data.ds else "any ds"
-        raise InputError(f"{data.folder} has no sequences of {wanted} (there are: {there}): import or sessionize them")
-    return read_manifest(workspace.sequences(data.ds or days[-1]))
+    if not days or (source.ds and source.ds not in days):
+        newest = ", ".join(map(str, days[-3:])) or "none"
+        wanted = f"ds {source.ds}" if source.ds else "any ds"
+        raise InputError(
+            f"{source.folder} has no sequences of {wanted} (there are: {newest}): import or sessionize them"
+        )
+    return read_manifest(workspace.sequences(source.ds or days[-1]))
 
 
 def main(options: dict[str, Any]) -> None:
-    """The command line. Prints the table of what was asked for; InputError if a run failed."""
+    """The command. options: of `jobs.cli`. Prints a table of the selected runs; InputError if one failed."""
     ds = parse_ds(options["ds"]) if options["ds"] else None
-    data = Data(options["dataset"], options["workspace"], ds, options["title"], options["preset"])
-    request = _request(data, options)
+    source = DatasetSource(options["dataset"], options["workspace"], ds, options["title"], options["preset"])
+    selection = _selection(source, options)
     if options["dry_run"]:
-        for spec, done in plan(data, request):
+        for spec, done in plan(source, selection):
             print(f"{spec.name:<44} {'finished' if done else 'to do'}")
         return
     if options["timing"]:
-        measure_timing(data, request)
+        measure_timing(source, selection)
         return
     failed: dict[str, str] = {}
-    if not options["write"] or _asks_for_runs(options):
+    if not options["write"] or _selects_runs(options):
         workers = options["workers"] or default_workers()
         device = _device(options["device"])
-        finished, failed = reproduce(data, request, workers=workers, device=device, command=_command())
+        finished, failed = reproduce(source, selection, workers=workers, device=device, command=_command())
         show(finished)
     if options["write"]:
-        write([data.folder, *options["also"]], options["write"])
+        write([source.folder, *options["also"]], options["write"])
     if failed:
         name, reason = next(iter(failed.items()))
         raise InputError(f"{len(failed)} of the runs failed, {name} for one: {reason}")
 
 
-def show(finished: Sequence[Run]) -> None:
-    """A table of runs on standard output, best NDCG@10 first."""
+def show(finished: Sequence[ExperimentRun]) -> None:
+    """Print a table of runs on standard output, the best NDCG@10 first."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=finished[0].dataset.title if finished else "no run is finished", title_justify="left")
     table.add_column("run", overflow="fold", min_width=22)
-    columns = {"ndcg_10": "NDCG@10", "ndcg_50": "NDCG@50", "hr_10": "HR@10", "hr_50": "HR@50", "mrr": "MRR"}
-    for title in (*columns.values(), "epochs", "s/epoch"):
+    columns = [*PAPER_METRICS, *runs.further_metrics(finished)]
+    for title in (*map(metric_title, columns), "epochs", "s/epoch"):
         table.add_column(title, justify="right")
     for run in sorted(finished, key=lambda run: -run.metrics["all"]["ndcg_10"]):
         values = [f"{run.metrics['all'][name]:.4f}" for name in columns]
@@ -176,24 +180,23 @@ def write(workspaces: Sequence[str], file: str) -> None:
     from jobs.reproduce import figures, tables
 
     folders = [storage.join(storage.absolute(workspace), FOLDER) for workspace in workspaces]
-    found = [run for folder in folders for run in runs.read(folder)]
-    if not found:
+    finished = [run for folder in folders for run in runs.read(folder)]
+    if not finished:
         raise InputError(f"{', '.join(folders)}: no run is finished, so there is nothing to write")
-    target = Path(file)
-    drawn = figures.draw(found, target.parent / "figures")
-    text = tables.render(found, _timings(workspaces), runs.ranks_in(folders), figures=drawn)
+    drawn = figures.draw(finished, Path(file).parent / "figures")
+    text = tables.render(finished, _timings(workspaces), runs.ranks_in(folders), figures=drawn)
     storage.write_bytes(storage.absolute(file), text.encode())
-    log("written", file=file, runs=len(found), figures=len(drawn))
+    log("written", file=file, runs=len(finished), figures=len(drawn))
 
 
-def measure_timing(data: Data, request: Request) -> None:
-    """Time an epoch of each system of a request, in turns, and keep the medians beside the runs."""
+def measure_timing(source: DatasetSource, selection: RunSelection) -> None:
+    """Time an epoch of each selected system, in turns. Print the medians and store them beside the runs."""
     from jobs.reproduce.timing import time_epochs
 
-    seconds = time_epochs(_manifest(data), request)
+    seconds = time_epochs(manifest_of(source), selection)
     for name, value in sorted(seconds.items(), key=lambda item: item[1]):
         print(f"{name:<34} {value:8.2f} s an epoch")
-    storage.write_json(_timing_file(data.folder), seconds)
+    storage.write_json(_timing_file(source.folder), seconds)
 
 
 def _timing_file(workspace: str) -> str:
@@ -206,11 +209,11 @@ def _timings(workspaces: Sequence[str]) -> dict[str, dict[str, float]]:
     return {name: storage.read_json(file) for name, file in files.items() if storage.exists(file)}
 
 
-def _request(data: Data, options: dict[str, Any]) -> Request:
+def _selection(source: DatasetSource, options: dict[str, Any]) -> RunSelection:
     if options["table"] not in {None, *TABLES}:
         raise InputError(f"--table {options['table']}: the paper's tables of public data are 3, 5, 6, 7 and 8")
-    return Request(
-        preset=preset(data.setting),
+    return RunSelection(
+        preset=preset(source.setting),
         models=options["models"],
         table=options["table"],
         epochs=options["epochs"],
@@ -226,12 +229,12 @@ def _request(data: Data, options: dict[str, Any]) -> Request:
 
 def _seeds(text: str | None) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in (text or "").split(",") if part.strip())
+        return tuple(int(number) for number in (text or "").split(",") if number.strip())
     except ValueError:
         raise InputError(f"--seeds {text}: write numbers with commas between, for example 42,43,44") from None
 
 
-def _asks_for_runs(options: dict[str, Any]) -> bool:
+def _selects_runs(options: dict[str, Any]) -> bool:
     return any(options[name] for name in ("models", "table", "scaling", "conditions", "seeds", "epochs"))
 
 
@@ -248,7 +251,7 @@ def _device(name: str) -> str:
 
 
 def _command() -> str:
-    """What was typed, without where it was found and what says only where files are."""
+    """The command as typed, without the options that only say where files are or how many workers there are."""
     kept, words = [], iter(sys.argv[1:])
     for word in words:
         if word in {"--workspace", "--workers", "--write", "--also"}:

@@ -1,22 +1,28 @@
 """The report's figures: systems beside the paper's numbers (Table 3), depth (Figure 2), functions of time (Figure 3).
 
-PNG on white, a palette of 64 colours: a figure is well below 100 KB.
+PNG on white with a palette of 64 colours, so that a figure is well below 100 KB.
 """
 
 import io
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from jobs.reproduce.groups import WITHOUT_DEPTH, Group, by_dataset, group, in_order, label, one_each
-from jobs.reproduce.markdown import METRICS
-from jobs.reproduce.paper import BASE_LAYERS, LARGE_LAYERS, TABLE_3, TITLES
-from jobs.reproduce.runs import Dataset, Run
-from jobs.reproduce.sections import FUNCTIONS
+from fuxi_beta.evaluation.metrics import metric_title
+from jobs.reproduce.groups import SeedGroup, by_dataset, group_by_setting, one_each
+from jobs.reproduce.paper import TABLES, TITLES
+from jobs.reproduce.runs import Dataset, ExperimentRun
+from jobs.reproduce.systems import BASE_LAYERS, LARGE_LAYERS, WITHOUT_DEPTH, in_order, label
 
-Kind = Literal["systems", "depth", "curves"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FigureKind = Literal["systems", "depth", "curves"]
+Colour = tuple[float, float, float, float]
 _WIDTH, _DPI, _COLOURS = 8.0, 120, 64  # inches; 960 pixels, shown at about 800
 _MONTH, _YEAR = 30 * 86_400, 365 * 86_400
 _TICKS = {1: "1 s", 60: "1 min", 3600: "1 h", 86_400: "1 d", _MONTH: "1 mo", _YEAR: "1 y"}
@@ -45,50 +51,48 @@ _STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A figure that was written: the file's name within its folder, and what to say of it."""
+class FigureFile:
+    """A written figure: its file's name within the folder, and its caption."""
 
     dataset: Dataset
     protocol: str
-    kind: Kind
+    kind: FigureKind
     file: str
     caption: str
 
 
-def draw(runs: Sequence[Run], folder: str | Path) -> list[Drawn]:
+def draw(runs: Sequence[ExperimentRun], folder: str | Path) -> list[FigureFile]:
     """Write the figures that the runs have numbers for into `folder`. The same runs give the same bytes."""
     drawn = []
-    for (dataset, protocol), mine in by_dataset(runs).items():
-        groups = group(mine)
+    for (dataset, protocol), of_dataset in by_dataset(runs).items():
+        groups = group_by_setting(of_dataset)
         for kind, make in _KINDS.items():
             name = re.sub(r"[^a-z0-9]+", "-", f"{dataset.name} {protocol} {kind}".lower()).strip("-") + ".png"
             if caption := make(groups, Path(folder, name)):
-                drawn.append(Drawn(dataset, protocol, kind, name, f"{caption}: {dataset.title}"))
+                drawn.append(FigureFile(dataset, protocol, kind, name, f"{caption}: {dataset.title}"))
     return drawn
 
 
-def draw_systems(groups: Sequence[Group], file: Path) -> str:
-    """Our NDCG@10 of Table 3's systems with seeds and spread, the paper's hollow. Returns the caption; "": no runs."""
-    rows = []
+def draw_systems(groups: Sequence[SeedGroup], file: Path) -> str:
+    """Our NDCG@10 of Table 3's systems with seeds and spread, the paper's hollow. Returns the caption or ""."""
+    rows: list[SeedGroup] = []
     for layers in (BASE_LAYERS, LARGE_LAYERS):
         chosen = one_each([g for g in groups if g.plain and g.layers == layers])
-        rows += [g for system, g in chosen.items() if (system, False) in TABLE_3["ML-1M"] or _extra(system)]
+        rows += [g for system, g in chosen.items() if system in TABLES[3].rows]
     if not rows:
         return ""
     dataset = rows[0].first.dataset
 
-    def fill(figure: Any) -> None:
+    def fill(figure: "Figure") -> None:
         axes = figure.subplots()
         for n, g in enumerate(rows):
             colour = _LARGE if g.large else _OURS
             seeds = [run.metrics["all"]["ndcg_10"] for run in g.runs]
             if len(seeds) > 1:
                 axes.plot(seeds, [n + 0.3] * len(seeds), "o", color=colour, markersize=2.5, alpha=0.6)
-            axes.errorbar(
-                g.mean("ndcg_10"), n, xerr=g.spread("ndcg_10"), fmt="o", color=colour, capsize=3, markersize=6
-            )
-            printed = TABLE_3.get(dataset.paper, {}).get((g.system, g.large))
-            if printed:
+            style = {"fmt": "o", "color": colour, "capsize": 3, "markersize": 6}
+            axes.errorbar(statistics.mean(seeds), n, xerr=g.spread("ndcg_10"), **style)
+            if printed := TABLES[3].published(dataset.paper, g.system, layers=g.layers):
                 value = printed.metrics["ndcg_10"]
                 axes.plot(value, n, "D", markerfacecolor="none", markeredgecolor=_INK, markersize=6)
         axes.set_yticks(range(len(rows)), [g.name + g.notes for g in rows])
@@ -102,62 +106,56 @@ def draw_systems(groups: Sequence[Group], file: Path) -> str:
     return "NDCG@10 of every system" + (f", hollow: the paper on {TITLES[dataset.paper]}" if dataset.paper else "")
 
 
-def _extra(system: str) -> bool:
-    """Sanity rows and the models with gaps as an input stand beside Table 3's own systems."""
-    return system in WITHOUT_DEPTH or system.endswith("-gap")
-
-
-def _systems_legend(figure: Any, axes: Any, rows: Sequence[Group], dataset: Dataset) -> None:
-    kinds = [(False, _OURS, "ours"), (True, _LARGE, f"ours, {LARGE_LAYERS} layers")]
-    for large, colour, text in kinds:
+def _systems_legend(figure: "Figure", axes: "Axes", rows: Sequence[SeedGroup], dataset: Dataset) -> None:
+    for large, colour, text in [(False, _OURS, "ours"), (True, _LARGE, f"ours, {LARGE_LAYERS} layers")]:
         if any(g.large == large for g in rows):
             axes.plot([], [], "o", color=colour, label=text)
     if dataset.paper:
-        style = {"markerfacecolor": "none", "markeredgecolor": _INK}
-        axes.plot([], [], "D", label=f"paper, {TITLES[dataset.paper]}", **style)
+        label = f"paper, {TITLES[dataset.paper]}"
+        axes.plot([], [], "D", label=label, markerfacecolor="none", markeredgecolor=_INK)
     figure.legend(loc="outside upper center", ncols=3)
 
 
-def draw_depth(groups: Sequence[Group], file: Path) -> str:
-    """NDCG@10 and HR@10 against depth, a point a seed, a line through the means (Figure 2)."""
+def draw_depth(groups: Sequence[SeedGroup], file: Path) -> str:
+    """NDCG@10 and HR@10 against depth, a point a seed, a line through the means (Figure 2). Returns the caption."""
     plain = [g for g in groups if g.plain and g.system not in WITHOUT_DEPTH]
-    lines: dict[str, dict[int, Group]] = {}
+    lines: dict[str, dict[int, SeedGroup]] = {}
     for layers in sorted({g.layers for g in plain}):
         for system, g in one_each([g for g in plain if g.layers == layers]).items():
             lines.setdefault(system, {})[layers] = g
     lines = {system: lines[system] for system in in_order(lines) if len(lines[system]) > 1}
     if not lines:
         return ""
-    depths = sorted({layers for by in lines.values() for layers in by})
+    depths = sorted({layers for by_depth in lines.values() for layers in by_depth})
 
-    def fill(figure: Any) -> None:
+    def fill(figure: "Figure") -> None:
         panels = figure.subplots(1, 2)
         for axes, metric in zip(panels, ("ndcg_10", "hr_10"), strict=True):
-            for n, (system, by) in enumerate(lines.items()):
+            for n, (system, by_depth) in enumerate(lines.items()):
                 colour = _LINES[n % len(_LINES)]
-                means = [g.mean(metric) for g in by.values()]
-                axes.plot(list(by), means, color=colour, linewidth=1.8, label=label(system))
-                for layers, g in by.items():
+                means = [g.mean(metric) for g in by_depth.values()]
+                axes.plot(list(by_depth), means, color=colour, linewidth=1.8, label=label(system))
+                for layers, g in by_depth.items():
                     seeds = [run.metrics["all"][metric] for run in g.runs]
                     axes.plot([layers] * len(seeds), seeds, "o", color=colour, markersize=4.5, alpha=0.6)
             axes.set_xscale("log", base=2)
             axes.set_xticks(depths, [str(layers) for layers in depths])
             axes.set_xticks([], minor=True)
-            axes.set(title=METRICS[metric], xlabel="layers")
+            axes.set(title=metric_title(metric), xlabel="layers")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(lines), 4))
 
     _save(file, 3.6, fill)
     return "NDCG@10 and HR@10 against the number of layers, a point a seed"
 
 
-def draw_curves(groups: Sequence[Group], file: Path) -> str:
-    """The learned weight against the time elapsed, a panel a function, a line a layer (Figure 3)."""
+def draw_curves(groups: Sequence[SeedGroup], file: Path) -> str:
+    """The learned weight against elapsed time, a panel a function, a line a layer (Figure 3). Returns the caption."""
     chosen = _runs_with_curves(groups)
     if not chosen:
         return ""
     depth = max(run.layers for run in chosen.values())
 
-    def fill(figure: Any) -> None:
+    def fill(figure: "Figure") -> None:
         from matplotlib import colormaps
 
         wide = min(3, len(chosen))
@@ -181,7 +179,7 @@ def draw_curves(groups: Sequence[Group], file: Path) -> str:
     return f"Learned weight against the time elapsed, a panel a function, a line a layer, seed {seeds}"
 
 
-def _draw_functions(axes: Any, name: str, run: Run, colour: Callable[[int], Any]) -> None:
+def _draw_functions(axes: "Axes", name: str, run: ExperimentRun, colour: Callable[[int], Colour]) -> None:
     assert run.curves is not None
     shown = [n for n, seconds in enumerate(run.curves.seconds) if 1 <= seconds <= _YEAR]
     seconds = [run.curves.seconds[n] for n in shown]
@@ -201,20 +199,21 @@ def _draw_functions(axes: Any, name: str, run: Run, colour: Callable[[int], Any]
     axes.set_title(name)
 
 
-def _runs_with_curves(groups: Sequence[Group]) -> Mapping[str, Run]:
-    """Function -> FuXi-beta's first seed with curves, of the depth that most functions have, rather the deeper."""
-    by_depth: dict[int, dict[str, Run]] = {}
+def _runs_with_curves(groups: Sequence[SeedGroup]) -> Mapping[str, ExperimentRun]:
+    """Function -> FuXi-beta's first seed with curves, of the depth that most functions have, of several the deepest."""
+    by_depth: dict[int, dict[str, ExperimentRun]] = {}
     for g in sorted(groups, key=lambda g: g.rank):
-        found = next((run for run in g.runs if run.curves and run.curves.weights), None)
-        if found and g.system == "fuxi-beta" and found.condition == "true":
-            by_depth.setdefault(found.layers, {})[found.temporal] = found
+        run = next((run for run in g.runs if run.curves and run.curves.weights), None)
+        if run and g.system == "fuxi-beta" and run.condition == "true":
+            by_depth.setdefault(run.layers, {})[g.variant] = run
     if not by_depth:
         return {}
     depth = max(by_depth, key=lambda layers: (len(by_depth[layers]), layers))
-    return {name: by_depth[depth][name] for name in FUNCTIONS if name in by_depth[depth]}
+    of_system = by_depth[depth]
+    return {of_system[name].temporal: of_system[name] for name in TABLES[6].rows if name in of_system}
 
 
-def _save(file: Path, height: float, fill: Callable[[Any], None]) -> None:
+def _save(file: Path, height: float, fill: Callable[["Figure"], None]) -> None:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -231,7 +230,7 @@ def _save(file: Path, height: float, fill: Callable[[Any], None]) -> None:
         image.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
-_KINDS: dict[Kind, Callable[[Sequence[Group], Path], str]] = {
+_KINDS: dict[FigureKind, Callable[[Sequence[SeedGroup], Path], str]] = {
     "systems": draw_systems,
     "depth": draw_depth,
     "curves": draw_curves,

@@ -1,13 +1,12 @@
-"""Tables in Markdown: cells, bold for the best, one width for every row."""
+"""Tables in Markdown, and the text of their cells."""
 
 from collections.abc import Sequence
 
 NOTHING = "–"
-METRICS = {"ndcg_10": "NDCG@10", "ndcg_50": "NDCG@50", "hr_10": "HR@10", "hr_50": "HR@50", "mrr": "MRR"}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
-    """The lines of a table and an empty one. The first `left` columns are text, the others numbers."""
+    """The lines of a table, and an empty line. The first `left` columns are text, the others numbers."""
     rule = [" --- " if n < left else " ---: " for n in range(len(header))]
     lines = [_line(header), "|" + "|".join(rule) + "|"]
     for row in rows:
@@ -23,25 +22,25 @@ def _line(cells: Sequence[str]) -> str:
 
 def column(values: Sequence[float | None], spreads: Sequence[float | None] | None = None) -> list[str]:
     """A metric's cells: four digits, the largest in bold, and ± the spread where there is one."""
-    shown = [None if value is None else f"{value:.4f}" for value in values]
-    best = max((text for text in shown if text), default=None)
+    texts = [None if value is None else f"{value:.4f}" for value in values]
+    best = max((text for text in texts if text), default=None)
     cells = []
-    for text, spread in zip(shown, spreads or [None] * len(shown), strict=True):
-        cell = NOTHING if text is None else f"**{text}**" if text == best and len(shown) > 1 else text
+    for text, spread in zip(texts, spreads or [None] * len(texts), strict=True):
+        cell = NOTHING if text is None else f"**{text}**" if text == best and len(texts) > 1 else text
         cells.append(cell if spread is None or text is None else f"{cell} ± {spread:.4f}")
     return cells
 
 
 def multiple(value: float | None) -> str:
-    """A relative time."""
+    """A relative time, three decimals."""
     return NOTHING if value is None else f"{value:.3f}"
 
 
 def signed(value: float | None) -> str:
-    """A difference."""
+    """A difference with its sign, four decimals."""
     return NOTHING if value is None else f"{value:+.4f}".replace("-", "−")
 
 
 def seconds(value: float) -> str:
-    """A duration in seconds, three digits."""
+    """A duration in seconds, three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

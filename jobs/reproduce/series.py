@@ -1,6 +1,6 @@
-"""A series of runs: those that are missing, several side by side, each in a process of its own.
+"""A series of runs: those whose files are missing, several at a time, in worker processes.
 
-A finished run is its file, so a series that was interrupted goes on with the runs that are missing.
+A series that was interrupted continues with the runs that have no file.
 """
 
 import contextlib
@@ -13,22 +13,30 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jobs.reproduce.runs import finished
-from jobs.reproduce.single import Task, perform
+from jobs.reproduce.single import RunTask, perform
 from jobs.runtime.console import bars, interactive, log
 from jobs.training.ray import WORKER_ENVIRONMENT
 from pipelines.errors import InputError
 
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
+
+    from rich.progress import TaskID
+
+    Steps = Queue[tuple[str, int, int]]  # progress of the workers: run, steps done, steps in all
+
 _POLL_S, _LOG_EVERY_S = 0.5, 60
-_messages: Any = None  # in a worker: where its progress goes
+_steps: "Steps | None" = None  # in a worker
 
 
-def run_missing(tasks: Sequence[Task], *, workers: int) -> dict[str, str]:
-    """Perform the tasks whose runs are not there, `workers` at a time. Returns what failed, by run: one line each.
+def run_missing(tasks: Sequence[RunTask], *, workers: int) -> dict[str, str]:
+    """Perform the tasks whose runs are not finished, `workers` at a time. Returns failed run -> reason in one line.
 
-    A run that fails (a loss that is not finite, say) does not stop the others; a broken shard stops all.
+    A run that fails (a loss that is not finite, say) does not stop the others. InputError, a broken shard for
+    instance, stops all.
     """
     missing = [task for task in tasks if not finished(task.folder, task.spec.name)]
     log("reproduce", runs=len(tasks), finished_before=len(tasks) - len(missing), to_do=len(missing))
@@ -36,29 +44,30 @@ def run_missing(tasks: Sequence[Task], *, workers: int) -> dict[str, str]:
         return {}
     workers = min(workers, len(missing))
     context = mp.get_context("spawn")
-    messages = context.Queue()
+    steps: Steps = context.Queue()
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    others = set(mp.active_children())
     with (
         _environment(WORKER_ENVIRONMENT),
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(messages, threads)) as pool,
-        _Shown(messages) as shown,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(steps, threads)) as pool,
+        _ProgressDisplay(steps) as display,
     ):
         futures = {pool.submit(_perform, task): task for task in missing}
         try:
-            return _collect(futures, shown)
+            return _collect(futures, display)
         except BaseException:
-            for process in list((getattr(pool, "_processes", None) or {}).values()):
+            for process in set(mp.active_children()) - others:
                 process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _collect(futures: dict[Future[Any], Task], shown: "_Shown") -> dict[str, str]:
+def _collect(futures: dict[Future[dict[str, float]], RunTask], display: "_ProgressDisplay") -> dict[str, str]:
     failed: dict[str, str] = {}
     waiting = set(futures)
     while waiting:
         done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-        shown.update()
+        display.update()
         for future in done:
             name = futures[future].spec.name
             try:
@@ -77,32 +86,31 @@ def _collect(futures: dict[Future[Any], Task], shown: "_Shown") -> dict[str, str
     return failed
 
 
-def _start(messages: Any, threads: int) -> None:
-    """In a new worker, before its first run."""
+def _start(steps: "Steps", threads: int) -> None:
+    """Prepare a new worker."""
     import torch
 
-    global _messages
-    _messages = messages
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches everybody; the parent ends its workers itself
+    global _steps
+    _steps = steps
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would train on for an hour, and write a run that nobody waits for."""
+    """End this worker when its parent is killed, or it would finish its run, which may take hours."""
     parent = mp.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def _perform(task: Task) -> dict[str, float]:
-    """In a worker: one run. Returns its headline."""
-    name = task.spec.name
+def _perform(task: RunTask) -> dict[str, float]:
+    """One run, in a worker. Returns the metrics over all listeners and the seconds of training."""
 
     def on_step(done: int, total: int) -> None:
-        if done % 8 == 0 or done == total:
-            _messages.put((name, done, total))
+        if _steps and (done % 8 == 0 or done == total):
+            _steps.put((task.spec.name, done, total))
 
     run = perform(task, on_step)[0]
     return {**run.metrics["all"], "seconds": run.train_seconds}
@@ -110,7 +118,7 @@ def _perform(task: Task) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Variables that processes started meanwhile inherit."""
+    """Set environment variables for processes that are started within the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -120,16 +128,16 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-class _Shown:
-    """What the workers say of their runs: a bar each on a terminal, a line a minute elsewhere."""
+class _ProgressDisplay:
+    """The workers' progress: a bar a run on a terminal, a log line a minute elsewhere."""
 
-    def __init__(self, messages: Any) -> None:
-        self._messages = messages
+    def __init__(self, steps: "Steps") -> None:
+        self._steps = steps
         self._bars = bars("steps", remaining=True) if interactive() else None
-        self._tasks: dict[str, Any] = {}
+        self._bar_of: dict[str, TaskID] = {}
         self._logged = time.monotonic()
 
-    def __enter__(self) -> "_Shown":
+    def __enter__(self) -> "_ProgressDisplay":
         if self._bars is not None:
             self._bars.start()
         return self
@@ -139,17 +147,17 @@ class _Shown:
             self._bars.stop()
 
     def update(self) -> None:
-        """Show what is new."""
+        """Show the steps that were reported since the last call."""
         latest: dict[str, tuple[int, int]] = {}
         with contextlib.suppress(queue.Empty):
             while True:
-                name, *steps = self._messages.get_nowait()
-                latest[name] = tuple(steps)
+                name, done, total = self._steps.get_nowait()
+                latest[name] = done, total
         for name, (done, total) in latest.items():
             if self._bars is not None:
-                task = self._tasks.setdefault(name, None) or self._bars.add_task(name, total=total)
-                self._tasks[name] = task
-                self._bars.update(task, completed=done, visible=done < total)
+                if name not in self._bar_of:
+                    self._bar_of[name] = self._bars.add_task(name, total=total)
+                self._bars.update(self._bar_of[name], completed=done, visible=done < total)
         if self._bars is None and latest and time.monotonic() - self._logged > _LOG_EVERY_S:
             self._logged = time.monotonic()
             log("training", **{name: f"{done}/{total}" for name, (done, total) in latest.items()})

@@ -1,30 +1,21 @@
-"""Runs to the text of the report: one chapter for each data set, the paper's numbers beside ours."""
+"""The report of runs in Markdown: a chapter for each data set and protocol, the paper's numbers beside ours."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from fuxi_beta.evaluation.metrics import metric_title
 from jobs.reproduce.comparisons import agreement, conditions, differences
-from jobs.reproduce.groups import (
-    SANITY,
-    WITHOUT_DEPTH,
-    Clock,
-    Group,
-    Listeners,
-    by_dataset,
-    group,
-    in_order,
-    label,
-    one_each,
-)
-from jobs.reproduce.markdown import METRICS, column, multiple, seconds, table
-from jobs.reproduce.paper import FIVE, TITLES, paper_counts
-from jobs.reproduce.runs import Dataset, Ranks, Run
+from jobs.reproduce.groups import EpochTimes, ListenerMetrics, SeedGroup, by_dataset, group_by_setting, one_each
+from jobs.reproduce.markdown import column, multiple, seconds, table
+from jobs.reproduce.paper import COUNTS, PAPER_METRICS, TITLES
+from jobs.reproduce.runs import Dataset, ExperimentRun, Ranks, further_metrics
 from jobs.reproduce.sections import Section, sections
+from jobs.reproduce.systems import NOT_TRAINED_BY_STEPS, WITHOUT_DEPTH, in_order, label
 
 if TYPE_CHECKING:
-    from jobs.reproduce.figures import Drawn
+    from jobs.reproduce.figures import FigureFile
 
 SLICES = {
     "all": "all",
@@ -40,71 +31,73 @@ deviation between seeds (none for a single seed), the best of a column in bold. 
 the event they predict. A row says where it had fewer epochs than the paper's setting. Columns named "paper" repeat
 what the paper prints (arXiv 2508.10615). Differences smaller than their interval are no order.
 """
-_ALONE = "Measured apart: the systems took turns on a quiet machine."
-_IN_PASSING = """\
+_MEASURED_APART = "Measured apart: the systems took turns on a quiet machine."
+_MEASURED_BY_RUNS = """\
 Medians of the runs themselves, not of a quiet machine: others may have worked beside them. Only times of one machine
 are set in proportion."""
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """What the tables of one data set are made of."""
+    """The runs of one data set and protocol, grouped, with their times, metrics of listeners and tables."""
 
     dataset: Dataset
-    groups: list[Group]
-    clock: Clock
-    listeners: Listeners
+    protocol: str
+    groups: list[SeedGroup]
+    times: EpochTimes
+    listeners: ListenerMetrics
     sections: list[Section]
 
 
 def render(
-    runs: Sequence[Run],
+    runs: Sequence[ExperimentRun],
     timing: Mapping[str, Mapping[str, float]] | None,
-    ranks_of: Callable[[Run], Ranks],
+    ranks_of: Callable[[ExperimentRun], Ranks],
     *,
-    figures: Sequence["Drawn"] = (),
+    figures: Sequence["FigureFile"] = (),
 ) -> str:
     """The report in Markdown.
 
-    timing: data set's name -> `groups.timing_key` -> seconds an epoch, measured by turns on a quiet machine;
+    timing: data set's name -> `systems.timing_key` -> seconds an epoch, measured by turns on a quiet machine;
     data sets without take the runs' own times. ranks_of: a run's ranks (`runs.ranks_in`). figures: as `figures.draw`
     returns them; they are shown from "figures/" beside the report. Raises InputError.
     """
     lines = [_INTRO]
-    for (dataset, protocol), mine in by_dataset(runs).items():
-        groups = group(mine)
-        clock = Clock(groups, (timing or {}).get(dataset.name))
+    for (dataset, protocol), in_chapter in by_dataset(runs).items():
+        groups = group_by_setting(in_chapter)
+        times = EpochTimes(groups, (timing or {}).get(dataset.name))
         if protocol != "leave_one_out":
             dataset = replace(dataset, paper="")  # noqa: PLW2901 - the paper has no numbers under it
-        chapter = Chapter(dataset, groups, clock, Listeners(ranks_of), sections(groups, dataset.paper))
-        lines += _header(dataset, protocol, mine)
-        lines += _chapter(chapter, {d.kind: d for d in figures if d.dataset == dataset and d.protocol == protocol})
+        tables = sections(groups, dataset.paper)
+        chapter = Chapter(dataset, protocol, groups, times, ListenerMetrics(ranks_of), tables)
+        lines += _header(dataset, protocol, in_chapter)
+        lines += _chapter(chapter, {f.kind: f for f in figures if f.dataset == dataset and f.protocol == protocol})
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _chapter(chapter: Chapter, figures: Mapping[str, "Drawn"]) -> list[str]:
+def _chapter(chapter: Chapter, figures: Mapping[str, "FigureFile"]) -> list[str]:
     lines = []
     for section in chapter.sections:
         lines += [f"### {section.title}", "", *_metric_table(section, chapter)]
-        if section.short == "Table 3":
-            lines += [*_below_markov(chapter.groups), *_shown(figures, "systems")]
-    lines += _shown(figures, "curves")
-    if chapter.groups[0].first.protocol != "next_day":  # which has no ranks that tell every listener's metrics
+        if section.table.number == 3:
+            lines += [*_below_markov(chapter.groups), *_image(figures, "systems")]
+    lines += _image(figures, "curves")
+    if chapter.protocol != "next_day":  # which stores no ranks, so there are no metrics of each listener
         lines += differences(chapter.sections, chapter.listeners)
         lines += agreement(chapter.sections, chapter.listeners)
         lines += conditions(chapter.groups, chapter.listeners)
-    lines += [*_scaling(chapter), *_shown(figures, "depth")]
+    lines += [*_scaling(chapter), *_image(figures, "depth")]
     lines += _slices(chapter.groups)
-    lines += _times(chapter)
+    lines += _seconds_an_epoch(chapter)
     return lines
 
 
-def _shown(figures: Mapping[str, "Drawn"], kind: str) -> list[str]:
+def _image(figures: Mapping[str, "FigureFile"], kind: str) -> list[str]:
     return [f"![{figures[kind].caption}](figures/{figures[kind].file})", ""] if kind in figures else []
 
 
-def _header(dataset: Dataset, protocol: str, runs: Sequence[Run]) -> list[str]:
-    """What the chapter's numbers were measured on, when, where and with which commands."""
+def _header(dataset: Dataset, protocol: str, runs: Sequence[ExperimentRun]) -> list[str]:
+    """The chapter's data set, machines, dates and commands."""
     dates = sorted({run.date for run in runs})
     machines = sorted({f"{run.machine}; kernels {run.kernels}" for run in runs})
     commands = Counter(run.command for run in runs)
@@ -127,10 +120,10 @@ def _header(dataset: Dataset, protocol: str, runs: Sequence[Run]) -> list[str]:
 
 
 def _compared_with_table_2(dataset: Dataset) -> list[str]:
-    """Whether the paper's numbers are of the same data. Its count of users is one off: MovieLens-1M has 6,040."""
+    """A line if the counts are not the paper's. Its number of users is one off: MovieLens-1M has 6,040."""
     if not dataset.paper:
         return []
-    counts, title = paper_counts(dataset.paper), TITLES[dataset.paper]
+    counts, title = COUNTS[dataset.paper], TITLES[dataset.paper]
     if (dataset.listeners, dataset.songs, dataset.events) == (counts.users, counts.items, counts.interactions):
         return []
     printed = f"{counts.users:,} users, {counts.items:,} items and {counts.interactions:,} interactions"
@@ -143,100 +136,89 @@ def _compared_with_table_2(dataset: Dataset) -> list[str]:
 
 
 def _metric_table(section: Section, chapter: Chapter) -> list[str]:
-    """A table of the paper: our mean and spread, and beside each metric what is printed."""
-    rows, dataset = section.rows, chapter.dataset.paper
+    """A table of the paper: our means and spreads, and beside each the printed value."""
+    rows, dataset, baseline = section.rows, chapter.dataset.paper, section.table.baseline
     beside = f"paper ({TITLES[dataset]}{section.paper_depth})" if dataset else ""
     header = ["model", "seeds"]
     columns = [[row.label for row in rows], [str(len(row.group.runs)) for row in rows]]
-    for metric in section.metrics:
-        header.append(METRICS[metric])
+    further = further_metrics([run for row in rows for run in row.group.runs]) if section.table.number == 3 else []
+    for metric in [*section.table.metrics, *further]:
+        header.append(metric_title(metric))
         columns.append(column([r.group.mean(metric) for r in rows], [r.group.spread(metric) for r in rows]))
-        if beside:
+        if beside and metric in PAPER_METRICS:
             header.append(beside)
             columns.append(column([r.published.metrics[metric] if r.published else None for r in rows]))
-    if section.baseline:
-        header.append(f"time, {label(section.baseline)} = 1")
-        columns.append([multiple(_relative(chapter.clock, row.group, section.baseline)) for row in rows])
+    if baseline:
+        header.append(f"time, {label(baseline)} = 1")
+        columns.append([multiple(_relative(chapter.times, row.group, baseline)) for row in rows])
         if beside:
             header.append(beside)
             columns.append([multiple(row.published.time if row.published else None) for row in rows])
     return table(header, list(zip(*columns, strict=True)))
 
 
-def _relative(clock: Clock, g: Group, baseline: str) -> float | None:
-    return None if g.system in WITHOUT_DEPTH else clock.relative(g, baseline)
+def _relative(times: EpochTimes, g: SeedGroup, baseline: str) -> float | None:
+    return None if g.system in WITHOUT_DEPTH else times.relative(g, baseline)
 
 
-def _below_markov(groups: Sequence[Group]) -> list[str]:
-    """A sequence model below the Markov row is a sign of a fault, so it is said."""
+def _below_markov(groups: Sequence[SeedGroup]) -> list[str]:
+    """A line that names the sequence models below the Markov row: a sign of a fault."""
     markov = next((g.mean("ndcg_10") for g in groups if g.system == "markov" and g.plain), None)
     if markov is None:
         return []
-    trained = [g for g in groups if g.plain and g.system not in {*SANITY, "bprmf"}]
+    trained = [g for g in groups if g.plain and g.system not in NOT_TRAINED_BY_STEPS]
     below = [g.label() for g in trained if (g.mean("ndcg_10") or 0) < markov]
     return [f"Below Markov in NDCG@10, which no sequence model should be: {', '.join(below)}.", ""] if below else []
 
 
 def _scaling(chapter: Chapter) -> list[str]:
-    """Metrics against depth, of systems that were trained at more than one."""
+    """Metrics against depth, of systems that were trained at several depths."""
     plain = [g for g in chapter.groups if g.plain and g.system not in WITHOUT_DEPTH]
     rows = [g for system in in_order(g.system for g in plain) for g in plain if g.system == system]
     rows = [g for g in rows if len({other.layers for other in rows if other.system == g.system}) > 1]
     if not rows:
         return []
-    columns = [[g.label(label(g.system)) for g in rows], *([str(v) for v in c] for c in _sizes(rows))]
-    columns += [column([g.mean(m) for g in rows], [g.spread(m) for g in rows]) for m in FIVE]
-    header = ["model", "layers", "parameters", "seeds", *(METRICS[m] for m in FIVE)]
-    return ["### Depth", "", *table(header, list(zip(*columns, strict=True)))]
-
-
-def _sizes(rows: Sequence[Group]) -> list[list[str]]:
-    return [
+    columns = [
+        [g.label(label(g.system)) for g in rows],
         [str(g.layers) for g in rows],
         [f"{g.first.parameters:,}" for g in rows],
         [str(len(g.runs)) for g in rows],
     ]
+    columns += [column([g.mean(m) for g in rows], [g.spread(m) for g in rows]) for m in PAPER_METRICS]
+    header = ["model", "layers", "parameters", "seeds", *map(metric_title, PAPER_METRICS)]
+    return ["### Depth", "", *table(header, list(zip(*columns, strict=True)))]
 
 
-def _slices(groups: Sequence[Group]) -> list[str]:
-    """NDCG@10 by the time between the event that is predicted and the one before."""
+def _slices(groups: Sequence[SeedGroup]) -> list[str]:
+    """NDCG@10 by slice: by the time since the event before the predicted one, or by kind of listener."""
     rows = [g for g in groups if g.first.condition == "true"]
-    found = {part for g in rows for part in g.first.metrics}
-    parts = [*(part for part in SLICES if part in found), *sorted(found - set(SLICES))]
-    if len(parts) < 2:
+    measured = {name for g in rows for name in g.first.metrics}
+    names = [*(name for name in SLICES if name in measured), *sorted(measured - set(SLICES))]
+    if len(names) < 2:
         return []
-    counts = {part: next(g.first.listeners[part] for g in rows if part in g.first.listeners) for part in parts}
-    parts = [part for part in parts if counts[part]]
-    header = ["model", *(f"{SLICES.get(part, part)} ({counts[part]:,})" for part in parts)]
-    columns = [[_with_function(g) for g in rows]]
-    columns += [column([g.mean("ndcg_10", p) for g in rows], [g.spread("ndcg_10", p) for g in rows]) for p in parts]
+    counts = {name: next(g.first.listeners[name] for g in rows if name in g.first.listeners) for name in names}
+    names = [name for name in names if counts[name]]
+    header = ["model", *(f"{SLICES.get(name, name)} ({counts[name]:,})" for name in names)]
+    columns = [[g.label_with_function for g in rows]]
+    columns += [column([g.mean("ndcg_10", n) for g in rows], [g.spread("ndcg_10", n) for g in rows]) for n in names]
     title, text = "By gap", "NDCG@10 by the time since the event before the predicted one; in brackets how many."
-    if not found & {"same_second", "later"}:
+    if not measured & {"same_second", "later"}:
         title, text = "By listener", "NDCG@10 by kind of listener; in brackets how many."
     return [f"### {title}", "", text, "", *table(header, list(zip(*columns, strict=True)))]
 
 
-def _with_function(g: Group) -> str:
-    plain = g.plain or g.system != "fuxi-beta"
-    return g.label() if plain else g.label(f"{g.name}, {g.first.temporal}")
-
-
-def _times(chapter: Chapter) -> list[str]:
+def _seconds_an_epoch(chapter: Chapter) -> list[str]:
     """Seconds an epoch of every system."""
-    clock = chapter.clock
-    named: dict[tuple[int, str], Group] = {}
+    times, rows = chapter.times, []
     for layers in sorted({g.layers for g in chapter.groups}):
-        here = [g for g in chapter.groups if g.layers == layers and g.plain]
-        named |= {(layers, system): g for system, g in one_each(here).items()}
-    rows = []
-    for (layers, system), g in named.items():
-        for where, value in clock.seconds(system, layers).items():
-            multiples = multiple(clock.relative(g, "sasrec"))
-            rows.append([where, g.name, str(layers), f"{g.first.parameters:,}", seconds(value), multiples])
+        for system, g in one_each([g for g in chapter.groups if g.layers == layers and g.plain]).items():
+            for where, value in times.seconds(system, layers).items():
+                relative = multiple(times.relative(g, "sasrec"))
+                rows.append([where, g.name, str(layers), f"{g.first.parameters:,}", seconds(value), relative])
     if not rows:
         return []
     header = ["model", "layers", "parameters", "seconds an epoch", "SASRec = 1"]
-    lines = ["### Seconds an epoch", "", _ALONE if clock.timing is not None else _IN_PASSING, ""]
+    lines = ["### Seconds an epoch", "", _MEASURED_APART if times.timing is not None else _MEASURED_BY_RUNS, ""]
     if len({row[0] for row in rows}) > 1:
         return [*lines, *table(["machine", *header], rows, left=2)]
     return [*lines, *table(header, [row[1:] for row in rows])]

@@ -1,6 +1,6 @@
-"""The GPU's benchmarks, tiny, in Triton's interpreter, so that none of them runs for the first time on a card.
+"""Small runs of the GPU benchmarks in Triton's interpreter, so that none of them first runs on a GPU.
 
-`TRITON_INTERPRET=1 python rehearsal.py`; `test_gpu_step` does that. The speeds mean nothing.
+`test_gpu_step` calls `TRITON_INTERPRET=1 python rehearsal.py`. The speeds have no meaning.
 """
 
 import sys
@@ -11,9 +11,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks import gpu, gpu_loss, gpu_mixer, gpu_retrieval, gpu_step
-from benchmarks.industrial_shards import Scale
-from benchmarks.timing import report
+from benchmarks import gpu_loss, gpu_mixer, gpu_retrieval, gpu_step
+from benchmarks.lib import gpu
+from benchmarks.lib.industrial_shards import Scale
+from benchmarks.lib.timing import report
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.ops import reference
 

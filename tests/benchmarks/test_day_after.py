@@ -1,4 +1,4 @@
-"""The benchmark of the day after: its check of equality sees a difference, its newest days are what they say."""
+"""The benchmark of the day after: its check of equality finds a difference, its rewritten days have their plays."""
 
 import datetime as dt
 
@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.contestants import Work, our_settings
 from benchmarks.day_after import check_equal, content, link_folder, rewrite_day
+from benchmarks.lib.contestants import Work, our_settings
 from jobs.config import load_config
 from jobs.day import open_day, run_stage
 from jobs.stages import sessionize
@@ -40,7 +40,7 @@ def sessionized(folder, logs, *days):
 
 
 @pytest.mark.usefixtures("spark")
-def test_merged_and_full_are_equal_and_one_play_a_second_later_is_seen(tmp_path):
+def test_merged_and_full_are_equal_and_one_play_a_second_later_is_a_difference(tmp_path):
     logs = tmp_path / "logs"
     for number in range(2):
         land(logs, number)

@@ -1,4 +1,4 @@
-"""The GPU's benchmarks where there is none: their arithmetic by hand, and the whole flow, tiny, on the CPU."""
+"""GPU benchmarks on a machine without a GPU: their arithmetic by hand, and a small run of each on the CPU."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_step, gpu_trace
+from benchmarks import gpu_step
 from benchmarks.gpu_step import (
     Case,
     Contestant,
@@ -22,7 +22,8 @@ from benchmarks.gpu_step import (
     some_batches,
     toeplitz_to_fuse,
 )
-from benchmarks.industrial_shards import NOW, Scale, block_of, lengths, write_shards
+from benchmarks.lib import gpu, gpu_trace
+from benchmarks.lib.industrial_shards import NOW, Scale, block_of, lengths, write_shards
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.ops import reference
 
@@ -41,7 +42,7 @@ def manifest(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def whole_graphs():
-    """Whoever compiles in a test gets whole graphs, and so few that the compiler does not give up in silence."""
+    """Fail a test that breaks a graph, or recompiles so often that the compiler falls back to eager silently."""
     counters = torch._dynamo.utils.counters
     counters.clear()
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
@@ -49,7 +50,7 @@ def whole_graphs():
     assert not counters["graph_break"]
 
 
-def test_lengths_average_what_was_asked_for_with_a_long_tail_that_is_cut():
+def test_lengths_have_the_given_mean_and_a_long_tail_that_is_cut():
     found = lengths(50_000, Scale(1), np.random.default_rng(0))
     assert found.mean() == pytest.approx(53, rel=0.01)
     assert found.min() == 2 and found.max() == 201  # 200 that are read
@@ -66,7 +67,7 @@ def test_listeners_play_in_order_songs_of_the_catalogue_the_first_ones_most():
     assert plays[1] == pytest.approx(2 * plays[2], rel=0.5) and plays[1] > 5 * plays[20]
 
 
-def test_batches_have_about_the_events_asked_for(manifest):
+def test_batches_have_about_the_configured_number_of_events(manifest):
     batches = list(reader_of(CASE, manifest).epoch(0))
     events = [len(batch.item_index) for batch in batches]
     assert sum(events) == manifest.events - SCALE.listeners  # each one's last play is a target only
@@ -115,7 +116,7 @@ def test_a_profile_finds_what_ran():
     assert 0 < found.computing <= 1
 
 
-def test_a_wait_is_told_by_our_line_and_the_watch_ends(monkeypatch):
+def test_a_wait_is_located_at_our_line_and_the_debug_mode_is_restored(monkeypatch):
     modes: list[int | str] = [0]
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
@@ -131,7 +132,7 @@ def test_a_wait_is_told_by_our_line_and_the_watch_ends(monkeypatch):
     assert modes == [0] + ["error", 0] * 3
 
 
-def test_an_error_in_a_library_is_told_by_the_line_of_ours_that_called_it():
+def test_an_error_in_a_library_is_located_at_the_line_of_ours_that_called_it():
     with pytest.raises(json.JSONDecodeError) as caught:
         json.loads("{")
     assert gpu_trace.place_of(caught.value).endswith(': json.loads("{")')

@@ -1,4 +1,4 @@
-"""The benchmark of sessionize: its baselines do their work, its reader sees mistakes, its clock misses nobody."""
+"""The sessionize benchmark: baselines store what loops store, the reader finds errors, every process is measured."""
 
 import dataclasses
 import itertools
@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import processes
-from benchmarks.contestants import CONTESTANTS, MAX_HISTORY, SESSION_GAP_S, Work, histories_of, songs_of
-from benchmarks.sequence_checksums import Checksums, checksums
-from benchmarks.sessionize import buckets_for
+from benchmarks.lib import processes
+from benchmarks.lib.contestants import CONTESTANTS, MAX_HISTORY, SESSION_GAP_S, Work, histories_of, songs_of
+from benchmarks.lib.industrial_logs import buckets_for
+from benchmarks.lib.sequence_checksums import Checksums, checksums
 
 DAY = 86_400
 LANDED = 1_767_571_200  # 2026-01-05
@@ -22,7 +22,7 @@ LANDED = 1_767_571_200  # 2026-01-05
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory):
-    """Two landing days: a listener too busy to keep, equal seconds, repeated plays, rows that do not count."""
+    """Two landing days: a listener with a history beyond the maximum, equal seconds, repeated plays, invalid rows."""
     root = tmp_path_factory.mktemp("logs")
     rng = np.random.default_rng(3)
     for number in range(2):
@@ -40,7 +40,7 @@ def logs(tmp_path_factory):
 
 
 def reference(logs) -> Checksums:
-    """The same numbers by sets and loops; the mix is the reader's, fed with the histories found here."""
+    """The checksums of histories that are built by sets and loops."""
     plays: dict[int, set] = {}
     for number in range(2):
         first, end = LANDED + (number - 60) * DAY, LANDED + (number + 1) * DAY
@@ -86,7 +86,7 @@ def test_a_baseline_stores_what_loops_store(name, logs, tmp_path):
     assert len(list(work.output.glob("bucket-*.parquet"))) == 8
 
 
-def test_the_reader_sees_what_is_wrong(logs, tmp_path):
+def test_the_reader_refuses_unsorted_shards_and_wrong_sessions(logs, tmp_path):
     work, right = stored_by("duckdb", logs, tmp_path)
     songs = songs_of("duckdb", work)
     [table, *rest] = list(histories_of("duckdb", work))
@@ -127,7 +127,7 @@ def start(work):
         os._exit(0)
     return pid
 
-def careless():  # as PySpark's daemon: the kernel adds its children's time to nobody
+def careless():  # like PySpark's daemon: the kernel drops its children's time
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     start(lambda: (burn(0.5), time.sleep(1)))
     burn(0.5)
@@ -141,7 +141,7 @@ burn(0.5)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
-def test_processor_time_of_orphans_and_of_children_nobody_waits_for_is_counted(tmp_path):
+def test_processor_time_of_orphans_and_of_children_without_a_waiting_parent_is_counted(tmp_path):
     script = tmp_path / "spawns.py"
     script.write_text(SPAWNS)
     started = time.monotonic()

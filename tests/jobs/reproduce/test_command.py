@@ -1,4 +1,4 @@
-"""`fuxi reproduce` on a few listeners: which runs a request means, what a run writes, and how a series goes on."""
+"""`fuxi reproduce` on a few listeners: which runs are selected, what a run writes, how a series is resumed."""
 
 import datetime as dt
 import json
@@ -16,7 +16,7 @@ from fuxi_beta.presets import preset
 from jobs.reproduce import runs
 from jobs.reproduce.counts import against_paper, title_of
 from jobs.reproduce.paper import Counts
-from jobs.reproduce.settings import Request, Spec, specs
+from jobs.reproduce.specs import RunSelection, RunSpec, specs
 from pipelines.errors import InputError
 
 DAY_TWO = dt.date(2026, 3, 3)
@@ -25,7 +25,7 @@ PRESET = preset("ML-1M")
 
 
 def names(**request) -> list[str]:
-    return [spec.name for spec in specs(Request(PRESET, **request))]
+    return [spec.name for spec in specs(RunSelection(PRESET, **request))]
 
 
 # ---- which runs
@@ -68,8 +68,8 @@ def test_table_6_is_every_function_at_eight_layers():
 
 def test_seeds_conditions_and_validation_multiply_the_runs():
     assert names(models=("hstu",), epochs=3, seeds=(1, 2)) == ["hstu-L2-e3-s1", "hstu-L2-e3-s2"]
-    told = names(models=("hstu", "sasrec"), epochs=3, conditions=("true", "previous"))
-    assert told == ["hstu-L2-e3-s42", "hstu-L2-e3-s42-previous", "sasrec-L2-e3-s42"]  # SASRec is told no time
+    timed = names(models=("hstu", "sasrec"), epochs=3, conditions=("true", "previous"))
+    assert timed == ["hstu-L2-e3-s42", "hstu-L2-e3-s42-previous", "sasrec-L2-e3-s42"]  # SASRec reads no time
     assert names(models=("hstu",), epochs=3, validation=True) == ["hstu-L2-e3-s42-validated"]
 
 
@@ -80,11 +80,11 @@ def test_an_unknown_model_is_refused_with_the_names_there_are(model):
 
 
 def test_a_large_model_has_eight_layers_and_two_heads_where_the_setting_has_them():
-    model, train = Spec("hstu", 3, 7, layers=8).configs(PRESET)
+    model, train = RunSpec("hstu", 3, 7, layers=8).configs(PRESET)
     assert (model.name, model.layers, model.heads, model.dim) == ("hstu", 8, 2, 50)
     assert (train.epochs, train.seed, train.held_out, train.request_time) == (3, 7, 1, "true")
-    _, told = Spec("hstu", 3, 7, condition="permuted", validation=True).configs(PRESET)
-    assert (told.request_time, told.held_out) == ("true", 2)  # permuted gaps are a matter of measuring
+    _, permuted = RunSpec("hstu", 3, 7, condition="permuted", validation=True).configs(PRESET)
+    assert (permuted.request_time, permuted.held_out) == ("true", 2)  # gaps are permuted when measuring alone
 
 
 def test_counts_are_compared_with_table_2():
@@ -124,7 +124,7 @@ def fuxi(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_runs_are_written_shown_resumed_and_rendered(workspace: Path, tmp_path: Path):
-    asked = [
+    arguments = [
         "reproduce",
         str(workspace),
         "--epochs",
@@ -136,7 +136,7 @@ def test_runs_are_written_shown_resumed_and_rendered(workspace: Path, tmp_path: 
         "--workers",
         "2",
     ]
-    first = fuxi(*asked)
+    first = fuxi(*arguments)
     assert first.returncode == 0, first.stderr
     assert "fuxi-beta-L2-e2-s42" in first.stdout and "markov" in first.stdout
     folder = workspace / "reproduce"
@@ -156,7 +156,7 @@ def test_runs_are_written_shown_resumed_and_rendered(workspace: Path, tmp_path: 
 
     written = (folder / "fuxi-beta-L2-e2-s42.json").stat().st_mtime_ns
     (folder / "markov.json").unlink()  # as if the series had been killed before it
-    again = fuxi(*asked)
+    again = fuxi(*arguments)
     assert again.returncode == 0 and (folder / "markov.json").exists()
     assert (folder / "fuxi-beta-L2-e2-s42.json").stat().st_mtime_ns == written
     events = [json.loads(line) for line in again.stderr.splitlines() if line.startswith("{")]
@@ -172,8 +172,19 @@ def test_runs_are_written_shown_resumed_and_rendered(workspace: Path, tmp_path: 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_series_ends_its_workers_and_leaves_no_half_run(workspace: Path, how: signal.Signals):
-    asked = ("reproduce", str(workspace), "--epochs", "5000", "--model", "sasrec", "--model", "llama", "--workers", "2")
-    process = subprocess.Popen([sys.executable, "-m", "jobs.cli", *asked], stderr=subprocess.PIPE, text=True)
+    arguments = (
+        "reproduce",
+        str(workspace),
+        "--epochs",
+        "5000",
+        "--model",
+        "sasrec",
+        "--model",
+        "llama",
+        "--workers",
+        "2",
+    )
+    process = subprocess.Popen([sys.executable, "-m", "jobs.cli", *arguments], stderr=subprocess.PIPE, text=True)
     children: list[psutil.Process] = []
     deadline = time.monotonic() + 120
     while len(children) < 3 and time.monotonic() < deadline:  # two workers and what multiprocessing needs
@@ -190,30 +201,30 @@ def test_an_interrupted_series_ends_its_workers_and_leaves_no_half_run(workspace
 
 def test_every_kind_of_run_works_and_repeats_itself(workspace: Path):
     """One epoch of what the other test leaves out, in another series of its own."""
-    from jobs.reproduce.command import Data, _manifest, describe
-    from jobs.reproduce.single import Task, perform
+    from jobs.reproduce.command import DatasetSource, describe, manifest_of
+    from jobs.reproduce.single import RunTask, perform
 
-    data = Data(str(workspace))
-    manifest = _manifest(data)
+    source = DatasetSource(str(workspace))
+    manifest = manifest_of(source)
     folder = workspace / "again"
     folder.mkdir()
 
-    def run(spec: Spec) -> list[runs.Run]:
-        return perform(Task(spec, PRESET, describe(data, manifest), manifest, str(folder), "fuxi reproduce"))
+    def run(spec: RunSpec) -> list[runs.ExperimentRun]:
+        return perform(RunTask(spec, PRESET, describe(source, manifest), manifest, str(folder), "fuxi reproduce"))
 
     for system in ("popularity", "recency", "item-knn", "ease"):
-        (written,) = run(Spec(system, 0, 0))
+        (written,) = run(RunSpec(system, 0, 0))
         assert written.name == system and 0 <= written.metrics["all"]["ndcg_10"] <= 1
-    (bprmf,) = run(Spec("bprmf", 2, 1))
+    (bprmf,) = run(RunSpec("bprmf", 2, 1))
     assert len(bprmf.epoch_losses) == 2 and bprmf.best_epoch is None
-    (told,) = run(Spec("hstu", 1, 1, condition="previous"))
-    assert told.condition == "previous" and told.name.endswith("previous")
-    (later,) = run(Spec("sasrec-gap", 1, 1, protocol="temporal_split"))
+    (previous,) = run(RunSpec("hstu", 1, 1, condition="previous"))
+    assert previous.condition == "previous" and previous.name.endswith("previous")
+    (later,) = run(RunSpec("sasrec-gap", 1, 1, protocol="temporal_split"))
     assert later.name.endswith("temporal-split") and 0 < later.listeners["all"] < 60
-    validated, _ = run(Spec("fuxi-beta", 2, 1, validation=True))
+    validated, _ = run(RunSpec("fuxi-beta", 2, 1, validation=True))
     assert validated.best_epoch in {1, 2} and validated.validation
-    assert run(Spec("narm", 1, 1))[0].metrics == run(Spec("narm", 1, 1))[0].metrics
-    assert len(run(Spec("fuxi-beta", 1, 1, temporal="sin"))) == 2
+    assert run(RunSpec("narm", 1, 1))[0].metrics == run(RunSpec("narm", 1, 1))[0].metrics
+    assert len(run(RunSpec("fuxi-beta", 1, 1, temporal="sin"))) == 2
 
 
 def test_the_daily_protocol_measures_new_songs_of_the_last_day(deployment, tmp_path: Path):
@@ -221,8 +232,10 @@ def test_the_daily_protocol_measures_new_songs_of_the_last_day(deployment, tmp_p
     made = deployment(listeners=200)
     made.sessionized(DAY_TWO)
     workspace = made.config.workspace
-    asked = ("reproduce", workspace, "--protocol", "next_day", "--epochs", "1")
-    done = fuxi(*asked, *(part for name in ("fuxi-beta", "sasrec", "markov", "recency") for part in ("--model", name)))
+    arguments = ("reproduce", workspace, "--protocol", "next_day", "--epochs", "1")
+    done = fuxi(
+        *arguments, *(part for name in ("fuxi-beta", "sasrec", "markov", "recency") for part in ("--model", name))
+    )
     assert done.returncode == 0, done.stderr
     found = {run.name: run for run in runs.read(Path(workspace) / "reproduce")}
     assert set(found) == {

@@ -1,20 +1,21 @@
-"""Run files, and the report made of them, on runs small enough to work out by hand."""
+"""Run files, and the report fabricated of them, on runs small enough to work out by hand."""
 
 import dataclasses
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+from fuxi_beta.config import TemporalName
 from fuxi_beta.evaluation.metrics import rank_metrics
 from jobs.reproduce import figures, paper, runs, tables
 from jobs.reproduce.markdown import table
-from jobs.reproduce.runs import Curves, Dataset, Ranks, Run
-from jobs.reproduce.sections import FUNCTIONS
+from jobs.reproduce.paper import TABLES
+from jobs.reproduce.runs import Dataset, ExperimentRun, Ranks, TemporalCurves
 from pipelines.errors import InputError
 
 LISTENERS = 8
@@ -23,18 +24,18 @@ OWN = replace(PART, name="own", title="songs of our own", paper="")
 SECONDS = np.geomspace(1, 3e7, 40).tolist()
 
 
-class Made:
-    """Runs whose NDCG, HR and (but for .0004 a miss) MRR are the share of listeners whose song comes first."""
+class FabricatedRuns:
+    """Runs whose NDCG, HR and (up to .0004 a miss) MRR are the share of listeners whose song ranks first."""
 
     def __init__(self) -> None:
-        self.runs: list[Run] = []
+        self.runs: list[ExperimentRun] = []
         self.ranks: dict[str, Ranks] = {}
 
-    def add(self, system: Any, firsts: int, *, seed: int = 42, name: str = "", **changes: Any) -> Run:
-        """A run in which the songs of the first `firsts` listeners come first, and of nobody else in the first 50."""
+    def add(self, system: Any, firsts: int, *, seed: int = 42, name: str = "", **changes: Any) -> ExperimentRun:
+        """A run in which the songs of `firsts` listeners rank first, and those of the others beyond 50."""
         ranks = np.where(np.arange(LISTENERS) < firsts, 1.0, 2600.0)
-        values = {name: float(v.mean()) for name, v in rank_metrics(ranks, (10, 50)).items()}
-        told = "-".join(f"{v}" for v in changes.values() if isinstance(v, (str, int)))
+        values = {name: float(v.mean()) for name, v in rank_metrics(ranks).items()}
+        changed = "-".join(f"{v}" for v in changes.values() if isinstance(v, (str, int)))
         fields: dict[str, Any] = {
             **{"dataset": PART, "system": system, "layers": 2, "temporal": "pow", "seed": seed, "condition": "true"},
             **{"epochs": 101, "published_epochs": 101, "validation": False, "best_epoch": None},
@@ -43,7 +44,7 @@ class Made:
             **{"train_seconds": 505.0, "parameters": 1234, "uses_time": False, "machine": "a box", "kernels": "C++"},
             **{"date": "2026-11-23", "command": "fuxi reproduce --data part"},
         }
-        run = Run(name=name or f"{system}-{seed}-{told}-{len(self.runs)}", **(fields | changes))
+        run = ExperimentRun(name=name or f"{system}-{seed}-{changed}-{len(self.runs)}", **(fields | changes))
         self.runs.append(run)
         self.ranks[run.name] = Ranks(np.arange(LISTENERS), ranks)
         return run
@@ -53,12 +54,12 @@ class Made:
 
 
 @pytest.fixture
-def made() -> Made:
-    return Made()
+def fabricated() -> FabricatedRuns:
+    return FabricatedRuns()
 
 
 def section(text: str, title: str) -> str:
-    """What stands below a heading that begins with `title`, up to the next."""
+    """The text below a heading that begins with `title`, up to the next heading."""
     return re.split(r"^#+ ", text.split(f"# {title}", 1)[1], flags=re.M)[0]
 
 
@@ -69,30 +70,30 @@ def rows(text: str, title: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in cells}
 
 
-def everything(made: Made) -> None:
+def everything(fabricated: FabricatedRuns) -> None:
     """Something for every section."""
     for n, system in enumerate(("popularity", "markov")):
-        made.add(system, n, epochs=0, published_epochs=101, layers=0, epoch_seconds=0.0, seed=0)
+        fabricated.add(system, n, epochs=0, published_epochs=101, layers=0, epoch_seconds=0.0, seed=0)
     for n, system in enumerate(("sasrec", "llama", "hstu", "fuxi-alpha", "fuxi-beta")):
         for layers in (2, 8):
-            made.add(system, n + 2, layers=layers, uses_time=n > 1)
+            fabricated.add(system, n + 2, layers=layers, uses_time=n > 1)
     for layers in (2, 8):
-        made.add("fuxi-beta-frab", 7, layers=layers)
-        made.add("fuxi-beta-frab-no-time", 3, layers=layers)
-        made.add("llama-beta", 4, layers=layers)
-        made.add("hstu-beta", 1, layers=layers)
-    curves = Curves(SECONDS, [[2.0 / s for s in SECONDS], [-1.0] * len(SECONDS)])
+        fabricated.add("fuxi-beta-frab", 7, layers=layers)
+        fabricated.add("fuxi-beta-frab-no-time", 3, layers=layers)
+        fabricated.add("llama-beta", 4, layers=layers)
+        fabricated.add("hstu-beta", 1, layers=layers)
+    curves = TemporalCurves(SECONDS, [[2.0 / s for s in SECONDS], [-1.0] * len(SECONDS)])
     for n, name in enumerate(("exp", "linear", "zero")):
-        made.add("fuxi-beta", n, temporal=name, layers=8, curves=curves)
-    made.add("fuxi-beta", 3, condition="previous")
-    made.add("fuxi-beta", 4, layers=4, epochs=31)
+        fabricated.add("fuxi-beta", n, temporal=name, layers=8, curves=curves)
+    fabricated.add("fuxi-beta", 3, condition="previous")
+    fabricated.add("fuxi-beta", 4, layers=4, epochs=31)
 
 
-def test_a_row_is_mean_and_spread_over_seeds_beside_the_printed_number(made):
+def test_a_row_is_mean_and_spread_over_seeds_beside_the_printed_number(fabricated):
     for seed, firsts, seconds in ((1, 2, 8.0), (2, 4, 10.0), (3, 6, 30.0)):
-        made.add("fuxi-beta", firsts, seed=seed, epoch_seconds=seconds, uses_time=True)
-    made.add("sasrec", 4, seed=1, epoch_seconds=4.0)
-    found = rows(made.report(), "Table 3")
+        fabricated.add("fuxi-beta", firsts, seed=seed, epoch_seconds=seconds, uses_time=True)
+    fabricated.add("sasrec", 4, seed=1, epoch_seconds=4.0)
+    found = rows(fabricated.report(), "Table 3")
     # .25, .5 and .75 have mean .5 and standard deviation .25; a miss has the reciprocal rank 1/2501.
     assert found["model"][:3] == ["seeds", "NDCG@10", "paper (MovieLens-1M)"]
     assert found["FuXi-β †"][:3] == ["3", "**0.5000** ± 0.2500", "**0.1848**"]
@@ -102,11 +103,11 @@ def test_a_row_is_mean_and_spread_over_seeds_beside_the_printed_number(made):
     assert found["SASRec"][-2:] == ["1.000", "1.000"]
 
 
-def test_every_row_of_every_table_has_as_many_cells_as_its_header(made):
-    everything(made)
+def test_every_row_of_every_table_has_as_many_cells_as_its_header(fabricated):
+    everything(fabricated)
     for dataset in (PART, OWN):
-        found = Made()
-        found.ranks, found.runs = made.ranks, [replace(run, dataset=dataset) for run in made.runs]
+        found = FabricatedRuns()
+        found.ranks, found.runs = fabricated.ranks, [replace(run, dataset=dataset) for run in fabricated.runs]
         text = found.report({dataset.name: {"sasrec": 4.0, "fuxi-beta": 5.0, "fuxi-beta-L8": 9.0}})
         blocks = re.findall(r"(?:^\|.*\n)+", text, flags=re.M)
         assert len(blocks) >= (12 if dataset is PART else 10)
@@ -117,62 +118,62 @@ def test_every_row_of_every_table_has_as_many_cells_as_its_header(made):
         table(["one"], [["one", "two"]])
 
 
-def test_what_was_not_run_has_no_row_and_no_section(made):
-    made.add("fuxi-beta", 4)
-    text = made.report()
+def test_what_was_not_run_has_no_row_and_no_section(fabricated):
+    fabricated.add("fuxi-beta", 4)
+    text = fabricated.report()
     assert list(rows(text, "Table 3")) == ["model", "---", "FuXi-β"]
     assert re.findall(r"^### (.*)", text, flags=re.M) == ["Table 3: all systems", "By gap", "Seconds an epoch"]
     assert rows(text, "Table 3")["FuXi-β"][-2:] == ["–", "1.019"]  # no SASRec to measure by
 
 
-def test_fewer_epochs_than_published_are_said_and_kept_apart(made):
-    made.add("fuxi-beta", 4, epochs=31)
-    made.add("fuxi-beta", 2)
-    made.add("popularity", 1, epochs=0)
-    made.add("gru4rec", 3, hidden=50)
-    made.add("sasrec", 3, validation=True, best_epoch=66)
-    found = rows(made.report(), "Table 3")
+def test_fewer_epochs_than_published_are_said_and_kept_apart(fabricated):
+    fabricated.add("fuxi-beta", 4, epochs=31)
+    fabricated.add("fuxi-beta", 2)
+    fabricated.add("popularity", 1, epochs=0)
+    fabricated.add("gru4rec", 3, hidden=50)
+    fabricated.add("sasrec", 3, validation=True, best_epoch=66)
+    found = rows(fabricated.report(), "Table 3")
     assert found["FuXi-β (31 of 101 epochs)"][1] == "**0.5000**"
     assert found["FuXi-β"][1] == "0.2500"
     assert {"popularity", "GRU4Rec (state of 50)", "SASRec (epoch picked on validation: 66)"} <= set(found)
 
 
-def test_times_come_from_the_quiet_measurement_where_there_is_one(made):
+def test_times_come_from_the_quiet_measurement_where_there_is_one(fabricated):
     for layers in (2, 8):
-        made.add("sasrec", 3, layers=layers)
-        made.add("fuxi-beta", 4, layers=layers, epoch_seconds=500.0)
-    text = made.report({"part": {"sasrec": 4.0, "fuxi-beta": 5.0, "sasrec-L8": 10.0, "fuxi-beta-L8": 9.0}})
+        fabricated.add("sasrec", 3, layers=layers)
+        fabricated.add("fuxi-beta", 4, layers=layers, epoch_seconds=500.0)
+    text = fabricated.report({"part": {"sasrec": 4.0, "fuxi-beta": 5.0, "sasrec-L8": 10.0, "fuxi-beta-L8": 9.0}})
     assert rows(text, "Table 3")["FuXi-β"][-2] == "1.250"
     assert rows(text, "Table 3")["FuXi-β-Large"][-2] == "0.900"
     assert rows(text, "Seconds an epoch")["FuXi-β-Large"] == ["8", "1,234", "9", "0.900"]
     assert "took turns on a quiet machine" in text
-    assert "took turns" not in made.report({"another": {"sasrec": 1.0}})
+    assert "took turns" not in fabricated.report({"another": {"sasrec": 1.0}})
 
 
-def test_times_of_two_machines_are_not_set_in_proportion(made):
-    made.add("sasrec", 3, machine="another box")
-    made.add("fuxi-beta", 4)
-    text = made.report()
+def test_times_of_two_machines_are_not_set_in_proportion(fabricated):
+    fabricated.add("sasrec", 3, machine="another box")
+    fabricated.add("fuxi-beta", 4)
+    text = fabricated.report()
     assert rows(text, "Table 3")["FuXi-β"][-2] == "–"
     assert rows(text, "Seconds an epoch")["a box; C++"] == ["FuXi-β", "2", "1,234", "5", "–"]
     assert "others may have worked beside them" in text
 
 
-def test_times_of_the_ablations_are_multiples_of_the_papers_baselines(made):
+def test_times_of_the_ablations_are_multiples_of_the_papers_baselines(fabricated):
     for n, system in enumerate(("fuxi-alpha", "fuxi-beta-frab", "fuxi-beta", "fuxi-beta-frab-no-time")):
-        made.add(system, 4, layers=8, epoch_seconds=10.0 - 2 * n)
-    text = made.report()
+        fabricated.add(system, 4, layers=8, epoch_seconds=10.0 - 2 * n)
+    text = fabricated.report()
     assert [row[-2] for row in rows(text, "Table 5").values()][2:] == ["1.000", "0.800", "0.600"]
     found = rows(text, "Table 7")
     assert found["− query-key attention map (FuXi-β)"][-2:] == ["0.750", "0.951"]
     assert found["− temporal attention map"][-2:] == ["0.500", "0.990"]
 
 
-def test_other_depths_than_the_papers_say_so_in_its_column(made):
+def test_other_depths_than_the_papers_say_so_in_its_column(fabricated):
     for layers in (2, 8):
-        made.add("fuxi-beta", 4, layers=layers)
-        made.add("fuxi-beta", 2, layers=layers, temporal="zero")
-    text = made.report()
+        fabricated.add("fuxi-beta", 4, layers=layers)
+        fabricated.add("fuxi-beta", 2, layers=layers, temporal="zero")
+    text = fabricated.report()
     shallow = rows(text, "Table 6: functions of elapsed time, FuXi-β with 2 layers")
     assert shallow["model"][2] == "paper (MovieLens-1M, 8 layers)"
     deep = rows(text, "Table 6: functions of elapsed time, FuXi-β with 8 layers")
@@ -181,46 +182,46 @@ def test_other_depths_than_the_papers_say_so_in_its_column(made):
     assert [row[1] for row in rows(text, "Depth").values()] == ["parameters", "---:", "1,234"]  # FuXi-β's last
 
 
-def test_the_papers_numbers_stand_beside_its_data_set_alone(made):
-    everything(made)
-    text = made.report()
+def test_the_papers_numbers_stand_beside_its_data_set_alone(fabricated):
+    everything(fabricated)
+    text = fabricated.report()
     assert "columns are of the whole MovieLens-1M** (6,041 users, 3,706 items and 1,000,209 interactions)" in text
     assert "## The first 8 users of MovieLens-1M" in text
-    made.runs = [replace(run, dataset=OWN) for run in made.runs]
-    assert "MovieLens" not in made.report() and "Agreement" not in made.report()
+    fabricated.runs = [replace(run, dataset=OWN) for run in fabricated.runs]
+    assert "MovieLens" not in fabricated.report() and "Agreement" not in fabricated.report()
     whole = replace(PART, title="MovieLens-1M", listeners=6040, songs=3883, events=1_000_209)
-    made.runs = [replace(run, dataset=whole) for run in made.runs]
-    assert "only in order" not in made.report() and "its items are the rated ones" in made.report()
+    fabricated.runs = [replace(run, dataset=whole) for run in fabricated.runs]
+    assert "only in order" not in fabricated.report() and "its items are the rated ones" in fabricated.report()
 
 
-def test_the_header_says_where_when_and_how(made):
-    made.add("fuxi-beta", 1, command="fuxi reproduce --table 3", date="2026-11-21")
-    made.add("fuxi-beta", 1, seed=43, command="fuxi reproduce --table 3")
-    made.add("sasrec", 1, command="fuxi reproduce --model sasrec")
-    head = section(made.report(), "The first 8 users")
+def test_the_header_says_where_when_and_how(fabricated):
+    fabricated.add("fuxi-beta", 1, command="fuxi reproduce --table 3", date="2026-11-21")
+    fabricated.add("fuxi-beta", 1, seed=43, command="fuxi reproduce --table 3")
+    fabricated.add("sasrec", 1, command="fuxi reproduce --model sasrec")
+    head = section(fabricated.report(), "The first 8 users")
     assert "- 8 listeners, 100 songs, 800 events; protocol `leave_one_out`" in head
     assert "- a box; kernels C++\n- 3 runs, 2026-11-21 to 2026-11-23" in head
     assert "fuxi reproduce --model sasrec  # 1 run\nfuxi reproduce --table 3       # 2 runs" in head
 
 
-def test_what_knowing_the_time_is_worth_is_a_paired_difference(made):
+def test_what_knowing_the_time_is_worth_is_a_paired_difference(fabricated):
     for seed in (1, 2):
-        made.add("hstu", 8, seed=seed, uses_time=True)
-        made.add("hstu", 0, seed=seed, uses_time=True, condition="previous")
-        made.add("hstu", 3, seed=seed, uses_time=True, condition="permuted")
-    made.add("sasrec", 3)
-    found = rows(made.report(), "Time of the predicted event")
+        fabricated.add("hstu", 8, seed=seed, uses_time=True)
+        fabricated.add("hstu", 0, seed=seed, uses_time=True, condition="previous")
+        fabricated.add("hstu", 3, seed=seed, uses_time=True, condition="permuted")
+    fabricated.add("sasrec", 3)
+    found = rows(fabricated.report(), "Time of the predicted event")
     assert list(found) == ["model", "---", "HSTU †"]
     assert found["HSTU †"][:5] == ["1.0000 ± 0.0000", "0.0000 ± 0.0000", "0.3750 ± 0.0000", "–", "+1.0000"]
     assert found["HSTU †"][5:] == ["+1.0000 to +1.0000", "< .001", "yes", "2, 2"]
-    assert section(made.report(), "Table 3").count("| HSTU †") == 1
-    assert rows(made.report(), "Table 3")["HSTU †"][1] == "**1.0000** ± 0.0000"  # the true condition alone
+    assert section(fabricated.report(), "Table 3").count("| HSTU †") == 1
+    assert rows(fabricated.report(), "Table 3")["HSTU †"][1] == "**1.0000** ± 0.0000"  # the true condition alone
 
 
-def test_pairs_that_are_ordered_otherwise_than_in_the_paper_are_named(made):
+def test_pairs_that_are_ordered_otherwise_than_in_the_paper_are_named(fabricated):
     for system, firsts in (("sasrec", 8), ("llama", 3), ("hstu", 4), ("fuxi-beta", 4), ("markov", 4)):
-        made.add(system, firsts, epochs=101 if system != "hstu" else 31)
-    text = made.report()
+        fabricated.add(system, firsts, epochs=101 if system != "hstu" else 31)
+    text = fabricated.report()
     # In the paper SASRec < LLaMa < HSTU < FuXi-β; here LLaMa < HSTU = FuXi-β < SASRec: 2 as there, 3 not, 1 equal.
     assert rows(text, "Agreement")["Table 3"] == ["NDCG@10", "−0.18", "4", "6", "3", "3"]
     listed = section(text, "Agreement").split("Pairs the other way round:")[1]
@@ -229,42 +230,42 @@ def test_pairs_that_are_ordered_otherwise_than_in_the_paper_are_named(made):
     assert "Below Markov in NDCG@10, which no sequence model should be: LLaMa." in text
 
 
-def test_slices_have_their_own_values_and_counts(made):
-    run = made.add("fuxi-beta", 4)
-    made.runs = [replace(run, metrics=run.metrics | {"later": dict.fromkeys(paper.FIVE, 0.125)})]
-    found = rows(made.report(), "By gap")
+def test_slices_have_their_own_values_and_counts(fabricated):
+    run = fabricated.add("fuxi-beta", 4)
+    fabricated.runs = [replace(run, metrics=run.metrics | {"later": dict.fromkeys(paper.PAPER_METRICS, 0.125)})]
+    found = rows(fabricated.report(), "By gap")
     assert found["model"] == ["all (8)", "later (3)"]
     assert found["FuXi-β"] == ["0.5000", "0.1250"]
 
 
-def test_the_same_setting_and_seed_twice_is_refused(made):
-    made.add("fuxi-beta", 1, name="one")
-    made.add("fuxi-beta", 2, name="two")
+def test_the_same_setting_and_seed_twice_is_refused(fabricated):
+    fabricated.add("fuxi-beta", 1, name="one")
+    fabricated.add("fuxi-beta", 2, name="two")
     with pytest.raises(InputError, match="one and two are the same setting"):
-        made.report()
-    made.runs[1] = replace(made.runs[1], seed=43, dataset=replace(PART, events=801))
+        fabricated.report()
+    fabricated.runs[1] = replace(fabricated.runs[1], seed=43, dataset=replace(PART, events=801))
     with pytest.raises(InputError, match="one and two describe data set 'part' differently"):
-        made.report()
+        fabricated.report()
 
 
-def test_ranks_of_other_listeners_or_of_another_training_are_refused(made):
-    made.add("fuxi-beta", 4, name="one")
-    made.add("sasrec", 4, name="two")
-    made.ranks["two"] = Ranks(np.arange(1, LISTENERS + 1), made.ranks["two"].ranks)
+def test_ranks_of_other_listeners_or_of_another_training_are_refused(fabricated):
+    fabricated.add("fuxi-beta", 4, name="one")
+    fabricated.add("sasrec", 4, name="two")
+    fabricated.ranks["two"] = Ranks(np.arange(1, LISTENERS + 1), fabricated.ranks["two"].ranks)
     with pytest.raises(InputError, match="two and one are of different listeners"):
-        made.report()
-    made.ranks["two"] = Ranks(np.arange(LISTENERS), np.ones(LISTENERS))
-    with pytest.raises(InputError, match=r"two: its ranks give mrr 1\.0000, its file 0\.5002"):
-        made.report()
+        fabricated.report()
+    fabricated.ranks["two"] = Ranks(np.arange(LISTENERS), np.ones(LISTENERS))
+    with pytest.raises(InputError, match=r"two: its ranks give ndcg_10 1\.0000, its file 0\.5000"):
+        fabricated.report()
 
 
-def test_runs_and_ranks_come_back_as_they_were_written(made, tmp_path: Path):
-    curves = Curves([1.0, 60.0], [[0.5, 0.1], [0.0, -0.25]])
-    one = made.add("fuxi-beta", 4, name="b", curves=curves, best_epoch=3, validation=True)
-    two = made.add("bprmf", 1, name="a")
+def test_runs_and_ranks_come_back_as_they_were_written(fabricated, tmp_path: Path):
+    curves = TemporalCurves([1.0, 60.0], [[0.5, 0.1], [0.0, -0.25]])
+    one = fabricated.add("fuxi-beta", 4, name="b", curves=curves, best_epoch=3, validation=True)
+    two = fabricated.add("bprmf", 1, name="a")
     order = np.array([3, 0, 7, 1, 2, 6, 5, 4])
     for run in (one, two):
-        runs.write_ranks(tmp_path / "runs", run.name, order, made.ranks[run.name].ranks[order])
+        runs.write_ranks(tmp_path / "runs", run.name, order, fabricated.ranks[run.name].ranks[order])
         assert not runs.finished(tmp_path / "runs", run.name)
         runs.write(tmp_path / "runs", run)
     assert runs.read(tmp_path / "runs") == [two, one]
@@ -274,7 +275,7 @@ def test_runs_and_ranks_come_back_as_they_were_written(made, tmp_path: Path):
     ]
     ranks_of = runs.ranks_in([tmp_path, tmp_path / "runs"])
     np.testing.assert_array_equal(ranks_of(one).users, np.arange(LISTENERS))
-    np.testing.assert_array_equal(ranks_of(one).ranks, made.ranks["b"].ranks)
+    np.testing.assert_array_equal(ranks_of(one).ranks, fabricated.ranks["b"].ranks)
     text = tables.render(runs.read(tmp_path / "runs"), None, ranks_of)
     assert "FuXi-β (epoch picked on validation: 3) against BPRMF" in text
 
@@ -288,8 +289,8 @@ def test_runs_and_ranks_come_back_as_they_were_written(made, tmp_path: Path):
         ({"dataset": {"name": "x"}}, r"dataset\.title"),
         ({"metrics": {"later": {}}}, r"metrics\.all"),
         ({"metrics": {"all": {"ndcg_10": 0.5}}}, r"metrics\.all\.ndcg_50"),
-        ({"metrics": {"all": dict.fromkeys(paper.FIVE, 1.5)}}, r"metrics\.all\.ndcg_10"),
-        ({"metrics": {"all": dict.fromkeys(paper.FIVE, float("nan"))}}, r"metrics\.all\.ndcg_10"),
+        ({"metrics": {"all": dict.fromkeys(paper.PAPER_METRICS, 1.5)}}, r"metrics\.all\.ndcg_10"),
+        ({"metrics": {"all": dict.fromkeys(paper.PAPER_METRICS, float("nan"))}}, r"metrics\.all\.ndcg_10"),
         ({"listeners": {"all": 8}}, r"listeners\.later"),
         ({"curves": {"seconds": [1, 2], "weights": [[1.0]]}}, r"curves\.weights"),
         ({"date": "yesterday"}, "date"),
@@ -297,15 +298,15 @@ def test_runs_and_ranks_come_back_as_they_were_written(made, tmp_path: Path):
         ({"loss": 1.0}, "loss"),
     ],
 )
-def test_a_damaged_or_foreign_file_is_refused_with_its_name_and_field(made, tmp_path: Path, change, field):
-    path = runs.write(tmp_path, made.add("fuxi-beta", 4, name="one"))
+def test_a_damaged_or_foreign_file_is_refused_with_its_name_and_field(fabricated, tmp_path: Path, change, field):
+    path = runs.write(tmp_path, fabricated.add("fuxi-beta", 4, name="one"))
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match=rf"one\.json is not the file of a run \({field}: "):
         runs.read(tmp_path)
 
 
-def test_a_cut_file_a_missing_field_and_a_missing_folder_are_refused(made, tmp_path: Path):
-    path = runs.write(tmp_path, made.add("fuxi-beta", 4, name="one"))
+def test_a_cut_file_a_missing_field_and_a_missing_folder_are_refused(fabricated, tmp_path: Path):
+    path = runs.write(tmp_path, fabricated.add("fuxi-beta", 4, name="one"))
     whole = json.loads(path.read_text())
     path.write_text(path.read_text()[:100])
     with pytest.raises(InputError, match=r"one\.json is not the file of a run \(Invalid JSON"):
@@ -317,8 +318,8 @@ def test_a_cut_file_a_missing_field_and_a_missing_folder_are_refused(made, tmp_p
         runs.read(tmp_path / "none")
 
 
-def test_ranks_that_are_missing_damaged_or_too_few_are_refused(made, tmp_path: Path):
-    run = made.add("fuxi-beta", 4, name="one")
+def test_ranks_that_are_missing_damaged_or_too_few_are_refused(fabricated, tmp_path: Path):
+    run = fabricated.add("fuxi-beta", 4, name="one")
     with pytest.raises(InputError, match=r"one\.ranks\.parquet holds no ranks"):
         runs.read_ranks(tmp_path, run)
     path = runs.write_ranks(tmp_path, "one", np.arange(5), np.ones(5))
@@ -335,13 +336,13 @@ def test_ranks_that_are_missing_damaged_or_too_few_are_refused(made, tmp_path: P
         runs.read_ranks(tmp_path, run)
 
 
-def test_figures_are_small_pictures_that_the_report_shows(made, tmp_path: Path):
+def test_figures_are_small_pictures_that_the_report_shows(fabricated, tmp_path: Path):
     from PIL import Image
 
-    everything(made)
-    drawn = figures.draw(made.runs, tmp_path)
+    everything(fabricated)
+    drawn = figures.draw(fabricated.runs, tmp_path)
     assert [figure.kind for figure in drawn] == ["systems", "depth", "curves"]
-    text = tables.render(made.runs, None, lambda run: made.ranks[run.name], figures=drawn)
+    text = tables.render(fabricated.runs, None, lambda run: fabricated.ranks[run.name], figures=drawn)
     for figure in drawn:
         path = tmp_path / figure.file
         assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -351,44 +352,44 @@ def test_figures_are_small_pictures_that_the_report_shows(made, tmp_path: Path):
             assert image.width == 960
             assert len(image.getcolors() or []) > 5  # not blank
         assert f"](figures/{figure.file})" in text
-    again = figures.draw(list(reversed(made.runs)), tmp_path / "again")
+    again = figures.draw(list(reversed(fabricated.runs)), tmp_path / "again")
     assert [(tmp_path / "again" / f.file).read_bytes() for f in again] == [
         (tmp_path / f.file).read_bytes() for f in drawn
     ]
 
 
-def test_figures_without_numbers_are_not_drawn(made, tmp_path: Path):
-    made.add("fuxi-beta", 4)
-    assert [figure.kind for figure in figures.draw(made.runs, tmp_path)] == ["systems"]
+def test_figures_without_numbers_are_not_drawn(fabricated, tmp_path: Path):
+    fabricated.add("fuxi-beta", 4)
+    assert [figure.kind for figure in figures.draw(fabricated.runs, tmp_path)] == ["systems"]
     assert figures.draw([], tmp_path) == []
-    assert tables.render([], None, lambda run: made.ranks[run.name]).startswith("# Results")
+    assert tables.render([], None, lambda run: fabricated.ranks[run.name]).startswith("# Results")
 
 
 def test_the_papers_tables_agree_where_they_repeat_each_other():
     for dataset in paper.DATASETS:
-        whole = paper.TABLE_3[dataset]
-        for repeated in (paper.TABLE_5, paper.TABLE_7, paper.TABLE_8):
-            for key, row in repeated[dataset].items():
-                if key in whole:
-                    assert row.metrics.items() <= whole[key].metrics.items(), key
-        large, frab = whole["fuxi-beta", True], paper.TABLE_5[dataset]["fuxi-beta-frab", True]
-        assert paper.TABLE_6[dataset]["pow"].metrics.items() <= large.metrics.items()
-        assert paper.TABLE_7[dataset]["fuxi-beta-frab", True].metrics == frab.metrics
-        assert paper.TABLE_8[dataset]["fuxi-beta", True].time == large.time
+        whole, step, functions, channels, framework = (TABLES[n].numbers[dataset] for n in (3, 5, 6, 7, 8))
+        of_eight_layers = {f"{system}-large": row for table in (channels, framework) for system, row in table.items()}
+        for key, row in (step | of_eight_layers).items():
+            if key in whole:
+                assert row.metrics.items() <= whole[key].metrics.items(), key
+        large, frab = whole["fuxi-beta-large"], step["fuxi-beta-frab-large"]
+        assert functions["fuxi-beta"].metrics.items() <= large.metrics.items()
+        assert channels["fuxi-beta-frab"].metrics == frab.metrics
+        assert framework["fuxi-beta"].time == large.time
         # The sections' text: FuXi-β trains 5.5 % and 10.6 % faster than FuXi-α, the Large one 13.1 % and 27.0 %.
-        for big in (False, True):
-            ours, theirs = whole["fuxi-beta", big].time, whole["fuxi-alpha", big].time
+        for suffix in ("", "-large"):
+            ours, theirs = whole[f"fuxi-beta{suffix}"].time, whole[f"fuxi-alpha{suffix}"].time
             assert ours and theirs
-            assert paper.TABLE_5[dataset]["fuxi-beta", big].time == pytest.approx(ours / theirs, abs=0.002)
+            assert step[f"fuxi-beta{suffix}"].time == pytest.approx(ours / theirs, abs=0.002)
 
 
 def test_numbers_of_the_paper_as_printed():
-    assert paper.TABLE_3["ML-1M"]["sasrec", True].metrics["mrr"] == 0.0186  # a misprint, kept
-    assert paper.TABLE_3["ML-20M"]["fuxi-beta", True].metrics["ndcg_10"] == 0.2117
-    assert paper.TABLE_3["ML-20M"]["bprmf", False].time is None
-    assert paper.TABLE_7["ML-20M"]["fuxi-beta-frab-no-time", True].time == 0.914
-    assert [len(t["ML-20M"]) for t in (paper.TABLE_3, paper.TABLE_5, paper.TABLE_7, paper.TABLE_8)] == [15, 8, 4, 6]
-    assert set(paper.TABLE_6["ML-1M"]) == set(FUNCTIONS)
+    assert TABLES[3].numbers["ML-1M"]["sasrec-large"].metrics["mrr"] == 0.0186  # a misprint, kept
+    assert TABLES[3].numbers["ML-20M"]["fuxi-beta-large"].metrics["ndcg_10"] == 0.2117
+    assert TABLES[3].numbers["ML-20M"]["bprmf"].time is None
+    assert TABLES[7].numbers["ML-20M"]["fuxi-beta-frab-no-time"].time == 0.914
+    assert [len(TABLES[n].numbers["ML-20M"]) for n in (3, 5, 7, 8)] == [15, 8, 4, 6]
+    assert {TABLES[6].labels[key] for key in TABLES[6].numbers["ML-1M"]} == set(get_args(TemporalName))
     sums = {  # of all numbers of MovieLens-1M and of MovieLens-20M, added up from the paper's text
         3: (32.0458, 31.7399),
         5: (19.8249, 19.9321),
@@ -397,29 +398,38 @@ def test_numbers_of_the_paper_as_printed():
         8: (11.3713, 11.4671),
     }
     for number, expected in sums.items():
-        printed = getattr(paper, f"TABLE_{number}")
-        found = [sum(sum(r.metrics.values()) + (r.time or 0) for r in printed[d].values()) for d in paper.DATASETS]
+        rows = [TABLES[number].numbers[dataset].values() for dataset in paper.DATASETS]
+        found = [sum(sum(row.metrics.values()) + (row.time or 0) for row in of_dataset) for of_dataset in rows]
         assert found == pytest.approx(expected, abs=1e-6)
-    assert paper.paper_counts("ML-20M").interactions == 20_000_263
+    assert paper.COUNTS["ML-20M"].interactions == 20_000_263
 
 
-def test_a_system_that_is_not_the_papers_comes_last_under_its_own_name(made):
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: str(table.number))
+def test_a_table_shows_what_is_trained_for_it(table):
+    assert set(table.systems) <= set(table.rows)
+    assert {name for pair in table.pairs for name in pair} - {paper.EVERY_OTHER} <= set(table.rows)
+    assert table.own <= set(table.rows) and set(table.labels) <= set(table.rows)
+    for dataset in paper.DATASETS:
+        assert {name.removesuffix("-large") for name in table.numbers[dataset]} <= set(table.systems)
+
+
+def test_a_system_that_is_not_the_papers_comes_last_under_its_own_name(fabricated):
     for n, system in enumerate(("sasrec", "decayed-mean", "fuxi-beta")):
-        made.add(system, n + 2)
-        made.add(system, n + 3, layers=4)
-    found = rows(made.report(), "Table 3: all systems")
+        fabricated.add(system, n + 2)
+        fabricated.add(system, n + 3, layers=4)
+    found = rows(fabricated.report(), "Table 3: all systems")
     assert list(found)[2:] == ["SASRec", "FuXi-β", "decayed-mean"]
-    assert "decayed-mean (4 layers)" in made.report()
+    assert "decayed-mean (4 layers)" in fabricated.report()
 
 
-def test_ranks_are_found_where_two_data_sets_have_runs_of_one_name(made, tmp_path: Path):
+def test_ranks_are_found_where_two_data_sets_have_runs_of_one_name(fabricated, tmp_path: Path):
     folders = [tmp_path / "one", tmp_path / "other"]
     written = []
     for n, folder in enumerate(folders):
         folder.mkdir()
         dataset = dataclasses.replace(PART, name=f"part-{n}")
-        run = made.add("sasrec", n + 2, name="sasrec-L2-e101-s42", dataset=dataset)
-        ranks = made.ranks[run.name]
+        run = fabricated.add("sasrec", n + 2, name="sasrec-L2-e101-s42", dataset=dataset)
+        ranks = fabricated.ranks[run.name]
         runs.write_ranks(folder, run.name, ranks.users, ranks.ranks)
         runs.write(folder, run)
         written.append((run, ranks))

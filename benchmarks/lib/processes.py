@@ -1,12 +1,12 @@
-"""What a command costs: wall time, processor time, memory and disk of the process and everything it started.
+"""What a command costs: wall time, processor time, memory and disk of the process and all its descendants.
 
-A contestant starts processes that start others (Python, a JVM, Python workers), some of which outlive the one that was
-started. This process adopts such orphans (`PR_SET_CHILD_SUBREAPER`) and collects every descendant; the kernel then
-tells the exact processor time of each together with that of the children it collected itself.
+A contestant starts processes that start others (Python, a JVM, Python workers), and some outlive their parent. This
+process adopts such orphans (`PR_SET_CHILD_SUBREAPER`) and waits for every descendant; the kernel then reports the exact
+processor time of each, together with that of the children that it waited for itself.
 
-One kind is in nobody's account: children of a process that ignores SIGCHLD, as PySpark's daemon does, whose workers do
-nearly all the work. Their time is sampled while they live, to the last sample before they end. They end idle, so that
-nothing is missing. Elsewhere than on Linux neither orphans nor these are counted.
+The kernel drops the time of children whose parent ignores SIGCHLD, as PySpark's daemon does, and its workers do nearly
+all the work. Their time is sampled while they live. They are idle when they end, so the last sample misses nothing.
+On other systems than Linux neither orphans nor these are counted.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _ORPHANS_END_S = 30.0
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command and all its descendants used."""
+    """Resources that a command and all its descendants used."""
 
     returncode: int
     wall_s: float  # from the start of the process to its end
@@ -45,9 +45,9 @@ class Cost:
 def run(
     command: Sequence[str], *, folder: Path, environment: Mapping[str, str] | None = None, sample_s: float = SAMPLE_S
 ) -> Cost:
-    """Run a command and measure it. `folder`: where it writes; its size is sampled.
+    """Run a command and measure it. folder: the one it writes to, whose size is sampled.
 
-    Children that this process has already are left alone; it may start no others meanwhile.
+    Children that this process already has are not counted; it must start no others meanwhile.
     """
     _adopt_orphans(True)
     try:
@@ -78,7 +78,7 @@ def _run(command: Sequence[str], folder: Path, environment: Mapping[str, str], s
 
 
 def tree_cpu_s() -> float:
-    """Processor seconds so far of this process and its living descendants, and of those that they have collected."""
+    """Processor seconds so far of this process, its living descendants, and the children they have waited for."""
     total = sum(os.times()[:4])
     for process in psutil.Process().children(recursive=True):
         try:
@@ -94,7 +94,7 @@ def available_cores() -> int:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Size of all files below a folder; files that vanish meanwhile count nothing."""
+    """Bytes of all files below a folder. Files that vanish meanwhile are not counted."""
     total, pending = 0, [str(folder)]
     while pending:
         try:
@@ -110,7 +110,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 class _Sampler:
-    """Watches the descendants of this process, but those it had before, and a folder, while the block runs."""
+    """Samples the descendants that this process gets within the block, and the size of a folder."""
 
     def __init__(self, folder: Path, interval_s: float):
         self.memory_bytes = self.disk_bytes = 0
@@ -131,13 +131,13 @@ class _Sampler:
         self._sample()
 
     def collect_orphans(self) -> float:
-        """Wait for what is still there; processor seconds of it and of those that nobody collects."""
+        """Wait for the remaining descendants. Returns their processor seconds, and those that were sampled."""
         total, deadline = 0.0, time.monotonic() + _ORPHANS_END_S
         while self._children():
             pid, _, usage = os.wait4(-1, os.WNOHANG)
             if pid and pid not in self._others:
                 total += usage.ru_utime + usage.ru_stime
-                self._uncollected.pop(pid, None)  # its parent ended first: now it is collected after all
+                self._uncollected.pop(pid, None)  # its parent ended first, so the kernel did report it
             elif time.monotonic() > deadline:
                 raise RuntimeError(f"processes of the contestant are there {_ORPHANS_END_S:.0f} s after its end")
             else:
@@ -145,12 +145,12 @@ class _Sampler:
         return total + sum(self._uncollected.values())
 
     def transferred(self) -> tuple[int, int]:
-        """Bytes read and written by children whose parent ignores SIGCHLD."""
+        """Bytes read and written by children whose parent ignores SIGCHLD: PySpark's workers."""
         pairs = list(self._transferred.values())
         return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
 
     def kill(self) -> None:
-        """End all that was started, when the measurement is given up."""
+        """Kill every descendant, when the measurement is aborted."""
         for child in self._children():
             for process in [*_descendants(child), child]:
                 with contextlib.suppress(psutil.Error):
@@ -189,13 +189,13 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _memory(process: psutil.Process) -> int:
-    """Proportional set size where the system tells it (shared pages count once), else resident set size."""
+    """Proportional set size (shared pages count once) where the system has it, else resident set size."""
     info = process.memory_full_info()
     return getattr(info, "pss", info.rss)
 
 
 def _ignores_children(pid: int) -> bool:
-    """Whether a process ignores SIGCHLD: then its children's times are added to nobody's."""
+    """Whether a process ignores SIGCHLD: then the kernel drops its children's times."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

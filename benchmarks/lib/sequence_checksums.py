@@ -1,6 +1,6 @@
-"""What sequence shards hold, in a few numbers that do not depend on bucket, file or order of files.
+"""Checksums of sequence shards that do not depend on buckets, files or their order.
 
-One reader for whatever wrote the shards; it also refuses shards that are not in order.
+One reader for the shards of every engine; it refuses shards that are not sorted.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,13 +27,13 @@ class Checksums:
     heard_before: int  # sum of a mix of (user, item_id), mod 2^61
 
     def differences(self, other: "Checksums") -> list[str]:
-        """Each number in which two differ, in words."""
+        """A text for each number in which two differ."""
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__)
         return [f"{name} {ours} and {theirs}" for name, ours, theirs in pairs if ours != theirs]
 
 
 def checksums(tables: Iterable[pa.Table], songs: pa.Table, *, session_gap_s: int) -> Checksums:
-    """Read all histories. songs: item_id, item_index.
+    """The checksums of all histories. songs: columns item_id, item_index.
 
     Raises ValueError if a listener occurs twice, events are not ascending by (timestamp, item_index) and distinct,
     num_events is wrong, or a session is not cut where the pause is longer than `session_gap_s`.
@@ -47,16 +47,16 @@ def checksums(tables: Iterable[pa.Table], songs: pa.Table, *, session_gap_s: int
         users.append(table["user_id"].to_numpy())
         for user, columns in _flat(table):
             total += _sums(user, columns, item_of, heard_songs, session_gap_s)
-    everybody = np.concatenate(users) if users else np.zeros(0, np.int64)
-    if len(np.unique(everybody)) != len(everybody):
-        raise ValueError(f"{len(everybody) - len(np.unique(everybody))} listeners occur more than once")
+    listeners = np.concatenate(users) if users else np.zeros(0, np.int64)
+    if repeated := len(listeners) - len(np.unique(listeners)):
+        raise ValueError(f"{repeated} listeners occur more than once")
     events, plays, session, sessions, heard = (int(number) for number in total)
     mask = 2**_MODULUS_BITS - 1
-    return Checksums(len(everybody), events, plays & mask, session, sessions, int(heard_songs.sum()), heard & mask)
+    return Checksums(len(listeners), events, plays & mask, session, sessions, int(heard_songs.sum()), heard & mask)
 
 
 def _flat(table: pa.Table) -> Iterator[tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]]:
-    """user_id, and for every list column its values and offsets; about a million events at a time."""
+    """user_id, and the values and offsets of every list column; about a million events at a time."""
     for batch in table.to_batches(max_chunksize=16_384):
         columns = {}
         for name in ("item_index", "timestamp", "session_index", "heard_before"):

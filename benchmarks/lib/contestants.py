@@ -1,7 +1,7 @@
 """Play logs to sequence shards, by our stage, by DuckDB and by Polars: the same work, each as fast as we could make it.
 
-`python -m benchmarks.contestants NAME WORK.json` runs one in a fresh process and prints a JSON line: the clock and the
-processor seconds when it was ready to begin, and of ours what Spark's tasks used.
+`python -m benchmarks.lib.contestants NAME WORK.json` runs one contestant. Its last line is JSON: the Unix time and the
+processor seconds at which it was ready to begin, and for ours the processor seconds of Spark's tasks.
 
 The work: read all days; drop rows with a null or with a time outside [landing day - 60 days, landing day + 1 day); drop
 repeated (listener, time, song); number the songs 1..V by item_id; order each listener's events by (time, song number);
@@ -27,19 +27,22 @@ than comparing neighbours; so was Polars' sort of a bucket's plays compared with
 import datetime as dt
 import json
 import os
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.processes import tree_cpu_s
+from benchmarks.lib import industrial_logs, processes
 from pipelines.calendar import DAY_SECONDS
 
 MAX_HISTORY = 2000
@@ -51,10 +54,10 @@ ZSTD_LEVEL = 1
 
 @dataclass(frozen=True)
 class Work:
-    """What a contestant is asked to do."""
+    """A contestant's input, output folder and limits."""
 
     logs: str  # folder with ds=YYYY-MM-DD/*.parquet
-    folder: str  # its own: output/, temp/ and, for ours, workspace/
+    folder: str  # of this run alone: output/, temp/ and, for ours, workspace/
     ds: str  # the day after the newest landing day
     buckets: int
     cores: int
@@ -76,7 +79,7 @@ class Work:
 
 
 Start = Callable[[Work], Callable[[], object]]
-"""Imports an engine and starts it; what it returns does the work."""
+"""Imports an engine and starts it. Returns the function that does the work."""
 
 
 def ours(work: Work) -> Callable[[], object]:
@@ -184,7 +187,7 @@ def _duckdb_valid(work: Work) -> str:
 
 
 def _duckdb_songs(database: Any, work: Work) -> int:
-    """Number the songs and write the numbers; returns the bits that the largest needs."""
+    """Number the songs and write the numbers. Returns how many bits the largest number has."""
     database.execute(f"""
         CREATE TABLE songs AS SELECT item_id, row_number() OVER (ORDER BY item_id)::INTEGER AS item_index
         FROM (SELECT DISTINCT item_id FROM ({_duckdb_valid(work)}))""")
@@ -235,7 +238,7 @@ def polars_partitioned(work: Work) -> Callable[[], object]:
 
         def write(bucket: int) -> None:
             if not (parts / f"bucket={bucket}").exists():
-                return  # nobody is in it
+                return  # no listener falls into it
             plays = pl.scan_parquet(f"{parts}/bucket={bucket}/*.parquet", hive_partitioning=False)
             lists = plays.group_by("user_id").agg("key").with_columns(pl.col("key").list.sort()).sort("user_id")
             histories = _polars_histories(pl, lists.explode("key").collect(), bits)
@@ -322,7 +325,7 @@ CONTESTANTS: dict[str, Start] = {
 
 
 def songs_of(name: str, work: Work) -> pa.Table:
-    """(item_id, item_index) as a contestant numbered the songs."""
+    """A contestant's vocabulary: columns item_id, item_index."""
     if name != "ours":
         return pq.read_table(work.output / "songs.parquet")
     from pipelines.histories import vocabulary
@@ -331,7 +334,7 @@ def songs_of(name: str, work: Work) -> pa.Table:
 
 
 def histories_of(name: str, work: Work) -> Iterator[pa.Table]:
-    """What a contestant wrote, some listeners at a time; the tables of a bucket follow each other."""
+    """The histories that a contestant wrote, a row group at a time, bucket after bucket."""
     if name != "ours":
         for file in sorted(work.output.glob("bucket-*.parquet")):
             source = pq.ParquetFile(file)
@@ -346,7 +349,7 @@ def histories_of(name: str, work: Work) -> Iterator[pa.Table]:
 
 
 def output_folder(name: str, work: Work) -> Path:
-    """Where a contestant's finished files are."""
+    """The folder of a contestant's finished files."""
     return Path(work.folder, "workspace", "sequences") if name == "ours" else work.output
 
 
@@ -357,18 +360,47 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: work.cores])
     build = CONTESTANTS[name](work)
-    ready = {"at": time.time(), "cpu_s": tree_cpu_s()}
+    ready = {"at": time.time(), "cpu_s": processes.tree_cpu_s()}
     result = build()
     print(json.dumps({**ready, "task_cpu_s": result["task_cpu_s"] if isinstance(result, dict) else None}), flush=True)
 
 
-def start(name: str, work: Work) -> list[str]:
-    """The command that runs a contestant; prepares its folder."""
+@dataclass(frozen=True)
+class StageRun:
+    """What one contestant cost in a process of its own, and how much of that was its start."""
+
+    cost: processes.Cost
+    ready_s: float  # from the start of the process to the beginning of the work
+    ready_cpu_s: float
+    task_cpu_s: float | None  # processor seconds of the Python code of Spark's tasks; None for other engines
+
+
+def run_in_process(name: str, work: Work) -> StageRun:
+    """Run a contestant in a fresh process, its logs in the page cache. Raises RuntimeError if it fails."""
     for folder in (work.output, work.temp):
         folder.mkdir(parents=True, exist_ok=True)
     file = Path(work.folder, "work.json")
     file.write_text(json.dumps(asdict(work)))
-    return [sys.executable, "-m", "benchmarks.contestants", name, str(file)]
+    industrial_logs.into_page_cache(Path(work.logs))
+    started = time.time()
+    cost = processes.run(
+        [sys.executable, "-m", "benchmarks.lib.contestants", name, str(file)],
+        folder=Path(work.folder),
+        environment={"TMPDIR": str(work.temp), "JAVA_TOOL_OPTIONS": f"-Djava.io.tmpdir={work.temp}"},
+    )
+    if cost.returncode:
+        raise RuntimeError(f"{name} ended with {cost.returncode}:\n{cost.output[-4000:]}")
+    shutil.rmtree(work.temp, ignore_errors=True)
+    ready = json.loads(cost.output.splitlines()[-1])
+    return StageRun(cost, ready["at"] - started, ready["cpu_s"], ready["task_cpu_s"])
+
+
+def versions() -> str:
+    """Versions of the engines and the memory of this machine, for a table's caption."""
+    engines = ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("pyspark", "pyarrow", "numpy", "duckdb", "polars")
+    )
+    return f"{psutil.virtual_memory().total / 1e9:.0f} GB memory, {engines}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """FuXi-beta written straight from the paper on padded batches: the baseline of the benchmarks.
 
-Every listener is padded to N, both maps are made anew in every layer with `pow`, and the loss gathers and normalises
-the rows of each position's negatives, for positions of padding too. Plain, not slowed down on purpose: one fused
-AdamW, no anomaly detection.
+Every listener is padded to N, both maps are computed in every layer with `pow`, and the loss gathers and normalises
+the rows of each position's negatives, for positions of padding too. It is plain and not slowed down on purpose: one
+fused AdamW, no anomaly detection.
 
 Shapes: `B` listeners, `N` padded length, `D` width, `K` negatives.
 """

@@ -26,11 +26,11 @@ def ceiling(
     """Metrics of the oracle under `next_day` for serving day `ds`, on the listeners `fuxi evaluate` uses.
 
     workspace: holds the sequences of `ds`, built from the synthetic logs in `logs` (the folder with `plays/`).
-    knows: see `pipelines.synthetic.ceiling.oracle_probabilities`. Returns listeners and, for each k of `at`, hr_k,
-    recall_k and ndcg_k.
+    knows: see `pipelines.synthetic.ceiling.oracle_probabilities`. Returns listeners and every
+    registered metric of lists at the cut-offs `at`.
     """
     from fuxi_beta.config import TrainConfig
-    from fuxi_beta.evaluation.metrics import list_metrics
+    from fuxi_beta.evaluation.metrics import RankedLists, list_metrics
     from fuxi_beta.evaluation.next_day import NextDayCases
     from jobs.stages.evaluate import known_songs
 
@@ -55,7 +55,8 @@ def ceiling(
     )
     hits = np.array([np.isin(row, wanted) for row, wanted in zip(lists, truth, strict=True)])
     relevant = np.array([len(wanted) for wanted in truth])
-    means = {name: float(values.mean()) for name, values in list_metrics(hits, relevant, at).items()}
+    ranked = RankedLists(lists, hits, relevant, heard=np.zeros_like(hits))  # the oracle leaves out heard songs
+    means = {name: float(values.mean()) for name, values in list_metrics(ranked, at).items()}
     return {"listeners": len(users), "knows": knows, **means}
 
 

@@ -1,6 +1,6 @@
-"""Shards of listeners like those of the published industrial data set, for what reads and trains.
+"""Shards of listeners like those of the published industrial data set, for benchmarks that read and train.
 
-19,252,028 listeners played 234,488 songs 1,023,711,774 times, 53 times each on average.
+In the data set 19,252,028 listeners played 234,488 songs 1,023,711,774 times, 53 plays a listener on average.
 """
 
 import datetime as dt
@@ -22,7 +22,7 @@ FILES = 16
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of it there shall be."""
+    """How many listeners are generated, and what their histories look like."""
 
     listeners: int
     songs: int = SONGS

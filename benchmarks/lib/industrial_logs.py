@@ -1,9 +1,13 @@
-"""Industrial logs for the benchmarks, made once into a folder: 25 landing days and a hundredth of dirt."""
+"""Synthetic industrial logs, written once into a folder: 25 landing days, one row in a hundred invalid or repeated."""
 
+import contextlib
 import datetime as dt
 import json
+import math
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +34,10 @@ def serving_day(logs: Path) -> str:
 
 
 def logs_of(root: Path, *, events: int, workers: int) -> Path:
-    """The logs of a size below `root`, made now if they are not there; returns the folder of the landing days.
+    """Write the logs of a size below `root` unless they exist. Returns the folder of the landing days.
 
-    Half a percent of the plays of a day come again; a quarter each have no song or lie ten days in the future.
+    Half a percent of the plays of a day are repeated; a quarter of a percent each have no song, or lie ten days in the
+    future.
     """
     folder = root / f"{PRESET}-{events}"
     done = folder / "complete.json"
@@ -52,7 +57,7 @@ def rows_in(logs: Path) -> int:
 
 
 def into_page_cache(logs: Path) -> None:
-    """Read every file once, and let pending writes of whoever ran before reach the disk."""
+    """Read every file once, after pending writes of the run before have reached the disk."""
     os.sync()
     for file in logs.rglob("*.parquet"):
         with file.open("rb") as stream:
@@ -72,7 +77,7 @@ def check_space(folder: Path, needed: int, purpose: str) -> None:
 
 
 def _add_dirt(day: Path) -> None:
-    """One more file a day: plays that come again, plays without a song, plays from the future."""
+    """Write one more file for a day: repeated plays, plays without a song, plays from the future."""
     table = pq.ParquetFile(sorted(day.glob("part-*.parquet"))[0]).read_row_group(0)
     count = sum(pq.ParquetFile(file).metadata.num_rows for file in day.glob("part-*.parquet")) // 400
     rng = np.random.default_rng(int(day.name.replace("ds=", "").replace("-", "")))
@@ -83,3 +88,24 @@ def _add_dirt(day: Path) -> None:
     future = rows.slice(3 * count)
     future = future.set_column(2, future.schema.field(2), pa.array(future["timestamp"].to_numpy() + 10 * DAY_SECONDS))
     pq.write_table(pa.concat_tables([again, nameless, future]), day / "part-99999-dirt.parquet", compression="zstd")
+
+
+EVENTS_A_BUCKET = 500_000
+
+
+FEWEST_BUCKETS = 8
+
+
+def buckets_for(events: int) -> int:
+    """A power of two with about half a million events a bucket: 8 for 3M, 256 for 100M."""
+    return max(2 ** math.ceil(math.log2(events / EVENTS_A_BUCKET)), FEWEST_BUCKETS)
+
+
+@contextlib.contextmanager
+def folder_for(data: str | None) -> Iterator[Path]:
+    """The folder for logs: the given one, which is kept, or a temporary one."""
+    if data:
+        yield Path(data)
+        return
+    with tempfile.TemporaryDirectory(prefix="sessionize-logs-") as folder:
+        yield Path(folder)

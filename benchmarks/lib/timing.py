@@ -1,8 +1,9 @@
-"""Fair timing: contestants take turns in one process, so that a machine's moods hit all of them alike."""
+"""Timing by turns: contestants alternate in one process, so that other load on the machine affects all alike."""
 
 import gc
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from jobs.runtime import machine
 
 @dataclass(frozen=True)
 class Row:
-    """Ours against the baseline in one case; every number of a contestant is one round's, in `unit`."""
+    """Ours against the baseline in one case; a number a round, in `unit`."""
 
     case: str
     ours: list[float]
@@ -26,7 +27,7 @@ class Row:
 
     @property
     def speedup(self) -> float:
-        """How many times better ours is, by medians."""
+        """How many times better ours is, by medians over rounds."""
         ours, baseline = statistics.median(self.ours), statistics.median(self.baseline)
         return ours / baseline if self.higher_is_better else baseline / ours
 
@@ -34,7 +35,7 @@ class Row:
 def interleaved(
     contestants: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call, a list for each contestant: each once a round, `warm_up` rounds not counted."""
+    """Call each contestant once a round. Returns its milliseconds in every round after `warm_up`."""
     found: dict[str, list[float]] = {name: [] for name in contestants}
     for round_number in range(-warm_up, rounds):
         for name, call in contestants.items():
@@ -48,7 +49,7 @@ def interleaved(
 
 
 def spread(values: list[float]) -> float:
-    """Distance between the quartiles."""
+    """Interquartile range; 0 below two values."""
     if len(values) < 2:
         return 0.0
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -60,7 +61,7 @@ def _short(value: float) -> str:
 
 
 def report(benchmark: str, rows: list[Row], *, ours: str, baseline: str, about: str = "") -> None:
-    """Print one table, and as the last line one JSON object. about: what else the numbers depend on."""
+    """Print one table, and as the last line one JSON object. about: added to the description of the machine."""
     described = ", ".join(filter(None, [machine.describe(), about]))
     table = Table(title=benchmark, caption=described, caption_justify="left")
     table.add_column("case")
@@ -85,3 +86,8 @@ def report(benchmark: str, rows: list[Row], *, ours: str, baseline: str, about: 
         for row in rows
     ]
     print(json.dumps({"benchmark": benchmark, "machine": described, "rows": lines}))
+
+
+def say(text: str) -> None:
+    """Print a line of progress on standard error."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

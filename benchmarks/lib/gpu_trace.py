@@ -1,4 +1,4 @@
-"""What a GPU does during a call, and whether its host waits for it: from torch.profiler and CUDA's own watch."""
+"""What a GPU does during a call, and whether its host waits for it: by torch.profiler and CUDA's sync debug mode."""
 
 import json
 import tempfile
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KERNELS, OPERATORS = "kernel", "cpu_op"
-"""Categories of a trace's events; without a GPU there are only operators."""
+"""Categories of a trace's events. Without a GPU a trace has operators alone."""
 
 
 class Kernel(NamedTuple):
@@ -30,13 +30,13 @@ class Summary(NamedTuple):
 
     computing: float  # share of the time from the first kernel to the last in which at least one ran
     busy_ms: float  # a step, in which at least one ran
-    wall_ms: float  # a step; a profiler slows down whoever launches
-    kernels: list[Kernel]  # those that take most first
+    wall_ms: float  # a step; a profiler slows down launches
+    kernels: list[Kernel]  # by time, the longest first
     waits: dict[str, float]  # calls a step by which the host waited, by name
 
 
 def union(intervals: Iterable[tuple[float, float]]) -> float:
-    """Time covered by intervals (start, end), each moment counted once."""
+    """Length of the union of intervals (start, end)."""
     covered, until = 0.0, -float("inf")
     for start, end in sorted(intervals):
         covered += max(0.0, end - max(start, until))
@@ -45,7 +45,7 @@ def union(intervals: Iterable[tuple[float, float]]) -> float:
 
 
 def summary(events: Sequence[dict[str, Any]], *, steps: int, category: str = KERNELS) -> Summary:
-    """Adds up the events of a category. events: of a Chrome trace, in microseconds. ValueError where there is none."""
+    """Sum up the events of a category. events: of a Chrome trace, in microseconds. ValueError if it has none."""
     found = [event for event in events if event.get("cat") == category and event.get("ph") == "X"]
     if not found:
         raise ValueError(f"the trace has no event of category {category!r}: is another profiler at work?")
@@ -69,7 +69,7 @@ def summary(events: Sequence[dict[str, Any]], *, steps: int, category: str = KER
 
 
 def _waits(events: Sequence[dict[str, Any]]) -> Counter[str]:
-    """The host's waiting calls, but for that of a whole device, with which `traced` and the profiler end."""
+    """The host's synchronizing calls by name, without those of a whole device: `traced` and the profiler make them."""
     names = (event["name"] for event in events if event.get("cat") in {"cuda_runtime", "cuda_driver"})
     return Counter(name for name in names if "Synchronize" in name and "Device" not in name)
 
@@ -89,11 +89,11 @@ def traced(call: Callable[[], object], *, device: str = "cuda") -> list[dict[str
 
 
 def wait_in(call: Callable[[], object]) -> str:
-    """Where the call first waited for the GPU without saying so, empty if it never did.
+    """The line at which a call first synchronizes implicitly with the GPU; empty if it never does.
 
-    CUDA's watch sees copies to and from memory that is not page-locked and most questions for a number, but nothing in
-    `torch.sparse`: `Summary.waits` does. Waiting for an event, which is how the loop reads results of steps that are
-    long done, is in the latter alone.
+    CUDA's sync debug mode reports copies to and from pageable memory and most reads of a number, but nothing in
+    `torch.sparse`; `Summary.waits` has those too. Waiting for an event, by which the training loop reads the results of
+    steps that are long done, is in `Summary.waits` alone.
     """
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
@@ -109,7 +109,7 @@ def wait_in(call: Callable[[], object]) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """Our innermost line that an error came through."""
+    """The innermost line of this repository in an error's traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT) and ".venv" not in frame.filename]
     frame = (ours or list(frames))[-1]

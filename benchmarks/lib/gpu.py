@@ -1,6 +1,6 @@
-"""What benchmarks on a GPU share: timing by CUDA events, tables, and what to print where there is no GPU.
+"""Timing by CUDA events, tables, and the output where there is no GPU.
 
-Whoever names the device "cpu" gets the same flow timed by the clock: so tests run a benchmark where no GPU is.
+With device "cpu" the same code is timed by the clock, so that tests run a GPU benchmark on a machine without one.
 """
 
 import gc
@@ -14,14 +14,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import timing
+from benchmarks.lib import timing
 from jobs.runtime import machine
 
 Result = TypeVar("Result")
 
 
 def nothing_to_measure(benchmark: str) -> bool:
-    """Whether there is no GPU; says so, and prints the JSON line without rows."""
+    """Whether there is no GPU. Then prints that, and the JSON line without rows."""
     if torch.cuda.is_available():
         return False
     print(f"{benchmark}: no GPU here, so nothing was measured")
@@ -30,7 +30,7 @@ def nothing_to_measure(benchmark: str) -> bool:
 
 
 def first_results(contestants: Mapping[str, Callable[[], Result]], *, needed: str) -> dict[str, Result]:
-    """What each returns when called once. A contestant that fails is left out with a word, but for `needed`."""
+    """Call each contestant once. One that fails is printed and left out, unless it is `needed`: that raises."""
     found = {}
     for name, call in contestants.items():
         try:
@@ -45,7 +45,7 @@ def first_results(contestants: Mapping[str, Callable[[], Result]], *, needed: st
 def interleaved(
     contestants: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 2, device: str = "cuda"
 ) -> dict[str, list[float]]:
-    """Milliseconds on the GPU of each call, as `benchmarks.timing.interleaved`: each once a round, between events."""
+    """`timing.interleaved` by CUDA events: milliseconds on the GPU of each call, a list for each contestant."""
     if device != "cuda":
         return timing.interleaved(contestants, rounds=rounds, warm_up=warm_up)
     found: dict[str, list[float]] = {name: [] for name in contestants}
@@ -64,7 +64,7 @@ def interleaved(
 
 
 class Limits(NamedTuple):
-    """What a card was measured to do at best."""
+    """The measured peak rates of a GPU."""
 
     bandwidth: float  # bytes a second of a copy within its memory, read and written
     matrix_rate: float  # operations a second of a large product in bf16
@@ -74,7 +74,7 @@ class Limits(NamedTuple):
 
 
 def limits(*, copied: int = 1 << 30, size: int = 8192, device: str = "cuda") -> Limits:
-    """Measures them. copied: bytes; size: rows and columns of the product's operands."""
+    """Measure the peak rates. copied: bytes; size: rows and columns of the product's operands."""
     source = torch.empty(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     operand = torch.randn(size, size, device=device).bfloat16()
@@ -86,13 +86,13 @@ def limits(*, copied: int = 1 << 30, size: int = 8192, device: str = "cuda") -> 
 
 
 def synchronize(device: str) -> None:
-    """Wait until a GPU has done what was launched."""
+    """Wait until the GPU has finished what was launched; nothing on a CPU."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def peak_bytes(call: Callable[[], object], *, device: str) -> float:
-    """The most memory of a GPU that a call held at once beyond what was there before; not a number on a CPU."""
+    """Peak GPU memory of a call beyond what was allocated before it. NaN on a CPU."""
     if device != "cuda":
         return float("nan")
     torch.cuda.synchronize()
@@ -104,7 +104,7 @@ def peak_bytes(call: Callable[[], object], *, device: str) -> float:
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[tuple]) -> None:
-    """A table of numbers and words."""
+    """Print a table of numbers and words."""
     table = Table(title=title)
     for place, column in enumerate(columns):
         words = any(isinstance(row[place], str) for row in rows)
@@ -115,7 +115,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[tuple]) -> None:
 
 
 def json_line(benchmark: str, machine: str, **tables: Sequence[Any]) -> str:
-    """What a benchmark prints last. tables: named tuples; what is not a number becomes null."""
+    """The last line of a benchmark's output. tables: rows as named tuples; NaN becomes null."""
     return json.dumps(
         {"benchmark": benchmark, "machine": machine, **{k: list(map(_record, v)) for k, v in tables.items()}}
     )
