@@ -39,8 +39,8 @@ def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     slugs: list[str] = []
     for title in re.findall(r"^#+ (.*)", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M):
-        title = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title).replace("`", "")
-        slug = re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title).replace("`", "")
+        slug = re.sub(r"[^\w\- ]", "", words.strip().lower()).replace(" ", "-")
         slugs.append(f"{slug}-{slugs.count(slug)}" if slug in slugs else slug)
     return set(slugs)
 
