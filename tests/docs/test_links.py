@@ -58,7 +58,7 @@ def broken_links(page: Path, text: str) -> list[str]:
 def missing_paths(text: str) -> list[str]:
     """Paths from the root of the repository that are not there; patterns, placeholders and example files left out."""
     found = re.findall(rf"(?<![\w/.=:-])((?:{'|'.join(FOLDERS)})/[\w./*{{}}<>-]*)", text)
-    examples = re.findall(r"For example,? `([^`]+)`", text)
+    examples = re.findall(r"For example,?\s+`([^`]+)`", text)
     paths = {path.rstrip(".-") for path in found if not re.search(r"[*{}<>]|\b[A-Z]{2,}\b", path)}
     return sorted(path for path in paths - set(examples) if not (ROOT / path).exists())
 
