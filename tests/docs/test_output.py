@@ -56,7 +56,7 @@ def tables_of_columns(section: str) -> list[list[list[str]]]:
 @pytest.mark.parametrize(("section", "number"), WITH_IDS, ids=str)
 def test_the_columns_are_those_of_the_schema(section: str, number: int) -> None:
     rows = tables_of_columns(section)[number]
-    assert [(name.strip("`"), kind) for name, kind, *_ in rows] == columns_of(WITH_IDS[section, number])
+    assert [(name.strip("`"), kind.strip("`")) for name, kind, *_ in rows] == columns_of(WITH_IDS[section, number])
     required = {field.name for field in WITH_IDS[section, number]("int64") if not field.nullable}
     assert required <= {name.strip("`") for name, _, null, *_ in rows if null == "never"}
 
