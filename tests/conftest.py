@@ -1,5 +1,7 @@
-"""Shared engines for the tests: one Spark session, one Ray instance, one S3 server, all on loopback."""
+"""What tests share: one Spark session, one Ray instance, one S3 server, all on loopback; two serving days."""
 
+import datetime as dt
+import json
 import os
 import socket
 import subprocess
@@ -7,7 +9,9 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -106,3 +110,95 @@ def make_batch() -> Callable[..., "Batch"]:
         return Batch(**{name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()})
 
     return make
+
+
+@dataclass
+class TwoDays:
+    """A workspace after two serving days (2026-01-26 and the next), and what was seen on the way."""
+
+    config: Any  # jobs.config.Config
+    results: list[Any]  # of jobs.daily.DayResult
+    listeners: int
+    day_one_before_day_two: list[tuple[Any, ...]]
+
+    @property
+    def root(self) -> Path:
+        return Path(self.config.workspace)
+
+    def run(self, ds: dt.date, **options: Any) -> Any:
+        from jobs.daily import run_day
+        from jobs.day import open_day
+
+        return run_day(open_day(self.config, ds, **options))
+
+    @staticmethod
+    def rows_of(query: str) -> list[tuple[Any, ...]]:
+        """What DuckDB answers."""
+        import duckdb
+
+        return duckdb.connect().execute(query).fetchall()
+
+    def live_files(self, table: str) -> list[str]:
+        """Replay a Delta log with DuckDB: the files added and not removed."""
+        log = sorted((self.root / table / "_delta_log").glob("*.json"))
+        rows = self.rows_of(
+            f"select add, remove from read_json({[str(f) for f in log]!r}, format='newline_delimited', "
+            "columns={'add': 'JSON', 'remove': 'JSON'}) "
+        )
+        live: dict[str, None] = {}
+        for add, remove in rows:
+            if remove:
+                live.pop(json.loads(remove)["path"], None)
+            if add:
+                live[json.loads(add)["path"]] = None
+        return [str(self.root / table / path.replace("%3D", "=")) for path in live]
+
+    def lists(self, ds: dt.date) -> list[tuple[Any, ...]]:
+        """(user_id, [item_id], source, model_version) of one ds, read by DuckDB."""
+        files = [file for file in self.live_files("recommendations") if f"ds={ds}" in file]
+        assert files, f"no live files of {ds}"
+        query = (
+            "select user_id, [x.item_id for x in items], source, model_version "
+            f"from read_parquet({files!r}) order by user_id"
+        )
+        return self.rows_of(query)
+
+
+@pytest.fixture(scope="session")
+def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> TwoDays:
+    """Synthetic logs and two serving days of them with every real component. Tests that write run days again only."""
+    import ray
+
+    from jobs.config import load_config
+    from pipelines.synthetic import SyntheticConfig, generate
+
+    root = tmp_path_factory.mktemp("two-days") / "workspace"
+    first, listeners = dt.date(2026, 1, 5), 250
+    logs = SyntheticConfig(
+        listeners=listeners, songs=400, artists=40, plays_per_day=25, first_day=first, days=23, seed=5
+    )
+    generate(logs, f"{root}/logs")
+    overrides = [
+        f"workspace={root}",
+        f"logs.path={root}/logs/plays",
+        f"logs.catalogue={root}/logs/catalogue",
+        "sequences.buckets=4",
+        "sequences.max_history=300",
+        "model.dim=32",
+        "train.epochs=12",
+        "train.batch_size=16",
+        "train.lr=0.01",
+        "train.item_optimizer=adamw",
+        "train.warm_start_epochs=2",
+        "train.min_listeners=2",
+        "cluster.spark_master=local[2]",
+    ]
+    day_one, day_two = first + dt.timedelta(21), first + dt.timedelta(22)
+    made = TwoDays(load_config(overrides=overrides, environment={}), [], listeners, [])
+    try:
+        made.results.append(made.run(day_one))
+        made.day_one_before_day_two += made.lists(day_one)
+        made.results.append(made.run(day_two))
+    finally:
+        ray.shutdown()  # other modules build clusters of their own
+    return made
