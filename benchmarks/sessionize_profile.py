@@ -34,7 +34,7 @@ from pipelines.logs import validate
 from pipelines.schema import ITEM_ID, id_type
 
 STEPS = {
-    "read logs (Parquet)": ("_read_parquet", "_batches", "_typed"),
+    "read logs (Parquet)": ("_batches", "typed_batch", "_typed"),
     "judge rows": ("judge", "_all_valid", "completion"),
     "quarantine rows": ("_quarantined",),
     "collect a task's plays": ("concatenate", "_plays", "_narrowed"),
