@@ -69,7 +69,7 @@ def _sessionize(
             exchange,
             staging=staging,
             quarantine=day.workspace.quarantine(day.ds),
-            forgotten=blocklist.load(day.workspace.forgotten),
+            blocked=blocklist.load(day.workspace.forgotten),
             finished=finished,
         )
     numbers = _check_quality(day, cleaned, parent)

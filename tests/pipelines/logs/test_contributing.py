@@ -15,6 +15,7 @@ _SECTION = (ROOT / "CONTRIBUTING.md").read_text().split("## Add an input format"
 
 USE = """
 import datetime as dt, json, sys
+from pathlib import Path
 import numpy as np, pyarrow as pa, pyarrow.feather as feather, pyarrow.parquet as pq
 from jobs.config import load_config
 from pipelines.errors import InputError
@@ -32,15 +33,15 @@ plays = pa.table({
 })
 
 def write(name, content):
-    file = f"{root}/{name}"
-    __import__("pathlib").Path(file).parent.mkdir(parents=True, exist_ok=True)
+    file = Path(root, name)
+    file.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, bytes):
-        open(file, "wb").write(content)
-    elif file.endswith(".parquet"):
+        file.write_bytes(content)
+    elif file.suffix == ".parquet":
         pq.write_table(content, file)
     else:
-        feather.write_feather(content, file, chunksize=3)
-    return file
+        feather.write_feather(content, str(file), chunksize=3)
+    return str(file)
 
 def rows(name, format="auto"):
     spec = files.LogSpec(f"{root}/{name}", format, {"user_id": "listener"}, item_id_type="string")
@@ -59,10 +60,9 @@ def refusal(name, content):
     except InputError as error:
         return str(error)
 
-write(f"arrow/{path}.arrow", plays)
+arrow = write(f"arrow/{path}.arrow", plays)
 write(f"parquet/{path}.parquet", plays)
-write(f"named/{path}.bin", b"")
-write(f"named/{path}.bin", open(f"{root}/arrow/{path}.arrow", "rb").read())
+write(f"named/{path}.bin", Path(arrow).read_bytes())
 catalogue = write("songs.arrow", pa.table({"item_id": ["a"], "title": ["Song"], "other": [1]}))
 print(json.dumps({
     "arrow": rows("arrow"),
