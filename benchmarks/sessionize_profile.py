@@ -25,7 +25,6 @@ from rich.table import Table
 from benchmarks.industrial_logs import day_folders, logs_of
 from jobs.runtime import machine
 from pipelines.calendar import Calendar
-from pipelines.forget import blocklist
 from pipelines.histories.build import BuildSpec, SongIndex, Tally, Task, build_buckets, plan_exchange
 from pipelines.histories.shards import Manifest, ShardFile
 from pipelines.histories.shuffle import Exchange, Run, parts_of
@@ -119,12 +118,10 @@ class Shards:
 
     def read(self, files: list[logs.LogFile], exchange: Exchange) -> list[dict[str, Any]]:
         """The first stage."""
-        found = []
+        rules, found = validate.ValidationRules(), []
+        spec = validate.CleanSpec(self.spec, rules, exchange, f"{self.folder}/staging", f"{self.folder}/rejects")
         for number, splits in enumerate(validate.assign_to_tasks(logs.plan(self.spec, files), 2)):
-            folders, name = (f"{self.folder}/staging", f"{self.folder}/rejects"), f"{files[-1].landing_day}-{number}"
-            task = validate.CleanTask(
-                self.spec, validate.ValidationRules(), exchange, *folders, blocklist.empty(), name
-            )
+            task = validate.CleanTask(spec, f"{files[-1].landing_day}-{number}")
             for split in splits:
                 task.read(split)
             found.append(task.finish())

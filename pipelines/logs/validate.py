@@ -11,7 +11,7 @@ import datetime as dt
 import functools
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,18 @@ class ValidationRules:
         calendar = Calendar(self.timezone)
         first = calendar.day_start(landing_day - dt.timedelta(days=self.max_late_days))
         return first, calendar.day_start(landing_day + dt.timedelta(days=1))
+
+
+@dataclass(frozen=True)
+class CleanSpec:
+    """How logs are read and validated, and where their plays and rejects are written."""
+
+    logs: files.LogSpec
+    rules: ValidationRules
+    exchange: Exchange
+    staging: str  # folder
+    quarantine: str  # folder
+    blocked: Blocklist = field(default_factory=blocklist.empty)  # listeners whose rows are dropped
 
 
 @dataclass
@@ -184,29 +196,15 @@ def completion(play_ms: pa.Array | None, duration_ms: pa.Array | None, rows: int
     return np.where(unknown, 100, percent).astype(np.uint8)
 
 
-def clean(
-    spark: Any,
-    spec: files.LogSpec,
-    rules: ValidationRules,
-    splits: Sequence[files.Split],
-    exchange: Exchange,
-    *,
-    staging: str,
-    quarantine: str,
-    blocked: Blocklist | None = None,
-    finished: Any = None,
-) -> Cleaned:
+def clean(spark: Any, spec: CleanSpec, splits: Sequence[files.Split], *, finished: Any = None) -> Cleaned:
     """Read and validate the rows of `splits` with Spark; write plays as runs to `staging`, rejects to `quarantine`.
 
-    Both folders get files with new names; older files stay. The driver receives one summary a task. blocked: listeners
-    whose rows are dropped. finished: a Spark accumulator that counts rows, for progress. Raises InputError naming a
-    file that cannot be read.
+    Both folders get files with new names; older files stay. The driver receives one summary a task. finished: a Spark
+    accumulator that counts rows, for progress. Raises InputError naming a file that cannot be read.
     """
     tasks = list(enumerate(assign_to_tasks(splits, spark.sparkContext.defaultParallelism)))
-    start = functools.partial(CleanTask, spec, rules, exchange, staging, quarantine, blocked or blocklist.empty())
-    work = functools.partial(_run_task, start, finished)
-    summaries = run_tasks(spark, work, tasks)
-    result = Cleaned(merge_songs([summary["songs"] for summary in summaries], id_type(spec.item_id_type)))
+    summaries = run_tasks(spark, functools.partial(_run_task, spec, finished), tasks)
+    result = Cleaned(merge_songs([summary["songs"] for summary in summaries], id_type(spec.logs.item_id_type)))
     times = [time for summary in summaries for time in summary["span"]]
     result.oldest, result.newest = min(times, default=None), max(times, default=None)
     for summary in summaries:
@@ -260,13 +258,11 @@ def assign_to_tasks(splits: Sequence[files.Split], parallelism: int) -> list[lis
     return tasks
 
 
-def _run_task(
-    start: Callable[[str], "CleanTask"], finished: Any, numbered: tuple[int, list[files.Split]]
-) -> dict[str, Any]:
+def _run_task(spec: CleanSpec, finished: Any, numbered: tuple[int, list[files.Split]]) -> dict[str, Any]:
     """The body of a Spark task."""
     number, splits = numbered
     # A second attempt writes files with other names than the first; only files in a task's summary are read.
-    task = start(f"{number:05d}-{uuid.uuid4().hex}")
+    task = CleanTask(spec, f"{number:05d}-{uuid.uuid4().hex}")
     for split in splits:
         task.read(split)
     if finished is not None:
@@ -277,20 +273,11 @@ def _run_task(
 class CleanTask:
     """Counts and files of one task."""
 
-    def __init__(
-        self,
-        spec: files.LogSpec,
-        rules: ValidationRules,
-        exchange: Exchange,
-        staging: str,
-        quarantine: str,
-        blocked: Blocklist,
-        name: str,
-    ):
-        self._spec, self._rules, self._blocked = spec, rules, blocked
-        self._plays = RunWriter(exchange, staging, f"plays-{name}")
-        self._songs = storage.join(staging, f"songs-{name}.parquet")
-        self._rejects = _RejectSink(storage.join(quarantine, f"part-{name}.parquet"))
+    def __init__(self, spec: CleanSpec, name: str):
+        self._spec, self._logs = spec, spec.logs
+        self._plays = RunWriter(spec.exchange, spec.staging, f"plays-{name}")
+        self._songs = storage.join(spec.staging, f"songs-{name}.parquet")
+        self._rejects = _RejectSink(storage.join(spec.quarantine, f"part-{name}.parquet"))
         self._counts = {"rows_read": 0, "accepted": 0, "ignored": 0, "forgotten": 0}
         self._rejected: Counter[str] = Counter()
         self._nulls: Counter[str] = Counter()
@@ -299,12 +286,12 @@ class CleanTask:
     def read(self, split: files.Split) -> None:
         """Validate the rows of a split, and write plays to the runs and rejects to the quarantine."""
         landing_day = dt.date.fromisoformat(split.file.landing_day)
-        for unfiltered in files.read(self._spec, split):
-            batch, dropped = without_blocked(unfiltered, self._blocked, self._spec)
+        for unfiltered in files.read(self._logs, split):
+            batch, dropped = without_blocked(unfiltered, self._spec.blocked, self._logs)
             self._counts["rows_read"] += dropped
             self._counts["forgotten"] += dropped
-            codes = validate(batch, self._rules, landing_day)
-            plays = _plays(batch, codes == VALID, self._spec)
+            codes = validate(batch, self._spec.rules, landing_day)
+            plays = _plays(batch, codes == VALID, self._logs)
             self._counts["rows_read"] += len(codes)
             self._counts["accepted"] += len(plays)
             self._counts["ignored"] += int((codes == IGNORED).sum())
@@ -323,7 +310,7 @@ class CleanTask:
     def finish(self) -> dict[str, Any]:
         """Close the files and return their URIs and what was counted."""
         self._plays.flush()
-        kind = id_type(self._spec.item_id_type)
+        kind = id_type(self._logs.item_id_type)
         songs = [pa.table({ITEM_ID: ids.cast(kind), PLAYS: plays}) for ids, plays in self._plays.songs]
         empty = pa.table({ITEM_ID: pa.array([], kind), PLAYS: pa.array([], pa.int64())})
         storage.write_table(self._songs, _sum_plays([empty, *songs]))

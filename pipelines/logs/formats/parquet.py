@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,29 +46,25 @@ class Parquet(Format):
         mapped = set(spec.mapped(names).values())
         unmapped = [column for column in names if column not in mapped]
         for group in split.row_groups:
-            rest = _UnmappedColumns(source, group, unmapped)
+            rest = _batches_on_demand(source, group, unmapped)
             for number, batch in enumerate(_batches(source, group, sorted(mapped))):
-                yield typed_batch(spec, batch, functools.partial(rest.batch, number))
+                yield typed_batch(spec, batch, functools.partial(rest, number))
 
 
-class _UnmappedColumns:
-    """The columns of a row group that only a quarantined row needs, read when the first of its batches is needed."""
+def _batches_on_demand(
+    source: pq.ParquetFile, group: int, columns: list[str]
+) -> Callable[[int], pa.RecordBatch | None]:
+    """A function from a batch's number, which must not descend, to the batch. Nothing is read before its first call."""
+    batches = enumerate(_batches(source, group, columns))
+    place, batch = -1, None
 
-    def __init__(self, source: pq.ParquetFile, group: int, columns: list[str]):
-        self._open = lambda: enumerate(_batches(source, group, columns))
-        self._columns = columns
-        self._batches: Iterator[tuple[int, pa.RecordBatch]] | None = None
-        self._last: tuple[int, pa.RecordBatch] | None = None
+    def batch_of(number: int) -> pa.RecordBatch | None:
+        nonlocal place, batch
+        while place < number and columns:
+            place, batch = next(batches)
+        return batch
 
-    def batch(self, number: int) -> pa.RecordBatch | None:
-        """The batch of a number; numbers must not descend. None if there are no such columns."""
-        if not self._columns:
-            return None
-        if self._batches is None:
-            self._batches = self._open()
-        if self._last is None or self._last[0] != number:
-            self._last = next((place, batch) for place, batch in self._batches if place == number)
-        return self._last[1]
+    return batch_of
 
 
 def _batches(source: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
