@@ -64,7 +64,7 @@ def _list_cost(folder: str) -> list[dict[str, Any]]:
             batches = [pa.array([f"user-{n}" for n in batch.to_pylist()]) for batch in batches]
             listed = pa.array([f"user-{n}" for n in listed.to_pylist()])
         blocklist.add(f"{folder}/list-{kind}", listed)
-        for name, found in (("nobody", blocklist.nobody()), (f"{LISTED:,}", blocklist.load(f"{folder}/list-{kind}"))):
+        for name, found in (("nobody", blocklist.empty()), (f"{LISTED:,}", blocklist.load(f"{folder}/list-{kind}"))):
             found.mask(batches[0])
             started = time.process_time()
             for batch in batches:

@@ -25,7 +25,6 @@ from rich.table import Table
 from benchmarks.lib.industrial_logs import day_folders, logs_of
 from jobs.runtime import machine
 from pipelines.calendar import Calendar
-from pipelines.forget.blocklist import nobody
 from pipelines.histories.build import BuildSpec, SongIndex, Tally, Task, build_buckets, plan_exchange
 from pipelines.histories.shards import Manifest, ShardFile
 from pipelines.histories.shuffle import Exchange, Run, parts_of
@@ -34,8 +33,8 @@ from pipelines.logs import validate
 from pipelines.schema import ITEM_ID, id_type
 
 STEPS = {
-    "read logs (Parquet)": ("_read_parquet", "_batches", "_typed"),
-    "judge rows": ("judge", "_all_valid", "completion"),
+    "read logs (Parquet)": ("_batches", "typed_batch", "_typed"),
+    "judge rows": ("validate", "_all_valid", "completion"),
     "quarantine rows": ("_quarantined",),
     "collect a task's plays": ("concatenate", "_plays", "_narrowed"),
     "count songs": ("value_counts", "_sum_plays"),
@@ -118,11 +117,11 @@ class Shards:
         self.songs = SongIndex(pa.array([], pa.int64()), np.zeros(0, np.int32))
 
     def read(self, files: list[logs.LogFile], exchange: Exchange) -> list[dict[str, Any]]:
-        """The tasks that read and partition plays."""
-        found = []
-        for number, splits in enumerate(validate._pack(logs.plan(self.spec, files), 2)):
-            arguments = (self.spec, validate.Rules(), exchange, f"{self.folder}/staging", f"{self.folder}/rejects")
-            task = validate._CleanTask(*arguments, nobody(), f"{files[-1].landing_day}-{number}")
+        """The first stage."""
+        rules, found = validate.ValidationRules(), []
+        spec = validate.CleanSpec(self.spec, rules, exchange, f"{self.folder}/staging", f"{self.folder}/rejects")
+        for number, splits in enumerate(validate.assign_to_tasks(logs.plan(self.spec, files), 2)):
+            task = validate.CleanTask(spec, f"{files[-1].landing_day}-{number}")
             for split in splits:
                 task.read(split)
             found.append(task.finish())
@@ -130,7 +129,7 @@ class Shards:
 
     def index(self, found: list[dict[str, Any]]) -> None:
         """Number the songs."""
-        ids = validate._merge_songs([task["songs"] for task in found], id_type("int64"))[ITEM_ID].combine_chunks()
+        ids = validate.merge_songs([task["songs"] for task in found], id_type("int64"))[ITEM_ID].combine_chunks()
         self.songs = SongIndex(ids, np.arange(1, len(ids) + 1, dtype=np.int32))
 
     def build(self, ds: dt.date, runs: list[Run], exchange: Exchange) -> list[ShardFile]:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fuxi_beta.config import EvaluateConfig, Kernels, ModelConfig, TrainConfig
 from pipelines import storage
 from pipelines.errors import InputError
+from pipelines.logs.formats import FORMATS
 from pipelines.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
 ENVIRONMENT_PREFIX = "FUXI_"
@@ -35,7 +36,7 @@ class LogsConfig(Section):
     path: str = Field(
         "", description="folder of ds=YYYY-MM-DD/ folders by landing day, or a Delta table; local or s3://"
     )
-    format: Literal["auto", "parquet", "csv", "json", "delta"] = Field("auto", description="auto: by file ending")
+    format: Literal["auto", *FORMATS] = Field("auto", description="auto: by file ending")  # type: ignore[valid-type]
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="our column -> the logs' column, for example {user_id: listener, timestamp: played_at}",

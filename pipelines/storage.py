@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,18 @@ def file_info(uri: str) -> FileInfo:
     if info.type != pafs.FileType.File:
         raise FileNotFoundError(uri)
     return _described(uri, info)
+
+
+def file_infos(uris: Sequence[str]) -> list[FileInfo | None]:
+    """Files of one file system as `list_files` describes them; None for each that is not there."""
+    if not uris:
+        return []
+    fs, _ = filesystem(uris[0])
+    infos = fs.get_file_info([filesystem(uri)[1] for uri in uris])
+    return [
+        _described(uri, info) if info.type == pafs.FileType.File else None
+        for uri, info in zip(uris, infos, strict=True)
+    ]
 
 
 def list_files(uri: str) -> list[FileInfo]:

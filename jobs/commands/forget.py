@@ -1,57 +1,57 @@
 """`fuxi forget`: removes listeners from everything a workspace keeps, and from every later day.
 
-First their hashes go on the list that every later day reads (`pipelines.forget.blocklist`), then store after store is
-looked through and rewritten, last the files that nothing names any more are deleted. Every step finds its work by
-looking, so a run that was killed is simply run again. Neither logs nor files of this command contain an id.
+First their hashes are added to the blocklist that every later day reads (`pipelines.forget.blocklist`), then store
+after store is searched and rewritten, and last the files that nothing lists any more are deleted. Every step searches
+for its work, so a killed run is repaired by running it again. Neither logs nor files of this command contain an id.
 """
 
 import contextlib
 import datetime as dt
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 from jobs.commands import forget_stores
-from jobs.commands.forget_stores import Job
+from jobs.commands.forget_stores import Advance, Removal, Store
 from jobs.config import Config
 from jobs.daily import STAGES
 from jobs.runtime.console import log, progress
 from pipelines import leases, storage
 from pipelines.errors import BusyError, InputError
-from pipelines.forget import blocklist
-from pipelines.forget import shards as files
-from pipelines.forget.shards import Held, Listeners
+from pipelines.forget import blocklist, shards
+from pipelines.forget.listeners import ListenersToForget, Matches
+from pipelines.forget.quarantine import erase_from_quarantine
 from pipelines.schema import USER_ID, id_type
 from pipelines.workspace import Workspace, open_workspace
 
 LOCKS = ("daily", *STAGES)
-"""Leases of a ds, any of which a run that reads or writes it holds."""
+"""Leases of a ds; a run that reads or writes the ds holds at least one of them."""
 PURPOSE = "fuxi forget"
 _PASSES = 3
 
 
 @dataclass
-class Forgetting:
+class ForgetResult:
     """What was removed, or with dry_run would be. `stores`: name -> files and rows."""
 
     listeners: int
     dry_run: bool
-    recorded: int = 0  # hashes that were not on the list
-    found: int = 0  # listeners that anything held
-    stores: dict[str, Held] = field(default_factory=dict)
+    recorded: int = 0  # listeners new to the blocklist
+    found: int = 0  # listeners that were found anywhere
+    stores: dict[str, Matches] = field(default_factory=dict)
 
-    def add(self, name: str, held: Held) -> None:
+    def add(self, name: str, matches: Matches) -> None:
         """Count what a store held."""
-        self.stores[name] = self.stores.get(name, Held()) + held
+        self.stores[name] = self.stores.get(name, Matches()) + matches
 
 
 def read_ids(workspace: Workspace, users: Sequence[str], file: str | None) -> pa.Array:
     """The distinct ids of a command line and of a file with one a line. An id of the wrong type is an InputError."""
     kind = workspace.spec.user_id_type
-    found = [_parse(user, kind, f"listener {user!r}") for user in users]
+    ids = [_parse_id(user, kind, f"listener {user!r}") for user in users]
     if file:
         try:
             text = storage.read_bytes(storage.absolute(file)).decode("utf-8-sig")
@@ -62,47 +62,48 @@ def read_ids(workspace: Workspace, users: Sequence[str], file: str | None) -> pa
                 f"{file} is not UTF-8 text ({error.reason}): give a file with one user id a line"
             ) from None
         lines = (line.removesuffix("\r") for line in text.split("\n"))
-        found += [_parse(line, kind, f"{file}, line {n}: {line[:80]!r}") for n, line in enumerate(lines, 1) if line]
-    if not found:
+        ids += [_parse_id(line, kind, f"{file}, line {n}: {line[:80]!r}") for n, line in enumerate(lines, 1) if line]
+    if not ids:
         raise InputError("nobody to forget: give user ids, or --file FILE with one a line")
-    return pa.array(found, id_type(kind)).unique()
+    return pa.array(ids, id_type(kind)).unique()
 
 
-def _parse(text: str, kind: str, named: str) -> int | str:
+def _parse_id(text: str, kind: str, source: str) -> int | str:
     if kind == "string":
         return text
     if re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", text) and -(2**63) <= int(text) < 2**63:
         return int(text)
-    raise InputError(f"{named} is not an int64 id: this workspace's listeners have numbers")
+    raise InputError(f"{source} is not an int64 id: this workspace's listeners have numbers")
 
 
-def forget(config: Config, ids: pa.Array, *, dry_run: bool = False) -> Forgetting:
+def forget(config: Config, ids: pa.Array, *, dry_run: bool = False) -> ForgetResult:
     """Remove listeners from the workspace of a configuration. ids: of `read_ids`.
 
-    Raises BusyError while a day is running: before anything is changed, or, if the day began meanwhile, before the
-    files are deleted that nothing names any more; run again then. With dry_run nothing is written at all.
+    Raises BusyError while a day is running: before anything is changed, or, if the day began later, before the
+    unlisted files are deleted; run it again then. With dry_run nothing is written.
     """
     workspace = open_workspace(config.workspace)
-    listeners = Listeners(ids, workspace.spec.buckets)
-    result = Forgetting(len(listeners), dry_run)
-    job = Job(config, workspace, listeners, lambda ds: hold(workspace, ds), dry_run)
+    listeners = ListenersToForget(ids)
+    result = ForgetResult(len(listeners), dry_run)
+    removal = Removal(config, workspace, listeners, lambda ds: lock_day(workspace, ds), dry_run)
     if dry_run:
-        _survey(job, result)
+        _count_unlisted(removal, result)
+        _count_stores(removal, result)
         result.found = int(listeners.found.sum())
         return result
     with leases.lease(storage.join(workspace.forgotten, "forget.lock"), purpose=PURPOSE):
         require_idle(workspace)
         result.recorded = blocklist.add(workspace.forgotten, ids)
-        _survey_unnamed(job, result)
-        _erase(job, result)
+        _count_unlisted(removal, result)
+        _erase(removal, result)
     result.found = int(listeners.found.sum())
     log("forgotten", listeners=result.listeners, found=result.found, recorded=result.recorded)
     return result
 
 
 @contextlib.contextmanager
-def hold(workspace: Workspace, ds: dt.date) -> Iterator[None]:
-    """Every lease of a ds. BusyError if a run holds one of them."""
+def lock_day(workspace: Workspace, ds: dt.date) -> Iterator[None]:
+    """Hold every lease of a ds. BusyError if a run holds one of them."""
     with contextlib.ExitStack() as stack:
         for name in LOCKS:
             stack.enter_context(leases.lease(storage.join(workspace.run(ds), f"{name}.lock"), purpose=PURPOSE))
@@ -110,10 +111,10 @@ def hold(workspace: Workspace, ds: dt.date) -> Iterator[None]:
 
 
 def require_idle(workspace: Workspace) -> None:
-    """BusyError if any day is being worked on at this moment.
+    """BusyError if a run works on any day at this moment.
 
-    A run takes its lease before it reads what earlier days published. So whoever starts after this found nobody sees
-    what was published before it, and misses none of the files that are deleted.
+    A run takes its lease before it reads what earlier days published. So a run that starts after this check reads
+    what was published before it, and none of the files that are deleted afterwards.
     """
     locks = [storage.join(workspace.run(ds), f"{name}.lock") for ds in workspace.days("runs") for name in LOCKS]
     with ThreadPoolExecutor(16) as pool:
@@ -122,131 +123,129 @@ def require_idle(workspace: Workspace) -> None:
                 raise BusyError(f"{uri} is held by another run ({holder}): run `fuxi forget` again when it has ended")
 
 
-def _survey(job: Job, result: Forgetting) -> None:
-    _survey_unnamed(job, result)
-    _look(job, result)
+def _count_unlisted(removal: Removal, result: ForgetResult) -> None:
+    """Count what killed runs left, before this run leaves files of its own."""
+    workspace = removal.workspace
+    uris = shards.unlisted_shards(workspace, shards.files_below(workspace, "sequences"))
+    uris += forget_stores.unlisted_parts(workspace, shards.files_below(workspace, "recommendations"))
+    result.add("files that nothing names", shards.find_in_unlisted(uris, removal.listeners))
 
 
-def _survey_unnamed(job: Job, result: Forgetting) -> None:
-    """What killed runs left, before this run has left anything itself."""
-    shards = files.unnamed_shards(job.workspace, files.files_below(job.workspace, "sequences"))
-    parts = forget_stores.unnamed_parts(job.workspace, files.files_below(job.workspace, "recommendations"))
-    result.add("files that nothing names", files.survey_unnamed([*shards, *parts], job.listeners))
+def _count_stores(removal: Removal, result: ForgetResult) -> None:
+    """Count what the stores hold; `removal.dry_run` is set."""
+    for name, store in _stores().items():
+        result.add(name, store(removal, lambda _: None))
 
 
-def _erase(job: Job, result: Forgetting) -> None:
-    """Rewrite store after store until nobody is running and a look finds nothing, then delete what nothing names.
+def _erase(removal: Removal, result: ForgetResult) -> None:
+    """Rewrite every store until no day is running and nothing is found any more, then delete the unlisted files.
 
-    A day that began after the first look at the leases may have read the old files and published what it made of them.
+    A day that began after the first `require_idle` may have read old files and published what it made of them.
     """
+    workspace, listeners = removal.workspace, removal.listeners
     for _ in range(_PASSES):
         for name, erase in _stores().items():
-            buckets = len(job.listeners.in_buckets()) if name == "sequences" else None
+            buckets = len(listeners.by_bucket(workspace.spec.buckets)) if name == "sequences" else None
             with progress(name, buckets, unit="buckets" if buckets else "", remaining=buckets is not None) as advance:
-                result.add(name, erase(job, advance))
-        there = files.files_below(job.workspace, "sequences", "recommendations", "quarantine", "reports", "reproduce")
-        require_idle(job.workspace)
-        seen = Forgetting(len(job.listeners), dry_run=True)
-        _look(replace(job, dry_run=True), seen)
-        if not any(held.files for held in seen.stores.values()):
-            _delete_unnamed(job, there)
+                result.add(name, erase(removal, advance))
+        uris = shards.files_below(workspace, "sequences", "recommendations", "quarantine", "reports", "reproduce")
+        require_idle(workspace)
+        remaining = ForgetResult(len(listeners), dry_run=True)
+        _count_stores(replace(removal, dry_run=True), remaining)
+        if not any(matches.files for matches in remaining.stores.values()):
+            _delete_unlisted(removal, uris)
             return
-    raise BusyError(f"{job.workspace.uri}: days are published while listeners are removed: run `fuxi forget` again")
+    raise BusyError(f"{workspace.uri}: days are published while listeners are removed: run `fuxi forget` again")
 
 
-def _look(job: Job, result: Forgetting) -> None:
-    for name, look in _stores().items():
-        result.add(name, look(job, lambda _: None))
-
-
-def _stores() -> dict[str, Callable[[Job, Callable[[int], None]], Held]]:
-    """Everything that holds listeners, by the name the operator reads; the reports are made of what is above them."""
+def _stores() -> dict[str, Store]:
+    """Everything that holds listeners, by the name that the operator reads. Reports show what the stores above hold."""
     return {
-        "sequences": _erase_shards,
+        "sequences": _erase_from_shards,
         "recommendations": forget_stores.erase_from_lists,
-        "quarantine": _erase_quarantine,
-        "staging of killed runs": _erase_staging,
+        "quarantine": _erase_from_quarantine,
+        "staging of killed runs": _delete_staging,
         "failure notes": forget_stores.erase_from_notes,
         "reports": forget_stores.erase_from_reports,
         "ranks of experiments": forget_stores.erase_from_ranks,
     }
 
 
-def _erase_shards(job: Job, advance: Callable[[int], None]) -> Held:
-    if job.dry_run:
-        return files.survey_shards(job.workspace, job.listeners)
-    return files.erase_from_shards(
-        job.workspace,
-        job.listeners,
-        hold=job.hold,
-        row_group_events=job.config.sequences.row_group_events,
+def _erase_from_shards(removal: Removal, advance: Advance) -> Matches:
+    if removal.dry_run:
+        return shards.find_in_shards(removal.workspace, removal.listeners)
+    return shards.erase_from_shards(
+        removal.workspace,
+        removal.listeners,
+        lock_day=removal.lock_day,
+        row_group_events=removal.config.sequences.row_group_events,
         advance=advance,
     )
 
 
-def _erase_quarantine(job: Job, advance: Callable[[int], None]) -> Held:
-    held, column = Held(), job.config.logs.columns.get(USER_ID, USER_ID)
-    for ds in job.workspace.days("quarantine"):
-        there = [f.uri for f in storage.list_files(job.workspace.quarantine(ds)) if f.uri.endswith(".parquet")]
-        found = files.erase_from_quarantine(there, job.listeners, column=column, dry_run=True)
-        held += found
-        if found.files and not job.dry_run:
-            with job.hold(ds):
-                files.erase_from_quarantine(there, job.listeners, column=column)
-        advance(len(there))
-    return held
+def _erase_from_quarantine(removal: Removal, advance: Advance) -> Matches:
+    matches, column = Matches(), removal.config.logs.columns.get(USER_ID, USER_ID)
+    for ds in removal.workspace.days("quarantine"):
+        uris = [f.uri for f in storage.list_files(removal.workspace.quarantine(ds)) if f.uri.endswith(".parquet")]
+        of_day = erase_from_quarantine(uris, removal.listeners, column=column, dry_run=True)
+        matches += of_day
+        if of_day.files and not removal.dry_run:
+            with removal.lock_day(ds):
+                erase_from_quarantine(uris, removal.listeners, column=column)
+        advance(len(uris))
+    return matches
 
 
-def _erase_staging(job: Job, advance: Callable[[int], None]) -> Held:
-    """Plays on their way to their buckets when a run was killed: the next run begins anew, so nobody needs them."""
-    held = Held(0, None)
-    for ds in job.workspace.days("runs"):
-        folder = storage.join(job.workspace.run(ds), "staging")
-        there = storage.list_files(folder)
-        held += Held(len(there), None)
-        if there and not job.dry_run:
-            with job.hold(ds):
+def _delete_staging(removal: Removal, advance: Advance) -> Matches:
+    """Delete plays that a killed run had staged for the shuffle; the next run reads the logs again."""
+    matches = Matches(0, None)
+    for ds in removal.workspace.days("runs"):
+        folder = storage.join(removal.workspace.run(ds), "staging")
+        files = storage.list_files(folder)
+        matches += Matches(len(files), None)
+        if files and not removal.dry_run:
+            with removal.lock_day(ds):
                 storage.delete_folder(folder)
         advance(1)
-    return held
+    return matches
 
 
-def _delete_unnamed(job: Job, there: list[str]) -> None:
-    """Delete what neither a manifest nor today's version of the table names.
+def _delete_unlisted(removal: Removal, uris: list[str]) -> None:
+    """Delete what neither a manifest nor the current version of the table of lists names, and half-written files.
 
-    there: files listed before nobody was found running, so that none is of a day that has begun since.
+    uris: files listed before no run was found to be running, so that none belongs to a day that began since.
     """
-    shards, parts = (
-        [uri for uri in there if uri.startswith(f"{storage.join(job.workspace.uri, folder)}/")]
+    in_sequences, in_lists = (
+        [uri for uri in uris if uri.startswith(f"{storage.join(removal.workspace.uri, folder)}/")]
         for folder in ("sequences", "recommendations")
     )
-    halves = [uri for uri in set(there).difference(shards, parts) if _is_half(uri)]
-    unnamed = [*files.unnamed_shards(job.workspace, shards), *forget_stores.unnamed_parts(job.workspace, parts)]
-    storage.delete_files([*unnamed, *halves])
+    unlisted = shards.unlisted_shards(removal.workspace, in_sequences)
+    unlisted += forget_stores.unlisted_parts(removal.workspace, in_lists)
+    elsewhere = set(uris).difference(in_sequences, in_lists)
+    storage.delete_files([*unlisted, *(uri for uri in elsewhere if _is_half_written(uri))])
 
 
-def _is_half(uri: str) -> bool:
-    """Whether a file was being written when its run was killed."""
+def _is_half_written(uri: str) -> bool:
+    """Whether a file has the temporary name under which a killed run was writing it."""
     return re.search(r"\.[0-9a-f]{32}\.tmp$", uri) is not None
 
 
-def render(result: Forgetting, console: object = None) -> None:
+def render(result: ForgetResult) -> None:
     """Print what was removed where, as a table."""
     from rich.console import Console
     from rich.table import Table
 
-    shown = console if isinstance(console, Console) else Console()
-    table = Table()
+    console, table = Console(), Table()
     for name, justify in (("Where", "left"), ("Files", "right"), ("Rows", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for name, held in result.stores.items():
-        if held.files:
-            table.add_row(name, f"{held.files:,}", "" if held.rows is None else f"{held.rows:,}")
+    for name, matches in result.stores.items():
+        if matches.files:
+            table.add_row(name, f"{matches.files:,}", "" if matches.rows is None else f"{matches.rows:,}")
     if table.row_count:
-        shown.print("Would be removed" if result.dry_run else "Removed", style="bold")
-        shown.print(table)
+        console.print("Would be removed" if result.dry_run else "Removed", style="bold")
+        console.print(table)
     unknown = result.listeners - result.found
     nobody = f"; nothing holds {'it' if result.listeners == 1 else f'{unknown:,} of them'}" if unknown else ""
     noted = "" if result.dry_run else f"; {result.recorded:,} newly on the list that later days read"
     plural = "" if result.listeners == 1 else "s"
-    shown.print(f"{result.listeners:,} listener{plural}{nobody}{noted}", highlight=False)
+    console.print(f"{result.listeners:,} listener{plural}{nobody}{noted}", highlight=False)

@@ -21,171 +21,168 @@ from jobs.day import Day
 from jobs.tables import recommendations as lists
 from pipelines import delta_tables, storage
 from pipelines.errors import InputError
-from pipelines.forget.blocklist import without_names
-from pipelines.forget.shards import Held, Hold, Listeners
+from pipelines.forget.listeners import DayLock, ListenersToForget, Matches
+from pipelines.forget.redact import redacted
 from pipelines.histories.buckets import user_bucket
 from pipelines.schema import BUCKET, DS, USER_ID
 from pipelines.workspace import Workspace
 
 _THREADS = 8
-_SHOWN = re.compile(r"<h3>Listener (.*?)</h3>")
+_EXAMPLE = re.compile(r"<h3>Listener (.*?)</h3>")
 _RANKS = ".ranks.parquet"
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every store is given. dry_run: only count."""
+class Removal:
+    """Whom to remove, from what. dry_run: only count."""
 
     config: Config
     workspace: Workspace
-    listeners: Listeners
-    hold: Hold
+    listeners: ListenersToForget
+    lock_day: DayLock
     dry_run: bool = False
+
+
+Advance = Callable[[int], None]
+"""Called with a number of units of work that are done, for progress."""
+Store = Callable[[Removal, Advance], Matches]
+"""Removes the listeners from one store, and returns what it held of them."""
 
 
 # ---- the table of lists ----------------------------------------------------------------------------------------------
 
 
-def erase_from_lists(job: Job, advance: Callable[[int], None]) -> Held:
-    """Commit the parts that hold a list of the listeners again without it, a transaction for each ds."""
-    table, held = delta_tables.open_table(job.workspace.recommendations), Held()
+def erase_from_lists(removal: Removal, advance: Advance) -> Matches:
+    """Replace the parts that hold lists of the listeners by parts without them, in one transaction for each ds."""
+    table, matches = delta_tables.open_table(removal.workspace.recommendations), Matches()
     if table is None:
-        return held
+        return matches
     parts = pa.table(table.get_add_actions(flatten=True))
     days = parts[f"partition.{DS}"].to_pylist()
     files = list(zip(parts["path"].to_pylist(), parts["size_bytes"].to_pylist(), strict=True))
-    buckets = np.unique(user_bucket(job.listeners.ids, job.workspace.spec.buckets))
+    buckets = np.unique(user_bucket(removal.listeners.ids, removal.workspace.spec.buckets))
 
     def rows(path: str) -> int:
-        return _theirs(storage.join(job.workspace.recommendations, path), job.listeners, buckets)
+        return _rows_in_part(storage.join(removal.workspace.recommendations, path), removal.listeners, buckets)
 
     for ds in sorted(set(days)):
-        own = [file for file, day in zip(files, days, strict=True) if day == ds]
+        of_day = [file for file, day in zip(files, days, strict=True) if day == ds]
         with ThreadPoolExecutor(_THREADS) as pool:
-            counts = list(pool.map(rows, [path for path, _ in own]))
-        affected = [file for file, count in zip(own, counts, strict=True) if count]
-        held += Held(len(affected), sum(counts))
-        if affected and not job.dry_run:
-            with job.hold(ds):
-                _commit_without(job, table, ds, affected)
-        advance(len(own))
-    return held
+            counts = list(pool.map(rows, [path for path, _ in of_day]))
+        affected = [file for file, count in zip(of_day, counts, strict=True) if count]
+        matches += Matches(len(affected), sum(counts))
+        if affected and not removal.dry_run:
+            with removal.lock_day(ds):
+                _replace_parts(removal, table, ds, affected)
+        advance(len(of_day))
+    return matches
 
 
-def _theirs(uri: str, listeners: Listeners, buckets: np.ndarray) -> int:
-    """Rows of the listeners in a part; only row groups that may hold one of their buckets are read."""
+def _rows_in_part(uri: str, listeners: ListenersToForget, buckets: np.ndarray) -> int:
+    """Rows of the listeners in a part; row groups whose statistics exclude their buckets are not read."""
     fs, path = storage.filesystem(uri)
     with fs.open_input_file(path) as source:
-        file, rows = pq.ParquetFile(source), 0
-        for group in range(file.num_row_groups):
-            if _may_hold(file.metadata.row_group(group), buckets):
-                rows += int(listeners.mask(file.read_row_group(group, [USER_ID])[USER_ID]).sum())
-    return rows
+        file = pq.ParquetFile(source)
+        groups = range(file.num_row_groups)
+        return listeners.rows_in(file, (n for n in groups if _may_have_bucket(file.metadata.row_group(n), buckets)))
 
 
-def _may_hold(group: Any, buckets: np.ndarray) -> bool:
+def _may_have_bucket(group: Any, buckets: np.ndarray) -> bool:
+    """Whether the statistics of a row group allow for a row of one of some buckets."""
     for number in range(group.num_columns):
         column = group.column(number)
         if column.path_in_schema == BUCKET and column.statistics is not None:
-            if not column.statistics.has_min_max:  # nothing but nulls: the list for unknown listeners
+            if not column.statistics.has_min_max:  # all null: the list for unknown listeners
                 return False
             return bool(((buckets >= column.statistics.min) & (buckets <= column.statistics.max)).any())
     return True
 
 
-def _commit_without(job: Job, table: Any, ds: dt.date, affected: list[tuple[str, int]]) -> None:
-    uri, made = job.workspace.recommendations, []
+def _replace_parts(removal: Removal, table: Any, ds: dt.date, affected: list[tuple[str, int]]) -> None:
+    uri, written = removal.workspace.recommendations, []
     try:
         for path, _ in affected:
             rows = storage.read_table(storage.join(uri, path))
-            kept = rows.filter(pa.array(~job.listeners.mask(rows[USER_ID])))
+            kept = rows.filter(pa.array(~removal.listeners.mask(rows[USER_ID])))
             if kept.num_rows:
-                made.append(lists.write_part(uri, ds, kept))
-        lists.check_parts(uri, made)
-        lists.replace_parts(table, ds, affected, made)
+                written.append(lists.write_part(uri, ds, kept))
+        lists.check_parts(uri, written)
+        lists.replace_parts(table, ds, affected, written)
     except BaseException:
-        lists.discard(uri, made)
+        lists.discard(uri, written)
         raise
 
 
-def unnamed_parts(workspace: Workspace, there: list[str]) -> list[str]:
-    """Those of some files below recommendations/ that today's version of the table does not name."""
+def unlisted_parts(workspace: Workspace, uris: list[str]) -> list[str]:
+    """The files below recommendations/ that the current version of the table does not name."""
     table = delta_tables.open_table(workspace.recommendations)
     paths = pa.table(table.get_add_actions())["path"].to_pylist() if table is not None else []
     named = {storage.join(workspace.recommendations, path) for path in paths}
-    missing = sorted(uri for uri in named.difference(there) if not storage.exists(uri))
+    missing = sorted(uri for uri in named.difference(uris) if not storage.exists(uri))
     if missing:
         raise InputError(f"{missing[0]} is named by the table of lists but not there: restore it")
-    return [uri for uri in there if uri not in named]
+    return [uri for uri in uris if uri not in named]
 
 
 # ---- reports ---------------------------------------------------------------------------------------------------------
 
 
-def erase_from_reports(job: Job, advance: Callable[[int], None]) -> Held:
-    """Write pages that show one of the listeners anew, with others in their place; where that fails, remove them."""
-    held = Held()
-    for ds in job.workspace.days("reports"):
-        uri = job.workspace.report(ds)
-        shown = _shown(uri, job.listeners) if storage.exists(uri) else 0
-        if shown:
-            held += Held(1, shown)
-            if not job.dry_run:
-                with job.hold(ds):
-                    _write_anew(job, ds, uri)
+def erase_from_reports(removal: Removal, advance: Advance) -> Matches:
+    """Render the pages that show one of the listeners again, with other examples; delete those where that fails."""
+    matches = Matches()
+    for ds in removal.workspace.days("reports"):
+        uri = removal.workspace.report(ds)
+        mentions = _mentions(uri, removal.listeners) if storage.exists(uri) else 0
+        if mentions:
+            matches += Matches(1, mentions)
+            if not removal.dry_run:
+                with removal.lock_day(ds):
+                    _render_again(removal, ds, uri)
         advance(1)
-    return held
+    return matches
 
 
-def _shown(uri: str, listeners: Listeners) -> int:
-    """In how many places a page names the listeners: as an example, or in a message of a stage that failed."""
+def _mentions(uri: str, listeners: ListenersToForget) -> int:
+    """How often a page shows the listeners: as examples, and 1 if the message of a failed stage quotes any of them."""
     page = re.sub(r"<(style|svg).*?</\1>", "", storage.read_bytes(uri).decode(errors="replace"), flags=re.DOTALL)
-    names = [html.unescape(text) for text in _SHOWN.findall(page)]
-    examples = sum(listeners.any_of(_as_ids(name, listeners)) for name in names)
-    text = html.unescape(re.sub(r"<[^>]*>", " ", _SHOWN.sub(" ", page)))
-    return examples + int(without_names(text, lambda token: listeners.any_of(_as_ids(token, listeners))) != text)
+    examples = sum(listeners.named_by(html.unescape(text)) for text in _EXAMPLE.findall(page))
+    text = html.unescape(re.sub(r"<[^>]*>", " ", _EXAMPLE.sub(" ", page)))
+    return examples + int(redacted(text, listeners.named_by) != text)
 
 
-def _as_ids(token: str, listeners: Listeners) -> list[int | str]:
-    if listeners.user_id_type == "string":
-        return [token]
-    return [int(token)] if re.fullmatch(r"[+-]?[0-9]{1,19}", token) else []
-
-
-def _write_anew(job: Job, ds: dt.date, uri: str) -> None:
+def _render_again(removal: Removal, ds: dt.date, uri: str) -> None:
     from jobs.stages import report
 
     try:
-        report.run(Day(job.config, ds, job.workspace))
-    except Exception:  # a page that cannot be made again, for whatever reason, must not stay
+        report.run(Day(removal.config, ds, removal.workspace))
+    except Exception:  # for whatever reason the page cannot be rendered, the old one must not stay
         storage.delete_files([uri])
         return
-    if _shown(uri, job.listeners):
+    if _mentions(uri, removal.listeners):
         storage.delete_files([uri])
 
 
 # ---- experiments -----------------------------------------------------------------------------------------------------
 
 
-def erase_from_ranks(job: Job, advance: Callable[[int], None]) -> Held:
-    """Take the listeners out of the ranks that `fuxi reproduce` keeps of its runs; the runs' figures stay."""
-    held, folder = Held(), storage.join(job.workspace.uri, "reproduce")
-    for file in storage.list_files(folder):
+def erase_from_ranks(removal: Removal, advance: Advance) -> Matches:
+    """Remove the listeners from the ranks that `fuxi reproduce` keeps of its runs; the runs' figures stay."""
+    matches, kind = Matches(), removal.listeners.ids.type
+    for file in storage.list_files(storage.join(removal.workspace.uri, "reproduce")):
         if not file.uri.endswith(_RANKS):
             continue
         table = storage.read_table(file.uri)
-        kind = job.listeners.ids.type
-        theirs = job.listeners.mask(table[USER_ID].cast(kind)) if table[USER_ID].type == kind else np.zeros(0, bool)
+        theirs = removal.listeners.mask(table[USER_ID]) if table[USER_ID].type == kind else np.zeros(0, bool)
         if theirs.any():
-            held += Held(1, int(theirs.sum()))
-            if not job.dry_run:
+            matches += Matches(1, int(theirs.sum()))
+            if not removal.dry_run:
                 _rewrite_ranks(file.uri, table.filter(pa.array(~theirs)))
         advance(1)
-    return held
+    return matches
 
 
 def _rewrite_ranks(uri: str, kept: pa.Table) -> None:
-    """First the number that the run says it has ranks of: killed in between, the file is found again."""
+    """Replace a run's ranks, after their number in the run's JSON: killed in between, the file is found again."""
     run = uri.removesuffix(_RANKS) + ".json"
     if storage.exists(run):
         content = storage.read_json(run)
@@ -197,21 +194,19 @@ def _rewrite_ranks(uri: str, kept: pa.Table) -> None:
 # ---- notes -----------------------------------------------------------------------------------------------------------
 
 
-def erase_from_notes(job: Job, advance: Callable[[int], None]) -> Held:
-    """Blot the listeners' ids out of the notes of why stages failed."""
-    held = Held()
-    for ds in job.workspace.days("runs"):
+def erase_from_notes(removal: Removal, advance: Advance) -> Matches:
+    """Remove the listeners' ids from the messages of stages that failed."""
+    matches = Matches()
+    for ds in removal.workspace.days("runs"):
         for stage in STAGES:
-            uri = storage.join(job.workspace.run(ds), f"{stage}.failure.json")
+            uri = storage.join(removal.workspace.run(ds), f"{stage}.failure.json")
             if not storage.exists(uri):
                 continue
             note = storage.read_json(uri)
-            message = without_names(
-                str(note.get("message", "")), lambda token: job.listeners.any_of(_as_ids(token, job.listeners))
-            )
+            message = redacted(str(note.get("message", "")), removal.listeners.named_by)
             if message != note.get("message", ""):
-                held += Held(1, 1)
-                if not job.dry_run:
+                matches += Matches(1, 1)
+                if not removal.dry_run:
                     storage.write_json(uri, {**note, "message": message})
         advance(1)
-    return held
+    return matches

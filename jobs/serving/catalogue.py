@@ -8,14 +8,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 
 from jobs.day import Day
 from jobs.runtime.console import log
 from pipelines import storage
+from pipelines.logs.formats import by_ending
 from pipelines.schema import ARTIST, ITEM_ID, TITLE, id_type
 
-_FORMATS = {"parquet": "parquet", "csv": "csv", "json": "json", "jsonl": "json"}
 Titles = dict[Any, tuple[str, str]]
 """item_id -> (title, artist)"""
 
@@ -49,9 +48,10 @@ def _files(day: Day) -> Sequence[str]:
 
 def _read(uri: str, item: pa.DataType) -> pa.Table:
     """item_id, title, artist of one file; a missing title or artist column reads as null."""
-    fs, path = storage.filesystem(uri)
-    data = pads.dataset(path, filesystem=fs, format=_FORMATS[uri.rsplit(".", 1)[-1]])
-    table = data.to_table(columns=[name for name in (ITEM_ID, TITLE, ARTIST) if name in data.schema.names])
+    format = by_ending(uri)
+    if format is None:
+        raise ValueError("no catalogue format for this file ending")
+    table = format.table(uri, (ITEM_ID, TITLE, ARTIST))
     for name in (TITLE, ARTIST):
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))

@@ -8,7 +8,7 @@ from pipelines import delta_tables, storage
 from pipelines.errors import InputError
 from pipelines.histories import shards
 from pipelines.logs import files as logs
-from pipelines.logs.validate import Rules
+from pipelines.logs.validate import ValidationRules
 
 _REFRESH = "run with --refresh-inputs to take the inputs as they are now"
 
@@ -25,10 +25,10 @@ def log_spec(day: Day) -> logs.LogSpec:
     )
 
 
-def rules(day: Day) -> Rules:
+def rules(day: Day) -> ValidationRules:
     """What makes a row of these logs a play."""
     configured = day.config.logs
-    return Rules(
+    return ValidationRules(
         play_events=configured.play_events,
         other_events=configured.other_events,
         max_late_days=configured.max_late_days,

@@ -20,7 +20,7 @@ from pipelines.histories import shards, vocabulary
 from pipelines.histories.build import BuildSpec, Built, build_shards, plan_exchange
 from pipelines.logs import files as logs
 from pipelines.logs.quality import DayStats
-from pipelines.logs.validate import Cleaned, clean
+from pipelines.logs.validate import Cleaned, CleanSpec, clean
 
 TEMPORARY_SHARE = 1.5
 """The most that plays on their way to their bucket take, of the size of the logs."""
@@ -52,7 +52,7 @@ def _sessionize(
     day: Day, parent: shards.Manifest | None, files: list[logs.LogFile], splits: list[logs.Split], staging: str
 ) -> tuple[dict[str, Any], shards.Manifest, int]:
     """The two Spark stages, and the manifest. Returns counts, manifest and the bytes that went through staging."""
-    spec, spark = log_spec(day), spark_session(day.config.cluster)
+    spark = spark_session(day.config.cluster)
     rows = sum(split.rows for split in splits)
     exchange = plan_exchange(
         day.workspace.spec.buckets,
@@ -60,24 +60,16 @@ def _sessionize(
         parallelism=spark.sparkContext.defaultParallelism,
         max_history=day.config.sequences.max_history,
     )
+    blocked, quarantine = blocklist.load(day.workspace.forgotten), day.workspace.quarantine(day.ds)
+    spec = CleanSpec(log_spec(day), rules(day), exchange, staging, quarantine, blocked)
     with spark_progress(spark, "reading play logs", rows, "rows") as finished:
-        cleaned = clean(
-            spark,
-            spec,
-            rules(day),
-            splits,
-            exchange,
-            staging=staging,
-            quarantine=day.workspace.quarantine(day.ds),
-            forgotten=blocklist.load(day.workspace.forgotten),
-            finished=finished,
-        )
+        cleaned = clean(spark, spec, splits, finished=finished)
     stats = _check_quality(day, cleaned, parent)
     songs = vocabulary.append(
         day.workspace.vocabulary,
         cleaned.item_ids,
         ds=day.ds,
-        item_id_type=spec.item_id_type,
+        item_id_type=spec.logs.item_id_type,
         run_id=day.record.run_id,
     )
     target, index = build_spec(day, day.record.run_id, songs, parent), songs.lookup(cleaned.item_ids)

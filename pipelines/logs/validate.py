@@ -1,7 +1,7 @@
-"""Which plays count: rows of the logs validated, rejected ones quarantined, the rest staged for the sequences.
+"""Which plays count: rows of the logs are validated, invalid ones quarantined, plays staged for the shuffle.
 
-Whether a row is valid depends on the row and on the day it landed, never on ds or the clock: the same logs give
-the same plays on every day they are looked at.
+Whether a row is valid depends on the row and its landing day, never on ds or the clock: the same logs give the same
+plays on every day they are read.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -11,19 +11,21 @@ import datetime as dt
 import functools
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.calendar import Calendar
-from pipelines.forget.blocklist import Forgotten, nobody, possible_users
+from pipelines.forget import blocklist
+from pipelines.forget.blocklist import Blocklist
+from pipelines.forget.redact import possible_users
 from pipelines.histories.shuffle import RUN_ROWS, Exchange, Rows, Run, RunWriter
+from pipelines.histories.writer import ParquetSink
 from pipelines.logs import files
 from pipelines.schema import (
     DURATION_MS,
@@ -50,10 +52,10 @@ REASONS = (
     "timestamp_after_landing",
     "timestamp_too_old",
 )
-"""Why a row is rejected, the first that holds."""
+"""Why a row is rejected; of several reasons the first counts."""
 
 VALID, IGNORED = -1, -2
-"""What `judge` says of a row that is no reject: a play, or a known event that is none."""
+"""`validate` of a row that is not rejected: a play, or a known event other than a play."""
 
 _QUARANTINE_ROW_GROUP = 1 << 18
 QUARANTINE_SCHEMA = pa.schema(
@@ -67,8 +69,8 @@ QUARANTINE_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What makes a row a play."""
+class ValidationRules:
+    """What makes a row a valid play."""
 
     play_events: tuple[str, ...] = ("play",)
     other_events: tuple[str, ...] = ()
@@ -76,15 +78,27 @@ class Rules:
     timezone: str = "UTC"
 
     def window(self, landing_day: dt.date) -> tuple[int, int]:
-        """The Unix seconds [first, end) in which events may lie that landed on a day."""
+        """The Unix seconds [first, end) in which the events of a landing day must lie."""
         calendar = Calendar(self.timezone)
         first = calendar.day_start(landing_day - dt.timedelta(days=self.max_late_days))
         return first, calendar.day_start(landing_day + dt.timedelta(days=1))
 
 
+@dataclass(frozen=True)
+class CleanSpec:
+    """How logs are read and validated, and where their plays and rejects are written."""
+
+    logs: files.LogSpec
+    rules: ValidationRules
+    exchange: Exchange
+    staging: str  # folder
+    quarantine: str  # folder
+    blocked: Blocklist = field(default_factory=blocklist.empty)  # listeners whose rows are dropped
+
+
 @dataclass
 class Cleaned:
-    """What the pass over the logs found."""
+    """What reading the logs gave: runs of plays for the shuffle, and counts."""
 
     songs: pa.Table  # item_id, plays: the distinct songs of valid plays and how often each was played
     runs: list[Run] = field(default_factory=list)
@@ -92,32 +106,27 @@ class Cleaned:
     rows_read: int = 0
     accepted: int = 0
     ignored: int = 0
-    forgotten: int = 0  # rows of listeners who asked to be; they are kept nowhere
-    duplicates: int = 0  # of busy listeners, found on the way
+    forgotten: int = 0  # rows of listeners on the blocklist; they are kept nowhere
+    duplicates: int = 0  # of busy listeners, whose plays are deduplicated in their run
     rejected: Counter[str] = field(default_factory=Counter)
-    nulls: Counter[str] = field(default_factory=Counter)  # our column -> nulls among rows_read, where files have it
+    nulls: Counter[str] = field(default_factory=Counter)  # our column -> nulls among rows_read, of files that have it
     oldest: int | None = None  # Unix seconds of the valid plays
     newest: int | None = None
-    task_seconds: float = 0.0  # of processors, over all tasks
+    task_seconds: float = 0.0  # processor time of all tasks
 
     @property
     def item_ids(self) -> pa.Array:
         """The distinct songs of valid plays."""
         return self.songs[ITEM_ID].combine_chunks()
 
-    @property
-    def rejected_share(self) -> float:
-        """Rejected rows as a share of all rows read."""
-        return self.rejected.total() / max(self.rows_read, 1)
 
-
-def judge(batch: files.RawBatch, rules: Rules, landing_day: dt.date) -> np.ndarray:
-    """For every row VALID, IGNORED or the position of its reason in REASONS. int8, one a row.
+def validate(batch: files.RawBatch, rules: ValidationRules, landing_day: dt.date) -> np.ndarray:
+    """A code for every row, int8: VALID, IGNORED, or the position of its reason in REASONS.
 
     On landing day 2026-03-02 with the defaults:
 
     =======  =======  ===================  ==========  =======  ===================================
-    user_id  item_id  timestamp            event_type  play_ms  judged
+    user_id  item_id  timestamp            event_type  play_ms  code
     =======  =======  ===================  ==========  =======  ===================================
     1        10       2026-03-02 23:59:59  play        5000     VALID
     1        10       2026-03-03 00:00:00  play        5000     timestamp_after_landing
@@ -156,25 +165,24 @@ def judge(batch: files.RawBatch, rules: Rules, landing_day: dt.date) -> np.ndarr
     return np.select([ignored, *conditions], [IGNORED, *choices], default=VALID).astype(np.int8)
 
 
-def _all_valid(batch: files.RawBatch, rules: Rules, first: int, end: int) -> bool:
-    """Whether every row is a play, which most batches let one see at a glance."""
+def _all_valid(batch: files.RawBatch, rules: ValidationRules, first: int, end: int) -> bool:
+    """Whether every row is a valid play, as in most batches: a few passes over columns answer it."""
     columns = batch.columns
     if batch.unparseable.any() or not len(batch.unparseable):
         return False
     if any(columns[name].null_count for name in (USER_ID, ITEM_ID, TIMESTAMP)):
         return False
-    time_of = columns[TIMESTAMP].to_numpy(zero_copy_only=False)
-    if time_of.min() < first or time_of.max() >= end:
+    timestamp = columns[TIMESTAMP].to_numpy(zero_copy_only=False)
+    if timestamp.min() < first or timestamp.max() >= end:
         return False
-    if EVENT_TYPE in columns and not set(pc.unique(columns[EVENT_TYPE]).to_pylist()) <= {*rules.play_events} - {
-        *rules.other_events
-    }:
+    plays = set(rules.play_events).difference(rules.other_events)
+    if EVENT_TYPE in columns and not plays.issuperset(pc.unique(columns[EVENT_TYPE]).to_pylist()):
         return False
     return all((pc.min(columns[name]).as_py() or 0) >= 0 for name in (PLAY_MS, DURATION_MS) if name in columns)
 
 
 def completion(play_ms: pa.Array | None, duration_ms: pa.Array | None, rows: int) -> np.ndarray:
-    """Percent played, uint8 in 0..100, halves rounded up; 100 where either number is unknown or the duration is 0.
+    """Percent played, uint8 in 0..100, halves rounded up; 100 where either column is null or the duration is 0.
 
     >>> completion(pa.array([30_000, 500_000, None]), pa.array([200_000, 200_000, 200_000]), 3)
     array([ 15, 100, 100], dtype=uint8)
@@ -188,29 +196,15 @@ def completion(play_ms: pa.Array | None, duration_ms: pa.Array | None, rows: int
     return np.where(unknown, 100, percent).astype(np.uint8)
 
 
-def clean(
-    spark: Any,
-    spec: files.LogSpec,
-    rules: Rules,
-    splits: Sequence[files.Split],
-    exchange: Exchange,
-    *,
-    staging: str,
-    quarantine: str,
-    forgotten: Forgotten | None = None,
-    finished: Any = None,
-) -> Cleaned:
-    """Read and validate the rows of `splits` with Spark, write plays as runs to `staging`, the rest to `quarantine`.
+def clean(spark: Any, spec: CleanSpec, splits: Sequence[files.Split], *, finished: Any = None) -> Cleaned:
+    """Read and validate the rows of `splits` with Spark; write plays as runs to `staging`, rejects to `quarantine`.
 
-    Both folders get files with new names; what was in them stays. The driver receives one summary a task. forgotten:
-    listeners whose rows are dropped as if they were not there. finished: a Spark accumulator that counts rows, for
-    progress. Raises InputError naming a file that cannot be read.
+    Both folders get files with new names; older files stay. The driver receives one summary a task. finished: a Spark
+    accumulator that counts rows, for progress. Raises InputError naming a file that cannot be read.
     """
-    tasks = list(enumerate(_pack(splits, spark.sparkContext.defaultParallelism)))
-    start = functools.partial(_CleanTask, spec, rules, exchange, staging, quarantine, forgotten or nobody())
-    work = functools.partial(_clean_task, start, finished)
-    summaries = run_tasks(spark, work, tasks)
-    result = Cleaned(_merge_songs([summary["songs"] for summary in summaries], id_type(spec.item_id_type)))
+    tasks = list(enumerate(assign_to_tasks(splits, spark.sparkContext.defaultParallelism)))
+    summaries = run_tasks(spark, functools.partial(_run_task, spec, finished), tasks)
+    result = Cleaned(merge_songs([summary["songs"] for summary in summaries], id_type(spec.logs.item_id_type)))
     times = [time for summary in summaries for time in summary["span"]]
     result.oldest, result.newest = min(times, default=None), max(times, default=None)
     for summary in summaries:
@@ -223,17 +217,17 @@ def clean(
     return result
 
 
-def _merge_songs(uris: Sequence[str], kind: pa.DataType) -> pa.Table:
-    """Plays of every song over all tasks' tables, a few at a time so that memory is that of the songs."""
+def merge_songs(uris: Sequence[str], kind: pa.DataType) -> pa.Table:
+    """The tasks' tables of songs summed to one, a few at a time so that memory is bounded by the distinct songs."""
     empty = pa.table({ITEM_ID: pa.array([], kind), PLAYS: pa.array([], pa.int64())})
-    total, pending = empty, 0
-    parts: list[pa.Table] = []
+    total, rows = empty, 0
+    pending: list[pa.Table] = []
     for uri in uris:
-        parts.append(storage.read_table(uri))
-        pending += parts[-1].num_rows
-        if pending > 4_000_000:
-            total, parts, pending = _sum_plays([total, *parts]), [], 0
-    return _sum_plays([total, *parts])
+        pending.append(storage.read_table(uri))
+        rows += pending[-1].num_rows
+        if rows > 4_000_000:
+            total, pending, rows = _sum_plays([total, *pending]), [], 0
+    return _sum_plays([total, *pending])
 
 
 def _sum_plays(tables: Sequence[pa.Table]) -> pa.Table:
@@ -249,8 +243,8 @@ def _is_null(column: pa.Array) -> np.ndarray:
     return column.is_null().to_numpy(zero_copy_only=False)
 
 
-def _pack(splits: Sequence[files.Split], parallelism: int) -> list[list[files.Split]]:
-    """Splits dealt to tasks of similar size, so that many small files do not become many small tasks."""
+def assign_to_tasks(splits: Sequence[files.Split], parallelism: int) -> list[list[files.Split]]:
+    """Splits grouped, in order, into tasks of similar size, so that many small files do not make many small tasks."""
     total = sum(split.rows for split in splits)
     target = min(max(total // (4 * parallelism), 100_000), RUN_ROWS)
     tasks: list[list[files.Split]] = [[]]
@@ -264,54 +258,43 @@ def _pack(splits: Sequence[files.Split], parallelism: int) -> list[list[files.Sp
     return tasks
 
 
-def _clean_task(
-    start: Callable[[str], "_CleanTask"], finished: Any, task: tuple[int, list[files.Split]]
-) -> dict[str, Any]:
+def _run_task(spec: CleanSpec, finished: Any, numbered: tuple[int, list[files.Split]]) -> dict[str, Any]:
     """The body of a Spark task."""
-    number, splits = task
-    # An attempt that is repeated writes other files than the first; only reported ones are read.
-    work = start(f"{number:05d}-{uuid.uuid4().hex}")
+    number, splits = numbered
+    # A second attempt writes files with other names than the first; only files in a task's summary are read.
+    task = CleanTask(spec, f"{number:05d}-{uuid.uuid4().hex}")
     for split in splits:
-        work.read(split)
+        task.read(split)
     if finished is not None:
         finished.add(sum(split.rows for split in splits))
-    return work.finish()
+    return task.finish()
 
 
-class _CleanTask:
+class CleanTask:
     """Counts and files of one task."""
 
-    def __init__(
-        self,
-        spec: files.LogSpec,
-        rules: Rules,
-        exchange: Exchange,
-        staging: str,
-        quarantine: str,
-        forgotten: Forgotten,
-        name: str,
-    ):
-        self._spec, self._rules, self._forgotten = spec, rules, forgotten
-        self._plays = RunWriter(exchange, staging, f"plays-{name}")
-        self._songs = storage.join(staging, f"songs-{name}.parquet")
-        self._rejects = _TableSink(storage.join(quarantine, f"part-{name}.parquet"))
+    def __init__(self, spec: CleanSpec, name: str):
+        self._spec, self._logs = spec, spec.logs
+        self._plays = RunWriter(spec.exchange, spec.staging, f"plays-{name}")
+        self._songs = storage.join(spec.staging, f"songs-{name}.parquet")
+        self._rejects = _RejectSink(storage.join(spec.quarantine, f"part-{name}.parquet"))
         self._counts = {"rows_read": 0, "accepted": 0, "ignored": 0, "forgotten": 0}
         self._rejected: Counter[str] = Counter()
         self._nulls: Counter[str] = Counter()
         self._span: list[int] = []
 
     def read(self, split: files.Split) -> None:
-        """Judge the rows of a split and write them where they belong."""
+        """Validate the rows of a split, and write plays to the runs and rejects to the quarantine."""
         landing_day = dt.date.fromisoformat(split.file.landing_day)
-        for everything in files.read(self._spec, split):
-            batch, dropped = without_forgotten(everything, self._forgotten, self._spec)
+        for unfiltered in files.read(self._logs, split):
+            batch, dropped = without_blocked(unfiltered, self._spec.blocked, self._logs)
             self._counts["rows_read"] += dropped
             self._counts["forgotten"] += dropped
-            verdict = judge(batch, self._rules, landing_day)
-            plays = _plays(batch, verdict == VALID, self._spec)
-            self._counts["rows_read"] += len(verdict)
+            codes = validate(batch, self._spec.rules, landing_day)
+            plays = _plays(batch, codes == VALID, self._logs)
+            self._counts["rows_read"] += len(codes)
             self._counts["accepted"] += len(plays)
-            self._counts["ignored"] += int((verdict == IGNORED).sum())
+            self._counts["ignored"] += int((codes == IGNORED).sum())
             self._nulls.update({name: column.null_count for name, column in batch.columns.items()})
             if len(plays):
                 self._plays.write(plays)
@@ -319,15 +302,15 @@ class _CleanTask:
                     min([*self._span[:1], int(plays.timestamp.min())]),
                     max([*self._span[1:], int(plays.timestamp.max())]),
                 ]
-            rejected = np.flatnonzero(verdict >= 0)
+            rejected = np.flatnonzero(codes >= 0)
             if len(rejected):
-                self._rejects.write(_quarantined(batch, rejected, verdict[rejected], split.file))
-                self._rejected.update(REASONS[code] for code in verdict[rejected])
+                self._rejects.write(_quarantined(batch, rejected, codes[rejected], split.file))
+                self._rejected.update(REASONS[code] for code in codes[rejected])
 
     def finish(self) -> dict[str, Any]:
-        """Close the files; what they are and what was counted."""
+        """Close the files and return their URIs and what was counted."""
         self._plays.flush()
-        kind = id_type(self._spec.item_id_type)
+        kind = id_type(self._logs.item_id_type)
         songs = [pa.table({ITEM_ID: ids.cast(kind), PLAYS: plays}) for ids, plays in self._plays.songs]
         empty = pa.table({ITEM_ID: pa.array([], kind), PLAYS: pa.array([], pa.int64())})
         storage.write_table(self._songs, _sum_plays([empty, *songs]))
@@ -343,26 +326,26 @@ class _CleanTask:
         }
 
 
-def without_forgotten(batch: files.RawBatch, forgotten: Forgotten, spec: files.LogSpec) -> tuple[files.RawBatch, int]:
-    """The rows of everybody else, and how many there were of listeners on the list.
+def without_blocked(batch: files.RawBatch, blocked: Blocklist, spec: files.LogSpec) -> tuple[files.RawBatch, int]:
+    """A batch without the rows of listeners on the blocklist, and how many rows they had.
 
-    Where a row could not be parsed and its listener is not known, any of its tokens may be the id.
+    In an unparseable row without a user id any token may be the id.
     """
-    if not len(forgotten):
+    if not len(blocked):
         return batch, 0
     users = batch.columns[USER_ID]
-    theirs = forgotten.mask(users.cast(id_type(spec.user_id_type)))
+    dropped = blocked.mask(users.cast(id_type(spec.user_id_type)))
     unclear = np.flatnonzero(batch.unparseable & _is_null(users))
     if len(unclear):
         kind, column = spec.user_id_type, spec.column(USER_ID)
         texts = batch.as_read(unclear)
-        theirs[unclear] = [forgotten.any_of(possible_users(text, column, kind), kind) for text in texts]
-    if not theirs.any():
+        dropped[unclear] = [blocked.any_of(possible_users(text, column, kind), kind) for text in texts]
+    if not dropped.any():
         return batch, 0
-    kept = np.flatnonzero(~theirs)
+    kept = np.flatnonzero(~dropped)
     columns = {name: column.take(pa.array(kept)) for name, column in batch.columns.items()}
     rest = files.RawBatch(columns, batch.unparseable[kept], lambda positions: batch.as_read(kept[positions]))
-    return rest, int(theirs.sum())
+    return rest, int(dropped.sum())
 
 
 def _plays(batch: files.RawBatch, valid: np.ndarray, spec: files.LogSpec) -> Rows:
@@ -390,12 +373,11 @@ def _quarantined(batch: files.RawBatch, positions: np.ndarray, reasons: np.ndarr
     )
 
 
-class _TableSink:
-    """A Parquet file written row group by row group; no rows, no file."""
+class _RejectSink:
+    """A quarantine file of a task, written in row groups of _QUARANTINE_ROW_GROUP rows; no rows, no file."""
 
     def __init__(self, uri: str):
-        self.uri = uri
-        self._writer: pq.ParquetWriter | None = None
+        self._uri, self._file = uri, ParquetSink(uri, QUARANTINE_SCHEMA)
         self._pending: list[pa.Table] = []
         self._rows = 0
 
@@ -408,19 +390,9 @@ class _TableSink:
     def close(self) -> str | None:
         """The URI of the finished file, None if there is none."""
         self._flush()
-        if self._writer is None:
-            return None
-        self._writer.close()
-        return self.uri
+        return self._uri if self._file.close() else None
 
     def _flush(self) -> None:
-        if not self._rows:
-            return
-        table = pa.concat_tables(self._pending)
-        if self._writer is None:
-            storage.make_parent(self.uri)
-            fs, path = storage.filesystem(self.uri)
-            options: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
-            self._writer = pq.ParquetWriter(path, table.schema, filesystem=fs, **options)
-        self._writer.write_table(table, row_group_size=self._rows)
+        if self._rows:
+            self._file.write(pa.concat_tables(self._pending))
         self._pending, self._rows = [], 0

@@ -549,14 +549,14 @@ def test_what_a_day_publishes_meanwhile_is_looked_at_again(
     assert row is not None
     erase, late = forget_stores.erase_from_lists, [ds_of(2)]
 
-    def erased_then_published(job: Any, advance: Any) -> Any:
-        held = erase(job, advance)
-        if late and not job.dry_run:
+    def erased_then_published(removal: Any, advance: Any) -> Any:
+        matches = erase(removal, advance)
+        if late and not removal.dry_run:
             schema = service.table().to_pyarrow_dataset().schema
             rows = pa.Table.from_pylist([row], schema=schema).drop(["ds"])
             part = lists.write_part(workspace.recommendations, late[0], rows)
             lists.replace_parts(service.table(), late.pop(), [], [part])
-        return held
+        return matches
 
     monkeypatch.setattr(forget_stores, "erase_from_lists", erased_then_published)
     result = forget.forget(service.made.config, pa.array([user]))

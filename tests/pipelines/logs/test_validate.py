@@ -2,18 +2,21 @@
 tests/jobs/stages/test_sessionize.py."""
 
 import datetime as dt
+import json
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import schema
-from pipelines.logs.files import RawBatch
-from pipelines.logs.validate import IGNORED, REASONS, VALID, Rules, completion, judge
+from pipelines.forget import blocklist
+from pipelines.logs.files import LogFile, LogSpec, RawBatch, plan, read
+from pipelines.logs.validate import IGNORED, REASONS, VALID, ValidationRules, completion, validate, without_blocked
 
 LANDED = dt.date(2026, 3, 2)
-RULES = Rules(play_events=("play",), other_events=("like",), max_late_days=60)
+RULES = ValidationRules(play_events=("play",), other_events=("like",), max_late_days=60)
 NOON = int(dt.datetime(2026, 3, 2, 12, tzinfo=dt.UTC).timestamp())
 GOOD = {"user_id": 1, "item_id": 10, "timestamp": NOON, "event_type": "play", "play_ms": 5, "duration_ms": 10}
 TYPES = {"event_type": pa.string()}
@@ -22,7 +25,7 @@ TYPES = {"event_type": pa.string()}
 def verdict(rules=RULES, landed=LANDED, unparseable=False, **changes):
     row = {**GOOD, **changes}
     columns = {name: pa.array([value], TYPES.get(name, pa.int64())) for name, value in row.items() if value != "absent"}
-    code = judge(RawBatch(columns, np.array([unparseable]), lambda rows: []), rules, landed)[0]
+    code = validate(RawBatch(columns, np.array([unparseable]), lambda rows: []), rules, landed)[0]
     return {VALID: "valid", IGNORED: "ignored"}.get(code) or REASONS[code]
 
 
@@ -57,7 +60,7 @@ def test_the_window_of_a_landing_day_follows_the_time_zone(zone, landed):
         return int(dt.datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone)).timestamp())
 
     end, first = wall(landed + dt.timedelta(days=1)), wall(landed - dt.timedelta(days=60))
-    rules = Rules(timezone=zone)
+    rules = ValidationRules(timezone=zone)
     at = {"rules": rules, "landed": landed}
     assert verdict(**at, timestamp=end - 1) == "valid"
     assert verdict(**at, timestamp=end) == "timestamp_after_landing"
@@ -81,3 +84,46 @@ def test_unknown_completion_is_a_full_play():
 
 def test_every_column_of_a_play_is_known_to_the_schema():
     assert set(GOOD) == {*schema.REQUIRED_COLUMNS, *schema.OPTIONAL_COLUMNS}
+
+
+def log_batches(folder, name, content):
+    """The rows of a log file without those of the listeners on the list: batches, and what each was before."""
+    file = folder / "ds=2026-03-02" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, str):
+        file.write_text(content)
+    else:
+        pq.write_table(content, file)
+    spec = LogSpec(str(folder), columns={"user_id": "listener"})
+    log = LogFile(str(file), file.stat().st_size, "", "2026-03-02")
+    for split in plan(spec, [log]):
+        for batch in read(spec, split):
+            yield spec, batch
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "json"])
+def test_rows_of_the_forgotten_are_dropped_from_batches_and_the_others_are_still_as_read(tmp_path, format):
+    users = (3, 4, 3, 5)
+    if format == "parquet":
+        rows = [{"listener": user, "item_id": 5, "timestamp": 1, "more": n} for n, user in enumerate(users)]
+        content = pa.Table.from_pylist(rows)
+    elif format == "csv":
+        lines = [f"{user},5,{'x' if user == 3 else 1}" for user in users]
+        content = "\n".join(["listener,item_id,timestamp", *lines, "3,5,1,9,9", "8,5,1,9,9", ""])
+    else:
+        rows = [{"listener": user, "item_id": 5, "timestamp": "x" if user == 3 else 1} for user in users]
+        content = "\n".join([*(json.dumps(row) for row in rows), '{"listener": 3, "item', '{"listener": 8, "item'])
+    blocklist.add(str(tmp_path / "list"), pa.array([3, 77]))
+    listed = blocklist.load(str(tmp_path / "list"))
+    texts, left, dropped = [], [], 0
+    for spec, batch in log_batches(tmp_path, f"a.{format}", content):
+        assert without_blocked(batch, blocklist.empty(), spec) == (batch, 0)
+        rest, number = without_blocked(batch, listed, spec)
+        dropped += number
+        left += rest.columns["user_id"].to_pylist()
+        texts += rest.as_read(np.arange(len(rest.unparseable)))
+    unparsed = 0 if format == "parquet" else 1
+    assert (dropped, left) == (2 + unparsed, [4, 5] + [None] * unparsed)
+    assert len(texts) == 2 + unparsed and all(sign in text for sign, text in zip("458", texts, strict=False))
+    if format == "parquet":
+        assert [json.loads(text)["more"] for text in texts] == [1, 3]

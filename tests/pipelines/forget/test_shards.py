@@ -1,9 +1,8 @@
-"""Listeners leave shards, quarantine and later days, and nobody else changes; files are built as the job does it."""
+"""Listeners are removed from shards, and all others stay as they were; files are built as the job builds them."""
 
 import contextlib
 import datetime as dt
 import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,18 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import storage
-from pipelines.forget import blocklist
-from pipelines.forget.blocklist import possible_users, without_names
+from pipelines.forget.listeners import ListenersToForget, Matches
 from pipelines.forget.shards import (
-    Held,
-    Listeners,
-    erase_from_quarantine,
     erase_from_shards,
     files_below,
-    published,
-    survey_shards,
-    survey_unnamed,
-    unnamed_shards,
+    find_in_shards,
+    find_in_unlisted,
+    published_manifests,
+    unlisted_shards,
 )
 from pipelines.histories.buckets import user_bucket
 from pipelines.histories.build import BuildSpec, SongIndex, Tally, Task, build_buckets
@@ -38,8 +33,6 @@ from pipelines.histories.shards import (
     write_manifest,
 )
 from pipelines.histories.shuffle import Exchange, Rows, RunWriter, parts_of
-from pipelines.logs.files import LogFile, LogSpec, plan, read
-from pipelines.logs.validate import QUARANTINE_SCHEMA, without_forgotten
 from pipelines.schema import id_type
 from pipelines.workspace import WorkspaceSpec, open_workspace
 
@@ -150,15 +143,15 @@ def rows_of(manifest):
     return found
 
 
-def erase(workspace, gone, *, hold=lambda _: contextlib.nullcontext(), tidy=True):
-    listeners = Listeners(pa.array(gone, id_type(workspace.spec.user_id_type)), BUCKETS)
-    expected = survey_shards(workspace, listeners)
-    held = erase_from_shards(workspace, listeners, hold=hold, row_group_events=ROW_GROUP_EVENTS)
-    assert held == expected
+def erase(workspace, gone, *, lock_day=lambda _: contextlib.nullcontext(), tidy=True):
+    listeners = ListenersToForget(pa.array(gone, id_type(workspace.spec.user_id_type)))
+    expected = find_in_shards(workspace, listeners)
+    matches = erase_from_shards(workspace, listeners, lock_day=lock_day, row_group_events=ROW_GROUP_EVENTS)
+    assert matches == expected
     if tidy:
         there = files_below(workspace, "sequences")
-        storage.delete_files(unnamed_shards(workspace, there))
-    return held, listeners
+        storage.delete_files(unlisted_shards(workspace, there))
+    return matches, listeners
 
 
 def users_in(manifests):
@@ -197,14 +190,14 @@ def test_what_is_left_is_what_would_be_there_without_them(tmp_path, kind, max_de
     made = {"seed": seed, "kind": kind}
     for n in range(4):
         publish(workspace, n, plays(n, **made, users=60), max_deltas=max_deltas)
-    before = published(workspace)
+    before = published_manifests(workspace)
     gone = CHOICES[choice](before)
     assert gone
     expected = [{user: row for user, row in rows_of(m).items() if user not in set(gone)} for m in before]
 
-    held, listeners = erase(workspace, gone)
-    assert held.files > 0 and listeners.found.all()
-    after = published(workspace)
+    matches, listeners = erase(workspace, gone)
+    assert matches.files > 0 and listeners.found.all()
+    after = published_manifests(workspace)
     assert [rows_of(manifest) for manifest in after] == expected
     assert {str(file) for file in Path(workspace.uri, "sequences").rglob("*.parquet")} == set().union(
         *(listed_uris(manifest) for manifest in after)
@@ -218,18 +211,18 @@ def test_what_is_left_is_what_would_be_there_without_them(tmp_path, kind, max_de
     next_day, rebuilt = (publish(w, 4, late, max_deltas=max_deltas) for w in (workspace, other))
     assert rows_of(next_day) == rows_of(rebuilt)
     assert read_item_counts(next_day).tolist() == read_item_counts(rebuilt).tolist()
-    assert erase(workspace, gone)[0] == Held()
+    assert erase(workspace, gone)[0] == Matches()
 
 
 def test_a_file_of_several_days_is_rewritten_once_and_untouched_buckets_keep_theirs(tmp_path):
     workspace = workspace_at(tmp_path)
     for n in range(3):
         publish(workspace, n, plays(n, seed=4))
-    before = published(workspace)
+    before = published_manifests(workspace)
     user = users_in(before[:1])[0]
     bucket = int(user_bucket(pa.array([user]), BUCKETS)[0])
     erase(workspace, [user])
-    after = published(workspace)
+    after = published_manifests(workspace)
     bases = {m.uri_of(file) for m in after for file in m.files if file.bucket == bucket}
     assert len(bases) == 1 and not bases & set().union(*(listed_uris(m) for m in before))
     for old, new in zip(before, after, strict=True):
@@ -240,19 +233,19 @@ def test_a_file_of_several_days_is_rewritten_once_and_untouched_buckets_keep_the
 def test_a_day_that_another_run_publishes_meanwhile_is_left_to_the_next_look(tmp_path):
     workspace = workspace_at(tmp_path)
     publish(workspace, 0, plays(0, seed=5))
-    [before] = published(workspace)
+    [before] = published_manifests(workspace)
     user = users_in([before])[0]
 
     @contextlib.contextmanager
-    def hold(_):
+    def lock_day(_):
         write_manifest(before.folder, replace(before, run_id="another"))
         yield
 
-    erase(workspace, [user], hold=hold)
-    [kept] = published(workspace)
+    erase(workspace, [user], lock_day=lock_day)
+    [kept] = published_manifests(workspace)
     assert (kept.run_id, kept.files) == ("another", before.files)
     erase(workspace, [user])
-    assert user not in rows_of(published(workspace)[0])
+    assert user not in rows_of(published_manifests(workspace)[0])
 
 
 @pytest.mark.parametrize("dies_at", range(1, 9))
@@ -260,7 +253,7 @@ def test_killed_before_any_manifest_or_deletion_and_run_again(tmp_path, monkeypa
     workspace = workspace_at(tmp_path)
     for n in range(4):
         publish(workspace, n, plays(n, seed=6), max_deltas=2)
-    before = published(workspace)
+    before = published_manifests(workspace)
     gone = users_in(before)[::4]
     expected = [{user: row for user, row in rows_of(m).items() if user not in set(gone)} for m in before]
     counts = []
@@ -269,10 +262,10 @@ def test_killed_before_any_manifest_or_deletion_and_run_again(tmp_path, monkeypa
             patch.setattr(storage, name, _dying(getattr(storage, name), dies_at, counts))
         with pytest.raises(KeyboardInterrupt):
             erase(workspace, gone)
-    for manifest, whole, rest in zip(published(workspace), before, expected, strict=True):
+    for manifest, whole, rest in zip(published_manifests(workspace), before, expected, strict=True):
         assert rows_of(manifest) in (rows_of(whole), rest)  # a day is as it was or as it will be
     erase(workspace, gone)
-    after = published(workspace)
+    after = published_manifests(workspace)
     assert [rows_of(manifest) for manifest in after] == expected
     assert {str(file) for file in Path(workspace.uri, "sequences").rglob("*.parquet")} == set().union(
         *(listed_uris(manifest) for manifest in after)
@@ -292,7 +285,7 @@ def _dying(write, at, counts):
 def test_leftovers_of_killed_runs_are_found_counted_and_only_they(tmp_path):
     workspace = workspace_at(tmp_path)
     publish(workspace, 0, plays(0, seed=7))
-    [manifest] = published(workspace)
+    [manifest] = published_manifests(workspace)
     user = users_in([manifest])[0]
     bucket = int(user_bucket(pa.array([user]), BUCKETS)[0])
     [file] = [file for file in manifest.files if file.bucket == bucket]
@@ -301,162 +294,24 @@ def test_leftovers_of_killed_runs_are_found_counted_and_only_they(tmp_path):
     (folder / "part-killed.parquet").write_bytes(Path(manifest.uri_of(file)).read_bytes())
     (folder / "part-half.parquet.0123.tmp").write_bytes(b"PAR1 half")
     pq.write_table(pa.table({"user_id": [10**15]}), folder / "part-of-others.parquet")
-    unnamed = unnamed_shards(workspace, files_below(workspace, "sequences"))
-    assert sorted(Path(uri).name for uri in unnamed) == [
+    unlisted = unlisted_shards(workspace, files_below(workspace, "sequences"))
+    assert sorted(Path(uri).name for uri in unlisted) == [
         "part-half.parquet.0123.tmp",
         "part-killed.parquet",
         "part-of-others.parquet",
     ]
-    assert survey_unnamed(unnamed, Listeners(pa.array([user]), BUCKETS)) == Held(2, 1)
+    assert find_in_unlisted(unlisted, ListenersToForget(pa.array([user]))) == Matches(2, 1)
 
 
 def test_on_an_object_store(s3):
     workspace = workspace_at(f"{s3}/workspace")
     for n in range(2):
         publish(workspace, n, plays(n, seed=8))
-    before = published(workspace)
+    before = published_manifests(workspace)
     gone = users_in(before)[::5]
     expected = [{user: row for user, row in rows_of(m).items() if user not in set(gone)} for m in before]
     erase(workspace, gone)
-    after = published(workspace)
+    after = published_manifests(workspace)
     assert [rows_of(manifest) for manifest in after] == expected
     named = set().union(*(listed_uris(manifest) for manifest in after))
     assert {file.uri for file in storage.list_files(f"{workspace.uri}/sequences")} == named
-
-
-# ---- quarantine ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "column", "kind", "expected"),
-    [
-        ('{"listener": 731, "plays": 42}', "listener", "int64", {731}),
-        ('{"listener": "+731 ", "plays": "42"}', "listener", "int64", {731}),
-        ('{"listener": 731.0}', "listener", "int64", {731}),
-        ('{"listener": null, "plays": 42}', "listener", "int64", set()),
-        ('{"listener": "731;42"}', "listener", "int64", {731, 42}),
-        ('{"other": 731}', "listener", "int64", {731}),
-        ('{"listener": 731, "broken', "listener", "int64", {731}),
-        ("731,5,1,2,3,-4", "listener", "int64", {731, 5, 1, 2, 3, 4, -4}),
-        ("8888888888888888888,9999999999999999999", "listener", "int64", {8888888888888888888}),
-        ('{"u": "a b", "x": "c"}', "u", "string", {"a b"}),
-        ('{"u": " a b "}', "u", "string", {" a b ", "a b"}),
-    ],
-)
-def test_whose_a_rejected_row_is(text, column, kind, expected):
-    assert set(possible_users(text, column, kind)) == expected
-
-
-@pytest.mark.parametrize("text", ['"anna:7/x y",5,,,,', "5\tanna:7/x y\t\t9", '{"u": "anna:7/x y", "t": brok'])
-def test_a_text_id_is_found_in_raw_text(text):
-    assert "anna:7/x y" in possible_users(text, "u", "string")
-
-
-def test_quarantined_rows_go_with_their_statistics_and_the_rest_stays(tmp_path):
-    texts = [
-        json.dumps({"listener": 7_310_559_002_218_347, "track": 5}),
-        json.dumps({"listener": 7_310_559_002_218_348, "track": 7_310}),
-        "7310559002218347,5,too,many,fields",
-        "5,6,too,many,fields",
-    ]
-    uri = str(tmp_path / "part-a.parquet")
-    fixed = [["unparseable"] * 4, [FIRST] * 4, ["log"] * 4]
-    pq.write_table(pa.table([*fixed, texts], schema=QUARANTINE_SCHEMA), uri, row_group_size=2)
-    alone = str(tmp_path / "part-b.parquet")
-    pq.write_table(pa.table([[v[0]] for v in (*fixed, texts)], schema=QUARANTINE_SCHEMA), alone)
-    listeners = Listeners(pa.array([7_310_559_002_218_347, 12]), BUCKETS)
-    before = (tmp_path / "part-a.parquet").read_bytes()
-    assert erase_from_quarantine([uri, alone], listeners, column="listener", dry_run=True) == Held(2, 3)
-    assert (tmp_path / "part-a.parquet").read_bytes() == before
-    assert erase_from_quarantine([uri, alone], listeners, column="listener") == Held(2, 3)
-    assert pq.read_table(uri)["row"].to_pylist() == [texts[1], texts[3]]
-    assert b"7310559002218347" not in Path(uri).read_bytes() and not Path(alone).exists()
-    assert listeners.found.tolist() == [True, False]
-
-
-def test_ids_are_blotted_out_of_messages_short_ones_only_where_it_says_whose_they_are():
-    named = {"12", "731055900"}.__contains__
-    assert without_names("user 12 has 12 plays; 731055900: bad", named) == (
-        "user (forgotten) has 12 plays; (forgotten): bad"
-    )
-
-
-# ---- the list that later days read -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["int64", "string"])
-def test_the_list_knows_exactly_those_on_it_and_names_nobody(tmp_path, kind):
-    folder = str(tmp_path / "forgotten")
-    everybody = [7_310_559_002_218_000 + n for n in range(2000)]
-    ids = pa.array([f"u{n}" for n in everybody] if kind == "string" else everybody, id_type(kind))
-    assert len(blocklist.load(folder)) == 0
-    assert blocklist.add(folder, ids.slice(0, 900)) == 900
-    assert blocklist.add(folder, ids.slice(800, 200)) == 100
-    listed = blocklist.load(folder)
-    assert np.array_equal(listed.mask(ids), np.arange(2000) < 1000)
-    mixed = pa.array([None, ids[0].as_py(), ids[1999].as_py(), None, ids[999].as_py()], id_type(kind))
-    assert listed.mask(mixed).tolist() == [False, True, False, False, True]
-    content = b"".join(file.read_bytes() for file in Path(folder).rglob("*") if file.is_file())
-    for user in everybody:
-        assert str(user).encode() not in content and user.to_bytes(8, "little") not in content
-
-
-def test_two_workspaces_have_nothing_in_common_and_many_small_files_become_one(tmp_path):
-    one, other = str(tmp_path / "one"), str(tmp_path / "other")
-    for user in range(40):
-        blocklist.add(one, pa.array([user]))
-    assert len(list(Path(one).glob("*.parquet"))) < 35
-    blocklist.add(other, pa.array(range(40)))
-    lists = [blocklist.load(folder) for folder in (one, other)]
-    assert all(found.mask(pa.array(range(80))).tolist() == [n < 40 for n in range(80)] for found in lists)
-    assert not {bytes(row) for row in lists[0].digests} & {bytes(row) for row in lists[1].digests}
-
-
-def test_a_list_without_its_key_is_refused(tmp_path):
-    blocklist.add(str(tmp_path), pa.array([1]))
-    (tmp_path / "key.json").unlink()
-    with pytest.raises(Exception, match=r"key\.json is lost.*restore it"):
-        blocklist.load(str(tmp_path))
-
-
-def log_batches(folder, name, content):
-    """The rows of a log file without those of the listeners on the list: batches, and what each was before."""
-    file = folder / "ds=2026-03-02" / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, str):
-        file.write_text(content)
-    else:
-        pq.write_table(content, file)
-    spec = LogSpec(str(folder), columns={"user_id": "listener"})
-    log = LogFile(str(file), file.stat().st_size, "", "2026-03-02")
-    for split in plan(spec, [log]):
-        for batch in read(spec, split):
-            yield spec, batch
-
-
-@pytest.mark.parametrize("format", ["parquet", "csv", "json"])
-def test_rows_of_the_forgotten_are_dropped_from_batches_and_the_others_are_still_as_read(tmp_path, format):
-    users = (3, 4, 3, 5)
-    if format == "parquet":
-        rows = [{"listener": user, "item_id": 5, "timestamp": 1, "more": n} for n, user in enumerate(users)]
-        content = pa.Table.from_pylist(rows)
-    elif format == "csv":
-        lines = [f"{user},5,{'x' if user == 3 else 1}" for user in users]
-        content = "\n".join(["listener,item_id,timestamp", *lines, "3,5,1,9,9", "8,5,1,9,9", ""])
-    else:
-        rows = [{"listener": user, "item_id": 5, "timestamp": "x" if user == 3 else 1} for user in users]
-        content = "\n".join([*(json.dumps(row) for row in rows), '{"listener": 3, "item', '{"listener": 8, "item'])
-    blocklist.add(str(tmp_path / "list"), pa.array([3, 77]))
-    listed = blocklist.load(str(tmp_path / "list"))
-    texts, left, dropped = [], [], 0
-    for spec, batch in log_batches(tmp_path, f"a.{format}", content):
-        assert without_forgotten(batch, blocklist.nobody(), spec) == (batch, 0)
-        rest, number = without_forgotten(batch, listed, spec)
-        dropped += number
-        left += rest.columns["user_id"].to_pylist()
-        texts += rest.as_read(np.arange(len(rest.unparseable)))
-    unparsed = 0 if format == "parquet" else 1
-    assert (dropped, left) == (2 + unparsed, [4, 5] + [None] * unparsed)
-    assert len(texts) == 2 + unparsed and all(sign in text for sign, text in zip("458", texts, strict=False))
-    if format == "parquet":
-        assert [json.loads(text)["more"] for text in texts] == [1, 3]

@@ -1,0 +1,54 @@
+"""The formats of play logs, an object each (`base.Format`), and which of them reads a file.
+
+| file         | `logs.format` |                                                           |
+| ------------ | ------------- | --------------------------------------------------------- |
+| `parquet`    | parquet       | typed columns, split at row groups                        |
+| `csv`        | csv           | a header, text that is parsed column by column            |
+| `json_lines` | json          | an object a line                                          |
+| `delta`      | delta         | a table that lists Parquet files and their landing days   |
+
+A new format is a file in this folder and its name in `_MODULES` (CONTRIBUTING.md).
+"""
+
+import importlib
+
+from pipelines import storage
+from pipelines.errors import InputError
+from pipelines.logs.formats import delta
+from pipelines.logs.formats.base import AUTO, Format, LogSpec
+
+_MODULES = ("parquet", "csv", "json_lines")
+_COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
+
+_FILES: tuple[Format, ...] = tuple(importlib.import_module(f"{__name__}.{name}").FORMAT for name in _MODULES)
+_TABLES = {delta.TABLE.name: delta.TABLE}
+FORMATS: dict[str, Format] = {
+    **{format.name: format for format in _FILES},
+    **{name: table.files_format for name, table in _TABLES.items()},
+}
+"""The format of the files, by the value of `logs.format`."""
+
+
+def table_at(spec: LogSpec, folder: str) -> delta.DeltaLogs | None:
+    """The table format of the logs; None where the folder's own files are the logs."""
+    if spec.format == AUTO:
+        return next((table for table in _TABLES.values() if table.is_at(folder)), None)
+    return _TABLES.get(spec.format)
+
+
+def format_of(spec: LogSpec, uri: str) -> Format:
+    """The format in which a log file is to be read. InputError if its ending does not tell."""
+    found = by_ending(uri) if spec.format == AUTO else FORMATS[spec.format]
+    if found is None:
+        raise InputError(
+            f"{uri}: no log format for this file ending: set logs.format, or move the file out of the logs"
+        )
+    return found
+
+
+def by_ending(uri: str) -> Format | None:
+    """The format that a file's ending names, any case, compressed or not; None for an unknown ending."""
+    name = storage.name(uri).lower()
+    for compression in _COMPRESSIONS:
+        name = name.removesuffix(compression)
+    return next((format for format in _FILES if name.endswith(format.endings)), None)
