@@ -32,8 +32,8 @@ from fuxi_beta.evaluation.leave_one_out import (
     split_time,
 )
 from fuxi_beta.evaluation.next_day import NextDayResult, evaluate_next_day
-from fuxi_beta.evaluation.protocol import Recommender
 from fuxi_beta.presets import Preset
+from fuxi_beta.recommender import Recommender
 from fuxi_beta.training.checkpoint import TrainedModel
 from fuxi_beta.training.fit import fit
 from jobs.reproduce import runs

@@ -18,10 +18,10 @@ TEXT = (Path(__file__).parents[2] / "docs" / "output.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S))
 DAY = "2026-01-27"  # the second of the fixture's days
 WITH_IDS: dict[tuple[str, int], Callable[[str], pa.Schema]] = {
-    ("recommendations", 0): lambda kind: schema.recommendations_schema(kind, kind),
-    ("metrics", 0): lambda kind: schema.METRICS_SCHEMA,
-    ("quality", 0): lambda kind: schema.QUALITY_SCHEMA,
-    ("vocabulary", 0): schema.vocabulary_schema,
+    ("recommendations", 0): lambda kind: schema.recommendations_table(kind, kind).schema,
+    ("metrics", 0): lambda kind: schema.METRICS_TABLE.schema,
+    ("quality", 0): lambda kind: schema.QUALITY_TABLE.schema,
+    ("vocabulary", 0): lambda kind: schema.vocabulary_table(kind).schema,
     ("Sequence shards", 0): schema.sequence_schema,
     ("Sequence shards", 1): lambda kind: schema.item_counts_schema(),
     ("quarantine", 0): lambda kind: QUARANTINE_SCHEMA,

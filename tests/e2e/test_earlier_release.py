@@ -1,4 +1,4 @@
-"""A workspace that release 0.1.0 wrote (tests/data/README.md): everything in it is read, and the next day builds on it."""
+"""A workspace that release 0.1.0 wrote (tests/data/README.md): all of it is read, and the next day builds on it."""
 
 import datetime as dt
 import os
