@@ -103,6 +103,14 @@ class GatesConfig(Section):
     best_of_days: int = Field(28, ge=1, description="twice the margin below the best of these days is refused")
 
 
+class ServingConfig(Section):
+    """When listeners ask for their lists."""
+
+    request_hour: int = Field(
+        8, ge=0, le=23, description="hour of the day, in sequences.timezone, at which the day's lists are requested"
+    )
+
+
 class RecommendConfig(Section):
     """The daily list and the audit before it is published."""
 
@@ -154,6 +162,7 @@ class Config(Section):
     train: Annotated[TrainConfig, Field()] = TrainConfig()
     evaluate: Annotated[EvaluateConfig, Field()] = EvaluateConfig()
     gates: GatesConfig = GatesConfig()  # type: ignore[call-arg]
+    serving: ServingConfig = ServingConfig()  # type: ignore[call-arg]
     recommend: RecommendConfig = RecommendConfig()  # type: ignore[call-arg]
     cluster: ClusterConfig = ClusterConfig()  # type: ignore[call-arg]
     mlflow: MlflowConfig = MlflowConfig()  # type: ignore[call-arg]
@@ -168,9 +177,11 @@ class Config(Section):
             "cluster": True,
             "mlflow": True,
             "quality": True,
+            "serving": True,  # counts where it is not the default: run records are older than this section
             "logs": {"path", "catalogue", "max_rejected_share"},
         }
         content = self.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]
+        content |= self.model_dump(mode="json", include={"serving"}, exclude_defaults=True)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

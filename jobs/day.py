@@ -56,6 +56,11 @@ class Day:
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
+    def calendar(self) -> Calendar:
+        """The days of the workspace's time zone, whose lists are requested at the configured hour."""
+        return Calendar(self.workspace.spec.timezone, self.config.serving.request_hour)
+
+    @property
     def record_uri(self) -> str:
         """Where the run record is."""
         return storage.join(self.workspace.run(self.ds), "run_record.json")

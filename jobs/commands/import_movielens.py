@@ -60,7 +60,7 @@ def _import(day: Day, ratings: movielens.Ratings, files: list[InputFile]) -> dic
         files=tuple(files),
         catalogue_files=_write_titles(day, titles),
     )
-    in_time = ratings.timestamp < day.workspace.calendar.day_start(day.ds)
+    in_time = ratings.timestamp < day.calendar.day_start(day.ds)
     if not in_time.any():
         raise InputError(f"{ratings.uri} has no rating before ds {day.ds}: give a later --ds, or none")
     theirs = blocklist.load(day.workspace.forgotten).mask(pa.array(ratings.user_id))

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -49,6 +50,7 @@ def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> tu
     storage.write_table(songs_file, songs)
     code = _code(scratch)
     signature, example = _signature(day, songs, trained.data_end)
+    served = {"timezone": day.workspace.spec.timezone, "request_hour": trained.request_hour}
     with mlflow.start_run(run_id=mlflow_run_id), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         info = mlflow.pyfunc.log_model(
@@ -57,7 +59,7 @@ def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> tu
             artifacts={"export": folder, "vocabulary": songs_file},
             code_paths=code,
             signature=signature,
-            model_config={"timezone": day.workspace.spec.timezone},
+            model_config=served,
             input_example=example,
             pip_requirements=_pinned(_REQUIREMENTS),
         )
@@ -75,13 +77,14 @@ def _signature(day: Day, songs: pa.Table, data_end: int) -> tuple[Any, Any]:
     inputs: list[Any] = [
         ColSpec(Array(item), "item_ids"),
         ColSpec(Array(DataType.long), "timestamps"),
-        ColSpec(DataType.long, "request_time"),
+        ColSpec(DataType.long, "request_time", required=False),
         ColSpec(DataType.long, "k", required=False),
     ]
     outputs: list[Any] = [ColSpec(Array(item), "items"), ColSpec(Array(DataType.float), "scores")]
     played = songs[ITEM_ID].to_pylist()[:_EXAMPLE_SONGS]
     times = [data_end - 3600 * (len(played) - i) for i in range(len(played))]
-    row = {"item_ids": [played], "timestamps": [times], "request_time": [data_end + 8 * 3600], "k": [10]}
+    requested = day.calendar.next_request_time(np.array([data_end])).item()
+    row = {"item_ids": [played], "timestamps": [times], "request_time": [requested], "k": [10]}
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs)), pd.DataFrame(row)
 
 

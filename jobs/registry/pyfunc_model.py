@@ -6,6 +6,7 @@ MLflow stores this file as text and runs it when the model is loaded, so it impo
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions when it is imported)
 
+import datetime as dt
 from typing import Any
 
 import mlflow
@@ -25,7 +26,11 @@ DEFAULT_K = 30
 
 class DailyRecommender(mlflow.pyfunc.PythonModel):
     """`predict` takes a row a listener: `item_ids` and `timestamps` (Unix seconds, UTC, oldest first, the whole
-    history), `request_time` and optionally `k`; it returns `items`, best first, and their `scores`.
+    history), and optionally `request_time` and `k`; it returns `items`, best first, and their `scores`.
+
+    `request_time` defaults to the request hour of the day for which the model was trained, so that the list is the one
+    published for that day, or to the first request hour after the listener's newest play, if that is later. The hour is
+    that of the training; `load_model(uri, model_config={"request_hour": 18})` sets another.
 
     Songs the model does not know are dropped from the context. Heard songs are not recommended by a model of
     first listens.
@@ -34,7 +39,7 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         """Read the export and the vocabulary."""
         self.trained = load_export(context.artifacts["export"])
-        self.calendar = Calendar(context.model_config["timezone"])
+        self.calendar = Calendar(context.model_config["timezone"], context.model_config["request_hour"])
         table = pq.read_table(context.artifacts["vocabulary"])
         self.item_ids = table["item_id"].combine_chunks()
         self.item_index = table["item_index"].to_numpy()
@@ -53,10 +58,10 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
         trained = self.trained
         batch = inference_batch(
             self._history(row),
-            request_time=int(row["request_time"]),
+            request_time=self._request_time(row),
             model=trained.model_config,
             train=trained.train_config,
-            calendar=self.calendar,
+            calendar=trained.calendar(self.calendar.timezone),
             vocabulary_size=trained.vocabulary_size,
         )
         songs, scores = served_lists(trained, batch, k)
@@ -64,6 +69,15 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
         keep = found > 0
         rows = np.searchsorted(self.item_index, found[keep])
         return self.item_ids.take(pa.array(rows)).to_pylist(), [float(score) for score in scores[0].numpy()[keep]]
+
+    def _request_time(self, row: dict[str, Any]) -> int:
+        """The row's `request_time`, else the default. Unix seconds."""
+        given = row.get("request_time")
+        if given is not None and not pd.isna(given):
+            return int(given)
+        served = self.calendar.request_time(dt.date.fromisoformat(self.trained.ds))
+        newest = max(row["timestamps"], default=0)
+        return max(served, self.calendar.next_request_time(np.array([newest])).item())
 
     def _history(self, row: dict[str, Any]) -> Histories:
         """The row as one listener's history, known songs only."""

@@ -121,7 +121,7 @@ def champion(day: Day) -> ModelVersionInfo | None:
 
     Only what was promoted before ds counts, so a day that is run again finds the champion it found the first time.
     """
-    latest_end = day.workspace.calendar.day_start(day.ds - dt.timedelta(days=1))
+    latest_end = day.calendar.day_start(day.ds - dt.timedelta(days=1))
     candidates = [
         info
         for info in versions(day)

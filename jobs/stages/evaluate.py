@@ -49,7 +49,7 @@ def _is_daily(day: Day) -> bool:
 def _next_day(day: Day, manifest: Manifest, versions: dict[str, str]) -> dict[str, Any]:
     from fuxi_beta.evaluation.next_day import evaluate_next_day
 
-    calendar, config = day.workspace.calendar, day.config
+    calendar, config = day.calendar, day.config
     cut = calendar.day_start(day.ds - dt.timedelta(days=1))
     known = known_songs(manifest, before=cut)
     recommenders = _models(day, versions) | _baselines(day, manifest, end=cut, candidates=known)

@@ -103,6 +103,7 @@ def list_job(day: Day) -> ListJob:
     on_gpu = config.cluster.recommend_gpus_per_task > 0
     return ListJob(
         ds=day.ds,
+        calendar=day.calendar,
         table_uri=day.workspace.recommendations,
         manifest=manifest,
         item_ids=_item_ids(day, manifest),
@@ -122,7 +123,7 @@ def popularity(day: Day, manifest: Manifest, train: TrainConfig) -> "Popularity"
     """Songs that anybody played in the days before the cut, by distinct listeners."""
     from fuxi_beta.baselines.popularity import Popularity, fit_popularity
 
-    end = day.workspace.calendar.day_start(day.ds)
+    end = day.calendar.day_start(day.ds)
     listeners = fit_popularity(manifest, end=end, train=train, config=day.config.evaluate).listeners
     return Popularity(listeners, train=train, candidates=listeners > 0)
 

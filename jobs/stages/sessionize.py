@@ -202,7 +202,7 @@ def publish(
         timezone=day.workspace.spec.timezone,
         vocabulary_version=songs.version or 0,
         vocabulary_size=target.vocabulary_size,
-        data_end=day.workspace.calendar.day_start(day.ds),
+        data_end=day.calendar.day_start(day.ds),
         item_counts=f"item_counts-{target.run}.parquet",
         inputs=f"inputs-{target.run}.parquet",
         files=built.files,

@@ -67,7 +67,7 @@ def _loop_config(day: Day, manifest: Manifest, parent: str, *, resume: str = "")
     config, train = day.config, day.config.train
     data_end = manifest.data_end
     if train.protocol == "next_day":
-        data_end = day.workspace.calendar.day_start(day.ds - dt.timedelta(days=1))
+        data_end = day.calendar.day_start(day.ds - dt.timedelta(days=1))
     candidates = candidate_songs(manifest, train=train, data_end=data_end)
     if np.count_nonzero(candidates) < 2:
         raise InputError(
@@ -80,6 +80,7 @@ def _loop_config(day: Day, manifest: Manifest, parent: str, *, resume: str = "")
         train=train,
         epochs=train.warm_start_epochs if parent else train.epochs,
         data_end=data_end,
+        request_hour=config.serving.request_hour,
         rows=capacity_rows(manifest.vocabulary_size, train.capacity_margin),
         candidates=candidates,
         parent=parent,
@@ -126,6 +127,7 @@ def _export(day: Day, loop: LoopConfig, checkpoint: str, folder: str, *, parent:
         trained,
         ds=str(day.ds),
         data_end=loop.data_end,
+        request_hour=loop.request_hour,
         metadata={
             "run_id": day.record.run_id,
             "config_hash": day.config.hash(),

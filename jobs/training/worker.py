@@ -37,6 +37,7 @@ class LoopConfig:
     train: TrainConfig
     epochs: int
     data_end: int  # Unix seconds; targets are before it
+    request_hour: int  # hour of the day for which lists are learned
     rows: int  # of the item table
     candidates: np.ndarray  # bool [vocabulary + 1]
     parent: str  # export (folder or URI) to start from; empty for a cold start
@@ -128,6 +129,7 @@ def train_worker(settings: dict[str, Any]) -> str:
         rank=rank,
         world_size=world_size,
         vocabulary_size=loop.manifest.vocabulary_size,
+        request_hour=loop.request_hour,
     )
     trainer, position = _start(loop, ray.train.torch.get_device(), world_size)
     position.kernels, position.workers = ops.describe(trainer.device), world_size

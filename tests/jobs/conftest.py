@@ -50,7 +50,7 @@ class Deployment:
     def make_histories(self, until: dt.date) -> dict[Any, list[tuple[int, int, int]]]:
         """user -> [(song index, timestamp, completion)], oldest first; about ten plays in the last four weeks."""
         random = np.random.default_rng(7)
-        end = self.day(until).workspace.calendar.day_start(until)
+        end = self.day(until).calendar.day_start(until)
         made = {}
         for number in range(1, self.listeners + 1):
             count = int(random.integers(8, 16))
@@ -91,7 +91,7 @@ class Deployment:
             timezone="UTC",
             vocabulary_version=songs.version or 0,
             vocabulary_size=self.songs,
-            data_end=day.workspace.calendar.day_start(ds),
+            data_end=day.calendar.day_start(ds),
             item_counts="item_counts.parquet",
             inputs="inputs.parquet",
             files=tuple(self._shards(folder, histories)),
@@ -150,7 +150,7 @@ class Deployment:
             candidates=candidates,
             vocabulary_size=known,
             ds=str(ds),
-            data_end=day.workspace.calendar.day_start(ds - dt.timedelta(days=1)),
+            data_end=day.calendar.day_start(ds - dt.timedelta(days=1)),
         )
         folder = f"{day.workspace.run(ds)}/export-{seed}"
         with tempfile.TemporaryDirectory() as scratch:

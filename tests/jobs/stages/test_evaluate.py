@@ -19,7 +19,7 @@ DAY = 86_400
 
 def popularity_by_hand(made: Any, ds: dt.date) -> dict[str, float]:
     """HR@30, Recall@30 and NDCG@30 of the popularity list, by loops over the histories."""
-    calendar = made.day(ds).workspace.calendar
+    calendar = made.day(ds).calendar
     yesterday = ds - dt.timedelta(days=1)
     cut, request, end = calendar.day_start(yesterday), calendar.request_time(yesterday), calendar.day_start(ds)
     fans: dict[int, set[Any]] = {}
@@ -100,7 +100,7 @@ def test_day_two_measures_the_champion_of_day_one_on_the_same_listeners(deployme
 def test_a_song_first_played_on_the_measured_day_is_no_truth(deployment: Callable[..., Any]) -> None:
     made = deployment()
     histories = made.make_histories(DAY_ONE)
-    end = made.day(DAY_ONE).workspace.calendar.day_start(DAY_ONE)
+    end = made.day(DAY_ONE).calendar.day_start(DAY_ONE)
     old = {user: [event for event in events if event[1] < end - DAY] for user, events in histories.items()}
     user = next(user for user, events in old.items() if events)
     unknown = next(

@@ -91,7 +91,7 @@ def test_the_pyfunc_gives_the_list_of_the_batch_job(deployment: Callable[..., An
         {
             "item_ids": [[made.item_id(song) for song, _, _ in made.histories[user]] for user in users],
             "timestamps": [[time for _, time, _ in made.histories[user]] for user in users],
-            "request_time": day.workspace.calendar.request_time(DAY_ONE),
+            "request_time": day.calendar.request_time(DAY_ONE),
         }
     )
     answer = mlflow.pyfunc.load_model(versions.model_uri(day, "1")).predict(request)
@@ -104,7 +104,7 @@ def test_listeners_without_usable_history_get_popular_songs_they_have_not_heard(
     deployment: Callable[..., Any], ray_local: Any
 ) -> None:
     made = deployment("recommend.k=5", "train.min_completion=30")
-    start = made.day(DAY_ONE).workspace.calendar.day_start(DAY_ONE)
+    start = made.day(DAY_ONE).calendar.day_start(DAY_ONE)
     histories = made.make_histories(DAY_ONE)
     histories[101] = [(1, start - 500, 5), (2, start - 400, 5)]  # only skips
     histories[102] = [(119, start - 300, 100)]  # a song the model does not have
@@ -127,7 +127,7 @@ def test_listeners_without_usable_history_get_popular_songs_they_have_not_heard(
 
 def test_listeners_not_heard_of_for_active_days_get_no_list(deployment: Callable[..., Any], ray_local: Any) -> None:
     made = deployment("recommend.active_days=30")
-    start = made.day(DAY_ONE).workspace.calendar.day_start(DAY_ONE)
+    start = made.day(DAY_ONE).calendar.day_start(DAY_ONE)
     histories = made.make_histories(DAY_ONE)
     histories[201] = [(1, start - 30 * DAY, 100)]
     histories[202] = [(1, start - 30 * DAY - 1, 100)]

@@ -205,7 +205,7 @@ def assert_published(day: Day, result: dict[str, Any]) -> None:
     from fuxi_beta.training.checkpoint import load_export, load_train_state
 
     trained = load_export(result["export"])
-    assert trained.data_end == day.workspace.calendar.day_start(DAY_ONE) - 86_400
+    assert trained.data_end == day.calendar.day_start(DAY_ONE) - 86_400
     assert trained.ds == str(DAY_ONE) and trained.metadata["run_id"] == day.record.run_id
     assert int(trained.candidates.sum()) == result["candidates"] > 10
     assert {"items.accumulator", "dense.exp_avg.positions"} <= load_train_state(result["export"]).keys()
@@ -254,7 +254,7 @@ def test_any_system_can_be_the_daily_model(deployment, ray_local: Any) -> None:
         request_time=manifest.data_end,
         model=trained.model_config,
         train=trained.train_config,
-        calendar=day.workspace.calendar,
+        calendar=day.calendar,
         vocabulary_size=trained.vocabulary_size,
     )
     items, scores = trained.recommend(batch, 5)
