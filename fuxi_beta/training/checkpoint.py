@@ -184,10 +184,14 @@ def _read_config(file: Path) -> dict[str, Any]:
     missing = {"model", "train", "vocabulary_size", "ds", "data_end", "metadata"} - content.keys()
     if missing:
         raise InputError(f"{file} lacks {', '.join(sorted(missing))}: export the model again")
-    return {"request_hour": REQUEST_HOUR} | content | {  # exports of earlier releases do not name it
-        "model": _config(file, "model", ModelConfig, content["model"]),
-        "train": _config(file, "train", TrainConfig, content["train"]),
-    }
+    return (
+        {"request_hour": REQUEST_HOUR}
+        | content
+        | {  # exports of earlier releases do not name it
+            "model": _config(file, "model", ModelConfig, content["model"]),
+            "train": _config(file, "train", TrainConfig, content["train"]),
+        }
+    )
 
 
 def _config(file: Path, section: str, kind: type[Config], content: dict[str, Any]) -> Config:

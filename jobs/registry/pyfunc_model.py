@@ -72,9 +72,8 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
 
     def _request_time(self, row: dict[str, Any]) -> int:
         """The row's `request_time`, else the default. Unix seconds."""
-        given = row.get("request_time")
-        if given is not None and not pd.isna(given):
-            return int(given)
+        if "request_time" in row:
+            return int(row["request_time"])
         served = self.calendar.request_time(dt.date.fromisoformat(self.trained.ds))
         newest = max(row["timestamps"], default=0)
         return max(served, self.calendar.next_request_time(np.array([newest])).item())

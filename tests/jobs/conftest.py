@@ -151,6 +151,7 @@ class Deployment:
             vocabulary_size=known,
             ds=str(ds),
             data_end=day.calendar.day_start(ds - dt.timedelta(days=1)),
+            request_hour=self.config.serving.request_hour,
         )
         folder = f"{day.workspace.run(ds)}/export-{seed}"
         with tempfile.TemporaryDirectory() as scratch:

@@ -63,6 +63,14 @@ def test_popularity_agrees_with_a_reference_by_loops(deployment: Callable[..., A
         assert result["metrics"]["popularity"]["all"][name] == pytest.approx(value, abs=1e-6), name
 
 
+def test_another_request_hour_moves_the_request_and_what_counts_as_found(deployment: Callable[..., Any]) -> None:
+    made = prepared(deployment, "serving.request_hour=15")
+    result = run_stage(made.day(DAY_ONE), "evaluate", evaluate.run)
+    assert dt.datetime.fromtimestamp(result["request_time"], dt.UTC).isoformat() == "2026-03-01T15:00:00+00:00"
+    for name, value in popularity_by_hand(made, DAY_ONE).items():
+        assert result["metrics"]["popularity"]["all"][name] == pytest.approx(value, abs=1e-6), name
+
+
 def test_the_request_is_at_eight_of_the_day_before_and_an_exclusive_list_repeats_nothing(
     deployment: Callable[..., Any],
 ) -> None:
