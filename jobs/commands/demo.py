@@ -7,8 +7,8 @@ from importlib.resources import files
 from typing import Any
 
 from jobs.config import Config, load_config
-from jobs.daily import STAGES, DayResult, run_day
-from jobs.day import open_day
+from jobs.daily import DayResult, run_day
+from jobs.day import STAGES, open_day
 from jobs.runtime.resources import Usage
 from pipelines import storage
 from pipelines.errors import InputError

@@ -4,35 +4,21 @@ Nothing is pickled: `pyfunc_model.py` is stored as text with the packages it nee
 the code it was trained with.
 """
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import shutil
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs.day import Day
+from jobs.serving.catalogue import read_vocabulary
 from pipelines import storage
-from pipelines.histories import vocabulary
-from pipelines.schema import ITEM_ID, ITEM_INDEX
+from pipelines.schema import ITEM_ID
 
 _REQUIREMENTS = ("torch", "numpy", "pyarrow", "safetensors", "xxhash", "mlflow")
 _EXAMPLE_SONGS = 5
-
-
-def read_vocabulary(day: Day, *, size: int | None = None) -> pa.Table:
-    """item_index, item_id of the songs 1..size (all if None), in index order."""
-    spec = day.workspace.spec
-    table = vocabulary.read(day.workspace.vocabulary, spec.item_id_type).table.select([ITEM_INDEX, ITEM_ID])
-    if size is not None:
-        table = table.filter(pc.less_equal(table[ITEM_INDEX], size))
-    return table
 
 
 def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> tuple[Any, dict[str, str]]:
@@ -83,7 +69,7 @@ def _signature(day: Day, songs: pa.Table, data_end: int) -> tuple[Any, Any]:
     outputs: list[Any] = [ColSpec(Array(item), "items"), ColSpec(Array(DataType.float), "scores")]
     played = songs[ITEM_ID].to_pylist()[:_EXAMPLE_SONGS]
     times = [data_end - 3600 * (len(played) - i) for i in range(len(played))]
-    requested = day.calendar.next_request_time(np.array([data_end])).item()
+    requested = day.calendar.request_time(day.ds)
     row = {"item_ids": [played], "timestamps": [times], "request_time": [requested], "k": [10]}
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs)), pd.DataFrame(row)
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fuxi_beta.evaluation.metrics import metric_of, metric_order, metric_title
-from jobs.daily import STAGES
-from jobs.day import Day
+from jobs.day import STAGES, Day, StageMarker
 from jobs.report.charts import loss_chart, temporal_chart, trend_chart
 from jobs.report.examples import example_lists
 from jobs.report.quality import rows_until, shown_checks, trailing_chart
@@ -37,8 +36,8 @@ REASONS = {
     "timestamp_too_old": "older on landing than logs.max_late_days",
 }
 
-Stages = dict[str, dict[str, Any]]
-"""Finished stages: name -> the marker's stage, seconds, finished_at and result."""
+Stages = dict[str, StageMarker]
+"""Finished stages by name."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +96,7 @@ def content(day: Day) -> dict[str, Any]:
 
 def finished(day: Day) -> Stages:
     """The markers of the stages that finished under the run record, the report's own left out."""
-    if not day.has_record:
-        return {}
-    run_id, found = day.record.run_id, {}
-    for name in STAGES:
-        if name != "report" and storage.exists(day.marker_uri(name)):
-            marker = storage.read_json(day.marker_uri(name))
-            if marker["run_id"] == run_id:
-                found[name] = marker
-    return found
+    return {name: marker for name in STAGES if name != "report" and (marker := day.marker(name))}
 
 
 def day_status(day: Day, results: Mapping[str, Mapping[str, Any]]) -> Status:
@@ -215,7 +206,7 @@ def metric_trend(day: Day, *, metric: str, protocol: str) -> dict[str, dict[dt.d
     ]
     days = sorted({row[DS] for row in rows})
     with ThreadPoolExecutor(8) as pool:
-        trained = dict(zip(days, pool.map(lambda ds: day.at(ds).marker("train"), days), strict=True))
+        trained = dict(zip(days, pool.map(lambda ds: day.at(ds).result("train"), days), strict=True))
     trend: dict[str, dict[dt.date, float]] = {}
     for row in rows:
         name, marker = row[MODEL_VERSION], trained[row[DS]]

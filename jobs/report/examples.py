@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.commands.show import show
 from jobs.day import Day
+from jobs.serving.listener import served_listener
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
@@ -20,13 +20,13 @@ PLACES = {"light": 0.1, "middle": 0.5, "heavy": 0.9}
 
 
 def example_lists(day: Day) -> tuple[list[dict[str, Any]], str]:
-    """What `jobs.commands.show.show` returns for a light, a middle and a heavy listener, with `band` and `num_events`.
+    """A `ServedListener` for a light, a middle and a heavy listener, with `band` and `num_events` added.
 
-    The second value says why there is nothing to show, where that is so: the page does without.
+    The second value says why there are none, where that is so: the page does without.
     """
     try:
         picked = pick_listeners(day)
-        shown = [show(day.config, str(user_id), day.ds) for _, user_id, _ in picked]
+        shown = [served_listener(day, str(user_id)) for _, user_id, _ in picked]
     except (InputError, FileNotFoundError) as error:
         return [], str(error)
     examples = [{**s, "band": band, "num_events": events} for s, (band, _, events) in zip(shown, picked, strict=True)]

@@ -23,7 +23,7 @@ def run(day: Day) -> dict[str, Any]:
     Returns protocol, listeners, excluded, request_time (Unix seconds; None under leave_one_out), slices (listeners of
     each), versions (of challenger and champion) and metrics: recommender -> slice -> metric -> value.
     """
-    trained = day.marker("train")
+    trained = day.result("train")
     if trained is None:
         raise InputError(f"no model is trained for {day.ds}: run `fuxi train --ds {day.ds}` first")
     champion = registry.champion(day)

@@ -35,7 +35,7 @@ def run(day: Day) -> dict[str, Any]:
     Returns chosen (None: no model may serve), chosen_ds, alias_moved, reason and the gates.
     """
     champion = versions.champion(day)
-    trained, measured = day.marker("train"), day.marker("evaluate")
+    trained, measured = day.result("train"), day.result("evaluate")
     gates: list[Gate] = []
     if trained is not None and measured is not None:
         gates = apply_gates(measured["metrics"], config=day.config.gates, recent=recent_bests(day))

@@ -15,9 +15,9 @@ import pyarrow as pa
 from fuxi_beta.config import TrainConfig
 from jobs.day import Day
 from jobs.registry import versions
-from jobs.registry.package import read_vocabulary
 from jobs.runtime.console import progress
 from jobs.runtime.engines import need_gpus, ray_session
+from jobs.serving.catalogue import read_vocabulary
 from jobs.serving.make_lists import ListJob, default_part, make_part
 from jobs.tables import recommendations as lists
 from jobs.tables.audit import audit, summarize

@@ -178,6 +178,19 @@ class Deployment:
         self.day(ds).update_record(chosen_model=version)
         self.day(ds).finish("promote", {"chosen": version}, 0.0)
 
+    def published(self, ds: dt.date) -> None:
+        """Publish lists of an untrained model, made as the Ray tasks make them but in this process."""
+        from jobs.serving.make_lists import default_part, make_part
+        from jobs.stages.recommend import list_job
+        from jobs.tables import recommendations
+
+        self.sessionized(ds)
+        self.choose(ds, self.trained(ds))
+        job = list_job(self.day(ds))
+        table = recommendations.open_lists(self.day(ds).workspace)
+        parts = [default_part(job), *(make_part(job, file) for file in job.manifest.files)]
+        recommendations.commit(table, ds, parts, key=1, metadata={})
+
     def evaluated(self, ds: dt.date, **ndcg: float) -> None:
         """Leave the marker of evaluate with an NDCG@30 for each recommender."""
         metrics = {name: {"all": {"ndcg_30": value, "hr_30": value}} for name, value in ndcg.items()}
