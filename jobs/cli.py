@@ -1,59 +1,57 @@
 """The `fuxi` command: one verb a stage. Engines are imported by the verb that needs them."""
 
 import functools
-import importlib
+import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipelines.errors import InputError
 from pipelines.schema import parse_ds
 
+if TYPE_CHECKING:
+    from jobs.config import Config
+    from jobs.day import Day
+
 EXIT_REFUSED = 2
 EXIT_DEGRADED = 3
 
-
-def _shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--config, --workspace, --set: every verb that works in a workspace has them."""
-    options = (
-        click.option("--config", "config_file", metavar="FILE", help="YAML file; see `fuxi config` for every key."),
-        click.option("--workspace", metavar="URI", help="Local folder or s3://bucket/prefix. [default: ./workspace]"),
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For example train.epochs=3."),
-    )
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
-def _stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    options = (
-        click.option("--ds", required=True, metavar="DATE", help="The day the lists are served, YYYY-MM-DD."),
-        click.option("--dry-run", is_flag=True, help="Say what would run and stop."),
-        click.option("--force", is_flag=True, help="Run even where the output of this run record exists."),
-        click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs anew: makes a new run record."),
-    )
-    return _with(options)(_shared_options(command))
-
-
-def _with(options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
-    """A decorator that gives a command these options, the first on top."""
+def _options(*options: Decorator) -> Decorator:
+    """Several options as one decorator; `--help` lists them in this order."""
     return lambda command: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
+_config_options = _options(
+    click.option("--config", "config_file", metavar="FILE", help="YAML file; see `fuxi config` for every key."),
+    click.option("--workspace", metavar="URI", help="Local folder or s3://bucket/prefix. [default: ./workspace]"),
+    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For example train.epochs=3."),
+)
+_stage_options = _options(
+    click.option("--ds", required=True, metavar="DATE", help="The day the lists are served, YYYY-MM-DD."),
+    click.option("--dry-run", is_flag=True, help="Say what would run and stop."),
+    click.option("--force", is_flag=True, help="Run even where the output of this run record exists."),
+    click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs anew: makes a new run record."),
+    _config_options,
+)
 _accept_quality = click.option(
     "--accept-quality", is_flag=True, help="Take the day's input in spite of bounds that it breaks; it is noted."
 )
 
 
-def _config(config_file: str | None, workspace: str | None, overrides: tuple[str, ...]) -> Any:
+def _config(config_file: str | None, workspace: str | None, overrides: tuple[str, ...]) -> "Config":
     from jobs.config import load_config
 
     # Flags win, the last one given most of all; --workspace is short for --set workspace=...
     return load_config(config_file, overrides=(*overrides, *((f"workspace={workspace}",) if workspace else ())))
 
 
-def _open_day(options: dict[str, Any]) -> Any:
+def _open_day(options: dict[str, Any]) -> "Day":
     from jobs.day import open_day
 
     config = _config(options["config_file"], options["workspace"], options["overrides"])
@@ -101,21 +99,20 @@ def daily(**options: Any) -> None:
     click.echo(result.stages["report"]["uri"])
 
 
-def _stage_command(name: str, help_text: str, *more: Callable[..., Any]) -> None:
+def _stage_command(name: str, help_text: str, *more: Decorator) -> None:
     @cli.command(name, help=help_text)
     @_stage_options
-    @_with(more)
+    @_options(*more)
     def run_one(**options: Any) -> None:
-        import json
-
+        from jobs.daily import stage_function
         from jobs.day import run_stage
 
         day = _open_day(options)
         if options["dry_run"]:
-            done = day.marker(name) is not None and not day.force
-            click.echo(f"{name} --ds {day.ds}: {'done, would be skipped' if done else 'would run'}")
+            skipped = day.marker(name) and not day.force
+            click.echo(f"{name} --ds {day.ds}: {'done, would be skipped' if skipped else 'would run'}")
             return
-        result = run_stage(day, name, importlib.import_module(f"jobs.stages.{name}").run)
+        result = run_stage(day, name, stage_function(name))
         click.echo(json.dumps(result, indent=2, default=str))
 
 
@@ -136,7 +133,7 @@ _stage_command("report", "Write the day's self-contained HTML page.")
 @cli.command()
 @click.argument("user")
 @click.option("--ds", required=True, metavar="DATE", help="The day of the list, YYYY-MM-DD.")
-@_shared_options
+@_config_options
 def show(user: str, ds: str, **options: Any) -> None:
     """Print one listener's recent plays and list, with titles and artists."""
     from jobs.commands import show as show_job
@@ -150,7 +147,7 @@ def show(user: str, ds: str, **options: Any) -> None:
 @click.option("--file", metavar="FILE", help="User ids, one a line; up to millions.")
 @click.option("--dry-run", is_flag=True, help="Say what holds them, change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask; needed where there is no terminal.")
-@_shared_options
+@_config_options
 def forget(users: tuple[str, ...], file: str | None, dry_run: bool, yes: bool, **options: Any) -> None:
     """Remove listeners from everything the workspace keeps, and from every later day (docs/forget.md).
 
@@ -209,8 +206,8 @@ def synth(context: click.Context, first_day: str, **options: Any) -> None:
     """
     from jobs.commands import synth as synth_job
 
-    given = {name for name in options if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE}
-    result = synth_job.main({**options, "first_day": parse_ds(first_day)}, given)
+    written = {name for name in options if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE}
+    result = synth_job.main({**options, "first_day": parse_ds(first_day)}, written)
     click.echo(f"{result}")
 
 
@@ -223,7 +220,7 @@ def import_group() -> None:
 @click.argument("path")
 @click.option("--ds", metavar="DATE", help="Serving day of the import. [default: the day after the last rating]")
 @click.option("--movies", metavar="FILE", help="Titles: movies.dat, movies.csv, u.item or Parquet.")
-@_shared_options
+@_config_options
 def movielens(path: str, ds: str | None, movies: str | None, **options: Any) -> None:
     """Import MovieLens ratings (ratings.dat, ratings.csv, u.data or Parquet) into a workspace.
 
@@ -308,7 +305,7 @@ def doctor(workspace: str) -> None:
 
 
 @cli.command()
-@_shared_options
+@_config_options
 def config(**options: Any) -> None:
     """Print the configuration in force, every key with its value."""
     import yaml

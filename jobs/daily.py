@@ -1,4 +1,4 @@
-"""`fuxi daily`: the stages of one serving day as a small graph, with markers, resumption and degraded publication.
+"""`fuxi daily`: the stages of one serving day in order, skipping what is done and publishing in spite of failures.
 
     sessionize -> train -> evaluate -> promote -> recommend -> report
 
@@ -24,7 +24,7 @@ OPTIONAL_STAGES = ("train", "evaluate")
 
 @dataclass
 class DayResult:
-    """What a day did: each finished stage's result, and what went wrong on the way."""
+    """What `run_day` did: the result of each finished stage, the message of each failed one, and seconds."""
 
     ds: dt.date
     stages: dict[str, StageResult] = field(default_factory=dict)
@@ -33,13 +33,13 @@ class DayResult:
 
     @property
     def degraded(self) -> bool:
-        """Whether the lists were published without everything they should rest on."""
+        """Whether the lists were published in spite of a failed stage."""
         return bool(self.failures)
 
 
-def stage_functions() -> dict[str, Stage]:
-    """Every stage by name, in order."""
-    return {name: importlib.import_module(f"jobs.stages.{name}").run for name in STAGES}
+def stage_function(name: str) -> Stage:
+    """The `run` of a stage; its module is imported now, and only now."""
+    return importlib.import_module(f"jobs.stages.{name}").run
 
 
 def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
@@ -51,7 +51,7 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
     with leases.lease(storage.join(day.workspace.run(day.ds), "daily.lock"), purpose=f"fuxi daily --ds {day.ds}"):
         if day.has_record and day.record.sequences_ds:
             day.refresh_inputs = True  # published stale before: try today's input again
-        for name, stage in (stages or stage_functions()).items():
+        for name, stage in (stages or {name: stage_function(name) for name in STAGES}).items():
             if result.failures.keys() & {"sessionize", "train"} and name in OPTIONAL_STAGES:
                 continue
             _run(day, name, stage, result)

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from mlflow.pyfunc import PythonModelContext
 
 from fuxi_beta.data.batches import Histories, inference_batch
 from fuxi_beta.training.checkpoint import load_export
@@ -36,7 +37,7 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
     first listens.
     """
 
-    def load_context(self, context: Any) -> None:
+    def load_context(self, context: PythonModelContext) -> None:
         """Read the export and the vocabulary."""
         self.trained = load_export(context.artifacts["export"])
         self.calendar = Calendar(context.model_config["timezone"], context.model_config["request_hour"])
@@ -44,12 +45,13 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
         self.item_ids = table["item_id"].combine_chunks()
         self.item_index = table["item_index"].to_numpy()
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         """One list a row of `model_input`; shorter than k where fewer songs are left."""
         lists, scores = [], []
         for row in model_input.to_dict("records"):
-            k = row.get("k")
-            songs, values = self._recommend(row, DEFAULT_K if k is None or pd.isna(k) else int(k))
+            songs, values = self._recommend(row, int(row.get("k", DEFAULT_K)))
             lists.append(songs)
             scores.append(values)
         return pd.DataFrame({"items": lists, "scores": scores})
@@ -65,10 +67,9 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
             vocabulary_size=trained.vocabulary_size,
         )
         songs, scores = served_lists(trained, batch, k)
-        found = songs[0].numpy()
-        keep = found > 0
-        rows = np.searchsorted(self.item_index, found[keep])
-        return self.item_ids.take(pa.array(rows)).to_pylist(), [float(score) for score in scores[0].numpy()[keep]]
+        listed = songs[0] > 0
+        rows = np.searchsorted(self.item_index, songs[0][listed].numpy())
+        return self.item_ids.take(pa.array(rows)).to_pylist(), scores[0][listed].tolist()
 
     def _request_time(self, row: dict[str, Any]) -> int:
         """The row's `request_time`, else the default. Unix seconds."""
@@ -79,7 +80,7 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
         return max(served, self.calendar.next_request_time(np.array([newest])).item())
 
     def _history(self, row: dict[str, Any]) -> Histories:
-        """The row as one listener's history, known songs only."""
+        """The row as the history of one listener, without songs that the model does not know."""
         played = pa.array(list(row["item_ids"]), self.item_ids.type)
         places = pc.index_in(played, value_set=self.item_ids)
         known = np.flatnonzero(np.asarray(places.is_valid()))
