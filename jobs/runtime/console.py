@@ -1,15 +1,20 @@
-"""What a person sees: progress bars on a terminal, JSON lines otherwise, and tables at the end."""
+"""Log lines and progress bars on a terminal, JSON lines elsewhere; both on standard error."""
 
 import contextlib
 import datetime as dt
+import functools
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 Advance = Callable[..., None]
-"""Called with the amount done since the last call, 1 if left out."""
+"""Called with the amount done since the last call; the default is 1."""
 
 
 def interactive() -> bool:
@@ -17,8 +22,8 @@ def interactive() -> bool:
     return sys.stderr.isatty()
 
 
-def log(event: str, **values: Any) -> None:
-    """One event: a readable line on a terminal, a JSON line otherwise. Standard output stays for results."""
+def log(event: str, **values: object) -> None:
+    """One event: a readable line on a terminal, a JSON line elsewhere. Standard output is for results alone."""
     if interactive():
         details = "  ".join(f"{key} {value}" for key, value in values.items())
         console().print(f"[bold]{event}[/bold]  {details}" if details else event, highlight=False)
@@ -27,24 +32,19 @@ def log(event: str, **values: Any) -> None:
     print(json.dumps(record, default=str), file=sys.stderr, flush=True)
 
 
-def console() -> Any:
+@functools.cache
+def console() -> "Console":
     """The shared rich console on standard error."""
     from rich.console import Console
 
-    global _console
-    if _console is None:
-        _console = Console(stderr=True)
-    return _console
-
-
-_console: Any = None
+    return Console(stderr=True)
 
 
 @contextlib.contextmanager
 def progress(description: str, total: int | None, *, unit: str = "", remaining: bool = False) -> Iterator[Advance]:
     """A bar for a long step: call the yielded function with the amount done since the last call.
 
-    remaining: with an estimate of the time left. Off a terminal it logs a JSON line at most every five seconds and
+    remaining: with an estimate of the time left. Without a terminal it logs a JSON line at most every five seconds and
     one at the end.
     """
     if interactive():
@@ -74,8 +74,8 @@ def _bar(description: str, total: int | None, unit: str, remaining: bool) -> Ite
         yield lambda amount=1: bar.advance(task, amount)
 
 
-def bars(unit: str = "", *, remaining: bool = False) -> Any:
-    """A rich Progress in the one style; remaining: with the time left, for steps of minutes to hours."""
+def bars(unit: str = "", *, remaining: bool = False) -> "Progress":
+    """Progress bars in the style of all commands. remaining: with an estimate of the time left."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

@@ -1,11 +1,11 @@
-"""Ray Train as `fuxi train` uses it: workers, storage, failures, and a progress bar for who waits."""
+"""Ray Train as `fuxi train` uses it: workers, storage, failures, and a progress bar."""
 
 import contextlib
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jobs.config import ClusterConfig
 from jobs.runtime.console import progress
@@ -14,18 +14,24 @@ from jobs.training.worker import LoopConfig, train_worker
 from pipelines import storage
 from pipelines.errors import InputError
 
+if TYPE_CHECKING:
+    import ray.train
+
 PROGRESS_POLL_S = 0.5
 WORKER_ENVIRONMENT = {
-    # Threads that spin while they wait cost a step several times its work when cores are shared.
+    # Where cores are shared, threads that spin while they wait make a step several times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # A step's tensors come and go: without these glibc gives their pages back each time, a tenth of the step.
+    # Else glibc returns the memory of a step's tensors to the kernel after each step: a tenth of its time.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
 }
 
 
-def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str) -> Any:
-    """Run the loop on every worker; returns Ray Train's Result. InputError with one line when it cannot go on."""
+def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str) -> "ray.train.Checkpoint":
+    """Run `train_worker` on every worker and return the last checkpoint.
+
+    Raises InputError for broken input and for a loss that is not finite.
+    """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # polls decide how soon a checkpoint counts
     if cluster.ray_address == "local":
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less to start
@@ -59,19 +65,20 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
         ),
     )
-    with _shown(loop.progress), _interrupt_restored():
+    with _progress_bar(loop.progress), _sigint_handler_kept():
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            raise _cause(error) from None
+            raise _worker_error(error) from None
     if result.return_value:
         remedy = "lower train.lr or train.item_lr, or raise train.temperature"
         raise InputError(f"training stopped: {result.return_value}: {remedy}")
-    return result
+    assert result.checkpoint is not None  # every epoch ends with one
+    return result.checkpoint
 
 
-def _cause(error: Any) -> Exception:
-    """What stopped training: an InputError of a worker (a broken shard, say) as it is, else Ray Train's own."""
+def _worker_error(error: "ray.train.TrainingFailedError") -> Exception:
+    """The InputError that stopped a worker (for a broken shard, say), else Ray Train's own error."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, InputError):
@@ -80,8 +87,8 @@ def _cause(error: Any) -> Exception:
 
 
 @contextlib.contextmanager
-def _shown(uri: str) -> Iterator[None]:
-    """Show, while the block runs, the steps that rank 0 writes to `uri`."""
+def _progress_bar(uri: str) -> Iterator[None]:
+    """Show the steps that rank 0 writes to `uri` while the block runs."""
     done = threading.Event()
     storage.write_json(uri, {"steps": 0, "total": 0})
 
@@ -95,7 +102,7 @@ def _shown(uri: str) -> Iterator[None]:
             while not ended:
                 ended = done.wait(PROGRESS_POLL_S)
                 steps = storage.read_json(uri)["steps"]
-                if steps > shown:  # a replaced worker starts again at the last checkpoint: the bar waits for it
+                if steps > shown:  # not so after a worker was replaced, which starts again at the last checkpoint
                     advance(steps - shown)
                     shown = steps
 
@@ -109,8 +116,8 @@ def _shown(uri: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interrupt_restored() -> Iterator[None]:
-    """Ray Train replaces the SIGINT handler and leaves its own: put the process's back."""
+def _sigint_handler_kept() -> Iterator[None]:
+    """Restore the process's SIGINT handler, which Ray Train replaces, after the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
