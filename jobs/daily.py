@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from jobs.day import STAGES, Day, Stage, StageResult, run_stage
 from jobs.runtime.console import log
-from pipelines import leases, storage
+from pipelines import leases
 from pipelines.errors import BusyError, InputError
 
 OPTIONAL_STAGES = ("train", "evaluate")
@@ -48,7 +48,7 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
     Raises InputError if the day cannot be published at all; nothing published before is changed then.
     """
     result = DayResult(day.ds)
-    with leases.lease(storage.join(day.workspace.run(day.ds), "daily.lock"), purpose=f"fuxi daily --ds {day.ds}"):
+    with leases.lease(day.path("daily.lock"), purpose=f"fuxi daily --ds {day.ds}"):
         if day.has_record and day.record.sequences_ds:
             day.refresh_inputs = True  # published stale before: try today's input again
         for name, stage in (stages or {name: stage_function(name) for name in STAGES}).items():

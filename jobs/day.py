@@ -76,10 +76,14 @@ class Day:
         """The days of the workspace's time zone, whose lists are requested at the configured hour."""
         return Calendar(self.workspace.spec.timezone, self.config.serving.request_hour)
 
+    def path(self, name: str) -> str:
+        """A file or folder in the run folder of this ds."""
+        return storage.join(self.workspace.run(self.ds), name)
+
     @property
     def record_uri(self) -> str:
         """Where the run record is."""
-        return storage.join(self.workspace.run(self.ds), "run_record.json")
+        return self.path("run_record.json")
 
     @property
     def has_record(self) -> bool:
@@ -127,7 +131,7 @@ class Day:
 
     def marker_uri(self, stage: str) -> str:
         """Where a stage notes that it has finished."""
-        return storage.join(self.workspace.run(self.ds), f"{stage}.json")
+        return self.path(f"{stage}.json")
 
     def marker(self, stage: str) -> StageMarker | None:
         """The marker of a stage, None if it has not finished under the present run record."""
@@ -152,15 +156,12 @@ class Day:
     def note_failure(self, stage: str, message: str) -> None:
         """Note why a stage did not finish; the day's report says it."""
         content = {"stage": stage, "run_id": self.record.run_id, "message": message}
-        storage.write_json(self._failure_uri(stage), content)
+        storage.write_json(self.path(f"{stage}.failure.json"), content)
 
     def failure(self, stage: str) -> str | None:
         """Why a stage did not finish under the present run record; None if it did, or if nothing was noted."""
-        failure = self._of_this_record(self._failure_uri(stage))
+        failure = self._of_this_record(self.path(f"{stage}.failure.json"))
         return failure["message"] if failure and not self.marker(stage) else None
-
-    def _failure_uri(self, stage: str) -> str:
-        return storage.join(self.workspace.run(self.ds), f"{stage}.failure.json")
 
     def _of_this_record(self, uri: str) -> Any:
         """The content of a JSON file that names its run record; None if it is not there or of another record."""
@@ -216,7 +217,7 @@ def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
     if done is not None and not day.force and not (day.refresh_inputs and name == "sessionize"):
         day.timings[name] = 0.0
         return {**done, "skipped": True}
-    with leases.lease(storage.join(day.workspace.run(day.ds), f"{name}.lock"), purpose=f"fuxi {name} --ds {day.ds}"):
+    with leases.lease(day.path(f"{name}.lock"), purpose=f"fuxi {name} --ds {day.ds}"):
         started = time.monotonic()
         result = stage(day)
         day.timings[name] = time.monotonic() - started

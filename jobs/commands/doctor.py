@@ -43,10 +43,8 @@ def examine(workspace: str) -> list[Finding]:
 def check_python() -> Finding:
     """Python 3.11 or 3.12."""
     found = f"{platform.python_version()} at {sys.executable}"
-    good = sys.version_info[:2] in ((3, 11), (3, 12))
-    return Finding(
-        "Python", found, "" if good else "install Python 3.11 or 3.12 and run `make setup PYTHON=python3.11`"
-    )
+    remedy = "install Python 3.11 or 3.12 and run `make setup PYTHON=python3.11`"
+    return Finding("Python", found, "" if sys.version_info[:2] in ((3, 11), (3, 12)) else remedy)
 
 
 def check_java() -> Finding:
@@ -144,11 +142,9 @@ def check_workspace(uri: str) -> Finding:
     if storage.is_s3(uri):
         return Finding("workspace", f"{uri}, writable")
     free = shutil.disk_usage(uri).free / 1e9
-    if free < FREE_DISK_GB:
-        return Finding(
-            "workspace", f"{uri}, {free:.1f} GB free", f"free {FREE_DISK_GB} GB or choose another --workspace"
-        )
-    return Finding("workspace", f"{uri}, writable, {free:.0f} GB free")
+    if free >= FREE_DISK_GB:
+        return Finding("workspace", f"{uri}, writable, {free:.0f} GB free")
+    return Finding("workspace", f"{uri}, {free:.1f} GB free", f"free {FREE_DISK_GB} GB or choose another --workspace")
 
 
 def render(findings: list[Finding]) -> bool:

@@ -111,11 +111,7 @@ def panel_chart(panels: Sequence[Panel]) -> Chart | None:
         return None
     days = sorted({ds for panel in panels for ds in panel.values})
     every_day = range(days[0].toordinal(), days[-1].toordinal() + 1)
-    value, band, broken = (
-        Line("the day", 1),
-        Line("allowed", 4, "band"),
-        Line("beyond its bound", 6, "point"),
-    )
+    value, band, broken = Line("the day", 1), Line("allowed", 4, "band"), Line("beyond its bound", 6, "point")
 
     def draw(*all_axes: "Axes") -> None:
         for axes, panel in zip(all_axes, panels, strict=True):
@@ -173,10 +169,7 @@ def temporal_chart(layers: Sequence[Mapping[str, float]]) -> Chart | None:
         return None
     elapsed = np.geomspace(1, YEAR, 160)
     lines = [
-        (
-            layer,
-            Line(f"layer {layer['layer']}: a {layer['a']:.3f}, b {layer['b']:.3f}", n % 6 + 1, STROKES[n % 3]),
-        )
+        (layer, Line(f"layer {layer['layer']}: a {layer['a']:.3f}, b {layer['b']:.3f}", n % 6 + 1, STROKES[n % 3]))
         for n, layer in enumerate(layers)
     ]
 

@@ -5,6 +5,7 @@ import datetime as dt
 import functools
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+
+POLL_S = 0.5
 
 Advance = Callable[..., None]
 """Called with the amount done since the last call; the default is 1."""
@@ -65,6 +68,37 @@ def progress(description: str, total: int | None, *, unit: str = "", remaining: 
 
     yield advance
     log(description, done=done, total=total, unit=unit, seconds=round(time.monotonic() - started, 1), finished=True)
+
+
+@contextlib.contextmanager
+def polled_progress(
+    description: str, poll: Callable[[], tuple[int, int]], *, unit: str = "", remaining: bool = False
+) -> Iterator[None]:
+    """A bar for work that other processes do while the block runs. poll: returns (amount done, total).
+
+    The bar appears when the total is above 0.
+    """
+    ended = threading.Event()
+
+    def follow() -> None:
+        while (total := poll()[1]) == 0:
+            if ended.wait(POLL_S):
+                return
+        shown, last = 0, False
+        with progress(description, total, unit=unit, remaining=remaining) as advance:
+            while not last:
+                last = ended.wait(POLL_S)
+                done = max(shown, min(poll()[0], total))  # work may be repeated after a failure
+                advance(done - shown)
+                shown = done
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=10)
 
 
 @contextlib.contextmanager

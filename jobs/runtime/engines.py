@@ -4,13 +4,12 @@ import contextlib
 import logging
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from jobs.config import ClusterConfig
-from jobs.runtime.console import progress
+from jobs.runtime.console import polled_progress
 from pipelines.errors import InputError
 
 if TYPE_CHECKING:
@@ -95,24 +94,9 @@ def _set_worker_environment(session: "SparkSession", *, local: bool) -> None:
 @contextlib.contextmanager
 def spark_progress(spark: "SparkSession", description: str, total: int, unit: str) -> "Iterator[Accumulator[int]]":
     """A progress bar over a Spark accumulator, which is yielded: tasks add to it what they have finished."""
-    finished, done = spark.sparkContext.accumulator(0), threading.Event()
-    with progress(description, total, unit=unit, remaining=True) as advance:
-
-        def watch() -> None:
-            shown, last = 0, False
-            while not last:
-                last = done.wait(0.25)
-                now = min(finished.value, total)  # a task that is repeated counts again
-                advance(now - shown)
-                shown = now
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield finished
-        finally:
-            done.set()
-            watcher.join()
+    finished = spark.sparkContext.accumulator(0)
+    with polled_progress(description, lambda: (finished.value, total), unit=unit, remaining=True):
+        yield finished
 
 
 def ray_session(cluster: ClusterConfig) -> ModuleType:

@@ -30,7 +30,7 @@ def run(day: Day) -> StageResult:
     started = time.time()
     manifest = read_manifest(day.workspace.sequences(day.ds))
     name = f"{day.record.run_id}-{day.config.hash()}"
-    checkpoints = storage.join(day.workspace.run(day.ds), "checkpoints")
+    checkpoints = day.path("checkpoints")
     if day.force and day.marker("train"):
         storage.delete_folder(storage.join(checkpoints, name))  # it has finished: start again instead of resuming
     parent, folder = _parent(day, manifest)
@@ -45,7 +45,7 @@ def run(day: Day) -> StageResult:
                 f"{manifest.folder}: no listener has a play to learn from before the training cut: add logs"
             )
         curves = _export(day, loop, checkpoint, scratch, parent=parent)
-        export = storage.join(day.workspace.run(day.ds), f"export-{day.record.run_id}")
+        export = day.path(f"export-{day.record.run_id}")
         storage.delete_folder(export)
         storage.upload_folder(scratch, export)
     result = _result(loop, position, parent) | {"export": export, "temporal": curves}
@@ -86,7 +86,7 @@ def _loop_config(day: Day, manifest: Manifest, parent: str, *, resume: str = "")
         candidates=candidates,
         parent=parent,
         resume=resume,
-        progress=storage.join(day.workspace.run(day.ds), "train_progress.json"),
+        progress=day.path("train_progress.json"),
         threads=config.cluster.train_cpus_per_worker,
         deterministic=config.deterministic,
         kernels=config.cluster.kernels,
@@ -113,7 +113,7 @@ def _parent(day: Day, manifest: Manifest) -> tuple[str | None, str]:
         return None, ""
     if day.config.cluster.ray_address == "local":
         return version, folder
-    shared = storage.join(day.workspace.run(day.ds), f"parent-{version}")  # where workers of a cluster can read it
+    shared = day.path(f"parent-{version}")  # where workers of a cluster can read it
     storage.upload_folder(folder, shared)
     return version, shared
 

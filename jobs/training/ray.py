@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from jobs.config import ClusterConfig
-from jobs.runtime.console import progress
+from jobs.runtime.console import polled_progress
 from jobs.runtime.engines import need_gpus, ray_session
 from jobs.training.worker import LoopConfig, train_worker
 from pipelines import storage
@@ -17,7 +17,6 @@ from pipelines.errors import InputError
 if TYPE_CHECKING:
     import ray.train
 
-PROGRESS_POLL_S = 0.5
 WORKER_ENVIRONMENT = {
     # Where cores are shared, threads that spin while they wait make a step several times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -65,7 +64,8 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
         ),
     )
-    with _progress_bar(loop.progress), _sigint_handler_kept():
+    storage.write_json(loop.progress, {"steps": 0, "total": 0})  # rank 0 goes on with it
+    with polled_progress("train", lambda: _steps(loop.progress), unit="steps"), _sigint_handler_kept():
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -77,6 +77,12 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
     return result.checkpoint
 
 
+def _steps(progress_file: str) -> tuple[int, int]:
+    """Steps done and in all."""
+    content = storage.read_json(progress_file)
+    return content["steps"], content["total"]
+
+
 def _worker_error(error: "ray.train.TrainingFailedError") -> Exception:
     """The InputError that stopped a worker (for a broken shard, say), else Ray Train's own error."""
     for failure in getattr(error, "worker_failures", {}).values():
@@ -84,35 +90,6 @@ def _worker_error(error: "ray.train.TrainingFailedError") -> Exception:
         if isinstance(cause, InputError):
             return cause
     return error
-
-
-@contextlib.contextmanager
-def _progress_bar(uri: str) -> Iterator[None]:
-    """Show the steps that rank 0 writes to `uri` while the block runs."""
-    done = threading.Event()
-    storage.write_json(uri, {"steps": 0, "total": 0})
-
-    def follow() -> None:
-        while (state := storage.read_json(uri))["total"] == 0:
-            if done.wait(PROGRESS_POLL_S):
-                return
-        shown = 0
-        with progress("train", state["total"], unit="steps") as advance:
-            ended = False
-            while not ended:
-                ended = done.wait(PROGRESS_POLL_S)
-                steps = storage.read_json(uri)["steps"]
-                if steps > shown:  # not so after a worker was replaced, which starts again at the last checkpoint
-                    advance(steps - shown)
-                    shown = steps
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=10)
 
 
 @contextlib.contextmanager
