@@ -19,7 +19,7 @@ from pipelines import leases
 from pipelines.errors import BusyError, InputError
 
 OPTIONAL_STAGES = ("train", "evaluate")
-"""Stages without which a day is still published, by the champion."""
+"""Stages without which a day is published by the champion; they are skipped after refused input or failed training."""
 
 
 @dataclass

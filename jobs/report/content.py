@@ -16,6 +16,7 @@ from jobs.tables.metrics import read_metrics
 from pipelines import storage
 from pipelines.schema import DS, MODEL_VERSION
 
+SHOWN_STAGES = STAGES[: STAGES.index("report")]
 TREND_DAYS = 28
 RECOMMENDERS = {
     "challenger": "Challenger",
@@ -99,7 +100,7 @@ def content(day: Day) -> dict[str, Any]:
 
 def finished(day: Day) -> Stages:
     """The markers of the stages that finished under the run record, without the report's own."""
-    return {name: marker for name in STAGES if name != "report" and (marker := day.marker(name))}
+    return {name: marker for name in SHOWN_STAGES if (marker := day.marker(name))}
 
 
 def day_status(day: Day, results: Results) -> Status:
@@ -131,7 +132,7 @@ def _missing_stages(day: Day, results: Results) -> list[str]:
         why = _sentence(day.failure("sessionize") or "no reason was noted")
         notes.append(f"The input of this day was refused; the sequences of {day.sequences_ds} serve, {age}. {why}")
         notes.append("Training and evaluation were skipped: there is no new sequence to learn from.")
-    expected = [name for name in STAGES[:-1] if not (stale and name in ("sessionize", "train", "evaluate"))]
+    expected = [name for name in SHOWN_STAGES if not (stale and name in ("sessionize", "train", "evaluate"))]
     for name in expected:
         if name in results:
             continue
@@ -243,7 +244,7 @@ def timing(stages: Stages, earlier: Stages) -> dict[str, Any]:
             "share": stages[name]["seconds"] / longest if name in stages and longest else 0.0,
             "finished_at": stages[name]["finished_at"] if name in stages else None,
         }
-        for name in STAGES[:-1]
+        for name in SHOWN_STAGES
     ]
     slowest = max(stages, key=lambda name: stages[name]["seconds"], default=None)
     return {"rows": rows, "total": sum(marker["seconds"] for marker in stages.values()), "slowest": slowest}
