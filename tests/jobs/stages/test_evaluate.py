@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from fuxi_beta.training.checkpoint import load_export
 from jobs.day import run_stage
 from jobs.registry import versions
 from jobs.stages import evaluate, promote
@@ -103,6 +104,20 @@ def test_day_two_measures_the_champion_of_day_one_on_the_same_listeners(deployme
     result = evaluate.run(made.day(DAY_TWO))
     assert result["versions"] == {"challenger": "2", "champion": "1"}
     assert result["metrics"]["champion"] == result["metrics"]["challenger"]
+
+
+def test_a_workspace_goes_on_with_another_request_hour(deployment: Callable[..., Any]) -> None:
+    made = prepared(deployment)
+    versions.promote(made.day(DAY_ONE), "1")
+    evening = made.config.serving.model_copy(update={"request_hour": 18})
+    made.config = made.config.model_copy(update={"serving": evening})
+    made.sessionized(DAY_TWO)
+    made.trained(DAY_TWO, seed=2)
+    result = evaluate.run(made.day(DAY_TWO))
+    assert result["request_time"] == made.day(DAY_TWO).calendar.day_start(DAY_ONE) + 18 * 3600
+    assert result["listeners"] > 0 and set(result["metrics"]) == {"challenger", "champion", "popularity", "markov"}
+    exports = [load_export(versions.download_model(made.day(DAY_TWO), version)) for version in ("1", "2")]
+    assert [model.request_hour for model in exports] == [8, 18]
 
 
 def test_a_song_first_played_on_the_measured_day_is_no_truth(deployment: Callable[..., Any]) -> None:

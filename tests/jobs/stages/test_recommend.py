@@ -78,11 +78,12 @@ def test_polars_reads_the_day_as_a_partition_of_type_date(deployment: Callable[.
     assert table.filter(pl.col("user_id") == 3).collect().height == 1
 
 
-def test_the_pyfunc_gives_the_list_of_the_batch_job(deployment: Callable[..., Any], ray_local: Any) -> None:
+@pytest.mark.parametrize("hour", [8, 18])
+def test_the_pyfunc_gives_the_list_of_the_batch_job(deployment: Callable[..., Any], ray_local: Any, hour: int) -> None:
     import mlflow
     import pandas as pd
 
-    made = deployment()
+    made = deployment(f"serving.request_hour={hour}")
     serve(made, DAY_ONE)
     day = made.day(DAY_ONE)
     rows = {row[1]: row for row in read(day)}
@@ -91,13 +92,14 @@ def test_the_pyfunc_gives_the_list_of_the_batch_job(deployment: Callable[..., An
         {
             "item_ids": [[made.item_id(song) for song, _, _ in made.histories[user]] for user in users],
             "timestamps": [[time for _, time, _ in made.histories[user]] for user in users],
-            "request_time": day.calendar.request_time(DAY_ONE),
         }
     )
-    answer = mlflow.pyfunc.load_model(versions.model_uri(day, "1")).predict(request)
-    for user, items, scores in zip(users, answer["items"], answer["scores"], strict=True):
-        assert list(items) == rows[user][2]
-        np.testing.assert_allclose(list(scores), rows[user][3], atol=1e-6)
+    model, asked_for = mlflow.pyfunc.load_model(versions.model_uri(day, "1")), day.calendar.day_start(DAY_ONE)
+    for rows_of_request in (request, request.assign(request_time=asked_for + hour * 3600)):
+        answer = model.predict(rows_of_request)
+        for user, items, scores in zip(users, answer["items"], answer["scores"], strict=True):
+            assert list(items) == rows[user][2]
+            np.testing.assert_allclose(list(scores), rows[user][3], atol=1e-6)
 
 
 def test_listeners_without_usable_history_get_popular_songs_they_have_not_heard(

@@ -206,6 +206,7 @@ def assert_published(day: Day, result: dict[str, Any]) -> None:
     trained = load_export(result["export"])
     assert trained.data_end == day.calendar.day_start(DAY_ONE) - 86_400
     assert trained.ds == str(DAY_ONE) and trained.metadata["run_id"] == day.record.run_id
+    assert trained.request_hour == day.config.serving.request_hour
     assert int(trained.candidates.sum()) == result["candidates"] > 10
     assert {"items.accumulator", "dense.exp_avg.positions"} <= load_train_state(result["export"]).keys()
     info = registry.version_info(day, result["model_version"])
@@ -241,12 +242,14 @@ def test_any_system_can_be_the_daily_model(deployment, ray_local: Any) -> None:
     from fuxi_beta.data.batches import inference_batch, read_histories
     from fuxi_beta.training.checkpoint import load_export
 
-    house: Deployment = deployment(*SMALL, "model.name=hstu-beta", "train.epochs=2", listeners=40)
+    hour = "serving.request_hour=18"
+    house: Deployment = deployment(*SMALL, "model.name=hstu-beta", "train.epochs=2", hour, listeners=40)
     manifest = house.sessionized(DAY_ONE)
     day = house.day(DAY_ONE)
     result = train.run(day)
     trained = load_export(result["export"])
     assert trained.model_config.name == "hstu-beta" and type(trained.model).__name__ == "HSTU"
+    assert trained.request_hour == 18
     assert len(result["temporal"]) == 1  # its power function, for the report
     batch = inference_batch(
         read_histories(manifest, manifest.files[0]),
