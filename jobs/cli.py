@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 EXIT_REFUSED = 2
 EXIT_DEGRADED = 3
 
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
 
 
 def _options(*options: Decorator) -> Decorator:
@@ -27,36 +28,45 @@ def _options(*options: Decorator) -> Decorator:
     return lambda command: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
-_config_options = _options(
-    click.option("--config", "config_file", metavar="FILE", help="YAML file; see `fuxi config` for every key."),
-    click.option("--workspace", metavar="URI", help="Local folder or s3://bucket/prefix. [default: ./workspace]"),
-    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For example train.epochs=3."),
-)
-_stage_options = _options(
-    click.option("--ds", required=True, metavar="DATE", help="The day the lists are served, YYYY-MM-DD."),
-    click.option("--dry-run", is_flag=True, help="Say what would run and stop."),
-    click.option("--force", is_flag=True, help="Run even where the output of this run record exists."),
-    click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs anew: makes a new run record."),
-    _config_options,
-)
+def _config_options(command: Command) -> Command:
+    """--config, --workspace and --set; the command gets `config`."""
+
+    @functools.wraps(command)
+    def with_config(config_file: str | None, workspace: str | None, overrides: tuple[str, ...], **rest: object) -> None:
+        from jobs.config import load_config
+
+        # Flags win, the last one given most of all; --workspace is short for --set workspace=...
+        overrides += (f"workspace={workspace}",) if workspace else ()
+        command(config=load_config(config_file, overrides=overrides), **rest)
+
+    return _options(
+        click.option("--config", "config_file", metavar="FILE", help="YAML file; see `fuxi config` for every key."),
+        click.option("--workspace", metavar="URI", help="Local folder or s3://bucket/prefix. [default: ./workspace]"),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For example train.epochs=3."),
+    )(with_config)
+
+
+def _stage_options(command: Command) -> Command:
+    """--ds and how to run; the command gets `day` and `dry_run`."""
+
+    @functools.wraps(command)
+    def with_day(config: "Config", ds: str, dry_run: bool, **flags: bool) -> None:
+        from jobs.day import open_day
+
+        command(day=open_day(config, parse_ds(ds), create=not dry_run, **flags), dry_run=dry_run)
+
+    return _options(
+        click.option("--ds", required=True, metavar="DATE", help="The day the lists are served, YYYY-MM-DD."),
+        click.option("--dry-run", is_flag=True, help="Say what would run and stop."),
+        click.option("--force", is_flag=True, help="Run even where the output of this run record exists."),
+        click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs anew: makes a new run record."),
+        _config_options,
+    )(with_day)
+
+
 _accept_quality = click.option(
     "--accept-quality", is_flag=True, help="Take the day's input in spite of bounds that it breaks; it is noted."
 )
-
-
-def _config(config_file: str | None, workspace: str | None, overrides: tuple[str, ...]) -> "Config":
-    from jobs.config import load_config
-
-    # Flags win, the last one given most of all; --workspace is short for --set workspace=...
-    return load_config(config_file, overrides=(*overrides, *((f"workspace={workspace}",) if workspace else ())))
-
-
-def _open_day(options: dict[str, Any]) -> "Day":
-    from jobs.day import open_day
-
-    config = _config(options["config_file"], options["workspace"], options["overrides"])
-    flags = {name: options.get(name, False) for name in ("force", "refresh_inputs", "accept_quality")}
-    return open_day(config, parse_ds(options["ds"]), create=not options["dry_run"], **flags)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -79,15 +89,14 @@ def cli() -> None:
 @cli.command()
 @_stage_options
 @_accept_quality
-def daily(**options: Any) -> None:
+def daily(day: "Day", dry_run: bool) -> None:
     """Run all stages of one serving day, skipping what is done.
 
     Exit code 0: published. 3: published, but by the champion or from older sequences. 2: refused, nothing changed.
     """
     from jobs.daily import plan, run_day
 
-    day = _open_day(options)
-    if options["dry_run"]:
+    if dry_run:
         for name, state in plan(day):
             click.echo(f"{name:<12} {state}")
         return
@@ -103,12 +112,11 @@ def _stage_command(name: str, help_text: str, *more: Decorator) -> None:
     @cli.command(name, help=help_text)
     @_stage_options
     @_options(*more)
-    def run_one(**options: Any) -> None:
+    def run_one(day: "Day", dry_run: bool) -> None:
         from jobs.daily import stage_function
         from jobs.day import run_stage
 
-        day = _open_day(options)
-        if options["dry_run"]:
+        if dry_run:
             skipped = day.marker(name) and not day.force
             click.echo(f"{name} --ds {day.ds}: {'done, would be skipped' if skipped else 'would run'}")
             return
@@ -134,11 +142,10 @@ _stage_command("report", "Write the day's self-contained HTML page.")
 @click.argument("user")
 @click.option("--ds", required=True, metavar="DATE", help="The day of the list, YYYY-MM-DD.")
 @_config_options
-def show(user: str, ds: str, **options: Any) -> None:
+def show(user: str, ds: str, config: "Config") -> None:
     """Print one listener's recent plays and list, with titles and artists."""
     from jobs.commands import show as show_job
 
-    config = _config(**options)
     show_job.render(show_job.show(config, user, parse_ds(ds)))
 
 
@@ -148,7 +155,7 @@ def show(user: str, ds: str, **options: Any) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what holds them, change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask; needed where there is no terminal.")
 @_config_options
-def forget(users: tuple[str, ...], file: str | None, dry_run: bool, yes: bool, **options: Any) -> None:
+def forget(users: tuple[str, ...], file: str | None, dry_run: bool, yes: bool, config: "Config") -> None:
     """Remove listeners from everything the workspace keeps, and from every later day (docs/forget.md).
 
     There is no way back. The play logs are the service's and stay as they are; later days skip the listeners' rows.
@@ -156,7 +163,6 @@ def forget(users: tuple[str, ...], file: str | None, dry_run: bool, yes: bool, *
     from jobs.commands import forget as forget_job
     from pipelines.workspace import open_workspace
 
-    config = _config(**options)
     workspace = open_workspace(config.workspace)
     ids = forget_job.read_ids(workspace, users, file)
     if not (yes or dry_run):
@@ -221,7 +227,7 @@ def import_group() -> None:
 @click.option("--ds", metavar="DATE", help="Serving day of the import. [default: the day after the last rating]")
 @click.option("--movies", metavar="FILE", help="Titles: movies.dat, movies.csv, u.item or Parquet.")
 @_config_options
-def movielens(path: str, ds: str | None, movies: str | None, **options: Any) -> None:
+def movielens(path: str, ds: str | None, movies: str | None, config: "Config") -> None:
     """Import MovieLens ratings (ratings.dat, ratings.csv, u.data or Parquet) into a workspace.
 
     Then train and measure them with the paper's protocol:
@@ -232,7 +238,6 @@ def movielens(path: str, ds: str | None, movies: str | None, **options: Any) -> 
     """
     from jobs.commands import import_movielens
 
-    config = _config(**options)
     result = import_movielens.run(config, path, ds=parse_ds(ds) if ds else None, movies=movies)
     click.echo(f"{result}")
 
@@ -306,11 +311,11 @@ def doctor(workspace: str) -> None:
 
 @cli.command()
 @_config_options
-def config(**options: Any) -> None:
+def config(config: "Config") -> None:
     """Print the configuration in force, every key with its value."""
     import yaml
 
-    click.echo(yaml.safe_dump(_config(**options).model_dump(mode="json"), sort_keys=False), nl=False)
+    click.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)
 
 
 @cli.command()

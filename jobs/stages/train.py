@@ -8,7 +8,6 @@ import dataclasses
 import datetime as dt
 import tempfile
 import time
-from typing import Any
 
 import numpy as np
 
@@ -118,7 +117,7 @@ def _parent(day: Day, manifest: Manifest) -> tuple[str | None, str]:
     return version, shared
 
 
-def _export(day: Day, loop: LoopConfig, checkpoint: str, folder: str, *, parent: str | None) -> list[dict[str, Any]]:
+def _export(day: Day, loop: LoopConfig, checkpoint: str, folder: str, *, parent: str | None) -> list[dict[str, float]]:
     """Write the export of a finished run to a local folder; returns the learned temporal curve of each layer."""
     from fuxi_beta.training.checkpoint import save_export
     from fuxi_beta.training.trainer import trained_model
