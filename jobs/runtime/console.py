@@ -51,8 +51,9 @@ def progress(description: str, total: int | None, *, unit: str = "", remaining: 
     one at the end.
     """
     if interactive():
-        with _bar(description, total, unit, remaining) as advance:
-            yield advance
+        with bars(unit, remaining=remaining) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda amount=1: bar.advance(task, amount)
         return
     started = last = time.monotonic()
     done = 0
@@ -99,13 +100,6 @@ def polled_progress(
     finally:
         ended.set()
         thread.join(timeout=10)
-
-
-@contextlib.contextmanager
-def _bar(description: str, total: int | None, unit: str, remaining: bool) -> Iterator[Advance]:
-    with bars(unit, remaining=remaining) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda amount=1: bar.advance(task, amount)
 
 
 def bars(unit: str = "", *, remaining: bool = False) -> "Progress":
