@@ -25,7 +25,7 @@ from rich.table import Table
 from benchmarks.lib.industrial_logs import day_folders, logs_of
 from jobs.runtime import machine
 from pipelines.calendar import Calendar
-from pipelines.histories.build import BuildTask, SongIndex, build_buckets
+from pipelines.histories.build import BuildTask, SongIndex, build_buckets, plan_shuffle
 from pipelines.histories.publish import BuildSpec, publish_shards
 from pipelines.histories.shards import Manifest, ShardFile
 from pipelines.histories.shuffle import Shuffle, ShuffleRun, ranges_of

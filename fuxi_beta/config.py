@@ -46,7 +46,7 @@ class TrainConfig:
 
     protocol: Protocol = "next_day"  # which targets are held out, and what t_{i+1} is at a day's end
     held_out: int = 1  # leave_one_out: newest plays kept from training: 0, 1, or 2 to validate on one of them
-    request_time: RequestTime = "true"  # leave_one_out: t_{i+1}, as it was, := t_i, or the next 08:00 after t_i
+    request_time: RequestTime = "true"  # leave_one_out: t_{i+1}, as it was, := t_i, or the next request hour
     mode: Mode = "exclusive"  # targets and candidates are first listens only, or all plays
     min_completion: int = 30  # percent played below which an event is a skip: neither context nor target
     epochs: int = 5

@@ -1,64 +1,72 @@
 """The `fuxi` command: one verb a stage. Engines are imported by the verb that needs them."""
 
 import functools
-import importlib
+import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipelines.errors import InputError
 from pipelines.schema import parse_ds
 
+if TYPE_CHECKING:
+    from jobs.config import Config
+    from jobs.day import Day
+
 EXIT_REFUSED = 2
 EXIT_DEGRADED = 3
 
+Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
 
-def _shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--config, --workspace, --set: every verb that works in a workspace has them."""
-    options = (
+
+def _options(*options: Decorator) -> Decorator:
+    """Several options as one decorator; `--help` lists them in this order."""
+    return lambda command: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+def _config_options(command: Command) -> Command:
+    """--config, --workspace and --set; the command gets `config`."""
+
+    @functools.wraps(command)
+    def with_config(config_file: str | None, workspace: str | None, overrides: tuple[str, ...], **rest: object) -> None:
+        from jobs.config import load_config
+
+        # Flags win, the last one given most of all; --workspace is short for --set workspace=...
+        overrides += (f"workspace={workspace}",) if workspace else ()
+        command(config=load_config(config_file, overrides=overrides), **rest)
+
+    return _options(
         click.option("--config", "config_file", metavar="FILE", help="YAML file; see `fuxi config` for every key."),
         click.option("--workspace", metavar="URI", help="Local folder or s3://bucket/prefix. [default: ./workspace]"),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For example train.epochs=3."),
-    )
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+    )(with_config)
 
 
-def _stage_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    options = (
+def _stage_options(command: Command) -> Command:
+    """--ds and how to run; the command gets `day` and `dry_run`."""
+
+    @functools.wraps(command)
+    def with_day(config: "Config", ds: str, dry_run: bool, **flags: bool) -> None:
+        from jobs.day import open_day
+
+        command(day=open_day(config, parse_ds(ds), create=not dry_run, **flags), dry_run=dry_run)
+
+    return _options(
         click.option("--ds", required=True, metavar="DATE", help="The day the lists are served, YYYY-MM-DD."),
         click.option("--dry-run", is_flag=True, help="Say what would run and stop."),
         click.option("--force", is_flag=True, help="Run even where the output of this run record exists."),
         click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs anew: makes a new run record."),
-    )
-    return _with(options)(_shared_options(command))
-
-
-def _with(options: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
-    """A decorator that gives a command these options, the first on top."""
-    return lambda command: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+        _config_options,
+    )(with_day)
 
 
 _accept_quality = click.option(
     "--accept-quality", is_flag=True, help="Take the day's input in spite of bounds that it breaks; it is noted."
 )
-
-
-def _config(config_file: str | None, workspace: str | None, overrides: tuple[str, ...]) -> Any:
-    from jobs.config import load_config
-
-    # Flags win, the last one given most of all; --workspace is short for --set workspace=...
-    return load_config(config_file, overrides=(*overrides, *((f"workspace={workspace}",) if workspace else ())))
-
-
-def _open_day(options: dict[str, Any]) -> Any:
-    from jobs.day import open_day
-
-    config = _config(options["config_file"], options["workspace"], options["overrides"])
-    flags = {name: options.get(name, False) for name in ("force", "refresh_inputs", "accept_quality")}
-    return open_day(config, parse_ds(options["ds"]), create=not options["dry_run"], **flags)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -81,15 +89,14 @@ def cli() -> None:
 @cli.command()
 @_stage_options
 @_accept_quality
-def daily(**options: Any) -> None:
+def daily(day: "Day", dry_run: bool) -> None:
     """Run all stages of one serving day, skipping what is done.
 
     Exit code 0: published. 3: published, but by the champion or from older sequences. 2: refused, nothing changed.
     """
     from jobs.daily import plan, run_day
 
-    day = _open_day(options)
-    if options["dry_run"]:
+    if dry_run:
         for name, state in plan(day):
             click.echo(f"{name:<12} {state}")
         return
@@ -101,21 +108,19 @@ def daily(**options: Any) -> None:
     click.echo(result.stages["report"]["uri"])
 
 
-def _stage_command(name: str, help_text: str, *more: Callable[..., Any]) -> None:
+def _stage_command(name: str, help_text: str, *more: Decorator) -> None:
     @cli.command(name, help=help_text)
     @_stage_options
-    @_with(more)
-    def run_one(**options: Any) -> None:
-        import json
-
+    @_options(*more)
+    def run_one(day: "Day", dry_run: bool) -> None:
+        from jobs.daily import stage_function
         from jobs.day import run_stage
 
-        day = _open_day(options)
-        if options["dry_run"]:
-            done = day.marker(name) is not None and not day.force
-            click.echo(f"{name} --ds {day.ds}: {'done, would be skipped' if done else 'would run'}")
+        if dry_run:
+            skipped = day.marker(name) and not day.force
+            click.echo(f"{name} --ds {day.ds}: {'done, would be skipped' if skipped else 'would run'}")
             return
-        result = run_stage(day, name, importlib.import_module(f"jobs.stages.{name}").run)
+        result = run_stage(day, name, stage_function(name))
         click.echo(json.dumps(result, indent=2, default=str))
 
 
@@ -136,12 +141,11 @@ _stage_command("report", "Write the day's self-contained HTML page.")
 @cli.command()
 @click.argument("user")
 @click.option("--ds", required=True, metavar="DATE", help="The day of the list, YYYY-MM-DD.")
-@_shared_options
-def show(user: str, ds: str, **options: Any) -> None:
+@_config_options
+def show(user: str, ds: str, config: "Config") -> None:
     """Print one listener's recent plays and list, with titles and artists."""
     from jobs.commands import show as show_job
 
-    config = _config(**options)
     show_job.render(show_job.show(config, user, parse_ds(ds)))
 
 
@@ -150,8 +154,8 @@ def show(user: str, ds: str, **options: Any) -> None:
 @click.option("--file", metavar="FILE", help="User ids, one a line; up to millions.")
 @click.option("--dry-run", is_flag=True, help="Say what holds them, change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask; needed where there is no terminal.")
-@_shared_options
-def forget(users: tuple[str, ...], file: str | None, dry_run: bool, yes: bool, **options: Any) -> None:
+@_config_options
+def forget(users: tuple[str, ...], file: str | None, dry_run: bool, yes: bool, config: "Config") -> None:
     """Remove listeners from everything the workspace keeps, and from every later day (docs/forget.md).
 
     There is no way back. The play logs are the service's and stay as they are; later days skip the listeners' rows.
@@ -159,7 +163,6 @@ def forget(users: tuple[str, ...], file: str | None, dry_run: bool, yes: bool, *
     from jobs.commands import forget as forget_job
     from pipelines.workspace import open_workspace
 
-    config = _config(**options)
     workspace = open_workspace(config.workspace)
     ids = forget_job.read_ids(workspace, users, file)
     if not (yes or dry_run):
@@ -209,8 +212,8 @@ def synth(context: click.Context, first_day: str, **options: Any) -> None:
     """
     from jobs.commands import synth as synth_job
 
-    given = {name for name in options if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE}
-    result = synth_job.main({**options, "first_day": parse_ds(first_day)}, given)
+    written = {name for name in options if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE}
+    result = synth_job.main({**options, "first_day": parse_ds(first_day)}, written)
     click.echo(f"{result}")
 
 
@@ -223,8 +226,8 @@ def import_group() -> None:
 @click.argument("path")
 @click.option("--ds", metavar="DATE", help="Serving day of the import. [default: the day after the last rating]")
 @click.option("--movies", metavar="FILE", help="Titles: movies.dat, movies.csv, u.item or Parquet.")
-@_shared_options
-def movielens(path: str, ds: str | None, movies: str | None, **options: Any) -> None:
+@_config_options
+def movielens(path: str, ds: str | None, movies: str | None, config: "Config") -> None:
     """Import MovieLens ratings (ratings.dat, ratings.csv, u.data or Parquet) into a workspace.
 
     Then train and measure them with the paper's protocol:
@@ -235,7 +238,6 @@ def movielens(path: str, ds: str | None, movies: str | None, **options: Any) -> 
     """
     from jobs.commands import import_movielens
 
-    config = _config(**options)
     result = import_movielens.run(config, path, ds=parse_ds(ds) if ds else None, movies=movies)
     click.echo(f"{result}")
 
@@ -308,12 +310,12 @@ def doctor(workspace: str) -> None:
 
 
 @cli.command()
-@_shared_options
-def config(**options: Any) -> None:
+@_config_options
+def config(config: "Config") -> None:
     """Print the configuration in force, every key with its value."""
     import yaml
 
-    click.echo(yaml.safe_dump(_config(**options).model_dump(mode="json"), sort_keys=False), nl=False)
+    click.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)
 
 
 @cli.command()

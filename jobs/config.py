@@ -1,4 +1,4 @@
-"""The one configuration of the daily job: typed, documented, YAML and environment and flags over defaults.
+"""Every setting of the daily job: its type, default, bounds and description, and how it is read.
 
 Precedence: `--set section.key=value` over `FUXI_SECTION__KEY` over the YAML file over the defaults here.
 Unknown keys are refused with the nearest valid name.
@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -51,7 +51,7 @@ class LogsConfig(Section):
 
 
 class QualityConfig(Section):
-    """When a day's input is refused; docs/data-quality.md. Shares are of 1, and a bound itself is allowed."""
+    """When a day's input is refused; docs/data-quality.md. A share is between 0 and 1, and may equal its bound."""
 
     min_volume_ratio: float = Field(
         0.5, ge=0, le=1, description="least plays a landing day, as a multiple of the median of the last published days"
@@ -105,6 +105,14 @@ class GatesConfig(Section):
     best_of_days: int = Field(28, ge=1, description="twice the margin below the best of these days is refused")
 
 
+class ServingConfig(Section):
+    """When lists are requested."""
+
+    request_hour: int = Field(
+        8, ge=0, le=23, description="hour of the day, in sequences.timezone, at which the day's lists are requested"
+    )
+
+
 class RecommendConfig(Section):
     """The daily list and the audit before it is published."""
 
@@ -145,17 +153,18 @@ class MlflowConfig(Section):
 
 
 class Config(Section):
-    """Everything `fuxi` can be told."""
+    """All sections."""
 
     workspace: str = "./workspace"
     deterministic: bool = Field(True, description="same inputs, same lists, bit by bit, at equal worker counts")
     logs: LogsConfig = LogsConfig()  # type: ignore[call-arg]
     quality: QualityConfig = QualityConfig()  # type: ignore[call-arg]
     sequences: SequencesConfig = SequencesConfig()  # type: ignore[call-arg]
-    model: Annotated[ModelConfig, Field()] = ModelConfig()
-    train: Annotated[TrainConfig, Field()] = TrainConfig()
-    evaluate: Annotated[EvaluateConfig, Field()] = EvaluateConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     gates: GatesConfig = GatesConfig()  # type: ignore[call-arg]
+    serving: ServingConfig = ServingConfig()  # type: ignore[call-arg]
     recommend: RecommendConfig = RecommendConfig()  # type: ignore[call-arg]
     cluster: ClusterConfig = ClusterConfig()  # type: ignore[call-arg]
     mlflow: MlflowConfig = MlflowConfig()  # type: ignore[call-arg]
@@ -175,6 +184,7 @@ class Config(Section):
             "cluster": True,
             "mlflow": True,
             "quality": True,
+            "serving": True,  # counts where it is not the default: run records are older than this section
             "logs": {"path", "catalogue", "max_rejected_share"},
         }
         content = self.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]
@@ -182,6 +192,7 @@ class Config(Section):
             (old_section, old_key), (section, key) = old.split("."), new.split(".")
             if key in content.get(section, {}):
                 content.setdefault(old_section, {})[old_key] = content[section].pop(key)
+        content |= self.model_dump(mode="json", include={"serving"}, exclude_defaults=True)
         return content
 
 
@@ -216,10 +227,10 @@ def load_config(
 
 
 def _check_model(config: Config) -> None:
-    """Refuse a model that is not there or cannot do what is asked, now and not after the sequences are built."""
+    """Refuse an unknown model, or options that it does not offer, before any stage runs."""
     model, train = config.model, config.train
     if model.name == ModelConfig.name and model.temporal in {"pow", "zero"}:
-        return  # most of the time, and torch need not be imported for it
+        return  # it offers everything, so torch need not be imported
     from fuxi_beta import models
 
     try:
@@ -244,12 +255,13 @@ def _read_yaml(file: str) -> dict[str, Any]:
 
 
 def _nest(path: list[str], value: str) -> dict[str, Any]:
+    """A value, which is YAML, below its keys: _nest(["train", "epochs"], "3") is {"train": {"epochs": 3}}."""
     try:
         nested: Any = yaml.safe_load(value)
     except yaml.YAMLError:
         nested = value
-    for part in reversed(path):
-        nested = {part: nested}
+    for key in reversed(path):
+        nested = {key: nested}
     return nested
 
 
@@ -269,7 +281,7 @@ def _merge(into: dict[str, Any], new: dict[str, Any], *, source: str) -> None:
         into.setdefault(key, {}).update(value)
 
 
-def _check_key(key: str, valid: Any, *, prefix: str, source: str) -> None:
+def _check_key(key: str, valid: Collection[str], *, prefix: str, source: str) -> None:
     if key in valid:
         return
     if new := RENAMED.get(f"{prefix}{key}"):
@@ -278,11 +290,12 @@ def _check_key(key: str, valid: Any, *, prefix: str, source: str) -> None:
     raise InputError(f"{source}: unknown key {prefix}{key}: did you mean {prefix}{near[0]}?")
 
 
-def _is_section(annotation: Any) -> bool:
+def _is_section(annotation: object) -> bool:
     return dataclasses.is_dataclass(annotation) or (isinstance(annotation, type) and issubclass(annotation, BaseModel))
 
 
-def _section_fields(annotation: Any) -> Any:
-    if dataclasses.is_dataclass(annotation):
-        return {field.name for field in dataclasses.fields(annotation)}
-    return annotation.model_fields
+def _section_fields(section: Any) -> Collection[str]:
+    """The keys of a section, which is a model of pydantic or a dataclass of `fuxi_beta.config`."""
+    if dataclasses.is_dataclass(section):
+        return [field.name for field in dataclasses.fields(section)]
+    return section.model_fields

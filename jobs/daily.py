@@ -1,4 +1,4 @@
-"""`fuxi daily`: the stages of one serving day as a small graph, with markers, resumption and degraded publication.
+"""`fuxi daily`: the stages of one serving day in order, skipping what is done and publishing in spite of failures.
 
     sessionize -> train -> evaluate -> promote -> recommend -> report
 
@@ -12,36 +12,34 @@ import importlib
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from jobs.day import Day, Stage, run_stage
+from jobs.day import STAGES, Day, Stage, StageResult, run_stage
 from jobs.runtime.console import log
-from pipelines import leases, storage
+from pipelines import leases
 from pipelines.errors import BusyError, InputError
 
-STAGES = ("sessionize", "train", "evaluate", "promote", "recommend", "report")
-MAY_FAIL = ("train", "evaluate")
-"""Stages without which a day is still published, by the champion."""
+OPTIONAL_STAGES = ("train", "evaluate")
+"""Stages without which a day is published by the champion; they are skipped after refused input or failed training."""
 
 
 @dataclass
 class DayResult:
-    """What a day did: each finished stage's result, and what went wrong on the way."""
+    """What `run_day` did: the result of each finished stage, the message of each failed one, and seconds."""
 
     ds: dt.date
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stages: dict[str, StageResult] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def degraded(self) -> bool:
-        """Whether the lists were published without everything they should rest on."""
+        """Whether the lists were published in spite of a failed stage."""
         return bool(self.failures)
 
 
-def stage_functions() -> dict[str, Stage]:
-    """Every stage by name, in order."""
-    return {name: importlib.import_module(f"jobs.stages.{name}").run for name in STAGES}
+def stage_function(name: str) -> Stage:
+    """The `run` of a stage; its module is imported now, and only now."""
+    return importlib.import_module(f"jobs.stages.{name}").run
 
 
 def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
@@ -50,11 +48,11 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
     Raises InputError if the day cannot be published at all; nothing published before is changed then.
     """
     result = DayResult(day.ds)
-    with leases.lease(storage.join(day.workspace.run(day.ds), "daily.lock"), purpose=f"fuxi daily --ds {day.ds}"):
+    with leases.lease(day.path("daily.lock"), purpose=f"fuxi daily --ds {day.ds}"):
         if day.has_record and day.record.sequences_ds:
             day.refresh_inputs = True  # published stale before: try today's input again
-        for name, stage in (stages or stage_functions()).items():
-            if result.failures.keys() & {"sessionize", "train"} and name in MAY_FAIL:
+        for name, stage in (stages or {name: stage_function(name) for name in STAGES}).items():
+            if result.failures.keys() & {"sessionize", "train"} and name in OPTIONAL_STAGES:
                 continue
             _run(day, name, stage, result)
     result.seconds = dict(day.timings)
@@ -67,12 +65,11 @@ def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:
     except BusyError:
         raise
     except InputError as error:
-        if (name == "sessionize" and serve_stale(day)) or name in MAY_FAIL:
-            result.failures[name] = str(error)
-        else:
+        if name not in OPTIONAL_STAGES and not (name == "sessionize" and serve_stale(day)):
             raise
+        result.failures[name] = str(error)
     except Exception as error:
-        if name not in MAY_FAIL:
+        if name not in OPTIONAL_STAGES:
             raise
         log(f"{name} failed", error=traceback.format_exc())
         result.failures[name] = f"{type(error).__name__}: {error}"
@@ -96,4 +93,4 @@ def serve_stale(day: Day) -> bool:
 
 def plan(day: Day) -> list[tuple[str, str]]:
     """What a run would do: each stage with "done" or "to run"."""
-    return [(name, "done" if day.marker(name) is not None and not day.force else "to run") for name in STAGES]
+    return [(name, "done" if day.marker(name) and not day.force else "to run") for name in STAGES]

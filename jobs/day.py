@@ -1,4 +1,4 @@
-"""One serving day: its run record (the frozen inputs), its stage markers and the engines its stages share."""
+"""One serving day: its run record (the frozen inputs), its stages and what each of them returned."""
 
 import datetime as dt
 import time
@@ -6,13 +6,29 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 from jobs.config import Config
 from pipelines import leases, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
+
+STAGES = ("sessionize", "train", "evaluate", "promote", "recommend", "report")
+"""Every stage of a day, in order: `jobs/stages/NAME.py` each."""
+
+StageResult = dict[str, Any]
+"""What a stage returns: figures that fit in JSON."""
+
+
+class StageMarker(TypedDict):
+    """The file that says that a stage has finished."""
+
+    stage: str
+    run_id: str  # of the run record under which it finished
+    seconds: float
+    finished_at: str  # ISO, UTC
+    result: StageResult
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,7 @@ class RunRecord:
 
 @dataclass
 class Day:
-    """What a stage is given. Engines start on first use and are shared by all stages of the process."""
+    """The one argument of every stage: configuration, workspace, and files of the run folder."""
 
     config: Config
     ds: dt.date
@@ -56,9 +72,18 @@ class Day:
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
+    def calendar(self) -> Calendar:
+        """The days of the workspace's time zone, whose lists are requested at the configured hour."""
+        return Calendar(self.workspace.spec.timezone, self.config.serving.request_hour)
+
+    def path(self, name: str) -> str:
+        """A file or folder in the run folder of this ds."""
+        return storage.join(self.workspace.run(self.ds), name)
+
+    @property
     def record_uri(self) -> str:
         """Where the run record is."""
-        return storage.join(self.workspace.run(self.ds), "run_record.json")
+        return self.path("run_record.json")
 
     @property
     def has_record(self) -> bool:
@@ -89,7 +114,7 @@ class Day:
         return (self.ds - self.sequences_ds).days
 
     def new_record(self, **values: Any) -> RunRecord:
-        """Freeze the inputs of this ds."""
+        """Freeze the inputs of this ds. values: fields of RunRecord."""
         record = RunRecord(
             ds=str(self.ds),
             run_id=uuid.uuid4().hex,
@@ -100,46 +125,50 @@ class Day:
         storage.write_json(self.record_uri, asdict(record))
         return record
 
-    def update_record(self, **values: Any) -> RunRecord:
-        """Write values found later (the chosen model) into the run record."""
-        record = replace(self.record, **values)
-        storage.write_json(self.record_uri, asdict(record))
-        return record
+    def update_record(self, **values: str | None) -> None:
+        """Write values that are decided later (the chosen model) into the run record."""
+        storage.write_json(self.record_uri, asdict(replace(self.record, **values)))
 
     def marker_uri(self, stage: str) -> str:
-        """Where a stage notes that it is done."""
-        return storage.join(self.workspace.run(self.ds), f"{stage}.json")
+        """Where a stage notes that it has finished."""
+        return self.path(f"{stage}.json")
 
-    def marker(self, stage: str) -> dict[str, Any] | None:
-        """What a finished stage returned, or None if it has not finished under the present run record."""
-        if not self.has_record or not storage.exists(self.marker_uri(stage)):
-            return None
-        content = storage.read_json(self.marker_uri(stage))
-        return content["result"] if content["run_id"] == self.record.run_id else None
+    def marker(self, stage: str) -> StageMarker | None:
+        """The marker of a stage, None if it has not finished under the present run record."""
+        return self._of_this_record(self.marker_uri(stage))
 
-    def finish(self, stage: str, result: dict[str, Any], seconds: float) -> None:
-        """Note that a stage is done; its last act."""
-        content = {
-            "stage": stage,
-            "run_id": self.record.run_id,
-            "seconds": round(seconds, 2),
-            "finished_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            "result": result,
-        }
-        storage.write_json(self.marker_uri(stage), content)
+    def result(self, stage: str) -> StageResult | None:
+        """What a stage returned, None if it has not finished under the present run record."""
+        marker = self.marker(stage)
+        return marker["result"] if marker else None
+
+    def finish(self, stage: str, result: StageResult, seconds: float) -> None:
+        """Write the marker of a stage: the last write of every stage."""
+        marker = StageMarker(
+            stage=stage,
+            run_id=self.record.run_id,
+            seconds=round(seconds, 2),
+            finished_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            result=result,
+        )
+        storage.write_json(self.marker_uri(stage), marker)
 
     def note_failure(self, stage: str, message: str) -> None:
-        """Note why a stage did not finish, for whoever looks at the day later."""
+        """Note why a stage did not finish; the day's report says it."""
         content = {"stage": stage, "run_id": self.record.run_id, "message": message}
-        storage.write_json(storage.join(self.workspace.run(self.ds), f"{stage}.failure.json"), content)
+        storage.write_json(self.path(f"{stage}.failure.json"), content)
 
     def failure(self, stage: str) -> str | None:
         """Why a stage did not finish under the present run record; None if it did, or if nothing was noted."""
-        uri = storage.join(self.workspace.run(self.ds), f"{stage}.failure.json")
-        if not self.has_record or not storage.exists(uri) or self.marker(stage) is not None:
+        failure = self._of_this_record(self.path(f"{stage}.failure.json"))
+        return failure["message"] if failure and not self.marker(stage) else None
+
+    def _of_this_record(self, uri: str) -> Any:
+        """The content of a JSON file that names its run record; None if it is not there or of another record."""
+        if not self.has_record or not storage.exists(uri):
             return None
         content = storage.read_json(uri)
-        return content["message"] if content["run_id"] == self.record.run_id else None
+        return content if content["run_id"] == self.record.run_id else None
 
     def at(self, ds: dt.date) -> "Day":
         """The same deployment on another ds."""
@@ -155,7 +184,7 @@ class Day:
         return f"sqlite:///{self.workspace.uri}/mlflow.db"
 
 
-Stage = Callable[[Day], dict[str, Any]]
+Stage = Callable[[Day], StageResult]
 
 
 def open_day(
@@ -182,13 +211,13 @@ def open_day(
     return Day(config, ds, workspace, force=force, refresh_inputs=refresh_inputs, accept_quality=accept_quality)
 
 
-def run_stage(day: Day, name: str, stage: Stage) -> dict[str, Any]:
-    """Run one stage unless its output for this run record exists; note the time and the result."""
-    done = day.marker(name)
+def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
+    """Run one stage unless it has finished under this run record; note the time and the result."""
+    done = day.result(name)
     if done is not None and not day.force and not (day.refresh_inputs and name == "sessionize"):
         day.timings[name] = 0.0
         return {**done, "skipped": True}
-    with leases.lease(storage.join(day.workspace.run(day.ds), f"{name}.lock"), purpose=f"fuxi {name} --ds {day.ds}"):
+    with leases.lease(day.path(f"{name}.lock"), purpose=f"fuxi {name} --ds {day.ds}"):
         started = time.monotonic()
         result = stage(day)
         day.timings[name] = time.monotonic() - started

@@ -1,9 +1,9 @@
 """Days of the configured time zone as Unix seconds: where a day starts and when its lists are requested.
 
-A serving day D starts at D 00:00 and its lists are requested at D 08:00, wall clock, so both follow the
-zone's daylight saving: days have 23, 24 or 25 hours. Where the clocks skip 00:00 (Santiago, Beirut and Cairo in
-spring) a day starts with the hour they jump to; where 00:00 comes twice (Havana in autumn), at the first.
-Everything here is vectorised over numpy arrays of Unix seconds.
+A serving day D starts at D 00:00 and its lists are requested at the request hour of D (08:00 by default), wall
+clock, so both follow the zone's daylight saving: days have 23, 24 or 25 hours. An hour that the clocks skip (00:00 in
+Santiago, Beirut and Cairo in spring) is the one they jump to; an hour that comes twice (00:00 in Havana in autumn) is
+the first. Everything here is vectorised over numpy arrays of Unix seconds.
 """
 
 import datetime as dt
@@ -16,14 +16,14 @@ import numpy as np
 from pipelines.errors import InputError
 
 REQUEST_HOUR = 8
-"""The hour of the day, wall clock, for which the lists of a day are computed."""
+"""The request hour unless configured otherwise (`serving.request_hour`), and of models that do not name theirs."""
 
 DAY_SECONDS = 86_400
 
 
 @dataclass(frozen=True)
 class Calendar:
-    """The days of one time zone.
+    """The days of one time zone, and the hour (0 to 23, wall clock) at which the lists of a day are requested.
 
     >>> import datetime as dt
     >>> Calendar("UTC").day_start(dt.date(2026, 3, 2))
@@ -33,6 +33,7 @@ class Calendar:
     """
 
     timezone: str = "UTC"
+    request_hour: int = REQUEST_HOUR
 
     def __post_init__(self) -> None:
         try:
@@ -41,14 +42,16 @@ class Calendar:
             raise InputError(
                 f"timezone {self.timezone!r} is unknown: use an IANA name such as UTC or Europe/Berlin"
             ) from None
+        if not 0 <= self.request_hour <= 23:
+            raise InputError(f"the request hour is {self.request_hour}: it must be between 0 and 23")
 
     def day_start(self, day: dt.date) -> int:
         """Unix second at which `day` starts: its first, so that every second belongs to exactly one day."""
         return self._wall_clock(day, 0)
 
     def request_time(self, day: dt.date) -> int:
-        """Unix second at which the lists of `day` are requested (08:00 wall clock)."""
-        return self._wall_clock(day, REQUEST_HOUR)
+        """Unix second at which the lists of `day` are requested."""
+        return self._wall_clock(day, self.request_hour)
 
     def date_of(self, timestamp: int) -> dt.date:
         """The day a Unix second falls on."""
@@ -66,18 +69,24 @@ class Calendar:
         return index + first
 
     def request_time_of_day_number(self, day_numbers: np.ndarray) -> np.ndarray:
-        """Unix second of 08:00 wall clock on each day number. int64, same shape."""
+        """Unix second of the request hour on each day number. int64, same shape."""
         day_numbers = np.asarray(day_numbers, np.int64)
         if self.timezone == "UTC" or day_numbers.size == 0:
-            return day_numbers * DAY_SECONDS + REQUEST_HOUR * 3600
+            return day_numbers * DAY_SECONDS + self.request_hour * 3600
         low, high = int(day_numbers.min()), int(day_numbers.max())
         _, requests, first = self._span(low * DAY_SECONDS, high * DAY_SECONDS)
         return requests[day_numbers - first]
 
-    def served_next_timestamps(self, timestamps: np.ndarray, next_timestamps: np.ndarray) -> np.ndarray:
-        """`t_{i+1}` as the daily job knows it: the time of the next event on the same day, else 08:00 of its day.
+    def next_request_time(self, timestamps: np.ndarray) -> np.ndarray:
+        """The first request time after each Unix second. int64, same shape."""
+        day = self.day_number(timestamps)
+        today = self.request_time_of_day_number(day)
+        return np.where(today > timestamps, today, self.request_time_of_day_number(day + 1))
 
-        Lists of a day are computed from events before its 00:00 and for its 08:00, so the last event before a
+    def served_next_timestamps(self, timestamps: np.ndarray, next_timestamps: np.ndarray) -> np.ndarray:
+        """`t_{i+1}` as the daily job knows it: the time of the next event, if on the same day, else its day's request.
+
+        Lists of a day are computed from events before its 00:00 and for its request hour, so the last event before a
         cut must not have a next time that serving cannot know. Training, evaluation and serving all call this.
         """
         day, next_day = self.day_number(timestamps), self.day_number(next_timestamps)
@@ -88,13 +97,13 @@ class Calendar:
         return int(moment.timestamp())
 
     def _span(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray, int]:
-        return _day_table(self.timezone, low // DAY_SECONDS - 2, high // DAY_SECONDS + 3)
+        return _day_table(self, low // DAY_SECONDS - 2, high // DAY_SECONDS + 3)
 
 
 @lru_cache(maxsize=32)
-def _day_table(timezone: str, first: int, last: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _day_table(calendar: Calendar, first: int, last: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Starts and request times of the day numbers [first, last), and first."""
-    calendar, epoch = Calendar(timezone), dt.date(1970, 1, 1)
+    epoch = dt.date(1970, 1, 1)
     days = [epoch + dt.timedelta(days=n) for n in range(first, last)]
     starts = np.array([calendar.day_start(day) for day in days], np.int64)
     requests = np.array([calendar.request_time(day) for day in days], np.int64)

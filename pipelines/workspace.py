@@ -35,11 +35,6 @@ class Workspace:
     spec: WorkspaceSpec
 
     @property
-    def calendar(self) -> Calendar:
-        """The days of this workspace's time zone."""
-        return Calendar(self.spec.timezone)
-
-    @property
     def vocabulary(self) -> str:
         """Delta table item_index -> item_id."""
         return storage.join(self.uri, "vocabulary")

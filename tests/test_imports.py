@@ -57,3 +57,14 @@ def test_fuxi_beta_imports_only_the_shared_rooms_of_pipelines_and_no_engine(file
 def test_torchrec_is_imported_by_the_embedding_alone(file: Path) -> None:
     uses = [m for m in imported_modules(file) if inside(m, "torchrec") or inside(m, "fbgemm_gpu")]
     assert not uses or file.name == "embedding.py"
+
+
+ROOMS = ("config", "day", "runtime", "tables", "serving", "registry", "training", "report")
+ROOMS += ("stages", "daily", "reproduce", "commands", "cli")
+
+
+@pytest.mark.parametrize("file", sources("jobs"), ids=lambda file: file.stem)
+def test_a_room_of_jobs_imports_only_rooms_that_stand_before_it(file: Path) -> None:
+    room = file.relative_to(ROOT / "jobs").with_suffix("").parts[0]
+    used = {module.split(".")[1] for module in imported_modules(file) if module.startswith("jobs.")}
+    assert not [other for other in used if ROOMS.index(other) > ROOMS.index(room)]

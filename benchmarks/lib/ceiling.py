@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipelines import storage
+from pipelines.calendar import Calendar
 from pipelines.histories import vocabulary
 from pipelines.histories.shards import read_manifest
 from pipelines.schema import ITEM_ID
@@ -36,9 +37,10 @@ def ceiling(
 
     space = open_workspace(workspace)
     manifest = read_manifest(space.sequences(ds))
-    cut = space.calendar.day_start(ds - dt.timedelta(days=1))
+    calendar = Calendar(space.spec.timezone)  # of the default request hour, which is that of the generator
+    cut = calendar.day_start(ds - dt.timedelta(days=1))
     known = known_songs(manifest, before=cut)
-    cases = NextDayCases(manifest, ds, space.calendar, TrainConfig(), known, max_listeners)
+    cases = NextDayCases(manifest, ds, calendar, TrainConfig(), known, max_listeners)
     songs = vocabulary.read(space.vocabulary, manifest.item_id_type).table[ITEM_ID].to_numpy()
     item_ids = np.concatenate([[0], songs[: manifest.vocabulary_size]])  # by item_index
     users, heard, truth = _cases(cases, item_ids)

@@ -293,9 +293,7 @@ def _leave_one_out_next_time(
     if train.request_time == "previous":
         return timestamp
     if train.request_time == "fixed-hour":
-        day = calendar.day_number(timestamp)
-        today = calendar.request_time_of_day_number(day)
-        return np.where(today > timestamp, today, calendar.request_time_of_day_number(day + 1))
+        return calendar.next_request_time(timestamp)
     return following
 
 

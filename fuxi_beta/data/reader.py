@@ -25,7 +25,7 @@ import torch
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data import stateless_random
 from fuxi_beta.data.batches import Batch, Samples, collate, training_samples
-from pipelines.calendar import Calendar
+from pipelines.calendar import REQUEST_HOUR, Calendar
 from pipelines.histories.shards import Manifest, ShardFile
 
 S = TypeVar("S")
@@ -56,12 +56,13 @@ class TrainingBatches:
         rank: int,
         world_size: int,
         vocabulary_size: int,
+        request_hour: int = REQUEST_HOUR,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not in a world of {world_size}")
         self.manifest, self.model, self.train = manifest, model, train
         self.data_end, self.vocabulary_size = data_end, vocabulary_size
-        self.calendar = Calendar(manifest.timezone)
+        self.calendar = Calendar(manifest.timezone, request_hour)
         self.threads = min(MAX_THREADS, torch.get_num_threads())
         lanes = _assign_lanes(manifest, model, train)
         self._lanes = {number: lane for number, lane in enumerate(lanes) if number % world_size == rank}

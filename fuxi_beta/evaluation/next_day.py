@@ -37,8 +37,9 @@ class NextDayResult:
 class NextDayCases:
     """The listeners of a manifest with what they were known by before a day and what they played on it.
 
-    Context is before D-1 00:00, the request is at D-1 08:00, truth the distinct songs played (not skipped) from then
-    to D 00:00; in mode `exclusive` only songs never heard before the request. Songs unknown before D-1 are no truth.
+    Context is before D-1 00:00, the request is at the request hour of D-1, truth the distinct songs played (not
+    skipped) from then to D 00:00; in mode `exclusive` only songs never heard before the request. Songs unknown before
+    D-1 are no truth.
     """
 
     manifest: Manifest
@@ -55,7 +56,7 @@ class NextDayCases:
 
     @property
     def request_time(self) -> int:
-        """D-1 08:00."""
+        """When the lists of D-1 are requested."""
         return self.calendar.request_time(self.ds - dt.timedelta(days=1))
 
     @property

@@ -41,25 +41,23 @@ class Contexts:
     ) -> None:
         self.histories, self.request_time, self.calendar = histories, request_time, calendar
         self.model, self.train = model, train
-        self.made: dict[tuple[int, int, int, str, str], Batch] = {}
+        self.made: dict[tuple[int, int, int, str, str, int], Batch] = {}
 
     def batch(self, recommender: Known) -> Batch:
         """What a recommender reads."""
         own = isinstance(recommender, TrainedModel)
         model = recommender.model_config if own else self.model
         train = recommender.train_config if own else self.train
-        return self.of(recommender.vocabulary_size, model, train)
-
-    def of(self, vocabulary_size: int, model: ModelConfig, train: TrainConfig) -> Batch:
-        """What a recommender with these needs reads."""
-        key = (vocabulary_size, model.max_history, train.min_completion, train.protocol, train.request_time)
+        calendar = recommender.calendar(self.calendar.timezone) if own else self.calendar
+        vocabulary_size, hour = recommender.vocabulary_size, calendar.request_hour
+        key = (vocabulary_size, model.max_history, train.min_completion, train.protocol, train.request_time, hour)
         if key not in self.made:
             self.made[key] = inference_batch(
                 self.histories,
                 request_time=self.request_time,
                 model=model,
                 train=train,
-                calendar=self.calendar,
+                calendar=calendar,
                 vocabulary_size=vocabulary_size,
             )
         return self.made[key]

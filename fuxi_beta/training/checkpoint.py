@@ -20,6 +20,7 @@ from fuxi_beta.data.batches import Batch
 from fuxi_beta.models.base import SequenceModel, l2_normalise
 from fuxi_beta.ops.top_k import Searcher
 from fuxi_beta.recommender import Pairs, Recommender
+from pipelines.calendar import REQUEST_HOUR, Calendar
 from pipelines.errors import InputError
 
 EXPORT_FORMAT = 1
@@ -42,6 +43,7 @@ class TrainedModel(Recommender):
     ds: str  # ISO date of the serving day it was trained for
     data_end: int  # Unix second; every target it learned from is before
     metadata: dict[str, Any] = field(default_factory=dict)
+    request_hour: int = REQUEST_HOUR  # hour of the day for which it learned to make lists
 
     def __post_init__(self) -> None:
         rows, dim = self.item_vectors.shape
@@ -68,6 +70,10 @@ class TrainedModel(Recommender):
             item_vectors=self.item_vectors.to(device),
             candidates=self.candidates.to(device),
         )
+
+    def calendar(self, timezone: str) -> Calendar:
+        """The calendar by which it reads histories: that of its training, whatever hour lists are requested at."""
+        return Calendar(timezone, self.request_hour)
 
     @torch.inference_mode()
     def rank(self, batch: Batch, k: int, *, excluded: Pairs | None = None) -> tuple[Tensor, Tensor]:
@@ -117,6 +123,7 @@ def save_export(folder: str, trained: TrainedModel, *, train_state: dict[str, Te
         "ds": trained.ds,
         "data_end": trained.data_end,
         "metadata": trained.metadata,
+        "request_hour": trained.request_hour,
     }
     (path / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
@@ -139,7 +146,7 @@ def load_export(folder: str) -> TrainedModel:
             train_config=train_config,
             item_vectors=tensors["item_vectors"],
             candidates=tensors["candidates"],
-            **{key: content[key] for key in ("vocabulary_size", "ds", "data_end", "metadata")},
+            **{key: content[key] for key in ("vocabulary_size", "ds", "data_end", "metadata", "request_hour")},
         )
     except ValueError as error:
         raise InputError(f"{file}: {error}; export the model again") from None
@@ -177,10 +184,14 @@ def _read_config(file: Path) -> dict[str, Any]:
     missing = {"model", "train", "vocabulary_size", "ds", "data_end", "metadata"} - content.keys()
     if missing:
         raise InputError(f"{file} lacks {', '.join(sorted(missing))}: export the model again")
-    return content | {
-        "model": _config(file, "model", ModelConfig, content["model"]),
-        "train": _config(file, "train", TrainConfig, content["train"]),
-    }
+    return (
+        {"request_hour": REQUEST_HOUR}
+        | content
+        | {  # exports of earlier releases do not name it
+            "model": _config(file, "model", ModelConfig, content["model"]),
+            "train": _config(file, "train", TrainConfig, content["train"]),
+        }
+    )
 
 
 def _config(file: Path, section: str, kind: type[Config], content: dict[str, Any]) -> Config:

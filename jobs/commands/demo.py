@@ -1,24 +1,27 @@
-"""`fuxi demo`: eight weeks of synthetic logs, two serving days, and a screen that shows what came out."""
+"""`fuxi demo`: eight weeks of synthetic logs, two serving days, and a screen with their results."""
 
 import datetime as dt
 import time
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jobs.config import Config, load_config
-from jobs.daily import STAGES, DayResult, run_day
-from jobs.day import open_day
+from jobs.daily import DayResult, run_day
+from jobs.day import STAGES, open_day
 from jobs.runtime.resources import Usage
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.schema import DS, SOURCE, USER_ID
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 FIRST_LANDING_DAY = dt.date(2026, 1, 5)
 HISTORY_DAYS = 56
 SERVING_DAYS = tuple(FIRST_LANDING_DAY + dt.timedelta(HISTORY_DAYS + n) for n in range(2))
 CATALOGUE = {"songs": 2000, "artists": 240, "new_songs_per_day": 6}
-"""Small enough to be learned in the minute of training that a demonstration has."""
+"""Small enough to be learned in a minute of training."""
 METRIC_COLUMNS = {"ndcg_30": "NDCG@30", "hr_30": "HR@30", "recall_30": "Recall@30", "coverage_30": "Coverage"}
 NAMES = {
     "challenger": "FuXi-beta, new",
@@ -38,21 +41,21 @@ def demo_config(workspace: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def run_demo(workspace: str, *, listeners: int, overrides: Sequence[str] = ()) -> None:
-    """Generate the logs, run both days with one Spark session and one Ray instance, print the screen."""
+    """Generate the logs, run both days with one Spark session and one Ray instance, print their results."""
     from jobs.commands.synth import synth
     from pipelines.synthetic import SyntheticConfig
 
     config = demo_config(workspace, overrides)
     started = time.monotonic()
     seconds: dict[str, list[float]] = {}
-    with Usage() as memory:
+    with Usage() as usage:
         logs = SyntheticConfig(listeners=listeners, **CATALOGUE, first_day=FIRST_LANDING_DAY, days=HISTORY_DAYS + 1)
         synth(logs, f"{config.workspace}/logs")
         seconds["synth"] = [time.monotonic() - started]
         results = [run_day(open_day(config, ds)) for ds in SERVING_DAYS]
     for name in STAGES:
         seconds[name] = [result.seconds.get(name, 0.0) for result in results]
-    print_screen(config, results, seconds, total=time.monotonic() - started, peak=memory.gigabytes)
+    print_screen(config, results, seconds, total=time.monotonic() - started, peak=usage.gigabytes)
 
 
 def print_screen(
@@ -83,7 +86,7 @@ def print_screen(
 
 
 def pick_listener(config: Config, ds: dt.date) -> str:
-    """A listener with a list from the model: the one in the middle of the table."""
+    """The listener in the middle of those with a list from the model, by user id."""
     from deltalake import DeltaTable
 
     table = DeltaTable(f"{config.workspace}/recommendations")
@@ -96,8 +99,8 @@ def pick_listener(config: Config, ds: dt.date) -> str:
     return str(served[len(served) // 2])
 
 
-def metrics_table(results: list[DayResult]) -> Any:
-    """Every recommender on the same listeners, each day a block of rows."""
+def metrics_table(results: list[DayResult]) -> "Table":
+    """Metrics of every recommender over all listeners, each day a block of rows."""
     from rich.table import Table
 
     table = Table(title="New songs found, on the last day known of each (protocol next_day)", title_justify="left")
@@ -114,8 +117,8 @@ def metrics_table(results: list[DayResult]) -> Any:
     return table
 
 
-def seconds_table(seconds: dict[str, list[float]], results: list[DayResult], *, total: float, peak: float) -> Any:
-    """Seconds every stage took, a column a day."""
+def seconds_table(seconds: dict[str, list[float]], results: list[DayResult], *, total: float, peak: float) -> "Table":
+    """Seconds of every stage, a column a day."""
     from rich.table import Table
 
     table = Table(caption=f"{total:.0f} s in all, {peak:.1f} GB at the peak", caption_justify="left")

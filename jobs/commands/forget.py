@@ -17,7 +17,7 @@ import pyarrow as pa
 from jobs.commands import forget_stores
 from jobs.commands.forget_stores import Advance, Removal, Store
 from jobs.config import Config
-from jobs.daily import STAGES
+from jobs.day import STAGES
 from jobs.runtime.console import log, progress
 from pipelines import leases, storage
 from pipelines.errors import BusyError, InputError

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.config import Config
-from jobs.daily import STAGES
-from jobs.day import Day
+from jobs.day import STAGES, Day
 from jobs.tables import recommendations as lists
 from pipelines import delta_tables, storage
 from pipelines.errors import InputError

@@ -3,13 +3,12 @@
 import datetime as dt
 from collections import Counter
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from jobs.config import Config
-from jobs.day import Day, InputFile, open_day, run_stage
+from jobs.day import Day, InputFile, StageResult, open_day, run_stage
 from jobs.reproduce.counts import against_paper
 from jobs.reproduce.paper import Counts
 from jobs.runtime.console import log
@@ -26,12 +25,12 @@ from pipelines.logs.validate import QUARANTINE_SCHEMA
 from pipelines.schema import ITEM_ID, ITEM_INDEX
 
 
-def run(config: Config, path: str, *, ds: dt.date | None = None, movies: str | None = None) -> dict[str, Any]:
+def run(config: Config, path: str, *, ds: dt.date | None = None, movies: str | None = None) -> StageResult:
     """Import a ratings file (or a folder that holds one) into the workspace as the sequences of `ds`.
 
-    ds: default the day after the last rating; ratings from then on are left out. movies: titles; default the file
-    published beside the ratings, if it is there. Its films all get an index, so the whole catalogue is ranked.
-    Returns what `fuxi sessionize` returns, and `ds`. The same file again is skipped.
+    ds: default the day after the last rating; later ratings are left out. movies: titles; default the file published
+    beside the ratings, if there is one. All its films get an index, so the whole catalogue is ranked. Returns what
+    `fuxi sessionize` returns, and `ds`. Importing the same file again is skipped.
     """
     for name in ("user_id_type", "item_id_type"):
         if getattr(config.sequences, name) != "int64":
@@ -53,19 +52,19 @@ def run(config: Config, path: str, *, ds: dt.date | None = None, movies: str | N
     return {**result, "ds": str(day.ds)}
 
 
-def _import(day: Day, ratings: movielens.Ratings, files: list[InputFile]) -> dict[str, Any]:
-    """The body of the stage: run record first, manifest last, as in `sessionize`."""
+def _import(day: Day, ratings: movielens.Ratings, files: list[InputFile]) -> StageResult:
+    """The import as a stage: run record first, manifest last, as in `sessionize`."""
     titles = movielens.read_movies(files[1].uri) if len(files) > 1 else None
     record = day.new_record(
         vocabulary_version=delta_tables.version(day.workspace.vocabulary),
         files=tuple(files),
         catalogue_files=_write_titles(day, titles),
     )
-    in_time = ratings.timestamp < day.workspace.calendar.day_start(day.ds)
+    in_time = ratings.timestamp < day.calendar.day_start(day.ds)
     if not in_time.any():
         raise InputError(f"{ratings.uri} has no rating before ds {day.ds}: give a later --ds, or none")
-    theirs = blocklist.load(day.workspace.forgotten).mask(pa.array(ratings.user_id))
-    kept = ratings.take(np.flatnonzero(in_time & ~theirs))
+    forgotten = blocklist.load(day.workspace.forgotten).mask(pa.array(ratings.user_id))
+    kept = ratings.take(np.flatnonzero(in_time & ~forgotten))
     films = np.unique(np.concatenate([ratings.item_id, titles[ITEM_ID].to_numpy()] if titles else [ratings.item_id]))
     songs = vocabulary.append(
         day.workspace.vocabulary, pa.array(films), ds=day.ds, item_id_type="int64", run_id=record.run_id
@@ -77,7 +76,7 @@ def _import(day: Day, ratings: movielens.Ratings, files: list[InputFile]) -> dic
         "rows_read": ratings.rows_read,
         "accepted": len(kept.timestamp),
         "ignored": 0,
-        "forgotten": int((in_time & theirs).sum()),
+        "forgotten": int((in_time & forgotten).sum()),
         "duplicates": built.duplicates,
         "rejected": dict(sorted(rejected.items())),
         "songs": songs.size(day.ds),
@@ -91,7 +90,7 @@ def _import(day: Day, ratings: movielens.Ratings, files: list[InputFile]) -> dic
 
 
 def _check_quality(config: Config, ratings: movielens.Ratings) -> None:
-    """Refuse a file with too many bad lines, naming the first."""
+    """Refuse a file with too many unreadable lines, naming the first."""
     share, limit = len(ratings.bad) / ratings.rows_read, config.logs.max_rejected_share
     if share > limit:
         first = ratings.bad[0]
@@ -102,13 +101,13 @@ def _check_quality(config: Config, ratings: movielens.Ratings) -> None:
 
 
 def _input_file(uri: str, day: Day) -> InputFile:
-    """A file as it is now; it landed the day before ds."""
+    """A file as it is now, with the day before ds as its landing day."""
     info = storage.file_info(uri)
     return InputFile(info.uri, info.size, info.etag, str(day.ds - dt.timedelta(days=1)))
 
 
 def _write_titles(day: Day, titles: pa.Table | None) -> tuple[InputFile, ...]:
-    """Keep the titles where `fuxi show` finds them."""
+    """Write the titles as a catalogue file, which `fuxi show` reads."""
     if titles is None:
         return ()
     uri = storage.join(day.workspace.uri, "catalogue", f"ds={day.ds}", "movies.parquet")
@@ -117,14 +116,14 @@ def _write_titles(day: Day, titles: pa.Table | None) -> tuple[InputFile, ...]:
 
 
 def _indices(songs: vocabulary.Vocabulary, item_id: np.ndarray) -> np.ndarray:
-    """int32, the index of each film; all are in the vocabulary."""
+    """The index of each film, int32; all are in the vocabulary."""
     known, inverse = np.unique(item_id, return_inverse=True)
     table = songs.lookup(pa.array(known))
     return table[ITEM_INDEX].to_numpy()[inverse]
 
 
 def _quarantine(day: Day, ratings: movielens.Ratings, run_id: str) -> None:
-    """Keep the lines that are no ratings, as read."""
+    """Write the lines that are no ratings, as read."""
     folder = day.workspace.quarantine(day.ds)
     storage.delete_folder(folder)
     if not ratings.bad:

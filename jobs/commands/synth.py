@@ -15,9 +15,9 @@ _PRESET_ONLY = ("scale", "interactions", "workers")
 
 
 def main(options: dict[str, Any], given: set[str]) -> dict[str, Any]:
-    """Run the command line's options; `given` are the names of those that the operator wrote.
+    """Generate logs by the options of the command line. given: the names of options that are not left to their default.
 
-    Raises InputError for options that do not go together.
+    Raises InputError for options that exclude each other.
     """
     options = {name: value for name, value in options.items() if value is not None}
     out, preset = options.pop("out"), options.pop("preset", None)
@@ -33,7 +33,7 @@ def main(options: dict[str, Any], given: set[str]) -> dict[str, Any]:
 
 
 def synth(config: SyntheticConfig, out: str) -> dict[str, Any]:
-    """Generate the days that are missing under `out`; returns where they are, and the rows and days written.
+    """Generate the days that are missing below `out`; returns where they are, and the rows and days written.
 
     Raises InputError if `out` holds a log of another configuration.
     """
@@ -44,7 +44,7 @@ def synth(config: SyntheticConfig, out: str) -> dict[str, Any]:
 
 
 def synth_industrial(config: IndustrialConfig, out: str, *, days: int = BASE_DAYS, workers: int = 1) -> dict[str, Any]:
-    """Generate the parts that are missing under `out`, in `workers` processes; returns rows, days, bytes and speed.
+    """Generate the files that are missing below `out`, in `workers` processes; returns rows, days, bytes and speed.
 
     Raises InputError if `out` holds another log or its disk is too small.
     """
@@ -57,6 +57,7 @@ def synth_industrial(config: IndustrialConfig, out: str, *, days: int = BASE_DAY
 
 
 def _refuse(given: set[str], names: tuple[str, ...], message: str) -> None:
-    found = [f"--{name.replace('_', '-')}" for name in names if name in given]
-    if found:
-        raise InputError(message.format(", ".join(found)))
+    """InputError if any of these options is given."""
+    refused = [f"--{name.replace('_', '-')}" for name in names if name in given]
+    if refused:
+        raise InputError(message.format(", ".join(refused)))

@@ -1,40 +1,32 @@
-"""What a model version holds: the export, the vocabulary it was trained with, the code that reads them, a signature.
+"""What a model version holds: the export, the vocabulary of its training, the code that reads both, a signature.
 
 Nothing is pickled: `pyfunc_model.py` is stored as text with the packages it needs, so a version is scored by
 the code it was trained with.
 """
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import shutil
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs.day import Day
+from jobs.serving.catalogue import read_vocabulary
 from pipelines import storage
-from pipelines.histories import vocabulary
-from pipelines.schema import ITEM_ID, ITEM_INDEX
+from pipelines.schema import ITEM_ID
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.models.model import ModelInfo
 
 _REQUIREMENTS = ("torch", "numpy", "pyarrow", "safetensors", "xxhash", "mlflow")
 _EXAMPLE_SONGS = 5
 
 
-def read_vocabulary(day: Day, *, size: int | None = None) -> pa.Table:
-    """item_index, item_id of the songs 1..size (all if None), in index order."""
-    spec = day.workspace.spec
-    table = vocabulary.read(day.workspace.vocabulary, spec.item_id_type).table.select([ITEM_INDEX, ITEM_ID])
-    if size is not None:
-        table = table.filter(pc.less_equal(table[ITEM_INDEX], size))
-    return table
-
-
-def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> tuple[Any, dict[str, str]]:
+def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> "tuple[ModelInfo, dict[str, str]]":
     """Log an export as a pyfunc to a run. Returns MLflow's model info and the tags its version gets.
 
     folder: local export. scratch: a local folder to build in. MLflow already points at this deployment.
@@ -49,6 +41,7 @@ def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> tu
     storage.write_table(songs_file, songs)
     code = _code(scratch)
     signature, example = _signature(day, songs, trained.data_end)
+    served = {"timezone": day.workspace.spec.timezone, "request_hour": trained.request_hour}
     with mlflow.start_run(run_id=mlflow_run_id), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         info = mlflow.pyfunc.log_model(
@@ -57,7 +50,7 @@ def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> tu
             artifacts={"export": folder, "vocabulary": songs_file},
             code_paths=code,
             signature=signature,
-            model_config={"timezone": day.workspace.spec.timezone},
+            model_config=served,
             input_example=example,
             pip_requirements=_pinned(_REQUIREMENTS),
         )
@@ -65,24 +58,27 @@ def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> tu
     return info, {"ds": trained.ds, "data_end": str(trained.data_end), "protocol": protocol}
 
 
-def _signature(day: Day, songs: pa.Table, data_end: int) -> tuple[Any, Any]:
-    """What the pyfunc takes and gives, and one listener who played five songs an hour apart."""
+def _signature(day: Day, songs: pa.Table, data_end: int) -> "tuple[ModelSignature, pd.DataFrame]":
+    """The columns that the pyfunc takes and returns, and an example: a listener who played five songs an hour apart."""
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
     item = DataType.long if day.workspace.spec.item_id_type == "int64" else DataType.string
-    inputs: list[Any] = [
-        ColSpec(Array(item), "item_ids"),
-        ColSpec(Array(DataType.long), "timestamps"),
-        ColSpec(DataType.long, "request_time"),
-        ColSpec(DataType.long, "k", required=False),
-    ]
-    outputs: list[Any] = [ColSpec(Array(item), "items"), ColSpec(Array(DataType.float), "scores")]
+    inputs = Schema(
+        [
+            ColSpec(Array(item), "item_ids"),
+            ColSpec(Array(DataType.long), "timestamps"),
+            ColSpec(DataType.long, "request_time", required=False),
+            ColSpec(DataType.long, "k", required=False),
+        ]
+    )
+    outputs = Schema([ColSpec(Array(item), "items"), ColSpec(Array(DataType.float), "scores")])
     played = songs[ITEM_ID].to_pylist()[:_EXAMPLE_SONGS]
     times = [data_end - 3600 * (len(played) - i) for i in range(len(played))]
-    row = {"item_ids": [played], "timestamps": [times], "request_time": [data_end + 8 * 3600], "k": [10]}
-    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs)), pd.DataFrame(row)
+    request_time = day.calendar.request_time(day.ds)
+    example = {"item_ids": [played], "timestamps": [times], "request_time": [request_time], "k": [10]}
+    return ModelSignature(inputs=inputs, outputs=outputs), pd.DataFrame(example)
 
 
 def _pinned(packages: Iterable[str]) -> list[str]:

@@ -6,6 +6,7 @@ MLflow stores this file as text and runs it when the model is loaded, so it impo
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions when it is imported)
 
+import datetime as dt
 from typing import Any
 
 import mlflow
@@ -14,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from mlflow.pyfunc import PythonModelContext
 
 from fuxi_beta.data.batches import inference_batch
 from fuxi_beta.training.checkpoint import load_export
@@ -26,26 +28,31 @@ DEFAULT_K = 30
 
 class DailyRecommender(mlflow.pyfunc.PythonModel):
     """`predict` takes a row a listener: `item_ids` and `timestamps` (Unix seconds, UTC, oldest first, the whole
-    history), `request_time` and optionally `k`; it returns `items`, best first, and their `scores`.
+    history), and optionally `request_time` and `k`; it returns `items`, best first, and their `scores`.
+
+    `request_time` defaults to the request hour of the day for which the model was trained, so that the list is the one
+    published for that day, or to the first request hour after the listener's newest play, if that is later. The hour is
+    that of the training; `load_model(uri, model_config={"request_hour": 18})` sets another.
 
     Songs the model does not know are dropped from the context. Heard songs are not recommended by a model of
     first listens.
     """
 
-    def load_context(self, context: Any) -> None:
+    def load_context(self, context: PythonModelContext) -> None:
         """Read the export and the vocabulary."""
         self.trained = load_export(context.artifacts["export"])
-        self.calendar = Calendar(context.model_config["timezone"])
+        self.calendar = Calendar(context.model_config["timezone"], context.model_config["request_hour"])
         table = pq.read_table(context.artifacts["vocabulary"])
         self.item_ids = table["item_id"].combine_chunks()
         self.item_index = table["item_index"].to_numpy()
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         """One list a row of `model_input`; shorter than k where fewer songs are left."""
         lists, scores = [], []
         for row in model_input.to_dict("records"):
-            k = row.get("k")
-            songs, values = self._recommend(row, DEFAULT_K if k is None or pd.isna(k) else int(k))
+            songs, values = self._recommend(row, int(row.get("k", DEFAULT_K)))
             lists.append(songs)
             scores.append(values)
         return pd.DataFrame({"items": lists, "scores": scores})
@@ -54,20 +61,27 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
         trained = self.trained
         batch = inference_batch(
             self._history(row),
-            request_time=int(row["request_time"]),
+            request_time=self._request_time(row),
             model=trained.model_config,
             train=trained.train_config,
-            calendar=self.calendar,
+            calendar=trained.calendar(self.calendar.timezone),
             vocabulary_size=trained.vocabulary_size,
         )
         songs, scores = served_lists(trained, batch, k)
-        found = songs[0].numpy()
-        keep = found > 0
-        rows = np.searchsorted(self.item_index, found[keep])
-        return self.item_ids.take(pa.array(rows)).to_pylist(), [float(score) for score in scores[0].numpy()[keep]]
+        listed = songs[0] > 0
+        rows = np.searchsorted(self.item_index, songs[0][listed].numpy())
+        return self.item_ids.take(pa.array(rows)).to_pylist(), scores[0][listed].tolist()
+
+    def _request_time(self, row: dict[str, Any]) -> int:
+        """The row's `request_time`, else the default. Unix seconds."""
+        if "request_time" in row:
+            return int(row["request_time"])
+        served = self.calendar.request_time(dt.date.fromisoformat(self.trained.ds))
+        newest = max(row["timestamps"], default=0)
+        return max(served, self.calendar.next_request_time(np.array([newest])).item())
 
     def _history(self, row: dict[str, Any]) -> Histories:
-        """The row as one listener's history, known songs only."""
+        """The row as the history of one listener, without songs that the model does not know."""
         played = pa.array(list(row["item_ids"]), self.item_ids.type)
         places = pc.index_in(played, value_set=self.item_ids)
         known = np.flatnonzero(np.asarray(places.is_valid()))

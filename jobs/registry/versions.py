@@ -1,4 +1,4 @@
-"""The model registry: MLflow runs, versions of the daily model, and which of them may serve a day.
+"""The model registry in MLflow: training runs, versions of the daily model, and which of them may serve a day.
 
 A version carries the tags `run_key` (what it was trained from), `ds`, `data_end` and `protocol`; promotion adds
 `promoted_ds`. Stages find versions by tag, never by alias: aliases are for people and other services.
@@ -13,15 +13,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from jobs.day import Day
 from jobs.registry.package import log_pyfunc
 from pipelines import storage
 from pipelines.errors import InputError
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.store.entities import PagedList
+
 CHALLENGER, CHAMPION = "challenger", "champion"
-_Result = TypeVar("_Result")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class ModelVersionInfo:
 
 def log_training(
     day: Day,
-    params: Mapping[str, Any],
+    params: Mapping[str, object],
     curve: Sequence[Sequence[float]],
     *,
     run_key: str,
@@ -55,10 +60,10 @@ def log_training(
     client = _client(day)
     experiment = _experiment(day, client)
     quoted = run_key.replace("'", "")
-    found = client.search_runs([experiment], filter_string=f"tags.run_key = '{quoted}' and status = 'FINISHED'")
-    if found:
-        return found[0].info.run_id
-    run = client.create_run(
+    finished = client.search_runs([experiment], filter_string=f"tags.run_key = '{quoted}' and status = 'FINISHED'")
+    if finished:
+        return finished[0].info.run_id
+    run_id = client.create_run(
         experiment, run_name=f"train {day.ds}", tags={"run_key": run_key, "ds": str(day.ds), **(tags or {})}
     ).info.run_id
     now = int(time.time() * 1000)
@@ -66,9 +71,9 @@ def log_training(
     points += [Metric(name, float(value), now, 0) for name, value in (metrics or {}).items()]
     named = [Param(name, str(value)[:500]) for name, value in params.items()]
     for start in range(0, max(len(points), len(named)), 100):
-        client.log_batch(run, metrics=points[start : start + 100], params=named[start : start + 100])
-    client.set_terminated(run, "FINISHED")
-    return run
+        client.log_batch(run_id, metrics=points[start : start + 100], params=named[start : start + 100])
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
 
 
 def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run_key: str) -> str:
@@ -78,10 +83,10 @@ def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run
     export_folder: local folder or URI, as `fuxi_beta.training.checkpoint.save_export` wrote it.
     """
     client, name = _client(day), day.config.mlflow.model_name
-    found = [version for version in versions(day) if version.run_key == run_key]
-    if found:
-        _forward_alias(day, CHALLENGER, found[-1])
-        return found[-1].version
+    registered = [version for version in versions(day) if version.run_key == run_key]
+    if registered:
+        _forward_alias(day, CHALLENGER, registered[-1])
+        return registered[-1].version
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "export")  # MLflow keeps the last part of its path as the artifact's name
         if storage.is_s3(export_folder):
@@ -101,8 +106,8 @@ def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run
 def versions(day: Day) -> list[ModelVersionInfo]:
     """Every version of the daily model, oldest first."""
     client, name = _client(day), day.config.mlflow.model_name
-    found = _pages(lambda token: client.search_model_versions(f"name = '{name}'", page_token=token))
-    return sorted((_info(version) for version in found), key=lambda info: int(info.version))
+    pages = _pages(lambda token: client.search_model_versions(f"name = '{name}'", page_token=token))
+    return sorted((_info(version) for version in pages), key=lambda info: int(info.version))
 
 
 def version_info(day: Day, version: str) -> ModelVersionInfo:
@@ -119,9 +124,9 @@ def version_info(day: Day, version: str) -> ModelVersionInfo:
 def champion(day: Day) -> ModelVersionInfo | None:
     """The newest version promoted on a day before `day.ds` whose training data end at or before ds - 1, 00:00.
 
-    Only what was promoted before ds counts, so a day that is run again finds the champion it found the first time.
+    Later promotions do not count, so a day that is run again has the same champion as the first time.
     """
-    latest_end = day.workspace.calendar.day_start(day.ds - dt.timedelta(days=1))
+    latest_end = day.calendar.day_start(day.ds - dt.timedelta(days=1))
     candidates = [
         info
         for info in versions(day)
@@ -134,7 +139,7 @@ def champion(day: Day) -> ModelVersionInfo | None:
 
 
 def promote(day: Day, version: str) -> bool:
-    """Mark a version as promoted on `day.ds` and point `champion` at it, unless the alias is at a later ds.
+    """Tag a version as promoted on `day.ds` and move the alias `champion` to it, unless that is at a later ds.
 
     Returns whether the alias is at this version afterwards.
     """
@@ -144,7 +149,7 @@ def promote(day: Day, version: str) -> bool:
 
 
 def alias_version(day: Day, alias: str) -> str | None:
-    """The version an alias is at, None if it is nowhere."""
+    """The version that an alias is at, None if there is no such alias."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -174,15 +179,15 @@ def model_uri(day: Day, version: str) -> str:
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for a file where the file system allows it, else a copy."""
+    """Hard-link a file where the file system allows it, else copy it."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
 
 
-def _client(day: Day) -> Any:
-    """A client of this deployment's MLflow; also the process's default, which logging a model needs."""
+def _client(day: Day) -> "MlflowClient":
+    """A client of this deployment's MLflow, which also becomes the process's default: logging a model needs that."""
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -198,24 +203,25 @@ def _client(day: Day) -> Any:
     return mlflow.MlflowClient(day.tracking_uri, day.tracking_uri)
 
 
-def _experiment(day: Day, client: Any) -> str:
+def _experiment(day: Day, client: "MlflowClient") -> str:
+    """The id of the daily model's experiment, created on first use."""
     from mlflow.exceptions import MlflowException
 
     name = day.config.mlflow.model_name
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        served = day.tracking_uri.startswith("http")  # a server keeps artifacts where it was told to
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        served = day.tracking_uri.startswith("http")  # a server is configured with its own place for artifacts
         location = None if served else storage.join(day.workspace.uri, "mlartifacts")
         try:
             return client.create_experiment(name, artifact_location=location)
         except MlflowException:
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            experiment = client.get_experiment_by_name(name)  # another process may have been first
+            if experiment is None:
                 raise
-    return found.experiment_id
+    return experiment.experiment_id
 
 
-def _ensure_registered_model(client: Any, name: str) -> None:
+def _ensure_registered_model(client: "MlflowClient", name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -224,10 +230,10 @@ def _ensure_registered_model(client: Any, name: str) -> None:
         try:
             _retry(lambda: client.create_registered_model(name))
         except MlflowException:
-            client.get_registered_model(name)  # another writer was first; anything else raises here
+            client.get_registered_model(name)  # another process was first; anything else raises here
 
 
-def _info(version: Any) -> ModelVersionInfo:
+def _info(version: "ModelVersion") -> ModelVersionInfo:
     tags = dict(version.tags)
     promoted = tags.get("promoted_ds")
     return ModelVersionInfo(
@@ -242,7 +248,7 @@ def _info(version: Any) -> ModelVersionInfo:
 
 
 def _forward_alias(day: Day, alias: str, info: ModelVersionInfo) -> bool:
-    """Point an alias at a version unless it is at one of a later ds. Returns whether it is there afterwards."""
+    """Move an alias to a version unless it is at one of a later ds. Returns whether it is at this one afterwards."""
     client, name = _client(day), day.config.mlflow.model_name
     current = alias_version(day, alias)
     if current == info.version:
@@ -253,17 +259,17 @@ def _forward_alias(day: Day, alias: str, info: ModelVersionInfo) -> bool:
     return True
 
 
-def _pages(fetch: Callable[[str | None], Any]) -> list[Any]:
-    found, token = [], None
-    while True:
-        page = fetch(token)
-        found += list(page)
-        token = page.token
-        if not token:
-            return found
+def _pages(fetch: "Callable[[str | None], PagedList[T]]") -> list[T]:
+    """All results of a search that answers in pages."""
+    page = fetch(None)
+    results = list(page)
+    while page.token:
+        page = fetch(page.token)
+        results += page
+    return results
 
 
-def _retry(write: Callable[[], _Result], attempts: int = 5) -> _Result:
+def _retry(write: Callable[[], T], attempts: int = 5) -> T:
     """Repeat a registry write that lost a race: sqlite raises IntegrityError or is locked while another writes."""
     from mlflow.exceptions import MlflowException
 

@@ -1,7 +1,7 @@
 """The report's charts: matplotlib figures as inline SVG that takes its colours and its font from the page.
 
-Figures are drawn with stand-in colours, which become the page's CSS variables, so one SVG is readable in light and
-dark. The same values give the same bytes.
+Figures are drawn in placeholder colours, which are then replaced by the page's CSS variables, so one SVG is readable in
+light and dark mode. The same values give the same bytes.
 """
 
 import datetime as dt
@@ -10,9 +10,13 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
 
 INK, GRID = "#0a0a01", "#0a0a02"
 SERIES = tuple(f"#0a0b{n:02x}" for n in range(1, 7))
@@ -25,7 +29,7 @@ _SIZE = (4.2, 2.5)  # inches; half of the page's width, so that text keeps its s
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart in its legend: `series` 1 to 6 is the colour, `stroke` the CSS border style, band or point."""
+    """A line of a chart and its legend: `series` 1 to 6 is the colour, `stroke` a CSS border style, band or point."""
 
     label: str
     series: int
@@ -34,13 +38,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """A number over days, one of several charts above each other, with what was allowed on each day."""
+    """A number over days with its bounds on each day; one of several charts above each other."""
 
     title: str
     values: Mapping[dt.date, float]
     lower: Mapping[dt.date, float]
     upper: Mapping[dt.date, float]
-    broken: frozenset[dt.date] = frozenset()  # days whose value broke its bound
+    broken: frozenset[dt.date] = frozenset()  # days whose value is outside its bounds
     share: bool = True  # of 1, shown as per cent
 
 
@@ -53,19 +57,19 @@ class Chart:
 
 
 def loss_chart(curve: Sequence[Sequence[float]], *, epochs: int | None = None) -> Chart | None:
-    """Training loss against the step, as noted and smoothed. curve: [[step, loss], ...]; None without a number."""
+    """Training loss against the step, raw and smoothed. curve: [[step, loss], ...]; None without a finite loss."""
     points = [(step, loss) for step, loss in curve if _finite(loss)]
     if not points:
         return None
     steps, losses = zip(*points, strict=True)
 
-    def draw(axes: Any) -> None:
+    def draw(axes: "Axes") -> None:
         last = steps[-1]
         for epoch in range(1, epochs or 1):
             axes.axvline(last * epoch / (epochs or 1), color=GRID, linewidth=0.8, linestyle=(0, (2, 3)))
         axes.plot(steps, losses, color=SERIES[0], linewidth=1, alpha=0.35, marker="o", markersize=1.5)
         axes.plot(steps, _smoothed(losses), color=SERIES[0], linewidth=2)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
 
@@ -74,7 +78,7 @@ def loss_chart(curve: Sequence[Sequence[float]], *, epochs: int | None = None) -
 
 
 def trend_chart(trend: Mapping[str, Mapping[dt.date, float]], *, labels: Mapping[str, str]) -> Chart | None:
-    """A metric over days, a line a recommender. trend: name -> ds -> value; None without a number.
+    """A metric over days, a line a recommender. trend: name -> ds -> value; None without a finite value.
 
     labels: name -> what the legend says; its order fixes colours, so a missing recommender shifts none.
     """
@@ -86,7 +90,7 @@ def trend_chart(trend: Mapping[str, Mapping[dt.date, float]], *, labels: Mapping
     }
     every_day = range(days[0].toordinal(), days[-1].toordinal() + 1)
 
-    def draw(axes: Any) -> None:
+    def draw(axes: "Axes") -> None:
         for name, line in reversed(lines.items()):  # the first name's line lies on top
             values = [trend[name].get(dt.date.fromordinal(day), math.nan) for day in every_day]
             _draw_line(axes, every_day, values, line, marker="o")
@@ -101,7 +105,7 @@ def trend_chart(trend: Mapping[str, Mapping[dt.date, float]], *, labels: Mapping
 
 
 def panel_chart(panels: Sequence[Panel]) -> Chart | None:
-    """Numbers over the same days above each other; None without a value. Panels without a value are left out."""
+    """Panels over the same days above each other; those without a value are left out. None if none has a value."""
     panels = [panel for panel in panels if panel.values]
     if not panels:
         return None
@@ -109,7 +113,7 @@ def panel_chart(panels: Sequence[Panel]) -> Chart | None:
     every_day = range(days[0].toordinal(), days[-1].toordinal() + 1)
     value, band, broken = Line("the day", 1), Line("allowed", 4, "band"), Line("beyond its bound", 6, "point")
 
-    def draw(all_axes: Any) -> None:
+    def draw(*all_axes: "Axes") -> None:
         for axes, panel in zip(all_axes, panels, strict=True):
             _draw_panel(axes, panel, every_day)
         _day_axis(all_axes[-1], every_day)
@@ -125,7 +129,7 @@ def panel_chart(panels: Sequence[Panel]) -> Chart | None:
     return Chart(_svg("panels", label, draw, size=size, panels=len(panels)), tuple(legend))
 
 
-def _draw_panel(axes: Any, panel: Panel, every_day: range) -> None:
+def _draw_panel(axes: "Axes", panel: Panel, every_day: range) -> None:
     def over(numbers: Mapping[dt.date, float], default: float = math.nan) -> list[float]:
         return [numbers.get(dt.date.fromordinal(day), default) for day in every_day]
 
@@ -146,7 +150,7 @@ def _panel_number(panel: Panel, number: float) -> str:
     return f"{100 * number:.3g}%" if panel.share else f"{number:,.0f}"
 
 
-def _day_axis(axes: Any, every_day: range) -> None:
+def _day_axis(axes: "Axes", every_day: range) -> None:
     """Dates below a chart whose x is ordinals of days."""
     ticks = _spread(list(every_day), 6)
     axes.set_xticks(ticks, [f"{dt.date.fromordinal(day):%b} {dt.date.fromordinal(day).day}" for day in ticks])
@@ -169,7 +173,7 @@ def temporal_chart(layers: Sequence[Mapping[str, float]]) -> Chart | None:
         for n, layer in enumerate(layers)
     ]
 
-    def draw(axes: Any) -> None:
+    def draw(axes: "Axes") -> None:
         for layer, line in lines:
             _draw_line(axes, elapsed, layer["a"] * (1 + elapsed) ** -layer["b"], line)
         axes.axhline(0, color=GRID, linewidth=1)
@@ -184,17 +188,17 @@ def temporal_chart(layers: Sequence[Mapping[str, float]]) -> Chart | None:
     return Chart(_svg("temporal", label, draw), tuple(line for _, line in lines))
 
 
-def _draw_line(axes: Any, x: Any, y: Any, line: Line, **style: Any) -> None:
+def _draw_line(axes: "Axes", x: "ArrayLike", y: "ArrayLike", line: Line, *, marker: str = "") -> None:
     dashes = {"solid": "-", "dashed": (0, (4, 2)), "dotted": (0, (1.2, 1.6))}[line.stroke]
-    axes.plot(x, y, color=SERIES[line.series - 1], linewidth=1.8, linestyle=dashes, markersize=3.5, **style)
+    axes.plot(x, y, color=SERIES[line.series - 1], linewidth=1.8, linestyle=dashes, markersize=3.5, marker=marker)
 
 
 def _svg(
-    name: str, label: str, draw: Callable[[Any], None], *, size: tuple[float, float] = _SIZE, panels: int = 1
+    name: str, label: str, draw: "Callable[..., None]", *, size: tuple[float, float] = _SIZE, panels: int = 1
 ) -> Markup:
     """Draw on a new figure and turn it into an inline element; `name` keeps its ids apart from other charts'.
 
-    size: inches. draw gets the axes; a list of them, above each other, where there are several panels.
+    size: inches. draw is called with the axes of each panel, from top to bottom.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -223,9 +227,9 @@ def _svg(
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         axes = [row[0] for row in figure.subplots(panels, 1, sharex=True, squeeze=False)]
-        draw(axes if panels > 1 else axes[0])
-        for part in axes:
-            part.locator_params(axis="y", nbins=6 if panels == 1 else 3)
+        draw(*axes)
+        for panel in axes:
+            panel.locator_params(axis="y", nbins=6 if panels == 1 else 3)
         figure.draw_without_rendering()  # the first layout may change the ticks, the second makes room for them
         sink = io.BytesIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -248,7 +252,7 @@ def _inline(document: str, name: str, label: str, size: tuple[float, float]) -> 
     return start + Markup(re.sub(r"\n\s*", "\n", body))  # drawn from numbers and our own labels only
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 

@@ -1,4 +1,4 @@
-"""What the day's page says: the figures of the stages, put in the order in which a reader asks for them."""
+"""Every value of the day's page, from the stage markers, the Delta tables and the shards."""
 
 import datetime as dt
 import math
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from fuxi_beta.evaluation.metrics import metric_of, metric_order, metric_title
-from jobs.daily import STAGES
-from jobs.day import Day
+from jobs.day import STAGES, Day, StageMarker, StageResult
 from jobs.report.charts import loss_chart, temporal_chart, trend_chart
 from jobs.report.examples import example_lists
-from jobs.report.quality import rows_until, shown_checks, trailing_chart
+from jobs.report.quality import quality_lines, recent_quality, trailing_chart
 from jobs.tables.metrics import read_metrics
 from pipelines import storage
 from pipelines.schema import DS, MODEL_VERSION
 
+SHOWN_STAGES = STAGES[: STAGES.index("report")]
 TREND_DAYS = 28
 RECOMMENDERS = {
     "challenger": "Challenger",
@@ -32,13 +32,16 @@ REASONS = {
     "null_item_id": "no song",
     "null_timestamp": "no time",
     "unknown_event_type": "an event type in neither of the configured lists",
-    "negative_duration": "played for, or lasting, less than nothing",
+    "negative_duration": "a negative duration, of the play or of the song",
     "timestamp_after_landing": "later than the day it landed",
     "timestamp_too_old": "older on landing than logs.max_late_days",
 }
 
-Stages = dict[str, dict[str, Any]]
-"""Finished stages: name -> the marker's stage, seconds, finished_at and result."""
+Stages = dict[str, StageMarker]
+"""Markers of finished stages by name."""
+
+Results = Mapping[str, StageResult]
+"""What finished stages returned, by name."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Status:
 
 
 def content(day: Day) -> dict[str, Any]:
-    """Every value of the page. InputError if nothing of the ds was ever run."""
+    """Every value of the page. InputError if no stage of the ds was ever run."""
     stages = finished(day)
     results = {name: marker["result"] for name, marker in stages.items()}
     before = day.at(day.ds - dt.timedelta(days=1))
@@ -64,7 +67,7 @@ def content(day: Day) -> dict[str, Any]:
     protocol = measured.get("protocol", day.config.train.protocol)
     trend = metric_trend(day, metric=headline, protocol=protocol)
     status = day_status(day, results)
-    quality = rows_until(day, TREND_DAYS)
+    quality = recent_quality(day, TREND_DAYS)
     examples, no_examples = example_lists(day) if "recommend" in results else ((), "nothing is published for this day")
     return {
         "day": day,
@@ -82,7 +85,7 @@ def content(day: Day) -> dict[str, Any]:
         "recommenders": RECOMMENDERS,
         "metric_tables": metric_tables(measured, headline),
         "rejected": rejected(results.get("sessionize", {})),
-        "quality": shown_checks(quality, day.ds),
+        "quality": quality_lines(quality, day.ds),
         "quality_values": {row["metric"]: row["value"] for row in quality if row[DS] == day.ds},
         "quality_days": len({row[DS] for row in quality}),
         "quality_chart": trailing_chart(quality),
@@ -96,21 +99,13 @@ def content(day: Day) -> dict[str, Any]:
 
 
 def finished(day: Day) -> Stages:
-    """The markers of the stages that finished under the run record, the report's own left out."""
-    if not day.has_record:
-        return {}
-    run_id, found = day.record.run_id, {}
-    for name in STAGES:
-        if name != "report" and storage.exists(day.marker_uri(name)):
-            marker = storage.read_json(day.marker_uri(name))
-            if marker["run_id"] == run_id:
-                found[name] = marker
-    return found
+    """The markers of the stages that finished under the run record, without the report's own."""
+    return {name: marker for name in SHOWN_STAGES if (marker := day.marker(name))}
 
 
-def day_status(day: Day, results: Mapping[str, Mapping[str, Any]]) -> Status:
-    """What a reader must know first. Whatever is missing makes a day degraded; a failed gate alone does not."""
-    missing = _what_is_missing(day, results)
+def day_status(day: Day, results: Results) -> Status:
+    """Whether the day is published, by which model. A missing stage makes a day degraded; a failed gate does not."""
+    missing = _missing_stages(day, results)
     if "recommend" not in results:
         return Status("missing", f"Nothing is published for {day.ds}", tuple(missing))
     chosen = day.record.chosen_model
@@ -129,15 +124,15 @@ def day_status(day: Day, results: Mapping[str, Mapping[str, Any]]) -> Status:
     return Status("good", f"Published with version {chosen}, trained for this day", ())
 
 
-def _what_is_missing(day: Day, results: Mapping[str, Any]) -> list[str]:
-    """A sentence for each thing the day should rest on and does not."""
+def _missing_stages(day: Day, results: Results) -> list[str]:
+    """A sentence for each stage that did not finish, and one for refused input."""
     stale, notes = day.stale_days, []
     if stale:
         age = f"{stale} day{'s' if stale > 1 else ''} old"
         why = _sentence(day.failure("sessionize") or "no reason was noted")
         notes.append(f"The input of this day was refused; the sequences of {day.sequences_ds} serve, {age}. {why}")
         notes.append("Training and evaluation were skipped: there is no new sequence to learn from.")
-    expected = [name for name in STAGES[:-1] if not (stale and name in ("sessionize", "train", "evaluate"))]
+    expected = [name for name in SHOWN_STAGES if not (stale and name in ("sessionize", "train", "evaluate"))]
     for name in expected:
         if name in results:
             continue
@@ -149,8 +144,8 @@ def _what_is_missing(day: Day, results: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _accepted_input(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What was wrong with an input that was taken all the same."""
+def _accepted_input(results: Results) -> list[str]:
+    """A sentence on the bounds that the input broke, where it was accepted in spite of them."""
     broken = results.get("sessionize", {}).get("accepted_quality", ())
     return [f"The input broke its bounds and was taken with --accept-quality: {'; '.join(broken)}."] if broken else []
 
@@ -161,16 +156,16 @@ def _sentence(text: str) -> str:
 
 
 def headline_metric(wanted: str, metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """The metric of the gates where it was measured, else the first that was (another protocol)."""
+    """The metric of the gates if it was measured, else the first that was (under another protocol)."""
     measured = {name for slices in metrics.values() for values in slices.values() for name in values}
     return wanted if wanted in measured or not measured else min(measured, key=metric_order)
 
 
 def metric_tables(measured: Mapping[str, Any], headline: str) -> list[dict[str, Any]]:
-    """The table of metrics; above eight columns it is two, the second of those with another cut-off than the headline.
+    """The table of metrics; with more than eight columns two, the second with other cut-offs than the headline's.
 
-    Each has columns (metric names) and groups (a slice each: title, listeners, rows of a recommender's name and its
-    cells, each a value and whether it is the best of its group).
+    Each has columns (metric names) and groups, one a slice: title, listeners, and rows of a recommender's name and its
+    cells. A cell is a value and whether it is the best of its group.
     """
     metrics = measured.get("metrics", {})
     names = {name for slices in metrics.values() for values in slices.values() for name in values}
@@ -178,23 +173,23 @@ def metric_tables(measured: Mapping[str, Any], headline: str) -> list[dict[str, 
     at = headline.partition("_")[2]
     first = [column for column in columns if len(columns) <= MAX_COLUMNS or column.partition("_")[2] in (at, "")]
     rest = [column for column in columns if column not in first]
-    return [_metric_table(measured, part) for part in (first, rest) if part]
+    return [_metric_table(measured, columns) for columns in (first, rest) if columns]
 
 
 def _metric_table(measured: Mapping[str, Any], columns: list[str]) -> dict[str, Any]:
     metrics = measured["metrics"]
     recommenders = sorted(metrics, key=lambda name: [*RECOMMENDERS, name].index(name))
-    slices = {part for values in metrics.values() for part in values}
+    slices = {name for values in metrics.values() for name in values}
     groups = []
-    for part in sorted(slices, key=lambda part: ([*SLICES, part].index(part), part)):
-        values = {name: metrics[name].get(part, {}) for name in recommenders}
+    for group in sorted(slices, key=lambda name: ([*SLICES, name].index(name), name)):
+        values = {name: metrics[name].get(group, {}) for name in recommenders}
         best = {column: _best(column, [row.get(column) for row in values.values()]) for column in columns}
         rows = [
             (name, [(row.get(column), row.get(column) == best[column] is not None) for column in columns])
             for name, row in values.items()
         ]
         groups.append(
-            {"title": SLICES.get(part, part), "listeners": measured.get("slices", {}).get(part), "rows": rows}
+            {"title": SLICES.get(group, group), "listeners": measured.get("slices", {}).get(group), "rows": rows}
         )
     return {"columns": [metric_title(column) for column in columns], "groups": groups}
 
@@ -215,11 +210,11 @@ def metric_trend(day: Day, *, metric: str, protocol: str) -> dict[str, dict[dt.d
     ]
     days = sorted({row[DS] for row in rows})
     with ThreadPoolExecutor(8) as pool:
-        trained = dict(zip(days, pool.map(lambda ds: day.at(ds).marker("train"), days), strict=True))
+        trained = dict(zip(days, pool.map(lambda ds: day.at(ds).result("train"), days), strict=True))
     trend: dict[str, dict[dt.date, float]] = {}
     for row in rows:
         name, marker = row[MODEL_VERSION], trained[row[DS]]
-        if name not in RECOMMENDERS:  # the table has versions: the one trained that day was the challenger
+        if name not in RECOMMENDERS:  # the table names versions: the one trained that day was the challenger
             if marker is None:
                 continue
             name = "challenger" if marker["model_version"] == name else "champion"
@@ -228,7 +223,7 @@ def metric_trend(day: Day, *, metric: str, protocol: str) -> dict[str, dict[dt.d
 
 
 def rejected(sessionized: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The reasons for which rows were rejected, the most frequent first: reason, meaning, rows, share of those read."""
+    """Why rows were rejected, the most frequent reason first: reason, meaning, rows, share of all rows read."""
     read = sessionized.get("rows_read") or 0
     reasons = sorted(sessionized.get("rejected", {}).items(), key=lambda item: (-item[1], item[0]))
     return [
@@ -239,7 +234,7 @@ def rejected(sessionized: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def timing(stages: Stages, earlier: Stages) -> dict[str, Any]:
-    """Seconds of every stage beside those of the day before; share is of the longest stage, for a bar."""
+    """Seconds of every stage beside those of the day before. share: of the longest stage, the length of the bar."""
     longest = max((marker["seconds"] for marker in stages.values()), default=0.0)
     rows = [
         {
@@ -249,7 +244,7 @@ def timing(stages: Stages, earlier: Stages) -> dict[str, Any]:
             "share": stages[name]["seconds"] / longest if name in stages and longest else 0.0,
             "finished_at": stages[name]["finished_at"] if name in stages else None,
         }
-        for name in STAGES[:-1]
+        for name in SHOWN_STAGES
     ]
     slowest = max(stages, key=lambda name: stages[name]["seconds"], default=None)
     return {"rows": rows, "total": sum(marker["seconds"] for marker in stages.values()), "slowest": slowest}

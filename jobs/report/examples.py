@@ -1,4 +1,4 @@
-"""A few listeners for the day's page, and the list each of them got."""
+"""A few listeners for the day's page, each with the list of the day."""
 
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions when it is imported)
@@ -8,25 +8,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.commands.show import show
 from jobs.day import Day
+from jobs.serving.listener import served_listener
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
 from pipelines.schema import BUCKET, DS, NUM_EVENTS, USER_ID
 
-PLACES = {"light": 0.1, "middle": 0.5, "heavy": 0.9}
-"""Where the shown listeners stand among those of a bucket ordered by their number of stored events."""
+QUANTILES = {"light": 0.1, "middle": 0.5, "heavy": 0.9}
+"""Which listeners are shown: quantiles of the number of stored plays."""
 
 
 def example_lists(day: Day) -> tuple[list[dict[str, Any]], str]:
-    """What `jobs.commands.show.show` returns for a light, a middle and a heavy listener, with `band` and `num_events`.
+    """A `ServedListener` for a light, a middle and a heavy listener, with `band` and `num_events` added.
 
-    The second value says why there is nothing to show, where that is so: the page does without.
+    The second value says why there are none, where that is so: the page does without.
     """
     try:
         picked = pick_listeners(day)
-        shown = [show(day.config, str(user_id), day.ds) for _, user_id, _ in picked]
+        shown = [served_listener(day, str(user_id)) for _, user_id, _ in picked]
     except (InputError, FileNotFoundError) as error:
         return [], str(error)
     examples = [{**s, "band": band, "num_events": events} for s, (band, _, events) in zip(shown, picked, strict=True)]
@@ -34,26 +34,28 @@ def example_lists(day: Day) -> tuple[list[dict[str, Any]], str]:
 
 
 def pick_listeners(day: Day) -> list[tuple[str, int | str, int]]:
-    """(band, user_id, stored events) of up to three listeners with a list; the same on every call.
+    """(band, user_id, stored plays) of up to three listeners with a list; the same on every call.
 
-    They come from the first buckets that together have three, so a table of millions is not read whole.
+    They come from the first buckets that together have three, so that a table of millions is not read whole.
     """
     manifest = read_manifest(day.workspace.sequences(day.sequences_ds))
-    found: list[pa.Table] = []
+    candidates: list[pa.Table] = []
     for bucket in sorted({file.bucket for file in manifest.files}):
-        heard = _heard(manifest, bucket)
-        served = _served(day, bucket).cast(heard[USER_ID].type)
-        found.append(heard.filter(pc.is_in(heard[USER_ID], value_set=served)))
-        if sum(table.num_rows for table in found) >= len(PLACES):
+        histories = _stored_plays(manifest, bucket)
+        served = _served(day, bucket).cast(histories[USER_ID].type)
+        candidates.append(histories.filter(pc.is_in(histories[USER_ID], value_set=served)))
+        if sum(table.num_rows for table in candidates) >= len(QUANTILES):
             break
-    rows = pa.concat_tables(found).sort_by([(NUM_EVENTS, "ascending"), (USER_ID, "ascending")]) if found else None
+    order = [(NUM_EVENTS, "ascending"), (USER_ID, "ascending")]
+    rows = pa.concat_tables(candidates).sort_by(order) if candidates else None
     if rows is None or rows.num_rows == 0:
         return []
-    places = {round(share * (rows.num_rows - 1)): band for band, share in PLACES.items()}
+    places = {round(share * (rows.num_rows - 1)): band for band, share in QUANTILES.items()}
     return [(band, rows[USER_ID][place].as_py(), rows[NUM_EVENTS][place].as_py()) for place, band in places.items()]
 
 
-def _heard(manifest: Manifest, bucket: int) -> pa.Table:
+def _stored_plays(manifest: Manifest, bucket: int) -> pa.Table:
+    """user_id and num_events of the bucket's listeners."""
     files = [file for file in manifest.files if file.bucket == bucket]
     return pa.concat_tables([manifest.read(f, None, [USER_ID, NUM_EVENTS]) for f in files])
 

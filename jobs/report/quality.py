@@ -1,4 +1,4 @@
-"""The day's input on its page: what was expected of it, what was found, and the days before."""
+"""The quality of the day's input on its page: each number with its bounds, and the days before."""
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ LABELS = {
     NEWEST_PLAY_AGE_S: "Newest play, age",
     DUPLICATE_SHARE: "Duplicates",
 }
-"""Checks in the order in which the page has them; those of columns without a value come before the last."""
+"""Metrics of the table `quality` in the page's order; those of null shares come before the last."""
 
 PANELS = {
     PLAYS_PER_LANDING_DAY: "plays a landing day",
@@ -36,12 +36,12 @@ PANELS = {
 }
 
 Row = Mapping[str, Any]
-"""One of the table `quality`."""
+"""A row of the table `quality`."""
 
 
 @dataclass(frozen=True)
-class ShownCheck:
-    """A line of the page's table. verdict: pass, fail, accepted (in spite of a broken bound) or empty: not judged."""
+class QualityLine:
+    """A line of the page's table. verdict: pass, fail, accepted (in spite of a broken bound) or empty (not judged)."""
 
     label: str
     verdict: str
@@ -49,21 +49,21 @@ class ShownCheck:
     allowed: str
 
 
-def shown_checks(rows: Sequence[Row], ds: dt.date) -> list[ShownCheck]:
-    """What was expected of the input of `ds`, in the page's order; none if it was never judged."""
-    found = {row["metric"]: row for row in rows if row[DS] == ds}
+def quality_lines(rows: Sequence[Row], ds: dt.date) -> list[QualityLine]:
+    """The judgement of the input of `ds`, in the page's order; none if it was never judged."""
+    by_metric = {row["metric"]: row for row in rows if row[DS] == ds}
     *first, last = LABELS
     ordered = (*first, *(f"{NULL_SHARE}{column}" for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)), last)
-    return [_shown(found[name]) for name in ordered if name in found]
+    return [_line(by_metric[metric]) for metric in ordered if metric in by_metric]
 
 
 def trailing_chart(rows: Sequence[Row]) -> Chart | None:
-    """Plays a landing day, rejected rows and unknown songs over the days, refused ones among them."""
+    """Plays a landing day, rejected rows and unknown songs over the days, with refused days."""
     return panel_chart([_panel(title, name, rows) for name, title in PANELS.items()])
 
 
-def rows_until(day: Day, days: int) -> list[dict[str, Any]]:
-    """What is known of the input of the last days up to this one."""
+def recent_quality(day: Day, days: int) -> list[dict[str, Any]]:
+    """Rows of the table `quality` of the last days up to this one."""
     since, end = day.ds - dt.timedelta(days=days - 1), day.ds + dt.timedelta(days=1)
     return read_quality(day.workspace, since=since, before=end)
 
@@ -80,7 +80,7 @@ def _panel(title: str, name: str, rows: Sequence[Row]) -> Panel:
     )
 
 
-def _shown(row: Row) -> ShownCheck:
+def _line(row: Row) -> QualityLine:
     name, lower, upper = row["metric"], row["lower"], row["upper"]
     label = LABELS.get(name, f"No {name.removeprefix(NULL_SHARE)}")
     verdict = "" if row["passed"] is None else "pass" if row["passed"] else "fail"
@@ -91,7 +91,7 @@ def _shown(row: Row) -> ShownCheck:
         allowed = f"{bounds[0]} to {bounds[1]}"
     else:
         allowed = f"{'≥' if upper is None else '≤'} {bounds[0]}" if bounds else ""
-    return ShownCheck(label, verdict, _number(name, row["value"]), allowed)
+    return QualityLine(label, verdict, _number(name, row["value"]), allowed)
 
 
 def _number(name: str, value: float) -> str:

@@ -1,15 +1,23 @@
-"""What a person sees: progress bars on a terminal, JSON lines otherwise, and tables at the end."""
+"""Log lines and progress bars on a terminal, JSON lines elsewhere; both on standard error."""
 
 import contextlib
 import datetime as dt
+import functools
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+POLL_S = 0.5
 
 Advance = Callable[..., None]
-"""Called with the amount done since the last call, 1 if left out."""
+"""Called with the amount done since the last call; the default is 1."""
 
 
 def interactive() -> bool:
@@ -17,8 +25,8 @@ def interactive() -> bool:
     return sys.stderr.isatty()
 
 
-def log(event: str, **values: Any) -> None:
-    """One event: a readable line on a terminal, a JSON line otherwise. Standard output stays for results."""
+def log(event: str, **values: object) -> None:
+    """One event: a readable line on a terminal, a JSON line elsewhere. Standard output is for results alone."""
     if interactive():
         details = "  ".join(f"{key} {value}" for key, value in values.items())
         console().print(f"[bold]{event}[/bold]  {details}" if details else event, highlight=False)
@@ -27,29 +35,25 @@ def log(event: str, **values: Any) -> None:
     print(json.dumps(record, default=str), file=sys.stderr, flush=True)
 
 
-def console() -> Any:
+@functools.cache
+def console() -> "Console":
     """The shared rich console on standard error."""
     from rich.console import Console
 
-    global _console
-    if _console is None:
-        _console = Console(stderr=True)
-    return _console
-
-
-_console: Any = None
+    return Console(stderr=True)
 
 
 @contextlib.contextmanager
 def progress(description: str, total: int | None, *, unit: str = "", remaining: bool = False) -> Iterator[Advance]:
     """A bar for a long step: call the yielded function with the amount done since the last call.
 
-    remaining: with an estimate of the time left. Off a terminal it logs a JSON line at most every five seconds and
+    remaining: with an estimate of the time left. Without a terminal it logs a JSON line at most every five seconds and
     one at the end.
     """
     if interactive():
-        with _bar(description, total, unit, remaining) as advance:
-            yield advance
+        with bars(unit, remaining=remaining) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda amount=1: bar.advance(task, amount)
         return
     started = last = time.monotonic()
     done = 0
@@ -68,14 +72,38 @@ def progress(description: str, total: int | None, *, unit: str = "", remaining: 
 
 
 @contextlib.contextmanager
-def _bar(description: str, total: int | None, unit: str, remaining: bool) -> Iterator[Advance]:
-    with bars(unit, remaining=remaining) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda amount=1: bar.advance(task, amount)
+def polled_progress(
+    description: str, poll: Callable[[], tuple[int, int]], *, unit: str = "", remaining: bool = False
+) -> Iterator[None]:
+    """A bar for work that other processes do while the block runs. poll: returns (amount done, total).
+
+    The bar appears when the total is above 0.
+    """
+    ended = threading.Event()
+
+    def follow() -> None:
+        while (total := poll()[1]) == 0:
+            if ended.wait(POLL_S):
+                return
+        shown, last = 0, False
+        with progress(description, total, unit=unit, remaining=remaining) as advance:
+            while not last:
+                last = ended.wait(POLL_S)
+                done = max(shown, min(poll()[0], total))  # work may be repeated after a failure
+                advance(done - shown)
+                shown = done
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=10)
 
 
-def bars(unit: str = "", *, remaining: bool = False) -> Any:
-    """A rich Progress in the one style; remaining: with the time left, for steps of minutes to hours."""
+def bars(unit: str = "", *, remaining: bool = False) -> "Progress":
+    """Progress bars in the style of all commands. remaining: with an estimate of the time left."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

@@ -1,21 +1,26 @@
 """Spark and Ray, started once a process, bound to loopback unless the configuration says otherwise."""
 
 import contextlib
+import logging
 import os
 import sys
-import threading
 from collections.abc import Iterator
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from jobs.config import ClusterConfig
-from jobs.runtime.console import progress
+from jobs.runtime.console import polled_progress
 from pipelines.errors import InputError
 
+if TYPE_CHECKING:
+    from pyspark import Accumulator
+    from pyspark.sql import SparkSession
 
-def spark_session(cluster: ClusterConfig) -> Any:
+
+def spark_session(cluster: ClusterConfig) -> "SparkSession":
     """The process's Spark session, started on first use.
 
-    Under spark-submit the submission decides where Spark runs and with how much; what it says is left alone. Raises
+    Under spark-submit the submission decides where Spark runs and with which resources; its settings are kept. Raises
     InputError if the configuration names another master than the submission.
     """
     from pyspark.sql import SparkSession
@@ -33,22 +38,22 @@ def spark_session(cluster: ClusterConfig) -> Any:
             "spark.driver.host": "127.0.0.1",
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.driver.memory": cluster.spark_driver_memory,
-            # This JVM only schedules, rows never pass through it: optimising its code costs more than it saves.
+            # This JVM only schedules, no rows pass through it: optimising its code costs more than it saves.
             "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         }
-    ours = {key: value for key, value in options.items() if key not in submitted}
+    defaults = {key: value for key, value in options.items() if key not in submitted}
     builder = SparkSession.builder
-    for key, value in (ours | cluster.spark_options).items():
+    for key, value in (defaults | cluster.spark_options).items():
         builder = builder.config(key, value)
     session = builder.getOrCreate()  # type: ignore[attr-defined]
-    if not submitted:  # a submission says itself what is logged
+    if not submitted:  # a submission sets the log level itself
         session.sparkContext.setLogLevel("ERROR")
     _set_worker_environment(session, local=local)
     return session
 
 
 def _submission() -> dict[str, str]:
-    """What spark-submit was told, every key of it; nothing where Python starts Spark itself."""
+    """Every setting of spark-submit; none where Python starts Spark itself."""
     if "PYSPARK_GATEWAY_PORT" not in os.environ:  # how spark-submit tells Python where its JVM listens
         return {}
     from pyspark import SparkConf, SparkContext
@@ -58,26 +63,26 @@ def _submission() -> dict[str, str]:
 
 
 def _master(cluster: ClusterConfig, submitted: dict[str, str]) -> str:
-    told = submitted.get("spark.master", "")
-    if told and cluster.spark_master not in ("", told):
+    master = submitted.get("spark.master", "")
+    if master and cluster.spark_master not in ("", master):
         raise InputError(
-            f"cluster.spark_master is {cluster.spark_master}, but spark-submit was told {told}: "
+            f"cluster.spark_master is {cluster.spark_master}, but spark-submit was told {master}: "
             "take cluster.spark_master out of the configuration, or start without spark-submit"
         )
-    return told or cluster.spark_master or "local[*]"
+    return master or cluster.spark_master or "local[*]"
 
 
-def _set_worker_environment(session: Any, *, local: bool) -> None:
-    """Tell the Python workers which object store the driver uses, and to keep their memory.
+def _set_worker_environment(session: "SparkSession", *, local: bool) -> None:
+    """Set the object store and the memory options of Python workers.
 
-    They inherit the environment of the JVM that started them, which may be older than ours or on another machine.
-    Credentials travel on this machine only; a cluster's workers have an identity of their own.
+    Workers inherit the environment of the JVM that started them, which may be older than this process or on another
+    machine. Credentials are passed on this machine only; a cluster's workers have an identity of their own.
     """
     names = ["AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"]
     if local:
         names += ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"]
     environment = session.sparkContext.environment
-    # Arrays of a task are made and dropped all the time: glibc shall not give their pages back to the kernel each time.
+    # Else glibc returns the memory of every array that a task drops to the kernel.
     environment |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
     for name in names:
         if name in os.environ:
@@ -87,29 +92,14 @@ def _set_worker_environment(session: Any, *, local: bool) -> None:
 
 
 @contextlib.contextmanager
-def spark_progress(spark: Any, description: str, total: int, unit: str) -> Iterator[Any]:
-    """A progress bar over a Spark accumulator, which this yields: tasks add what they have finished."""
-    finished, done = spark.sparkContext.accumulator(0), threading.Event()
-    with progress(description, total, unit=unit, remaining=True) as advance:
-
-        def watch() -> None:
-            seen, last = 0, False
-            while not last:
-                last = done.wait(0.25)
-                now = min(finished.value, total)  # an attempt that is repeated counts again
-                advance(now - seen)
-                seen = now
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield finished
-        finally:
-            done.set()
-            watcher.join()
+def spark_progress(spark: "SparkSession", description: str, total: int, unit: str) -> "Iterator[Accumulator[int]]":
+    """A progress bar over a Spark accumulator, which is yielded: tasks add to it what they have finished."""
+    finished = spark.sparkContext.accumulator(0)
+    with polled_progress(description, lambda: (finished.value, total), unit=unit, remaining=True):
+        yield finished
 
 
-def ray_session(cluster: ClusterConfig) -> Any:
+def ray_session(cluster: ClusterConfig) -> ModuleType:
     """The process's Ray client, started or connected on first use. Returns the ray module."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -117,23 +107,22 @@ def ray_session(cluster: ClusterConfig) -> Any:
     import ray
 
     if not ray.is_initialized():
-        options: dict[str, Any] = {"address": cluster.ray_address, "log_to_driver": False, "logging_level": "ERROR"}
-        if cluster.ray_address == "local":
-            options |= {"include_dashboard": False, "object_store_memory": cluster.ray_object_store_mb * 2**20}
-        ray.init(**options)
+        store = {"include_dashboard": False, "object_store_memory": cluster.ray_object_store_mb * 2**20}
+        local = store if cluster.ray_address == "local" else {}
+        ray.init(address=cluster.ray_address, log_to_driver=False, logging_level=logging.ERROR, **local)
     return ray
 
 
 def need_gpus(cluster: ClusterConfig, count: float, *, setting: str) -> None:
-    """InputError if this machine has fewer GPUs than the configuration asks for; Ray would wait for more for ever.
+    """InputError if this machine has fewer GPUs than configured, for which Ray would wait for ever.
 
-    A cluster elsewhere may grow. Needs the session.
+    Not checked on a cluster, which may grow. Needs the session.
     """
     import ray
 
-    there = ray.cluster_resources().get("GPU", 0.0)
-    if cluster.ray_address == "local" and count > there:
+    found = ray.cluster_resources().get("GPU", 0.0)
+    if cluster.ray_address == "local" and count > found:
         raise InputError(
-            f"cluster.{setting} asks for {count:g} GPUs, Ray finds {there:g} on this machine: set it to 0, or see what "
+            f"cluster.{setting} asks for {count:g} GPUs, Ray finds {found:g} on this machine: set it to 0, or see what "
             "`fuxi doctor` says of the GPU"
         )

@@ -1,4 +1,4 @@
-"""Which implementation of the model's operators this process uses (`cluster.kernels`), built before it is needed."""
+"""The implementation of the model's operators in this process (`cluster.kernels`): chosen, and built beforehand."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ from pipelines.errors import InputError
 
 
 def choose(cluster: ClusterConfig) -> None:
-    """Follow the configuration in this process. InputError if it asks for kernels that cannot be had."""
+    """Use the configured kernels in this process. InputError if this machine cannot."""
     from fuxi_beta import ops
 
     try:
@@ -18,7 +18,7 @@ def choose(cluster: ClusterConfig) -> None:
 
 
 def prepare_for_training(cluster: ClusterConfig) -> None:
-    """Have the kernels built before workers ask for them, where workers are on this machine and have no GPU."""
+    """Build the C++ kernels before workers need them, if workers are on this machine and have no GPU."""
     from fuxi_beta import ops
     from fuxi_beta.ops.cpu import build
 

@@ -1,4 +1,4 @@
-"""What a measurement ran on, in words."""
+"""The machine of a measurement, in words."""
 
 import platform
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a process and everything it started use: memory at the peak, processor seconds."""
+"""Memory at the peak and processor seconds of a process and all its children."""
 
 import threading
 import time
@@ -10,11 +10,11 @@ INTERVAL_S = 1.0
 
 
 class Usage:
-    """Watch this process tree while the block runs.
+    """Measure this process tree while the block runs.
 
-    `gigabytes` is the highest sum of memory seen: proportional set size where the system tells it (pages shared by
-    several processes count once), else resident set size. `seconds` is wall time. `cpu_seconds` counts user and system
-    time of the processes that are there, and of those that ended and were waited for by one that is.
+    `gigabytes` is the highest sum of memory sampled: proportional set size where the system has it (pages shared by
+    several processes count once), else resident set size. `seconds` is wall time. `cpu_seconds` is the user and system
+    time of running processes and of ended ones whose parent runs and has waited for them.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Usage:
         while True:
             started = time.thread_time()
             self.gigabytes = max(self.gigabytes, sum(map(_bytes, _tree())) / 1e9)
-            # Counting shared pages takes the kernel a while; it shall be a fiftieth of a core at the most.
+            # Counting shared pages is slow; it takes at most a fiftieth of a core.
             if self._done.wait(max(INTERVAL_S, 50 * (time.thread_time() - started))):
                 return
 

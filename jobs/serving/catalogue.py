@@ -1,4 +1,4 @@
-"""Titles and artists of songs, from the optional catalogue table."""
+"""Songs by index, and their titles and artists from the optional catalogue table."""
 
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions when it is imported)
@@ -12,11 +12,21 @@ import pyarrow.compute as pc
 from jobs.day import Day
 from jobs.runtime.console import log
 from pipelines import storage
+from pipelines.histories import vocabulary
 from pipelines.logs.formats import by_ending
-from pipelines.schema import ARTIST, ITEM_ID, TITLE, id_type
+from pipelines.schema import ARTIST, ITEM_ID, ITEM_INDEX, TITLE, id_type
 
 Titles = dict[Any, tuple[str, str]]
 """item_id -> (title, artist)"""
+
+
+def read_vocabulary(day: Day, *, size: int | None = None) -> pa.Table:
+    """item_index, item_id of the songs 1..size (all if None), in index order."""
+    spec = day.workspace.spec
+    table = vocabulary.read(day.workspace.vocabulary, spec.item_id_type).table.select([ITEM_INDEX, ITEM_ID])
+    if size is not None:
+        table = table.filter(pc.less_equal(table[ITEM_INDEX], size))
+    return table
 
 
 def titles(day: Day, item_ids: Iterable[Any]) -> Titles:

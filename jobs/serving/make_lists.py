@@ -46,6 +46,7 @@ class ListJob:
     """Everything the tasks of one ds share."""
 
     ds: dt.date
+    calendar: Calendar
     table_uri: str
     manifest: Manifest
     item_ids: pa.Array  # item_id of the songs 1..V, at index - 1
@@ -62,7 +63,7 @@ class ListJob:
     @property
     def cut(self) -> int:
         """Unix second before which an event may be known: ds 00:00."""
-        return Calendar(self.manifest.timezone).day_start(self.ds)
+        return self.calendar.day_start(self.ds)
 
 
 def make_part(job: ListJob, file: ShardFile) -> ListPart:
@@ -112,7 +113,7 @@ def _batch(job: ListJob, recommender: "TrainedModel | Popularity", histories: "H
     """What a recommender reads of listeners, requested at the request hour of ds."""
     from fuxi_beta.evaluation.protocol import Contexts
 
-    calendar, train = Calendar(job.manifest.timezone), job.popularity.train
+    calendar, train = job.calendar, job.popularity.train
     return Contexts(histories, calendar.request_time(job.ds), ModelConfig(), train, calendar).batch(recommender)
 
 

@@ -1,4 +1,4 @@
-"""`fuxi promote`: the gates decide which model version serves a day, and the run record is told.
+"""`fuxi promote`: the gates decide which model version serves a day, and the run record keeps the decision.
 
 recommend reads the version from the run record, never from an alias, so running a day again serves the same model.
 """
@@ -7,35 +7,35 @@ import datetime as dt
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jobs.config import GatesConfig
-from jobs.day import Day
+from jobs.day import Day, StageResult
 from jobs.registry import versions
 from jobs.tables.metrics import read_metrics
 from pipelines.errors import InputError
 from pipelines.schema import MODEL_VERSION
 
-Measured = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""name -> slice -> metric -> value, as evaluate returns it."""
+if TYPE_CHECKING:
+    from fuxi_beta.evaluation.protocol import Metrics
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One condition on the challenger and how it turned out."""
+    """One condition on the challenger, and whether it was met."""
 
     gate: str
     passed: bool
     detail: str
 
 
-def run(day: Day) -> dict[str, Any]:
+def run(day: Day) -> StageResult:
     """Apply the gates and write the chosen version into the run record; deterministic for a run record.
 
     Returns chosen (None: no model may serve), chosen_ds, alias_moved, reason and the gates.
     """
     champion = versions.champion(day)
-    trained, measured = day.marker("train"), day.marker("evaluate")
+    trained, measured = day.result("train"), day.result("evaluate")
     gates: list[Gate] = []
     if trained is not None and measured is not None:
         gates = apply_gates(measured["metrics"], config=day.config.gates, recent=recent_bests(day))
@@ -46,7 +46,7 @@ def run(day: Day) -> dict[str, Any]:
         moved = versions.promote(day, version)
         chosen, chosen_ds = version, versions.version_info(day, version).ds
     else:
-        reason, moved = _why_not(trained, measured, gates), False
+        reason, moved = _refusal(trained, measured, gates), False
         chosen, chosen_ds = (champion.version, champion.ds) if champion else (None, None)
         reason += f"; version {chosen} of {chosen_ds} serves" if champion else "; there is no champion to serve instead"
     day.update_record(chosen_model=chosen, chosen_reason=reason)
@@ -59,7 +59,8 @@ def run(day: Day) -> dict[str, Any]:
     }
 
 
-def _why_not(trained: object, measured: object, gates: list[Gate]) -> str:
+def _refusal(trained: StageResult | None, measured: StageResult | None, gates: list[Gate]) -> str:
+    """Why the challenger does not serve."""
     if trained is None:
         return "training did not finish"
     if measured is None:
@@ -67,9 +68,9 @@ def _why_not(trained: object, measured: object, gates: list[Gate]) -> str:
     return "the challenger failed: " + ", ".join(gate.gate for gate in gates if not gate.passed)
 
 
-def apply_gates(measured: Measured, *, config: GatesConfig, recent: Mapping[dt.date, float]) -> list[Gate]:
+def apply_gates(metrics: "Metrics", *, config: GatesConfig, recent: Mapping[dt.date, float]) -> list[Gate]:
     """The gates on `config.metric` over all listeners. recent: the chosen model's value on each recent day."""
-    challenger = measured["challenger"]["all"]
+    challenger = metrics["challenger"]["all"]
     if config.metric not in challenger:
         raise InputError(f"gates.metric {config.metric!r} was not measured: use one of {', '.join(sorted(challenger))}")
     value = challenger[config.metric]
@@ -77,14 +78,13 @@ def apply_gates(measured: Measured, *, config: GatesConfig, recent: Mapping[dt.d
     gates = [Gate("finite", not bad, f"not finite: {', '.join(bad)}" if bad else f"{len(challenger)} metrics")]
     if bad:
         return gates
-    popularity = measured["popularity"]["all"][config.metric]
+    popularity = metrics["popularity"]["all"][config.metric]
     gates.append(
         Gate("beats_popularity", value > popularity, f"{config.metric} {value:.4f}, popularity {popularity:.4f}")
     )
-    if "champion" in measured:
-        gates.append(
-            _within("near_champion", value, measured["champion"]["all"][config.metric], config.margin, "champion")
-        )
+    if "champion" in metrics:
+        champion = metrics["champion"]["all"][config.metric]
+        gates.append(_within("near_champion", value, champion, config.margin, "champion"))
     if recent:
         best_day = max(recent, key=lambda ds: (recent[ds], ds))
         what = f"best of {len(recent)} days, {best_day}"
@@ -93,6 +93,7 @@ def apply_gates(measured: Measured, *, config: GatesConfig, recent: Mapping[dt.d
 
 
 def _within(gate: str, value: float, reference: float, margin: float, what: str) -> Gate:
+    """At most the margin, a share, below a reference."""
     least = reference * (1 - margin)
     return Gate(gate, value >= least, f"{value:.4f}, at least {least:.4f} ({what} {reference:.4f} less {margin:.0%})")
 
@@ -107,11 +108,11 @@ def recent_bests(day: Day) -> dict[dt.date, float]:
         for row in rows
         if row["metric"] == gates.metric and row["slice"] == "all" and row["protocol"] == protocol
     }
-    found = {}
+    bests = {}
     for ds in sorted({ds for ds, _ in values}):
         earlier = day.at(ds)
         chosen = earlier.record.chosen_model if earlier.has_record else None
         value = values.get((ds, chosen)) if chosen else None
         if value is not None and math.isfinite(value):
-            found[ds] = value
-    return found
+            bests[ds] = value
+    return bests

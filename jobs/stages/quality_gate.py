@@ -31,7 +31,7 @@ def bounds(day: Day) -> Bounds:
 def day_stats(day: Day, cleaned: Cleaned, parent: Manifest | None) -> DayStats:
     """The statistics of this ds that are known before its shards are built."""
     return DayStats(
-        day_start=day.workspace.calendar.day_start(day.ds),
+        day_start=day.calendar.day_start(day.ds),
         rows_read=cleaned.rows_read,
         accepted=cleaned.accepted,
         ignored=cleaned.ignored,

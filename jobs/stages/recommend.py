@@ -15,9 +15,9 @@ import pyarrow as pa
 from fuxi_beta.config import TrainConfig
 from jobs.day import Day
 from jobs.registry import versions
-from jobs.registry.package import read_vocabulary
 from jobs.runtime.console import progress
 from jobs.runtime.engines import need_gpus, ray_session
+from jobs.serving.catalogue import read_vocabulary
 from jobs.serving.make_lists import ListJob, default_part, make_part
 from jobs.tables import recommendations as lists
 from jobs.tables.audit import audit, summarize
@@ -103,6 +103,7 @@ def list_job(day: Day) -> ListJob:
     on_gpu = config.cluster.recommend_gpus_per_task > 0
     return ListJob(
         ds=day.ds,
+        calendar=day.calendar,
         table_uri=day.workspace.recommendations,
         manifest=manifest,
         item_ids=_item_ids(day, manifest),
@@ -122,7 +123,7 @@ def popularity(day: Day, manifest: Manifest, train: TrainConfig) -> "Popularity"
     """Songs that anybody played in the days before the cut, by distinct listeners."""
     from fuxi_beta.baselines.popularity import Popularity, fit_popularity
 
-    end = day.workspace.calendar.day_start(day.ds)
+    end = day.calendar.day_start(day.ds)
     listeners = fit_popularity(manifest, end=end, train=train, config=day.config.evaluate).listeners
     return Popularity(listeners, train=train, candidates=listeners > 0)
 

@@ -1,23 +1,23 @@
 """`fuxi report`: one self-contained HTML page a day, from the stage markers, the Delta tables and the shards.
 
 The page holds no script, loads nothing and depends only on what the day published, so writing it again gives the
-same bytes. A day on which stages failed gets its page too, with what is missing said at the top.
+same bytes. A day on which stages failed has a page, too, which says at the top what is missing.
 """
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import jinja2
 
-from jobs.day import Day
+from jobs.day import Day, StageResult
 from jobs.report.content import content
 from pipelines import storage
 
 NOTHING = "–"
 
 
-def run(day: Day) -> dict[str, Any]:
-    """Write the page of `day.ds` at once. Returns its uri."""
+def run(day: Day) -> StageResult:
+    """Write the page of `day.ds` in one write. Returns its uri."""
     uri = day.workspace.report(day.ds)
     storage.write_bytes(uri, render(content(day)).encode())
     return {"uri": uri}
@@ -36,7 +36,7 @@ def render(values: dict[str, Any]) -> str:
     return environment.get_template("report.html").render(values)
 
 
-def count(value: Any) -> str:
+def count(value: object) -> str:
     """12345 as "12,345"; a text stays as it is.
 
     >>> count(12345), count(None), count(float("nan"))
@@ -45,13 +45,13 @@ def count(value: Any) -> str:
     return f"{value:,.0f}" if _number(value) else (value if isinstance(value, str) else NOTHING)
 
 
-def decimal(value: Any, places: int = 3) -> str:
+def decimal(value: object, places: int = 3) -> str:
     """A number with three decimals, a dash if there is none."""
     return f"{value:.{places}f}" if _number(value) else NOTHING
 
 
-def percent(value: Any) -> str:
-    """A share as per cent; a share above nothing never reads as 0.0%.
+def percent(value: object) -> str:
+    """A share in per cent; a share above 0 never reads as 0.0%.
 
     >>> percent(0.1234), percent(0.0001), percent(0)
     ('12.3%', '<0.1%', '0.0%')
@@ -61,8 +61,8 @@ def percent(value: Any) -> str:
     return "<0.1%" if 0 < value < 0.0005 else f"{value:.1%}"
 
 
-def seconds(value: Any) -> str:
-    """A duration, as long as it needs to be.
+def seconds(value: object) -> str:
+    """A duration in its two largest units.
 
     >>> seconds(4.21), seconds(185), seconds(7320)
     ('4.2 s', '3 min 5 s', '2 h 2 min')
@@ -77,5 +77,5 @@ def seconds(value: Any) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _number(value: Any) -> bool:
+def _number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

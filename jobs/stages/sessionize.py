@@ -145,7 +145,7 @@ def build_spec(day: Day, run_id: str, songs: vocabulary.Vocabulary, parent: shar
     return BuildSpec(
         folder=day.workspace.sequences(day.ds),
         ds=day.ds,
-        data_end=day.workspace.calendar.day_start(day.ds),
+        data_end=day.calendar.day_start(day.ds),
         vocabulary_size=songs.size(day.ds),
         vocabulary_version=songs.version or 0,
         run_id=run_id,

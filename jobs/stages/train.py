@@ -1,63 +1,63 @@
 """`fuxi train`: fit FuXi-beta on the shards of a ds with Ray Train, export it, register it as challenger.
 
-A run is named by the run record and the configuration, and checkpoints under that name: a worker that dies is
-replaced, a driver that dies is run again, and both continue from the newest complete checkpoint.
+Checkpoints are named by the run record and the configuration. A worker that dies is replaced, a driver that dies is run
+again, and both continue from the newest complete checkpoint.
 """
 
 import dataclasses
 import datetime as dt
 import tempfile
 import time
-from typing import Any
 
 import numpy as np
 
-from jobs.day import Day
+from jobs.day import Day, StageResult
 from jobs.registry import versions
 from jobs.runtime import kernels
 from jobs.runtime.console import log
+from jobs.training.position import CheckpointPosition
 from jobs.training.ray import fit
 from jobs.training.resume import recover
-from jobs.training.worker import LoopConfig, Position
+from jobs.training.worker import LoopConfig
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
 
 
-def run(day: Day) -> dict[str, Any]:
+def run(day: Day) -> StageResult:
     """Train on the shards of `day.ds`. Returns what later stages and the report need (see `_result`)."""
     started = time.time()
     manifest = read_manifest(day.workspace.sequences(day.ds))
     name = f"{day.record.run_id}-{day.config.hash()}"
-    checkpoints = storage.join(day.workspace.run(day.ds), "checkpoints")
-    if day.force and day.marker("train") is not None:
-        storage.delete_folder(storage.join(checkpoints, name))  # it finished before: begin anew, do not resume
+    checkpoints = day.path("checkpoints")
+    if day.force and day.marker("train"):
+        storage.delete_folder(storage.join(checkpoints, name))  # it has finished: start again instead of resuming
     parent, folder = _parent(day, manifest)
     loop = _loop_config(day, manifest, folder, resume=recover(storage.join(checkpoints, name)))
     kernels.prepare_for_training(day.config.cluster)
-    result = fit(day.config.cluster, loop, storage_uri=checkpoints, name=name)
+    last = fit(day.config.cluster, loop, storage_uri=checkpoints, name=name)
     ended = time.time()
-    with tempfile.TemporaryDirectory() as scratch, result.checkpoint.as_directory() as checkpoint:
-        position = Position.read(checkpoint)
+    with tempfile.TemporaryDirectory() as scratch, last.as_directory() as checkpoint:
+        position = CheckpointPosition.read(checkpoint)
         if not position.positions:
             raise InputError(
                 f"{manifest.folder}: no listener has a play to learn from before the training cut: add logs"
             )
         curves = _export(day, loop, checkpoint, scratch, parent=parent)
-        export = storage.join(day.workspace.run(day.ds), f"export-{day.record.run_id}")
+        export = day.path(f"export-{day.record.run_id}")
         storage.delete_folder(export)
         storage.upload_folder(scratch, export)
-    found = _result(loop, position, parent) | {"export": export, "temporal": curves}
-    run_id = versions.log_training(
-        day, found["parameters"], position.curve, run_key=name, metrics={"events_per_s": found["events_per_s"]}
+    result = _result(loop, position, parent) | {"export": export, "temporal": curves}
+    mlflow_run_id = versions.log_training(
+        day, result["parameters"], position.curve, run_key=name, metrics={"events_per_s": result["events_per_s"]}
     )
-    version = versions.register_challenger(day, export, mlflow_run_id=run_id, run_key=name)
+    version = versions.register_challenger(day, export, mlflow_run_id=mlflow_run_id, run_key=name)
     overhead = {
         "seconds_to_first_step": round(max(position.first_step_at - started, 0), 1),  # 0: all steps were taken before
         "seconds_after_last_step": round(ended - max(position.last_step_at, started), 1),
         "seconds_to_register": round(time.time() - ended, 1),
     }
-    return found | {"model_version": version, "mlflow_run_id": run_id, "overhead": overhead}
+    return result | {"model_version": version, "mlflow_run_id": mlflow_run_id, "overhead": overhead}
 
 
 def _loop_config(day: Day, manifest: Manifest, parent: str, *, resume: str = "") -> LoopConfig:
@@ -67,7 +67,7 @@ def _loop_config(day: Day, manifest: Manifest, parent: str, *, resume: str = "")
     config, train = day.config, day.config.train
     data_end = manifest.data_end
     if train.protocol == "next_day":
-        data_end = day.workspace.calendar.day_start(day.ds - dt.timedelta(days=1))
+        data_end = day.calendar.day_start(day.ds - dt.timedelta(days=1))
     candidates = candidate_songs(manifest, train=train, data_end=data_end)
     if np.count_nonzero(candidates) < 2:
         raise InputError(
@@ -80,11 +80,12 @@ def _loop_config(day: Day, manifest: Manifest, parent: str, *, resume: str = "")
         train=train,
         epochs=train.warm_start_epochs if parent else train.epochs,
         data_end=data_end,
+        request_hour=config.serving.request_hour,
         rows=capacity_rows(manifest.vocabulary_size, train.capacity_margin),
         candidates=candidates,
         parent=parent,
         resume=resume,
-        progress=storage.join(day.workspace.run(day.ds), "train_progress.json"),
+        progress=day.path("train_progress.json"),
         threads=config.cluster.train_cpus_per_worker,
         deterministic=config.deterministic,
         kernels=config.cluster.kernels,
@@ -92,13 +93,13 @@ def _loop_config(day: Day, manifest: Manifest, parent: str, *, resume: str = "")
 
 
 def _parent(day: Day, manifest: Manifest) -> tuple[str | None, str]:
-    """Version and export of the model to start from, decided once per run record; None and "" for a cold start."""
+    """Version and export of the model to start from, chosen once per run record; None and "" for a cold start."""
     from fuxi_beta.training.checkpoint import load_export
 
     version = day.record.parent_model
     if version is None:
         champion = versions.champion(day)
-        version = champion.version if champion else ""  # "": decided, a cold start
+        version = champion.version if champion else ""  # "": a cold start
         day.update_record(parent_model=version)
     if not version:
         return None, ""
@@ -111,12 +112,12 @@ def _parent(day: Day, manifest: Manifest) -> tuple[str | None, str]:
         return None, ""
     if day.config.cluster.ray_address == "local":
         return version, folder
-    shared = storage.join(day.workspace.run(day.ds), f"parent-{version}")  # where workers of a cluster can read it
+    shared = day.path(f"parent-{version}")  # where workers of a cluster can read it
     storage.upload_folder(folder, shared)
     return version, shared
 
 
-def _export(day: Day, loop: LoopConfig, checkpoint: str, folder: str, *, parent: str | None) -> list[dict[str, Any]]:
+def _export(day: Day, loop: LoopConfig, checkpoint: str, folder: str, *, parent: str | None) -> list[dict[str, float]]:
     """Write the export of a finished run to a local folder; returns the learned temporal curve of each layer."""
     from fuxi_beta.training.checkpoint import save_export
     from fuxi_beta.training.trainer import trained_model
@@ -126,6 +127,7 @@ def _export(day: Day, loop: LoopConfig, checkpoint: str, folder: str, *, parent:
         trained,
         ds=str(day.ds),
         data_end=loop.data_end,
+        request_hour=loop.request_hour,
         metadata={
             "run_id": day.record.run_id,
             "config_hash": day.config.hash(),
@@ -138,7 +140,7 @@ def _export(day: Day, loop: LoopConfig, checkpoint: str, folder: str, *, parent:
     return [{"layer": layer, "a": a, "b": b} for layer, (a, b) in enumerate(curves, start=1)]
 
 
-def _result(loop: LoopConfig, position: Position, parent: str | None) -> dict[str, Any]:
+def _result(loop: LoopConfig, position: CheckpointPosition, parent: str | None) -> StageResult:
     return {
         "epochs": position.epoch,
         "steps": position.steps,
@@ -146,7 +148,7 @@ def _result(loop: LoopConfig, position: Position, parent: str | None) -> dict[st
         "resumed_at": position.resumed_at,
         "kernels": position.kernels,
         "events_per_s": round(position.events / max(position.seconds, 1e-9)),
-        "waiting_share": round(position.waited / max(position.seconds, 1e-9), 4),  # of the time, for the reader
+        "waiting_share": round(position.waited / max(position.seconds, 1e-9), 4),  # of the time, waiting for the reader
         "seconds_per_epoch": position.seconds_per_epoch,
         "loss_curve": position.curve,
         "final_loss": position.epoch_losses[-1],  # mean over all positions of the last epoch

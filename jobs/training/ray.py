@@ -1,31 +1,36 @@
-"""Ray Train as `fuxi train` uses it: workers, storage, failures, and a progress bar for who waits."""
+"""Ray Train as `fuxi train` uses it: workers, storage, failures, and a progress bar."""
 
 import contextlib
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jobs.config import ClusterConfig
-from jobs.runtime.console import progress
+from jobs.runtime.console import polled_progress
 from jobs.runtime.engines import need_gpus, ray_session
 from jobs.training.worker import LoopConfig, train_worker
 from pipelines import storage
 from pipelines.errors import InputError
 
-PROGRESS_POLL_S = 0.5
+if TYPE_CHECKING:
+    import ray.train
+
 WORKER_ENVIRONMENT = {
-    # Threads that spin while they wait cost a step several times its work when cores are shared.
+    # Where cores are shared, threads that spin while they wait make a step several times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # A step's tensors come and go: without these glibc gives their pages back each time, a tenth of the step.
+    # Else glibc returns the memory of a step's tensors to the kernel after each step: a tenth of its time.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
 }
 
 
-def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str) -> Any:
-    """Run the loop on every worker; returns Ray Train's Result. InputError with one line when it cannot go on."""
+def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str) -> "ray.train.Checkpoint":
+    """Run `train_worker` on every worker and return the last checkpoint.
+
+    Raises InputError for broken input and for a loss that is not finite.
+    """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # polls decide how soon a checkpoint counts
     if cluster.ray_address == "local":
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less to start
@@ -59,19 +64,27 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
         ),
     )
-    with _shown(loop.progress), _interrupt_restored():
+    storage.write_json(loop.progress, {"steps": 0, "total": 0})  # rank 0 goes on with it
+    with polled_progress("train", lambda: _steps(loop.progress), unit="steps"), _sigint_handler_kept():
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
-            raise _cause(error) from None
+            raise _worker_error(error) from None
     if result.return_value:
         remedy = "lower train.lr or train.item_lr, or raise train.temperature"
         raise InputError(f"training stopped: {result.return_value}: {remedy}")
-    return result
+    assert result.checkpoint is not None  # every epoch ends with one
+    return result.checkpoint
 
 
-def _cause(error: Any) -> Exception:
-    """What stopped training: an InputError of a worker (a broken shard, say) as it is, else Ray Train's own."""
+def _steps(progress_file: str) -> tuple[int, int]:
+    """Steps done and in all."""
+    content = storage.read_json(progress_file)
+    return content["steps"], content["total"]
+
+
+def _worker_error(error: "ray.train.TrainingFailedError") -> Exception:
+    """The InputError that stopped a worker (for a broken shard, say), else Ray Train's own error."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, InputError):
@@ -80,37 +93,8 @@ def _cause(error: Any) -> Exception:
 
 
 @contextlib.contextmanager
-def _shown(uri: str) -> Iterator[None]:
-    """Show, while the block runs, the steps that rank 0 writes to `uri`."""
-    done = threading.Event()
-    storage.write_json(uri, {"steps": 0, "total": 0})
-
-    def follow() -> None:
-        while (state := storage.read_json(uri))["total"] == 0:
-            if done.wait(PROGRESS_POLL_S):
-                return
-        shown = 0
-        with progress("train", state["total"], unit="steps") as advance:
-            ended = False
-            while not ended:
-                ended = done.wait(PROGRESS_POLL_S)
-                steps = storage.read_json(uri)["steps"]
-                if steps > shown:  # a replaced worker starts again at the last checkpoint: the bar waits for it
-                    advance(steps - shown)
-                    shown = steps
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=10)
-
-
-@contextlib.contextmanager
-def _interrupt_restored() -> Iterator[None]:
-    """Ray Train replaces the SIGINT handler and leaves its own: put the process's back."""
+def _sigint_handler_kept() -> Iterator[None]:
+    """Restore the process's SIGINT handler, which Ray Train replaces, after the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

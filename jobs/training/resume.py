@@ -1,12 +1,12 @@
-"""What Ray Train cannot continue from by itself: a driver killed while it wrote its list of checkpoints.
+"""Resuming where Ray Train cannot: its driver was killed while it wrote its list of checkpoints.
 
-Ray Train overwrites that list in place. Half a list stops every later run of the same name, although the checkpoints
-themselves are whole.
+Ray Train overwrites that list in place. A truncated list stops every later run of the same name, although the
+checkpoints themselves are complete.
 """
 
 import json
 
-from jobs.training.worker import POSITION_FILE
+from jobs.training.position import POSITION_FILE
 from pipelines import storage
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -14,7 +14,10 @@ METADATA, PART = ".metadata", "__{rank}_0.distcp"  # of torch.distributed.checkp
 
 
 def recover(run_uri: str) -> str:
-    """The newest whole checkpoint where the list is missing or cut off, and then removed; else empty."""
+    """The newest complete checkpoint if Ray Train's list is missing or truncated, else empty.
+
+    A truncated list is removed.
+    """
     snapshot = storage.join(run_uri, SNAPSHOT)
     if storage.exists(snapshot):
         if _is_json(storage.read_bytes(snapshot)):
@@ -22,7 +25,7 @@ def recover(run_uri: str) -> str:
         storage.delete_files([snapshot])
     for name in reversed(storage.list_folders(run_uri)):
         folder = storage.join(run_uri, name)
-        if name.startswith("checkpoint_") and _is_whole(folder):
+        if name.startswith("checkpoint_") and _is_complete(folder):
             return folder
     return ""
 
@@ -35,8 +38,8 @@ def _is_json(content: bytes) -> bool:
     return True
 
 
-def _is_whole(folder: str) -> bool:
-    """Whether the position is there and the parts of all ranks that it counts."""
+def _is_complete(folder: str) -> bool:
+    """Whether position, metadata and the parts of all ranks are there."""
     position, metadata = (storage.join(folder, name) for name in (POSITION_FILE, METADATA))
     if not (storage.exists(position) and storage.exists(metadata) and _is_json(storage.read_bytes(position))):
         return False

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.calendar import DAY_SECONDS, REQUEST_HOUR
+from pipelines.calendar import DAY_SECONDS
 from pipelines.synthetic.config import MAX_TASTES
 from pipelines.synthetic.listeners import COME_BACK, STAY_AROUND, Traits
 from pipelines.synthetic.stateless_random import Stream, normal, normal_survival, uniform
 
-REQUEST_SECONDS = REQUEST_HOUR * 3600
+REQUEST_SECONDS = 8 * 3600
 PLAY_SECONDS = 3600.0  # of the taste clock per play where the dial is 0
 FAVOURITES = 48  # M
 _DWELL_SIGMA = 1.0

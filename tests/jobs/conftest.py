@@ -51,7 +51,7 @@ class Deployment:
     def make_histories(self, until: dt.date) -> dict[Any, list[tuple[int, int, int]]]:
         """user -> [(song index, timestamp, completion)], oldest first; about ten plays in the last four weeks."""
         random = np.random.default_rng(7)
-        end = self.day(until).workspace.calendar.day_start(until)
+        end = self.day(until).calendar.day_start(until)
         made = {}
         for number in range(1, self.listeners + 1):
             count = int(random.integers(8, 16))
@@ -74,7 +74,7 @@ class Deployment:
         spec = BuildSpec(
             folder=day.workspace.sequences(ds),
             ds=ds,
-            data_end=day.workspace.calendar.day_start(ds),
+            data_end=day.calendar.day_start(ds),
             vocabulary_size=self.songs,
             vocabulary_version=songs.version or 0,
             run_id=day.record.run_id,
@@ -111,7 +111,8 @@ class Deployment:
             candidates=candidates,
             vocabulary_size=known,
             ds=str(ds),
-            data_end=day.workspace.calendar.day_start(ds - dt.timedelta(days=1)),
+            data_end=day.calendar.day_start(ds - dt.timedelta(days=1)),
+            request_hour=self.config.serving.request_hour,
         )
         folder = f"{day.workspace.run(ds)}/export-{seed}"
         with tempfile.TemporaryDirectory() as scratch:
@@ -137,6 +138,19 @@ class Deployment:
         """Leave what promote leaves: the chosen version in the run record, and its marker."""
         self.day(ds).update_record(chosen_model=version)
         self.day(ds).finish("promote", {"chosen": version}, 0.0)
+
+    def published(self, ds: dt.date) -> None:
+        """Publish lists of an untrained model, made as the Ray tasks make them but in this process."""
+        from jobs.serving.make_lists import default_part, make_part
+        from jobs.stages.recommend import list_job
+        from jobs.tables import recommendations
+
+        self.sessionized(ds)
+        self.choose(ds, self.trained(ds))
+        job = list_job(self.day(ds))
+        table = recommendations.open_lists(self.day(ds).workspace)
+        parts = [default_part(job), *(make_part(job, file) for file in job.manifest.files)]
+        recommendations.commit(table, ds, parts, key=1, metadata={})
 
     def evaluated(self, ds: dt.date, **ndcg: float) -> None:
         """Leave the marker of evaluate with an NDCG@30 for each recommender."""

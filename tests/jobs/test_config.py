@@ -100,9 +100,16 @@ def test_bounds_that_only_refuse_a_day_are_no_part_of_the_hash() -> None:
     assert load_config(overrides=["logs.max_late_days=3"], environment={}).hash() != base
 
 
+def test_the_request_hour_is_part_of_the_hash_once_it_is_set() -> None:
+    base = load_config(environment={}).hash()  # that of run records from before it was a setting
+    assert load_config(overrides=["serving.request_hour=8"], environment={}).hash() == base
+    assert load_config(overrides=["serving.request_hour=9"], environment={}).hash() != base
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["serving.request_hour=24"], r"serving\.request_hour: .* less than or equal to 23 \(found '?24'?\)"),
         (["quality.max_null_shares={plays: 0.5}"], r"quality\.max_null_shares: plays is no column: .*, play_ms,"),
         (["quality.max_null_shares={play_ms: 50}"], r"quality\.max_null_shares\.play_ms: .* less than or equal to 1"),
         (["quality.min_volume_ratio=1.5"], r"quality\.min_volume_ratio: .* less than or equal to 1"),

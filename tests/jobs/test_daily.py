@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from jobs.config import load_config
-from jobs.daily import STAGES, plan, run_day
-from jobs.day import Day, Stage, open_day
+from jobs.daily import plan, run_day
+from jobs.day import STAGES, Day, Stage, open_day
 from pipelines import storage
 from pipelines.errors import BusyError, InputError
 

@@ -45,6 +45,28 @@ def test_request_times_are_eight_in_the_morning(zone: str, moment: int) -> None:
     assert calendar.request_time_of_day_number(number).tolist() == [requested]
 
 
+HOURS = st.integers(0, 23)
+
+
+@given(st.sampled_from(ZONES), MOMENTS, HOURS)
+def test_request_times_are_at_the_request_hour(zone: str, moment: int, hour: int) -> None:
+    calendar = Calendar(zone, hour)
+    day = calendar.date_of(moment)
+    requested = calendar.request_time(day)
+    assert calendar.request_time_of_day_number(calendar.day_number(np.array([moment]))).tolist() == [requested]
+    hours = [dt.datetime.fromtimestamp(calendar.day_start(day) + 3600 * n, ZoneInfo(zone)).hour for n in range(25)]
+    if hour in hours:  # else the clocks skip it
+        assert dt.datetime.fromtimestamp(requested, ZoneInfo(zone)).hour == hour
+
+
+@given(st.sampled_from(ZONES), MOMENTS, HOURS)
+def test_the_next_request_time_is_the_first_of_all_that_follows(zone: str, moment: int, hour: int) -> None:
+    calendar = Calendar(zone, hour)
+    days = [calendar.date_of(moment) + dt.timedelta(days=n) for n in range(-1, 3)]
+    following = [time for time in map(calendar.request_time, days) if time > moment]
+    assert calendar.next_request_time(np.array([moment])).tolist() == following[:1]
+
+
 @pytest.mark.parametrize(
     ("zone", "day", "starts", "reads", "hours"),
     [
@@ -88,6 +110,12 @@ def test_the_next_time_is_the_next_event_within_a_day_and_eight_oclock_after_a_c
     following = np.array([11 * 3600, day + 60, 5 * day + 20 * 3600])
     served = calendar.served_next_timestamps(times, following)
     assert served.tolist() == [11 * 3600, day + 8 * 3600, 5 * day + 8 * 3600]
+
+
+def test_an_hour_that_no_day_has_is_refused() -> None:
+    for hour in (-1, 24):
+        with pytest.raises(InputError, match=f"the request hour is {hour}: it must be between 0 and 23"):
+            Calendar("UTC", hour)
 
 
 def test_an_unknown_zone_is_refused() -> None:

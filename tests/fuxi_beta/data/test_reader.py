@@ -51,7 +51,9 @@ def shards(make_shards) -> Manifest:
     )
 
 
-def reader_of(shards: Manifest, *, rank: int = 0, world_size: int = 1, **train) -> TrainingBatches:
+def reader_of(
+    shards: Manifest, *, rank: int = 0, world_size: int = 1, request_hour: int = 8, **train
+) -> TrainingBatches:
     return TrainingBatches(
         shards,
         model=ModelConfig(dim=8, max_history=N),
@@ -60,6 +62,7 @@ def reader_of(shards: Manifest, *, rank: int = 0, world_size: int = 1, **train) 
         rank=rank,
         world_size=world_size,
         vocabulary_size=VOCABULARY,
+        request_hour=request_hour,
     )
 
 
@@ -257,3 +260,16 @@ def assert_no_reader_threads() -> None:
         if thread.name.startswith("reader"):
             thread.join(timeout=5)
             assert not thread.is_alive()
+
+
+def test_the_request_hour_is_the_next_time_at_the_end_of_a_day(shards):
+    calendar, moved = Calendar(TIMEZONE), 0
+    epochs = zip(reader_of(shards).epoch(0), reader_of(shards, request_hour=20).epoch(0), strict=True)
+    for morning, evening in epochs:
+        assert torch.equal(morning.item_index, evening.item_index)
+        later = (evening.next_timestamp - morning.next_timestamp).tolist()
+        for at, then, seconds in zip(morning.timestamp.tolist(), morning.next_timestamp.tolist(), later, strict=True):
+            crosses = calendar.date_of(at) != calendar.date_of(then)
+            assert seconds == (12 * 3600 if crosses else 0)
+            moved += crosses
+    assert moved > 50

@@ -10,7 +10,8 @@ import torch
 
 from fuxi_beta.baselines.popularity import fit_popularity
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
-from fuxi_beta.evaluation.next_day import evaluate_next_day
+from fuxi_beta.evaluation.next_day import NextDayCases, evaluate_next_day
+from fuxi_beta.evaluation.protocol import Contexts
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.recommender import Recommender
 from fuxi_beta.training.checkpoint import TrainedModel
@@ -174,7 +175,7 @@ def test_sequences_that_end_too_early_are_refused(make_shards):
         next_day(manifest, {})
 
 
-def model_of(vocabulary_size: int) -> TrainedModel:
+def model_of(vocabulary_size: int, request_hour: int = 8) -> TrainedModel:
     torch.manual_seed(vocabulary_size)
     candidates = torch.ones(vocabulary_size + 1, dtype=torch.bool)
     candidates[0] = False
@@ -187,6 +188,7 @@ def model_of(vocabulary_size: int) -> TrainedModel:
         vocabulary_size=vocabulary_size,
         ds=str(DS),
         data_end=CUT,
+        request_hour=request_hour,
     )
 
 
@@ -194,3 +196,12 @@ def test_models_of_different_vocabularies_are_evaluated_together(shards):
     both = next_day(shards, {"challenger": model_of(9), "champion": model_of(3)})
     alone = next_day(shards, {"champion": model_of(3)})
     assert both.metrics["champion"] == alone.metrics["champion"]
+
+
+def test_a_model_of_another_hour_is_asked_for_the_same_time_and_reads_days_ends_as_it_learned(shards):
+    history = next(NextDayCases(shards, DS, Calendar(), TRAIN, np.ones(10, bool), 10).row_groups())[0].before(CUT)
+    contexts = Contexts(history, REQUEST, MODEL, TRAIN, Calendar())
+    morning, evening = contexts.batch(model_of(9)), contexts.batch(model_of(9, request_hour=20))
+    last = morning.offsets[1:][morning.lengths > 0] - 1
+    assert set(evening.next_timestamp[last].tolist()) == set(morning.next_timestamp[last].tolist()) == {REQUEST}
+    assert set((evening.next_timestamp - morning.next_timestamp).tolist()) == {0, 12 * HOUR}

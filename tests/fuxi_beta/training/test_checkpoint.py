@@ -32,6 +32,7 @@ def trained(**values) -> TrainedModel:
         "ds": "2026-03-02",
         "data_end": 1_772_323_200,
         "metadata": {"mlflow_run_id": "abc"},
+        "request_hour": 20,
     }
     return TrainedModel(**(fields | values))
 
@@ -49,9 +50,14 @@ def test_round_trip_gives_the_same_lists_and_settings(make_batch, folder):
     for ours, theirs in zip(after.recommend(batch, 30), before.recommend(batch, 30), strict=True):
         assert torch.equal(ours, theirs)
     assert torch.equal(after.scores(batch), before.scores(batch))
-    for name in ("model_config", "train_config", "vocabulary_size", "ds", "data_end", "metadata"):
+    for name in ("model_config", "train_config", "vocabulary_size", "ds", "data_end", "metadata", "request_hour"):
         assert getattr(after, name) == getattr(before, name)
     assert torch.equal(load_train_state(str(folder))["items.accumulator"], torch.arange(4.0))
+
+
+def test_an_export_from_before_the_request_hour_was_a_setting_is_of_eight(folder):
+    edit(folder / "config.json", lambda content: content.pop("request_hour"))
+    assert load_export(str(folder)).request_hour == 8
 
 
 def test_a_model_moves_whole(folder):

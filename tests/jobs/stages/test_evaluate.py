@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from fuxi_beta.training.checkpoint import load_export
 from jobs.day import run_stage
 from jobs.registry import versions
 from jobs.stages import evaluate, promote
@@ -19,7 +20,7 @@ DAY = 86_400
 
 def popularity_by_hand(made: Any, ds: dt.date) -> dict[str, float]:
     """HR@30, Recall@30 and NDCG@30 of the popularity list, by loops over the histories."""
-    calendar = made.day(ds).workspace.calendar
+    calendar = made.day(ds).calendar
     yesterday = ds - dt.timedelta(days=1)
     cut, request, end = calendar.day_start(yesterday), calendar.request_time(yesterday), calendar.day_start(ds)
     fans: dict[int, set[Any]] = {}
@@ -63,6 +64,14 @@ def test_popularity_agrees_with_a_reference_by_loops(deployment: Callable[..., A
         assert result["metrics"]["popularity"]["all"][name] == pytest.approx(value, abs=1e-6), name
 
 
+def test_another_request_hour_moves_the_request_and_what_counts_as_found(deployment: Callable[..., Any]) -> None:
+    made = prepared(deployment, "serving.request_hour=15")
+    result = run_stage(made.day(DAY_ONE), "evaluate", evaluate.run)
+    assert dt.datetime.fromtimestamp(result["request_time"], dt.UTC).isoformat() == "2026-03-01T15:00:00+00:00"
+    for name, value in popularity_by_hand(made, DAY_ONE).items():
+        assert result["metrics"]["popularity"]["all"][name] == pytest.approx(value, abs=1e-6), name
+
+
 def test_the_request_is_at_eight_of_the_day_before_and_an_exclusive_list_repeats_nothing(
     deployment: Callable[..., Any],
 ) -> None:
@@ -97,10 +106,24 @@ def test_day_two_measures_the_champion_of_day_one_on_the_same_listeners(deployme
     assert result["metrics"]["champion"] == result["metrics"]["challenger"]
 
 
+def test_a_workspace_goes_on_with_another_request_hour(deployment: Callable[..., Any]) -> None:
+    made = prepared(deployment)
+    versions.promote(made.day(DAY_ONE), "1")
+    evening = made.config.serving.model_copy(update={"request_hour": 18})
+    made.config = made.config.model_copy(update={"serving": evening})
+    made.sessionized(DAY_TWO)
+    made.trained(DAY_TWO, seed=2)
+    result = evaluate.run(made.day(DAY_TWO))
+    assert result["request_time"] == made.day(DAY_TWO).calendar.day_start(DAY_ONE) + 18 * 3600
+    assert result["listeners"] > 0 and set(result["metrics"]) == {"challenger", "champion", "popularity", "markov"}
+    exports = [load_export(versions.download_model(made.day(DAY_TWO), version)) for version in ("1", "2")]
+    assert [model.request_hour for model in exports] == [8, 18]
+
+
 def test_a_song_first_played_on_the_measured_day_is_no_truth(deployment: Callable[..., Any]) -> None:
     made = deployment()
     histories = made.make_histories(DAY_ONE)
-    end = made.day(DAY_ONE).workspace.calendar.day_start(DAY_ONE)
+    end = made.day(DAY_ONE).calendar.day_start(DAY_ONE)
     old = {user: [event for event in events if event[1] < end - DAY] for user, events in histories.items()}
     user = next(user for user, events in old.items() if events)
     unknown = next(

@@ -120,7 +120,7 @@ def test_day_one_promoted_again_after_day_two_decides_as_before_and_leaves_the_a
 ) -> None:
     made = deployment()
     two_days(made, {"challenger": 0.25, "champion": 0.2, "popularity": 0.1})
-    before = made.day(DAY_ONE).marker("promote")
+    before = made.day(DAY_ONE).result("promote")
     again = promote.run(made.day(DAY_ONE))
     assert again == {**before, "alias_moved": False}
     assert made.day(DAY_ONE).record.chosen_model == "1"

@@ -78,11 +78,12 @@ def test_polars_reads_the_day_as_a_partition_of_type_date(deployment: Callable[.
     assert table.filter(pl.col("user_id") == 3).collect().height == 1
 
 
-def test_the_pyfunc_gives_the_list_of_the_batch_job(deployment: Callable[..., Any], ray_local: Any) -> None:
+@pytest.mark.parametrize("hour", [8, 18])
+def test_the_pyfunc_gives_the_list_of_the_batch_job(deployment: Callable[..., Any], ray_local: Any, hour: int) -> None:
     import mlflow
     import pandas as pd
 
-    made = deployment()
+    made = deployment(f"serving.request_hour={hour}")
     serve(made, DAY_ONE)
     day = made.day(DAY_ONE)
     rows = {row[1]: row for row in read(day)}
@@ -91,20 +92,21 @@ def test_the_pyfunc_gives_the_list_of_the_batch_job(deployment: Callable[..., An
         {
             "item_ids": [[made.item_id(song) for song, _, _ in made.histories[user]] for user in users],
             "timestamps": [[time for _, time, _ in made.histories[user]] for user in users],
-            "request_time": day.workspace.calendar.request_time(DAY_ONE),
         }
     )
-    answer = mlflow.pyfunc.load_model(versions.model_uri(day, "1")).predict(request)
-    for user, items, scores in zip(users, answer["items"], answer["scores"], strict=True):
-        assert list(items) == rows[user][2]
-        np.testing.assert_allclose(list(scores), rows[user][3], atol=1e-6)
+    model, asked_for = mlflow.pyfunc.load_model(versions.model_uri(day, "1")), day.calendar.day_start(DAY_ONE)
+    for rows_of_request in (request, request.assign(request_time=asked_for + hour * 3600)):
+        answer = model.predict(rows_of_request)
+        for user, items, scores in zip(users, answer["items"], answer["scores"], strict=True):
+            assert list(items) == rows[user][2]
+            np.testing.assert_allclose(list(scores), rows[user][3], atol=1e-6)
 
 
 def test_listeners_without_usable_history_get_popular_songs_they_have_not_heard(
     deployment: Callable[..., Any], ray_local: Any
 ) -> None:
     made = deployment("recommend.k=5", "train.min_completion=30")
-    start = made.day(DAY_ONE).workspace.calendar.day_start(DAY_ONE)
+    start = made.day(DAY_ONE).calendar.day_start(DAY_ONE)
     histories = made.make_histories(DAY_ONE)
     histories[101] = [(1, start - 500, 5), (2, start - 400, 5)]  # only skips
     histories[102] = [(119, start - 300, 100)]  # a song the model does not have
@@ -127,7 +129,7 @@ def test_listeners_without_usable_history_get_popular_songs_they_have_not_heard(
 
 def test_listeners_not_heard_of_for_active_days_get_no_list(deployment: Callable[..., Any], ray_local: Any) -> None:
     made = deployment("recommend.active_days=30")
-    start = made.day(DAY_ONE).workspace.calendar.day_start(DAY_ONE)
+    start = made.day(DAY_ONE).calendar.day_start(DAY_ONE)
     histories = made.make_histories(DAY_ONE)
     histories[201] = [(1, start - 30 * DAY, 100)]
     histories[202] = [(1, start - 30 * DAY - 1, 100)]

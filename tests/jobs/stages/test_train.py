@@ -13,15 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
 from jobs.day import Day
 from jobs.registry import versions as registry
 from jobs.stages import train
+from jobs.training.position import CheckpointPosition
 from jobs.training.resume import SNAPSHOT
-from jobs.training.worker import MAX_CURVE_POINTS, Position
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
 
@@ -196,7 +195,7 @@ def test_a_list_of_checkpoints_cut_off_by_a_kill_costs_no_step(driver_killed: De
     snapshot.write_bytes(snapshot.read_bytes()[:40])
     result = train.run(day)
     assert len(result["resumed_at"]) == 1
-    assert result["resumed_at"] == [Position.read(str(folders[-1])).steps]
+    assert result["resumed_at"] == [CheckpointPosition.read(str(folders[-1])).steps]
     assert undisturbed(day, read_manifest(day.workspace.sequences(DAY_ONE)))[1] == result["steps"]
 
 
@@ -205,8 +204,9 @@ def assert_published(day: Day, result: dict[str, Any]) -> None:
     from fuxi_beta.training.checkpoint import load_export, load_train_state
 
     trained = load_export(result["export"])
-    assert trained.data_end == day.workspace.calendar.day_start(DAY_ONE) - 86_400
+    assert trained.data_end == day.calendar.day_start(DAY_ONE) - 86_400
     assert trained.ds == str(DAY_ONE) and trained.metadata["run_id"] == day.record.run_id
+    assert trained.request_hour == day.config.serving.request_hour
     assert int(trained.candidates.sum()) == result["candidates"] > 10
     assert {"items.accumulator", "dense.exp_avg.positions"} <= load_train_state(result["export"]).keys()
     info = registry.version_info(day, result["model_version"])
@@ -242,19 +242,21 @@ def test_any_system_can_be_the_daily_model(deployment, ray_local: Any) -> None:
     from fuxi_beta.data.batches import inference_batch
     from fuxi_beta.training.checkpoint import load_export
 
-    house: Deployment = deployment(*SMALL, "model.name=hstu-beta", "train.epochs=2", listeners=40)
+    hour = "serving.request_hour=18"
+    house: Deployment = deployment(*SMALL, "model.name=hstu-beta", "train.epochs=2", hour, listeners=40)
     manifest = house.sessionized(DAY_ONE)
     day = house.day(DAY_ONE)
     result = train.run(day)
     trained = load_export(result["export"])
     assert trained.model_config.name == "hstu-beta" and type(trained.model).__name__ == "HSTU"
+    assert trained.request_hour == 18
     assert len(result["temporal"]) == 1  # its power function, for the report
     batch = inference_batch(
         manifest.histories(manifest.files[0]),
         request_time=manifest.data_end,
         model=trained.model_config,
         train=trained.train_config,
-        calendar=day.workspace.calendar,
+        calendar=day.calendar,
         vocabulary_size=trained.vocabulary_size,
     )
     items, scores = trained.recommend(batch, 5)
@@ -293,18 +295,3 @@ def test_whether_there_is_a_parent_is_decided_once_per_run_record(deployment) ->
     assert train._parent(day, manifest) == (None, "")
     registry.promote(house.day(DAY_ONE), house.trained(DAY_ONE))  # yesterday is promoted only now
     assert train._parent(day, manifest) == (None, "")
-
-
-def test_the_loss_curve_is_thinned_evenly_and_positions_survive_their_file(tmp_path: Path) -> None:
-    from fuxi_beta.training.trainer import StepResult
-
-    position = Position()
-    for step in range(1, 1001):
-        position.took_step(StepResult(loss=1 / step, positions=2, events=5, listeners=3), seconds=0.1)
-    position.finished_epoch()
-    assert len(position.curve) <= MAX_CURVE_POINTS
-    assert np.unique(np.diff([step for step, _ in position.curve])).tolist() == [position.stride]
-    assert (position.samples, position.events, position.epoch, position.step) == (3000, 5000, 1, 0)
-    assert position.epoch_losses == [pytest.approx(sum(1 / s for s in range(1, 1001)) / 1000)]
-    position.write(str(tmp_path))
-    assert Position.read(str(tmp_path)) == position

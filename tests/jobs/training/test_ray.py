@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from jobs.stages import train
+from jobs.training.position import CheckpointPosition
 from jobs.training.ray import fit
-from jobs.training.worker import Position
 from pipelines import storage
 
 from ..conftest import DAY_ONE, Deployment
@@ -28,8 +28,8 @@ def test_checkpoints_live_on_s3_and_a_finished_run_is_resumed_at_its_end(deploym
     loop = train._loop_config(day, manifest, parent="")
     positions = []
     for _ in range(2):
-        result = fit(house.config.cluster, loop, storage_uri=f"{ray_after_s3}/checkpoints", name="run")
-        with result.checkpoint.as_directory() as folder:
-            positions.append(Position.read(folder))
+        checkpoint = fit(house.config.cluster, loop, storage_uri=f"{ray_after_s3}/checkpoints", name="run")
+        with checkpoint.as_directory() as folder:
+            positions.append(CheckpointPosition.read(folder))
     assert storage.exists(f"{ray_after_s3}/checkpoints/run/checkpoint_manager_snapshot.json")
     assert positions[0] == positions[1] and positions[0].epoch == 1 and positions[0].samples == 40

@@ -1,0 +1,110 @@
+"""What a listener was served on a day: the list, and the plays before it, with titles and artists."""
+
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
+import datetime as dt
+from typing import Any, TypedDict
+from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.day import Day
+from jobs.serving.catalogue import Titles, read_vocabulary, titles
+from jobs.tables.recommendations import published_days, read_list
+from pipelines.errors import InputError
+from pipelines.histories.buckets import user_bucket
+from pipelines.histories.shards import read_manifest
+from pipelines.schema import COMPLETION, ITEM_ID, ITEM_INDEX, ITEMS, SCORE, TIMESTAMP, USER_ID, id_type
+
+RECENT_PLAYS = 10
+
+
+class ServedListener(TypedDict):
+    """A listener's list of a day and newest plays."""
+
+    user: str  # as asked for
+    ds: str
+    known: bool  # False: the default list, for listeners without one of their own
+    source: str  # model or popular
+    model_version: str | None
+    stale_days: int
+    timezone: str
+    recent: list[dict[str, Any]]  # newest first: timestamp, time (wall clock), item_id, title, artist, completion
+    items: list[dict[str, Any]]  # best first: rank, item_id, title, artist, score
+
+
+def served_listener(day: Day, user: str) -> ServedListener:
+    """Read a listener's list of `day.ds`. user: an id as text. Raises InputError if the day has no lists."""
+    workspace = day.workspace
+    user_id = parse_user(user, workspace.spec.user_id_type)
+    days = published_days(workspace)
+    if day.ds not in days:
+        known = f"lists are there for {', '.join(map(str, days[-7:]))}" if days else "no day is published yet"
+        raise InputError(f"{workspace.recommendations} has no lists of {day.ds}: {known}")
+    own = read_list(workspace, day.ds, user_id)
+    row = own or read_list(workspace, day.ds, None)
+    row = row or {ITEMS: [], "source": "popular", "model_version": None, "stale_days": 0}
+    recent = recent_plays(day, user_id)
+    names = titles(day, [item[ITEM_ID] for item in row[ITEMS]] + [play[ITEM_ID] for play in recent])
+    items = [{"rank": n, ITEM_ID: item[ITEM_ID], SCORE: item[SCORE]} for n, item in enumerate(row[ITEMS], start=1)]
+    return ServedListener(
+        user=user,
+        ds=str(day.ds),
+        known=own is not None,
+        source=row["source"],
+        model_version=row["model_version"],
+        stale_days=row["stale_days"],
+        timezone=workspace.spec.timezone,
+        recent=[_named(play, names) for play in recent],
+        items=[_named(item, names) for item in items],
+    )
+
+
+def parse_user(user: str, user_id_type: str) -> int | str:
+    """A user id as given on a command line, in the workspace's type."""
+    if user_id_type != "int64":
+        return user
+    try:
+        return int(user)
+    except ValueError:
+        raise InputError(f"user {user!r} is not an int64 id: this workspace's listeners have numbers") from None
+
+
+def recent_plays(day: Day, user_id: int | str, count: int = RECENT_PLAYS) -> list[dict[str, Any]]:
+    """The newest stored plays of a listener, newest first; none if the listener has no history."""
+    manifest = read_manifest(day.workspace.sequences(day.sequences_ds if day.has_record else day.ds))
+    wanted = pa.scalar(user_id, id_type(manifest.user_id_type))
+    bucket = int(user_bucket(pa.array([user_id], wanted.type), manifest.buckets)[0])
+    for file in (file for file in manifest.files if file.bucket == bucket):
+        for group in range(len(file.row_groups)):
+            place = pc.index(manifest.read(file, group, [USER_ID])[USER_ID], wanted).as_py()
+            if place >= 0:
+                history = manifest.read(file, group, [ITEM_INDEX, TIMESTAMP, COMPLETION]).slice(place, 1)
+                return _plays(day, history.to_pylist()[0], count)
+    return []
+
+
+def _plays(day: Day, history: dict[str, list[int]], count: int) -> list[dict[str, Any]]:
+    """The newest plays of a row of a shard, newest first."""
+    zone = ZoneInfo(day.workspace.spec.timezone)
+    plays = list(zip(history[ITEM_INDEX], history[TIMESTAMP], history[COMPLETION], strict=True))[-count:][::-1]
+    songs = read_vocabulary(day)
+    rows = pc.index_in(pa.array([index for index, _, _ in plays], pa.int32()), value_set=songs[ITEM_INDEX])
+    item_ids = songs[ITEM_ID].take(rows).to_pylist()
+    return [
+        {
+            ITEM_ID: item_id,
+            TIMESTAMP: timestamp,
+            "time": dt.datetime.fromtimestamp(timestamp, zone).isoformat(sep=" ", timespec="minutes")[:16],
+            COMPLETION: completion,
+        }
+        for item_id, (_, timestamp, completion) in zip(item_ids, plays, strict=True)
+    ]
+
+
+def _named(song: dict[str, Any], names: Titles) -> dict[str, Any]:
+    """The song with its title and artist; without a catalogue row its id stands for the title."""
+    title, artist = names.get(song[ITEM_ID], ("", ""))
+    return {**song, "title": title or str(song[ITEM_ID]), "artist": artist}
