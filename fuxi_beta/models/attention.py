@@ -1,4 +1,4 @@
-"""Query-key attention on padded groups: the parts that the attention models share.
+"""Query-key attention on padded groups, shared by the attention models.
 
 Shapes: `T` packed tokens, `D` width, `n` padded length of a group of `G` listeners, `H` heads of size `d`.
 """
@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuxi_beta.models.base import Pass
+from fuxi_beta.models.base import ForwardContext
 
 Scores = Callable[[Tensor, int], Tensor]
 """Called with raw products [G, H, n, n] and the number of the group; returns the causal map."""
 
 
 def causal_maps(
-    packed: Sequence[Tensor], heads: int, shared: Pass, scores: Scores, *, query_scale: float = 1.0
+    packed: Sequence[Tensor], heads: int, ctx: ForwardContext, scores: Scores, *, query_scale: float = 1.0
 ) -> Tensor:
     """A V with A = scores(query_scale * Q K^T). packed: Q, K, V, each [T, H d] -> [T, H d]."""
     query, key, value = packed
@@ -27,10 +27,10 @@ def causal_maps(
         products = (q * query_scale) @ k.transpose(-1, -2)
         return join_heads(scores(products, number) @ v)
 
-    return shared.padding.each(torch.cat([query, key, value], dim=1), attend)
+    return ctx.padding.each(torch.cat([query, key, value], dim=1), attend)
 
 
-def softmax_attention(packed: Sequence[Tensor], heads: int, shared: Pass) -> Tensor:
+def softmax_attention(packed: Sequence[Tensor], heads: int, ctx: ForwardContext) -> Tensor:
     """Causal softmax(Q K^T / sqrt(d)) V without a stored map. packed: Q, K, V, each [T, H d] -> [T, H d]."""
     widths = [part.shape[1] for part in packed]
 
@@ -38,7 +38,7 @@ def softmax_attention(packed: Sequence[Tensor], heads: int, shared: Pass) -> Ten
         q, k, v = (split_heads(part, heads) for part in padded.split(widths, dim=-1))
         return join_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
-    return shared.padding.each(torch.cat(list(packed), dim=1), attend)
+    return ctx.padding.each(torch.cat(list(packed), dim=1), attend)
 
 
 def split_heads(padded: Tensor, heads: int) -> Tensor:
