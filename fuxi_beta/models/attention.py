@@ -20,10 +20,10 @@ def causal_maps(
 ) -> Tensor:
     """A V with A = scores(query_scale * Q K^T). packed: Q, K, V, each [T, H d] -> [T, H d]."""
     query, key, value = packed
-    widths = [part.shape[1] for part in packed]
+    widths = [tensor.shape[1] for tensor in packed]
 
     def attend(padded: Tensor, number: int) -> Tensor:
-        q, k, v = (split_heads(part, heads) for part in padded.split(widths, dim=-1))
+        q, k, v = (split_heads(tensor, heads) for tensor in padded.split(widths, dim=-1))
         products = (q * query_scale) @ k.transpose(-1, -2)
         return join_heads(scores(products, number) @ v)
 
@@ -32,10 +32,10 @@ def causal_maps(
 
 def softmax_attention(packed: Sequence[Tensor], heads: int, ctx: ForwardContext) -> Tensor:
     """Causal softmax(Q K^T / sqrt(d)) V without a stored map. packed: Q, K, V, each [T, H d] -> [T, H d]."""
-    widths = [part.shape[1] for part in packed]
+    widths = [tensor.shape[1] for tensor in packed]
 
     def attend(padded: Tensor, _: int) -> Tensor:
-        q, k, v = (split_heads(part, heads) for part in padded.split(widths, dim=-1))
+        q, k, v = (split_heads(tensor, heads) for tensor in padded.split(widths, dim=-1))
         return join_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
     return ctx.padding.each(torch.cat(list(packed), dim=1), attend)

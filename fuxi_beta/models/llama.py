@@ -43,8 +43,8 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate_and_up = nn.Linear(dim, 2 * hidden, bias=False)  # W_1 | W_3
         self.down = nn.Linear(hidden, dim, bias=False)
-        for part in (*self.gate_and_up.weight.split(hidden), self.down.weight):
-            nn.init.xavier_uniform_(part)
+        for weight in (*self.gate_and_up.weight.split(hidden), self.down.weight):
+            nn.init.xavier_uniform_(weight)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, D] -> [T, D]."""
@@ -61,13 +61,13 @@ class Attention(nn.Module):
         if dim % 2:
             raise ValueError(f"model.dim is {dim}: rotary positions need an even width")
         self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
-        for part in self.query_key_value.weight.split(dim):
-            nn.init.xavier_uniform_(part)
+        for weight in self.query_key_value.weight.split(dim):
+            nn.init.xavier_uniform_(weight)
 
     def forward(self, normed: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, D] -> [T, D]."""
         query, key, value = self.query_key_value(normed).chunk(3, dim=1)
-        query, key = (rotate(part, ctx.batch.position, self.heads) for part in (query, key))
+        query, key = (rotate(x, ctx.batch.position, self.heads) for x in (query, key))
         return softmax_attention((query, key, value), self.heads, ctx)
 
 

@@ -4,7 +4,7 @@ A layer, with n = RMSNorm(x):
 
     q, k, v, g = W_q n, W_k n, W_v n, W_g n                  split into heads
     S_h[i, j]  = rot_i(q_i) . rot_j(k_j) gamma_h^(i - j),  j <= i      gamma_h = 1 - 2^(-5 - h), h = 0, 1, ..
-    R_h        = RMSNorm(S_h v)                              each head on its own
+    R_h        = RMSNorm(S_h v)                              each head separately
     o          = W_o dropout(SiLU(g) * R) + x
     y          = W_2 dropout(SiLU(W_1 m) * W_3 m) + o,       m = RMSNorm(o)
 
@@ -69,8 +69,8 @@ class Retention(nn.Module):
         self.heads = heads
         self.project = nn.Linear(dim, 4 * dim, bias=False)  # W_q | W_k | W_v | W_g
         self.output = nn.Linear(dim, dim, bias=False)  # W_o
-        for part in self.project.weight.data.chunk(4):
-            nn.init.xavier_uniform_(part, gain=_PROJECTION_GAIN)
+        for weight in self.project.weight.data.chunk(4):
+            nn.init.xavier_uniform_(weight, gain=_PROJECTION_GAIN)
         nn.init.xavier_uniform_(self.output.weight)
 
     def forward(self, x: Tensor, relative: Relative, ctx: ForwardContext) -> Tensor:

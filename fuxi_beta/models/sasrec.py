@@ -36,8 +36,8 @@ class Block(nn.Module):
         self.query, self.key_and_value = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
         self.first, self.second = nn.Linear(dim, config.ffn_multiply * dim), nn.Linear(config.ffn_multiply * dim, dim)
-        for part in (self.query.weight, *self.key_and_value.weight.split(dim), self.out.weight):
-            nn.init.xavier_normal_(part)
+        for weight in (self.query.weight, *self.key_and_value.weight.split(dim), self.out.weight):
+            nn.init.xavier_normal_(weight)
         for layer in (self.first, self.second):
             nn.init.xavier_normal_(layer.weight)
         for layer in (self.query, self.key_and_value, self.out, self.first, self.second):

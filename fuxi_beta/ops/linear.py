@@ -105,7 +105,7 @@ def temporal_linear(
 
     Only where `linear_applies`: there each weight of the map is within 2e-5 of itself (8e-6 from the nodes at b = 3,
     1e-6 for b in [0, 1], the rest is fp32), and its derivative in b within 1.5e-4 of the weight (2e-5 for b in [0, 1]).
-    Differentiable once in value, scale and decay. Keeps no tensor of its own for the backward pass.
+    Differentiable once in value, scale and decay. Saves only its arguments for the backward pass.
 
     value: float32 [T, D], sequence k at offsets[k] : offsets[k + 1]; rows may lie apart, as in a slice of columns.
     timestamp, next_timestamp: int64 [T], Unix seconds of each event and of the event it predicts.
@@ -367,7 +367,7 @@ def _row_blocks(length: int) -> list[tuple[int, int]]:
 
 
 def _slabs(value: Tensor, size: int) -> list[slice]:
-    """Channels to transform at once."""
+    """Slices of channels that are transformed at once."""
     width = max(1, _TRANSFORMED // size)
     return [slice(first, first + width) for first in range(0, value.shape[1], width)]
 

@@ -30,16 +30,16 @@ def _check_token_mixer(generator: torch.Generator) -> None:
     lengths = torch.tensor([0, 1, 77, 12])
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     timestamp = torch.randint(1 << 27, (90,), generator=generator).sort().values + 1_700_000_000
-    nothing = torch.zeros(90, dtype=torch.int64)
+    zeros = torch.zeros(90, dtype=torch.int64)
     batch = Batch(
         offsets=offsets,
-        item_index=nothing,
+        item_index=zeros,
         timestamp=timestamp,
         next_timestamp=timestamp + 9,
-        target=nothing,
-        sample=nothing[:4],
-        seen_offsets=nothing[:5],
-        seen_items=nothing[:0],
+        target=zeros,
+        sample=zeros[:4],
+        seen_offsets=zeros[:5],
+        seen_items=zeros[:0],
     )
     projected, by_lag = torch.randn(90, 99, generator=generator), torch.randn(77, generator=generator)
     mask = Mask(torch.arange(90), 0.1)

@@ -192,7 +192,7 @@ double sampled_softmax(const Softmax& softmax, float* of_states, float* of_table
     }
   }
   double loss = 0;
-  for (const double part : losses) loss += part;
+  for (const double of_chunk : losses) loss += of_chunk;
   return loss;
 }
 

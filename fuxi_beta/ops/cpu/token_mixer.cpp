@@ -186,7 +186,7 @@ void for_each_rows(Scratch& scratch, const Sequences& sequences, const Maps& map
   }
 }
 
-// Calls sequence(scratch, chunk, start) for every sequence, chunks side by side, each thread with a scratch of its own.
+// Calls sequence(scratch, chunk, start) for every sequence, chunks in parallel, each thread with a separate scratch.
 template <typename Sequence>
 void for_each_sequence(const Sequences& sequences, int64_t dim, const Sequence& sequence) {
   const auto starts = chunk_starts(sequences);
