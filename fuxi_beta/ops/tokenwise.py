@@ -31,7 +31,7 @@ def dropout(x: Tensor, mask: Mask) -> Tensor:
 
 
 def combine(*parts: int | Tensor) -> Tensor:
-    """`stateless_random.combine`, the same bits on every implementation; in Triton one launch if all shapes are equal."""
+    """`stateless_random.combine`, the same bits on every implementation; one launch in Triton if shapes are equal."""
     tensors = [part for part in parts if isinstance(part, Tensor)]
     alike = bool(tensors) and all(tensor.shape == tensors[0].shape for tensor in tensors)
     return (triton_or(stateless_random, *tensors, dtype=torch.int64) if alike else stateless_random).combine(*parts)
