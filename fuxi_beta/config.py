@@ -28,7 +28,7 @@ class ModelConfig:
     position_margin: int = 11  # positions and relative distances beyond max_history that have weights
 
     def __post_init__(self) -> None:
-        _check_choice(self, "model", "temporal", TemporalName)
+        _check_choices(self, "model", temporal=TemporalName)
         _check_at_least_one(self, "model", "dim", "layers", "heads", "ffn_multiply", "max_history", "hidden")
         if self.dim % self.heads:
             raise ValueError(f"model.heads is {self.heads}: it must divide model.dim ({self.dim})")
@@ -67,8 +67,7 @@ class TrainConfig:
     compile: bool = False  # MFFN by torch.compile instead of C++ kernels: for GPUs, and CPUs without kernels
 
     def __post_init__(self) -> None:
-        _check_choice(self, "train", "precision", Precision)
-        _check_choice(self, "train", "request_time", RequestTime)
+        _check_choices(self, "train", precision=Precision, request_time=RequestTime)
         if self.held_out not in {0, 1, 2}:
             raise ValueError(
                 f"train.held_out is {self.held_out}: it must be 0, 1, or 2 to validate on the second-newest"
@@ -95,10 +94,11 @@ class EvaluateConfig:
     batch_size: int = field(default=256)
 
 
-def _check_choice(config: object, section: str, name: str, literal: object) -> None:
-    value, choices = getattr(config, name), get_args(literal)
-    if value not in choices:
-        raise ValueError(f"{section}.{name} is {value!r}: it must be one of {', '.join(choices)}")
+def _check_choices(config: object, section: str, **literals: object) -> None:
+    for name, literal in literals.items():
+        value, choices = getattr(config, name), get_args(literal)
+        if value not in choices:
+            raise ValueError(f"{section}.{name} is {value!r}: it must be one of {', '.join(choices)}")
 
 
 def _check_at_least_one(config: object, section: str, *names: str) -> None:

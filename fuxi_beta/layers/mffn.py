@@ -27,10 +27,8 @@ class MFFN(nn.Module):
         self.gate_and_up = nn.Linear(dim, 2 * hidden, bias=False)  # W1 | W3
         self.down = nn.Linear(hidden, dim, bias=False)  # W2
         self.bf16 = False  # the three products
-        nn.init.xavier_uniform_(self.merge.weight)
-        nn.init.xavier_uniform_(self.gate_and_up.weight[:hidden])
-        nn.init.xavier_uniform_(self.gate_and_up.weight[hidden:])
-        nn.init.xavier_uniform_(self.down.weight)
+        for weight in (self.merge.weight, *self.gate_and_up.weight.split(hidden), self.down.weight):
+            nn.init.xavier_uniform_(weight)
 
     def forward(self, mixed: Tensor, x: Tensor, mask: Mask | None) -> Tensor:
         """mixed: [T, C], after dropout; x: [T, D]; mask: of the dropout between the stages -> y [T, D]."""

@@ -61,12 +61,11 @@ class FuXiBeta(SequenceModel):
         The last layer computes one row of its maps only.
         """
         x = self.embed(item_vectors, batch)
-        if len(self.blocks) > 1:
+        *body, last = self._blocks()
+        if body:
             times = ops.prepare_times(batch, like=x)
-            for block in list(self.blocks)[:-1]:
+            for block in body:
                 x = block(x, times, Dropout(None, batch, 0.0))
-        last = self.blocks[-1]
-        assert isinstance(last, Block)
         return l2_normalise(last.last(x, batch))
 
     @override

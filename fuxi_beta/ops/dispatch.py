@@ -1,6 +1,7 @@
 """Which implementation of an operator runs: chosen by device, dtype and what could be built, or forced by `use`."""
 
 import warnings
+from functools import cache
 from typing import Any, get_args
 
 import torch
@@ -18,7 +19,6 @@ CHOICES: tuple[str, ...] = get_args(Kernels)
 
 _choice: str = "auto"
 _cpu_failure: str | None = None  # why there are no C++ kernels; empty: there are; None: not tried yet
-_warned_of_triton = False
 
 
 def use(choice: Kernels) -> None:
@@ -92,11 +92,9 @@ def triton_or(otherwise: Any, *tensors: Tensor, dtype: torch.dtype | None = None
     return (kernels_for(*tensors, dtype=dtype) if takes_triton(tensors[0].device) else None) or otherwise
 
 
+@cache
 def _warn_of_triton() -> None:
-    global _warned_of_triton
-    if not _warned_of_triton:
-        _warned_of_triton = True
-        warnings.warn(f"the GPU runs plain torch, several times slower than kernels: {triton.why_not()}", stacklevel=4)
+    warnings.warn(f"the GPU runs plain torch, several times slower than kernels: {triton.why_not()}", stacklevel=4)
 
 
 def prepare_times(batch: Batch, like: Tensor) -> PreparedTimes:

@@ -57,9 +57,9 @@ class ItemTable(ABC):
         if low < 0 or high >= self.rows:
             raise ValueError(f"item indices {low}..{high} are outside the table's rows 0..{self.rows - 1}")
 
-    @abstractmethod
     def replicated(self) -> list[nn.Parameter]:
         """Parameters that every rank holds whole: the caller averages their gradients over ranks before `step`."""
+        return []
 
     @abstractmethod
     def zero_grad(self) -> None:
@@ -214,10 +214,6 @@ class ShardedItemTable(ItemTable):
         lengths = torch.full((1,), item_index.numel(), dtype=torch.int64, device=item_index.device)
         vectors = self.sharded(KeyedJaggedTensor(keys=[_FEATURE], values=item_index, lengths=lengths))
         return vectors[_FEATURE].values()[:, : self.dim]
-
-    @override
-    def replicated(self) -> list[nn.Parameter]:
-        return []
 
     @override
     def zero_grad(self) -> None:

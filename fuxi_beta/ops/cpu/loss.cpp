@@ -2,8 +2,8 @@
 //
 // Positions are computed one by one, so that the rows of each stay in the innermost cache: inner products, softmax,
 // gradient of the state. The terms of the table's gradient are put into buckets of neighbouring rows; then each bucket
-// sums its rows in the order of positions. So the table's gradient needs no copy a thread, whatever the table's size,
-// and sums do not depend on the number of threads.
+// sums its rows in the order of positions. So threads need no copies of the table's gradient, and sums do not depend on
+// their number.
 #include <algorithm>
 #include <cmath>
 #include <limits>

@@ -186,7 +186,7 @@ def test_a_gpu_takes_triton_and_without_it_plain_torch_after_one_warning(monkeyp
     assert dispatch.kernels_for(gpu) is None  # type: ignore[arg-type]
     ops.use("auto")
     monkeypatch.setattr(triton, "why_not", lambda: "Triton does not import")
-    monkeypatch.setattr(dispatch, "_warned_of_triton", False)
+    dispatch._warn_of_triton.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert [dispatch.kernels_for(gpu) for _ in range(3)] == [None] * 3  # type: ignore[arg-type]

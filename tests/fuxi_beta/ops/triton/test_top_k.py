@@ -128,8 +128,8 @@ def test_listeners_in_portions_get_the_same_lists(monkeypatch):
     catalogue = fused.prepare(table, candidates)
     whole = fused.search(queries, catalogue, k=9, seen=heard)
     monkeypatch.setattr(fused, "_HEARD_BYTES", 4 * 4 * 5)
-    monkeypatch.setattr(fused, "_AT_A_TIME", 7)
-    monkeypatch.setattr(fused, "_AGAIN", 2)
+    monkeypatch.setattr(fused, "_LISTENERS", 7)
+    monkeypatch.setattr(fused, "_UNPROVED_LISTENERS", 2)
     assert torch.equal(check(queries, table, candidates, 9, seen=heard).items, whole.items)
     check(queries, table, candidates, 9)
 
