@@ -25,7 +25,7 @@ from benchmarks.lib.gpu import Limits, first_results, interleaved, json_line, li
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import reference, triton
-from fuxi_beta.ops.token_mixer import Gaps
+from fuxi_beta.ops.token_mixer import PreparedTimes
 
 DIM = 256
 SHAPES = ((512, 211), (105, 1024), (26, 4096))  # listeners and events of each
@@ -63,26 +63,28 @@ def batch_of(listeners: int, events: int) -> Batch:
     )
 
 
-def contestant(gaps: Gaps, batch: Batch, *, dim: int = DIM, dtype: torch.dtype = torch.bfloat16, backend: str = ""):
+def contestant(
+    times: PreparedTimes, batch: Batch, *, dim: int = DIM, dtype: torch.dtype = torch.bfloat16, backend: str = ""
+):
     """Forward and backward of one layer's mixer, as a function. backend: of torch.compile, empty for none."""
     tokens, device = len(batch.timestamp), batch.timestamp.device
     projected = torch.randn(tokens, 3 * dim, device=device, dtype=dtype).requires_grad_()
-    by_lag = (torch.randn(gaps.longest, device=device) * 0.02).to(_parameters(gaps, dtype)).requires_grad_()
+    by_lag = (torch.randn(times.longest, device=device) * 0.02).to(_parameters(times, dtype)).requires_grad_()
     scale, decay = (torch.tensor(x, device=device, dtype=by_lag.dtype).requires_grad_() for x in (0.1, 0.6))
     upstream = torch.randn(tokens, 2 * dim, device=device, dtype=dtype)
     mask = Mask(torch.arange(tokens, device=device), 0.2)
-    mix = torch.compile(gaps.mix, backend=backend) if backend else gaps.mix
+    mix = torch.compile(times.token_mixer, backend=backend) if backend else times.token_mixer
 
     def call() -> None:
-        out = mix(projected, by_lag, scale, decay, mask)
+        out = mix(projected, by_lag, (scale, decay), mask)
         torch.autograd.grad(out, [projected, by_lag, scale, decay], upstream)
 
     return call
 
 
-def _parameters(gaps: Gaps, dtype: torch.dtype) -> torch.dtype:
+def _parameters(times: PreparedTimes, dtype: torch.dtype) -> torch.dtype:
     """Plain torch multiplies numbers of one type only; the kernels take parameters as they are trained."""
-    return dtype if isinstance(gaps, reference.PaddedGaps) else torch.float32
+    return dtype if isinstance(times, reference.PaddedTimes) else torch.float32
 
 
 def measured(
@@ -98,7 +100,7 @@ def measured(
 ) -> Row:
     """One shape's row."""
     batch = batch_of(listeners, events).to(device)
-    ours, plain = triton.PackedGaps(batch), reference.PaddedGaps(batch, dtype)
+    ours, plain = triton.PackedTimes(batch), reference.PaddedTimes(batch, dtype)
     contestants = {
         "ours": contestant(ours, batch, dim=dim, dtype=dtype),
         "eager": contestant(plain, batch, dim=dim, dtype=dtype),
@@ -129,7 +131,7 @@ def cases(quick: bool) -> dict[str, Callable[[], None]]:
         kinds |= {"bf16, D 64": (64, torch.bfloat16), "bf16, D 512": (512, torch.bfloat16)}
         kinds |= {"fp16, D 256": (256, torch.float16), "fp32, D 256": (256, torch.float32)}
     return {
-        name: contestant(triton.PackedGaps(batch), batch, dim=dim, dtype=dtype) for name, (dim, dtype) in kinds.items()
+        name: contestant(triton.PackedTimes(batch), batch, dim=dim, dtype=dtype) for name, (dim, dtype) in kinds.items()
     }
 
 
@@ -146,9 +148,9 @@ def loaded_kernels() -> list[tuple[str, int, int, int, int]]:
     """Name, warps, registers, bytes of shared memory and spilled registers of each kernel that this process ran."""
     from triton.runtime.jit import JITFunction
 
-    from fuxi_beta.ops.triton import mixer
+    from fuxi_beta.ops.triton import token_mixer
 
-    kernels = [kernel for kernel in vars(mixer).values() if isinstance(kernel, JITFunction)]
+    kernels = [kernel for kernel in vars(token_mixer).values() if isinstance(kernel, JITFunction)]
     compiled = [one for kernel in kernels for one in kernel.device_caches[torch.cuda.current_device()][0].values()]
     loaded = [one for one in compiled if hasattr(one, "n_regs")]  # tiles that did not fit the GPU were never loaded
     return [(one.name, one.metadata.num_warps, one.n_regs, one.metadata.shared, one.n_spills) for one in loaded]

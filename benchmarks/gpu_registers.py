@@ -31,7 +31,7 @@ def search(k: int, scoring: torch.dtype) -> None:
     table, none = torch.zeros(300, DIM), torch.zeros(1, dtype=torch.int64)
     catalogue = top_k.prepare(table, torch.ones(300, dtype=torch.bool), scoring=scoring)
     rounded, _, _ = top_k._round(table, None, scoring)
-    top_k._shortlists(rounded, catalogue, top_k._heard((none, none), catalogue, 0, 300, 10), k, None)
+    top_k._shortlists(rounded, catalogue, top_k._heard_bits((none, none), catalogue, 0, 300, 10), k, None)
     top_k._exact_scores(table, table, torch.zeros(300, 16, dtype=torch.int64))
 
 

@@ -47,7 +47,7 @@ from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.data.transfer import pinned
 from fuxi_beta.models.base import Dropout
 from fuxi_beta.models.fuxi_beta import Block, FuXiBeta
-from fuxi_beta.ops import Gaps, reference, triton
+from fuxi_beta.ops import PreparedTimes, reference, triton
 from fuxi_beta.presets import preset
 from fuxi_beta.training.fit import all_batches, new_trainer
 from fuxi_beta.training.trainer import StepResult, Trainer
@@ -169,10 +169,10 @@ def contestants(case: Case, manifest: Manifest) -> dict[str, Contestant]:
 
 
 def through(trainer: Trainer, layer: Callable[..., Tensor]) -> Trainer:
-    """Replace a trainer's layers by a function of block, input, gaps and masks."""
+    """Replace a trainer's layers by a function of block, input, times and masks."""
 
-    def forward(block: nn.Module, x: Tensor, gaps: Gaps, dropout: Dropout) -> Tensor:
-        return layer(block, x, gaps, dropout.mask(), dropout.mask())
+    def forward(block: nn.Module, x: Tensor, times: PreparedTimes, dropout: Dropout) -> Tensor:
+        return layer(block, x, times, dropout.mask(), dropout.mask())
 
     assert isinstance(trainer.model, FuXiBeta)
     for block in trainer.model.blocks:
@@ -180,12 +180,12 @@ def through(trainer: Trainer, layer: Callable[..., Tensor]) -> Trainer:
     return trainer
 
 
-def layer_in_torch(block: Block, x: Tensor, gaps: Gaps, first: Mask | None, second: Mask | None) -> Tensor:
+def layer_in_torch(block: Block, x: Tensor, times: PreparedTimes, first: Mask | None, second: Mask | None) -> Tensor:
     """`Block.forward` with given masks. In bf16 every product is, those with the maps too."""
     bf16 = block.mixer.bf16
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
         normed = ops.rms_norm(x, None, torch.bfloat16 if bf16 else x.dtype)
-        return block.ffn(block.mixer(normed, gaps, first), x, second)
+        return block.ffn(block.mixer(normed, times, first), x, second)
 
 
 def softmax_to_fuse(

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.lib.timing import Row, interleaved, report
+from fuxi_beta.ops.elapsed import log_elapsed
 from fuxi_beta.ops.linear import linear_applies, temporal_linear
-from fuxi_beta.ops.reference import log_gap
 
 TOKENS = 16_384
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16_384)
@@ -53,7 +53,7 @@ def dense(value: Tensor, upstream: Tensor, times: Times, scale: Tensor, decay: T
     timestamp, next_timestamp = (time.view(-1, n) for time in times[:2])
     blocks = [(first, top) for first in range(0, TOKENS // n, batch) for top in range(0, n, height)]
     gaps = [
-        log_gap(
+        log_elapsed(
             next_timestamp[first : first + batch, top : top + height, None],
             timestamp[first : first + batch, None, :],
             value.dtype,

@@ -15,7 +15,7 @@ from benchmarks.lib.timing import Row, interleaved, report
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import cpu, linear, reference, why_no_cpu_kernels
-from fuxi_beta.ops.token_mixer import Gaps
+from fuxi_beta.ops.token_mixer import PreparedTimes
 
 TOKENS = 16_384
 
@@ -25,16 +25,16 @@ def even_batch(n: int) -> Batch:
     return movielens_like_batch(listeners=TOKENS // n, longest=n, filled=1.0)
 
 
-def contestant(gaps: Gaps, batch: Batch, dim: int):
+def contestant(times: PreparedTimes, batch: Batch, dim: int):
     """Forward and backward of one layer's mixer, as a function."""
     tokens = len(batch.item_index)
     projected = torch.randn(tokens, 3 * dim, requires_grad=True)
-    by_lag = (torch.randn(gaps.longest) * 0.02).requires_grad_()
+    by_lag = (torch.randn(times.longest) * 0.02).requires_grad_()
     scale, decay = torch.tensor(0.1, requires_grad=True), torch.tensor(0.6, requires_grad=True)
     upstream, mask = torch.randn(tokens, 2 * dim), Mask(torch.arange(tokens), 0.2)
 
     def call() -> None:
-        out = gaps.mix(projected, by_lag, scale, decay, mask)
+        out = times.token_mixer(projected, by_lag, (scale, decay), mask)
         torch.autograd.grad(out, [projected, by_lag, scale, decay], upstream)
 
     return call
@@ -51,15 +51,15 @@ def main() -> None:
     rows = []
     for dim in (50, 256):
         for name, batch in (("ML-1M lengths", movielens_like_batch()), ("n=200", even_batch(200))):
-            ours, plain = cpu.PackedGaps(batch), reference.PaddedGaps(batch, torch.float32)
+            ours, plain = cpu.PackedTimes(batch), reference.PaddedTimes(batch, torch.float32)
             found = interleaved(
                 {"ours": contestant(ours, batch, dim), "baseline": contestant(plain, batch, dim)}, rounds=rounds
             )
             rows.append(Row(f"{name}, D={dim}", found["ours"], found["baseline"], note="C++ against torch"))
         for n in (512, 1024, 2048) if options.quick else (256, 512, 1024, 2048, 4096):
             batch = even_batch(n)
-            kernel = cpu.PackedGaps(batch)
-            ours = linear.LinearGaps(batch, partial(cpu.PackedGaps, batch))
+            kernel = cpu.PackedTimes(batch)
+            ours = linear.LongHistoryTimes(batch, partial(cpu.PackedTimes, batch))
             found = interleaved(
                 {"ours": contestant(ours, batch, dim), "baseline": contestant(kernel, batch, dim)}, rounds=rounds
             )

@@ -7,7 +7,7 @@ Mode = Literal["exclusive", "all"]
 Protocol = Literal["next_day", "leave_one_out"]
 Precision = Literal["fp32", "bf16"]
 Kernels = Literal["auto", "reference", "cpu", "triton"]
-"""Implementations of the operators (`fuxi_beta.ops`). No hyperparameter: they differ by rounding only."""
+"""Implementations of the operators (`fuxi_beta.ops`). Not a hyperparameter: they differ by rounding only."""
 TemporalName = Literal["pow", "exp", "log", "linear", "sin", "nn", "mixed", "bucket", "zero"]
 RequestTime = Literal["true", "previous", "fixed-hour"]
 
@@ -21,19 +21,15 @@ class ModelConfig:
     layers: int = 2
     heads: int = 1  # maps are shared by heads, so heads only order the channels
     ffn_multiply: int = 1  # hidden width of the MFFN as a multiple of dim
-    max_history: int = 200  # N, newest events a listener's context holds
+    max_history: int = 200  # N, the newest events of a history that are a listener's context
     dropout: float = 0.2
     temporal: TemporalName = "pow"  # the function of elapsed time in FRAB; "zero" switches the channel off
     hidden: int = 100  # width of the recurrent state of gru4rec and narm
-    position_margin: int = 11  # positions and relative distances beyond max_history that have weights of their own
+    position_margin: int = 11  # positions and relative distances beyond max_history that have weights
 
     def __post_init__(self) -> None:
-        if self.temporal not in get_args(TemporalName):
-            choices = ", ".join(get_args(TemporalName))
-            raise ValueError(f"model.temporal is {self.temporal!r}: it must be one of {choices}")
-        for name in ("dim", "layers", "heads", "ffn_multiply", "max_history", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 1")
+        _check_choices(self, "model", temporal=TemporalName)
+        _check_at_least_one(self, "model", "dim", "layers", "heads", "ffn_multiply", "max_history", "hidden")
         if self.dim % self.heads:
             raise ValueError(f"model.heads is {self.heads}: it must divide model.dim ({self.dim})")
         if not 0 <= self.dropout <= 0.9999:  # sixteen bits decide a channel
@@ -52,7 +48,7 @@ class TrainConfig:
     epochs: int = 5
     warm_start_epochs: int = 2  # epochs when weights come from the previous champion
     batch_size: int = 128  # listeners a step, over all workers
-    batch_tokens: int = 0  # instead: about so many events a step, of histories of like length; 0: batch_size counts
+    batch_tokens: int = 0  # instead: about this many events a step, of histories of like length; 0: use batch_size
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.0
@@ -65,25 +61,19 @@ class TrainConfig:
     min_listeners: int = 5  # songs with fewer distinct listeners are neither negatives nor candidates
     capacity_margin: float = 0.10  # spare rows of the item table, for songs of the next days
     checkpoint_every_steps: int = 200
-    lanes: int = 16  # row groups read side by side, dealt to workers; more workers than lanes leaves some idle
+    lanes: int = 16  # row groups read in parallel, assigned to workers; more workers than lanes leaves some idle
     seed: int = 1
-    precision: Precision = "fp32"  # of token-wise matrix products; "bf16" pays where the hardware has it
-    compile: bool = False  # MFFN by torch.compile, in place of C++ kernels: for GPUs, and CPUs without kernels
+    precision: Precision = "fp32"  # of token-wise matrix products; "bf16" is faster where the hardware has it
+    compile: bool = False  # MFFN by torch.compile instead of C++ kernels: for GPUs, and CPUs without kernels
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            choices = ", ".join(get_args(Precision))
-            raise ValueError(f"train.precision is {self.precision!r}: it must be one of {choices}")
-        if self.request_time not in get_args(RequestTime):
-            choices = ", ".join(get_args(RequestTime))
-            raise ValueError(f"train.request_time is {self.request_time!r}: it must be one of {choices}")
+        _check_choices(self, "train", precision=Precision, request_time=RequestTime)
         if self.held_out not in {0, 1, 2}:
             raise ValueError(
                 f"train.held_out is {self.held_out}: it must be 0, 1, or 2 to validate on the second-newest"
             )
-        for name in ("epochs", "warm_start_epochs", "batch_size", "negatives", "checkpoint_every_steps", "lanes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
+        counts = ("epochs", "warm_start_epochs", "batch_size", "negatives", "checkpoint_every_steps", "lanes")
+        _check_at_least_one(self, "train", *counts)
         if self.batch_tokens < 0:
             raise ValueError(f"train.batch_tokens is {self.batch_tokens}: it must be 0 (off) or more")
         for name in ("lr", "item_lr", "item_eps", "temperature"):
@@ -93,12 +83,25 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What is measured, and on whom."""
+    """Which metrics are computed, and on which listeners."""
 
     at: tuple[int, ...] = (10, 30, 50)  # cut-offs of the ranking metrics; next_day's headline is 30
     max_listeners: int = 100_000  # a fixed hash sample above this
     light_events: int = 50  # histories up to this long are "light" listeners, longer ones "heavy"
     new_days: int = 7  # first heard of within this many days: "new"
     popularity_days: int = 28  # window of the popularity baseline and of the fallback list
-    popularity_daily_cap: int = 200  # songs one listener can count for on one day; bounds bots
+    popularity_daily_cap: int = 200  # songs of one listener that count on one day; limits bots
     batch_size: int = field(default=256)
+
+
+def _check_choices(config: object, section: str, **literals: object) -> None:
+    for name, literal in literals.items():
+        value, choices = getattr(config, name), get_args(literal)
+        if value not in choices:
+            raise ValueError(f"{section}.{name} is {value!r}: it must be one of {', '.join(choices)}")
+
+
+def _check_at_least_one(config: object, section: str, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{section}.{name} is {getattr(config, name)}: it must be at least 1")

@@ -1,8 +1,8 @@
-"""Listeners of like length padded together, for what needs the square of a history or walks through time.
+"""Listeners of like length padded together, for attention maps and recurrences.
 
 Shapes: `B` listeners, `T` packed tokens, `C` channels, `n` padded length of a group of `G` listeners. Cells are laid
-out position first, [n, G, C]: one map that all listeners share is then one matrix product, and a recurrence walks the
-first dimension. Padding is behind a listener's tokens, so a causal operator never reads it.
+out position first, [n, G, C]: one map that all listeners share is then one matrix product, and a recurrence runs along
+the first dimension. Padding follows a listener's tokens, so a causal operator never reads it.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,25 +43,25 @@ class Group:
 
 
 class Padding:
-    """The groups of a batch; what is padded in several of them is packed again by `join`."""
+    """The groups of a batch: `each` pads every group, applies a function and packs the results."""
 
     def __init__(self, batch: Batch, groups: int = _GROUPS) -> None:
         self.groups: tuple[Group, ...]
-        self._packed_order: Tensor | None = None  # int64 [T]: places of the tokens in the groups laid end to end
+        self._packed_order: Tensor | None = None  # int64 [T]: places of the tokens in the concatenated groups
         lengths, position, listener = batch.lengths, batch.position, batch.listener
         count = max(1, min(groups, batch.num_listeners // _MIN_GROUP))
         if count == 1:
-            everybody = torch.arange(batch.num_listeners, device=lengths.device)
-            self.groups = (_group(lengths, position, listener, everybody),)
+            all_listeners = torch.arange(batch.num_listeners, device=lengths.device)
+            self.groups = (_group(lengths, position, listener, all_listeners),)
             return
         members = lengths.argsort(stable=True).tensor_split(count)
-        self.groups = tuple(_group(lengths, position, listener, part) for part in members)
+        self.groups = tuple(_group(lengths, position, listener, rows) for rows in members)
         order = torch.cat([group.tokens for group in self.groups])
         places = torch.arange(len(order), device=order.device)
         self._packed_order = torch.empty_like(order).index_copy_(0, order, places)
 
     def join(self, rows: Sequence[Tensor]) -> Tensor:
-        """Tokens of each group [., C], as `Group.unpad` gives them -> [T, C]."""
+        """Tokens of each group [., C], as from `Group.unpad` -> [T, C]."""
         if self._packed_order is None:
             return rows[0]
         return torch.cat(list(rows)).index_select(0, self._packed_order)

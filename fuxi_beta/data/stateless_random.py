@@ -1,7 +1,7 @@
-"""Randomness without state: every random bit is a pure function of what it is for.
+"""Counter-based (stateless) random numbers: every random bit is a pure function of its key.
 
-The key of a bit is (seed, epoch, global sample, position, site, channel). So a mask or a negative does not depend
-on the batch a listener is in, on the number of workers, or on how often a run was interrupted.
+The key is made of (seed, epoch, global sample, position, site, channel). So a dropout mask or a negative does not
+depend on the batch that a listener is in, on the number of workers, or on how often a run was interrupted.
 
 Shapes: `T` tokens, `C` channels, `W` 64-bit words, `K` draws.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 SHUFFLE_SHARES, SHUFFLE_LANE, SHUFFLE_ROWS, NEGATIVES, DROPOUT = (-2, 0, 1, 2, 3)
-"""Sites: what the bits are for. Dropout sites of the network count on from DROPOUT."""
+"""Sites: the purposes of random bits. The dropout sites of a network follow DROPOUT."""
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -26,7 +26,7 @@ def signed(value: int) -> int:
 
 
 def scramble(x: Tensor) -> Tensor:
-    """splitmix64's finaliser on int64, in place: a bijection under which neighbours share nothing visible."""
+    """splitmix64's finaliser on int64, in place: a bijection that decorrelates neighbouring integers."""
     for shift, multiplier in zip(_SHIFTS, (*_MULTIPLIERS, None), strict=True):
         # int64 shifts keep the sign, and the finaliser needs zeros shifted in.
         x ^= (x >> shift).bitwise_and_((1 << (64 - shift)) - 1)
@@ -39,7 +39,7 @@ def combine(*parts: int | Tensor) -> Tensor:
     """One int64 key (broadcast over the tensor parts) from several integers, order mattering."""
     key: Tensor = torch.zeros((), dtype=torch.int64)
     for part in parts:
-        # As long as it is one number of the host it goes to a device as an argument, not as a copy, which would wait.
+        # While the key is 0-d on the host, a device gets it as a kernel argument and not by a copy, which would wait.
         key = key + (part if isinstance(part, Tensor) else signed(part))
         key = scramble((key + 1) * signed(_GOLDEN))
     return key
@@ -69,7 +69,7 @@ def permutation(length: int, *parts: int) -> Tensor:
 
 @dataclass(frozen=True)
 class DropoutKey:
-    """The part of a dropout mask's key that a whole pass shares."""
+    """The part of the dropout keys that is the same in a whole forward pass."""
 
     seed: int
     epoch: int
@@ -77,7 +77,7 @@ class DropoutKey:
 
 @dataclass(frozen=True)
 class Mask:
-    """What decides which channels of which tokens a dropout zeroes."""
+    """The keys and the rate that determine which channels of which tokens a dropout zeroes."""
 
     keys: Tensor  # int64 [T]
     rate: float  # in [0, 1), rounded to 1/65536: sixteen bits decide a channel

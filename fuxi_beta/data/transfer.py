@@ -1,8 +1,8 @@
-"""Batches from the reader to the device that learns from them, without either waiting for the other.
+"""Transfer of batches from the reader to the training device, without either waiting for the other.
 
-On a GPU the reader's thread puts a batch into page-locked memory, from which a stream of its own copies it while the
-steps before are still computed: whoever launches the steps is ahead of the GPU by a step or two
-(`fuxi_beta.training.trainer.Trainer.learn`), so that a copy has that long to arrive.
+For a GPU the reader's thread puts a batch into page-locked memory, from which a separate stream copies it while earlier
+steps are still running: steps are launched one or two ahead of the GPU (`fuxi_beta.training.trainer.Trainer.learn`),
+which leaves time for the copy.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,13 +13,13 @@ from fuxi_beta.data.batches import Batch
 
 
 def pinned(batches: Iterable[Batch], device: torch.device | str) -> Iterator[Batch]:
-    """The same batches in page-locked memory where a GPU will ask for them; for the thread that makes them."""
+    """The same batches, in page-locked memory if the device is a GPU; to be called by the thread that reads them."""
     for batch in batches:
         yield batch.pin_memory() if torch.device(device).type == "cuda" else batch
 
 
 def to_device(batches: Iterable[Batch], device: torch.device | str) -> Iterator[Batch]:
-    """The same batches on a device. From memory that is not page-locked too, but then the host waits for each copy."""
+    """The same batches on a device. From memory that is not page-locked the host waits for each copy."""
     device = torch.device(device)
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
@@ -30,5 +30,5 @@ def to_device(batches: Iterable[Batch], device: torch.device | str) -> Iterator[
             moved = batch.to(device)
         steps = torch.cuda.current_stream(device)
         steps.wait_stream(copies)
-        moved.record_stream(steps)  # its memory is not given to another batch before these steps are done
+        moved.record_stream(steps)  # so that its memory is not reused before these steps are done
         yield moved

@@ -1,1 +1,1 @@
-"""The paper's parts by name: FRAB, RAB, AFTM, MFFN."""
+"""The modules of the paper: FRAB, RAB, AFTM, MFFN."""

@@ -1,6 +1,6 @@
 """AFTM, the attention-free token mixer (section 5.3, equations 13 and 14), on packed tokens.
 
-Projections, norms and gates are here; the product of the two maps with the values is an operator (`fuxi_beta.ops`).
+The projection and the order of heads are here; all after the projection is the operator `fuxi_beta.ops.token_mixer`.
 
 Shapes: `B` listeners, `T` packed tokens, `D` width, `C` = 2 D channels.
 """
@@ -9,20 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fuxi_beta import ops
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
-from fuxi_beta.layers.frab import Pow
+from fuxi_beta.layers.frab import FRAB
 from fuxi_beta.layers.precision import product
-from fuxi_beta.layers.rab import PositionalBias
-from fuxi_beta.ops import Gaps
-from fuxi_beta.ops.reference import gated, log_gap
+from fuxi_beta.layers.rab import RAB
+from fuxi_beta.ops import PreparedTimes
+from fuxi_beta.ops.elapsed import log_elapsed
+from fuxi_beta.ops.reference import gated
 
 
-class TokenMixer(nn.Module):
-    """[U | V] = SiLU(n W);  output U * RMSNorm(concat(B V, B^t V)).
+class AFTM(nn.Module):
+    """[U | V] = SiLU(n W);  output U * RMSNorm(concat(B V, B^t V)), B by `RAB` and B^t by `FRAB`.
 
-    V has D channels and both maps read the same V, as Table 1's 5nd^2 and the authors' code have it; "2d" for W_v below
-    equation 13 is a slip. No softmax and no 1/n. Maps are shared by heads, so heads only order the channels:
+    V has D channels and both maps read the same V, as in Table 1's 5nd^2 and the authors' code; "2d" for W_v below
+    equation 13 is an error. No softmax and no 1/n. Heads share the maps, so they only order the channels:
     [position | time] head by head.
     """
 
@@ -30,21 +32,22 @@ class TokenMixer(nn.Module):
         super().__init__()
         self.dim, self.heads = dim, heads
         self.project = nn.Parameter(torch.empty(dim, 3 * dim).normal_(std=0.02))  # W: 2 D of U, then D of V
-        self.positional = PositionalBias(reach)
-        self.temporal = Pow() if temporal else None
+        self.positional = RAB(reach)
+        self.temporal = FRAB() if temporal else None
         self.bf16 = False  # the projection; never the maps
 
-    def forward(self, normed: Tensor, gaps: Gaps, mask: Mask | None) -> Tensor:
+    def forward(self, normed: Tensor, times: PreparedTimes, mask: Mask | None) -> Tensor:
         """normed: RMSNorm(x) [T, D] -> [T, C], dropped out if there is a mask."""
         projected = product(self._project, normed, bf16=self.bf16)
-        curve = (None, None) if self.temporal is None else (self.temporal.scale, self.temporal.decay)
-        return self.by_head(gaps.mix(projected, self.positional.by_lag(gaps.longest), *curve, mask))
+        by_lag = self.positional.by_lag(times.longest)
+        power = None if self.temporal is None else self.temporal.power
+        return self.by_head(ops.token_mixer(projected, times, by_lag, power, mask))
 
     def _project(self, normed: Tensor) -> Tensor:
         return normed @ self._weight()
 
     def _weight(self) -> Tensor:
-        """W with the columns of U in the order [position | time], whatever the heads. [D, 3 D]."""
+        """W with the columns of U in the order [position | time] for any number of heads. [D, 3 D]."""
         if self.heads == 1:
             return self.project
         gate, value = self.project.split([2 * self.dim, self.dim], dim=1)
@@ -52,7 +55,7 @@ class TokenMixer(nn.Module):
         return torch.cat([split.transpose(1, 2).flatten(1), value], dim=1)
 
     def last(self, normed: Tensor, batch: Batch) -> Tensor:
-        """What `forward` gives at each listener's last token, at the cost of one row of the maps. [T, D] -> [B, C].
+        """`forward` at each listener's last token, at the cost of one row of the maps. [T, D] -> [B, C].
 
         Rows of listeners without tokens are zeros.
         """
@@ -68,8 +71,8 @@ class TokenMixer(nn.Module):
         if self.temporal is None:
             by_time = torch.zeros_like(by_position)
         else:
-            gaps = log_gap(batch.next_timestamp[ends - 1], batch.timestamp, value.dtype)
-            by_time = self.temporal.scale * row_times_value(self.temporal.decayed(gaps))
+            logs = log_elapsed(batch.next_timestamp[ends - 1], batch.timestamp, value.dtype)
+            by_time = self.temporal.scale * row_times_value(self.temporal.decayed(logs))
         has_tokens = batch.lengths > 0
         gate = value.new_zeros(batch.num_listeners, 2 * self.dim)
         last_tokens = normed[batch.offsets[1:][has_tokens] - 1]

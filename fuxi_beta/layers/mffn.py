@@ -15,7 +15,7 @@ from fuxi_beta.layers.precision import operand_dtype, product
 from fuxi_beta.ops import reference
 
 
-class MultistageFFN(nn.Module):
+class MFFN(nn.Module):
     """Stage one joins the mixer's output with the residual stream, stage two is a SwiGLU of its norm.
 
     o = Linear(dropout(mixed)) + x;  m = dropout(RMSNorm(o));  y = W2(SiLU(W1 m) * W3 m) + o.
@@ -27,14 +27,12 @@ class MultistageFFN(nn.Module):
         self.gate_and_up = nn.Linear(dim, 2 * hidden, bias=False)  # W1 | W3
         self.down = nn.Linear(hidden, dim, bias=False)  # W2
         self.bf16 = False  # the three products
-        nn.init.xavier_uniform_(self.merge.weight)
-        nn.init.xavier_uniform_(self.gate_and_up.weight[:hidden])
-        nn.init.xavier_uniform_(self.gate_and_up.weight[hidden:])
-        nn.init.xavier_uniform_(self.down.weight)
+        for weight in (self.merge.weight, *self.gate_and_up.weight.split(hidden), self.down.weight):
+            nn.init.xavier_uniform_(weight)
 
     def forward(self, mixed: Tensor, x: Tensor, mask: Mask | None) -> Tensor:
         """mixed: [T, C], after dropout; x: [T, D]; mask: of the dropout between the stages -> y [T, D]."""
-        # A compiler fuses plain torch, and cannot look into kernels.
+        # torch.compile fuses plain torch, but not kernels.
         operators = reference if torch.compiler.is_compiling() else ops
         joined = product(self.merge, mixed, bf16=self.bf16) + x
         normed = operators.rms_norm(joined, mask, mixed.dtype)
@@ -42,16 +40,16 @@ class MultistageFFN(nn.Module):
         return product(self.down, inner, bf16=self.bf16) + joined
 
 
-def compile_all(layers: Sequence[MultistageFFN], dropout: float) -> None:
-    """Compile both passes of all layers, once for every number of tokens. dropout: its rate. Takes 10 to 20 s.
+def compile_all(layers: Sequence[MFFN], dropout: float) -> None:
+    """Compile forward and backward of all layers, for any number of tokens. dropout: its rate. Takes 10 to 20 s.
 
-    Where that fails there is one warning and the layers stay as they are.
+    If that fails there is one warning and the layers stay as they are.
     """
     try:
-        compiled = [_compiled(layer.forward) for layer in layers]
+        compiled = [_compile(layer.forward) for layer in layers]
         for forward, layer in zip(compiled, layers, strict=True):
-            _try(forward, layer, dropout)
-    except Exception as error:  # whatever a compiler fails with must not stop a run
+            _run_once(forward, layer, dropout)
+    except Exception as error:  # no failure of the compiler may stop a run
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         warnings.warn(f"train.compile has no effect: the MFFN could not be compiled ({reason})", stacklevel=2)
         return
@@ -59,21 +57,21 @@ def compile_all(layers: Sequence[MultistageFFN], dropout: float) -> None:
         layer.forward = forward
 
 
-def _compiled(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compile(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
     compiled = torch.compile(plain, dynamic=True)
 
     def forward(mixed: Tensor, x: Tensor, mask: Mask | None) -> Tensor:
-        # None or one token, or no gradient, would each be compiled anew in the midst of a run.
+        # Zero tokens, one token and no gradient would each compile again in the middle of a run.
         return (compiled if len(x) > 1 and torch.is_grad_enabled() else plain)(mixed, x, mask)
 
     return forward
 
 
-def _try(forward: Callable[..., Tensor], layer: MultistageFFN, dropout: float) -> None:
-    """Both passes, so that a run has nothing left to compile, hence nothing to fail at."""
+def _run_once(forward: Callable[..., Tensor], layer: MFFN, dropout: float) -> None:
+    """Run forward and backward, so that nothing is left to compile, and to fail, in the middle of a run."""
     dim, channels = layer.merge.weight.shape
     device = layer.merge.weight.device
-    for tokens in (8, 8192):  # the compiler sums more than 4096 of them in another way
+    for tokens in (8, 8192):  # the compiler has another kernel for sums of more than 4096
         mask = Mask(torch.arange(tokens, device=device), dropout) if dropout else None
         x = torch.ones(tokens, dim, device=device, requires_grad=True)
         dtype = operand_dtype(x, bf16=layer.bf16)

@@ -1,14 +1,17 @@
-"""RAB: the attention map of relative positions. The map of elapsed time, FRAB, is in `temporal`.
+"""RAB, the relative attention bias of positions (section 4.2, equation 8).
 
-Row i is the event that predicts, column j the event it looks back at.
+    B[i, j] = w[j - i],  j <= i
+
+Row i is the event that predicts, column j the event that it looks back at. This class holds w;
+`fuxi_beta.ops.token_mixer` computes the map where it is used.
 """
 
 import torch
 from torch import Tensor, nn
 
 
-class PositionalBias(nn.Module):
-    """RAB: B[i, j] = w[j - i], one learned weight a distance (section 4.2, equation 8).
+class RAB(nn.Module):
+    """One learned weight a distance.
 
     All 2 * reach - 1 weights are kept, as published, though a causal map reads the distances <= 0 only.
     """

@@ -9,7 +9,7 @@
 | `sasrec`     | sasrec, sasrec-gap                                                                     |
 | `retnet`, `flash`, `gru4rec`, `narm` | one each                                                       |
 
-A new file in this folder that registers a system is found by itself (CONTRIBUTING.md).
+A new file in this folder that registers a system is imported automatically (CONTRIBUTING.md).
 """
 
 import importlib
@@ -24,19 +24,19 @@ for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
 
 
 def build(config: ModelConfig) -> SequenceModel:
-    """The network that `config` describes, with fresh weights from torch's random state. ValueError if it cannot be."""
+    """The network that `config` describes, with new weights from torch's random state. ValueError if it is invalid."""
     return system(config.name).build(config)
 
 
 def system(name: str) -> System:
-    """A system by its name. ValueError that lists the names."""
+    """A system by its name. ValueError that lists the names for an unknown one."""
     if name not in SYSTEMS:
         raise ValueError(f"model.name is {name!r}: it must be one of {', '.join(sorted(SYSTEMS))}")
     return SYSTEMS[name]
 
 
 def takes_time(name: str) -> bool:
-    """Whether a system reads t_{i+1}; a baseline that is no sequence model does not."""
+    """Whether a system reads t_{i+1}; False for a baseline that is not a sequence model."""
     return name in SYSTEMS and SYSTEMS[name].takes_time
 
 

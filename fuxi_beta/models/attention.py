@@ -1,4 +1,4 @@
-"""Query-key attention on padded groups: the parts that the attention models share.
+"""Query-key attention on padded groups, shared by the attention models.
 
 Shapes: `T` packed tokens, `D` width, `n` padded length of a group of `G` listeners, `H` heads of size `d`.
 """
@@ -9,36 +9,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuxi_beta.models.base import Pass
+from fuxi_beta.models.base import ForwardContext
 
 Scores = Callable[[Tensor, int], Tensor]
 """Called with raw products [G, H, n, n] and the number of the group; returns the causal map."""
 
 
-def causal_maps(
-    packed: Sequence[Tensor], heads: int, shared: Pass, scores: Scores, *, query_scale: float = 1.0
-) -> Tensor:
-    """A V with A = scores(query_scale * Q K^T). packed: Q, K, V, each [T, H d] -> [T, H d]."""
-    query, key, value = packed
-    widths = [part.shape[1] for part in packed]
-
-    def attend(padded: Tensor, number: int) -> Tensor:
-        q, k, v = (split_heads(part, heads) for part in padded.split(widths, dim=-1))
-        products = (q * query_scale) @ k.transpose(-1, -2)
-        return join_heads(scores(products, number) @ v)
-
-    return shared.padding.each(torch.cat([query, key, value], dim=1), attend)
+def causal_maps(packed: Sequence[Tensor], heads: int, ctx: ForwardContext, scores: Scores) -> Tensor:
+    """A V with A = scores(Q K^T). packed: Q, K, V, each [T, H d] -> [T, H d]."""
+    return _attention(packed, heads, ctx, lambda q, k, v, number: scores(q @ k.transpose(-1, -2), number) @ v)
 
 
-def softmax_attention(packed: Sequence[Tensor], heads: int, shared: Pass) -> Tensor:
+def softmax_attention(packed: Sequence[Tensor], heads: int, ctx: ForwardContext) -> Tensor:
     """Causal softmax(Q K^T / sqrt(d)) V without a stored map. packed: Q, K, V, each [T, H d] -> [T, H d]."""
-    widths = [part.shape[1] for part in packed]
+    return _attention(packed, heads, ctx, lambda q, k, v, _: F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
-    def attend(padded: Tensor, _: int) -> Tensor:
-        q, k, v = (split_heads(part, heads) for part in padded.split(widths, dim=-1))
-        return join_heads(F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
-    return shared.padding.each(torch.cat(list(packed), dim=1), attend)
+def _attention(packed: Sequence[Tensor], heads: int, ctx: ForwardContext, attend: Callable[..., Tensor]) -> Tensor:
+    """attend(Q, K, V, number of the group) -> [G, H, n, d], each argument [G, H, n, d], on every padded group."""
+    widths = [tensor.shape[1] for tensor in packed]
+
+    def attend_group(padded: Tensor, number: int) -> Tensor:
+        q, k, v = (split_heads(tensor, heads) for tensor in padded.split(widths, dim=-1))
+        return join_heads(attend(q, k, v, number))
+
+    return ctx.padding.each(torch.cat(list(packed), dim=1), attend_group)
 
 
 def split_heads(padded: Tensor, heads: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""What every sequence model shares: packed tokens in, one vector a position out.
+"""The base of every sequence model: packed tokens in, one vector a position out.
 
-A model says in `encode` how its layers turn tokens into states; everything around it is the same for all of them, as
-the paper's comparison has it: item vectors times sqrt(D) plus a learned position, dropout, L2-normalised output. The
-item table is not part of a network: it may be sharded (`embedding`), so its vectors come in as an argument.
+A model defines in `encode` how its layers turn tokens into states; everything around it is the same for all models, as
+in the paper's comparison: item vectors times sqrt(D) plus a learned position, dropout, L2-normalised output. The item
+table is not part of a network: it may be sharded (`fuxi_beta.training.item_table`), so its vectors are an argument.
 
 Shapes: `B` listeners, `T` packed tokens, `D` width, `n` padded length of a group of `G` listeners.
 """
@@ -16,33 +16,34 @@ from torch import Tensor, nn
 
 from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.data import stateless_random
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.padding import Padding
-from fuxi_beta.data.stateless_random import DropoutKey, Mask
-from fuxi_beta.layers.frab import Elapsed, Mixed, Pow, TemporalFunction
-from fuxi_beta.ops import Gaps
+from fuxi_beta.data.stateless_random import DROPOUT, DropoutKey, Mask
+from fuxi_beta.layers.elapsed_functions import Mixed
+from fuxi_beta.layers.frab import FRAB, TemporalFunction
+from fuxi_beta.ops import PreparedTimes
+from fuxi_beta.ops.elapsed import Elapsed
 
 NORM_CLAMP = 1e-6
 
 
 def l2_normalise(x: Tensor) -> Tensor:
-    """Rows of length one; rows shorter than the clamp stay short."""
+    """Rows divided by their length, or by `NORM_CLAMP` if that is more."""
     return F.normalize(x, dim=-1, eps=NORM_CLAMP)
 
 
 class Dropout:
-    """Keyed dropout of one pass: sites are numbered in the order they are met."""
+    """Counter-based dropout of one forward pass: its sites are numbered in the order in which they are called."""
 
     def __init__(self, key: DropoutKey | None, batch: Batch, rate: float) -> None:
         self.active = key is not None and rate > 0
-        self.rate, self.site = rate, stateless_random.DROPOUT
+        self.rate, self.site = rate, DROPOUT
         if key is not None and self.active:
             token = ops.combine(key.seed, key.epoch, batch.sample)[batch.listener]
             self.token = ops.combine(token, batch.position)
 
     def mask(self, rate: float | None = None) -> Mask | None:
-        """The mask of the next site; None where nothing is dropped. rate: of this site, where it has its own."""
+        """The mask of the next site; None if nothing is dropped. rate: of this site, if it differs."""
         self.site += 1
         return Mask(ops.combine(self.token, self.site), self.rate if rate is None else rate) if self.active else None
 
@@ -52,20 +53,20 @@ class Dropout:
         return x if mask is None else ops.dropout(x, mask)
 
 
-class Pass:
-    """One pass over a batch: what its layers share, each thing made when first asked for."""
+class ForwardContext:
+    """What the layers share in one forward pass over a batch; everything is computed at first use."""
 
     def __init__(self, batch: Batch, like: Tensor, dropout: Dropout) -> None:
         self.batch, self.dropout, self._like = batch, dropout, like
 
     @cached_property
-    def gaps(self) -> Gaps:
-        """The maps of position and elapsed time as operators."""
-        return ops.gaps(self.batch, like=self._like)
+    def times(self) -> PreparedTimes:
+        """The times of the batch, for `ops.token_mixer` and `ops.apply_maps`."""
+        return ops.prepare_times(self.batch, like=self._like)
 
     @cached_property
     def padding(self) -> Padding:
-        """Listeners of like length side by side."""
+        """Listeners of like length, padded together."""
         return Padding(self.batch)
 
     @cached_property
@@ -84,14 +85,14 @@ class SequenceModel(nn.Module, ABC):
         self.positions = nn.Parameter(nn.init.xavier_normal_(torch.empty(reach, config.dim)))
 
     def forward(self, item_vectors: Tensor, batch: Batch, *, key: DropoutKey | None = None) -> Tensor:
-        """What each position expects next. Raw item vectors of the tokens [T, D] -> L2-normalised [T, D].
+        """The predicted vector of each position's next item. Raw item vectors [T, D] -> L2-normalised [T, D].
 
         Without a key there is no dropout, whether the module is in training mode or not. Raises ValueError for a
         context longer than `max_history`.
         """
         dropout = Dropout(key, batch, self.config.dropout)
         x = dropout(self.embed(item_vectors, batch), self.embedding_dropout)
-        return l2_normalise(self.encode(x, Pass(batch, x, dropout)))
+        return l2_normalise(self.encode(x, ForwardContext(batch, x, dropout)))
 
     @property
     def embedding_dropout(self) -> float:
@@ -99,10 +100,10 @@ class SequenceModel(nn.Module, ABC):
         return self.config.dropout
 
     @abstractmethod
-    def encode(self, x: Tensor, shared: Pass) -> Tensor:
-        """The layers: embedded tokens [T, D] -> states [T, D], one listener's tokens never touching another's.
+    def encode(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        """The layers: embedded tokens [T, D] -> states [T, D], each listener's tokens independent of all others'.
 
-        State i may depend on tokens up to i, and on times up to t_{i+1} where the model takes times.
+        State i may depend on tokens up to i, and on times up to t_{i+1} if the model takes times.
         """
 
     def encode_last(self, item_vectors: Tensor, batch: Batch) -> Tensor:
@@ -117,24 +118,24 @@ class SequenceModel(nn.Module, ABC):
 
     def temporal_curves(self) -> list[tuple[float, float]]:
         """(a, b) of a (1 + x)^(-b) of each layer, empty for a model without that function."""
-        return [(m.scale.item(), m.decay.item()) for m in self.modules() if isinstance(m, Pow)]
+        return [(m.scale.item(), m.decay.item()) for m in self.modules() if isinstance(m, FRAB)]
 
     def temporal_weights(self, seconds: Tensor) -> list[Tensor]:
         """Each layer's function of elapsed time at some seconds, same shape; empty for a model without one."""
-        parts = {part for m in self.modules() if isinstance(m, Mixed) for part in m.parts}
-        return [m.curve(seconds) for m in self.modules() if isinstance(m, TemporalFunction) and m not in parts]
+        mixed = {part for m in self.modules() if isinstance(m, Mixed) for part in m.parts}
+        return [m.curve(seconds) for m in self.modules() if isinstance(m, TemporalFunction) and m not in mixed]
 
     def multiply_in_bf16(self) -> None:
-        """From now on take the token-wise matrix products in bf16. ValueError for a model that does not offer it."""
+        """From now on compute token-wise matrix products in bf16. ValueError if the model does not offer it."""
         raise ValueError(f"train.precision=bf16 is offered by fuxi-beta alone, not by {self.config.name}: use fp32")
 
     def compile_ffn(self) -> None:
-        """From now on run the feed-forward part through torch.compile. ValueError where it is not offered."""
+        """From now on run the feed-forward part through torch.compile. ValueError if the model does not offer it."""
         raise ValueError(f"train.compile is offered by fuxi-beta alone, not by {self.config.name}: switch it off")
 
 
 def last_rows(x: Tensor, batch: Batch) -> Tensor:
-    """Each listener's last token, zeros where no token is. [T, D] -> [B, D]."""
+    """Each listener's last token, zeros for one without tokens. [T, D] -> [B, D]."""
     has_tokens = batch.lengths > 0
     rows = x.new_zeros(batch.num_listeners, x.shape[1])
     rows[has_tokens] = x[(batch.offsets[1:] - 1)[has_tokens]]

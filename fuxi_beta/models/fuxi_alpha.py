@@ -4,12 +4,12 @@
 
     channel    map
     position   B, one learned weight a distance (equation 8)
-    time       B^t, a function of elapsed time: bucketed in FuXi-alpha, functional in FRAB (equations 8, 11)
+    time       B^t, a function of elapsed time: buckets in FuXi-alpha, FRAB in FuXi-beta (equations 8, 11)
     content    SiLU(Q K^T) / (N + 11)
 
-All channels read the same V, U is as wide as the channels together, and channels lie head by head. `position` and
-`time` with the power function make FuXi-beta, which has a faster file of its own (`fuxi_beta`); here they serve
-Table 6's other functions. Queries and keys are projected only where there is a content channel.
+All channels read the same V, U is as wide as all channels together, and channels are ordered head by head. `position`
+and `time` with FRAB are FuXi-beta, which has a faster implementation (`fuxi_beta`); here they serve Table 6's other
+functions. Queries and keys are projected only if there is a content channel.
 
 Shapes: `T` packed tokens, `D` width, `C` channels in all, `n` padded length of a group of `G` listeners.
 """
@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig, TemporalName
-from fuxi_beta.layers.frab import FUNCTIONS, Pow
-from fuxi_beta.layers.mffn import MultistageFFN
-from fuxi_beta.layers.rab import PositionalBias
+from fuxi_beta.layers.elapsed_functions import FUNCTIONS
+from fuxi_beta.layers.frab import FRAB
+from fuxi_beta.layers.mffn import MFFN
+from fuxi_beta.layers.rab import RAB
 from fuxi_beta.models.attention import causal_maps, silu_scores
-from fuxi_beta.models.base import Pass
+from fuxi_beta.models.base import ForwardContext
 from fuxi_beta.models.registry import register
 from fuxi_beta.models.stack import Stack
 from fuxi_beta.ops.reference import apply_map, toeplitz
@@ -43,42 +44,42 @@ class ChannelMixer(nn.Module):
         self.reach = config.max_history + config.position_margin
         width = len(channels) + 1 + 2 * ("content" in channels)  # U, V and maybe Q and K
         self.project = nn.Parameter(torch.empty(config.dim, width * config.dim).normal_(std=0.02))
-        self.positional = PositionalBias(self.reach) if "position" in channels else None
+        self.positional = RAB(self.reach) if "position" in channels else None
         self.temporal = FUNCTIONS[temporal]() if "time" in channels else None
 
-    def forward(self, normed: Tensor, shared: Pass) -> Tensor:
+    def forward(self, normed: Tensor, ctx: ForwardContext) -> Tensor:
         """RMSNorm(x) [T, D] -> [T, C]."""
         projected = F.silu(normed @ self.project)
         width = len(self.channels) * self.dim
         gate, (value, *query_key) = projected[:, :width], projected[:, width:].split(self.dim, dim=1)
-        mixed = self._position_and_power(value, shared)
-        mixed += [self._mix(channel, value, query_key, shared) for channel in self.channels[len(mixed) :]]
+        mixed = self._position_and_frab(value, ctx)
+        mixed += [self._mix(channel, value, query_key, ctx) for channel in self.channels[len(mixed) :]]
         return gate * ops.rms_norm(self._by_head(mixed))
 
-    def _position_and_power(self, value: Tensor, shared: Pass) -> list[Tensor]:
-        """The first two channels at once where they are FuXi-beta's, for which there are kernels; else nothing."""
-        if self.channels[:2] != ("position", "time") or self.positional is None or not isinstance(self.temporal, Pow):
+    def _position_and_frab(self, value: Tensor, ctx: ForwardContext) -> list[Tensor]:
+        """The first two channels in one operator if they are FuXi-beta's, for which there are kernels; else none."""
+        if self.channels[:2] != ("position", "time") or self.positional is None or not isinstance(self.temporal, FRAB):
             return []
-        by_lag = self.positional.by_lag(shared.gaps.longest)
-        return list(shared.gaps.apply(value, by_lag, self.temporal.scale, self.temporal.decay).chunk(2, dim=1))
+        by_lag = self.positional.by_lag(ctx.times.longest)
+        return list(ops.apply_maps(value, ctx.times, by_lag, self.temporal.power).chunk(2, dim=1))
 
-    def _mix(self, channel: Channel, value: Tensor, query_key: list[Tensor], shared: Pass) -> Tensor:
+    def _mix(self, channel: Channel, value: Tensor, query_key: list[Tensor], ctx: ForwardContext) -> Tensor:
         """One channel's map times V. [T, D] -> [T, D]."""
         if channel == "content":
-            return causal_maps((*query_key, value), self.heads, shared, silu_scores(None, self.reach))
+            return causal_maps((*query_key, value), self.heads, ctx, silu_scores(None, self.reach))
         if channel == "position":
             positional = self.positional
             assert positional is not None
-            return shared.padding.each(value, lambda v, _: apply_map(toeplitz(positional.by_lag(len(v))), v))
+            return ctx.padding.each(value, lambda v, _: apply_map(toeplitz(positional.by_lag(len(v))), v))
         temporal = self.temporal
         assert temporal is not None
-        return shared.padding.each(value, lambda v, number: apply_map(temporal(shared.elapsed[number]), v))
+        return ctx.padding.each(value, lambda v, number: apply_map(temporal(ctx.elapsed[number]), v))
 
     def _by_head(self, mixed: list[Tensor]) -> Tensor:
         """Channels [T, D] each -> [T, C] as [first of head h | second of head h | ...] for each h."""
         if self.heads == 1:
             return torch.cat(mixed, dim=1)
-        return torch.stack([part.unflatten(1, (self.heads, -1)) for part in mixed], dim=2).flatten(1)
+        return torch.stack([channel.unflatten(1, (self.heads, -1)) for channel in mixed], dim=2).flatten(1)
 
 
 class Block(nn.Module):
@@ -87,12 +88,12 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, channels: tuple[Channel, ...], temporal: TemporalName) -> None:
         super().__init__()
         self.mixer = ChannelMixer(config, channels, temporal)
-        self.ffn = MultistageFFN(config.dim, config.ffn_multiply * config.dim, channels=len(channels))
+        self.ffn = MFFN(config.dim, config.ffn_multiply * config.dim, channels=len(channels))
 
-    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, D] -> [T, D]."""
-        mixed = shared.dropout(self.mixer(ops.rms_norm(x), shared))
-        return self.ffn(mixed, x, shared.dropout.mask())
+        mixed = ctx.dropout(self.mixer(ops.rms_norm(x), ctx))
+        return self.ffn(mixed, x, ctx.dropout.mask())
 
 
 class FuXiAlpha(Stack):

@@ -1,7 +1,7 @@
 """FuXi-beta (arXiv 2508.10615): a stack of attention-free blocks over a listener's history.
 
-Notable choices, all of the authors' code: pre-norm with weightless RMSNorm; maps of position and elapsed time instead
-of query-key attention; no final norm.
+Notable choices, all as in the authors' code: pre-norm with weightless RMSNorm; maps of position and elapsed time
+instead of query-key attention; no final norm.
 
 Shapes: `B` listeners, `T` packed tokens, `D` width, `C` = 2 D channels.
 """
@@ -12,13 +12,13 @@ from typing_extensions import override
 from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.data.batches import Batch
-from fuxi_beta.layers.aftm import TokenMixer
-from fuxi_beta.layers.mffn import MultistageFFN, compile_all
+from fuxi_beta.layers.aftm import AFTM
+from fuxi_beta.layers.mffn import MFFN, compile_all
 from fuxi_beta.layers.precision import operand_dtype
-from fuxi_beta.models.base import Dropout, Pass, SequenceModel, l2_normalise, last_rows
+from fuxi_beta.models.base import Dropout, ForwardContext, SequenceModel, l2_normalise, last_rows
 from fuxi_beta.models.fuxi_alpha import FuXiAlpha
 from fuxi_beta.models.registry import register
-from fuxi_beta.ops import Gaps
+from fuxi_beta.ops import PreparedTimes
 
 
 class Block(nn.Module):
@@ -27,31 +27,31 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         reach = config.max_history + config.position_margin
-        self.mixer = TokenMixer(config.dim, config.heads, reach, temporal=config.temporal != "zero")
-        self.ffn = MultistageFFN(config.dim, config.ffn_multiply * config.dim)
+        self.mixer = AFTM(config.dim, config.heads, reach, temporal=config.temporal != "zero")
+        self.ffn = MFFN(config.dim, config.ffn_multiply * config.dim)
 
-    def forward(self, x: Tensor, gaps: Gaps, dropout: Dropout) -> Tensor:
+    def forward(self, x: Tensor, times: PreparedTimes, dropout: Dropout) -> Tensor:
         """[T, D] -> [T, D]."""
         normed = ops.rms_norm(x, None, operand_dtype(x, bf16=self.mixer.bf16))
-        return self.ffn(self.mixer(normed, gaps, dropout.mask()), x, dropout.mask())
+        return self.ffn(self.mixer(normed, times, dropout.mask()), x, dropout.mask())
 
     def last(self, x: Tensor, batch: Batch) -> Tensor:
-        """`forward` at each listener's last token only, without dropout. [T, D] -> [B, D], zeros where no token is."""
+        """`forward` at each listener's last token, without dropout. [T, D] -> [B, D], zeros for one without tokens."""
         mixed = self.mixer.last(ops.rms_norm(x), batch)
         return self.ffn(mixed, last_rows(x, batch), None) * (batch.lengths > 0)[:, None]
 
 
 class FuXiBeta(SequenceModel):
-    """FuXi-beta with its power function of elapsed time, or without the temporal channel, on the fast operators."""
+    """FuXi-beta with FRAB or without the temporal channel, on the fast operators."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
 
     @override
-    def encode(self, x: Tensor, shared: Pass) -> Tensor:
+    def encode(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         for block in self.blocks:
-            x = block(x, shared.gaps, shared.dropout)
+            x = block(x, ctx.times, ctx.dropout)
         return x
 
     @override
@@ -61,17 +61,16 @@ class FuXiBeta(SequenceModel):
         The last layer computes one row of its maps only.
         """
         x = self.embed(item_vectors, batch)
-        if len(self.blocks) > 1:
-            gaps = ops.gaps(batch, like=x)
-            for block in list(self.blocks)[:-1]:
-                x = block(x, gaps, Dropout(None, batch, 0.0))
-        last = self.blocks[-1]
-        assert isinstance(last, Block)
+        *body, last = self._blocks()
+        if body:
+            times = ops.prepare_times(batch, like=x)
+            for block in body:
+                x = block(x, times, Dropout(None, batch, 0.0))
         return l2_normalise(last.last(x, batch))
 
     @override
     def multiply_in_bf16(self) -> None:
-        """From now on take the token-wise matrix products in bf16; see `fuxi_beta.layers.precision`."""
+        """From now on compute token-wise matrix products in bf16; see `fuxi_beta.layers.precision`."""
         for block in self._blocks():
             block.mixer.bf16 = block.ffn.bf16 = True
 

@@ -4,8 +4,8 @@
                 y = x + W_o dropout(u * LN(A v))
     HSTU-beta:  [u, v] = SiLU(LN(x) W);  y = x + W_o dropout(u * LN((B + B^t) v))            (section 6.4.4)
 
-HSTU's B^t is bucketed, HSTU-beta's the power function. LN has neither gain nor bias, eps 1e-6. There is no
-feed-forward part. W starts at N(0, 0.02), W_o Xavier-uniform with a zero bias.
+HSTU's B^t is bucketed, HSTU-beta's is FRAB. LN has neither gain nor bias, eps 1e-6. There is no feed-forward part. W
+starts at N(0, 0.02), W_o Xavier-uniform with a zero bias.
 
 Shapes: `T` packed tokens, `D` width, `H` heads, `n` padded length of a group of `G` listeners.
 """
@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.layers.frab import Bucket, Pow
-from fuxi_beta.layers.rab import PositionalBias
+from fuxi_beta.layers.elapsed_functions import Bucket
+from fuxi_beta.layers.frab import FRAB
+from fuxi_beta.layers.rab import RAB
 from fuxi_beta.models.attention import causal_maps, silu_scores
-from fuxi_beta.models.base import Pass
+from fuxi_beta.models.base import ForwardContext
 from fuxi_beta.models.registry import register
 from fuxi_beta.models.stack import Stack
 from fuxi_beta.ops.reference import toeplitz
@@ -35,56 +37,56 @@ def layer_norm(x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """What both blocks share: projection, gate and output."""
+    """The projection, gate and output that both blocks share."""
 
     def __init__(self, config: ModelConfig, projections: int) -> None:
         super().__init__()
         self.heads, self.reach = config.heads, config.max_history + config.position_margin
         self.project = nn.Parameter(torch.empty(config.dim, projections * config.dim).normal_(std=0.02))
-        self.positional = PositionalBias(self.reach)
+        self.positional = RAB(self.reach)
         self.out = nn.Linear(config.dim, config.dim)
         nn.init.xavier_uniform_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, D] -> [T, D]."""
         gate, *rest = F.silu(layer_norm(x) @ self.project).split(x.shape[1], dim=1)
-        return x + self.out(shared.dropout(gate * layer_norm(self.mix(rest, shared))))
+        return x + self.out(ctx.dropout(gate * layer_norm(self.mix(rest, ctx))))
 
-    def mix(self, projected: list[Tensor], shared: Pass) -> Tensor:
+    def mix(self, projected: list[Tensor], ctx: ForwardContext) -> Tensor:
         """The block's maps times v. [T, D] each -> [T, D]."""
         raise NotImplementedError
 
 
 class AttentionBlock(Block):
-    """HSTU's: one map of queries, keys, positions and buckets of time."""
+    """HSTU's block: one map of queries, keys, positions and buckets of time."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, projections=4)
         self.temporal = Bucket()
 
     @override
-    def mix(self, projected: list[Tensor], shared: Pass) -> Tensor:
+    def mix(self, projected: list[Tensor], ctx: ForwardContext) -> Tensor:
         value, query, key = projected
         bias = [
             toeplitz(self.positional.by_lag(group.length)) + self.temporal(elapsed)
-            for group, elapsed in zip(shared.padding.groups, shared.elapsed, strict=True)
+            for group, elapsed in zip(ctx.padding.groups, ctx.elapsed, strict=True)
         ]
-        return causal_maps((query, key, value), self.heads, shared, silu_scores(bias, self.reach))
+        return causal_maps((query, key, value), self.heads, ctx, silu_scores(bias, self.reach))
 
 
 class SummedBlock(Block):
-    """HSTU-beta's: the summed maps of position and elapsed time."""
+    """HSTU-beta's block: the summed maps of position and elapsed time."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, projections=2)
-        self.temporal = Pow()
+        self.temporal = FRAB()
 
     @override
-    def mix(self, projected: list[Tensor], shared: Pass) -> Tensor:
+    def mix(self, projected: list[Tensor], ctx: ForwardContext) -> Tensor:
         (value,) = projected
-        by_lag = self.positional.by_lag(shared.gaps.longest)
-        by_position, by_time = shared.gaps.apply(value, by_lag, self.temporal.scale, self.temporal.decay).chunk(2, 1)
+        by_lag = self.positional.by_lag(ctx.times.longest)
+        by_position, by_time = ops.apply_maps(value, ctx.times, by_lag, self.temporal.power).chunk(2, dim=1)
         return by_position + by_time
 
 

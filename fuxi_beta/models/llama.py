@@ -4,8 +4,8 @@
     LLaMa-beta:  h = x + W_o ((B + B^t) v)                             one summed map, no softmax (section 6.4.4)
     both:        y = h + W_2 (SiLU(W_1 m) * W_3 m),  m = RMSNorm(h)
 
-Norms are weightless, as in FuXi-beta; one head where the head size would be odd, because rotary positions turn pairs.
-Dropout is where FuXi-beta has it: of the mixed values, and before the feed-forward part (choice). Xavier-uniform
+Norms are weightless, as in FuXi-beta; one head if the head size would be odd, because rotary positions rotate pairs.
+Dropout is applied as in FuXi-beta: to the mixed values, and before the feed-forward part (choice). Xavier-uniform
 weights, no biases.
 
 Shapes: `T` packed tokens, `D` width, `H` heads of size `d`.
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.layers.frab import Pow
-from fuxi_beta.layers.rab import PositionalBias
+from fuxi_beta.layers.frab import FRAB
+from fuxi_beta.layers.rab import RAB
 from fuxi_beta.models.attention import softmax_attention
-from fuxi_beta.models.base import Pass
+from fuxi_beta.models.base import ForwardContext
 from fuxi_beta.models.registry import register
 from fuxi_beta.models.stack import Stack
 
@@ -27,7 +27,7 @@ _ROTARY_BASE = 10_000.0
 
 
 def rotate(x: Tensor, position: Tensor, heads: int) -> Tensor:
-    """Rotary positions: pair k of each head turned by position * base^(-2k / d). [T, H d] -> [T, H d]."""
+    """Rotary positions: pair k of each head rotated by position * base^(-2k / d). [T, H d] -> [T, H d]."""
     size = x.shape[1] // heads
     frequency = _ROTARY_BASE ** (-torch.arange(0, size, 2, dtype=torch.float64, device=x.device) / size)
     angle = position.double()[:, None, None] * frequency  # [T, 1, d / 2]
@@ -43,12 +43,12 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.gate_and_up = nn.Linear(dim, 2 * hidden, bias=False)  # W_1 | W_3
         self.down = nn.Linear(hidden, dim, bias=False)
-        for part in (*self.gate_and_up.weight.split(hidden), self.down.weight):
-            nn.init.xavier_uniform_(part)
+        for weight in (*self.gate_and_up.weight.split(hidden), self.down.weight):
+            nn.init.xavier_uniform_(weight)
 
-    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, D] -> [T, D]."""
-        return self.down(ops.swiglu(self.gate_and_up(ops.rms_norm(x, shared.dropout.mask()))))
+        return self.down(ops.swiglu(self.gate_and_up(ops.rms_norm(x, ctx.dropout.mask()))))
 
 
 class Attention(nn.Module):
@@ -61,14 +61,14 @@ class Attention(nn.Module):
         if dim % 2:
             raise ValueError(f"model.dim is {dim}: rotary positions need an even width")
         self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
-        for part in self.query_key_value.weight.split(dim):
-            nn.init.xavier_uniform_(part)
+        for weight in self.query_key_value.weight.split(dim):
+            nn.init.xavier_uniform_(weight)
 
-    def forward(self, normed: Tensor, shared: Pass) -> Tensor:
+    def forward(self, normed: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, D] -> [T, D]."""
         query, key, value = self.query_key_value(normed).chunk(3, dim=1)
-        query, key = (rotate(part, shared.batch.position, self.heads) for part in (query, key))
-        return softmax_attention((query, key, value), self.heads, shared)
+        query, key = (rotate(x, ctx.batch.position, self.heads) for x in (query, key))
+        return softmax_attention((query, key, value), self.heads, ctx)
 
 
 class SummedMaps(nn.Module):
@@ -78,13 +78,13 @@ class SummedMaps(nn.Module):
         super().__init__()
         self.value = nn.Linear(config.dim, config.dim, bias=False)
         nn.init.xavier_uniform_(self.value.weight)
-        self.positional, self.temporal = PositionalBias(config.max_history + config.position_margin), Pow()
+        self.positional, self.temporal = RAB(config.max_history + config.position_margin), FRAB()
 
-    def forward(self, normed: Tensor, shared: Pass) -> Tensor:
+    def forward(self, normed: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, D] -> [T, D]."""
-        by_lag = self.positional.by_lag(shared.gaps.longest)
-        both = shared.gaps.apply(self.value(normed), by_lag, self.temporal.scale, self.temporal.decay)
-        by_position, by_time = both.chunk(2, dim=1)
+        by_lag = self.positional.by_lag(ctx.times.longest)
+        maps = ops.apply_maps(self.value(normed), ctx.times, by_lag, self.temporal.power)
+        by_position, by_time = maps.chunk(2, dim=1)
         return by_position + by_time
 
 
@@ -97,10 +97,10 @@ class Block(nn.Module):
         self.ffn = SwiGLU(config.dim, config.ffn_multiply * config.dim)
         nn.init.xavier_uniform_(self.out.weight)
 
-    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, D] -> [T, D]."""
-        joined = x + self.out(shared.dropout(self.mixer(ops.rms_norm(x), shared)))
-        return joined + self.ffn(joined, shared)
+        joined = x + self.out(ctx.dropout(self.mixer(ops.rms_norm(x), ctx)))
+        return joined + self.ffn(joined, ctx)
 
 
 class LLaMa(Stack):

@@ -1,15 +1,15 @@
 """NARM: a GRU that attends to its own states (Li, Ren, Chen, Ren, Lian and Ma, 2017, arXiv 1711.04725).
 
-    h_t      = GRU(x_t, h_{t-1})                          global encoder: what the listener is doing
+    h_t      = GRU(x_t, h_{t-1})                          global encoder: the listener's behaviour
     alpha_tj = softmax over j <= t of v^T sigmoid(A_1 h_t + A_2 h_j)
-    c_t      = sum_{j <= t} alpha_tj h_j                  local encoder: what it is about
-    y_t      = B dropout([h_t | c_t])                     bilinear decoder: a song scores its vector times y_t
+    c_t      = sum_{j <= t} alpha_tj h_j                  local encoder: the listener's purpose
+    y_t      = B dropout([h_t | c_t])                     bilinear decoder: a song's score is its vector times y_t
 
-One GRU serves both encoders and alpha is a softmax, as in the authors' code; the paper's equations leave alpha as it
-is, and then c_t grows with the length of the history. Dropout .25 on the embedded tokens and .5 before the decoder, as
-published; `config.dropout` = 0 switches both off.
+Both encoders share one GRU and alpha is a softmax, as in the authors' code; in the paper's equations alpha is not
+normalised, so that c_t grows with the length of the history. Dropout .25 on the embedded tokens and .5 before the
+decoder, as published; `config.dropout` = 0 switches both off.
 (choice) Every prefix of a history is a training sample, so every position has an output; `torch.nn.GRU` resets after
-the recurrent product, where the paper resets before it.
+the recurrent product, the paper before it.
 Initial values: the recurrent matrix of each gate orthogonal and biases zero, as in the authors' code; every other
 matrix Xavier-uniform (choice).
 
@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.models.base import Pass, SequenceModel
-from fuxi_beta.models.gru4rec import initial_gru, walk
+from fuxi_beta.models.base import ForwardContext, SequenceModel
+from fuxi_beta.models.gru4rec import gru_states, initial_gru
 from fuxi_beta.models.registry import register
 
 EMBEDDING_DROPOUT, STATE_DROPOUT = 0.25, 0.5
 
 
 class LocalEncoder(nn.Module):
-    """c_t, a sum of the states up to t, weighted by how they go with the state at t."""
+    """c_t, a sum of the states up to t, weighted by their attention scores with the state at t."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -42,10 +42,10 @@ class LocalEncoder(nn.Module):
         for linear in (self.query, self.key, self.score):
             nn.init.xavier_uniform_(linear.weight)
 
-    def forward(self, states: Tensor, shared: Pass) -> Tensor:
+    def forward(self, states: Tensor, ctx: ForwardContext) -> Tensor:
         """h [T, H] -> c [T, H]."""
         hidden = states.shape[1]
-        # Projected before padding, and padded at once.
+        # Projected before padding, and padded together.
         projected = torch.cat([states, self.query(states), self.key(states)], dim=1)
 
         def attend(padded: Tensor, _: int) -> Tensor:  # [n, G, 3 H] -> [n, G, H]
@@ -55,7 +55,7 @@ class LocalEncoder(nn.Module):
             weights = scores.masked_fill(above, -torch.inf).softmax(-1)
             return torch.bmm(weights, state.transpose(0, 1)).transpose(0, 1)
 
-        return shared.padding.each(projected, attend)
+        return ctx.padding.each(projected, attend)
 
 
 class NARM(SequenceModel):
@@ -76,18 +76,18 @@ class NARM(SequenceModel):
         return EMBEDDING_DROPOUT
 
     @override
-    def encode(self, x: Tensor, shared: Pass) -> Tensor:
+    def encode(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """B [h_t | c_t]. [T, D] -> [T, D]."""
-        states = walk(self.gru, x, shared)
-        both = torch.cat([states, self.local(states, shared)], dim=1)
-        return self.decoder(shared.dropout(both, STATE_DROPOUT))
+        states = gru_states(self.gru, x, ctx)
+        both = torch.cat([states, self.local(states, ctx)], dim=1)
+        return self.decoder(ctx.dropout(both, STATE_DROPOUT))
 
 
 def additive_scores(query: Tensor, key: Tensor, weight: Tensor) -> Tensor:
     """weight^T sigmoid(query_t + key_j) on and below the diagonal, 0 above. [n, G, H] twice, [H] -> [G, n, n].
 
-    The sigmoids of all pairs would take gigabytes, so those of one row are made at a time, small enough for a cache,
-    and made again for the gradient.
+    The sigmoids of all pairs would take gigabytes, so they are computed row by row, small enough for a cache, and again
+    for the gradient.
     """
     scores: Tensor = _AdditiveScores.apply(query.contiguous(), key.contiguous(), weight)  # type: ignore[assignment]
     return scores.permute(2, 0, 1)
@@ -113,7 +113,7 @@ class _AdditiveScores(torch.autograd.Function):
         for row, activation in _rows(query, key):
             of_row = of_scores[row, : row + 1]
             of_weight.addmv_(activation.flatten(0, 1).t(), of_row.view(-1))
-            # Times s (1 - s), in place of s. The factor v is the same for every pair, so it comes last.
+            # Times s (1 - s), in place of s. The factor v is the same for every pair, so it is applied last.
             torch.ops.aten.sigmoid_backward.grad_input(of_row[..., None], activation, grad_input=activation)
             torch.sum(activation, 0, out=of_query[row])
             of_key[: row + 1] += activation
@@ -121,7 +121,7 @@ class _AdditiveScores(torch.autograd.Function):
 
 
 def _rows(query: Tensor, key: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Each row t with sigmoid(query_t + key_j) for j <= t [t + 1, G, H], all rows in the same memory."""
+    """(t, sigmoid(query_t + key_j) for j <= t [t + 1, G, H]) for each row t, all in the same memory."""
     memory = torch.empty_like(key)
     for row in range(len(query)):
         yield row, torch.add(key[: row + 1], query[row], out=memory[: row + 1]).sigmoid_()

@@ -1,4 +1,4 @@
-"""The systems by name. A model's file registers what it offers; `fuxi_beta.models` imports every file of its folder."""
+"""The systems by name. Each model file registers its own; `fuxi_beta.models` imports every file of the folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from fuxi_beta.models.base import SequenceModel
 
 @dataclass(frozen=True)
 class System:
-    """How a system is made, and whether it reads t_{i+1}, the time of the event it predicts."""
+    """How a system is built, and whether it reads t_{i+1}, the time of the event that it predicts."""
 
     build: Callable[[ModelConfig], SequenceModel]
     takes_time: bool
@@ -19,9 +19,9 @@ SYSTEMS: dict[str, System] = {}
 
 
 def register(name: str, build: Callable[[ModelConfig], SequenceModel], *, takes_time: bool) -> None:
-    """Make a system known as `name` (lower case, hyphens), which becomes a value of `model.name`.
+    """Register a system as `name` (lower case, hyphens), which becomes a value of `model.name`.
 
-    Raises ValueError for a name that another system has.
+    Raises ValueError if another system has that name.
     """
     if name in SYSTEMS:
         raise ValueError(f"two systems are called {name}: give one of them another name")

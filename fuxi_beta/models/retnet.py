@@ -4,14 +4,14 @@ A layer, with n = RMSNorm(x):
 
     q, k, v, g = W_q n, W_k n, W_v n, W_g n                  split into heads
     S_h[i, j]  = rot_i(q_i) . rot_j(k_j) gamma_h^(i - j),  j <= i      gamma_h = 1 - 2^(-5 - h), h = 0, 1, ..
-    R_h        = RMSNorm(S_h v)                              each head on its own
+    R_h        = RMSNorm(S_h v)                              each head separately
     o          = W_o dropout(SiLU(g) * R) + x
     y          = W_2 dropout(SiLU(W_1 m) * W_3 m) + o,       m = RMSNorm(o)
 
-rot_i turns channels 2 c and 2 c + 1 of a head by i theta_c, theta from 1 to 1/10000 in equal ratios. All norms are
+rot_i rotates channels 2 c and 2 c + 1 of a head by i theta_c, theta from 1 to 1/10000 in equal ratios. All norms are
 without weights, eps 1e-6. As in the authors' code there are no biases and heads are normalised by RMSNorm, in the paper
-by GroupNorm; the code's scaling of S, which such a norm takes out again, is left out.
-(choice) Five heads, or the largest divisor of D below five; no rotation where a head's width is odd; values as wide as
+by GroupNorm; the code's scaling of S, which such a norm cancels, is left out.
+(choice) Five heads, or the largest divisor of D below five; no rotation if a head's width is odd; values as wide as
 keys and W_1 as wide as `ffn_multiply` D, for a block about as large as the other models'; both dropouts.
 Initial values: Xavier-uniform, with gain 2^(-5/2) for W_q, W_k, W_v and W_g, as in the authors' code.
 
@@ -27,7 +27,7 @@ from typing_extensions import override
 
 from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.models.base import ForwardContext, SequenceModel
 from fuxi_beta.models.registry import register
 from fuxi_beta.ops.reference import toeplitz
 
@@ -37,24 +37,24 @@ _PROJECTION_GAIN = 2**-2.5
 
 @dataclass(frozen=True)
 class Relative:
-    """What a pair of events owes to their distance; all layers share it."""
+    """The rotations and decays by distance, which all layers share."""
 
-    cos: Tensor  # [T, 1, d / 2], of the angle by which a token is turned; [T, 1, 0] without rotation
+    cos: Tensor  # [T, 1, d / 2], of the angle by which a token is rotated; [T, 1, 0] without rotation
     sin: Tensor
     decay: Tensor  # [h, n, n], gamma^(i - j) on and below the diagonal, 0 above; n of the longest listener
 
     @classmethod
-    def of(cls, shared: Pass, heads: int, width: int, like: Tensor) -> "Relative":
+    def of(cls, ctx: ForwardContext, heads: int, width: int, like: Tensor) -> "Relative":
         """For the positions of a batch. width: of a head."""
         pairs = 0 if width % 2 else width // 2
         exponent = torch.linspace(0, 1, pairs, dtype=like.dtype, device=like.device)
-        angle = (shared.batch.position[:, None] * 10000.0**-exponent)[:, None]
-        lag = torch.arange(shared.batch.longest, dtype=like.dtype, device=like.device)
+        angle = (ctx.batch.position[:, None] * 10000.0**-exponent)[:, None]
+        lag = torch.arange(ctx.batch.longest, dtype=like.dtype, device=like.device)
         decay = [toeplitz((1 - 2.0 ** (-5 - head)) ** lag) for head in range(heads)]
         return cls(angle.cos(), angle.sin(), torch.stack(decay))
 
     def rotate(self, x: Tensor) -> Tensor:
-        """Turn each pair of channels of each head by the angle of its token. [T, heads, d] -> [T, heads, d]."""
+        """Rotate each pair of channels of each head by the angle of its token. [T, heads, d] -> [T, heads, d]."""
         if not self.cos.shape[2]:
             return x
         even, odd = x[..., ::2], x[..., 1::2]
@@ -69,15 +69,15 @@ class Retention(nn.Module):
         self.heads = heads
         self.project = nn.Linear(dim, 4 * dim, bias=False)  # W_q | W_k | W_v | W_g
         self.output = nn.Linear(dim, dim, bias=False)  # W_o
-        for part in self.project.weight.data.chunk(4):
-            nn.init.xavier_uniform_(part, gain=_PROJECTION_GAIN)
+        for weight in self.project.weight.data.chunk(4):
+            nn.init.xavier_uniform_(weight, gain=_PROJECTION_GAIN)
         nn.init.xavier_uniform_(self.output.weight)
 
-    def forward(self, x: Tensor, relative: Relative, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, relative: Relative, ctx: ForwardContext) -> Tensor:
         """x: normed."""
         tokens, dim = x.shape
         query_and_key, value, gate = self.project(x).split([2 * dim, dim, dim], dim=1)
-        turned = relative.rotate(query_and_key.reshape(tokens, 2 * self.heads, dim // self.heads))
+        rotated = relative.rotate(query_and_key.reshape(tokens, 2 * self.heads, dim // self.heads))
 
         def retain(padded: Tensor, _: int) -> Tensor:  # [n, G, 3 D] -> [n, G, D]
             n, listeners, _ = padded.shape
@@ -86,9 +86,9 @@ class Retention(nn.Module):
             scores = (query @ key.transpose(2, 3)) * relative.decay[:, :n, :n]
             return (scores @ value).permute(2, 0, 1, 3).reshape(n, listeners, dim)
 
-        retained = shared.padding.each(torch.cat([turned.flatten(1), value], dim=1), retain)
+        retained = ctx.padding.each(torch.cat([rotated.flatten(1), value], dim=1), retain)
         normed = ops.rms_norm(retained.view(tokens * self.heads, dim // self.heads)).view(tokens, dim)
-        return self.output(shared.dropout(F.silu(gate) * normed))
+        return self.output(ctx.dropout(F.silu(gate) * normed))
 
 
 class Block(nn.Module):
@@ -103,10 +103,10 @@ class Block(nn.Module):
         for weight in (*self.gate_and_up.weight.data.chunk(2), self.down.weight):
             nn.init.xavier_uniform_(weight)
 
-    def forward(self, x: Tensor, relative: Relative, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, relative: Relative, ctx: ForwardContext) -> Tensor:
         """[T, D] -> [T, D]."""
-        x = x + self.retention(ops.rms_norm(x), relative, shared)
-        return x + self.down(shared.dropout(ops.swiglu(self.gate_and_up(ops.rms_norm(x)))))
+        x = x + self.retention(ops.rms_norm(x), relative, ctx)
+        return x + self.down(ctx.dropout(ops.swiglu(self.gate_and_up(ops.rms_norm(x)))))
 
 
 class RetNet(SequenceModel):
@@ -118,10 +118,10 @@ class RetNet(SequenceModel):
         self.blocks = nn.ModuleList(Block(config, self.heads) for _ in range(config.layers))
 
     @override
-    def encode(self, x: Tensor, shared: Pass) -> Tensor:
-        relative = Relative.of(shared, self.heads, self.config.dim // self.heads, like=x)
+    def encode(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        relative = Relative.of(ctx, self.heads, self.config.dim // self.heads, like=x)
         for block in self.blocks:
-            x = block(x, relative, shared)
+            x = block(x, relative, ctx)
         return x
 
 

@@ -5,11 +5,11 @@ Each layer, with LN of eps 1e-8 and learned gain and bias:
     q = LN(x);  h = Attention(q W_q, x W_k, x W_v) + q
     f = LN(h);  y = dropout(W_2 dropout(ReLU(W_1 f))) + f
 
-The query alone is normalised, and residuals leave from the normalised side, which is what makes deep stacks hard to
-train. Attention weights are not dropped out (choice).
+Only the query is normalised, and residuals start from the normalised side, which makes deep stacks hard to train.
+Attention weights are not dropped out (choice).
 
 `SASRec` with `gap` also reads the time until the event to predict, as one vector a bucket of log(t_{i+1} - t_i) added
-to the token: it knows the time, but has no map to use it in.
+to the token: it reads the time without a map of elapsed time.
 
 Shapes: `T` packed tokens, `D` width.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.models.attention import softmax_attention
-from fuxi_beta.models.base import Pass
+from fuxi_beta.models.base import ForwardContext
 from fuxi_beta.models.registry import register
 from fuxi_beta.models.stack import Stack
 
@@ -36,20 +36,20 @@ class Block(nn.Module):
         self.query, self.key_and_value = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
         self.first, self.second = nn.Linear(dim, config.ffn_multiply * dim), nn.Linear(config.ffn_multiply * dim, dim)
-        for part in (self.query.weight, *self.key_and_value.weight.split(dim), self.out.weight):
-            nn.init.xavier_normal_(part)
+        for weight in (self.query.weight, *self.key_and_value.weight.split(dim), self.out.weight):
+            nn.init.xavier_normal_(weight)
         for layer in (self.first, self.second):
             nn.init.xavier_normal_(layer.weight)
         for layer in (self.query, self.key_and_value, self.out, self.first, self.second):
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, shared: Pass) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, D] -> [T, D]."""
         query = self.query_norm(x)
         packed = (self.query(query), *self.key_and_value(x).chunk(2, dim=1))
-        normed = self.norm(self.out(softmax_attention(packed, self.heads, shared)) + query)
-        inner = shared.dropout(F.relu(self.first(normed)))
-        return shared.dropout(self.second(inner)) + normed
+        normed = self.norm(self.out(softmax_attention(packed, self.heads, ctx)) + query)
+        inner = ctx.dropout(F.relu(self.first(normed)))
+        return ctx.dropout(self.second(inner)) + normed
 
 
 class SASRec(Stack):

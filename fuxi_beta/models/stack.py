@@ -1,4 +1,4 @@
-"""A model that is a stack of equal blocks, which most are: its file says what a block is.
+"""A model that is a stack of equal blocks, as most are; a model's file defines the block.
 
 Shapes: `T` packed tokens, `D` width.
 """
@@ -12,12 +12,12 @@ from typing_extensions import override
 
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.data.batches import Batch
-from fuxi_beta.layers.frab import BUCKETS, bucket_of
-from fuxi_beta.models.base import Pass, SequenceModel
+from fuxi_beta.models.base import ForwardContext, SequenceModel
+from fuxi_beta.ops.elapsed import BUCKETS, bucket_of
 
 
 class GapEmbedding(nn.Module):
-    """The time from each event to the one it predicts, as a learned vector a bucket of its logarithm; N(0, 0.02)."""
+    """The time from each event to the one it predicts: a learned vector a bucket of its logarithm; N(0, 0.02)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -29,10 +29,9 @@ class GapEmbedding(nn.Module):
 
 
 class Stack(SequenceModel):
-    """`config.layers` blocks, each called with (tokens [T, D], Pass) and giving tokens [T, D].
+    """`config.layers` blocks, each called as block(tokens [T, D], context) -> tokens [T, D].
 
-    gap: add the time until the event to predict to its token, for a model that has no map to use it in. Such a model
-    knows the time without being built for it.
+    gap: add the time until the event to predict to its token, for a model without a map of elapsed time.
     """
 
     def __init__(self, config: ModelConfig, block: Callable[[], nn.Module], *, gap: bool = False) -> None:
@@ -41,9 +40,9 @@ class Stack(SequenceModel):
         self.blocks = nn.ModuleList(block() for _ in range(config.layers))
 
     @override
-    def encode(self, x: Tensor, shared: Pass) -> Tensor:
+    def encode(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         if self.gap is not None:
-            x = x + self.gap(shared.batch)
+            x = x + self.gap(ctx.batch)
         for block in self.blocks:
-            x = block(x, shared)
+            x = block(x, ctx)
         return x

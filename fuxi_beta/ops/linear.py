@@ -1,13 +1,13 @@
-"""Both attention maps of FuXi-beta without a square: time and memory linear in the length of a history.
+"""Both attention maps of FuXi-beta in time and memory linear in the length of a history.
 
-`temporal_linear` is FRAB (equations 11 and 12) by way of Euler's integral. A power is a mixture of exponentials,
+`temporal_linear` is FRAB (equations 11 and 12) by Euler's integral. A power is a mixture of exponentials,
 
     (1 + x)^(-b) = 1 / Gamma(b) * integral over s > 0 of s^(b - 1) e^(-s) e^(-s x) ds
 
-and with s = e^u the trapezoid rule on fixed nodes u gives K of them, whose weights alone depend on b. An exponential of
-a gap factors into one of the event looked back at and one of the event that asks, so the past of a row is K running
-sums. The packed tokens are cut into chunks without regard to where sequences end: inside a chunk the map is taken
-exactly, and only the sequence that crosses a boundary hands its K sums on.
+and with s = e^u the trapezoid rule on fixed nodes u approximates it by K of them, whose weights alone depend on b. An
+exponential of an elapsed time factors into one of the query time and one of the key time, so that K running sums stand
+for the whole past of a row. The packed tokens are cut into chunks whatever the ends of sequences: inside a chunk the
+map is exact, and the K sums are carried over a boundary between chunks only within the sequence that crosses it.
 
 `positional_toeplitz` is RAB (equation 8), a causal convolution: a matrix product when short, an FFT when long.
 
@@ -29,63 +29,58 @@ from torch.autograd.function import once_differentiable
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops.reference import gate_and_value, gated, toeplitz
-from fuxi_beta.ops.token_mixer import Gaps
+from fuxi_beta.ops.token_mixer import Power, PreparedTimes
 
 LOWEST_DECAY, HIGHEST_DECAY = -0.1, 3.0
 LONGEST_SPAN = 10**8  # seconds, a little over three years
 CHUNK = 64  # m: tokens between which the map is taken exactly
-BLOCK = 64 * CHUNK  # tokens worked on at once: scratch memory is theirs alone, whatever T
+BLOCK = 64 * CHUNK  # tokens worked on at once, which bounds the scratch memory whatever T
 
 _STEP = 0.52  # of u. The rule's own error is 2 |Gamma(b + 2 pi i / step)| / Gamma(b): 7e-6 at b = 3, less below
 _NODES = 48  # K, the node s = 0 among them
-_TOP = 2.5  # u of the fastest node: beyond it e^(-s) leaves nothing
+_TOP = 2.5  # u of the fastest node: beyond it e^(-s) is negligible
 _FFT_FROM = 640  # events of a sequence from which transforms beat the matrix product
 _ROWS = 256  # of the matrix product at once: above the diagonal at most a block of them is wasted
 _TRANSFORMED = 2**19  # numbers transformed at once: they stay in the cache
 
 
-class LinearGaps:
-    """The times of a batch of long histories, worked through without a map; where that does not apply, by `dense()`."""
+class LongHistoryTimes:
+    """The times of a batch of long histories. `quadratic` makes those for a temporal map that cannot be linear."""
 
-    def __init__(self, batch: Batch, dense: Callable[[], Gaps]) -> None:
-        self.longest, self._dense = batch.longest, dense
+    def __init__(self, batch: Batch, quadratic: Callable[[], PreparedTimes]) -> None:
+        self.longest, self._quadratic = batch.longest, quadratic
         self.times = (batch.timestamp, batch.next_timestamp, batch.offsets)
         self.in_order = _in_order(*self.times)
 
     @cached_property
-    def dense(self) -> Gaps:
-        """What mixes with maps; made when first needed."""
-        return self._dense()
+    def quadratic(self) -> PreparedTimes:
+        """The fallback, made when first needed."""
+        return self._quadratic()
 
-    def mix(
-        self, projected: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None, mask: Mask | None
-    ) -> Tensor:
-        """See `fuxi_beta.ops.Gaps.mix`."""
-        if self._needs_dense(scale, decay):
-            return self.dense.mix(projected, by_lag, scale, decay, mask)
+    def token_mixer(self, projected: Tensor, by_lag: Tensor, power: Power | None, mask: Mask | None) -> Tensor:
+        """See `fuxi_beta.ops.token_mixer`."""
+        if not self._is_linear(power):
+            return self.quadratic.token_mixer(projected, by_lag, power, mask)
         gate, value = gate_and_value(projected)
-        return gated(gate, self.apply(value, by_lag, scale, decay), mask)
+        return gated(gate, self.apply_maps(value, by_lag, power), mask)
 
-    def apply(self, value: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None) -> Tensor:
-        """See `fuxi_beta.ops.Gaps.apply`."""
-        if self._needs_dense(scale, decay):
-            return self.dense.apply(value, by_lag, scale, decay)
+    def apply_maps(self, value: Tensor, by_lag: Tensor, power: Power | None) -> Tensor:
+        """See `fuxi_beta.ops.apply_maps`."""
+        if not self._is_linear(power):
+            return self.quadratic.apply_maps(value, by_lag, power)
         by_position = positional_toeplitz(value, self.times[2], by_lag)
-        if scale is None or decay is None:
-            by_time = torch.zeros_like(value)
-        else:
-            by_time = temporal_linear(value, *self.times, scale, decay)
+        by_time = torch.zeros_like(value) if power is None else temporal_linear(value, *self.times, *power)
         return torch.cat([by_position, by_time], dim=1)
 
-    def _needs_dense(self, scale: Tensor | None, decay: Tensor | None) -> bool:
-        return scale is not None and decay is not None and not (self.in_order and _in_range(decay))
+    def _is_linear(self, power: Power | None) -> bool:
+        return power is None or (self.in_order and _in_range(power[1]))
 
 
 def linear_applies(timestamp: Tensor, next_timestamp: Tensor, offsets: Tensor, decay: Tensor) -> bool:
-    """Whether `temporal_linear` may stand in for the dense map.
+    """Whether `temporal_linear` approximates the temporal map here.
 
-    True if the decay is within [-0.1, 3] and, in every sequence, events are in order of time, none asks for a time
-    before its own, and at most 10^8 seconds lie between the first event and the last time asked for.
+    True if the decay is within [-0.1, 3] and, in every sequence, events are in order of time, no query time precedes
+    its own event, and the last query time is at most 10^8 seconds after the first event.
 
     timestamp, next_timestamp: int64 [T], Unix seconds. offsets: int64 [B + 1]. decay: b, 0-d.
     """
@@ -97,9 +92,9 @@ def _in_range(decay: Tensor) -> bool:
 
 
 def _in_order(timestamp: Tensor, next_timestamp: Tensor, offsets: Tensor) -> bool:
-    owner = _owners(offsets)
-    in_order = (timestamp.diff() >= 0) | (owner.diff() != 0)
-    span = next_timestamp - timestamp[offsets[owner]]
+    sequence = _sequences(offsets)
+    in_order = (timestamp.diff() >= 0) | (sequence.diff() != 0)
+    span = next_timestamp - timestamp[offsets[sequence]]
     return bool(in_order.all() & (next_timestamp >= timestamp).all() & (span <= LONGEST_SPAN).all())
 
 
@@ -110,7 +105,7 @@ def temporal_linear(
 
     Only where `linear_applies`: there each weight of the map is within 2e-5 of itself (8e-6 from the nodes at b = 3,
     1e-6 for b in [0, 1], the rest is fp32), and its derivative in b within 1.5e-4 of the weight (2e-5 for b in [0, 1]).
-    Differentiable once in value, scale and decay. Keeps no tensor of its own for the backward pass.
+    Differentiable once in value, scale and decay. Saves only its arguments for the backward pass.
 
     value: float32 [T, D], sequence k at offsets[k] : offsets[k + 1]; rows may lie apart, as in a slice of columns.
     timestamp, next_timestamp: int64 [T], Unix seconds of each event and of the event it predicts.
@@ -122,30 +117,30 @@ def temporal_linear(
 
 @dataclass(frozen=True)
 class _Times:
-    """When packed tokens happened; place 0 stands before the first token and belongs to no sequence."""
+    """The times of packed tokens, in seconds after the first event of their sequence; place 0 precedes every token."""
 
-    owner: Tensor  # int32 [1 + T], the sequence of each token
-    seen: Tensor  # int32 [1 + T], t_j in seconds after the first event of the sequence
-    asked: Tensor  # int32 [1 + T], t_{i+1} likewise
+    sequence: Tensor  # int32 [1 + T], the sequence of each token; -1 at place 0
+    key: Tensor  # int32 [1 + T], t_j
+    query: Tensor  # int32 [1 + T], t_{i+1}
 
 
 def _times(timestamp: Tensor, next_timestamp: Tensor, offsets: Tensor) -> _Times:
-    owner = _owners(offsets)
-    first = timestamp[offsets[owner]]
+    sequence = _sequences(offsets)
+    first = timestamp[offsets[sequence]]
 
     def padded(rows: Tensor, fill: int) -> Tensor:
         return F.pad(rows.to(torch.int32), (1, 0), value=fill)
 
-    return _Times(padded(owner, -1), padded(timestamp - first, 0), padded(next_timestamp - first, 0))
+    return _Times(padded(sequence, -1), padded(timestamp - first, 0), padded(next_timestamp - first, 0))
 
 
-def _owners(offsets: Tensor) -> Tensor:
+def _sequences(offsets: Tensor) -> Tensor:
     """The sequence of each packed token. int64 [T]."""
     return torch.arange(len(offsets) - 1, device=offsets.device).repeat_interleave(offsets.diff())
 
 
 def _spans(tokens: int) -> list[tuple[int, int]]:
-    """Blocks of whole chunks, then what is left as one short chunk."""
+    """(start, end) of blocks of whole chunks, then of the remainder as one short chunk."""
     whole = tokens - tokens % CHUNK
     blocks = [(start, min(start + BLOCK, whole)) for start in range(0, whole, BLOCK)]
     return [*blocks, (whole, tokens)] if whole < tokens else blocks
@@ -161,31 +156,31 @@ def _chunks(rows: Tensor, span: tuple[int, int]) -> Tensor:
 class _Block:
     """The factors of the map in one block, without a and without the weights of the nodes. No exponent is positive."""
 
-    log_gap: Tensor  # [c, m, m], log(1 + x)
+    log_elapsed: Tensor  # [c, m, m], log(1 + x)
     power: Tensor  # [c, m, m], (1 + x)^(-b) within the chunk, 0 above the diagonal and between sequences
-    since: Tensor  # [c, m, K], e^(-s (t_{i+1} - r)), r the last event before the chunk; 0 in other sequences than its
-    until: Tensor  # [c, m, K], e^(-s (r' - t_j)), r' the chunk's own last event; 0 in other sequences than its
-    across: Tensor  # [c, K, 1], e^(-s (r' - r)) if one sequence holds both
+    since: Tensor  # [c, m, K], e^(-s (t_{i+1} - r)), r the last event before the chunk; 0 unless of the same sequence
+    until: Tensor  # [c, m, K], e^(-s (r' - t_j)), r' the last event of the chunk; 0 unless of the same sequence
+    across: Tensor  # [c, K, 1], e^(-s (r' - r)) if r and r' are of one sequence, else 0
 
 
 def _block(times: _Times, span: tuple[int, int], speed: Tensor, decay: Tensor) -> _Block:
     """speed: s of the nodes [K]."""
-    owner, seen, asked = (_chunks(rows[1:], span) for rows in (times.owner, times.seen, times.asked))
-    length = owner.shape[1]
-    owner_before, seen_before = (rows[span[0] : span[1] : length, None] for rows in (times.owner, times.seen))  # [c, 1]
-    owner_last, seen_last = owner[:, -1:], seen[:, -1:]
-    gap = (asked[:, :, None] - seen[:, None, :]).clamp_(min=0)
-    log_gap = gap.add_(1).to(speed.dtype).log_()
-    power = (log_gap * -decay).exp_().tril_()
-    since = _exponentials(asked - seen_before, speed)
-    until = _exponentials(seen_last - seen, speed)
-    across = _exponentials(seen_last - seen_before, speed)
-    if owner_before[0] != owner_last[-1]:
-        power *= owner[:, :, None] == owner[:, None, :]
-        since *= (owner == owner_before)[:, :, None]
-        until *= (owner == owner_last)[:, :, None]
-        across *= (owner_last == owner_before)[:, :, None]
-    return _Block(log_gap, power, since, until, across.transpose(1, 2))
+    sequence, key, query = (_chunks(rows[1:], span) for rows in (times.sequence, times.key, times.query))
+    length = sequence.shape[1]
+    sequence_before, before = (rows[span[0] : span[1] : length, None] for rows in (times.sequence, times.key))  # [c, 1]
+    sequence_last, last = sequence[:, -1:], key[:, -1:]
+    elapsed = (query[:, :, None] - key[:, None, :]).clamp_(min=0)
+    log_elapsed = elapsed.add_(1).to(speed.dtype).log_()
+    power = (log_elapsed * -decay).exp_().tril_()
+    since = _exponentials(query - before, speed)
+    until = _exponentials(last - key, speed)
+    across = _exponentials(last - before, speed)
+    if sequence_before[0] != sequence_last[-1]:
+        power *= sequence[:, :, None] == sequence[:, None, :]
+        since *= (sequence == sequence_before)[:, :, None]
+        until *= (sequence == sequence_last)[:, :, None]
+        across *= (sequence_last == sequence_before)[:, :, None]
+    return _Block(log_elapsed, power, since, until, across.transpose(1, 2))
 
 
 def _exponentials(seconds: Tensor, speed: Tensor) -> Tensor:
@@ -207,7 +202,7 @@ class _TemporalLinear(torch.autograd.Function):
         times, speed = _times(timestamp, next_timestamp, offsets), _speeds(value)
         weight = (scale * _weights(decay)).to(value.dtype)
         output = torch.empty(value.shape, dtype=value.dtype, device=value.device)
-        sums = value.new_zeros(BLOCK // CHUNK + 1, _NODES, value.shape[1])  # sums[i]: as chunk i finds them
+        sums = value.new_zeros(BLOCK // CHUNK + 1, _NODES, value.shape[1])  # sums[i]: of all that precedes chunk i
         for span in _spans(len(value)):
             block = _block(times, span, speed, decay)
             rows, result = _chunks(value, span), _chunks(output, span)
@@ -232,9 +227,7 @@ class _TemporalLinear(torch.autograd.Function):
         grad_scale = torch.zeros((), dtype=torch.float64, device=value.device)
         grad_decay = torch.zeros_like(grad_scale)
         grad_node = torch.zeros(_NODES, dtype=torch.float64, device=value.device)
-        sums = value.new_zeros(
-            BLOCK // CHUNK + 1, _NODES, value.shape[1]
-        )  # sums[i + 1]: asked of chunk i by later ones
+        sums = value.new_zeros(BLOCK // CHUNK + 1, _NODES, value.shape[1])  # sums[i + 1]: from all after chunk i
         for span in reversed(_spans(len(value))):
             block = _block(times, span, speed, decay)
             rows, above, result = _chunks(value, span), _chunks(upstream, span), _chunks(grad_value, span)
@@ -243,9 +236,9 @@ class _TemporalLinear(torch.autograd.Function):
             torch.bmm(block.since.mT, above, out=sums[:count])
             for chunk in reversed(range(count)):
                 sums[chunk].addcmul_(block.across[chunk], sums[chunk + 1])
-            by_pair = torch.bmm(above, rows.mT).mul_(block.power)  # [c, m, m], what each weight of the map adds
+            by_pair = torch.bmm(above, rows.mT).mul_(block.power)  # [c, m, m], the share of each weight of the map
             grad_scale += by_pair.sum()
-            grad_decay -= by_pair.mul_(block.log_gap).sum()
+            grad_decay -= by_pair.mul_(block.log_elapsed).sum()
             grad_node += torch.bmm(rows, sums[1 : count + 1].mT).mul_(block.until).sum((0, 1))
             torch.bmm(block.power.mul_(scale).mT, above, out=result)
             result.baddbmm_(block.until.mul_(weight), sums[1 : count + 1])
@@ -271,9 +264,9 @@ def _logarithms() -> Tensor:
 def _weights(decay: Tensor) -> Tensor:
     """Weights of the nodes, float64 [K], smooth in b at and below 0 too: 1 / Gamma(b) is taken as b / Gamma(1 + b).
 
-    The trapezoid rule goes on for ever towards s = 0. Below the slowest node r, s x is small for every gap allowed and
-    e^(-s x) nearly a parabola in s: its values at 0, r and r e^step stand for all the nodes left out, with weights
-    that give the same sum, first and second moment.
+    The trapezoid rule has infinitely many nodes towards s = 0. Below the slowest node r kept here, s x is small for
+    every elapsed time allowed and e^(-s x) nearly a parabola in s: its values at 0, r and r e^step replace all the
+    nodes left out, with weights that give the same sum, first and second moment.
     """
     decay = decay.double()
     u = _logarithms().to(decay.device)
@@ -374,7 +367,7 @@ def _row_blocks(length: int) -> list[tuple[int, int]]:
 
 
 def _slabs(value: Tensor, size: int) -> list[slice]:
-    """Channels to transform at once."""
+    """Slices of channels that are transformed at once."""
     width = max(1, _TRANSFORMED // size)
     return [slice(first, first + width) for first in range(0, value.shape[1], width)]
 
@@ -389,6 +382,6 @@ def _transform_size(length: int) -> int:
 def _sum_by_lag(matrix: Tensor, reach: int) -> Tensor:
     """The sums of a square matrix's diagonals, [n, n] -> [reach]: lag 0 is the main one, further lags lie below it."""
     n = len(matrix)
-    # Columns backwards in rows of 2 n, read again in rows of 2 n - 1: row i moves i to the right, diagonals stand up.
+    # Columns reversed in rows of 2 n, read again in rows of 2 n - 1: row i shifts by i and diagonals become columns.
     skewed = F.pad(matrix.flip(1), (0, n)).flatten()[: n * (2 * n - 1)].view(n, -1) if n else matrix
     return F.pad(skewed.sum(0)[n - 1 :], (0, reach - n)) if n else matrix.new_zeros(reach)

@@ -1,7 +1,7 @@
-"""Every operator in plain torch: any device, any dtype, always there.
+"""Every operator in plain torch, for any device and dtype: the definition that kernels are tested against.
 
-Only the two maps need the square of a listener's history: listeners of like length are padded together, mixed, and
-packed again.
+Only the two maps need the square of a history's length: listeners of like length are padded together, the maps are
+applied to the padded values, and the result is packed again.
 
 Shapes: `B` listeners, `T` packed tokens, `D` width, `C` = 2 D channels, `n` padded length of a group of `G`
 listeners, `P` positions with a target, `K` negatives each, `U` unique songs of the batch.
@@ -18,17 +18,10 @@ from fuxi_beta.data import stateless_random
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.padding import Padding
 from fuxi_beta.data.stateless_random import Mask
-from fuxi_beta.layers.frab import Elapsed
+from fuxi_beta.ops.elapsed import Elapsed
+from fuxi_beta.ops.token_mixer import Power
 
 RMS_EPS = 1e-6
-
-
-def log_gap(next_timestamp: Tensor, timestamp: Tensor, dtype: torch.dtype) -> Tensor:
-    """log(1 + max(t_{i+1} - t_j, 0)) of integer Unix seconds that broadcast.
-
-    The difference is taken in integers: Unix seconds in fp32 are 64 s apart.
-    """
-    return (next_timestamp - timestamp).clamp_(min=0).to(dtype).log1p_()
 
 
 def toeplitz(by_lag: Tensor) -> Tensor:
@@ -46,30 +39,29 @@ def apply_map(weights: Tensor, padded: Tensor) -> Tensor:
     return torch.bmm(weights, padded.transpose(0, 1)).transpose(0, 1)
 
 
-class PaddedGaps:
-    """The gaps of a batch as padded maps of logarithms, computed once and shared by all layers."""
+class PaddedTimes:
+    """The elapsed times of a batch as padded maps of log(1 + x), computed once and shared by all layers."""
 
     def __init__(self, batch: Batch, dtype: torch.dtype) -> None:
         self.longest = batch.longest
         self.padding = Padding(batch)
-        self.log_gaps = [Elapsed(batch, group, dtype).log for group in self.padding.groups]
+        self.log_elapsed = [Elapsed(batch, group, dtype).log for group in self.padding.groups]
 
-    def mix(
-        self, projected: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None, mask: Mask | None
-    ) -> Tensor:
-        """See `fuxi_beta.ops.Gaps.mix`."""
+    def token_mixer(self, projected: Tensor, by_lag: Tensor, power: Power | None, mask: Mask | None) -> Tensor:
+        """See `fuxi_beta.ops.token_mixer`."""
         gate, value = gate_and_value(projected)
-        return gated(gate, self.apply(value, by_lag, scale, decay), mask)
+        return gated(gate, self.apply_maps(value, by_lag, power), mask)
 
-    def apply(self, value: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None) -> Tensor:
-        """See `fuxi_beta.ops.Gaps.apply`."""
+    def apply_maps(self, value: Tensor, by_lag: Tensor, power: Power | None) -> Tensor:
+        """See `fuxi_beta.ops.apply_maps`."""
 
         def maps_times_value(padded: Tensor, number: int) -> Tensor:  # [n, G, D] -> [n, G, C]
             by_position = apply_map(toeplitz(by_lag[: len(padded)]), padded)
-            if scale is None or decay is None:
+            if power is None:
                 by_time = torch.zeros_like(padded)
             else:
-                decayed = torch.exp(self.log_gaps[number] * -decay).tril()
+                scale, decay = power
+                decayed = torch.exp(self.log_elapsed[number] * -decay).tril()
                 by_time = scale * apply_map(decayed, padded)
             return torch.cat([by_position, by_time], dim=-1)
 
@@ -114,10 +106,10 @@ def sampled_softmax_gathered(
 def sampled_softmax(
     states: Tensor, table: Tensor, target: Tensor, negatives: Tensor, masked: Tensor, temperature: float
 ) -> Tensor:
-    """The same without that tensor.
+    """The same without a [P, K, D] tensor.
 
-    Its dot products are a sampled dense-dense product and its gradients weighted sums of rows, so the cost does not
-    depend on the size of the catalogue.
+    Dot products are a sampled dense-dense product and gradients are weighted sums of rows, so the cost does not depend
+    on the size of the catalogue.
     """
     rows = torch.cat([target[:, None], negatives], dim=1)
     return _SampledSoftmax.apply(states, table, rows, masked, temperature)  # type: ignore[return-value]
@@ -131,7 +123,7 @@ class _SampledSoftmax(torch.autograd.Function):
         logits[:, 1:].masked_fill_(masked, -torch.inf)
         log_norm = logits.logsumexp(1, keepdim=True)
         loss = (log_norm.squeeze(1) - logits[:, 0]).sum()
-        weights = logits.sub_(log_norm).exp_()  # d loss / d logits, but for the target's - 1
+        weights = logits.sub_(log_norm).exp_()  # d loss / d logits, except for the target's - 1
         weights[:, 0] -= 1
         ctx.save_for_backward(states, table, rows, weights.div_(temperature))
         return loss
@@ -151,14 +143,14 @@ def _dots(states: Tensor, table: Tensor, rows: Tensor) -> Tensor:
     starts = torch.arange(0, rows.numel() + 1, rows.shape[1], device=rows.device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        wanted = torch.sparse_csr_tensor(
+        sampled = torch.sparse_csr_tensor(
             starts, rows.flatten(), states.new_zeros(rows.numel()), (len(states), len(table)), check_invariants=False
         )
-        return torch.sparse.sampled_addmm(wanted, states, table.t(), beta=0.0).values().view_as(rows)
+        return torch.sparse.sampled_addmm(sampled, states, table.t(), beta=0.0).values().view_as(rows)
 
 
 def _sum_by_row(states: Tensor, rows: Tensor, weights: Tensor, count: int) -> Tensor:
-    """For each row of the table, the weighted sum of the states that met it: the transposed product. [U, D].
+    """For each row of the table, the weighted sum of the states paired with it: the transposed product. [U, D].
 
     Sorting the pairs by row turns a scatter of wide vectors into sums over contiguous segments.
     """
@@ -182,10 +174,10 @@ def rowwise_adagrad(
     skip: Tensor | None = None,
 ) -> None:
     """See `fuxi_beta.ops.rowwise_adagrad`."""
-    stays = rows == 0
+    unchanged = rows == 0
     if skip is not None:
-        stays |= skip != 0
-    updated = accumulator.index_select(0, rows) + gradient.square().mean(dim=1).masked_fill_(stays, 0)
-    steps = (gradient / (updated.sqrt() + eps)[:, None]).masked_fill_(stays[:, None], 0)
+        unchanged |= skip != 0
+    updated = accumulator.index_select(0, rows) + gradient.square().mean(dim=1).masked_fill_(unchanged, 0)
+    steps = (gradient / (updated.sqrt() + eps)[:, None]).masked_fill_(unchanged[:, None], 0)
     accumulator.index_copy_(0, rows, updated)
     weight.index_add_(0, rows, steps, alpha=-lr)

@@ -1,48 +1,15 @@
-"""Exact top-k over the catalogue, with heard songs removed and ties broken by the lower item index.
+"""Exact top-k over the catalogue in plain torch, without heard songs and with ties broken by the lower item index.
 
-Shapes: `B` listeners, `V` rows of the item table, `D` width, `K` list length.
+Shapes: `B` listeners, `V` rows of the item table, `C` of them candidates, `D` width, `K` list length.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fuxi_beta import ops
-
-_BLOCK = 8192
+BLOCK = 8192  # candidates scored at once
 NO_SONG = torch.iinfo(torch.int64).min
-
-
-class Searcher:
-    """A catalogue to be searched any number of times: what searches need of it is made at the first one.
-
-    table: [V, D]; candidates: bool [V]. Neither may change from then on.
-    """
-
-    def __init__(self, table: Tensor, candidates: Tensor) -> None:
-        self.table, self.candidates = table, candidates
-        self._prepared: Any = None
-
-    def top_k(
-        self, queries: Tensor, *, k: int, seen: tuple[Tensor, Tensor] | None = None, block: int = _BLOCK
-    ) -> tuple[Tensor, Tensor]:
-        """The k candidates with the largest inner product for each query, best first.
-
-        queries: [B, D]; seen: (listener, item) int64 pairs to leave out. Returns items int64 [B, K], 0 where there are
-        fewer candidates than k, and their scores [B, K] in fp32, -inf there. float32 on a GPU goes to
-        `fuxi_beta.ops.triton.top_k`, everything else to `blocked_top_k`.
-        """
-        if ops.takes_triton(queries.device):
-            from fuxi_beta.ops.triton import top_k as fused
-
-            if fused.takes(queries, self.table, k):
-                if self._prepared is None:
-                    self._prepared = fused.prepare(self.table, self.candidates)
-                found = fused.search(queries, self._prepared, k=k, seen=seen)
-                return found.items, found.scores
-        return blocked_top_k(queries, self.table, candidates=self.candidates, k=k, seen=seen, block=block)
 
 
 def blocked_top_k(
@@ -52,9 +19,9 @@ def blocked_top_k(
     candidates: Tensor,
     k: int,
     seen: tuple[Tensor, Tensor] | None = None,
-    block: int = _BLOCK,
+    block: int = BLOCK,
 ) -> tuple[Tensor, Tensor]:
-    """`Searcher.top_k` in plain torch, in the dtype of the queries; a float64 score becomes fp32 before it is ranked.
+    """`fuxi_beta.ops.TopKSearch.top_k` in the dtype of the queries; float64 scores become fp32 before ranking.
 
     The catalogue is scored `block` candidates at a time, so memory does not grow with it.
     """
@@ -66,9 +33,9 @@ def blocked_top_k(
 
 
 def top_k_of_scores(
-    scores: Tensor, *, candidates: Tensor, k: int, seen: tuple[Tensor, Tensor] | None = None, block: int = _BLOCK
+    scores: Tensor, *, candidates: Tensor, k: int, seen: tuple[Tensor, Tensor] | None = None, block: int = BLOCK
 ) -> tuple[Tensor, Tensor]:
-    """`Searcher.top_k` for scores that are there already. scores: [B, V]."""
+    """`blocked_top_k` of scores that are computed already. scores: [B, V]."""
     return _blocked(
         lambda items: scores.index_select(1, items), len(scores), candidates=candidates, k=k, seen=seen, block=block
     )
@@ -83,32 +50,39 @@ def _blocked(
     seen: tuple[Tensor, Tensor] | None,
     block: int,
 ) -> tuple[Tensor, Tensor]:
-    items = candidates.nonzero().squeeze(1)
-    column = torch.full((len(candidates),), -1, device=items.device)
-    column[items] = torch.arange(len(items), device=items.device)
+    items, column = candidate_columns(candidates)
     best = torch.full((listeners, k), NO_SONG, device=items.device)
-    seen_listener, seen_column = _columns(column, seen)
+    seen_listener, seen_column = _seen_columns(column, seen)
     for start in range(0, len(items), block):
-        part = items[start : start + block]
-        scores = score(part).float()
+        block_items = items[start : start + block]
+        scores = score(block_items).float()
         if bool(scores.isnan().any()):
             raise ValueError("a score is not a number: the model or its item table is broken")
-        keys = pack(scores, part)
+        keys = pack(scores, block_items)
         inside = (seen_column >= start) & (seen_column < start + block)
         keys[seen_listener[inside], seen_column[inside] - start] = NO_SONG
-        best = torch.cat([best, keys.topk(min(k, len(part)), dim=1).values], dim=1).topk(k, dim=1).values
+        best_of_block = keys.topk(min(k, len(block_items)), dim=1).values
+        best = torch.cat([best, best_of_block], dim=1).topk(k, dim=1).values
     return unpack(best)
 
 
-def _columns(column: Tensor, seen: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Seen pairs as (listener, place among the candidates); pairs that are no candidates are left out."""
+def candidate_columns(candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Items of the candidates, int64 [C], and each item's column among them, -1 for none, int64 [V]."""
+    items = candidates.nonzero().squeeze(1)
+    column = torch.full((len(candidates),), -1, device=items.device)
+    column[items] = torch.arange(len(items), device=items.device)
+    return items, column
+
+
+def _seen_columns(column: Tensor, seen: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Seen pairs as (listener, column of the candidate); pairs with other items are left out."""
     if seen is None:
         nothing = column.new_zeros(0)
         return nothing, nothing
     listener, item = seen
-    places = column[item.clamp(max=len(column) - 1)]
-    known = (item < len(column)) & (places >= 0)
-    return listener[known], places[known]
+    columns = column[item.clamp(max=len(column) - 1)]
+    known = (item < len(column)) & (columns >= 0)
+    return listener[known], columns[known]
 
 
 def pack(scores: Tensor, items: Tensor) -> Tensor:
@@ -119,7 +93,7 @@ def pack(scores: Tensor, items: Tensor) -> Tensor:
 
 
 def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Items and scores of such keys; 0 and -inf for `NO_SONG`."""
+    """Items and scores of packed keys; 0 and -inf for `NO_SONG`."""
     ordered = (keys >> 32).to(torch.int32)
     scores = torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32)
     items = 0x7FFFFFFF - keys.bitwise_and(0xFFFFFFFF)

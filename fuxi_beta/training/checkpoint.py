@@ -18,7 +18,7 @@ from fuxi_beta import models
 from fuxi_beta.config import Mode, ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.models.base import SequenceModel, l2_normalise
-from fuxi_beta.ops.top_k import Searcher
+from fuxi_beta.ops import TopKSearch
 from fuxi_beta.recommender import Pairs, Recommender
 from pipelines.calendar import REQUEST_HOUR, Calendar
 from pipelines.errors import InputError
@@ -52,7 +52,7 @@ class TrainedModel(Recommender):
                 f"item_vectors {tuple(self.item_vectors.shape)} and candidates {tuple(self.candidates.shape)} do not "
                 f"fit a vocabulary of {self.vocabulary_size} songs of width {self.model_config.dim}"
             )
-        self._searcher: Searcher | None = None
+        self._searcher: TopKSearch | None = None
 
     @property
     def mode(self) -> Mode:
@@ -96,9 +96,9 @@ class TrainedModel(Recommender):
     def _queries(self, batch: Batch) -> Tensor:
         return self.model.encode_last(self.item_vectors[batch.item_index], batch)
 
-    def _songs(self) -> Searcher:
+    def _songs(self) -> TopKSearch:
         if self._searcher is None:
-            self._searcher = Searcher(l2_normalise(self.item_vectors), self.candidates)
+            self._searcher = TopKSearch(l2_normalise(self.item_vectors), self.candidates)
         return self._searcher
 
 

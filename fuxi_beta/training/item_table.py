@@ -1,7 +1,7 @@
 """Item tables behind one interface: in one process, or row-wise sharded over ranks by TorchRec.
 
 Shapes: `V` rows of the table (capacity, row 0 is padding), `D` width, `U` unique items of a batch, `R` rows of a
-slice. A table answers `table(item_index [U]) -> [U, D]`, learns by `step()` after a backward pass, and shows its
+slice. A table returns `table(item_index [U]) -> [U, D]`, is updated by `step()` after a backward pass, and exposes its
 state as live tensors by name, so that a checkpoint written at one world size loads at another.
 
 A row's initial value depends on (seed, row) alone, never on the table's capacity or the number of ranks.
@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fuxi_beta.config import TrainConfig
-from fuxi_beta.data import stateless_random
+from fuxi_beta.data.stateless_random import combine, words
 from fuxi_beta.training.optimizers import RowwiseAdagrad, adamw
 
 ROW_MULTIPLE = 64
-WIDTH_MULTIPLE = 4  # FBGEMM's tables are this many floats wide, or twice, three times, ...
+WIDTH_MULTIPLE = 4  # the width of FBGEMM's tables is a multiple of this
 INITIAL_STD = 0.02  # truncated at two standard deviations
 _CHUNK_ROWS = 1 << 14
-_SITE = -1  # the sites of `keyed` count up from 0
+_SITE = -1  # of the initial values; see the sites in `stateless_random`
 _TABLE = "item_table"  # TorchRec's name of the one table
 _FEATURE = "item"
 
@@ -37,7 +37,7 @@ class ItemTable(ABC):
 
     rows: int
     host_waits = False
-    """Whether every lookup makes the host wait for a device anyway; then the backward pass updates the table, too."""
+    """Whether every lookup makes the host wait for a device; then the table is updated in the backward pass, too."""
 
     @abstractmethod
     def __call__(self, item_index: Tensor) -> Tensor:
@@ -47,9 +47,9 @@ class ItemTable(ABC):
         """
 
     def check(self, item_index: Tensor) -> None:
-        """ValueError if an index of the host is outside [0, rows). FBGEMM would silently read row 0 of a shard there.
+        """ValueError if an index in host memory is outside [0, rows), where FBGEMM would silently read a wrong row.
 
-        Indices on a device are not looked at, because that would wait for it: check them before they go there.
+        Indices on a device are not read, because that would wait for it: check them before they are copied there.
         """
         if item_index.device.type != "cpu" or item_index.numel() == 0:
             return
@@ -57,19 +57,19 @@ class ItemTable(ABC):
         if low < 0 or high >= self.rows:
             raise ValueError(f"item indices {low}..{high} are outside the table's rows 0..{self.rows - 1}")
 
-    @abstractmethod
     def replicated(self) -> list[nn.Parameter]:
-        """Parameters every rank holds whole: the caller averages their gradients over ranks before `step`."""
+        """Parameters that every rank holds whole: the caller averages their gradients over ranks before `step`."""
+        return []
 
     @abstractmethod
     def zero_grad(self) -> None:
-        """Forget gradients; call it before a backward pass."""
+        """Clear the gradients; to be called before a backward pass."""
 
     @abstractmethod
     def step(self, diverged: Tensor | None = None) -> None:
-        """Apply the gradients of the last backward pass, where that pass has not done so itself.
+        """Apply the gradients of the last backward pass, unless they are applied in that pass.
 
-        diverged: float32 0-d on the table's device; where it is 1 nothing changes. Not for a table that `host_waits`.
+        diverged: float32 0-d on the table's device; if it is 1 nothing changes. Not for a table that `host_waits`.
         """
 
     @abstractmethod
@@ -88,7 +88,7 @@ class ItemTable(ABC):
     def load_full(self, weight: Tensor, state: Mapping[str, Tensor] | None = None) -> None:
         """Overwrite the first R rows with `weight` [R, D], and their optimizer state with tensors of R rows.
 
-        Rows from R on keep what they hold; state left out of `state` does too. Scalars (step counts) are copied.
+        Rows from R on do not change, nor does state that is missing in `state`. Scalars (step counts) are copied.
         """
 
 
@@ -104,15 +104,13 @@ def capacity_rows(vocabulary_size: int, margin: float) -> int:
 def initial_rows(start: int, stop: int, *, dim: int, seed: int) -> Tensor:
     """Initial values of rows [start, stop), float32 [stop - start, dim]: normal(0, 0.02) cut at two sigma; row 0 is 0.
 
-    A pure function of (seed, row, column): keyed bits mapped through the inverse of the normal distribution.
+    A pure function of (seed, row, column): counter-based uniform numbers through the inverse normal distribution.
     """
     result = torch.empty(stop - start, dim)
     bound = math.erf(2 / math.sqrt(2))
     for first in range(start, stop, _CHUNK_ROWS):
         last = min(first + _CHUNK_ROWS, stop)
-        bits = stateless_random.words(
-            stateless_random.combine(seed, _SITE, torch.arange(first, last)), dim
-        )  # [rows, dim]
+        bits = words(combine(seed, _SITE, torch.arange(first, last)), dim)  # [rows, dim]
         uniform = (((bits >> 11) & (1 << 53) - 1).double() + 0.5) * 2.0**-53  # in (0, 1)
         values = torch.erfinv((2 * uniform - 1) * bound) * (math.sqrt(2) * INITIAL_STD)
         result[first - start : last - start] = values.float()
@@ -131,7 +129,7 @@ class PlainItemTable(ItemTable):
         self.rows = rows
         self.weight = nn.Parameter(initial_rows(0, rows, dim=dim, seed=train.seed).to(device))
         self.sparse = train.item_optimizer == "rowwise_adagrad"
-        self._lookups = 0  # since the gradients were forgotten
+        self._lookups = 0  # since the gradients were cleared
         self.optimizer: torch.optim.Optimizer = (
             RowwiseAdagrad([self.weight], lr=train.item_lr, eps=train.item_eps)
             if self.sparse
@@ -157,8 +155,8 @@ class PlainItemTable(ItemTable):
     def step(self, diverged: Tensor | None = None) -> None:
         gradient = self.weight.grad
         if gradient is not None and gradient.is_sparse and self._lookups == 1:
-            gradient._coalesced_(True)  # rows of one lookup are distinct: nobody need sort them to see that
-        self.optimizer.found_inf = diverged  # type: ignore[attr-defined]  (as PyTorch's fused optimizers take it)
+            gradient._coalesced_(True)  # the rows of one lookup are distinct, so they need no sort
+        self.optimizer.found_inf = diverged  # type: ignore[attr-defined]  (the protocol of PyTorch's fused optimizers)
         self.optimizer.step()
 
     @override
@@ -185,15 +183,15 @@ class PlainItemTable(ItemTable):
 class ShardedItemTable(ItemTable):
     """The table cut by rows over the ranks of the default process group: TorchRec, fused row-wise Adagrad.
 
-    The update happens inside the backward pass. Gradients are averaged over ranks, so a loss that is a share of a
-    global mean must be multiplied by the world size first. Needs torchrec and an initialised process group.
+    The update happens inside the backward pass. Gradients are averaged over ranks, so a rank's share of a global mean
+    loss must be multiplied by the world size first. Needs torchrec and an initialised process group.
 
-    Where D is not a multiple of 4 the table has W > D columns, the last of them zero. FBGEMM then takes the mean of
-    g^2 over W instead of D, so its accumulators are D / W of ours; learning rate and eps times sqrt(D / W) make up for
-    that exactly. `state` shows the kernel's own tensors (`logical_state` translates), all else is in terms of D.
+    If D is not a multiple of 4 the table has W > D columns, the last of them zero. FBGEMM then takes the mean of g^2
+    over W instead of D, so its accumulators are D / W of ours; learning rate and eps times sqrt(D / W) correct that
+    exactly. `state` has the tensors of the kernel (`logical_state` converts them), all else is in terms of D.
     """
 
-    host_waits = True  # TorchRec tells the ranks through the host how much they will get
+    host_waits = True  # TorchRec exchanges sizes between ranks through the host
 
     def __init__(self, rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> None:
         self.rows, self.dim = rows, dim
@@ -214,12 +212,8 @@ class ShardedItemTable(ItemTable):
 
         self.check(item_index)
         lengths = torch.full((1,), item_index.numel(), dtype=torch.int64, device=item_index.device)
-        found = self.sharded(KeyedJaggedTensor(keys=[_FEATURE], values=item_index, lengths=lengths))
-        return found[_FEATURE].values()[:, : self.dim]
-
-    @override
-    def replicated(self) -> list[nn.Parameter]:
-        return []
+        vectors = self.sharded(KeyedJaggedTensor(keys=[_FEATURE], values=item_index, lengths=lengths))
+        return vectors[_FEATURE].values()[:, : self.dim]
 
     @override
     def zero_grad(self) -> None:
@@ -250,11 +244,11 @@ class ShardedItemTable(ItemTable):
                 continue
             rows = source * (self.dim / self.width) if name == "accumulator" else source
             for start, tensor in self._local(name):
-                part = rows[start : start + tensor.shape[0]].to(tensor)
-                if part.ndim == 1:
-                    tensor[: part.shape[0]] = part
+                own = rows[start : start + tensor.shape[0]].to(tensor)
+                if own.ndim == 1:
+                    tensor[: own.shape[0]] = own
                 else:
-                    tensor[: part.shape[0], : self.dim] = part
+                    tensor[: own.shape[0], : self.dim] = own
 
     def _make_state(self, train: TrainConfig) -> dict[str, Any]:
         """TorchRec's ShardedTensors; they share memory with the fused kernel. RuntimeError without an optimizer."""
@@ -277,13 +271,13 @@ class ShardedItemTable(ItemTable):
             yield shard.metadata.shard_offsets[0], shard.tensor.detach()
 
     def _gathered(self) -> dict[str, Tensor]:
-        cut = [name for name, tensor in self._state.items() if hasattr(tensor, "local_shards")]
-        own = {name: [(start, tensor.cpu()) for start, tensor in self._local(name)] for name in cut}
-        parts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, own)
-        whole = {name: tensor.cpu().clone() for name, tensor in self._state.items() if name not in cut}
-        for name in cut:
-            shards = sorted((shard for part in parts for shard in part[name]), key=lambda shard: shard[0])
+        sharded = [name for name, tensor in self._state.items() if hasattr(tensor, "local_shards")]
+        own = {name: [(start, tensor.cpu()) for start, tensor in self._local(name)] for name in sharded}
+        of_ranks: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(of_ranks, own)
+        whole = {name: tensor.cpu().clone() for name, tensor in self._state.items() if name not in sharded}
+        for name in sharded:
+            shards = sorted((shard for of_rank in of_ranks for shard in of_rank[name]), key=lambda shard: shard[0])
             whole[name] = torch.cat([tensor for _, tensor in shards])
         return logical_state(whole, dim=self.dim)
 
@@ -291,13 +285,13 @@ class ShardedItemTable(ItemTable):
 class ShardedAdamWTable(ShardedItemTable):
     """The same table under AdamW, which FBGEMM cannot fuse on CPU.
 
-    The fused update is plain SGD with a huge learning rate on a copy of the weights: what the copy moved is the
-    gradient, exact to fp32 because the step dwarfs the weight. AdamW then updates the true weights of this rank's
-    rows, all of them, as the paper's code does. Costs three more tensors of the shard's size and time linear in its
-    rows a step: for tables of up to about a million rows a rank.
+    The fused update is plain SGD with a huge learning rate on a copy of the weights: the difference it makes is the
+    gradient, exact to fp32 because the step is much larger than the weight. AdamW then updates the true weights of all
+    this rank's rows, as the paper's code does. Takes three more tensors of the shard's size, and a step's time is
+    linear in its rows: for tables of up to about a million rows a rank.
     """
 
-    _SCALE = 2.0**20  # a power of two, so that dividing it out again loses nothing
+    _SCALE = 2.0**20  # a power of two, so that the division by it is exact
 
     @override
     def _fused(self, train: TrainConfig) -> tuple[str, dict[str, float]]:
@@ -323,12 +317,12 @@ class ShardedAdamWTable(ShardedItemTable):
         self._master = nn.Parameter(torch.zeros_like(self._kernel))
         self._optimizer = adamw([self._master], train)
         moments = self._optimizer.state[self._master]
-        cut = {"weight": self._master.detach(), **{name: moments[name] for name in ("exp_avg", "exp_avg_sq")}}
-        return {"step": moments["step"], **{name: _like(weight, tensor) for name, tensor in cut.items()}}
+        local = {"weight": self._master.detach(), **{name: moments[name] for name in ("exp_avg", "exp_avg_sq")}}
+        return {"step": moments["step"], **{name: _like(weight, tensor) for name, tensor in local.items()}}
 
 
 def _like(sharded: Any, local: Tensor) -> Any:
-    """A ShardedTensor cut as another one, over memory of our own."""
+    """A ShardedTensor with the sharding of another one, on the memory of `local`."""
     from torch.distributed._shard.sharded_tensor import Shard, init_from_local_shards
 
     (shard,) = sharded.local_shards()
@@ -336,7 +330,7 @@ def _like(sharded: Any, local: Tensor) -> Any:
 
 
 def logical_state(state: Mapping[str, Tensor], *, dim: int) -> dict[str, Tensor]:
-    """A table's whole state in terms of D = `dim`, whichever kind of table wrote it (see `ShardedItemTable`)."""
+    """A table's whole state in terms of D = `dim`, for the state of any kind of table (see `ShardedItemTable`)."""
     width = state["weight"].shape[1]
     narrowed = {name: tensor[:, :dim] if tensor.ndim == 2 else tensor for name, tensor in state.items()}
     if "accumulator" in narrowed:
@@ -345,10 +339,10 @@ def logical_state(state: Mapping[str, Tensor], *, dim: int) -> dict[str, Tensor]
 
 
 def item_table(rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> ItemTable:
-    """The table a training run uses: sharded, but plain without a process group and where torchrec is missing.
+    """The table of a training run: sharded, but plain without a process group or without torchrec.
 
-    One GPU alone gets the plain one too, which does not make its host wait; a checkpoint of either loads into the other
-    where both are D columns wide.
+    A single GPU has the plain one too, which does not make its host wait; a checkpoint of either loads into the other
+    if both are D columns wide.
     """
     if not torch.distributed.is_initialized() or importlib.util.find_spec("torchrec") is None:
         return PlainItemTable(rows, dim, train=train, device=device)
@@ -380,7 +374,7 @@ def _shard(rows: int, width: int, *, optimizer: tuple[str, dict[str, float]], de
 
     table = EmbeddingConfig(name=_TABLE, embedding_dim=width, num_embeddings=rows, feature_names=[_FEATURE])
     collection = EmbeddingCollection(tables=[table], device=torch.device("meta"))
-    # TorchRec mutates the keyword arguments it is given: hand it a dictionary of its own.
+    # TorchRec mutates the keyword arguments, so it gets a copy.
     name, settings = optimizer
     _apply_optimizer_in_backward(getattr(torchrec.optim, name), collection.parameters(), dict(settings))
     world = dist.get_world_size()

@@ -1,7 +1,7 @@
-"""Row-wise Adagrad, and AdamW whose state exists, and has names, from the first moment.
+"""Row-wise Adagrad, and AdamW whose state exists before the first step.
 
-Checkpoints address every optimizer tensor by name, so state must be there before a checkpoint is loaded; PyTorch's
-own optimizers make theirs at the first step.
+Checkpoints address every optimizer tensor by name, so the state must exist before a checkpoint is loaded; PyTorch's
+optimizers create it in the first step.
 """
 
 from collections.abc import Iterable
@@ -18,8 +18,8 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     """Adagrad with one accumulator a row, exactly as FBGEMM's `EXACT_ROWWISE_ADAGRAD` without weight decay.
 
     For every row with gradient g: `accumulator += mean(g^2)`, then `row -= lr * g / (sqrt(accumulator) + eps)`.
-    Takes dense gradients and sparse ones (which touch only their rows). Like PyTorch's fused optimizers it does nothing
-    where a tensor `found_inf` that it was given is not 0, and does not ask the device for it.
+    Takes dense gradients and sparse ones (which update only their rows). Like PyTorch's fused optimizers it changes
+    nothing if the tensor `found_inf` is set and not 0, which it reads on the device without waiting.
     """
 
     found_inf: Tensor | None = None
@@ -55,9 +55,9 @@ class RowwiseAdagrad(torch.optim.Optimizer):
 
 
 def adamw(parameters: Iterable[nn.Parameter], train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with the paper's settings from `train`, its moments and step counts present before the first step.
+    """AdamW with the paper's settings from `train`; its moments and step counts exist before the first step.
 
-    On a GPU it is one kernel for all parameters, and heeds `found_inf`.
+    On a GPU it is one kernel for all parameters and takes `found_inf`.
     """
     parameters = list(parameters)
     fused = bool(parameters) and all(parameter.device.type == "cuda" for parameter in parameters)

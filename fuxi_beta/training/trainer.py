@@ -1,7 +1,7 @@
 """One rank's training state and its step; every number it reports is over the global batch.
 
-Shapes: `V` rows of the item table, `D` width, `C` candidates. The loss of a step is the mean over all real target
-positions of the global batch, so it and its gradients do not depend on how listeners are dealt to ranks: counts are
+Shapes: `V` rows of the item table, `D` width, `C` candidates. The loss of a step is the mean over all positions with a
+target of the global batch, so it and its gradients do not depend on how listeners are assigned to ranks: counts are
 summed over ranks first, then each rank's sum is scaled by world size / global count and gradients are averaged.
 """
 
@@ -33,8 +33,8 @@ from fuxi_beta.training.optimizers import adamw, named_state
 MODEL, DENSE, ITEMS = "model.", "dense.", "items."
 """Prefixes of the names in a checkpoint: weights of the network, its optimizer's state, the item table."""
 ITEM_WEIGHT = f"{ITEMS}weight"
-AHEAD = 2
-"""Steps that the host may launch before a GPU has done the one whose result is asked for."""
+STEPS_IN_FLIGHT = 2
+"""Steps that the host launches on a GPU beyond the one whose result it waits for."""
 
 
 class DivergedError(ArithmeticError):
@@ -45,10 +45,10 @@ class DivergedError(ArithmeticError):
 class StepResult:
     """One step over all ranks."""
 
-    loss: float  # mean over the real target positions; 0 where there are none
-    positions: int  # real target positions
-    events: int  # tokens the network read
-    listeners: int  # samples consumed
+    loss: float  # mean over the positions with a target; 0 without any
+    positions: int  # with a target
+    events: int  # tokens of the batch
+    listeners: int  # samples of the batch
 
 
 class Trainer:
@@ -57,9 +57,9 @@ class Trainer:
     Uses the default process group if one is initialised, else trains alone. candidates: int64 [C], sorted item
     indices that negatives are drawn from.
 
-    On a GPU with a plain table no step waits for the one before (`runs_ahead`): what the host must know of a batch it
-    knows before the batch is sent, and whether the loss was finite is found out by the GPU, which then learns nothing
-    any more, and read when it has long been there. TorchRec's own tables exchange sizes through the host every step.
+    On a GPU with a plain table no step waits for the previous one (`runs_ahead`): what the host must know of a batch is
+    computed before the batch is copied. The GPU itself checks whether the loss is finite, changes no weight once it is
+    not, and the host reads the flag steps later. TorchRec's tables exchange sizes through the host in every step.
     """
 
     def __init__(
@@ -82,73 +82,73 @@ class Trainer:
         self.candidates = candidates.to(device)
         self.optimizer = adamw(self.model.parameters(), train)
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
-        self._diverged = torch.zeros((), device=self.device)  # 1 from the first loss on that is not finite
+        self._diverged = torch.zeros((), device=self.device)  # 1 from the first loss that is not finite
 
     def learn(self, batches: Iterable[Batch], *, epoch: int) -> Iterator[StepResult]:
-        """A step for each global batch, of which this rank has these; its result. Collective.
+        """One step and its result for each global batch, given this rank's share of the batches. Collective.
 
-        When the last result has come every step has been launched, so that whoever reads a weight then sees what all of
-        them learned. Results may lag behind the steps (`AHEAD`). Raises DivergedError on every rank alike, with the
-        weights as they were before the step whose loss is not finite.
+        Results may lag behind the steps (`STEPS_IN_FLIGHT`). With the last result every step has been launched, so a
+        weight read after it includes all updates. Raises DivergedError on every rank, with the weights as before the
+        step whose loss is not finite.
         """
-        under_way: deque[_Totals] = deque()
-        for batch in to_device(self._checked(batches), self.device):
-            under_way.append(self._take_step(batch, epoch))
-            if len(under_way) > AHEAD or not self.runs_ahead:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+        in_flight: deque[_GlobalSums] = deque()
+        for batch in to_device(self._with_checked_items(batches), self.device):
+            in_flight.append(self._take_step(batch, epoch))
+            if len(in_flight) > STEPS_IN_FLIGHT or not self.runs_ahead:
+                yield in_flight.popleft().result()
+        while in_flight:
+            yield in_flight.popleft().result()
 
     def step(self, batch: Batch, *, epoch: int) -> StepResult:
         """`learn` of one batch (B may be 0)."""
         (result,) = self.learn([batch], epoch=epoch)
         return result
 
-    def _checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches, their songs found to be in the table while they are still on the host."""
+    def _with_checked_items(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; ValueError for an item outside of the table, checked while the batch is on the host."""
         for batch in batches:
-            if self.device.type != "cpu":  # there the table looks itself
+            if self.device.type != "cpu":  # on the CPU the table checks its indices
                 self.table.check(batch.item_index)
                 self.table.check(batch.target)
             yield batch
 
-    def _take_step(self, batch: Batch, epoch: int) -> "_Totals":
+    def _take_step(self, batch: Batch, epoch: int) -> "_GlobalSums":
         self.model.train()
         self.optimizer.zero_grad()
         self.table.zero_grad()
         loss, positions = training_loss(
             self.model, self.table, batch, train=self.train, epoch=epoch, candidates=self.candidates
         )
-        totals = self._over_ranks(loss, positions, batch)
+        total = self._sum_over_ranks(loss, positions, batch)
         if not self.runs_ahead:
-            totals.result()
-        (loss * (self.world_size / totals.sums[1].clamp(min=1)).to(loss.dtype)).backward()
+            total.result()
+        (loss * (self.world_size / total.sums[1].clamp(min=1)).to(loss.dtype)).backward()
         self._average_gradients()
-        self._update(totals.sums[0])
-        return totals
+        self._update(total.sums[0])
+        return total
 
-    def _over_ranks(self, loss: Tensor, positions: int, batch: Batch) -> "_Totals":
+    def _sum_over_ranks(self, loss: Tensor, positions: int, batch: Batch) -> "_GlobalSums":
         counts = (positions, batch.item_index.shape[0], batch.num_listeners)
-        # A number becomes a tensor of the device by a fill, which nobody waits for, unlike a copy.
+        # Counts are filled into tensors of the device, because the host would wait for a copy.
         numbers = [torch.full((), count, dtype=torch.float64, device=self.device) for count in counts]
         sums = torch.stack([loss.detach().double(), *numbers])
         if self.world_size > 1:
             dist.all_reduce(sums)
-        return _Totals(sums)
+        return _GlobalSums(sums)
 
     def _update(self, loss: Tensor) -> None:
-        """Let the optimizers take their step, on a device unless its loss or one before was not finite."""
+        """The optimizers' step, which changes nothing on a GPU if this loss or an earlier one was not finite."""
         diverged = self._diverged.logical_or_(~loss.isfinite()) if self.runs_ahead else None
-        self.optimizer.found_inf = diverged  # type: ignore[attr-defined]  (how PyTorch tells its fused optimizers)
+        self.optimizer.found_inf = diverged  # type: ignore[attr-defined]  (the protocol of PyTorch's fused optimizers)
         self.optimizer.step()
         self.table.step(diverged)
 
     def _average_gradients(self) -> None:
-        """Mean over ranks of the gradients of all parameters that every rank holds, in one all-reduce."""
+        """Average over ranks the gradients of all parameters that every rank holds, in one all-reduce."""
         if self.world_size == 1:
             return
         parameters = [*self.model.parameters(), *self.table.replicated()]
-        flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in parameters])
+        flat = torch.cat([_dense_gradient(parameter).reshape(-1) for parameter in parameters])
         dist.all_reduce(flat)
         flat /= self.world_size
         sizes = [parameter.numel() for parameter in parameters]
@@ -165,53 +165,49 @@ class Trainer:
         }
 
     def save(self, folder: str) -> None:
-        """Write this rank's part of a checkpoint to a local folder. Collective; the parts laid together are whole."""
-        with _single_process_allowed():
+        """Write this rank's part of a checkpoint to a local folder. Collective; the parts of all ranks are complete."""
+        with _no_single_process_warning():
             dcp.save(self.state(), checkpoint_id=folder, no_dist=not dist.is_initialized())
 
     def load(self, folder: str) -> None:
         """Continue from a checkpoint (a folder with the parts of all ranks) of any world size. Collective."""
-        with _single_process_allowed():
+        with _no_single_process_warning():
             dcp.load(self.state(), checkpoint_id=folder, no_dist=not dist.is_initialized())
 
     @torch.no_grad()
     def warm_start(self, tensors: Mapping[str, Tensor], *, known_rows: int) -> None:
-        """Start from another training's tensors, named as in `state`, instead of from nothing.
+        """Initialise from another training's tensors, named as in `state`.
 
         Rows from `known_rows` on stay as initialised; Adagrad's accumulators are decayed; optimizer state that the
-        other training lacks (it had another `item_optimizer`) starts fresh. Every rank passes the same tensors.
+        other training lacks (it had another `item_optimizer`) starts at zero. Every rank passes the same tensors.
         """
-        own = self.state()
-        found = {name: tensor for name, tensor in tensors.items() if name in own}
-        for name, tensor in found.items():
-            if not name.startswith(ITEMS):
+        own, items = self.state(), {}
+        for name, tensor in tensors.items():
+            if name.startswith(ITEMS) and name in own:
+                items[name.removeprefix(ITEMS)] = tensor[:known_rows] if tensor.ndim else tensor
+            elif name in own:
                 own[name].copy_(tensor)
-        items = {
-            name.removeprefix(ITEMS): tensor[:known_rows] if tensor.ndim else tensor
-            for name, tensor in found.items()
-            if name.startswith(ITEMS)
-        }
         if "accumulator" in items:
             items["accumulator"] = items["accumulator"] * self.train.accumulator_decay
         self.table.load_full(items.pop("weight"), items)
 
 
-class _Totals:
-    """What a step adds up to over all ranks, on its way to the host."""
+class _GlobalSums:
+    """The sums of a step over all ranks, copied to the host in the background."""
 
     def __init__(self, sums: Tensor) -> None:
         self.sums = sums  # float64 [4]: loss, positions, events, listeners
-        self._there, self._arrived = sums, None
+        self._on_host, self._copied = sums, None
         if sums.device.type == "cuda":
-            self._there = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True).copy_(sums, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record(torch.cuda.current_stream(sums.device))
+            self._on_host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True).copy_(sums, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(sums.device))
 
     def result(self) -> StepResult:
-        """Waits for it. Raises DivergedError."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        loss, *counts = self._there.tolist()
+        """Waits for the copy. Raises DivergedError if the loss is not finite."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        loss, *counts = self._on_host.tolist()
         positions, events, listeners = (round(count) for count in counts)
         mean = loss / max(positions, 1)
         if not math.isfinite(mean):
@@ -219,22 +215,22 @@ class _Totals:
         return StepResult(mean, positions, events, listeners)
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def _dense_gradient(parameter: nn.Parameter) -> Tensor:
     if parameter.grad is None:
         return torch.zeros_like(parameter)
     return parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
 
 
 @contextlib.contextmanager
-def _single_process_allowed() -> Iterator[None]:
-    """torch.distributed.checkpoint warns that it assumes a single process even where it was told so."""
+def _no_single_process_warning() -> Iterator[None]:
+    """Silences torch.distributed.checkpoint, which warns that it assumes a single process even with `no_dist`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
         yield
 
 
 def read_checkpoint(folder: str, *, dim: int) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint by name, whole and on the CPU, with neither a process group nor TorchRec.
+    """Every tensor of a checkpoint by name, whole and on the CPU, without a process group and without TorchRec.
 
     dim: D, the width of an item vector.
     """
@@ -244,7 +240,7 @@ def read_checkpoint(folder: str, *, dim: int) -> dict[str, Tensor]:
         for name, entry in metadata.state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
-    with _single_process_allowed():
+    with _no_single_process_warning():
         dcp.load(tensors, checkpoint_id=folder, no_dist=True)
     items = {name.removeprefix(ITEMS): tensors.pop(name) for name in list(tensors) if name.startswith(ITEMS)}
     return tensors | {ITEMS + name: tensor for name, tensor in logical_state(items, dim=dim).items()}
@@ -253,9 +249,9 @@ def read_checkpoint(folder: str, *, dim: int) -> dict[str, Tensor]:
 def trained_model(
     folder: str, *, model: ModelConfig, train: TrainConfig, candidates: np.ndarray
 ) -> tuple[TrainedModel, dict[str, Tensor]]:
-    """What a checkpoint learned, ready to export, and the optimizer state a warm start needs.
+    """The model of a checkpoint, ready to export, and the optimizer state for a warm start.
 
-    candidates: bool [vocabulary + 1]. `ds`, `data_end` and `metadata` are the caller's to fill in.
+    candidates: bool [vocabulary + 1]. The caller fills in `ds`, `data_end` and `metadata`.
     Raises DivergedError if a weight is not finite.
     """
     tensors = read_checkpoint(folder, dim=model.dim)

@@ -7,64 +7,67 @@ from torch import Tensor
 
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
+from fuxi_beta.ops.token_mixer import Power
 
 
-class PackedGaps:
-    """The times of a batch as they are: the kernels make the rows of the maps where they use them."""
+class PackedTimes:
+    """The times of a batch as they are: the kernels compute the rows of the maps where they use them."""
 
     def __init__(self, batch: Batch) -> None:
         self.longest = batch.longest
         times = (batch.offsets, batch.timestamp, batch.next_timestamp)
         self.times = tuple(tensor.contiguous() for tensor in times)
 
-    def mix(
-        self, projected: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None, mask: Mask | None
-    ) -> Tensor:
-        """See `fuxi_beta.ops.Gaps.mix`."""
-        return _Mix.apply(projected, by_lag, scale, decay, mask, *self.times)  # type: ignore[return-value]
+    def token_mixer(self, projected: Tensor, by_lag: Tensor, power: Power | None, mask: Mask | None) -> Tensor:
+        """See `fuxi_beta.ops.token_mixer`."""
+        scale, decay = power or (None, None)
+        return _TokenMixer.apply(projected, by_lag, scale, decay, mask, *self.times)  # type: ignore[return-value]
 
-    def apply(self, value: Tensor, by_lag: Tensor, scale: Tensor | None, decay: Tensor | None) -> Tensor:
-        """See `fuxi_beta.ops.Gaps.apply`."""
-        return _Apply.apply(value, by_lag, scale, decay, *self.times)  # type: ignore[return-value]
+    def apply_maps(self, value: Tensor, by_lag: Tensor, power: Power | None) -> Tensor:
+        """See `fuxi_beta.ops.apply_maps`."""
+        return _ApplyMaps.apply(value, by_lag, *(power or (None, None)), *self.times)  # type: ignore[return-value]
 
 
-class _Apply(torch.autograd.Function):
+def _power_arguments(scale: Tensor | None, decay: Tensor | None) -> tuple[bool, float, float]:
+    """Whether there is a temporal map, and its a and b."""
+    return (False, 0.0, 0.0) if scale is None or decay is None else (True, scale.item(), decay.item())
+
+
+class _ApplyMaps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, by_lag: Tensor, *rest: Any) -> Tensor:
         scale, decay, *times = rest
         value, by_lag = value.contiguous(), by_lag.contiguous()
-        ctx.curve = (False, 0.0, 0.0) if scale is None else (True, scale.item(), decay.item())
+        ctx.power = _power_arguments(scale, decay)
         ctx.save_for_backward(value, *times, by_lag)
-        return torch.ops.fuxi_beta.apply_maps(value, *times, by_lag, *ctx.curve)
+        return torch.ops.fuxi_beta.apply_maps(value, *times, by_lag, *ctx.power)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        of_value, of_by_lag, *of_curve = torch.ops.fuxi_beta.apply_maps_backward(
-            gradients[0].contiguous(), *ctx.saved_tensors, *ctx.curve
+        of_value, of_by_lag, *of_power = torch.ops.fuxi_beta.apply_maps_backward(
+            gradients[0].contiguous(), *ctx.saved_tensors, *ctx.power
         )
-        curve = [of_by_lag.new_tensor(number) if ctx.curve[0] else None for number in of_curve]
-        return of_value, of_by_lag, *curve, None, None, None
+        of_power = [of_by_lag.new_tensor(number) if ctx.power[0] else None for number in of_power]
+        return of_value, of_by_lag, *of_power, None, None, None
 
 
-class _Mix(torch.autograd.Function):
+class _TokenMixer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, projected: Tensor, by_lag: Tensor, *rest: Any) -> Tensor:
         scale, decay, mask, *times = rest
         projected, by_lag = projected.contiguous(), by_lag.contiguous()
-        curve = (False, 0.0, 0.0) if scale is None else (True, scale.item(), decay.item())
-        ctx.settings = (*curve, *_mask(mask))
-        out, value, mixed = torch.ops.fuxi_beta.mix(projected, *times, by_lag, *ctx.settings)
+        ctx.settings = (*_power_arguments(scale, decay), *_mask(mask))
+        out, value, mixed = torch.ops.fuxi_beta.token_mixer(projected, *times, by_lag, *ctx.settings)
         ctx.save_for_backward(projected, value, mixed, *times, by_lag)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        of_projected, of_by_lag, of_scale, of_decay = torch.ops.fuxi_beta.mix_backward(
+        of_projected, of_by_lag, *of_power = torch.ops.fuxi_beta.token_mixer_backward(
             gradients[0].contiguous(), *ctx.saved_tensors, *ctx.settings
         )
-        temporal = ctx.settings[0]
-        of_curve = [of_by_lag.new_tensor(number) if temporal else None for number in (of_scale, of_decay)]
-        return of_projected, of_by_lag, *of_curve, None, None, None, None
+        of_power = [of_by_lag.new_tensor(number) if ctx.settings[0] else None for number in of_power]
+        return of_projected, of_by_lag, *of_power, None, None, None, None
 
 
 def _mask(mask: Mask | None) -> tuple[Tensor | None, float]:
@@ -85,7 +88,7 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        # The mask is a function of its keys: cheaper made again than kept.
+        # The mask is a function of its keys: cheaper computed again than kept.
         return torch.ops.fuxi_beta.rms_norm_backward(gradients[0].contiguous(), *ctx.saved_tensors, *ctx.mask), None
 
 
@@ -146,4 +149,4 @@ class _Dropout(torch.autograd.Function):
 
 def integers(keys: Tensor, count: int, below: int) -> Tensor:
     """See `fuxi_beta.data.stateless_random.integers`."""
-    return torch.ops.fuxi_beta.draw(keys.contiguous(), count, below)
+    return torch.ops.fuxi_beta.integers(keys.contiguous(), count, below)

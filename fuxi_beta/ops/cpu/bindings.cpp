@@ -1,4 +1,4 @@
-// The kernels as torch operators, fuxi_beta::*. They take contiguous float32 tensors on the CPU; Python sees to that.
+// The kernels as torch operators, fuxi_beta::*. Arguments are contiguous float32 CPU tensors, which Python ensures.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -27,32 +27,32 @@ fuxi::Maps maps_of(const Tensor& by_lag, bool temporal, double scale, double dec
   return {floats(by_lag), by_lag.size(0), temporal, static_cast<float>(scale), static_cast<float>(decay)};
 }
 
-// projected [T, 3 D] -> the gated output [T, 2 D], and V [T, D] and the mixed values [T, 2 D] for the way back.
-std::tuple<Tensor, Tensor, Tensor> mix(const Tensor& projected, const Tensor& offsets, const Tensor& timestamp,
-                                       const Tensor& next_timestamp, const Tensor& by_lag, bool temporal, double scale,
-                                       double decay, const Keys& keys, double rate) {
+// projected [T, 3 D] -> the gated output [T, 2 D], and V [T, D] and the mixed values [T, 2 D] for the backward pass.
+std::tuple<Tensor, Tensor, Tensor> token_mixer(const Tensor& projected, const Tensor& offsets, const Tensor& timestamp,
+                                               const Tensor& next_timestamp, const Tensor& by_lag, bool temporal,
+                                               double scale, double decay, const Keys& keys, double rate) {
   const int64_t tokens = projected.size(0), dim = projected.size(1) / 3;
   Tensor value = at::empty({tokens, dim}, projected.options());
   Tensor mixed = at::empty({tokens, 2 * dim}, projected.options()), out = like(mixed);
   fuxi::values(floats(projected), tokens, dim, result(value));
-  fuxi::mix_forward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
+  fuxi::apply_maps(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
                     floats(value), dim, result(mixed));
   fuxi::gate(floats(projected), floats(mixed), mask_of(keys, rate), tokens, dim, result(out));
   return {out, value, mixed};
 }
 
-std::tuple<Tensor, Tensor, double, double> mix_backward(const Tensor& gradient, const Tensor& projected,
-                                                        const Tensor& value, const Tensor& mixed,
-                                                        const Tensor& offsets, const Tensor& timestamp,
-                                                        const Tensor& next_timestamp, const Tensor& by_lag,
-                                                        bool temporal, double scale, double decay, const Keys& keys,
-                                                        double rate) {
+std::tuple<Tensor, Tensor, double, double> token_mixer_backward(const Tensor& gradient, const Tensor& projected,
+                                                                const Tensor& value, const Tensor& mixed,
+                                                                const Tensor& offsets, const Tensor& timestamp,
+                                                                const Tensor& next_timestamp, const Tensor& by_lag,
+                                                                bool temporal, double scale, double decay,
+                                                                const Keys& keys, double rate) {
   const int64_t tokens = value.size(0), dim = value.size(1);
   Tensor of_projected = like(projected), of_mixed = like(mixed), of_value = like(value), of_by_lag = like(by_lag);
   double of_scale = 0, of_decay = 0;
   fuxi::gate_backward(floats(gradient), floats(projected), floats(mixed), mask_of(keys, rate), tokens, dim,
                       result(of_projected), result(of_mixed));
-  fuxi::mix_backward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
+  fuxi::apply_maps_backward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
                      floats(value), dim, floats(of_mixed), result(of_value),
                      {result(of_by_lag), &of_scale, &of_decay});
   fuxi::values_backward(floats(of_value), floats(projected), tokens, dim, result(of_projected));
@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor, double, double> mix_backward(const Tensor& gradient, 
 Tensor apply_maps(const Tensor& value, const Tensor& offsets, const Tensor& timestamp, const Tensor& next_timestamp,
                   const Tensor& by_lag, bool temporal, double scale, double decay) {
   Tensor mixed = at::empty({value.size(0), 2 * value.size(1)}, value.options());
-  fuxi::mix_forward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
+  fuxi::apply_maps(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
                     floats(value), value.size(1), result(mixed));
   return mixed;
 }
@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor, double, double> apply_maps_backward(const Tensor& gra
                                                                bool temporal, double scale, double decay) {
   Tensor of_value = like(value), of_by_lag = like(by_lag);
   double of_scale = 0, of_decay = 0;
-  fuxi::mix_backward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
+  fuxi::apply_maps_backward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
                      floats(value), value.size(1), floats(gradient), result(of_value),
                      {result(of_by_lag), &of_scale, &of_decay});
   return {of_value, of_by_lag, of_scale, of_decay};
@@ -121,17 +121,17 @@ Tensor dropout(const Tensor& x, const Tensor& keys, double rate) {
   return out;
 }
 
-Tensor draw(const Tensor& keys, int64_t draws, int64_t below) {
+Tensor integers(const Tensor& keys, int64_t draws, int64_t below) {
   Tensor out = at::empty({keys.size(0), draws}, keys.options());
-  fuxi::draw(keys.const_data_ptr<int64_t>(), keys.size(0), draws, below, out.mutable_data_ptr<int64_t>());
+  fuxi::integers(keys.const_data_ptr<int64_t>(), keys.size(0), draws, below, out.mutable_data_ptr<int64_t>());
   return out;
 }
 
 }  // namespace
 
 TORCH_LIBRARY(fuxi_beta, library) {
-  library.def("mix", mix);
-  library.def("mix_backward", mix_backward);
+  library.def("token_mixer", token_mixer);
+  library.def("token_mixer_backward", token_mixer_backward);
   library.def("apply_maps", apply_maps);
   library.def("apply_maps_backward", apply_maps_backward);
   library.def("sampled_softmax", sampled_softmax);
@@ -140,5 +140,5 @@ TORCH_LIBRARY(fuxi_beta, library) {
   library.def("swiglu", swiglu);
   library.def("swiglu_backward", swiglu_backward);
   library.def("dropout", dropout);
-  library.def("draw", draw);
+  library.def("integers", integers);
 }

@@ -1,8 +1,8 @@
 """Compile the C++ kernels on first use and keep them: `python -m fuxi_beta.ops.cpu.build` does it ahead of time.
 
-A build lives in the user's cache, in a folder named after all it depends on: sources, flags, torch, compiler and the
-instructions of this CPU, because `-march=native` code crashes on another. It is compiled and tried in a process of
-its own and moved into place only after it gave right results there, so a broken compiler cannot hurt a run.
+A build is kept in the user's cache, in a folder named by a hash of all it depends on: sources, flags, torch, compiler
+and the instruction set of this CPU, because `-march=native` code crashes on another. It is compiled and checked in a
+separate process and moved into place only if its results are right, so a broken compiler cannot break a run.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def load() -> Path:
     try:
         library = cached_library()
         if not is_built(library):
-            _build_in_a_process_of_its_own(library)
+            _build_in_subprocess(library)
         torch.ops.load_library(str(library))
     except OSError as error:
         raise KernelError(str(error).splitlines()[0]) from error
@@ -44,13 +44,13 @@ def load() -> Path:
 
 
 def cached_library() -> Path:
-    """Where the library for this machine is, or will be."""
+    """Path of the library for this machine, whether it is built or not."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "fuxi-beta" / f"kernels-{_fingerprint()}" / LIBRARY
 
 
 def is_built(library: Path) -> bool:
-    """Whether a library is there and whole: loading half a file would kill the process."""
+    """Whether a library exists and is complete: loading a truncated file would kill the process."""
     checksum = library.with_name(CHECKSUM)
     return library.exists() and checksum.exists() and checksum.read_text() == _sha256(library)
 
@@ -71,7 +71,7 @@ def _files(*suffixes: str) -> list[Path]:
 
 
 def _cpu_flags() -> str:
-    """The instructions this CPU knows."""
+    """The instruction sets of this CPU."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):
@@ -80,25 +80,25 @@ def _cpu_flags() -> str:
 
 
 def _compiler_version() -> str:
-    """First line of the compiler's own version text. Raises KernelError if there is no compiler."""
+    """First line of the compiler's version text. Raises KernelError if there is no compiler."""
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         raise KernelError(f"there is no C++ compiler ({compiler}): install g++")
-    found = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=False)
-    return (found.stdout or found.stderr).partition("\n")[0]
+    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=False)
+    return (done.stdout or done.stderr).partition("\n")[0]
 
 
-def _build_in_a_process_of_its_own(library: Path) -> None:
+def _build_in_subprocess(library: Path) -> None:
     library.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _lock(library.parent.with_suffix(".lock")):
         if is_built(library):
-            return  # somebody else has built it meanwhile
+            return  # another process has built it meanwhile
         command = [sys.executable, "-m", "fuxi_beta.ops.cpu.build", str(library)]
         # The package may not be installed, only on this process's path.
-        where = os.pathsep.join([str(SOURCES.parents[2]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-        # torch looks for ninja on the PATH, and it may be in an environment that is not activated.
+        python_path = os.pathsep.join([str(SOURCES.parents[2]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+        # torch looks for ninja on the PATH, but it may be installed in an environment that is not activated.
         programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        environment = {**os.environ, "PYTHONPATH": where, "PATH": programs, "OMP_NUM_THREADS": "2"}
+        environment = {**os.environ, "PYTHONPATH": python_path, "PATH": programs, "OMP_NUM_THREADS": "2"}
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, env=environment
@@ -111,21 +111,21 @@ def _build_in_a_process_of_its_own(library: Path) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """One builder a machine; the lock of a dead process is gone with it."""
+    """An exclusive lock for builders on this machine; the operating system frees it when its process dies."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _reason(output: str) -> str:
-    """The line of a build's output that says what is wrong."""
+    """The line of a build's output that names the error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if "error:" in line.lower()]
     return (errors or lines or [""])[0 if errors else -1][:300]
 
 
 def build(library: Path) -> None:
-    """Compile, load, check against the reference, and only then move into place."""
+    """Compile, load and check against the reference; only then move the library into place."""
     from torch.utils import cpp_extension
 
     library.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

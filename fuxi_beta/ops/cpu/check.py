@@ -1,4 +1,6 @@
-"""A small comparison of freshly built kernels with plain torch: a build that computes nonsense is no build."""
+"""A quick comparison of freshly built kernels with plain torch, which every build must pass before it is used."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -7,13 +9,14 @@ from fuxi_beta.data import stateless_random
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import cpu, reference
+from fuxi_beta.ops.token_mixer import PreparedTimes
 
 
 def run() -> None:
     """Raises AssertionError if a kernel disagrees with its reference, forward or backward."""
     generator = torch.Generator().manual_seed(0)
-    _mixer(generator)
-    _loss(generator)
+    _check_token_mixer(generator)
+    _check_loss(generator)
     keys = torch.randint(1 << 62, (33,), generator=generator)
     x = torch.randn(33, 70, generator=generator)
     mask = Mask(keys, 0.2)
@@ -23,29 +26,32 @@ def run() -> None:
     torch.testing.assert_close(cpu.integers(keys, 7, 1000), stateless_random.integers(keys, 7, 1000), rtol=0, atol=0)
 
 
-def _mixer(generator: torch.Generator) -> None:
+def _check_token_mixer(generator: torch.Generator) -> None:
     lengths = torch.tensor([0, 1, 77, 12])
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     timestamp = torch.randint(1 << 27, (90,), generator=generator).sort().values + 1_700_000_000
-    nothing = torch.zeros(90, dtype=torch.int64)
+    zeros = torch.zeros(90, dtype=torch.int64)
     batch = Batch(
         offsets=offsets,
-        item_index=nothing,
+        item_index=zeros,
         timestamp=timestamp,
         next_timestamp=timestamp + 9,
-        target=nothing,
-        sample=nothing[:4],
-        seen_offsets=nothing[:5],
-        seen_items=nothing[:0],
+        target=zeros,
+        sample=zeros[:4],
+        seen_offsets=zeros[:5],
+        seen_items=zeros[:0],
     )
     projected, by_lag = torch.randn(90, 99, generator=generator), torch.randn(77, generator=generator)
     mask = Mask(torch.arange(90), 0.1)
-    ours, plain = cpu.PackedGaps(batch), reference.PaddedGaps(batch, torch.float32)
+
+    def mixer(times: PreparedTimes) -> Callable[..., Tensor]:
+        return lambda projected, by_lag, *power: times.token_mixer(projected, by_lag, power, mask)
+
     inputs = [projected, by_lag, torch.tensor(0.3), torch.tensor(0.2)]
-    _compare(lambda p, w, a, b: ours.mix(p, w, a, b, mask), lambda p, w, a, b: plain.mix(p, w, a, b, mask), inputs)
+    _compare(mixer(cpu.PackedTimes(batch)), mixer(reference.PaddedTimes(batch, torch.float32)), inputs)
 
 
-def _loss(generator: torch.Generator) -> None:
+def _check_loss(generator: torch.Generator) -> None:
     states, table = torch.randn(40, 70, generator=generator), torch.randn(300, 70, generator=generator)
     target, negatives = (torch.randint(300, shape, generator=generator) for shape in ((40,), (40, 19)))
     drawn = (target, negatives, negatives == target[:, None], 5.0)
@@ -58,10 +64,9 @@ def _loss(generator: torch.Generator) -> None:
 
 def _compare(ours, reference, inputs: list[Tensor]) -> None:
     inputs = [tensor.requires_grad_() for tensor in inputs]
-    found, expected = ours(*inputs), reference(*inputs)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-    weight = torch.linspace(-1, 1, found.numel()).view_as(found)
-    for mine, theirs in zip(
-        torch.autograd.grad(found, inputs, weight), torch.autograd.grad(expected, inputs, weight), strict=True
-    ):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-2)
+    actual, expected = ours(*inputs), reference(*inputs)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+    weight = torch.linspace(-1, 1, actual.numel()).view_as(actual)
+    gradients = (torch.autograd.grad(result, inputs, weight) for result in (actual, expected))
+    for actual_gradient, expected_gradient in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual_gradient, expected_gradient, rtol=1e-3, atol=1e-2)

@@ -1,4 +1,4 @@
-// What the kernels offer to bindings.cpp. Plain pointers to contiguous arrays; all sizes in elements.
+// The kernels that bindings.cpp registers. Plain pointers to contiguous arrays; all sizes in elements.
 #pragma once
 #include <cstdint>
 
@@ -19,7 +19,8 @@ struct Maps {
   float scale, decay;  // a (1 + x)^-b
 };
 
-void mix_forward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim, float* out);
+// value [T, D] -> [B V | B^t V] [T, 2 D].
+void apply_maps(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim, float* out);
 
 struct MapGradients {
   float* by_lag;  // [reach]
@@ -27,8 +28,8 @@ struct MapGradients {
   double* decay;
 };
 
-void mix_backward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim,
-                  const float* gradient, float* of_value, const MapGradients& of_maps);
+void apply_maps_backward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim,
+                         const float* gradient, float* of_value, const MapGradients& of_maps);
 
 struct Softmax {
   const float* states;  // [P, D]
@@ -43,13 +44,13 @@ struct Softmax {
 // Returns the summed loss; its gradients go to of_states [P, D] and of_table [U, D].
 double sampled_softmax(const Softmax& softmax, float* of_states, float* of_table);
 
-// Keyed dropout: keys null means none.
+// Counter-based dropout; without keys (null) there is none.
 struct Mask {
   const int64_t* keys;  // [T]
   double rate;
 };
 
-// One row of factors: 1 / (1 - rate) where a channel stays, 0 where it goes.
+// One row of factors: 1 / (1 - rate) for a channel that is kept, 0 for one that is dropped.
 void mask_row(const Mask& mask, int64_t token, int64_t channels, float* factors);
 
 void dropout(const float* x, const Mask& mask, int64_t tokens, int64_t channels, float* out);
@@ -70,6 +71,7 @@ void gate(const float* projected, const float* mixed, const Mask& mask, int64_t 
 void gate_backward(const float* gradient, const float* projected, const float* mixed, const Mask& mask, int64_t tokens,
                    int64_t dim, float* of_projected, float* of_mixed);
 
-void draw(const int64_t* keys, int64_t count, int64_t draws, int64_t below, int64_t* out);
+// Counter-based random integers in [0, below): [count, draws].
+void integers(const int64_t* keys, int64_t count, int64_t draws, int64_t below, int64_t* out);
 
 }  // namespace fuxi

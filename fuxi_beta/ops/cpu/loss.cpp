@@ -1,8 +1,9 @@
-// Sampled softmax with negatives of every position's own: loss and both gradients in one call.
+// Sampled softmax with separate negatives for every position: loss and both gradients in one call.
 //
-// One position at a time, its rows stay in the innermost cache: inner products, softmax, gradient of the state. What
-// a position owes the table is put into a bucket of neighbouring rows; then each bucket sums its rows in the order of
-// positions. So no copy of the table is made, whatever its size, and sums do not depend on the number of threads.
+// Positions are computed one by one, so that the rows of each stay in the innermost cache: inner products, softmax,
+// gradient of the state. The terms of the table's gradient are put into buckets of neighbouring rows; then each bucket
+// sums its rows in the order of positions. So threads need no copies of the table's gradient, and sums do not depend on
+// their number.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -19,7 +20,8 @@ namespace {
 constexpr int CHUNKS = 64;
 constexpr int64_t BUCKET_FLOATS = 8192;  // 32 KiB of table rows: they fit the innermost cache
 
-struct Debt {
+// weight * state[position], to be added to the gradient of a row, counted from the first row of its bucket.
+struct Term {
   int32_t position;
   int32_t row;
   float weight;
@@ -109,21 +111,21 @@ void of_state(const Softmax& softmax, const Rows& rows, int64_t p, const float* 
   }
 }
 
-// Where the debts of each (bucket, chunk) begin, bucket by bucket. Turns counts into starts.
+// Turns the counts of each (bucket, chunk) into the place of its first term; returns the sum of the counts.
 int64_t starts_from(std::vector<int64_t>& counts) {
   int64_t total = 0;
   for (int64_t& count : counts) total += std::exchange(count, total);
   return total;
 }
 
-// Sums the debts of the rows first .. first + count, in the order of positions, and writes them out.
-void settle(const Rows& rows, const Debt* begin, const Debt* end, int64_t first, int64_t count, int64_t dim,
-            std::vector<float>& sums, float* of_table) {
+// Sums the terms of the rows first .. first + count - 1, in the order of positions, and stores them in of_table.
+void sum_terms(const Rows& rows, const Term* begin, const Term* end, int64_t first, int64_t count, int64_t dim,
+               std::vector<float>& sums, float* of_table) {
   sums.assign(count * rows.width, 0.f);
-  for (const Debt* debt = begin; debt != end; ++debt) {
-    const float* state = rows.state(debt->position);
-    float* to = &sums[debt->row * rows.width];
-    for (int64_t d = 0; d < rows.width; d += LANES) store(to + d, load(to + d) + debt->weight * load(state + d));
+  for (const Term* term = begin; term != end; ++term) {
+    const float* state = rows.state(term->position);
+    float* to = &sums[term->row * rows.width];
+    for (int64_t d = 0; d < rows.width; d += LANES) store(to + d, load(to + d) + term->weight * load(state + d));
   }
   for (int64_t r = 0; r < count; ++r)
     std::memcpy(of_table + (first + r) * dim, &sums[r * rows.width], dim * sizeof(float));
@@ -164,7 +166,7 @@ double sampled_softmax(const Softmax& softmax, float* of_states, float* of_table
   }
 
   const int64_t total = starts_from(place);
-  const auto debts = std::make_unique_for_overwrite<Debt[]>(total);
+  const auto terms = std::make_unique_for_overwrite<Term[]>(total);
   std::vector<int64_t> bucket_start(buckets + 1, total);
   for (int64_t bucket = 0; bucket < buckets; ++bucket) bucket_start[bucket] = place[bucket * CHUNKS];
 #pragma omp parallel
@@ -177,7 +179,7 @@ double sampled_softmax(const Softmax& softmax, float* of_states, float* of_table
       for (int64_t p = chunk_start(softmax.positions, chunk); p < chunk_start(softmax.positions, chunk + 1); ++p) {
         for (int64_t m = 0; m < draws; ++m) {
           const int64_t row = row_of(softmax, p, m), bucket = row / bucket_rows;
-          debts[next[bucket]++] = {static_cast<int32_t>(p), static_cast<int32_t>(row - bucket * bucket_rows),
+          terms[next[bucket]++] = {static_cast<int32_t>(p), static_cast<int32_t>(row - bucket * bucket_rows),
                                    weights[p * draws + m]};
         }
       }
@@ -185,12 +187,12 @@ double sampled_softmax(const Softmax& softmax, float* of_states, float* of_table
 #pragma omp for schedule(dynamic)
     for (int64_t bucket = 0; bucket < buckets; ++bucket) {
       const int64_t first = bucket * bucket_rows;
-      settle(rows, &debts[bucket_start[bucket]], &debts[bucket_start[bucket + 1]], first,
-             std::min(bucket_rows, softmax.rows - first), softmax.dim, sums, of_table);
+      sum_terms(rows, &terms[bucket_start[bucket]], &terms[bucket_start[bucket + 1]], first,
+                std::min(bucket_rows, softmax.rows - first), softmax.dim, sums, of_table);
     }
   }
   double loss = 0;
-  for (const double part : losses) loss += part;
+  for (const double of_chunk : losses) loss += of_chunk;
   return loss;
 }
 

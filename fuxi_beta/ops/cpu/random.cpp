@@ -1,4 +1,4 @@
-// The counter-based bits of fuxi_beta/data/stateless_random.py, bit for bit: dropout masks and draws of negatives.
+// Counter-based random numbers, bit for bit those of fuxi_beta/data/stateless_random.py: dropout masks and integers.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -40,7 +40,7 @@ void mask_row(const Mask& mask, int64_t token, int64_t channels, float* factors)
   }
 }
 
-void draw(const int64_t* keys, int64_t count, int64_t draws, int64_t below, int64_t* out) {
+void integers(const int64_t* keys, int64_t count, int64_t draws, int64_t below, int64_t* out) {
 #pragma omp parallel for
   for (int64_t k = 0; k < count; ++k) {
     int64_t* to = out + k * draws;

@@ -1,4 +1,4 @@
-// What happens to each token by itself between the matrix products: one pass over memory each way.
+// Token-wise operators: one pass over memory forward, one backward.
 #include <cmath>
 #include <vector>
 

@@ -1,4 +1,4 @@
-// Vectors of floats by the compiler's own extension, so any CPU and GCC or Clang will do.
+// Vectors of floats by a compiler extension of GCC and Clang, for any CPU.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -29,7 +29,7 @@ inline Vec load(const float* from) {
 
 inline void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
-// The first `count` floats, zeros after them; and the same for writing. Through memory a partial vector would stall.
+// Load and store the first `count` floats, with zeros in the other lanes. A partial vector through memory would stall.
 inline Vec load(const float* from, int64_t count) {
   if (count >= LANES) return load(from);
 #if defined(__AVX512F__)
@@ -81,10 +81,10 @@ inline Vec sums_of(Vec (&vectors)[LANES]) {
   return vectors[0];
 }
 
-// The widths of padded rows, so that tiles need no tails.
+// The width of a padded row: whole tiles, so that no loop needs a tail.
 inline int64_t padded(int64_t width) { return (width + TILE_WIDTH - 1) / TILE_WIDTH * TILE_WIDTH; }
 
-// exp to 2 ulp: 2^k times a polynomial on [-ln2/2, ln2/2]. Not-a-number stays so; results below 1e-38 are about 1e-38.
+// exp to 2 ulp: 2^k times a polynomial on [-ln2/2, ln2/2]. NaN stays NaN; results below 1e-38 become about 1e-38.
 inline Vec exp(Vec x) {
   x = x < -87.3f ? broadcast(-87.3f) : x;
   x = x > 88.3f ? broadcast(88.3f) : x;

@@ -1,6 +1,6 @@
 """The operators as Triton kernels for GPUs; see `fuxi_beta.ops` for what they do, `docs/gpu.md` for how.
 
-Importing this package needs no Triton: the kernels are imported when one of them is first asked for.
+Importing this package needs no Triton: the modules with kernels are imported at first use.
 """
 
 import importlib
@@ -13,46 +13,32 @@ import torch
 
 if TYPE_CHECKING:
     from fuxi_beta.ops.triton.loss import sampled_softmax
-    from fuxi_beta.ops.triton.mixer import PackedGaps
     from fuxi_beta.ops.triton.optimizer import rowwise_adagrad
+    from fuxi_beta.ops.triton.token_mixer import PackedTimes
     from fuxi_beta.ops.triton.tokenwise import combine, dropout, integers, rms_norm, swiglu
 
-__all__ = [
-    "PackedGaps",
-    "combine",
-    "dropout",
-    "integers",
-    "interpreted",
-    "rms_norm",
-    "rowwise_adagrad",
-    "sampled_softmax",
-    "swiglu",
-    "why_not",
-]
+__all__ = ["PackedTimes", "combine", "dropout", "integers", "rms_norm", "rowwise_adagrad", "sampled_softmax", "swiglu"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OLDEST = (8, 0)  # compute capability: Ampere has bf16 and TF32
 
-_HOMES = {
-    "PackedGaps": "mixer",
-    "combine": "tokenwise",
-    "dropout": "tokenwise",
-    "integers": "tokenwise",
-    "rms_norm": "tokenwise",
-    "rowwise_adagrad": "optimizer",
-    "sampled_softmax": "loss",
-    "swiglu": "tokenwise",
+_MODULES = {
+    "loss": ("sampled_softmax",),
+    "optimizer": ("rowwise_adagrad",),
+    "token_mixer": ("PackedTimes",),
+    "tokenwise": ("combine", "dropout", "integers", "rms_norm", "swiglu"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, on tensors in host memory: right results, no speed. For tests."""
+    """Whether kernels run in Triton's interpreter, on tensors in host memory: correct but slow, for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -60,7 +46,7 @@ def interpreted() -> bool:
 def why_not() -> str:
     """Why Triton cannot be used on this host, empty if it can."""
     try:
-        importlib.import_module(f"{__name__}.mixer")
+        importlib.import_module(f"{__name__}.token_mixer")
     except (ImportError, OSError) as error:
         return f"Triton does not import ({str(error).partition(chr(10))[0]}): pip install triton"
     if interpreted():
@@ -79,7 +65,7 @@ def _why_no_launches() -> str:
 
     try:
         cast(Any, driver.active).get_current_device()
-    except Exception as error:  # of whatever kind, plain torch still runs
+    except Exception as error:  # whatever the failure, plain torch still runs
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         return f"Triton cannot launch kernels ({reason}): it needs gcc or clang, Python's headers and libcuda.so.1"
     return ""

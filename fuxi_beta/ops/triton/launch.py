@@ -1,7 +1,6 @@
-"""How kernels are made, and on which device they are launched."""
+"""How kernels are declared, and on which device they are launched."""
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -12,24 +11,24 @@ from torch import Tensor
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-CHANGING = {"tokens", "places", "lags", "reach", "count", "pairs", "first", "second", "third", "fourth"}
-"""Parameters that have another value in every batch, or in every epoch: the parts of a key."""
+device_function: Any = triton.jit
+"""Declares a function that kernels call."""
 
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """A kernel, or a function that kernels call.
+def kernel(function: Callable[..., Any] | None = None, *, dynamic: Sequence[str] = ()) -> Any:
+    """Declares a kernel. dynamic: its integer parameters that change from batch to batch, or from epoch to epoch.
 
-    Triton compiles a kernel anew when a number is 1, or is a multiple of 16 and was none before. Numbers that change
-    with the batch are kept out of that, so that nothing is left to compile in the midst of a run.
+    Triton compiles a kernel anew when an integer is 1, or is a multiple of 16 and was none before. Dynamic parameters
+    are exempt, so that nothing is compiled in the middle of a run.
     """
-    changing = [name for name in inspect.signature(function).parameters if name in CHANGING]
-    return cast(Any, triton.jit)(function, do_not_specialize=changing)
+    declare = cast(Any, triton.jit)(do_not_specialize=list(dynamic))
+    return declare if function is None else declare(function)
 
 
 def on_device(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The same function, run with the device of its first tensor as the current one.
+    """The function, run with the device of its first tensor as the current device.
 
-    Triton launches and measures kernels on the current device, which need not be the one that holds the tensors.
+    Triton launches and measures kernels on the current device, which may not be the one that holds the tensors.
     """
 
     @wraps(function)

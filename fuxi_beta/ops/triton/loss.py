@@ -1,13 +1,13 @@
-"""The sampled softmax on a GPU: loss and gradient of the states in one pass, then the table's row by row.
+"""The sampled softmax in Triton: loss and gradient of the states in one pass, the table's gradient in another.
 
 Forward, one program a position: rows are gathered tile by tile, and an online softmax keeps the weighted sum of rows
-beside the normaliser, so loss and gradient of the state come out of the same pass. Backward, one program a row of the
-table: pairs of row and position were sorted, so a program finds its positions side by side, sums their states in that
+with the normaliser, so one pass gives the loss and the gradient of the state. Backward, one program a row of the table:
+the pairs of row and position are sorted, so the positions of a program are contiguous; it sums their states in that
 order and writes its row once. No atomics, so with fixed tiles (`tuning`) equal inputs give equal bits.
 
-Nothing of the size of all pairs is kept but the integers that are sorted: a pair's weight is computed again from the
-state and the row, which its program holds anyway. Keeping the weights would cost 4 bytes written, a sector of 32 bytes
-read back (the sorted order scatters the reads) and the memory; computing them costs D multiplications.
+Only the sorted integers have the size of all pairs: the weight of a pair is computed again from the state and the row,
+which its program holds anyway. To keep the weights would cost 4 bytes written, a sector of 32 bytes read (the sorted
+order scatters the reads) and the memory; to compute them costs D multiplications.
 
 Shapes: `P` positions with a target, `K` negatives each, `U` unique songs of the batch, `D` width.
 """
@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from fuxi_beta.ops.triton import tuning
 from fuxi_beta.ops.triton.launch import kernel, on_device
 
-# Floats of gathered rows a program holds, and as many of their sum: 16 registers each with four warps, 32 or 8.
+# Floats of gathered rows in a program, which holds as many of their sum: 16, 32 or 8 registers each with four warps.
 _TILES = (2048, 4096, 1024)
 
 
@@ -48,21 +48,9 @@ class _SampledSoftmax(torch.autograd.Function):
         def call(tile: int) -> None:
             block_rows, block_dim = _blocks(states.shape[1], tile)
             _losses_and_states[(len(states),)](
-                states,
-                table,
-                target,
-                negatives,
-                masked.view(torch.uint8),
-                losses,
-                log_norm,
-                missed,
-                of_states,
-                inverse,
-                K=negatives.shape[1],
-                DIM=states.shape[1],
-                BLOCK_K=block_rows,
-                BLOCK_D=block_dim,
-            )
+                states, table, target, negatives, masked.view(torch.uint8), losses, log_norm, missed, of_states,
+                inverse, K=negatives.shape[1], DIM=states.shape[1], BLOCK_K=block_rows, BLOCK_D=block_dim,
+            )  # fmt: skip
 
         if len(states):
             tuning.run(("softmax", *_key(states, table, negatives)), _TILES, call)
@@ -87,20 +75,9 @@ def _of_table(ctx: Any, gradient: Tensor) -> Tensor:
     def call(tile: int) -> None:
         block_pairs, block_dim = _blocks(states.shape[1], tile)
         _sums_by_row[(len(table),)](
-            states,
-            table,
-            order,
-            starts,
-            log_norm,
-            missed,
-            gradient,
-            of_table,
-            ctx.inverse,
-            PER_POSITION=1 + negatives.shape[1],
-            DIM=states.shape[1],
-            BLOCK_PAIRS=block_pairs,
-            BLOCK_D=block_dim,
-        )
+            states, table, order, starts, log_norm, missed, gradient, of_table, ctx.inverse,
+            PER_POSITION=1 + negatives.shape[1], DIM=states.shape[1], BLOCK_PAIRS=block_pairs, BLOCK_D=block_dim,
+        )  # fmt: skip
 
     if len(table):
         tuning.run(("sums by row", *_key(states, table, negatives)), _TILES, call)
@@ -108,7 +85,7 @@ def _of_table(ctx: Any, gradient: Tensor) -> Tensor:
 
 
 def _key(states: Tensor, table: Tensor, negatives: Tensor) -> tuple[Hashable, ...]:
-    """What the best tiles depend on."""
+    """Key of the tuning: all that the fastest tiles depend on."""
     return states.device.index, states.shape[1], states.dtype, table.dtype, negatives.shape[1]
 
 
@@ -119,31 +96,17 @@ def _blocks(dim: int, tile: int) -> tuple[int, int]:
 
 
 def _pairs_by_row(target: Tensor, negatives: Tensor, masked: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Pairs in the order of their row, then position: int64 [P (1 + K)], position * (1 + K) + draw, the target first;
-    and where each row's begin: int64 [U + 1]. Masked pairs come last, beyond the last row's."""
+    """Pairs sorted by row, then position: int64 [P (1 + K)], position * (1 + K) + draw, the target first; and the
+    start of each row's pairs: int64 [U + 1]. Masked pairs come after those of the last row."""
     row = torch.cat([target[:, None], negatives.masked_fill(masked, rows)], dim=1).to(torch.int32)
     ordered, order = row.flatten().sort(stable=True)
-    wanted = torch.arange(rows + 1, dtype=torch.int32, device=row.device)
-    return order, torch.searchsorted(ordered, wanted)
+    every_row = torch.arange(rows + 1, dtype=torch.int32, device=row.device)
+    return order, torch.searchsorted(ordered, every_row)
 
 
 @kernel
-def _losses_and_states(
-    states,
-    table,
-    target,
-    negatives,
-    masked,
-    losses,
-    log_norms,
-    missed,
-    of_states,
-    inverse,
-    K: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def _losses_and_states(states, table, target, negatives, masked, losses, log_norms, missed, of_states, inverse,
+                       K: tl.constexpr, DIM: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
     """Loss, log of the normaliser, 1 - p(target) and d loss / d state of one position."""
     position = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
@@ -152,7 +115,7 @@ def _losses_and_states(
     own = tl.load(table + tl.load(target + position) * DIM + d, mask=inside, other=0.0).to(tl.float32)
     positive = tl.sum(state * own, axis=0) * inverse
 
-    # Every row of a tile keeps a softmax of its own, so that the loop never waits for other warps.
+    # Each row of a tile keeps a separate softmax, so that the loop never waits for other warps.
     highest = tl.zeros([BLOCK_K], tl.float32) + positive
     total = tl.zeros([BLOCK_K], tl.float32)
     sums = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
@@ -183,22 +146,10 @@ def _losses_and_states(
 
 
 @kernel
-def _sums_by_row(
-    states,
-    table,
-    order,
-    starts,
-    log_norms,
-    missed,
-    upstream,
-    of_table,
-    inverse,
-    PER_POSITION: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_PAIRS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """One row's gradient: the sum of the states that met it, by their weights; zeros where none did."""
+def _sums_by_row(states, table, order, starts, log_norms, missed, upstream, of_table, inverse,
+                 PER_POSITION: tl.constexpr, DIM: tl.constexpr, BLOCK_PAIRS: tl.constexpr,
+                 BLOCK_D: tl.constexpr):  # fmt: skip
+    """One row's gradient: the weighted sum of the states paired with it, or zeros."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     inside = d < DIM
@@ -207,14 +158,14 @@ def _sums_by_row(
     sums = tl.zeros([BLOCK_PAIRS, BLOCK_D], tl.float32)
     for first in range(tl.load(starts + row), last, BLOCK_PAIRS):
         place = first + tl.arange(0, BLOCK_PAIRS)
-        met = place < last
-        pair = tl.load(order + place, mask=met, other=0)
+        has_pair = place < last
+        pair = tl.load(order + place, mask=has_pair, other=0)
         position = pair // PER_POSITION
         at = states + position[:, None] * DIM + d[None, :]
-        state = tl.load(at, mask=met[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        state = tl.load(at, mask=has_pair[:, None] & inside[None, :], other=0.0).to(tl.float32)
         logit = tl.sum(state * vector[None, :], axis=1) * inverse
-        weight = tl.exp(logit - tl.load(log_norms + position, mask=met, other=0.0))
-        weight = tl.where(pair % PER_POSITION == 0, -tl.load(missed + position, mask=met, other=0.0), weight)
+        weight = tl.exp(logit - tl.load(log_norms + position, mask=has_pair, other=0.0))
+        weight = tl.where(pair % PER_POSITION == 0, -tl.load(missed + position, mask=has_pair, other=0.0), weight)
         sums += weight[:, None] * state
     gradient = tl.sum(sums, axis=0) * (tl.load(upstream) * inverse)
     tl.store(of_table + row * DIM + d, gradient.to(of_table.dtype.element_ty), mask=inside)

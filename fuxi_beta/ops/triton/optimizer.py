@@ -1,4 +1,4 @@
-"""The item table's optimizer in Triton: rows are gathered, updated and put back in one pass over memory.
+"""The item table's optimizer in Triton: rows are gathered, updated and scattered in one pass over memory.
 
 Shapes: `V` rows of the table, `D` width, `R` rows to update.
 """
@@ -11,14 +11,14 @@ from fuxi_beta.ops.triton.tokenwise import rows_of
 from fuxi_beta.ops.triton.tuning import ceil_div
 
 
-@kernel
+@kernel(dynamic=("count",))
 def _rowwise_adagrad_kernel(weight, accumulator, rows, gradient, skip, count, dim, lr, eps, ROWS: tl.constexpr,
                             WIDTH: tl.constexpr, SKIPS: tl.constexpr):  # fmt: skip
     place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row = tl.load(rows + place, mask=place < count, other=0)
     if SKIPS:
         row = tl.where(tl.load(skip) == 0, row, 0)
-    changes = row > 0  # row 0 is padding, which any number of programs may meet
+    changes = row > 0  # row 0 is padding, which several programs may hold
     channel = tl.arange(0, WIDTH)
     inside = changes[:, None] & (channel < dim)[None, :]
     gradient_at = gradient + place.to(tl.int64)[:, None] * dim + channel[None, :]

@@ -1,4 +1,4 @@
-"""How the packed histories of a batch are cut into tiles for kernels that work on one tile a program.
+"""The packed histories of a batch cut into tiles, for kernels that run one program a tile.
 
 Shapes: `B` listeners, `T` packed tokens, `S` places for tiles.
 """
@@ -15,9 +15,9 @@ FIELDS = 4  # of a tile: its first token, the first and the end of its listener'
 
 @dataclass(frozen=True)
 class Tiles:
-    """Up to `count` tokens a tile, none with tokens of two listeners."""
+    """Tiles of tokens of one listener each."""
 
-    table: Tensor  # int64 [S, FIELDS]; places that no tile needs are zeros, which makes them tiles without tokens
+    table: Tensor  # int64 [S, FIELDS]; unused places are zeros: tiles without tokens
     lags: int  # room for one number of every lag of every tile
 
     def __len__(self) -> int:
@@ -26,7 +26,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Sequences:
-    """Offsets and times of a batch, and its tiles, which all layers and both passes share. Waits for no device."""
+    """Offsets and times of a batch and its tiles, shared by all layers and both passes. Never waits for a device."""
 
     offsets: Tensor  # int64 [B + 1]
     timestamp: Tensor  # int64 [T]
@@ -36,20 +36,20 @@ class Sequences:
 
     @classmethod
     def of(cls, batch: Batch) -> "Sequences":
-        """Those of a batch."""
+        """The sequences of a batch."""
         times = (batch.offsets, batch.timestamp, batch.next_timestamp)
         return cls(*(tensor.contiguous() for tensor in times), longest=batch.longest)
 
     def tiles(self, size: int) -> Tiles:
-        """Tiles of up to `size` tokens, made when first asked for. There must be a token."""
+        """Tiles of up to `size` tokens, computed once for each size. There must be a token."""
         if size not in self._tiles:
             self._tiles[size] = self._cut(size)
         return self._tiles[size]
 
     def _cut(self, size: int) -> Tiles:
-        """A listener's tiles lie side by side, so that programs that run together read the same tokens.
+        """A listener's tiles are neighbours, so that programs that run together read the same tokens.
 
-        How many there are only the device knows; the host knows that they are no more than these.
+        Only the device knows how many there are; `places` is an upper bound that the host knows.
         """
         tokens, listeners = len(self.timestamp), len(self.offsets) - 1
         filled = min(listeners, tokens)

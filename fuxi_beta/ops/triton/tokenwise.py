@@ -1,8 +1,8 @@
-"""What happens to each token by itself, in Triton: RMSNorm, SwiGLU and keyed randomness, one pass over memory each way.
+"""Token-wise operators in Triton: RMSNorm, SwiGLU, dropout and counter-based random numbers.
 
-A program holds whole rows, so that sums over the channels of a token stay in registers. Random bits are those of
-`fuxi_beta.data.stateless_random`, bit for bit: a mask is a function of its keys, and is made again on the way back
-instead of kept.
+Each takes one pass over memory forward and one backward. A program holds whole rows, so that sums over the channels of
+a token stay in registers. Random bits equal those of `fuxi_beta.data.stateless_random`: a mask is a function of its
+keys, so the backward pass computes it again instead of keeping it.
 
 Shapes: `T` packed tokens, `C` channels, `H` hidden channels, `R` rows of a program, `K` draws.
 """
@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fuxi_beta.data import stateless_random
-from fuxi_beta.data.stateless_random import Mask
+from fuxi_beta.data.stateless_random import Mask, signed
 from fuxi_beta.ops.reference import RMS_EPS
-from fuxi_beta.ops.triton.launch import kernel, on_device
+from fuxi_beta.ops.triton.launch import device_function, kernel, on_device
 from fuxi_beta.ops.triton.tuning import INTERPRETED, ceil_div, power_of_two
 
 EPS = tl.constexpr(RMS_EPS)
@@ -30,28 +30,28 @@ SECOND_MULTIPLIER = tl.constexpr(0x94D049BB133111EB)
 
 _ELEMENTS = 4096  # of a program: 32 a thread of four warps
 _KEYS = 256  # of a program
-_PARTS = 4  # of a key, that one launch combines
+_PARTS = 4  # of a key, at most, in one launch of `combine`
 
 
-@kernel
+@device_function
 def exp2(x):
-    """2^x of float32 by the hardware's own instruction, to 2^-22 of the result; Triton's own costs four."""
+    """2^x of float32 by one hardware instruction, to 2^-22 of the result; Triton's function takes four."""
     if _INTERPRETED:
         return tl.exp2(x)
     return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
-@kernel
+@device_function
 def log2(x):
-    """The logarithm of float32 likewise; Triton's own costs twenty instructions."""
+    """The binary logarithm of float32 by one hardware instruction; Triton's function takes twenty."""
     if _INTERPRETED:
         return tl.log2(x)
     return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
-@kernel
+@device_function
 def sigmoid(x):
-    """1 / (1 + e^-x) of float32, likewise."""
+    """1 / (1 + e^-x) of float32 by hardware instructions."""
     below = 1.0 + exp2(x * _MINUS_LOG2_E)
     if _INTERPRETED:
         return 1.0 / below
@@ -59,39 +59,39 @@ def sigmoid(x):
                                      pack=1)  # fmt: skip
 
 
-@kernel
+@device_function
 def silu(x):
     """x sigmoid(x) of float32."""
     return x * sigmoid(x)
 
 
-@kernel
+@device_function
 def silu_slope(x):
     """The derivative of `silu`."""
     s = sigmoid(x)
     return s * (1 + x * (1 - s))
 
 
-@kernel
+@device_function
 def scramble(x):
-    """`keyed.scramble`. uint64 -> uint64."""
+    """`stateless_random.scramble`. uint64 -> uint64."""
     x = (x ^ (x >> 30)) * FIRST_MULTIPLIER
     x = (x ^ (x >> 27)) * SECOND_MULTIPLIER
     return x ^ (x >> 31)
 
 
-@kernel
+@device_function
 def words(keys, numbers):
-    """64 random bits for each key and number: `keyed.words`. int64 and int32 that broadcast -> uint64."""
+    """64 random bits for each key and number: `stateless_random.words`. int64 and int32 that broadcast -> uint64."""
     return scramble(keys.to(tl.uint64) + (numbers + 1).to(tl.uint64) * GOLDEN)
 
 
-@kernel
+@device_function
 def keep_factors(keys, first, zeroed, factor, WIDTH: tl.constexpr, BY_FOUR: tl.constexpr):
-    """What keyed dropout multiplies the channels from `first` on with: 0 or `factor`. int64 [R] -> float32 [R, WIDTH].
+    """The factors of dropout, 0 or `factor`, of the channels from `first` on. int64 [R] -> float32 [R, WIDTH].
 
-    zeroed: of 65536 values of a channel's sixteen bits, those that zero it. BY_FOUR: whether `first` is a multiple of
-    4, so that each word is made once for its four channels.
+    zeroed: how many of the 65536 values of a channel's sixteen bits drop it. BY_FOUR: whether `first` is a multiple of
+    4, so that each random word is computed once for its four channels.
     """
     if BY_FOUR:
         word = words(keys[:, None], (first // 4 + tl.arange(0, WIDTH // 4))[None, :])
@@ -100,11 +100,11 @@ def keep_factors(keys, first, zeroed, factor, WIDTH: tl.constexpr, BY_FOUR: tl.c
     else:
         channel = first + tl.arange(0, WIDTH)
         bits = words(keys[:, None], (channel // 4)[None, :]) >> (channel % 4 * 16).to(tl.uint64)[None, :]
-    # keyed compares them as signed numbers with zeroed - 32768; with the sign bit turned they count from 0.
+    # stateless_random compares them, as signed numbers, with zeroed - 32768; with the sign bit flipped they start at 0.
     return tl.where(((bits & 0xFFFF) ^ 0x8000).to(tl.int32) >= zeroed, factor, 0.0)
 
 
-@kernel
+@kernel(dynamic=("tokens",))
 def _norm_kernel(x, keys, out, tokens, channels, zeroed, factor, ROWS: tl.constexpr, WIDTH: tl.constexpr,
                  MASKED: tl.constexpr):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -118,7 +118,7 @@ def _norm_kernel(x, keys, out, tokens, channels, zeroed, factor, ROWS: tl.conste
     tl.store(out + at, values.to(out.dtype.element_ty), mask=inside)
 
 
-@kernel
+@kernel(dynamic=("tokens",))
 def _norm_backward_kernel(gradient, x, keys, of_x, tokens, channels, zeroed, factor, ROWS: tl.constexpr,
                           WIDTH: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -136,7 +136,7 @@ def _norm_backward_kernel(gradient, x, keys, of_x, tokens, channels, zeroed, fac
     )
 
 
-@kernel
+@kernel(dynamic=("tokens",))
 def _dropout_kernel(x, keys, out, tokens, channels, zeroed, factor, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(1) * WIDTH
@@ -148,7 +148,7 @@ def _dropout_kernel(x, keys, out, tokens, channels, zeroed, factor, ROWS: tl.con
     tl.store(out + at, values.to(out.dtype.element_ty), mask=inside)
 
 
-@kernel
+@kernel(dynamic=("tokens",))
 def _swiglu_kernel(x, out, tokens, hidden, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
@@ -160,7 +160,7 @@ def _swiglu_kernel(x, out, tokens, hidden, ROWS: tl.constexpr, WIDTH: tl.constex
     tl.store(out + at, (silu(gate) * up).to(out.dtype.element_ty), mask=inside)
 
 
-@kernel
+@kernel(dynamic=("tokens",))
 def _swiglu_backward_kernel(gradient, x, of_x, tokens, hidden, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
@@ -174,7 +174,7 @@ def _swiglu_backward_kernel(gradient, x, of_x, tokens, hidden, ROWS: tl.constexp
     tl.store(of_x + gate_at + hidden, (upstream * silu(gate)).to(of_x.dtype.element_ty), mask=inside)
 
 
-@kernel
+@kernel(dynamic=("first", "second", "third", "fourth", "count"))
 def _combine_kernel(first, second, third, fourth, out, count, PARTS: tl.constexpr, SIZE: tl.constexpr):
     """The first PARTS arguments are integers, or pointers to int64 [count]."""
     place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
@@ -188,7 +188,7 @@ def _combine_kernel(first, second, third, fourth, out, count, PARTS: tl.constexp
     tl.store(out + place, key.to(tl.int64), mask=inside)
 
 
-@kernel
+@kernel(dynamic=("tokens",))
 def _integers_kernel(keys, out, tokens, draws, below, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(1) * WIDTH
@@ -203,7 +203,7 @@ def _integers_kernel(keys, out, tokens, draws, below, ROWS: tl.constexpr, WIDTH:
 
 
 def mask_arguments(mask: Mask | None, like: Tensor) -> tuple[Tensor, int, float]:
-    """Keys, and the two numbers that `keep_factors` takes; where there is no mask, things that no kernel looks at."""
+    """Keys, zeroed and factor of `keep_factors`; placeholders that no kernel reads where there is no mask."""
     if mask is None:
         return like, 0, 1.0
     zeroed = round(mask.rate * 65536)
@@ -211,7 +211,7 @@ def mask_arguments(mask: Mask | None, like: Tensor) -> tuple[Tensor, int, float]
 
 
 def rows_of(channels: int) -> tuple[int, int, int]:
-    """Rows and padded channels of a program that holds whole rows, and its warps."""
+    """Rows, padded channels and warps of a program that holds whole rows."""
     width = max(16, power_of_two(channels))
     return max(1, _ELEMENTS // width), width, 4 if width <= _ELEMENTS else 16
 
@@ -312,10 +312,10 @@ def _dropped(x: Tensor, mask: Mask) -> Tensor:
 
 @on_device
 def combine(*parts: int | Tensor) -> Tensor:
-    """See `fuxi_beta.ops.combine`. The tensors are int64 of one shape; more than four parts are left to `keyed`."""
+    """See `fuxi_beta.ops.combine`. The tensors are int64 of one shape. More than four parts go to plain torch."""
     if len(parts) > _PARTS:
         return stateless_random.combine(*parts)
-    arguments = [part.contiguous() if isinstance(part, Tensor) else stateless_random.signed(part) for part in parts]
+    arguments = [part.contiguous() if isinstance(part, Tensor) else signed(part) for part in parts]
     out = torch.empty_like(next(part for part in arguments if isinstance(part, Tensor)))
     if count := out.numel():
         unused = [0] * (_PARTS - len(parts))
@@ -336,7 +336,7 @@ def integers(keys: Tensor, count: int, below: int) -> Tensor:
 
 
 def _tiles(rows: int, columns: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid of a kernel that needs no whole rows, and its tile."""
+    """The grid and the tile of a kernel that does not need whole rows."""
     width = min(256, max(16, power_of_two(columns)))
     height = _ELEMENTS // 2 // width
     return (ceil_div(rows, height), ceil_div(columns, width)), {"ROWS": height, "WIDTH": width}

@@ -1,15 +1,16 @@
 """Exact top-k lists on a GPU: scoring, heard songs and selection in one kernel, so that no matrix of scores exists.
 
-Songs are scored in half precision on the matrix units, and each listener keeps a shortlist that is longer than the
-list. The shortlist is scored again exactly. What the first scores can be off by is bounded by what rounding did to
-these very vectors, and a list is proved if its last score is above what anything left out could reach. Listeners
-without a proof, most often because of many equal songs, are scored again by `fuxi_beta.ops.top_k.blocked_top_k`.
+Songs are scored in half precision on the matrix units, and each listener keeps a shortlist longer than the list. The
+shortlist is scored again exactly. The error of the first scores is bounded from the measured rounding of these very
+vectors, and a list is proved exact if its last score exceeds the upper bound of every song outside of the shortlist.
+Listeners without a proof, mostly because of many equal songs, are scored again by
+`fuxi_beta.ops.top_k.blocked_top_k`.
 
 A score here is the inner product in float64 rounded once to fp32, so that it depends neither on the order of a sum nor
 on the shape of a matrix product, and equal vectors tie exactly.
 
 Shapes: `B` listeners, `V` rows of the item table, `C` of them candidates, `D` width, `W` the same rounded up to whole
-tiles, `K` list length, `N` shortlist length, `S` parts the catalogue is split into, so that few listeners fill a GPU.
+tiles, `K` list length, `N` shortlist length, `S` splits of the catalogue, so that few listeners fill a GPU.
 """
 
 import math
@@ -20,7 +21,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from fuxi_beta.ops.top_k import NO_SONG, blocked_top_k, pack, unpack
+from fuxi_beta.ops.top_k import NO_SONG, blocked_top_k, candidate_columns, pack, unpack
 from fuxi_beta.ops.triton import tuning
 from fuxi_beta.ops.triton.launch import kernel, on_device
 
@@ -28,21 +29,21 @@ SCORING = torch.float16  # 3 bits more than bf16 at the same speed; vectors it c
 LONGEST = 128  # of the lists the kernel takes
 _WIDTH = 64  # of a tile
 _PROGRAMS = 4  # a multiprocessor
-_HEARD_BYTES = 2**29  # of the bit map of heard songs, which limits the listeners that are scored at a time
-_AT_A_TIME = 2**16  # ... and where there is no such map
-_AGAIN = 1024  # listeners scored again at a time
+_HEARD_BYTES = 2**29  # of the bit map of heard songs, which limits the listeners scored at a time
+_LISTENERS = 2**16  # scored at a time without such a map
+_UNPROVED_LISTENERS = 1024  # scored again at a time
 
 
 class _Sizes(NamedTuple):
-    """Of a program: its listeners, the songs of a step, its warps."""
+    """Tile sizes of a program."""
 
-    queries: int
-    songs: int
+    queries: int  # listeners
+    songs: int  # of a step
     warps: int
 
 
 class Lists(NamedTuple):
-    """What `search` found."""
+    """The result of `search`."""
 
     items: Tensor  # int64 [B, K], 0 where there are too few candidates
     scores: Tensor  # fp32 [B, K], -inf there
@@ -51,19 +52,19 @@ class Lists(NamedTuple):
 
 @dataclass(frozen=True)
 class Catalogue:
-    """An item table made ready for any number of searches."""
+    """An item table prepared for any number of searches."""
 
     table: Tensor  # fp32 [V, D]
     candidates: Tensor  # bool [V]
     items: Tensor  # int64 [C], the candidates
-    column: Tensor  # int32 [V], a row's place among them, -1 for none
+    column: Tensor  # int32 [V], a row's column among them, -1 for none
     rounded: Tensor  # [C, W] in half precision
-    norm: Tensor  # of the longest candidate, rounded up. float64 []
-    error: Tensor  # the largest distance of a candidate from its rounded self, rounded up. float64 []
+    norm: Tensor  # upper bound of the candidates' norms. float64 []
+    error: Tensor  # upper bound of the norms of the candidates' rounding errors. float64 []
 
 
 def takes(queries: Tensor, table: Tensor, k: int) -> bool:
-    """Whether `search` is made for these."""
+    """Whether `search` supports these arguments."""
     return queries.dtype == table.dtype == torch.float32 and 0 < k <= LONGEST
 
 
@@ -71,13 +72,11 @@ def takes(queries: Tensor, table: Tensor, k: int) -> bool:
 def prepare(table: Tensor, candidates: Tensor, *, scoring: torch.dtype = SCORING) -> Catalogue:
     """Round the candidates' vectors and measure the rounding. table: fp32 [V, D]; candidates: bool [V]."""
     table = table.contiguous()
-    items = candidates.nonzero().squeeze(1)
-    column = torch.full((len(candidates),), -1, dtype=torch.int32, device=table.device)
-    column[items] = torch.arange(len(items), dtype=torch.int32, device=table.device)
+    items, column = candidate_columns(candidates)
     rounded, norms, errors = _round(table, items, scoring)
-    nothing = norms.new_zeros(1)
-    norm, error = (torch.cat([nothing, of_rows]).max() for of_rows in (norms, errors))
-    return Catalogue(table, candidates, items, column, rounded, norm, error)
+    zero = norms.new_zeros(1)
+    norm, error = (torch.cat([zero, of_rows]).max() for of_rows in (norms, errors))
+    return Catalogue(table, candidates, items, column.int(), rounded, norm, error)
 
 
 @on_device
@@ -91,7 +90,7 @@ def search(
 ) -> Lists:
     """The k best candidates of each query. queries: fp32 [B, D]; seen: (listener, item) int64 pairs to leave out.
 
-    splits: parts of the catalogue that are searched at the same time; by default as many as the device needs.
+    splits: of the catalogue, searched in parallel; by default as many as fill the device.
     """
     queries = queries.contiguous()
     items = torch.zeros(len(queries), k, dtype=torch.int64, device=queries.device)
@@ -99,26 +98,26 @@ def search(
     proved = torch.ones(len(queries), dtype=torch.bool, device=queries.device)
     if not len(catalogue.items):
         return Lists(items, scores, 0)
-    words = -(-len(catalogue.items) // 32)
-    step = _AT_A_TIME if seen is None else max(_HEARD_BYTES // (4 * words), 1)
+    words = tuning.ceil_div(len(catalogue.items), 32)
+    step = _LISTENERS if seen is None else max(_HEARD_BYTES // (4 * words), 1)
     for start in range(0, len(queries), step):
-        part = slice(start, start + step)
-        heard = None if seen is None else _heard(seen, catalogue, start, len(queries[part]), words)
-        items[part], scores[part], proved[part] = _proved_lists(queries[part], catalogue, heard, k, splits)
+        rows = slice(start, start + step)
+        heard = None if seen is None else _heard_bits(seen, catalogue, start, len(queries[rows]), words)
+        items[rows], scores[rows], proved[rows] = _proved_lists(queries[rows], catalogue, heard, k, splits)
     unproved = (~proved).nonzero().squeeze(1)
-    for again in unproved.split(_AGAIN):
-        items[again], scores[again] = blocked_top_k(
-            queries[again].double(),
+    for rows in unproved.split(_UNPROVED_LISTENERS):
+        items[rows], scores[rows] = blocked_top_k(
+            queries[rows].double(),
             catalogue.table,
             candidates=catalogue.candidates,
             k=k,
-            seen=_of_listeners(again, seen, len(queries)),
+            seen=_of_listeners(rows, seen, len(queries)),
         )
     return Lists(items, scores, len(unproved))
 
 
 def _of_listeners(listeners: Tensor, seen: tuple[Tensor, Tensor] | None, count: int) -> tuple[Tensor, Tensor] | None:
-    """The seen pairs of some of `count` listeners, who are numbered anew."""
+    """The seen pairs of some of `count` listeners, renumbered in their order."""
     if seen is None:
         return None
     number = torch.full((count,), -1, device=listeners.device)
@@ -130,7 +129,7 @@ def _of_listeners(listeners: Tensor, seen: tuple[Tensor, Tensor] | None, count: 
 def _proved_lists(
     queries: Tensor, catalogue: Catalogue, heard: Tensor | None, k: int, splits: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Items [B, K], scores [B, K], and whose list is proved, bool [B]."""
+    """Items [B, K], scores [B, K], and which lists are proved exact, bool [B]."""
     rounded, norms, errors = _round(queries, None, catalogue.rounded.dtype)
     approximate, column = _shortlists(rounded, catalogue, heard, k, splits)
     items = catalogue.items[column.clamp(min=0).long()]
@@ -139,17 +138,17 @@ def _proved_lists(
     best, scores = unpack(keys.topk(k, dim=1).values)
 
     bound = _largest_error(norms, errors, catalogue)
-    left_out = approximate[:, -1]  # nothing outside of the shortlist got more; -inf: there is nothing outside
-    above = left_out.isneginf() | (scores[:, -1].double() > left_out.double() + bound)
-    return best, scores, above & (bound < 1e30)  # beyond that, or not a number: fp32 may have overflowed
+    left_out = approximate[:, -1]  # the most that a song outside of the shortlist scored; -inf: there is no such song
+    proved = left_out.isneginf() | (scores[:, -1].double() > left_out.double() + bound)
+    return best, scores, proved & (bound < 1e30)  # a larger or NaN bound means that fp32 may have overflowed
 
 
 def _largest_error(norms: Tensor, errors: Tensor, catalogue: Catalogue) -> Tensor:
-    """What a score of rounded vectors can differ by from an exact score, for each query. float64 [B], thrice.
+    """Upper bound of |score of rounded vectors - exact score| for each query. float64 [B], of three float64 [B].
 
-    With q', v' the rounded vectors: |q' v' - q v| <= |q'| |v' - v| + |q' - q| |v|, and a sum of D products in fp32 is
-    off by less than D 2^-22 |q'| |v'|, whatever its order and even if the matrix units cut bits off. 2^-23 |q| |v| is
-    the last rounding of an exact score, and D 2^-120 products so small that they may have counted as zero.
+    With q', v' the rounded vectors: |q' v' - q v| <= |q'| |v' - v| + |q' - q| |v|. The error of a sum of D products in
+    fp32 is below D 2^-22 |q'| |v'| in any order, even if the matrix units truncate. 2^-23 |q| |v| is for rounding the
+    exact score, and D 2^-120 for products so small that they may underflow to zero.
     """
     dim = catalogue.table.shape[1]
     rounded_norms = norms + errors
@@ -159,29 +158,20 @@ def _largest_error(norms: Tensor, errors: Tensor, catalogue: Catalogue) -> Tenso
 
 
 def _round(rows: Tensor, index: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows (those of an index) in another dtype, W wide, and upper bounds of their norms and of the norms of what
-    rounding changed: [R, W], float64 [R] twice."""
+    """Rows (those of an index, if given) rounded to a dtype and padded to width W, with upper bounds of their norms and
+    of the norms of their rounding errors: [R, W], float64 [R] twice."""
     count, dim = len(rows) if index is None else len(index), rows.shape[1]
-    width = -(-dim // _tile_width(dim)) * _tile_width(dim)
+    width = tuning.ceil_div(dim, _tile_width(dim)) * _tile_width(dim)
     rounded = torch.empty(count, width, dtype=dtype, device=rows.device)
     norms, errors = torch.empty(2, count, dtype=torch.float32, device=rows.device)
     if count:
         block = tuning.power_of_two(width)
         block_rows = max(2048 // block, 1)
-        _round_rows[(-(-count // block_rows),)](
-            rows,
-            rows if index is None else index,
-            rounded,
-            norms,
-            errors,
-            count,
-            INDEXED=index is not None,
-            DIM=dim,
-            WIDTH=width,
-            BLOCK_R=block_rows,
-            BLOCK_D=block,
-        )
-    # The norms are sums of D squares in fp32, of which those of numbers below 2^-63 may be lost.
+        _round_rows[(tuning.ceil_div(count, block_rows),)](
+            rows, rows if index is None else index, rounded, norms, errors, count,
+            INDEXED=index is not None, DIM=dim, WIDTH=width, BLOCK_R=block_rows, BLOCK_D=block,
+        )  # fmt: skip
+    # The norms are sums of D squares in fp32, where squares of numbers below 2^-63 may underflow.
     upwards, lost = 1 + (dim + 8) * 2.0**-23, math.sqrt(dim) * 2.0**-62
     return rounded, norms.double() * upwards + lost, errors.double() * upwards + lost
 
@@ -190,31 +180,23 @@ def _tile_width(dim: int) -> int:
     return min(_WIDTH, tuning.power_of_two(max(dim, 16)))
 
 
-def _heard(seen: tuple[Tensor, Tensor], catalogue: Catalogue, first: int, count: int, words: int) -> Tensor:
-    """Bits of the candidates that listeners first .. first + count have heard. int32 [count, words]."""
+def _heard_bits(seen: tuple[Tensor, Tensor], catalogue: Catalogue, first: int, count: int, words: int) -> Tensor:
+    """Bits of the candidates that listeners first .. first + count - 1 have heard. int32 [count, words]."""
     heard = torch.zeros(count, words, dtype=torch.int32, device=catalogue.table.device)
     pairs = len(seen[0])
     if pairs:
-        _mark_heard[(-(-pairs // 1024),)](
-            seen[0].contiguous(),
-            seen[1].contiguous(),
-            catalogue.column,
-            heard,
-            pairs,
-            first,
-            count,
-            len(catalogue.column),
-            words,
-            BLOCK=1024,
-        )
+        _mark_heard[(tuning.ceil_div(pairs, 1024),)](
+            seen[0].contiguous(), seen[1].contiguous(), catalogue.column, heard, pairs, first, count,
+            len(catalogue.column), words, BLOCK=1024,
+        )  # fmt: skip
     return heard
 
 
 def _shortlists(
     rounded: Tensor, catalogue: Catalogue, heard: Tensor | None, k: int, splits: int | None
 ) -> tuple[Tensor, Tensor]:
-    """The N best candidates by rounded vectors, best first: scores fp32 [B, N], -inf where there are fewer, and places
-    among the candidates int32 [B, N], -1 there."""
+    """The N best candidates by rounded vectors, best first: scores fp32 [B, N], -inf where there are fewer, and columns
+    of the candidates int32 [B, N], -1 there."""
     kept = max(tuning.power_of_two(2 * k), 16)
     key = ("retrieve", rounded.device.index, kept, rounded.shape[1], rounded.dtype, heard is None)
 
@@ -225,7 +207,7 @@ def _shortlists(
 
 
 def _choices(kept: int) -> list[_Sizes]:
-    """Sizes to choose from, those first whose shortlists fit the registers for certain."""
+    """Sizes to choose from; those whose shortlists certainly fit the registers come first."""
     every = [_Sizes(64, 64, 8), _Sizes(64, 128, 8), _Sizes(128, 64, 8), _Sizes(32, 64, 4), _Sizes(16, 64, 8)]
     some = [sizes for sizes in every if 1024 <= sizes.queries * kept <= 8192]
     return sorted(some, key=lambda sizes: sizes.queries * kept > 4096)
@@ -234,70 +216,43 @@ def _choices(kept: int) -> list[_Sizes]:
 def _shortlists_by(
     sizes: _Sizes, rounded: Tensor, catalogue: Catalogue, heard: Tensor | None, kept: int, splits: int | None
 ) -> tuple[Tensor, Tensor]:
-    blocks, steps = -(-len(rounded) // sizes.queries), -(-len(catalogue.items) // sizes.songs)
+    blocks = tuning.ceil_div(len(rounded), sizes.queries)
+    steps = tuning.ceil_div(len(catalogue.items), sizes.songs)
     splits = min(splits or _splits(rounded.device, blocks, steps), steps)
     scores = torch.empty(len(rounded), splits, kept, dtype=torch.float32, device=rounded.device)
     columns = torch.empty(len(rounded), splits, kept, dtype=torch.int32, device=rounded.device)
     _score_and_select[(blocks, splits)](
-        rounded,
-        catalogue.rounded,
-        rounded if heard is None else heard,
-        scores,
-        columns,
-        len(rounded),
-        len(catalogue.items),
-        -(-steps // splits) * sizes.songs,
-        0 if heard is None else heard.shape[1],
-        HEARD=heard is not None,
-        WIDTH=rounded.shape[1],
-        KEPT=kept,
-        BLOCK_Q=sizes.queries,
-        BLOCK_V=sizes.songs,
-        BLOCK_D=_tile_width(rounded.shape[1]),
-        num_warps=sizes.warps,
-    )
+        rounded, catalogue.rounded, rounded if heard is None else heard, scores, columns, len(rounded),
+        len(catalogue.items), tuning.ceil_div(steps, splits) * sizes.songs, 0 if heard is None else heard.shape[1],
+        HEARD=heard is not None, WIDTH=rounded.shape[1], KEPT=kept, BLOCK_Q=sizes.queries, BLOCK_V=sizes.songs,
+        BLOCK_D=_tile_width(rounded.shape[1]), num_warps=sizes.warps,
+    )  # fmt: skip
     best = scores.flatten(1).topk(kept, dim=1)
     return best.values, columns.flatten(1).gather(1, best.indices)
 
 
 def _splits(device: torch.device, blocks: int, steps: int) -> int:
-    """Parts of the catalogue, so that every multiprocessor has work; each at least 32 tiles, since all start anew."""
+    """Splits of the catalogue that keep every multiprocessor busy; at least 32 tiles each, as each restarts a list."""
     if device.type != "cuda":
         return 1
     wanted = _PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
-    return max(min(-(-wanted // blocks), steps // 32), 1)
+    return max(min(tuning.ceil_div(wanted, blocks), steps // 32), 1)
 
 
 def _exact_scores(queries: Tensor, table: Tensor, items: Tensor) -> Tensor:
     """Inner products in float64, rounded to fp32. [B, D], [V, D], int64 [B, N] -> [B, N]."""
     scores = torch.empty(items.shape, dtype=torch.float32, device=queries.device)
+    width = queries.shape[1]
     _exact_products[(len(queries),)](
-        queries,
-        table,
-        items,
-        scores,
-        DIM=queries.shape[1],
-        COUNT=items.shape[1],
-        BLOCK_D=_tile_width(queries.shape[1]),
+        queries, table, items, scores, DIM=width, COUNT=items.shape[1], BLOCK_D=_tile_width(width)
     )
     return scores
 
 
-@kernel
-def _round_rows(
-    rows,
-    index,
-    rounded,
-    norms,
-    errors,
-    count,
-    INDEXED: tl.constexpr,
-    DIM: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Rows in the dtype of `rounded`, zeros behind them, and the norms of the rows and of the difference."""
+@kernel(dynamic=("count",))
+def _round_rows(rows, index, rounded, norms, errors, count, INDEXED: tl.constexpr, DIM: tl.constexpr,
+                WIDTH: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """Rows in the dtype of `rounded`, padded with zeros, and the norms of the rows and of their rounding errors."""
     r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = r < count
     source = r
@@ -306,16 +261,16 @@ def _round_rows(
     d = tl.arange(0, BLOCK_D)
     live = inside[:, None] & (d < DIM)[None, :]
     value = tl.load(rows + source[:, None] * DIM + d[None, :], mask=live, other=0.0)
-    near = value.to(rounded.dtype.element_ty)
-    tl.store(rounded + r[:, None] * WIDTH + d[None, :], near, mask=inside[:, None] & (d < WIDTH)[None, :])
-    change = near.to(tl.float32) - value  # exact: the bits that were rounded away
+    nearest = value.to(rounded.dtype.element_ty)
+    tl.store(rounded + r[:, None] * WIDTH + d[None, :], nearest, mask=inside[:, None] & (d < WIDTH)[None, :])
+    error = nearest.to(tl.float32) - value  # exact
     tl.store(norms + r, tl.sqrt(tl.sum(value * value, axis=1)), mask=inside)
-    tl.store(errors + r, tl.sqrt(tl.sum(change * change, axis=1)), mask=inside)
+    tl.store(errors + r, tl.sqrt(tl.sum(error * error, axis=1)), mask=inside)
 
 
-@kernel
+@kernel(dynamic=("pairs", "first", "count"))
 def _mark_heard(listeners, songs, column, heard, pairs, first, count, rows, words, BLOCK: tl.constexpr):
-    """Set the bit of each pair whose listener is one of first .. first + count and whose song is a candidate."""
+    """Set the bit of each pair whose listener is in first .. first + count - 1 and whose song is a candidate."""
     pair = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = pair < pairs
     listener = tl.load(listeners + pair, mask=mask, other=-1) - first
@@ -328,27 +283,13 @@ def _mark_heard(listeners, songs, column, heard, pairs, first, count, rows, word
     tl.atomic_or(heard + listener * words + place // 32, bit, mask=mask, sem="relaxed")
 
 
-@kernel
-def _score_and_select(
-    queries,
-    table,
-    heard,
-    best_scores,
-    best_columns,
-    count,
-    candidates,
-    per_split,
-    words,
-    HEARD: tl.constexpr,
-    WIDTH: tl.constexpr,
-    KEPT: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """The KEPT best songs of one part of the catalogue for a block of queries, in any order.
+@kernel(dynamic=("count",))
+def _score_and_select(queries, table, heard, best_scores, best_columns, count, candidates, per_split, words,
+                      HEARD: tl.constexpr, WIDTH: tl.constexpr, KEPT: tl.constexpr, BLOCK_Q: tl.constexpr,
+                      BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """The KEPT best songs of one split of the catalogue for a block of queries, unordered.
 
-    A song enters by taking the place of the worst that is kept. Few do: of songs in any order the v-th enters with
+    A song that enters replaces the worst one kept. Few enter: with songs in random order the v-th does so with
     probability KEPT / v, so after its first tiles a program does little more than compare.
     """
     q = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)

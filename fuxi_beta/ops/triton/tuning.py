@@ -1,8 +1,8 @@
-"""Which tile sizes a kernel runs with: measured once a shape on the card at hand, or fixed.
+"""Autotuning: the tile sizes of a kernel are measured once for each shape on the present card, or fixed.
 
-They are fixed where a measurement would do harm: in the interpreter, which has no speed to measure; under
-`torch.use_deterministic_algorithms`, because tiles of another size sum in another order and a clock would decide it;
-and while a CUDA graph is captured.
+They are fixed where measuring would be wrong: in the interpreter, whose speed means nothing; under
+`torch.use_deterministic_algorithms`, because other tile sizes sum in another order, and a clock would choose; and while
+a CUDA graph is captured.
 """
 
 import math
@@ -22,16 +22,16 @@ INTERPRETED: bool = knobs.runtime.interpret
 """Whether kernels run in Triton's interpreter, on tensors in host memory (TRITON_INTERPRET=1 before the import)."""
 
 _UNFIT = (OutOfResources, CompileTimeAssertionFailure, PTXASError)
-_AS_FAST = 1.02  # of the least time: the first of the choices that are not slower, so that noise decides less
+_AS_FAST = 1.02  # of the least time: the first choice within it is taken, so that noise decides less
 _chosen: dict[Hashable, object] = {}
 
 
 def run(key: Hashable, choices: Sequence[Choice], call: Callable[[Choice], Result]) -> Result:
-    """call(choice) with the choice that is fastest for this key; the first that the card can take where that is fixed.
+    """call(choice) with the fastest choice for this key, or where choices are fixed with the first that fits the card.
 
-    key: all that the fastest depends on, the device too. call must do the same whenever it is called, as a measurement
-    calls it many times. Measuring waits for the device, and needs 256 MB to clear its cache; where there is no room for
-    that the first that fits is taken. Raises what Triton raises if no choice fits the card.
+    key: all that the fastest choice depends on, the device included. call must be repeatable, as a measurement calls it
+    many times. Measuring waits for the device and needs 256 MB to clear its cache; without that memory the first choice
+    that fits is taken. Raises what Triton raises if no choice fits the card.
     """
     fixed = INTERPRETED or torch.are_deterministic_algorithms_enabled()
     key = (key, fixed)
@@ -51,7 +51,7 @@ def run(key: Hashable, choices: Sequence[Choice], call: Callable[[Choice], Resul
 
 
 def chosen() -> dict[Hashable, object]:
-    """What was chosen so far, by key."""
+    """The choices made so far, by key."""
     return dict(_chosen)
 
 
@@ -66,22 +66,22 @@ def _first_that_fits(choices: Sequence[Choice], call: Callable[[Choice], Result]
 
 def _milliseconds(call: Callable[[Choice], object], choice: Choice) -> float:
     try:
-        found = triton.testing.do_bench(lambda: call(choice), warmup=5, rep=20, return_mode="median")
+        median = triton.testing.do_bench(lambda: call(choice), warmup=5, rep=20, return_mode="median")
     except (*_UNFIT, torch.OutOfMemoryError):
         return math.inf
-    return float(found)  # type: ignore[arg-type]
+    return float(median)  # type: ignore[arg-type]
 
 
 def capability() -> tuple[int, int]:
-    """Compute capability of the current device; Hopper's where there is none."""
+    """Compute capability of the current device; that of Hopper if there is no device."""
     return torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
 
 
 def power_of_two(count: int) -> int:
-    """The least power of two that is not less than a count."""
+    """The least power of two that is at least `count`."""
     return 1 << max(0, count - 1).bit_length()
 
 
 def ceil_div(count: int, size: int) -> int:
-    """How many parts of a size hold a count."""
+    """count / size, rounded up."""
     return -(-count // size)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fuxi_beta.layers.aftm import TokenMixer
-from fuxi_beta.ops.reference import PaddedGaps
+from fuxi_beta.layers.aftm import AFTM
+from fuxi_beta.ops.reference import PaddedTimes
 
 DIM, REACH = 6, 21
 
 
-def loop_mixer(mixer: TokenMixer, normed: Tensor, batch, heads: int) -> Tensor:
+def loop_mixer(mixer: AFTM, normed: Tensor, batch, heads: int) -> Tensor:
     """U * RMSNorm(concat(B V, B^t V)) one token at a time."""
     rows = []
     for start, end in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True):
@@ -57,7 +57,7 @@ def loop_mixer(mixer: TokenMixer, normed: Tensor, batch, heads: int) -> Tensor:
 def test_mixer_equals_the_loop_in_value_and_every_gradient(make_batch, lengths, decay, heads, temporal):
     torch.manual_seed(0)
     batch = make_batch(lengths)
-    mixer = TokenMixer(DIM, heads, REACH, temporal=temporal).double()
+    mixer = AFTM(DIM, heads, REACH, temporal=temporal).double()
     with torch.no_grad():
         mixer.project.mul_(20)
         if mixer.temporal is not None:
@@ -68,7 +68,7 @@ def test_mixer_equals_the_loop_in_value_and_every_gradient(make_batch, lengths, 
     wanted = [normed, *mixer.parameters()]
 
     expected = loop_mixer(mixer, normed, batch, heads)
-    found = mixer(normed, PaddedGaps(batch, torch.float64), None)
+    found = mixer(normed, PaddedTimes(batch, torch.float64), None)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     for ours, theirs in zip(
         torch.autograd.grad((found * upstream).sum(), wanted),
@@ -81,9 +81,9 @@ def test_mixer_equals_the_loop_in_value_and_every_gradient(make_batch, lengths, 
 def test_last_token_alone_equals_the_full_mixer_at_the_last_token(make_batch):
     torch.manual_seed(1)
     batch = make_batch([4, 0, 11, 1])
-    mixer = TokenMixer(DIM, 2, REACH, temporal=True).double()
+    mixer = AFTM(DIM, 2, REACH, temporal=True).double()
     normed = torch.randn(16, DIM, dtype=torch.float64)
-    full, last = mixer(normed, PaddedGaps(batch, torch.float64), None), mixer.last(normed, batch)
+    full, last = mixer(normed, PaddedTimes(batch, torch.float64), None), mixer.last(normed, batch)
     torch.testing.assert_close(last[[0, 2, 3]], full[[3, 14, 15]])
     assert not last[1].any()
 
@@ -93,11 +93,11 @@ def test_a_huge_negative_decay_gives_finite_values_and_gradients_for_short_gaps(
     batch = make_batch([3, 9])
     second = batch.timestamp.new_tensor([0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8]) + 1_700_000_000
     batch = replace(batch, timestamp=second, next_timestamp=second + 1)
-    mixer = TokenMixer(DIM, 1, REACH, temporal=True)
+    mixer = AFTM(DIM, 1, REACH, temporal=True)
     assert mixer.temporal is not None
     torch.nn.init.constant_(mixer.temporal.decay, -8.0)
     normed = torch.randn(12, DIM)
-    out = mixer(normed, PaddedGaps(batch, torch.float32), None)
+    out = mixer(normed, PaddedTimes(batch, torch.float32), None)
     out.sum().backward()
     assert torch.isfinite(out).all()
     assert all(torch.isfinite(p.grad).all() for p in mixer.parameters() if p.grad is not None)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fuxi_beta import ops
 from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch
-from fuxi_beta.layers.aftm import TokenMixer
+from fuxi_beta.layers.aftm import AFTM
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.training.checkpoint import load_export, save_export
 from fuxi_beta.training.item_table import PlainItemTable
@@ -71,18 +71,18 @@ def test_the_same_seed_gives_the_same_losses_bit_by_bit(batches: list[Batch], tr
     assert learn(make_trainer(train), batches) == learn(make_trainer(train), batches)
 
 
-def exact_mixer() -> tuple[TokenMixer, Tensor]:
+def exact_mixer() -> tuple[AFTM, Tensor]:
     """A mixer and its input whose product is exact in bf16: small whole numbers, one of them a channel."""
     torch.manual_seed(0)
-    mixer = TokenMixer(8, 2, 24, temporal=True)
+    mixer = AFTM(8, 2, 24, temporal=True)
     with torch.no_grad():
         mixer.project.copy_(torch.eye(8).repeat(1, 3) * torch.tensor([1.0, -1.0, 0.5]).repeat_interleave(8))
     return mixer, torch.randint(-3, 4, (20, 8)).float()
 
 
-def mixed(mixer: TokenMixer, normed: Tensor, batch: Batch) -> dict[str, Any]:
+def mixed(mixer: AFTM, normed: Tensor, batch: Batch) -> dict[str, Any]:
     """What a mixer gives, and the gradients of everything it learns."""
-    out = mixer(normed, ops.gaps(batch, like=normed), None)
+    out = mixer(normed, ops.prepare_times(batch, like=normed), None)
     learned = dict(mixer.named_parameters())
     gradients = torch.autograd.grad(out, list(learned.values()), torch.linspace(-1, 1, out.numel()).view_as(out))
     return {"output": out, **dict(zip(learned, gradients, strict=True))}

@@ -1,4 +1,4 @@
-"""What every sequence model must hold to: causality, indifference to packing and padding, keyed dropout, empty input.
+"""Properties of every sequence model: causality, invariance to packing and padding, counter-based dropout, empty input.
 
 A new model is put to these tests by being registered, and by nothing else.
 """

@@ -1,4 +1,4 @@
-"""The whole network: against a slow reference per listener, causal, indifferent to packing, keyed dropout."""
+"""The whole network: against a slow reference per listener, causal, indifferent to packing, counter-based dropout."""
 
 import math
 from dataclasses import replace

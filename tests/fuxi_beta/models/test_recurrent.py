@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.data.stateless_random import DropoutKey
-from fuxi_beta.models.base import Pass
+from fuxi_beta.models.base import ForwardContext
 from fuxi_beta.models.gru4rec import GRU4Rec
 from fuxi_beta.models.narm import NARM
 
@@ -93,7 +93,7 @@ def test_narm_has_the_published_dropouts(make_batch):
 
     x = torch.randn(8, 6, dtype=torch.float64)
     recorder: Any = record
-    model.encode(x, Pass(batch, x, recorder))
+    model.encode(x, ForwardContext(batch, x, recorder))
     assert model.embedding_dropout == 0.25
     assert rates == [(0.5, 2 * CONFIG.hidden)]
 

@@ -16,7 +16,7 @@ from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.data.stateless_random import DropoutKey
 from fuxi_beta.models.fuxi_beta import FuXiBeta
-from fuxi_beta.ops import cpu, linear, reference, triton
+from fuxi_beta.ops import cpu, dispatch, linear, reference, triton
 from fuxi_beta.ops.cpu import build
 
 needs_kernels = pytest.mark.skipif(bool(ops.why_no_cpu_kernels()), reason=f"no kernels: {ops.why_no_cpu_kernels()}")
@@ -31,14 +31,14 @@ def _automatic_again():
 @needs_kernels
 def test_float32_on_the_cpu_has_kernels_and_float64_has_not(make_batch):
     batch = make_batch([4, 9])
-    assert isinstance(ops.gaps(batch, torch.ones(13, 8)), cpu.PackedGaps)
-    assert isinstance(ops.gaps(batch, torch.ones(13, 8).double()), reference.PaddedGaps)
+    assert isinstance(ops.prepare_times(batch, torch.ones(13, 8)), cpu.PackedTimes)
+    assert isinstance(ops.prepare_times(batch, torch.ones(13, 8).double()), reference.PaddedTimes)
     assert ops.describe().startswith("C++")
 
 
 def test_the_reference_can_be_forced(make_batch):
     ops.use("reference")
-    assert isinstance(ops.gaps(make_batch([4, 9]), torch.ones(13, 8)), reference.PaddedGaps)
+    assert isinstance(ops.prepare_times(make_batch([4, 9]), torch.ones(13, 8)), reference.PaddedTimes)
     assert "forced" in ops.describe()
 
 
@@ -48,24 +48,26 @@ def test_an_unknown_choice_is_refused():
 
 
 def test_long_histories_take_linear_time_and_fall_back_where_it_does_not_apply(make_batch, monkeypatch):
-    monkeypatch.setattr(ops, "LONG_FROM", 50)
-    monkeypatch.setattr(ops, "LONG_FROM_WITHOUT_KERNELS", 50)
+    monkeypatch.setattr(dispatch, "LONG_FROM", 50)
+    monkeypatch.setattr(dispatch, "LONG_FROM_WITHOUT_KERNELS", 50)
     batch = make_batch([120, 60])
     timestamp = 1_700_000_000 + torch.cat([torch.arange(120), torch.arange(60)]) * 977
     batch = replace(batch, timestamp=timestamp, next_timestamp=timestamp + 30)
     unsorted = replace(batch, timestamp=timestamp.flip(0), next_timestamp=timestamp)
     projected, by_lag = torch.randn(180, 24), torch.randn(120)
     for tried, decays in ((batch, (0.5, 4.0, -1.0)), (unsorted, (0.5,))):
-        gaps = ops.gaps(tried, torch.ones(180, 8))
-        assert isinstance(gaps, linear.LinearGaps)
+        times = ops.prepare_times(tried, torch.ones(180, 8))
+        assert isinstance(times, linear.LongHistoryTimes)
         for decay in decays:
-            curve = (torch.tensor(0.7), torch.tensor(decay))
-            expected = reference.PaddedGaps(tried, torch.float64)
-            exact = expected.mix(projected.double(), by_lag.double(), curve[0].double(), curve[1].double(), None)
-            torch.testing.assert_close(gaps.mix(projected, by_lag, *curve, None).double(), exact, rtol=1e-3, atol=1e-4)
-    gaps = ops.gaps(batch, torch.ones(180, 8))
-    exact = reference.PaddedGaps(batch, torch.float32).mix(projected, by_lag, None, None, None)
-    torch.testing.assert_close(gaps.mix(projected, by_lag, None, None, None), exact, rtol=1e-3, atol=1e-4)
+            power = (torch.tensor(0.7), torch.tensor(decay))
+            doubles = (power[0].double(), power[1].double())
+            exact_times = reference.PaddedTimes(tried, torch.float64)
+            exact = ops.token_mixer(projected.double(), exact_times, by_lag.double(), doubles)
+            mixed = ops.token_mixer(projected, times, by_lag, power)
+            torch.testing.assert_close(mixed.double(), exact, rtol=1e-3, atol=1e-4)
+    times = ops.prepare_times(batch, torch.ones(180, 8))
+    exact = ops.token_mixer(projected, reference.PaddedTimes(batch, torch.float32), by_lag, None)
+    torch.testing.assert_close(ops.token_mixer(projected, times, by_lag, None), exact, rtol=1e-3, atol=1e-4)
 
 
 @needs_kernels
@@ -167,27 +169,27 @@ def test_triton_that_cannot_be_had_is_refused(monkeypatch):
 
 @pytest.mark.usefixtures("_interpreter")
 def test_triton_can_be_forced_and_takes_the_dtypes_it_knows():
-    assert ops._kernels(torch.ones(2)) is not triton
+    assert dispatch.kernels_for(torch.ones(2)) is not triton
     ops.use("triton")
-    assert all(ops._kernels(torch.ones(2, dtype=dtype)) is triton for dtype in triton.DTYPES)
-    assert ops._kernels(torch.ones(2, dtype=torch.float64)) is None
-    assert ops._kernels(torch.ones(2, dtype=torch.int64), dtype=torch.int64) is triton
+    assert all(dispatch.kernels_for(torch.ones(2, dtype=dtype)) is triton for dtype in triton.DTYPES)
+    assert dispatch.kernels_for(torch.ones(2, dtype=torch.float64)) is None
+    assert dispatch.kernels_for(torch.ones(2, dtype=torch.int64), dtype=torch.int64) is triton
     assert "Triton" in ops.describe()
 
 
 def test_a_gpu_takes_triton_and_without_it_plain_torch_after_one_warning(monkeypatch):
     gpu = SimpleNamespace(device=torch.device("cuda:0"), dtype=torch.bfloat16)
     monkeypatch.setattr(triton, "why_not", lambda: "")
-    assert ops._kernels(gpu, gpu) is triton  # type: ignore[arg-type]
+    assert dispatch.kernels_for(gpu, gpu) is triton  # type: ignore[arg-type]
     assert "Triton" in ops.describe("cuda")
     ops.use("reference")
-    assert ops._kernels(gpu) is None  # type: ignore[arg-type]
+    assert dispatch.kernels_for(gpu) is None  # type: ignore[arg-type]
     ops.use("auto")
     monkeypatch.setattr(triton, "why_not", lambda: "Triton does not import")
-    monkeypatch.setattr(ops, "_warned_of_triton", False)
+    dispatch._warn_of_triton.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert [ops._kernels(gpu) for _ in range(3)] == [None] * 3  # type: ignore[arg-type]
+        assert [dispatch.kernels_for(gpu) for _ in range(3)] == [None] * 3  # type: ignore[arg-type]
     assert [str(w.message) for w in caught] == [
         "the GPU runs plain torch, several times slower than kernels: Triton does not import"
     ]
@@ -217,7 +219,7 @@ def everything(kernels):
 for mine, theirs in zip(everything("triton"), everything("reference"), strict=True):
     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
 ops.use("triton")
-assert isinstance(ops.gaps(batch, vectors), triton.PackedGaps)
+assert isinstance(ops.prepare_times(batch, vectors), triton.PackedTimes)
 print(ops.describe())
 """
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from fuxi_beta.data import stateless_random
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import cpu, reference, why_no_cpu_kernels
-from fuxi_beta.ops.token_mixer import Gaps
+from fuxi_beta.ops.token_mixer import PreparedTimes
 
 pytestmark = pytest.mark.skipif(bool(why_no_cpu_kernels()), reason=f"no C++ kernels: {why_no_cpu_kernels()}")
 
@@ -23,11 +23,11 @@ def close(ours: Tensor, exact: Tensor) -> None:
     torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-5 * scale + 1e-12)
 
 
-def compare(ours, exact, inputs: list[Tensor], others: list[Tensor | None] | None = None) -> None:
+def compare(ours, exact, inputs: list[Tensor]) -> None:
     """Both functions on the inputs in float32 and float64, with their gradients."""
     singles = [tensor.detach().float().requires_grad_() for tensor in inputs]
     doubles = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    found, expected = ours(*singles, *(others or [])), exact(*doubles, *(others or []))
+    found, expected = ours(*singles), exact(*doubles)
     close(found, expected)
     upstream = torch.linspace(-1, 1, found.numel()).view_as(found)
     for mine, theirs in zip(
@@ -38,9 +38,9 @@ def compare(ours, exact, inputs: list[Tensor], others: list[Tensor | None] | Non
         close(mine, theirs)
 
 
-def without_dropout(gaps: Gaps):
-    """The mixer as a function of what it differentiates."""
-    return lambda projected, by_lag, scale, decay: gaps.mix(projected, by_lag, scale, decay, None)
+def mixer(times: PreparedTimes, mask: Mask | None = None):
+    """The token mixer as a function of its differentiable arguments."""
+    return lambda projected, by_lag, *power: times.token_mixer(projected, by_lag, power or None, mask)
 
 
 LENGTHS = {
@@ -60,12 +60,8 @@ def test_mixer(make_batch, lengths, dim):
     projected = torch.randn(sum(lengths), 3 * dim)
     by_lag, scale, decay = torch.randn(batch.longest), torch.tensor(-0.7), torch.tensor(0.3)
     mask = Mask(torch.randint(1 << 62, (sum(lengths),)), 0.25)
-    ours, exact = cpu.PackedGaps(batch), reference.PaddedGaps(batch, torch.float64)
-    compare(
-        lambda p, w, a, b: ours.mix(p, w, a, b, mask),
-        lambda p, w, a, b: exact.mix(p, w, a, b, mask),
-        [projected, by_lag, scale, decay],
-    )
+    ours, exact = cpu.PackedTimes(batch), reference.PaddedTimes(batch, torch.float64)
+    compare(mixer(ours, mask), mixer(exact, mask), [projected, by_lag, scale, decay])
 
 
 @pytest.mark.parametrize("decay", [-0.5, -0.1, 0.0, 0.6, 3.0, 8.0])
@@ -74,8 +70,8 @@ def test_mixer_at_every_decay_and_with_a_scale_of_zero(make_batch, decay):
     torch.manual_seed(1)
     for scale in (0.0, 1.3):
         inputs = [torch.randn(134, 60), torch.randn(90) * 0.1, torch.tensor(scale), torch.tensor(decay)]
-        ours, exact = cpu.PackedGaps(batch), reference.PaddedGaps(batch, torch.float64)
-        compare(without_dropout(ours), without_dropout(exact), inputs)
+        ours, exact = cpu.PackedTimes(batch), reference.PaddedTimes(batch, torch.float64)
+        compare(mixer(ours), mixer(exact), inputs)
 
 
 def test_mixer_with_equal_and_with_falling_timestamps(make_batch):
@@ -84,15 +80,15 @@ def test_mixer_with_equal_and_with_falling_timestamps(make_batch):
     inputs = [torch.randn(117, 30), torch.randn(77), torch.tensor(0.4), torch.tensor(0.5)]
     for times in (torch.full((117,), 1_700_000_000), 1_700_000_000 - torch.arange(117) * 1000):
         odd = replace(batch, timestamp=times, next_timestamp=times)
-        ours, exact = cpu.PackedGaps(odd), reference.PaddedGaps(odd, torch.float64)
-        compare(without_dropout(ours), without_dropout(exact), inputs)
+        ours, exact = cpu.PackedTimes(odd), reference.PaddedTimes(odd, torch.float64)
+        compare(mixer(ours), mixer(exact), inputs)
 
 
 def test_mixer_without_the_temporal_channel(make_batch):
     batch = make_batch([8, 0, 100])
     inputs = [torch.randn(108, 24), torch.randn(100)]
-    ours, exact = cpu.PackedGaps(batch), reference.PaddedGaps(batch, torch.float64)
-    compare(ours.mix, exact.mix, inputs, [None, None, None])
+    ours, exact = cpu.PackedTimes(batch), reference.PaddedTimes(batch, torch.float64)
+    compare(mixer(ours), mixer(exact), inputs)
 
 
 def test_kernels_take_views(make_batch):
@@ -100,12 +96,12 @@ def test_kernels_take_views(make_batch):
     torch.manual_seed(3)
     wide = torch.randn(29, 60, dtype=torch.float64)
     by_lag, scale, decay = torch.randn(40)[::2], torch.tensor(0.2), torch.tensor(0.4)
-    ours, exact = cpu.PackedGaps(batch), reference.PaddedGaps(batch, torch.float64)
+    ours, exact = cpu.PackedTimes(batch), reference.PaddedTimes(batch, torch.float64)
     mask = Mask(torch.arange(58)[::2], 0.5)
     for view in (wide[:, ::2], wide.t().contiguous().t()[:, :30]):
         close(
-            ours.mix(view.float(), by_lag, scale, decay, mask),
-            exact.mix(view, by_lag.double(), scale.double(), decay.double(), mask),
+            ours.token_mixer(view.float(), by_lag, (scale, decay), mask),
+            exact.token_mixer(view, by_lag.double(), (scale.double(), decay.double()), mask),
         )
     close(cpu.rms_norm(wide.float()[:, ::2], mask), reference.rms_norm(wide[:, ::2], mask))
     close(cpu.swiglu(wide.float()[:, ::3]), reference.swiglu(wide[:, ::3]))
@@ -113,9 +109,9 @@ def test_kernels_take_views(make_batch):
 
 def test_not_a_number_comes_through(make_batch):
     """A diverged parameter must reach the loss, where training notices."""
-    gaps = cpu.PackedGaps(make_batch([6]))
+    times = cpu.PackedTimes(make_batch([6]))
     nan = torch.tensor(float("nan"))
-    out = gaps.mix(torch.ones(6, 9), torch.ones(6), torch.tensor(0.1), nan, None)
+    out = times.token_mixer(torch.ones(6, 9), torch.ones(6), (torch.tensor(0.1), nan), None)
     assert out.isnan().any()
     zero, zeros = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 3, dtype=torch.int64)
     states = torch.full((2, 4), float("nan"))
@@ -170,7 +166,7 @@ def test_results_do_not_depend_on_the_number_of_threads(make_batch):
     target, drawn = torch.randint(700, (tokens,)), torch.randint(700, (tokens, 50))
 
     def everything() -> list[Tensor]:
-        mixed = cpu.PackedGaps(batch).mix(projected, by_lag, scale, decay, None)
+        mixed = cpu.PackedTimes(batch).token_mixer(projected, by_lag, (scale, decay), None)
         loss = cpu.sampled_softmax(states, table, target, drawn, drawn == target[:, None], 5.0)
         inputs = [projected, by_lag, scale, decay, states, table]
         return [mixed, loss, *torch.autograd.grad(mixed.square().sum() + loss, inputs)]

@@ -31,7 +31,7 @@ def test_rms_norm_gives_the_dtype_asked_for_and_takes_its_gradient_in_it(kernels
     assert torch.equal(of_rounded, of_plain)
 
 
-def test_combine_is_that_of_keyed():
+def test_combine_is_that_of_stateless_random():
     part = torch.arange(5)
     assert torch.equal(ops.combine(3, part, part, 1), stateless_random.combine(3, part, part, 1))
     assert torch.equal(ops.combine(3, 4), stateless_random.combine(3, 4))

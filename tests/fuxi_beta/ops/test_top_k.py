@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fuxi_beta.ops.top_k import Searcher, top_k_of_scores
+from fuxi_beta.ops import TopKSearch
+from fuxi_beta.ops.top_k import top_k_of_scores
 
 
 def brute_force(scores: torch.Tensor, candidates: torch.Tensor, seen: list[set[int]], k: int):
@@ -27,7 +28,7 @@ def test_equals_sorting_with_ties_seen_songs_and_lists_longer_than_the_catalogue
     pairs = [(row, item) for row, items in enumerate(seen_rows) for item in sorted(items)] + [(1, 95)]
     seen = (torch.tensor([row for row, _ in pairs]), torch.tensor([item for _, item in pairs]))
 
-    items, scores = Searcher(table, candidates).top_k(queries, k=k, seen=seen, block=block)
+    items, scores = TopKSearch(table, candidates).top_k(queries, k=k, seen=seen, block=block)
     of_scores = top_k_of_scores(queries @ table.t(), candidates=candidates, k=k, seen=seen, block=block)
     assert torch.equal(items, of_scores[0])
     assert items.shape == scores.shape == (6, k)
@@ -45,11 +46,11 @@ def test_real_valued_scores_come_back_exactly():
 
 
 def test_no_candidates_give_empty_lists():
-    items, scores = Searcher(torch.ones(5, 3), torch.zeros(5, dtype=torch.bool)).top_k(torch.ones(2, 3), k=4)
+    items, scores = TopKSearch(torch.ones(5, 3), torch.zeros(5, dtype=torch.bool)).top_k(torch.ones(2, 3), k=4)
     assert not items.any()
     assert torch.isneginf(scores).all()
 
 
 def test_a_score_that_is_not_a_number_is_refused():
     with pytest.raises(ValueError, match="not a number"):
-        Searcher(torch.ones(3, 2), torch.ones(3, dtype=torch.bool)).top_k(torch.full((1, 2), torch.nan), k=1)
+        TopKSearch(torch.ones(3, 2), torch.ones(3, dtype=torch.bool)).top_k(torch.full((1, 2), torch.nan), k=1)

@@ -12,7 +12,7 @@ from fuxi_beta.data.stateless_random import DropoutKey
 from fuxi_beta.models.base import l2_normalise
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.ops.reference import sampled_softmax, sampled_softmax_gathered
-from fuxi_beta.training.loss import _distinct, training_loss
+from fuxi_beta.training.loss import _unique_songs, training_loss
 
 SONGS = 20
 TRAIN = TrainConfig(mode="all", negatives=9, seed=3)
@@ -101,8 +101,8 @@ def test_unique_songs_are_looked_up_once(make_batch):
 def test_songs_filled_up_with_padding_are_the_same_songs(songs, most):
     occurs = torch.zeros(10, dtype=torch.bool)
     occurs[songs] = True
-    found, row = _distinct(occurs, most=most)
-    exact, same_row = _distinct(occurs, most=None)
+    found, row = _unique_songs(occurs, at_most=most)
+    exact, same_row = _unique_songs(occurs, at_most=None)
     assert exact.tolist() == songs and found.tolist() == songs + [0] * (min(most, 10) - len(songs))
     assert torch.equal(row, same_row) and row[songs].tolist() == list(range(len(songs)))
     assert (row >= 0).sum() == len(songs)

@@ -3,6 +3,8 @@
 import pytest
 
 from fuxi_beta import ops
+from fuxi_beta.ops import dispatch
+from fuxi_beta.ops.cpu import build
 from jobs.commands.doctor import check_kernels
 from jobs.config import ClusterConfig
 from jobs.runtime import kernels
@@ -12,11 +14,11 @@ from pipelines.errors import InputError
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch):
     """A machine where the C++ kernels cannot be built."""
-    monkeypatch.setattr(ops, "_failure", "there is no C++ compiler (c++): install g++")
+    monkeypatch.setattr(dispatch, "_cpu_failure", "there is no C++ compiler (c++): install g++")
     monkeypatch.setenv("CXX", "no-such-compiler")
-    ops.build._fingerprint.cache_clear()
+    build._fingerprint.cache_clear()
     yield
-    ops.build._fingerprint.cache_clear()
+    build._fingerprint.cache_clear()
     ops.use("auto")
 
 

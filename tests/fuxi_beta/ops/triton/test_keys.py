@@ -1,4 +1,4 @@
-"""Keys that Triton combines, bit for bit those of `keyed`."""
+"""Keys that Triton combines, bit for bit those of `stateless_random`."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def random_parts(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 255, 1000])
-def test_every_mixture_has_the_bits_of_keyed(count):
+def test_every_mixture_has_the_bits_of_stateless_random(count):
     a, b = random_parts(count)
     mixtures = ((a,), (a, b), (a, 7), (7, a), (1234, 5, a), (a, b, 7), (a, 0, b, 1), (b, a, a, b), (b, a, b, a, 3, 3))
     for parts in mixtures:
@@ -33,7 +33,7 @@ def test_every_mixture_has_the_bits_of_keyed(count):
 @pytest.mark.parametrize(
     "number", [0, 1, -1, 16, 2**31 - 1, 2**31, -(2**31) - 1, 2**63 - 1, -(2**63), 2**63, 2**64 - 1]
 )
-def test_integers_of_every_size_have_the_bits_of_keyed(number):
+def test_integers_of_every_size_have_the_bits_of_stateless_random(number):
     part, _ = random_parts(40)
     for parts in ((part, number), (number, part)):
         found = tokenwise.combine(*(x if isinstance(x, int) else x.to(DEVICE) for x in parts))
@@ -49,15 +49,15 @@ def test_views_and_more_dimensions():
     assert torch.equal(found.cpu(), stateless_random.combine(turned, turned))
 
 
-def test_the_operator_takes_one_launch_where_it_can_and_keyed_elsewhere(monkeypatch):
+def test_the_operator_takes_one_launch_where_it_can_and_plain_torch_elsewhere(monkeypatch):
     ops.use("triton")
     a, b = random_parts(50)
     here = a.to(DEVICE), b.to(DEVICE)
     others = ((3, 5), (a.view(50, 1), b), (a, a.to(torch.int32)))
-    expected, by_keyed = stateless_random.combine(a, b, 3), [stateless_random.combine(*parts) for parts in others]
+    expected, plain = stateless_random.combine(a, b, 3), [stateless_random.combine(*parts) for parts in others]
     with monkeypatch.context() as patch:
         patch.delattr(stateless_random, "combine")
         assert torch.equal(ops.combine(*here, 3).cpu(), expected)
-    for parts, wanted in zip(others, by_keyed, strict=True):
+    for parts, wanted in zip(others, plain, strict=True):
         found = ops.combine(*(part if isinstance(part, int) else part.to(DEVICE) for part in parts))
         assert torch.equal(found.cpu(), wanted)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import triton
-from fuxi_beta.ops.triton import loss, mixer, optimizer, tokenwise, top_k, tuning
+from fuxi_beta.ops.triton import loss, optimizer, token_mixer, tokenwise, top_k, tuning
 
 DEVICE = "cpu" if tuning.INTERPRETED else "cuda"
 
@@ -65,9 +65,9 @@ def test_every_kernel_is_launched_under_a_guard(launched, make_batch):
 
     by_lag = torch.randn(20, device=DEVICE, requires_grad=True)
     scale, decay = (torch.ones((), device=DEVICE, requires_grad=True) for _ in range(2))
-    gaps = mixer.PackedGaps(batch)
-    gradients(gaps.mix(x, by_lag, scale, decay, mask), x, by_lag, scale, decay)
-    gradients(gaps.apply(x, by_lag, scale, decay), x, by_lag, scale, decay)
+    times = token_mixer.PackedTimes(batch)
+    gradients(times.token_mixer(x, by_lag, (scale, decay), mask), x, by_lag, scale, decay)
+    gradients(times.apply_maps(x, by_lag, (scale, decay)), x, by_lag, scale, decay)
 
     drawn = torch.randint(0, 23, (23, 4), device=DEVICE)
     gradients(loss.sampled_softmax(x, x, keys, drawn, drawn < 3, 0.05), x)
@@ -79,7 +79,7 @@ def test_every_kernel_is_launched_under_a_guard(launched, make_batch):
 
     launchable = {
         name
-        for module in (tokenwise, mixer, loss, top_k, optimizer)
+        for module in (tokenwise, token_mixer, loss, top_k, optimizer)
         for name, kernel in vars(module).items()
         if type(kernel) is type(tokenwise._norm_kernel) and (name.endswith("_kernel") or module in (loss, top_k))
     }

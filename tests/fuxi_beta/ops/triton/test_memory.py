@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
-from fuxi_beta.ops.triton import loss, mixer, tokenwise, top_k, tuning
+from fuxi_beta.ops.triton import loss, token_mixer, tokenwise, top_k, tuning
 
 DEVICE = "cpu" if tuning.INTERPRETED else "cuda"
 
@@ -40,17 +40,18 @@ def mixed(batch: Batch, dim: int, dtype: torch.dtype, temporal: bool) -> Callabl
     tokens = len(batch.timestamp)
     projected = torch.randn(tokens, 3 * dim).to(DEVICE, dtype).requires_grad_()
     by_lag = torch.randn(batch.longest + 2).to(DEVICE).requires_grad_()
-    scale, decay = (torch.tensor(x, device=DEVICE).requires_grad_() if temporal else None for x in (0.5, 0.3))
+    scale, decay = (torch.tensor(x, device=DEVICE).requires_grad_() for x in (0.5, 0.3))
+    power = (scale, decay) if temporal else None
     mask = Mask(torch.arange(tokens, device=DEVICE), 0.25)
     there = batch.to(DEVICE)
-    inputs = [tensor for tensor in (projected, by_lag, scale, decay) if tensor is not None]
+    inputs = [projected, by_lag, *(power or ())]
 
     def compute() -> list[Tensor]:
-        gaps = mixer.PackedGaps(there)
+        times = token_mixer.PackedTimes(there)
         with torch.no_grad():
-            inferred = gaps.mix(projected, by_lag, scale, decay, None)
-        found = gaps.mix(projected, by_lag, scale, decay, mask)
-        bare = gaps.apply(projected, by_lag, scale, decay)
+            inferred = times.token_mixer(projected, by_lag, power, None)
+        found = times.token_mixer(projected, by_lag, power, mask)
+        bare = times.apply_maps(projected, by_lag, power)
         return [
             inferred,
             *(found.detach(), bare.detach()),
@@ -69,7 +70,7 @@ def test_the_mixer(make_batch, lengths, temporal, dtype):
 
 @pytest.mark.parametrize("name", ["_WHOLE", "_LONG"])
 def test_the_mixer_of_wide_models_and_of_long_histories(make_batch, monkeypatch, name):
-    monkeypatch.setattr(mixer, name, 16)
+    monkeypatch.setattr(token_mixer, name, 16)
     same_in_fresh_memory(mixed(make_batch([0, 18, 1]), 32, torch.float32, True))
 
 

@@ -21,6 +21,7 @@ from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig, Precision, TrainConfig
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.models.fuxi_beta import FuXiBeta
+from fuxi_beta.ops import dispatch
 from fuxi_beta.ops.triton import tuning
 from fuxi_beta.training import loss as training
 from fuxi_beta.training.item_table import PlainItemTable
@@ -101,7 +102,7 @@ def no_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for kind in (JITFunction, InterpretedFunction):
         monkeypatch.setattr(kind, "run", launch)
         monkeypatch.setattr(kind, "__getitem__", lambda self, grid: lambda *a, **k: launch(self))
-    monkeypatch.setattr(ops, "takes_triton", lambda device: True)
+    monkeypatch.setattr(dispatch, "takes_triton", lambda device: True)
     return names
 
 
@@ -143,8 +144,8 @@ def test_the_watch_sees_what_waits() -> None:
 @pytest.fixture
 def static(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every step fill up its songs with padding, as on a GPU."""
-    exact = training._distinct
-    monkeypatch.setattr(training, "_distinct", lambda occurs, most: exact(occurs, most=most or 400))
+    exact = training._unique_songs
+    monkeypatch.setattr(training, "_unique_songs", lambda occurs, at_most: exact(occurs, at_most=at_most or 400))
 
 
 def running_ahead(train: TrainConfig) -> Trainer:

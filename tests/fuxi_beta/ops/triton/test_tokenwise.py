@@ -1,4 +1,4 @@
-"""Triton's token-wise operators against plain torch in float64, and its random bits against `keyed`, bit for bit.
+"""Triton's token-wise operators against plain torch in float64, and its random bits, equal to `stateless_random`.
 
 In Triton's interpreter where there is no GPU, as a GPU computes (`as_hardware`); compiled where there is one.
 """

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fuxi_beta import ops
 from fuxi_beta.models.base import l2_normalise
-from fuxi_beta.ops.top_k import Searcher, blocked_top_k
+from fuxi_beta.ops import TopKSearch
+from fuxi_beta.ops.top_k import blocked_top_k
 from fuxi_beta.ops.triton import top_k as fused
 from fuxi_beta.ops.triton import tuning
 
@@ -59,7 +60,7 @@ def test_unit_vectors(k, splits, scoring):
     heard = [torch.randint(333, (count % 40,)) for count in range(20)]
     assert check(queries, table, candidates, k, scoring=scoring, splits=splits).unproved < 20
     found = check(queries, table, candidates, k, seen=pairs(*heard), scoring=scoring, splits=splits)
-    plain = Searcher(table, candidates).top_k(queries, k=k, seen=pairs(*heard))
+    plain = TopKSearch(table, candidates).top_k(queries, k=k, seen=pairs(*heard))
     assert torch.equal(found.items, plain[0])  # float32 agrees where scores are apart or equal
     torch.testing.assert_close(found.scores, plain[1])
 
@@ -73,7 +74,7 @@ def test_small_integers_tie_everywhere(scoring):
     heard = pairs(*(torch.randint(1, 150, (count,)) for count in (0, 3, 30, 149, 10, 200, 1)))
     for k in (1, 4, 20):
         found = check(queries, table, candidates, k, seen=heard, scoring=scoring)
-        plain = Searcher(table, candidates).top_k(queries, k=k, seen=heard)
+        plain = TopKSearch(table, candidates).top_k(queries, k=k, seen=heard)
         assert torch.equal(found.items, plain[0])
         assert torch.equal(found.scores, plain[1])
 
@@ -127,8 +128,8 @@ def test_listeners_in_portions_get_the_same_lists(monkeypatch):
     catalogue = fused.prepare(table, candidates)
     whole = fused.search(queries, catalogue, k=9, seen=heard)
     monkeypatch.setattr(fused, "_HEARD_BYTES", 4 * 4 * 5)
-    monkeypatch.setattr(fused, "_AT_A_TIME", 7)
-    monkeypatch.setattr(fused, "_AGAIN", 2)
+    monkeypatch.setattr(fused, "_LISTENERS", 7)
+    monkeypatch.setattr(fused, "_UNPROVED_LISTENERS", 2)
     assert torch.equal(check(queries, table, candidates, 9, seen=heard).items, whole.items)
     check(queries, table, candidates, 9)
 
@@ -231,11 +232,11 @@ def test_the_dispatch_takes_it_where_triton_runs(monkeypatch):
     monkeypatch.setattr(fused, "prepare", lambda *inputs: called.append(1) or prepare(*inputs))
     try:
         ops.use("triton")
-        searcher = Searcher(table, candidates)
+        searcher = TopKSearch(table, candidates)
         fast, again = searcher.top_k(queries, k=5), searcher.top_k(queries, k=5)
         assert called == [1]
         ops.use("reference")
-        plain = Searcher(table, candidates).top_k(queries, k=5)
+        plain = TopKSearch(table, candidates).top_k(queries, k=5)
         assert called == [1]
     finally:
         ops.use("auto")

@@ -10,7 +10,7 @@ from triton.compiler.errors import CompileTimeAssertionFailure
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from fuxi_beta.data.stateless_random import Mask
-from fuxi_beta.ops.triton import loss, mixer, top_k, tuning
+from fuxi_beta.ops.triton import loss, token_mixer, top_k, tuning
 
 DEVICE = "cpu" if tuning.INTERPRETED else "cuda"
 TOO_LARGE = [OutOfResources(300_000, 232_448, "shared memory"), CompileTimeAssertionFailure(None, None), PTXASError("")]  # type: ignore[arg-type]
@@ -156,9 +156,9 @@ def everything(make_batch) -> Callable[[], list[torch.Tensor]]:
     candidates = torch.ones(43, dtype=torch.bool, device=DEVICE)
 
     def compute() -> list[torch.Tensor]:
-        gaps = mixer.PackedGaps(batch)
-        mixed = gaps.mix(projected, by_lag, scale, decay, Mask(target, 0.2))
-        bare = gaps.apply(projected, by_lag, scale, decay)
+        times = token_mixer.PackedTimes(batch)
+        mixed = times.token_mixer(projected, by_lag, (scale, decay), Mask(target, 0.2))
+        bare = times.apply_maps(projected, by_lag, (scale, decay))
         value = loss.sampled_softmax(states, states, target, drawn, drawn == target[:, None], 0.1)
         lists = top_k.search(states.detach(), top_k.prepare(states.detach(), candidates), k=5)
         total = mixed.square().sum() + bare.sum() + value

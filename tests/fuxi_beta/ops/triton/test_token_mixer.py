@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fuxi_beta import ops
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import reference
-from fuxi_beta.ops.token_mixer import Gaps
-from fuxi_beta.ops.triton import mixer, tuning
+from fuxi_beta.ops.token_mixer import PreparedTimes
+from fuxi_beta.ops.triton import token_mixer, tuning
 
 DEVICE = "cpu" if tuning.INTERPRETED else "cuda"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -34,20 +35,30 @@ def close(ours: Tensor, exact: Tensor, tolerance: float, size: Tensor | None = N
     assert (error <= tolerance * size + 1e-30).all(), f"off by {(error / size).max():.1e}, {tolerance:.1e} is allowed"
 
 
-def sizes_of_terms(gaps: Gaps, inputs: list[Tensor], mask: Mask | None, upstream: Tensor, bare: bool) -> list[Tensor]:
+def run(times: PreparedTimes, inputs: list[Tensor], mask: Mask | None, *, bare: bool) -> Tensor:
+    """The token mixer, or if `bare` its maps, of (projected or V, by_lag[, a, b])."""
+    first, by_lag, *power = inputs
+    if bare:
+        return ops.apply_maps(first, times, by_lag, tuple(power) or None)  # type: ignore[arg-type]
+    return ops.token_mixer(first, times, by_lag, tuple(power) or None, mask)  # type: ignore[arg-type]
+
+
+def sizes_of_terms(
+    times: PreparedTimes, inputs: list[Tensor], mask: Mask | None, upstream: Tensor, bare: bool
+) -> list[Tensor]:
     """What the gradients of the parameters would be if all their terms had one sign. They are sums over all pairs,
     which may cancel, and no rounding moves a term by more than its share."""
     first, *parameters = (tensor.detach() for tensor in inputs)
-    missing, value = [None] * (4 - len(inputs)), first
+    value = first
     if not bare:
         gate, value = reference.gate_and_value(first)
-        mixed = gaps.apply(value, *parameters, *missing).requires_grad_()  # type: ignore[arg-type]
+        mixed = run(times, [value, *parameters], None, bare=True).requires_grad_()
         (upstream,) = torch.autograd.grad(reference.gated(gate, mixed, mask), mixed, upstream)
-    by_lag, *curve = parameters
+    by_lag, *power = parameters
     sizes = [by_lag.abs().requires_grad_()]
-    if curve:
-        sizes += [curve[0].abs().requires_grad_(), curve[1].clone().requires_grad_()]
-    of_sizes = torch.autograd.grad(gaps.apply(value.abs(), *sizes, *missing), sizes, upstream.abs())  # type: ignore[arg-type]
+    if power:
+        sizes += [power[0].abs().requires_grad_(), power[1].clone().requires_grad_()]
+    of_sizes = torch.autograd.grad(run(times, [value.abs(), *sizes], None, bare=True), sizes, upstream.abs())
     return [size.abs() for size in of_sizes]
 
 
@@ -56,26 +67,22 @@ def compare(
 ) -> None:
     """Both implementations on the same rounded inputs, with all gradients. bare: only the maps times values.
 
-    inputs: what SiLU makes U and V of (bare: V), weights by lag and, if there is a temporal channel, a and b.
+    inputs: U and V before their SiLU (bare: V), weights by lag and, if there is a temporal channel, a and b.
     """
     first, *parameters = inputs
     mine = [first.to(DEVICE, dtype), *(tensor.to(DEVICE) for tensor in parameters)]
     mine = [tensor.detach().requires_grad_() for tensor in mine]
     theirs = [tensor.detach().cpu().double().requires_grad_() for tensor in mine]
-    missing = [None] * (4 - len(inputs))
-
-    def run(gaps: Gaps, inputs: list[Tensor], mask: Mask | None) -> Tensor:
-        return gaps.apply(*inputs, *missing) if bare else gaps.mix(*inputs, *missing, mask)  # type: ignore[arg-type]
-
-    there = None if mask is None else Mask(mask.keys.to(DEVICE), mask.rate)
-    gaps = reference.PaddedGaps(batch, torch.float64)
-    found, expected = run(mixer.PackedGaps(batch.to(DEVICE)), mine, there), run(gaps, theirs, mask)
+    on_device = None if mask is None else Mask(mask.keys.to(DEVICE), mask.rate)
+    times = reference.PaddedTimes(batch, torch.float64)
+    found = run(token_mixer.PackedTimes(batch.to(DEVICE)), mine, on_device, bare=bare)
+    expected = run(times, theirs, mask, bare=bare)
     assert found.dtype == dtype
     close(found, expected, TOLERANCE[dtype])
     upstream = torch.sin(torch.arange(found.numel()) * 0.7).view_as(found).to(dtype)
     gradients = torch.autograd.grad(found, mine, upstream.to(DEVICE))
     exact = torch.autograd.grad(expected, theirs, upstream.double())
-    sizes = [None, *sizes_of_terms(gaps, theirs, mask, upstream.double(), bare)]
+    sizes = [None, *sizes_of_terms(times, theirs, mask, upstream.double(), bare)]
     for ours, right, of, size in zip(gradients, exact, mine, sizes, strict=True):
         assert ours.dtype == of.dtype
         close(ours, right, TOLERANCE[dtype], size)
@@ -131,7 +138,7 @@ def test_a_second_counts_after_decades(make_batch):
     batch = replace(batch, timestamp=seconds, next_timestamp=seconds + 1)
     scale, decay = torch.tensor(1.0, device=DEVICE), torch.tensor(1.0, device=DEVICE)
     value, nothing = torch.ones(2, 16, device=DEVICE), torch.zeros(2, device=DEVICE)
-    out = mixer.PackedGaps(batch.to(DEVICE)).apply(value, nothing, scale, decay)
+    out = token_mixer.PackedTimes(batch.to(DEVICE)).apply_maps(value, nothing, (scale, decay))
     torch.testing.assert_close(out[:, 16].cpu(), torch.tensor([1 / 2, 1 / 2 + 1 / 3]))
 
 
@@ -177,7 +184,7 @@ def test_choices_for_cards_with_narrow_matrix_units(make_batch, take_choice, mon
 @pytest.mark.parametrize("dim", [48, 272])
 def test_channels_in_several_tiles(make_batch, dim, monkeypatch):
     """Wider than a program can hold: the norm comes in a second pass, and sums over channels in parts."""
-    monkeypatch.setattr(mixer, "_WHOLE", 16 if dim == 48 else 256)
+    monkeypatch.setattr(token_mixer, "_WHOLE", 16 if dim == 48 else 256)
     tuning._chosen.clear()
     batch = make_batch([20, 0, 1])
     compare(batch, random_inputs(batch, dim, 0.5), random_mask(batch))
@@ -185,7 +192,7 @@ def test_channels_in_several_tiles(make_batch, dim, monkeypatch):
 
 
 def test_long_histories_activate_values_once(make_batch, monkeypatch):
-    monkeypatch.setattr(mixer, "_LONG", 30)
+    monkeypatch.setattr(token_mixer, "_LONG", 30)
     tuning._chosen.clear()
     batch = make_batch([40, 0, 1])
     compare(batch, random_inputs(batch, 16, 0.5), random_mask(batch))
@@ -197,34 +204,35 @@ def test_views_and_other_dtypes_of_parameters(make_batch):
     wide = torch.randn(29, 96)
     by_lag, scale, decay = torch.randn(40).double()[::2], torch.tensor(0.2).double(), torch.tensor(0.4).double()
     mask = Mask(torch.arange(58)[::2], 0.5)
-    exact = reference.PaddedGaps(batch, torch.float64).mix(wide[:, ::2].double(), by_lag, scale, decay, mask)
-    there = Mask(torch.arange(58, device=DEVICE)[::2], 0.5)
+    exact_times = reference.PaddedTimes(batch, torch.float64)
+    exact = exact_times.token_mixer(wide[:, ::2].double(), by_lag, (scale, decay), mask)
+    on_device = Mask(torch.arange(58, device=DEVICE)[::2], 0.5)
     inputs = [tensor.to(DEVICE) for tensor in (wide, by_lag, scale, decay)]
     first, *rest = inputs
-    ours = mixer.PackedGaps(batch.to(DEVICE)).mix(first[:, ::2], rest[0], rest[1], rest[2], there)
+    ours = token_mixer.PackedTimes(batch.to(DEVICE)).token_mixer(first[:, ::2], rest[0], (rest[1], rest[2]), on_device)
     close(ours, exact, 1e-5)
 
 
 def test_not_a_number_comes_through(make_batch):
     """A diverged parameter must reach the loss, where training notices."""
-    gaps = mixer.PackedGaps(make_batch([6]).to(DEVICE))
+    times = token_mixer.PackedTimes(make_batch([6]).to(DEVICE))
     one, nan = torch.tensor(0.1, device=DEVICE), torch.tensor(float("nan"), device=DEVICE)
     projected, by_lag = torch.ones(6, 48, device=DEVICE), torch.ones(6, device=DEVICE)
     for weights, scale, decay in ((by_lag, one, nan), (by_lag, nan, one), (by_lag * nan, one, one)):
-        assert gaps.mix(projected, weights, scale, decay, None).isnan().any()
+        assert times.token_mixer(projected, weights, (scale, decay), None).isnan().any()
 
 
 def test_too_few_weights_are_refused(make_batch):
-    gaps = mixer.PackedGaps(make_batch([6]).to(DEVICE))
+    times = token_mixer.PackedTimes(make_batch([6]).to(DEVICE))
     with pytest.raises(ValueError, match="a history has 6 events, but by_lag only 5 weights"):
-        gaps.mix(torch.ones(6, 48, device=DEVICE), torch.ones(5, device=DEVICE), None, None, None)
+        times.token_mixer(torch.ones(6, 48, device=DEVICE), torch.ones(5, device=DEVICE), None, None)
 
 
 def test_a_listener_alone_gets_the_same_bits_as_in_a_batch(make_batch):
-    """Inference too: nothing is kept for a way back that will not come."""
+    """In inference too, where nothing is kept for a backward pass."""
     batch = make_batch([7, 40, 1])
     projected, by_lag, scale, decay = (tensor.to(DEVICE) for tensor in random_inputs(batch, 16, 0.5))
-    together = mixer.PackedGaps(batch.to(DEVICE)).mix(projected, by_lag, scale, decay, None)
+    together = token_mixer.PackedTimes(batch.to(DEVICE)).token_mixer(projected, by_lag, (scale, decay), None)
     middle = slice(7, 47)
     alone = replace(
         batch,
@@ -233,23 +241,22 @@ def test_a_listener_alone_gets_the_same_bits_as_in_a_batch(make_batch):
         timestamp=batch.timestamp[middle],
         next_timestamp=batch.next_timestamp[middle],
     )
-    gaps = mixer.PackedGaps(alone.to(DEVICE))
+    times = token_mixer.PackedTimes(alone.to(DEVICE))
     with torch.no_grad():
-        out = gaps.mix(projected[middle], by_lag, scale, decay, None)
+        out = times.token_mixer(projected[middle], by_lag, (scale, decay), None)
     assert torch.equal(out, together[middle])
-    assert mixer._Maps(gaps.sequences, by_lag, scale, decay).gated(projected[middle], None, differentiated=False)[1][
-        0
-    ].shape == (0, 32)
+    maps = token_mixer._Maps(times.sequences, by_lag, scale, decay)
+    assert maps.gated(projected[middle], None, differentiated=False)[1][0].shape == (0, 32)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="no GPU: the interpreter runs one program after another")
 def test_gradients_are_the_same_bits_every_time(make_batch):
     batch = make_batch([index % 211 for index in range(200)]).to(DEVICE)
     inputs = [tensor.to(DEVICE).requires_grad_() for tensor in random_inputs(batch, 64, 0.5)]
-    gaps = mixer.PackedGaps(batch)
+    times = token_mixer.PackedTimes(batch)
 
     def gradients() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(gaps.mix(*inputs, None).square().sum(), inputs)  # type: ignore[arg-type]
+        return torch.autograd.grad(run(times, inputs, None, bare=False).square().sum(), inputs)
 
     for first, second in zip(gradients(), gradients(), strict=True):
         assert torch.equal(first, second)

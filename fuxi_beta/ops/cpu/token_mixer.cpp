@@ -1,8 +1,8 @@
-// The causal token mixer (equation 13's B V and B^t V) on packed sequences, forward and backward.
+// The causal maps of the token mixer (equation 13's B V and B^t V) on packed sequences, forward and backward.
 //
-// Three rows of both maps are made at a time and used at once: the positional rows are windows into one reversed
-// weight vector, the temporal rows are computed into scratch that stays in cache. No map is ever stored whole. Row i
-// touches columns <= i only, so padding costs nothing and nothing above the diagonal is computed.
+// Three rows of both maps are computed and used at a time: the positional rows are windows into one reversed weight
+// vector, the temporal rows are computed into scratch that stays in cache. No map is ever stored whole. Row i reads
+// columns <= i only, so padding costs nothing and nothing above the diagonal is computed.
 #include <algorithm>
 #include <type_traits>
 #include <vector>
@@ -16,7 +16,7 @@ namespace {
 constexpr int ROWS = 3;
 constexpr int CHUNKS = 64;  // a fixed number, so that sums do not depend on the number of threads
 
-// Sequence numbers where each of CHUNKS parts of about equal cost begins.
+// The first sequence of each of CHUNKS chunks of about equal cost.
 std::vector<int64_t> chunk_starts(const Sequences& sequences) {
   std::vector<double> cost(sequences.count + 1, 0.0);
   for (int64_t s = 0; s < sequences.count; ++s) {
@@ -41,23 +41,23 @@ struct PositionalRows {
   const float* window(int64_t i) const { return reversed.data() + (reach - 1 - i); }
 };
 
-// One thread's view of one sequence, every row as wide as whole tiles.
+// One thread's copy of one sequence, every row padded to whole tiles.
 struct Scratch {
   int64_t n, width, columns;  // tokens, padded D, padded n
   std::vector<float> value, transposed, gradient, of_value;
   std::vector<int64_t> timestamp;
-  std::vector<float> decayed, scaled, log_gap;  // [ROWS, columns]
+  std::vector<float> decayed, scaled, log_elapsed;  // [ROWS, columns]
   std::vector<float> pair;                      // [2 * ROWS, columns]
 
   void start(int64_t tokens, int64_t dim) {
     n = tokens, width = padded(dim), columns = padded(n + ROWS);
     timestamp.assign(columns, 0);
-    decayed.resize(ROWS * columns), scaled.resize(ROWS * columns), log_gap.resize(ROWS * columns);
+    decayed.resize(ROWS * columns), scaled.resize(ROWS * columns), log_elapsed.resize(ROWS * columns);
     pair.resize(2 * ROWS * columns);
   }
 };
 
-// Rows of `dim` floats that lie `stride` apart, as rows of `width` with zeros behind.
+// Rows of `dim` floats, `stride` apart, copied to rows of `width` floats padded with zeros.
 void copy_padded(const float* from, int64_t rows, int64_t dim, int64_t stride, int64_t width, float* to) {
   for (int64_t r = 0; r < rows; ++r) {
     std::memcpy(to + r * width, from + r * stride, dim * sizeof(float));
@@ -65,7 +65,7 @@ void copy_padded(const float* from, int64_t rows, int64_t dim, int64_t stride, i
   }
 }
 
-// Rows [n, dim] as columns [dim, columns] with zeros behind.
+// Rows [n, dim] transposed to [dim, columns], padded with zeros.
 void transpose_padded(const float* from, int64_t n, int64_t dim, int64_t columns, float* to) {
   for (int64_t d = 0; d < dim; ++d) {
     for (int64_t j = 0; j < n; ++j) to[d * columns + j] = from[j * dim + d];
@@ -73,22 +73,23 @@ void transpose_padded(const float* from, int64_t n, int64_t dim, int64_t columns
   }
 }
 
-// Row `row` of the temporal map: log(1 + gap) and (1 + gap)^-decay for columns <= i, zeros in the rest of the tiles.
-void temporal_row(Scratch& scratch, int row, int64_t i, int64_t next_timestamp, float decay) {
-  float* gaps = &scratch.log_gap[row * scratch.columns];
+// Row `row` of the temporal map: log(1 + x) and (1 + x)^-decay for columns <= i, zeros in the rest of the tiles.
+void temporal_row(Scratch& scratch, int row, int64_t i, int64_t query_time, float decay) {
+  float* elapsed = &scratch.log_elapsed[row * scratch.columns];
   float* decayed = &scratch.decayed[row * scratch.columns];
-  const int64_t* timestamp = scratch.timestamp.data();
+  const int64_t* key_time = scratch.timestamp.data();
   const int64_t stop = std::min((i / TILE_WIDTH + 1) * TILE_WIDTH, scratch.columns);
   for (int64_t j = 0; j < stop; ++j) {
-    const int64_t gap = next_timestamp - timestamp[j];  // in integers: Unix seconds in fp32 are 64 s apart
-    gaps[j] = 1.f + static_cast<float>(gap > 0 ? gap : 0);
+    const int64_t seconds = query_time - key_time[j];  // in integers: Unix seconds in fp32 are 64 s apart
+    elapsed[j] = 1.f + static_cast<float>(seconds > 0 ? seconds : 0);
   }
   for (int64_t j = 0; j < stop; j += LANES) {
-    const Vec gap = log(load(gaps + j));
-    store(gaps + j, gap);
-    store(decayed + j, exp(gap * -decay));
+    const Vec logarithm = log(load(elapsed + j));
+    store(elapsed + j, logarithm);
+    store(decayed + j, exp(logarithm * -decay));
   }
-  for (int64_t j = i + 1; j < scratch.columns && j < i + 1 + ROWS + TILE_WIDTH; ++j) decayed[j] = 0.f, gaps[j] = 0.f;
+  for (int64_t j = i + 1; j < scratch.columns && j < i + 1 + ROWS + TILE_WIDTH; ++j)
+    decayed[j] = 0.f, elapsed[j] = 0.f;
 }
 
 // Rows i .. i + R - 1 of out = [B V | a M V].
@@ -118,7 +119,7 @@ struct RowSums {
   double scale = 0, decay = 0;
 };
 
-// What rows i .. i + R - 1 of the output's gradient give to the value, the positional weights, a and b.
+// Adds the gradients of the value, the positional weights, a and b that come from rows i .. i + R - 1 of the output.
 template <int R, bool TEMPORAL>
 void backward_rows(Scratch& scratch, const PositionalRows& positional, const Maps& maps, int64_t i, int64_t dim,
                    float* of_reversed, RowSums& sums) {
@@ -149,13 +150,13 @@ void backward_rows(Scratch& scratch, const PositionalRows& positional, const Map
     if constexpr (TEMPORAL) {
       const float* by_time = &scratch.pair[(R + r) * scratch.columns];
       const float* decayed = &scratch.decayed[r * scratch.columns];
-      const float* gaps = &scratch.log_gap[r * scratch.columns];
+      const float* log_elapsed = &scratch.log_elapsed[r * scratch.columns];
       Vec of_scale = {}, of_decay = {};
       // Whole vectors: `decayed` is zero beyond the diagonal, and `pair` holds finite products of padding there.
       for (int64_t j = 0; j <= i + r; j += LANES) {
         const Vec share = load(decayed + j) * load(by_time + j);
         of_scale += share;
-        of_decay += share * load(gaps + j);
+        of_decay += share * load(log_elapsed + j);
       }
       sums.scale += sum(of_scale);
       sums.decay -= maps.scale * static_cast<double>(sum(of_decay));
@@ -168,7 +169,7 @@ void backward_rows(Scratch& scratch, const PositionalRows& positional, const Map
   }
 }
 
-// Calls rows(i, R, TEMPORAL) for all rows of a sequence, R at a time, after making their temporal rows.
+// Calls rows(i, R, TEMPORAL) for all rows of a sequence, R at a time, after computing their temporal rows.
 template <typename Rows>
 void for_each_rows(Scratch& scratch, const Sequences& sequences, const Maps& maps, int64_t start, const Rows& rows) {
   const auto with_count = [&](int64_t i, int64_t count, auto temporal) {
@@ -185,7 +186,7 @@ void for_each_rows(Scratch& scratch, const Sequences& sequences, const Maps& map
   }
 }
 
-// Calls sequence(scratch, chunk, start) for every sequence, chunks side by side, each thread with a scratch of its own.
+// Calls sequence(scratch, chunk, start) for every sequence, chunks in parallel, each thread with a separate scratch.
 template <typename Sequence>
 void for_each_sequence(const Sequences& sequences, int64_t dim, const Sequence& sequence) {
   const auto starts = chunk_starts(sequences);
@@ -205,7 +206,7 @@ void for_each_sequence(const Sequences& sequences, int64_t dim, const Sequence& 
 
 }  // namespace
 
-void mix_forward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim, float* out) {
+void apply_maps(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim, float* out) {
   const PositionalRows positional(maps);
   for_each_sequence(sequences, dim, [&](Scratch& scratch, int, int64_t start) {
     scratch.value.resize(scratch.n * scratch.width);
@@ -217,8 +218,8 @@ void mix_forward(const Sequences& sequences, const Maps& maps, const float* valu
   });
 }
 
-void mix_backward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim,
-                  const float* gradient, float* of_value, const MapGradients& of_maps) {
+void apply_maps_backward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim,
+                         const float* gradient, float* of_value, const MapGradients& of_maps) {
   const PositionalRows positional(maps);
   const int64_t window = maps.reach + TILE_WIDTH;
   std::vector<float> of_reversed(CHUNKS * window, 0.f);
