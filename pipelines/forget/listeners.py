@@ -71,7 +71,9 @@ class ListenersToForget:
         return theirs
 
     def rows_in(self, file: pq.ParquetFile, groups: Iterable[int] | None = None) -> int:
-        """How many rows of a file are theirs. groups: the row groups to read, default all."""
+        """How many rows of a file are theirs, 0 without a user_id. groups: the row groups to read, default all."""
+        if USER_ID not in file.schema_arrow.names:
+            return 0
         groups = range(file.num_row_groups) if groups is None else groups
         return sum(int(self.mask(file.read_row_group(group, [USER_ID])[USER_ID]).sum()) for group in groups)
 

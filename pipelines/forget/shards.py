@@ -64,10 +64,9 @@ def find_in_shards(workspace: Workspace, listeners: ListenersToForget) -> Matche
     """What the published shards hold of the listeners."""
     manifests, matches = published_manifests(workspace), Matches()
     for bucket, members in listeners.by_bucket(workspace.spec.buckets).items():
-        rewriter = _BucketRewriter(members, row_group_events=1)
-        for manifest, file in _files_of_bucket(manifests, bucket):
-            rewriter.has_matches(manifest, file)
-        matches += rewriter.matches
+        files = _files_of_bucket(manifests, bucket)
+        for uri in {manifest.uri_of(layer) for manifest, file in files for layer in file.layers}:
+            matches += _matches_in(uri, members)
     return matches
 
 
@@ -89,10 +88,10 @@ def erase_from_shards(
 
     def rewrite(item: tuple[int, ListenersToForget]) -> tuple[int, Matches, list[tuple[dt.date, _BucketChange]]]:
         bucket, members = item
-        rewriter = _BucketRewriter(members, row_group_events=row_group_events)
+        rewriter = _BucketRewriter(members, row_group_events)
         files = _files_of_bucket(manifests, bucket)
         changed = [(m.ds, change) for m, file in files if (change := rewriter.rewrite(m, file))]
-        return bucket, rewriter.matches, changed
+        return bucket, sum(rewriter.matches.values(), Matches()), changed
 
     with ThreadPoolExecutor(_THREADS) as pool:
         by_bucket = listeners.by_bucket(workspace.spec.buckets)
@@ -110,6 +109,12 @@ def erase_from_shards(
 
 def _files_of_bucket(manifests: Iterable[Manifest], bucket: int) -> Iterator[tuple[Manifest, ShardFile]]:
     return ((m, file) for m in manifests for file in m.files if file.bucket == bucket)
+
+
+def _matches_in(uri: str, listeners: ListenersToForget) -> Matches:
+    with open_parquet(uri) as file:
+        rows = listeners.rows_in(file)
+    return Matches(int(rows > 0), rows)
 
 
 @dataclass(frozen=True)
@@ -161,20 +166,15 @@ class _Base:
 class _BucketRewriter:
     """Rewrites the files of one bucket, each once, whichever manifests list it."""
 
-    def __init__(self, listeners: ListenersToForget, *, row_group_events: int):
-        self.matches = Matches()
+    def __init__(self, listeners: ListenersToForget, row_group_events: int):
+        self.matches: dict[str, Matches] = {}  # by URI
         self._listeners, self._row_group_events = listeners, row_group_events
-        self._rows: dict[str, int] = {}
         self._bases: dict[str, _Base] = {}
         self._increments: dict[tuple[str, str], tuple[IncrementFile | None, np.ndarray]] = {}
 
-    def has_matches(self, manifest: Manifest, file: ShardFile) -> bool:
-        """Whether a bucket of a manifest holds any of the listeners."""
-        return sum(self._matching_rows(manifest.uri_of(layer)) for layer in file.layers) > 0
-
     def rewrite(self, manifest: Manifest, file: ShardFile) -> _BucketChange | None:
         """The bucket without the listeners; None if it holds none of them."""
-        if not self.has_matches(manifest, file):
+        if not sum(self._has_matches(manifest.uri_of(layer)) for layer in file.layers):
             return None
         base = self._base(manifest, file, file.bucket)
         increments, pairs = list(file.increments), [base.pairs]
@@ -190,14 +190,11 @@ class _BucketRewriter:
         layered = base.file and replace(base.file, increments=tuple(kept))
         return _BucketChange(layered and _with_counts(manifest, layered, len(base.ends)), songs)
 
-    def _matching_rows(self, uri: str) -> int:
-        """Rows of the listeners in a file."""
-        if uri not in self._rows:
-            with open_parquet(uri) as file:
-                self._rows[uri] = self._listeners.rows_in(file)
-            if self._rows[uri]:
-                self.matches += Matches(1, self._rows[uri])
-        return self._rows[uri]
+    def _has_matches(self, uri: str) -> bool:
+        """Whether a file holds any of the listeners."""
+        if uri not in self.matches:
+            self.matches[uri] = _matches_in(uri, self._listeners)
+        return self.matches[uri].files > 0
 
     def _base(self, manifest: Manifest, layer: ShardFile | IncrementFile, bucket: int) -> _Base:
         """The base that a layer becomes: the old base without the listeners, or the increment over an empty base."""
@@ -215,7 +212,7 @@ class _BucketRewriter:
         path = _new_path(file.path, "part")
         sink = ParquetSink(uri.removesuffix(file.path) + path, sequence_schema(manifest.user_id_type))
         ends, pairs = [], [_no_pairs()]
-        changed = self._matching_rows(uri) > 0
+        changed = self._has_matches(uri)
         with open_parquet(uri) as source:
             for group in range(source.num_row_groups):
                 table = source.read_row_group(group, None if changed else [USER_ID])
@@ -261,7 +258,7 @@ class _BucketRewriter:
         uri = manifest.uri_of(increment)
         key = (uri, manifest.uri_of(base.file))
         if key not in self._increments:
-            if self._matching_rows(uri) or _rows_by_group(uri, base.ends) != increment.groups:
+            if self._has_matches(uri) or _rows_by_group(uri, base.ends) != increment.groups:
                 self._increments[key] = self._recut(uri, increment, base, manifest)
             else:
                 self._increments[key] = increment, _no_pairs()
@@ -375,12 +372,7 @@ def find_in_unlisted(uris: Iterable[str], listeners: ListenersToForget) -> Match
     matches = Matches()
     for uri in uris:
         try:
-            with open_parquet(uri) as file:
-                if USER_ID not in file.schema_arrow.names:
-                    continue
-                rows = listeners.rows_in(file)
+            matches += _matches_in(uri, listeners)
         except InputError:
             matches += Matches(1, 0)
-            continue
-        matches += Matches(int(rows > 0), rows)
     return matches

@@ -1,6 +1,7 @@
 """The same play means the same in every format: one row written as Parquet, CSV and JSON lines, read back."""
 
 import datetime as dt
+import gzip
 import json
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.logs import files
 from pipelines.logs.files import LogSpec
+from pipelines.logs.formats import by_ending
 
 NAMES = ("user_id", "item_id", "timestamp", "play_ms", "duration_ms")
 GOOD = {"user_id": 1, "item_id": 10, "timestamp": 1_772_452_800, "play_ms": 1000.0, "duration_ms": 2000.0}
@@ -62,3 +64,19 @@ def test_ids_of_nineteen_digits_are_read_from_csv_too(tmp_path, id):
 
 def test_a_negative_fraction_of_a_millisecond_is_negative_in_every_format(tmp_path):
     same_in_all(tmp_path, [{**GOOD, "play_ms": -0.5}])
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "A.CSV", "a.csv.gz", "a.json", "a.jsonl", "a.ndjson.gz"])
+def test_a_small_table_is_read_by_its_ending_with_the_columns_it_has(tmp_path, name):
+    rows = [{"item_id": 1, "title": "One", "other": 5}, {"item_id": 2, "title": "Two", "other": 6}]
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    else:
+        lines = [",".join(map(str, line)) for line in (rows[0], *(row.values() for row in rows))]
+        text = "\n".join(lines if "csv" in name.lower() else map(json.dumps, rows)) + "\n"
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    format = by_ending(name)
+    assert format is not None
+    table = format.table(str(tmp_path / name), ("item_id", "title", "artist"))
+    assert table.to_pylist() == [{"item_id": 1, "title": "One"}, {"item_id": 2, "title": "Two"}]
+    assert by_ending(f"{name}.txt") is None
