@@ -1,6 +1,6 @@
 """Delta tables partitioned by ds: not a file format, but a list of the Parquet files that are live."""
 
-from pipelines import storage
+from pipelines import delta_tables, storage
 from pipelines.errors import InputError
 from pipelines.logs.formats import parquet
 from pipelines.logs.formats.base import Format, LogFile
@@ -19,13 +19,9 @@ class DeltaLogs:
 
     def files(self, folder: str) -> list[LogFile]:
         """The live files, each with its partition as landing day. InputError if the table cannot be used as logs."""
-        from deltalake import DeltaTable
-        from deltalake.exceptions import TableNotFoundError
-
-        try:
-            table = DeltaTable(folder, storage_options=storage.delta_options(folder))
-        except TableNotFoundError:
-            raise InputError(f"{folder} is not a Delta table: correct logs.path or logs.format") from None
+        table = delta_tables.open_table(folder)
+        if table is None:
+            raise InputError(f"{folder} is not a Delta table: correct logs.path or logs.format")
         partition = table.metadata().partition_columns
         if partition != [DS]:
             raise InputError(
