@@ -9,7 +9,7 @@ import numpy as np
 
 from fuxi_beta.evaluation.metrics import rank_metrics
 from jobs.reproduce.runs import Dataset, ExperimentRun, Ranks
-from jobs.reproduce.systems import BASE_LAYERS, LARGE_LAYERS, WITHOUT_DEPTH, in_order, label_at_depth, timing_key
+from jobs.reproduce.systems import BASE_LAYERS, WITHOUT_DEPTH, in_order, label_at_depth, timing_key
 from pipelines.errors import InputError
 
 MARK = " †"
@@ -43,11 +43,6 @@ class SeedGroup:
     def layers(self) -> int:
         """Depth; that of the base models where a system has none."""
         return BASE_LAYERS if self.system in WITHOUT_DEPTH else self.first.layers
-
-    @property
-    def large(self) -> bool:
-        """Whether it has the depth of the paper's -Large models."""
-        return self.layers == LARGE_LAYERS
 
     @property
     def plain(self) -> bool:
@@ -123,15 +118,15 @@ def group_by_setting(runs: Sequence[ExperimentRun]) -> list[SeedGroup]:
 
 def by_dataset(runs: Sequence[ExperimentRun]) -> dict[tuple[Dataset, str], list[ExperimentRun]]:
     """(data set, protocol) -> runs, smallest first. One name for two data sets: InputError."""
-    found: dict[tuple[Dataset, str], list[ExperimentRun]] = defaultdict(list)
+    grouped: dict[tuple[Dataset, str], list[ExperimentRun]] = defaultdict(list)
     first: dict[str, ExperimentRun] = {}
     for run in sorted(runs, key=lambda r: (r.dataset.events, r.dataset.name, r.protocol)):
         other = first.setdefault(run.dataset.name, run)
         if other.dataset != run.dataset:
             both = f"{other.name} and {run.name}"
             raise InputError(f"{both} describe data set {run.dataset.name!r} differently: name one otherwise")
-        found[run.dataset, run.protocol].append(run)
-    return dict(found)
+        grouped[run.dataset, run.protocol].append(run)
+    return dict(grouped)
 
 
 def one_each(groups: Sequence[SeedGroup]) -> dict[str, SeedGroup]:

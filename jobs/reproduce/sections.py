@@ -63,9 +63,10 @@ class Section:
         rows, keys = self.standing(), []
         for depth in dict.fromkeys(layers for _, layers in rows):
             names = [name for name, layers in rows if layers == depth]
-            for better, other in self.table.pairs:
-                others = [name for name in names if name != better] if other == EVERY_OTHER else [other]
-                keys += [((better, depth), (name, depth)) for name in others]
+            for pair in self.table.pairs:
+                for name in names if EVERY_OTHER in pair else [""]:
+                    better, other = (name if system == EVERY_OTHER else system for system in pair)
+                    keys += [((better, depth), (other, depth))] if better != other else []
         if self.table.number == 3:
             keys.append((("fuxi-beta", LARGE_LAYERS), ("fuxi-beta", BASE_LAYERS)))
         return [(rows[better], rows[other]) for better, other in keys if better in rows and other in rows]
@@ -75,9 +76,9 @@ def sections(groups: Sequence[SeedGroup], dataset: str) -> list[Section]:
     """The paper's tables as far as there are runs. dataset: whose printed numbers to set beside, "" for none."""
     depths = sorted({g.layers for g in groups})
     both = [table for table in TABLES.values() if not table.one_depth]
-    found = [_section(table, groups, dataset, None) for table in both]
-    found += [_section(table, groups, dataset, d) for table in TABLES.values() if table.one_depth for d in depths]
-    return [section for section in found if section]
+    shown = [_section(table, groups, dataset, None) for table in both]
+    shown += [_section(table, groups, dataset, d) for table in TABLES.values() if table.one_depth for d in depths]
+    return [section for section in shown if section]
 
 
 def _section(table: PaperTable, groups: Sequence[SeedGroup], dataset: str, depth: int | None) -> Section | None:
