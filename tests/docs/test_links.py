@@ -96,7 +96,7 @@ def is_there(dotted: str) -> bool:
 
 def missing_names(text: str) -> list[str]:
     found = re.findall(rf"(?<![\w/.-])((?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+)", text)
-    return sorted({name for name in found if not name.endswith(".py") and not is_there(name)})
+    return sorted({name for name in found if not name.endswith((".py", ".NAME")) and not is_there(name)})
 
 
 @pages
