@@ -19,7 +19,7 @@ import psutil
 
 from jobs.config import load_config
 from pipelines import storage
-from pipelines.histories.build import plan_exchange
+from pipelines.histories.build import plan_shuffle
 from pipelines.histories.shards import read_manifest
 
 SAMPLE_S = 0.1
@@ -81,12 +81,12 @@ def main() -> None:
         sys.exit(f"ds {given.ds} was done before: give another --workspace, or --force")
     manifest = read_manifest(storage.join(storage.absolute(config.workspace), "sequences", f"ds={given.ds}"))
     cores, rows, plays = os.cpu_count() or 1, result["rows_read"], result["accepted"]
-    exchange = plan_exchange(manifest.buckets, rows, parallelism=cores, max_history=manifest.max_history)
+    shuffle = plan_shuffle(manifest.buckets, rows, parallelism=cores, max_history=manifest.max_history)
     found = {
         "cpu-s-per-million": f"{result['cpu_s_per_million_rows']:.3g}",
         "busy": f"{result['cpu_s'] / (result['wall_s'] * cores):.2f}",
         "task-mib": f"{peaks.worker / 2**20:.0f}",
-        "partition-plays": f"{plays / exchange.partitions:.3g}",
+        "partition-plays": f"{plays / shuffle.partitions:.3g}",
         "log-bytes": f"{result['input_bytes'] / rows:.3g}",
         "temporary-bytes": f"{result['temporary_bytes'] / plays:.3g}",
         "shard-bytes": f"{sum(layer.bytes for file in manifest.files for layer in file.layers) / plays:.3g}",

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from pipelines.histories.build import plan_exchange
+from pipelines.histories.build import plan_shuffle
 from pipelines.histories.shuffle import RUN_ROWS
 
 JVM_OVERHEAD_MIB, JVM_OVERHEAD_SHARE = 384, 0.1
@@ -82,7 +82,7 @@ def size(plays: float, measured: Measured, wanted: Wanted) -> Size:
     buckets = 1 << max(math.ceil(math.log2(plays / measured.partition_plays)), 0)
     if buckets > MAX_BUCKETS:
         sys.exit(f"{plays:.3g} plays need {buckets} buckets of {measured.partition_plays:.3g}, more than {MAX_BUCKETS}")
-    exchange = plan_exchange(buckets, int(plays), parallelism=executors * wanted.executor_cores, max_history=1)
+    shuffle = plan_shuffle(buckets, int(plays), parallelism=executors * wanted.executor_cores, max_history=1)
     jvm = math.ceil(max(JVM_OVERHEAD_MIB, JVM_OVERHEAD_SHARE * measured.heap_mib))
     return Size(
         plays=plays,
@@ -94,7 +94,7 @@ def size(plays: float, measured: Measured, wanted: Wanted) -> Size:
         executor_overhead_mib=jvm + wanted.executor_cores * measured.task_mib,
         driver_overhead_mib=jvm + measured.driver_mib,
         buckets=buckets,
-        partitions=exchange.partitions,
+        partitions=shuffle.partitions,
         runs=math.ceil(plays / RUN_ROWS),
         log_gb=plays * measured.log_bytes / 1e9,
         temporary_gb=plays * measured.temporary_bytes / 1e9,

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.lib.industrial_shards import write_blocks
-from benchmarks.lib.random_histories import NOW, SONGS, blocks_of
+from benchmarks.lib.industrial_shards import write_buckets
+from benchmarks.lib.random_histories import NOW, SONGS, histories_of
 from benchmarks.lib.timing import Row, report
 from pipelines.calendar import DAY_SECONDS
-from pipelines.histories.merge import Plays, histories
+from pipelines.histories.merge import Plays, merge_plays
 from pipelines.histories.shards import Manifest, ShardFile
-from pipelines.histories.writer import DeltaWriter
+from pipelines.histories.writer import IncrementWriter
 
 SHARE = 0.04
 
@@ -27,7 +27,7 @@ SHARE = 0.04
 def lay_day(manifest: Manifest, file: ShardFile, day: int) -> ShardFile:
     """Add an increment to a bucket: the plays of a day by random listeners of each row group."""
     random = np.random.default_rng(day)
-    writer = DeltaWriter(manifest.folder, f"bucket={file.bucket:05d}/delta-{day}.parquet", user_id_type="int64")
+    writer = IncrementWriter(manifest.folder, f"bucket={file.bucket:05d}/increment-{day}.parquet", user_id_type="int64")
     rows = []
     for group in range(len(file.row_groups)):
         users, events = manifest.sizes(file, group)
@@ -38,12 +38,13 @@ def lay_day(manifest: Manifest, file: ShardFile, day: int) -> ShardFile:
             random.integers(1, SONGS + 1, count).astype(np.int32),
             np.full(count, 100, np.uint8),
         )
-        block, _ = histories(plays, max_history=manifest.max_history)
-        writer.write(block, block.lengths.astype(np.int32))
+        histories, _ = merge_plays(plays, max_history=manifest.max_history)
+        writer.write(histories, histories.lengths.astype(np.int32))
         rows.append(len(users))
-    delta = writer.close()
-    assert delta is not None
-    return replace(file, events=file.events + delta.events, row_groups=tuple(rows), deltas=(*file.deltas, delta))
+    increment = writer.close()
+    assert increment is not None
+    increments = (*file.increments, increment)
+    return replace(file, events=file.events + increment.events, row_groups=tuple(rows), increments=increments)
 
 
 def plays_a_second(manifest: Manifest) -> float:
@@ -63,16 +64,16 @@ def main() -> None:
     pa.set_io_thread_count(1)
     listeners, rounds = (30_000, 3) if options.quick else (150_000, 5)
     with tempfile.TemporaryDirectory() as scratch:
-        blocks = blocks_of(listeners, 53)
-        base = write_blocks(Path(scratch), blocks, songs=SONGS, data_end=NOW, row_group_events=1_000_000)
+        buckets = histories_of(listeners, 53)
+        base = write_buckets(Path(scratch), buckets, songs=SONGS, data_end=NOW, row_group_events=1_000_000)
         laid, manifests = base, {}
         for day in range(7):
             laid = replace(laid, files=tuple(lay_day(laid, file, day) for file in laid.files))
             manifests[day + 1] = laid
         rates: dict[int, list[float]] = {number: [] for number in (0, 1, 3, 7)}
         for number in range(rounds + 1):
-            for deltas, found in rates.items():
-                rate = plays_a_second(manifests[deltas] if deltas else base)
+            for increments, found in rates.items():
+                rate = plays_a_second(manifests[increments] if increments else base)
                 if number:
                     found.append(rate)
     rows = [

@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import torch
 
-from benchmarks.lib.industrial_shards import write_blocks
-from benchmarks.lib.random_histories import NOW, SONGS, blocks_of
+from benchmarks.lib.industrial_shards import write_buckets
+from benchmarks.lib.random_histories import NOW, SONGS, histories_of
 from benchmarks.lib.timing import Row, report
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data.reader import TrainingBatches, prefetched
@@ -154,8 +154,8 @@ def main() -> None:
     for shape in SHAPES:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            blocks = blocks_of(shape.listeners // scale, shape.events, heavy_tail=shape.heavy_tail)
-            manifest = write_blocks(folder, blocks, songs=SONGS, data_end=NOW, row_group_events=1_000_000)
+            buckets = histories_of(shape.listeners // scale, shape.events, heavy_tail=shape.heavy_tail)
+            manifest = write_buckets(folder, buckets, songs=SONGS, data_end=NOW, row_group_events=1_000_000)
             for batches in shape.batches:
                 for mode in ("all", "exclusive"):
                     rows += measure(folder, manifest, shape, replace(batches, mode=mode), rounds)

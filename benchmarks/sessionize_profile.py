@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from rich.table import Table
 from benchmarks.lib.industrial_logs import day_folders, logs_of
 from jobs.runtime import machine
 from pipelines.calendar import Calendar
-from pipelines.histories.build import BuildSpec, SongIndex, Tally, Task, build_buckets, plan_exchange
+from pipelines.histories.build import BuildTask, SongIndex, build_buckets, plan_shuffle
+from pipelines.histories.publish import BuildSpec, publish_shards
 from pipelines.histories.shards import Manifest, ShardFile
-from pipelines.histories.shuffle import Exchange, Run, parts_of
+from pipelines.histories.shuffle import Shuffle, ShuffleRun, ranges_of
 from pipelines.logs import files as logs
 from pipelines.logs import validate
 from pipelines.schema import ITEM_ID, id_type
@@ -41,17 +42,17 @@ STEPS = {
     "hash listeners": ("user_hash",),
     "cut busy listeners": ("cut_busy_listeners",),
     "write runs (partition, zstd)": ("_write_run",),
-    "read runs (zstd)": ("_read_part",),
+    "read runs (zstd)": ("_read_range",),
     "songs to indices": ("_indexed",),
-    "listeners to ranks": ("_factorized",),
+    "listeners to ranks": ("ranked",),
     "sort": ("_sorted",),
-    "duplicates, trimming": ("_collapse",),
-    "listeners by bucket": ("_by_bucket",),
-    "distinct songs of each listener": ("first_heard",),
+    "duplicates, trimming": ("in_given_order",),
+    "listeners by bucket": ("by_bucket",),
+    "distinct songs of each listener": ("lifetime_songs",),
     "cut sessions": ("session_index",),
     "lists to rows": ("to_table",),
-    "read stored shards (Parquet)": ("stored", "layers", "base_users"),
-    "find what is stored already": ("additions",),
+    "read stored shards (Parquet)": ("lazy_layers", "layers", "base_users"),
+    "find what is stored already": ("increment_over",),
     "write shards (Parquet, SHA-256)": ("_write_group", "_cut", "write", "close"),
 }
 """Steps by the functions that do them. Time belongs to the innermost of these on the stack."""
@@ -116,10 +117,10 @@ class Shards:
         self.manifest: Manifest | None = None
         self.songs = SongIndex(pa.array([], pa.int64()), np.zeros(0, np.int32))
 
-    def read(self, files: list[logs.LogFile], exchange: Exchange) -> list[dict[str, Any]]:
-        """The first stage."""
+    def read(self, files: list[logs.LogFile], shuffle: Shuffle) -> list[dict[str, Any]]:
+        """The tasks that read and partition plays."""
         rules, found = validate.ValidationRules(), []
-        spec = validate.CleanSpec(self.spec, rules, exchange, f"{self.folder}/staging", f"{self.folder}/rejects")
+        spec = validate.CleanSpec(self.spec, rules, shuffle, f"{self.folder}/staging", f"{self.folder}/rejects")
         for number, splits in enumerate(validate.assign_to_tasks(logs.plan(self.spec, files), 2)):
             task = validate.CleanTask(spec, f"{files[-1].landing_day}-{number}")
             for split in splits:
@@ -132,48 +133,24 @@ class Shards:
         ids = validate.merge_songs([task["songs"] for task in found], id_type("int64"))[ITEM_ID].combine_chunks()
         self.songs = SongIndex(ids, np.arange(1, len(ids) + 1, dtype=np.int32))
 
-    def build(self, ds: dt.date, runs: list[Run], exchange: Exchange) -> list[ShardFile]:
+    def build(self, ds: dt.date, runs: list[ShuffleRun], shuffle: Shuffle) -> tuple[ShardFile, ...]:
         """The tasks that sort plays and write shards."""
         spec = BuildSpec(
             folder=f"{self.folder}/sequences/ds={ds}",
-            run="profile",
-            buckets=self.buckets,
-            max_history=2000,
-            session_gap_s=1800,
-            row_group_events=1_000_000,
-            user_id_type="int64",
-            item_id_type="int64",
+            ds=ds,
+            data_end=Calendar().day_start(ds),
             vocabulary_size=len(self.songs.item_id),
-            day_number=1,
-            parent=replace(self.manifest, files=()) if self.manifest else None,
+            buckets=self.buckets,
+            parent=self.manifest,
         )
         parents = {file.bucket: file for file in self.manifest.files} if self.manifest else {}
-        files: list[ShardFile] = []
-        for partition in range(exchange.partitions):
-            tally = Tally(np.zeros(spec.vocabulary_size + 1, np.int64))
-            own = {bucket: parents[bucket] for bucket in exchange.buckets_of(partition) if bucket in parents}
-            task = Task(partition, exchange.buckets_of(partition), parts_of(runs, partition), own)
-            build_buckets(spec, task, self.songs, tally)
-            files += tally.files
-        self.manifest = Manifest(
-            ds=ds,
-            run_id="profile",
-            parent=None,
-            buckets=self.buckets,
-            max_history=2000,
-            session_gap_s=1800,
-            user_id_type="int64",
-            item_id_type="int64",
-            timezone="UTC",
-            vocabulary_version=0,
-            vocabulary_size=spec.vocabulary_size,
-            data_end=Calendar().day_start(ds),
-            item_counts="",
-            inputs="",
-            files=tuple(files),
-            folder=spec.folder,
-        )
-        return files
+        built = spec.nothing_built()
+        for partition in range(shuffle.partitions):
+            own = {bucket: parents[bucket] for bucket in shuffle.buckets_of(partition) if bucket in parents}
+            task = BuildTask(partition, shuffle.buckets_of(partition), ranges_of(runs, partition), own)
+            build_buckets(spec, task, self.songs, built)
+        self.manifest = publish_shards(spec, built)
+        return self.manifest.files
 
 
 def measure(folder: Path, logs_folder: Path, buckets: int) -> list[Stage]:
@@ -186,13 +163,13 @@ def measure(folder: Path, logs_folder: Path, buckets: int) -> list[Stage]:
         own = [file for file in files if (file.landing_day < str(last)) == (name == "full build")]
         rows = sum(split.rows for split in logs.plan(shards.spec, own))
         stored = shards.manifest.events if shards.manifest else 0
-        exchange = plan_exchange(buckets, rows + stored, parallelism=2, max_history=2000)
-        found, first = profiled(f"{name}: read", rows, lambda own=own, exchange=exchange: shards.read(own, exchange))
+        shuffle = plan_shuffle(buckets, rows + stored, parallelism=2, max_history=2000)
+        found, first = profiled(f"{name}: read", rows, lambda own=own, shuffle=shuffle: shards.read(own, shuffle))
         if name == "full build":
             shards.index(found)
         runs = [run for task in found for run in task["runs"]]
         _, second = profiled(
-            f"{name}: build", rows, lambda ds=ds, runs=runs, exchange=exchange: shards.build(ds, runs, exchange)
+            f"{name}: build", rows, lambda ds=ds, runs=runs, shuffle=shuffle: shards.build(ds, runs, shuffle)
         )
         stages += [first, second]
         print(f"{name}: {first.seconds + second.seconds:.1f} processor seconds", file=sys.stderr, flush=True)

@@ -22,6 +22,8 @@ from pipelines.logs.formats import FORMATS
 from pipelines.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
 ENVIRONMENT_PREFIX = "FUXI_"
+RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
+"""Keys of earlier releases: refused with the name to write now."""
 
 
 class Section(BaseModel):
@@ -89,7 +91,7 @@ class SequencesConfig(Section):
     buckets: int = Field(256, description="user buckets, a power of two; fixed for the life of a workspace")
     max_history: int = Field(2000, ge=1, description="newest events kept per listener")
     row_group_events: int = Field(1_000_000, ge=1, description="events in a row group of a shard; training reads these")
-    max_deltas: int = Field(7, ge=0, description="days laid over a bucket before it is rewritten; 0: none")
+    max_increments: int = Field(7, ge=0, description="days laid over a bucket before it is rewritten; 0: none")
     session_gap_s: int = Field(1800, ge=1, description="a longer pause starts a new session")
     user_id_type: Literal["int64", "string"] = "int64"
     item_id_type: Literal["int64", "string"] = "int64"
@@ -159,9 +161,14 @@ class Config(Section):
     mlflow: MlflowConfig = MlflowConfig()  # type: ignore[call-arg]
 
     def hash(self) -> str:
-        """Digest of the settings that decide what is computed.
+        """Digest of the settings that decide what is computed."""
+        return hashlib.sha256(json.dumps(self.hashed(), sort_keys=True).encode()).hexdigest()[:16]
 
-        Where it runs and is stored does not count, nor do bounds that decide only whether a day is refused.
+    def hashed(self) -> dict[str, Any]:
+        """The settings that decide what is computed.
+
+        Where it runs and is stored does not count, nor do bounds that decide only whether a day is refused. A renamed
+        key counts under its old name, so that a day begun with an earlier release can be finished with this one.
         """
         left_out = {
             "workspace": True,
@@ -171,7 +178,11 @@ class Config(Section):
             "logs": {"path", "catalogue", "max_rejected_share"},
         }
         content = self.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        for old, new in RENAMED.items():
+            (old_section, old_key), (section, key) = old.split("."), new.split(".")
+            if key in content.get(section, {}):
+                content.setdefault(old_section, {})[old_key] = content[section].pop(key)
+        return content
 
 
 def load_config(
@@ -261,6 +272,8 @@ def _merge(into: dict[str, Any], new: dict[str, Any], *, source: str) -> None:
 def _check_key(key: str, valid: Any, *, prefix: str, source: str) -> None:
     if key in valid:
         return
+    if new := RENAMED.get(f"{prefix}{key}"):
+        raise InputError(f"{source}: {prefix}{key} is now called {new}: rename it")
     near = difflib.get_close_matches(str(key), list(valid), n=1, cutoff=0.0)
     raise InputError(f"{source}: unknown key {prefix}{key}: did you mean {prefix}{near[0]}?")
 

@@ -81,6 +81,15 @@ def id_type(name: str) -> pa.DataType:
         raise InputError(f"id type {name!r} is not supported: use one of {', '.join(ID_TYPES)}") from None
 
 
+def id_type_name(arrow_type: pa.DataType) -> str:
+    """The name of the id type that stores ids of an Arrow type, the inverse of `id_type`."""
+    if pa.types.is_integer(arrow_type):
+        return "int64"
+    if pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type):
+        return "string"
+    raise InputError(f"ids of type {arrow_type} are not supported: convert them to whole numbers or text")
+
+
 def catalogue_schema(item_id_type: str) -> pa.Schema:
     """Songs as the music service describes them; used for titles only."""
     return pa.schema(
@@ -110,11 +119,11 @@ def sequence_schema(user_id_type: str) -> pa.Schema:
     )
 
 
-def delta_schema(user_id_type: str) -> pa.Schema:
-    """What one day adds to a listener's history: a row of a shard without sessions, which depend on what was before.
+def increment_schema(user_id_type: str) -> pa.Schema:
+    """What one day adds to a listener's history: a row of a shard without sessions, which depend on earlier plays.
 
-    `num_events` counts the plays that are in no layer below; a play that is there already is listed again where it
-    was now played further.
+    `num_events` counts the plays that no layer below has; a play that a layer below has is stored again if it was
+    played further this time.
     """
     schema = sequence_schema(user_id_type)
     return schema.remove(schema.get_field_index(SESSION_INDEX))

@@ -1,4 +1,4 @@
-"""Work for Spark to hand out: one call of a function for each task, its result back on the driver."""
+"""Runs a function as Spark tasks: one call for each task, its result back on the driver."""
 
 import functools
 import gc
@@ -11,14 +11,14 @@ from pipelines.errors import InputError
 
 T = TypeVar("T")
 
-_settled = False
+_frozen = False
 
 
 def run_tasks(spark: Any, body: Callable[[T], dict[str, Any]], tasks: Sequence[T]) -> list[dict[str, Any]]:
     """body(task) of every task, in order, with "task_seconds", the processor time it took.
 
-    A task that is repeated counts once: the driver takes one result of each. An InputError raised in a task comes out
-    as that one line.
+    A repeated task counts once: the driver takes one result of each. An InputError raised in a task is raised here
+    with its one line.
     """
     work = spark.sparkContext.parallelize(list(tasks), max(len(tasks), 1)).map(functools.partial(_run, body))
     try:
@@ -31,20 +31,20 @@ def run_tasks(spark: Any, body: Callable[[T], dict[str, Any]], tasks: Sequence[T
 
 
 def _run(body: Callable[[T], dict[str, Any]], task: T) -> dict[str, Any]:
-    _settle()
+    _freeze_imports()
     began = time.process_time()
     result = body(task)
     return {**result, "task_seconds": time.process_time() - began}
 
 
-def _settle() -> None:
-    """Take what a worker has imported out of the garbage collector's sight.
+def _freeze_imports() -> None:
+    """Exempt everything a worker has imported from garbage collection.
 
-    PySpark collects garbage after every task, which looks at a few hundred thousand objects that will never be any:
-    without this it takes a tenth of the processor time.
+    PySpark collects garbage after every task and would visit those few hundred thousand permanent objects each time,
+    a tenth of the processor time.
     """
-    global _settled
-    if not _settled:
+    global _frozen
+    if not _frozen:
         gc.collect()
         gc.freeze()
-        _settled = True
+        _frozen = True

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SHARED = {"pipelines.schema", "pipelines.histories.shards", "pipelines.storage", "pipelines.calendar"}
+SHARED = {
+    "pipelines.errors",
+    "pipelines.schema",
+    "pipelines.histories.histories",
+    "pipelines.histories.shards",
+    "pipelines.imports.plays",
+    "pipelines.storage",
+    "pipelines.calendar",
+}
 ENGINES = {"pyspark", "ray", "mlflow", "deltalake"}
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 
-from pipelines.histories.merge import Block
+from pipelines.histories.histories import Histories
 
 SONGS, NOW, FILES = 50_000, 1_772_000_000, 8
 
 
-def blocks_of(listeners: int, mean_events: int, *, heavy_tail: bool = False) -> Iterator[Block]:
+def histories_of(listeners: int, mean_events: int, *, heavy_tail: bool = False) -> Iterator[Histories]:
     """Random histories, a bucket at a time. Lengths are geometric, or log-normal with a fifth of the plays skipped."""
     random = np.random.default_rng(0)
     count = listeners // FILES
@@ -20,8 +21,8 @@ def blocks_of(listeners: int, mean_events: int, *, heavy_tail: bool = False) -> 
             lengths = lengths.clip(1, 2000)
         total = int(lengths.sum())
         times = NOW - random.integers(0, 50 * 86_400, total)
-        yield Block(
-            user_id=np.arange(count) + bucket * count,
+        yield Histories(
+            user_id=pa.array(np.arange(count) + bucket * count),
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
             item_index=random.integers(1, SONGS + 1, total).astype(np.int32),
             timestamp=times[np.lexsort((times, np.repeat(np.arange(count), lengths)))],

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from fuxi_beta.config import Mode, TrainConfig
-from fuxi_beta.data.batches import Batch, Histories, read_histories, without_newest
+from fuxi_beta.data.batches import Batch, without_newest
 from fuxi_beta.ops.top_k import top_k_of_scores
 from fuxi_beta.recommender import Pairs, Recommender
+from pipelines.histories.histories import Histories
 from pipelines.histories.shards import Manifest
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def all_songs(vocabulary_size: int) -> Tensor:
 def plays_before(manifest: Manifest, *, end: int, train: TrainConfig) -> Iterator[Histories]:
     """Each row group's plays before `end` as training sees them: no skips, and not the held-out plays."""
     for file, group, _ in manifest.row_groups():
-        histories = read_histories(manifest, file, group)
+        histories = manifest.histories(file, group)
         if train.protocol == "leave_one_out":
             histories = without_newest(histories, train.held_out, train, manifest.vocabulary_size)
         yield histories.keep(

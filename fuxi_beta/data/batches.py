@@ -1,127 +1,38 @@
-"""From stored histories to jagged batches, for training and for inference. `reader` brings them in order.
+"""From stored histories to jagged batches, for training and for inference; `reader` decides their order.
 
 Shapes: `B` listeners in a batch, `T` packed tokens (sum of history lengths), `N` newest events a context holds.
 Tokens of a listener are contiguous, oldest first. Times are Unix seconds, UTC.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from fuxi_beta.config import ModelConfig, TrainConfig
-from pipelines import schema
 from pipelines.calendar import Calendar
-from pipelines.histories.shards import Manifest, ShardFile
+from pipelines.histories.histories import Histories, gather, offsets_of, ranges
 
-_COLUMNS = [schema.USER_ID, schema.ITEM_INDEX, schema.TIMESTAMP, schema.COMPLETION, schema.HEARD_BEFORE]
 _SORTED_AT_ONCE = 1 << 15
-"""Events and listeners whose songs are sorted together: few enough that all that is made of them stays in the cache."""
-
-
-@dataclass(frozen=True)
-class Histories:
-    """Stored events of B listeners, skips included, as they are in the shards (host memory, jagged)."""
-
-    user_id: pa.Array  # B, int64 or string
-    offsets: np.ndarray  # int64 [B + 1]
-    item_index: np.ndarray  # int32 [T]
-    timestamp: np.ndarray  # int64 [T], ascending within a listener
-    completion: np.ndarray  # uint8 [T], percent played
-    heard_offsets: np.ndarray  # int64 [B + 1]
-    heard_items: np.ndarray  # int32, distinct songs of events older than those kept
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @classmethod
-    def without_plays(cls, user_id: pa.Array) -> "Histories":
-        """Listeners who never played anything."""
-        offsets, items = np.zeros(len(user_id) + 1, np.int64), np.zeros(0, np.int32)
-        return cls(user_id, offsets, items, np.zeros(0, np.int64), np.zeros(0, np.uint8), offsets, items)
-
-    @property
-    def listener(self) -> np.ndarray:
-        """Row of the listener of each event. int64 [T]."""
-        return _owners(self.offsets)
-
-    def before(self, end: int) -> "Histories":
-        """Only events before `end` (Unix seconds). Listeners stay, maybe with nothing left."""
-        return self.keep(self.timestamp < end)
-
-    def keep(self, mask: np.ndarray) -> "Histories":
-        """Only the events of a boolean mask [T]."""
-        kept = np.flatnonzero(mask)
-        if len(kept) == len(mask):
-            return self
-        before = np.zeros(len(mask) + 1, np.int64)
-        np.cumsum(mask, out=before[1:])
-        return replace(
-            self,
-            offsets=before[self.offsets],
-            item_index=self.item_index[kept],
-            timestamp=self.timestamp[kept],
-            completion=self.completion[kept],
-        )
-
-    def select(self, rows: np.ndarray) -> "Histories":
-        """The listeners of some rows, in that order."""
-        offsets, events = _gather(self.offsets, rows)
-        heard_offsets, heard = _gather(self.heard_offsets, rows)
-        return Histories(
-            user_id=self.user_id.take(pa.array(rows, pa.int64())),
-            offsets=offsets,
-            item_index=self.item_index[events],
-            timestamp=self.timestamp[events],
-            completion=self.completion[events],
-            heard_offsets=heard_offsets,
-            heard_items=self.heard_items[heard],
-        )
-
-
-def read_histories(manifest: Manifest, file: ShardFile, group: int | None = None) -> Histories:
-    """One row group of a shard file, or the whole file. A broken file is an InputError that names it."""
-    return from_table(manifest.read(file, group, _COLUMNS))
-
-
-def from_table(table: pa.Table) -> Histories:
-    """Rows of `schema.sequence_schema` as jagged arrays."""
-
-    def column(name: str) -> pa.Array:
-        array = table[name].combine_chunks()
-        return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
-
-    def offsets(lists: pa.Array) -> np.ndarray:
-        lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-        return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-
-    items, heard = column(schema.ITEM_INDEX), column(schema.HEARD_BEFORE)
-    return Histories(
-        user_id=column(schema.USER_ID),
-        offsets=offsets(items),
-        item_index=items.flatten().to_numpy(),
-        timestamp=column(schema.TIMESTAMP).flatten().to_numpy(),
-        completion=column(schema.COMPLETION).flatten().to_numpy(),
-        heard_offsets=offsets(heard),
-        heard_items=heard.flatten().to_numpy(),
-    )
+"""Events and listeners whose songs are sorted together: few enough that the arrays of a sort stay in the CPU cache."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens of B listeners as the network reads them, packed."""
+    """Packed tokens of B listeners, the network's input."""
 
     offsets: Tensor  # int64 [B + 1]
     item_index: Tensor  # int64 [T], rows of the item table; 0 (padding) never appears
     timestamp: Tensor  # int64 [T]
     next_timestamp: Tensor  # int64 [T], t_{i+1}: of the event predicted at i, or the request time
     target: Tensor  # int64 [T], item to predict; 0 where there is none
-    sample: Tensor  # int64 [B], global sample number: the key of all randomness
+    sample: (
+        Tensor  # int64 [B], global sample number: what the counter-based random numbers of a sample are derived from
+    )
     seen_offsets: Tensor  # int64 [B + 1]
     seen_items: Tensor  # int64, every song a listener heard before the batch's cut, ascending within a listener
 
@@ -164,7 +75,7 @@ class Batch:
         return torch.repeat_interleave(rows, self.seen_offsets.diff(), output_size=self.seen_items.shape[0])
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on a device; copies from page-locked memory to a GPU go on after the call."""
+        """The same batch on a device; copies from page-locked memory to a GPU are asynchronous."""
         device = torch.device(device)
         if device == self.offsets.device:
             return self
@@ -175,12 +86,12 @@ class Batch:
         return self._moved(Tensor.pin_memory)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keep the memory of a batch on a GPU until `stream` is done with what was launched so far."""
+        """Keep the memory of a batch on a GPU until `stream` has run everything launched so far."""
         for tensor in (*(getattr(self, field.name) for field in fields(self)), self.positions):
             tensor.record_stream(stream)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
-        """What only a look at the numbers can tell goes along: on a device, looking would wait for it."""
+        """Move the fields, and the properties that depend on values: on a device, computing those would synchronise."""
         moved = Batch(**{field.name: move(getattr(self, field.name)) for field in fields(self)})
         moved.__dict__.update(longest=self.longest, positions=move(self.positions))
         return moved
@@ -195,22 +106,22 @@ def inference_batch(
     calendar: Calendar,
     vocabulary_size: int,
 ) -> Batch:
-    """What the network reads to answer a request: contexts of the newest N plays, t_{i+1} of the last = the request.
+    """The network's input for a request: contexts of the newest N plays, with the request as t_{i+1} of the last.
 
     histories: events before the cut only (`Histories.before`). Skips and events of songs the model lacks
-    (index > vocabulary_size) are not context, but all of them are seen. request_time: Unix seconds, one for
-    all or one a listener.
+    (index > vocabulary_size) are no tokens, but count as seen. request_time: Unix seconds, one for all or one a
+    listener.
     """
     plays = histories.keep(_is_play(histories, train, vocabulary_size))
     plays = plays.keep(_from_newest(plays) < model.max_history)
     next_timestamp = _next_timestamps(plays, train, calendar)
-    lengths = np.diff(plays.offsets)
+    lengths = plays.lengths
     last = plays.offsets[1:][lengths > 0] - 1
-    asked = np.broadcast_to(np.asarray(request_time, np.int64), lengths.shape)[lengths > 0]
+    requested = np.broadcast_to(np.asarray(request_time, np.int64), lengths.shape)[lengths > 0]
     if train.protocol == "leave_one_out":
-        asked = _as_known(plays.timestamp[last], asked, train, calendar)
-    next_timestamp[last] = asked
-    seen, _ = _seen_songs(histories)
+        requested = _leave_one_out_next_time(plays.timestamp[last], requested, train, calendar)
+    next_timestamp[last] = requested
+    (seen_offsets, seen_items), _ = _seen_songs(histories)
     return collate(
         [
             Samples(
@@ -220,8 +131,8 @@ def inference_batch(
                 next_timestamp=next_timestamp,
                 target=np.zeros(len(plays.item_index), np.int32),
                 sample=np.arange(len(histories)),
-                seen_offsets=seen[0],
-                seen_items=seen[1],
+                seen_offsets=seen_offsets,
+                seen_items=seen_items,
             )
         ]
     )
@@ -229,7 +140,7 @@ def inference_batch(
 
 @dataclass(frozen=True)
 class Samples:
-    """Training samples as they are before they become a `Batch`, any number of them; its fields in numpy."""
+    """Training samples before they are collated: the fields of a `Batch` in numpy."""
 
     offsets: np.ndarray  # int64 [B + 1]
     item_index: np.ndarray  # int32 [T]
@@ -238,12 +149,12 @@ class Samples:
     target: np.ndarray  # int32 [T]
     sample: np.ndarray  # int64 [B]
     seen_offsets: np.ndarray  # int64 [B + 1]
-    seen_items: np.ndarray  # int32; nothing where no listener's seen songs matter
+    seen_items: np.ndarray  # int32; empty in mode "all", which does not use them
 
     def __len__(self) -> int:
         return len(self.sample)
 
-    def part(self, start: int, stop: int) -> "Samples":
+    def slice(self, start: int, stop: int) -> "Samples":
         """The samples start..stop - 1, as views."""
         tokens = slice(self.offsets[start], self.offsets[stop])
         seen = slice(self.seen_offsets[start], self.seen_offsets[stop])
@@ -259,23 +170,19 @@ class Samples:
         )
 
 
-def collate(parts: Sequence[Samples]) -> Batch:
-    """Samples of several pieces, maybe none, as one batch."""
+def collate(pieces: Sequence[Samples]) -> Batch:
+    """All samples of the pieces as one batch; no pieces make an empty one."""
 
     def offsets(name: str) -> Tensor:
-        lengths = [ends[1:] - ends[:-1] for ends in (getattr(part, name) for part in parts)]
-        result = np.zeros(1 + sum(map(len, lengths)), np.int64)
-        if lengths:
-            np.cumsum(np.concatenate(lengths), out=result[1:])
-        return torch.from_numpy(result)
+        lengths = [np.diff(getattr(piece, name)) for piece in pieces]
+        return torch.from_numpy(offsets_of(np.concatenate(lengths) if lengths else np.zeros(0, np.int64)))
 
     def joined(name: str) -> Tensor:
-        arrays = [getattr(part, name) for part in parts]
+        arrays = [getattr(piece, name) for piece in pieces]
         return torch.from_numpy(np.concatenate(arrays, dtype=np.int64) if arrays else np.zeros(0, np.int64))
 
-    places = {"offsets", "seen_offsets"}
     names = [field.name for field in fields(Batch)]
-    return Batch(**{name: offsets(name) if name in places else joined(name) for name in names})
+    return Batch(**{name: offsets(name) if name.endswith("offsets") else joined(name) for name in names})
 
 
 def training_samples(
@@ -289,12 +196,12 @@ def training_samples(
     vocabulary_size: int,
     rows: np.ndarray | None = None,
 ) -> Samples:
-    """Contexts with the next play as target at every position that may learn from it.
+    """Contexts with the next play as target at every position that is trained on.
 
     Tokens are the newest N plays that have a next play before `data_end`. In mode `exclusive` a target is a first
-    listen: a song in no earlier event of the listener, skipped ones included, nor in `heard_before`; only then do
-    samples carry the songs seen. Under `leave_one_out` each listener's newest `held_out` plays, and all after them, are
-    not there at all. sample: int64 [B]. rows: the listeners to make samples of, in that order; all unless given.
+    listen: a song in no earlier event of the listener, skipped ones included, nor in `heard_before`; only this mode's
+    samples have the songs seen. Under `leave_one_out` each listener's newest `held_out` plays, and all events after
+    them, are removed first. sample: int64 [B]. rows: the listeners to make samples of, in that order; all unless given.
     """
     if rows is None:
         rows = np.arange(len(histories))
@@ -305,7 +212,7 @@ def training_samples(
     plays = histories.keep(is_play)
     newest = plays.offsets[rows + 1] - 1  # has no next play
     lengths = np.clip(newest - plays.offsets[rows], 0, model.max_history)
-    offsets, tokens = _ranges(newest - lengths, lengths)
+    offsets, tokens = ranges(newest - lengths, lengths)
     item_index, timestamp = plays.item_index[tokens], plays.timestamp[tokens]
     tokens += 1
     target = plays.item_index[tokens]
@@ -313,13 +220,13 @@ def training_samples(
     if train.mode == "exclusive":
         (all_offsets, all_items), first_listen = _seen_songs(histories)
         target *= first_listen[np.flatnonzero(is_play)][tokens]
-        seen_offsets, songs = _gather(all_offsets, rows)
+        seen_offsets, songs = gather(all_offsets, rows)
         seen_items = all_items[songs]
     return Samples(
         offsets=offsets,
         item_index=item_index,
         timestamp=timestamp,
-        next_timestamp=_told(timestamp, plays.timestamp[tokens], train, calendar),
+        next_timestamp=visible_next_time(timestamp, plays.timestamp[tokens], train, calendar),
         target=target,
         sample=sample[rows],
         seen_offsets=seen_offsets,
@@ -328,10 +235,10 @@ def training_samples(
 
 
 def held_out(histories: Histories, train: TrainConfig, vocabulary_size: int) -> tuple[Histories, np.ndarray]:
-    """Leave one out: histories without each listener's newest play and all after it, and where those plays were.
+    """Leave one out: histories without each listener's newest play and all events after it, and the play held out.
 
-    Returns the shortened histories and int64 [B] event numbers of the held-out plays in the ones given, -1 for
-    a listener without plays.
+    Returns the shortened histories, and the event numbers of the held-out plays in the histories given: int64 [B], -1
+    for a listener without plays.
     """
     is_play = _is_play(histories, train, vocabulary_size)
     newest = np.full(len(histories), -1, np.int64)
@@ -342,31 +249,10 @@ def held_out(histories: Histories, train: TrainConfig, vocabulary_size: int) -> 
 
 
 def without_newest(histories: Histories, count: int, train: TrainConfig, vocabulary_size: int) -> Histories:
-    """Histories without each listener's `count` newest plays and all after them."""
+    """Histories without each listener's `count` newest plays and all events after them."""
     for _ in range(count):
         histories = held_out(histories, train, vocabulary_size)[0]
     return histories
-
-
-def _owners(offsets: np.ndarray) -> np.ndarray:
-    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-
-
-def _gather(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets of the chosen rows laid end to end, and where their elements are in the original."""
-    return _ranges(offsets[rows], offsets[rows + 1] - offsets[rows])
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranges of numbers laid end to end: their offsets [B + 1], and the numbers. int64."""
-    offsets = np.zeros(len(starts) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    filled = lengths > 0
-    firsts = starts[filled]
-    steps = np.ones(offsets[-1], np.int64)  # from each number to the next
-    steps[offsets[:-1][filled]] = np.diff(firsts, prepend=0)
-    steps[offsets[1:][filled][:-1]] -= lengths[filled][:-1] - 1
-    return offsets, np.cumsum(steps, out=steps)
 
 
 def _is_play(histories: Histories, train: TrainConfig, vocabulary_size: int) -> np.ndarray:
@@ -385,18 +271,25 @@ def _next_timestamps(plays: Histories, train: TrainConfig, calendar: Calendar) -
     following[:-1] = plays.timestamp[1:]
     last = plays.offsets[1:][np.diff(plays.offsets) > 0] - 1
     following[last] = plays.timestamp[last]
-    return _told(plays.timestamp, following, train, calendar)
+    return visible_next_time(plays.timestamp, following, train, calendar)
 
 
-def _told(timestamp: np.ndarray, following: np.ndarray, train: TrainConfig, calendar: Calendar) -> np.ndarray:
-    """What the model is told of the time of the play that follows one. int64, same shape."""
+def visible_next_time(
+    timestamp: np.ndarray, following: np.ndarray, train: TrainConfig, calendar: Calendar
+) -> np.ndarray:
+    """t_{i+1} as the model may see it, which is not always the true time of the next play. int64, same shape.
+
+    timestamp: of each play. following: the true time of the play after it. Unix seconds, int64.
+    """
     if train.protocol == "leave_one_out":
-        return _as_known(timestamp, following, train, calendar)
+        return _leave_one_out_next_time(timestamp, following, train, calendar)
     return calendar.served_next_timestamps(timestamp, following)
 
 
-def _as_known(timestamp: np.ndarray, following: np.ndarray, train: TrainConfig, calendar: Calendar) -> np.ndarray:
-    """Leave one out: what is told of t_{i+1} under `train.request_time`. int64, same shape."""
+def _leave_one_out_next_time(
+    timestamp: np.ndarray, following: np.ndarray, train: TrainConfig, calendar: Calendar
+) -> np.ndarray:
+    """The same under leave one out, which depends on `train.request_time`."""
     if train.request_time == "previous":
         return timestamp
     if train.request_time == "fixed-hour":
@@ -410,13 +303,13 @@ def _seen_songs(histories: Histories) -> tuple[tuple[np.ndarray, np.ndarray], np
     """Distinct songs of each listener's lifetime as (offsets, items), and which events are first listens (bool [T])."""
     sizes = histories.offsets + histories.heard_offsets + np.arange(len(histories) + 1)
     starts = np.searchsorted(sizes, np.arange(0, sizes[-1] + 1, _SORTED_AT_ONCE)).tolist()
-    parts = [_distinct(histories, start, stop) for start, stop in pairwise([*starts, len(histories)])]
-    songs, counts, first_listen = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return (np.concatenate([[0], np.cumsum(counts)]), songs), first_listen
+    found = [_seen_songs_of(histories, start, stop) for start, stop in pairwise([*starts, len(histories)])]
+    songs, counts, first_listen = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return (offsets_of(counts), songs), first_listen
 
 
-def _distinct(histories: Histories, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of listeners start..stop - 1: their distinct songs, how many each has, and which events are first listens.
+def _seen_songs_of(histories: Histories, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct songs of the listeners start..stop - 1, the count of each listener, and which events are first listens.
 
     One sort of 64-bit keys: listener | song | 0 for a song heard before, else 1 + number of the event.
     """

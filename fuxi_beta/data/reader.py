@@ -1,11 +1,12 @@
-"""The shards of a manifest as training batches: keyed order, disjoint ranks, resumable at any step.
+"""The shards of a manifest as training batches: random order, disjoint ranks, resumable at any step.
 
-Row groups are dealt to a fixed number of lanes; an epoch walks each lane in an order keyed by (seed, epoch) and
-shuffles the rows of each row group by a key of their own. A global batch takes a share from every lane, and rank r
-owns the lanes l with l % world_size == r: global batch k is the same set of samples for every world size.
+Row groups are assigned to a fixed number of lanes. An epoch reads the row groups of a lane in random order and shuffles
+the rows of each; the random numbers are counter-based, of (seed, epoch, lane) and (seed, epoch, row group), so no state
+is kept. A global batch takes a share from every lane, and rank r owns the lanes l with l % world_size == r: global
+batch k is the same set of samples for every world size.
 
-A row group is read, cleaned and shuffled as a whole, so that a batch is little more than slices of it. Threads do so
-ahead of the batches, in the order in which the batches need row groups: what comes out does not depend on them.
+A row group is read, cleaned and shuffled as a whole, so that a batch is little more than slices of it. Threads do this
+ahead of the batches, in the order in which the batches need row groups; the number of threads does not change them.
 """
 
 import queue
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import TypeVar
 
@@ -23,7 +24,7 @@ import torch
 
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data import stateless_random
-from fuxi_beta.data.batches import Batch, Samples, collate, read_histories, training_samples
+from fuxi_beta.data.batches import Batch, Samples, collate, training_samples
 from pipelines.calendar import Calendar
 from pipelines.histories.shards import Manifest, ShardFile
 
@@ -31,18 +32,18 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 MAX_THREADS = 4
-"""Threads that make row groups; no more than torch has. One delivers millions of events a second."""
+"""Threads that load row groups; no more than torch has. One delivers millions of events a second."""
 
 
 class TrainingBatches:
     """Batches of one rank.
 
-    A lane that has run dry gives nothing, so a rank's batch may be empty; every rank takes `steps_per_epoch` steps.
-    With `train.batch_tokens` a lane's share is a number of tokens instead of listeners, and its listeners have
-    histories of like length.
+    Lanes end at different steps, so a rank's batch may be empty; every rank takes `steps_per_epoch` steps. With
+    `train.batch_tokens` a lane's share is a number of tokens instead of listeners, and its listeners have histories of
+    similar length.
 
-    Row groups are made by `threads`. In memory are one for each lane and at most two more for each thread, 24 bytes a
-    token and 4 a song seen, and what the threads work on.
+    `threads` load row groups. In memory are one for each lane and at most two more for each thread, 24 bytes a token
+    and 4 a song seen, besides the ones being loaded.
     """
 
     def __init__(
@@ -62,19 +63,19 @@ class TrainingBatches:
         self.data_end, self.vocabulary_size = data_end, vocabulary_size
         self.calendar = Calendar(manifest.timezone)
         self.threads = min(MAX_THREADS, torch.get_num_threads())
-        lanes = _deal(manifest, model, train)
+        lanes = _assign_lanes(manifest, model, train)
         self._lanes = {number: lane for number, lane in enumerate(lanes) if number % world_size == rank}
         self.steps_per_epoch = max((lane.steps for lane in lanes), default=0)
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
-        """Batches of steps start_step, start_step + 1, ... of an epoch; exactly what a run from step 0 sees there."""
+        """Batches of steps start_step, start_step + 1, ... of an epoch, equal to those of a run from step 0."""
         plans = {number: self._plan(number, lane, epoch, start_step) for number, lane in self._lanes.items()}
         loads = sorted((load for plan in plans.values() for load in plan), key=lambda load: (load.step, load.lane))
         walk = self._walk_by_tokens if self.train.batch_tokens else self._walk
         with closing(ahead(self._load, loads, threads=self.threads)) as ready:
             lanes = [walk(lane, islice(ready, len(plans[number]))) for number, lane in self._lanes.items()]
             for _ in range(start_step, self.steps_per_epoch):
-                yield collate([part for lane in lanes for part in next(lane, ())])
+                yield collate([samples for lane in lanes for samples in next(lane, ())])
 
     def _plan(self, number: int, lane: "_Lane", epoch: int, start_step: int) -> list["_Load"]:
         """The row groups that a lane needs from a step on, and from which step it needs each."""
@@ -93,32 +94,32 @@ class TrainingBatches:
 
     def _walk(self, lane: "_Lane", ready: Iterator["_Loaded"]) -> Iterator[list[Samples]]:
         """A lane's shares of the global batches."""
-        parts, missing = [], lane.quota
+        share, missing = [], lane.quota
         for loaded in ready:
             samples, start = loaded.samples, 0
             while start < len(samples):
                 stop = min(start + missing, len(samples))
-                parts.append(samples.part(start, stop))
+                share.append(samples.slice(start, stop))
                 missing -= stop - start
                 start = stop
                 if missing == 0:
-                    yield parts
-                    parts, missing = [], lane.quota
-        if parts:
-            yield parts
+                    yield share
+                    share, missing = [], lane.quota
+        if share:
+            yield share
 
     def _walk_by_tokens(self, lane: "_Lane", ready: Iterator["_Loaded"]) -> Iterator[list[Samples]]:
-        """The same with a budget of tokens: every row group is cut into shares of listeners of like length."""
+        """The same with a budget of tokens: every row group is cut into shares of listeners of similar length."""
         for loaded in ready:
             for start, stop in pairwise(loaded.ends):
-                yield [loaded.samples.part(start, stop)]
+                yield [loaded.samples.slice(start, stop)]
 
     def _load(self, load: "_Load") -> "_Loaded":
         """A row group as training samples, in the order of an epoch."""
         group = load.group
         order, ends = self._order(load)
         samples = training_samples(
-            read_histories(self.manifest, group.file, group.group),
+            self.manifest.histories(group.file, group.group),
             sample=group.first_sample + np.arange(group.rows),
             model=self.model,
             train=self.train,
@@ -130,7 +131,7 @@ class TrainingBatches:
         return _Loaded(samples, ends)
 
     def _order(self, load: "_Load") -> tuple[np.ndarray, list[int]]:
-        """The rows that are used of a row group, as they come, and with a budget of tokens the ends of its shares."""
+        """The rows used of a row group, in their order, and the bounds of its shares if there is a budget of tokens."""
         group, seed = load.group, self.train.seed
         order = stateless_random.permutation(
             group.rows, seed, load.epoch, stateless_random.SHUFFLE_ROWS, group.first_sample
@@ -158,13 +159,13 @@ class _Load:
     lane: int
     epoch: int
     group: "_RowGroup"
-    skip: int  # rows, or shares, that steps before the first one took
+    skip: int  # rows, or shares, that earlier steps took
 
 
 @dataclass(frozen=True)
 class _Loaded:
     samples: Samples
-    ends: list[int]  # of its shares, after a 0; nothing where listeners are counted
+    ends: list[int]  # of its shares, after a 0; empty unless there is a budget of tokens
 
 
 @dataclass(frozen=True)
@@ -173,14 +174,14 @@ class _RowGroup:
     group: int
     rows: int
     first_sample: int  # number of its first row among all rows of the manifest
-    tokens: np.ndarray | None = None  # about how many each row has; known where batches have a budget of them
-    shares: int = 0  # pieces it is cut into by that budget
+    tokens: np.ndarray | None = None  # of each row, about; None unless there is a budget of tokens
+    shares: int = 0  # that this budget cuts it into
 
 
 @dataclass(frozen=True)
 class _Lane:
     groups: tuple[_RowGroup, ...]
-    quota: int  # rows it gives to each global batch; tokens where they are budgeted
+    quota: int  # rows of it in each global batch; tokens if there is a budget of them
 
     @property
     def rows(self) -> int:
@@ -188,14 +189,14 @@ class _Lane:
 
     @property
     def steps(self) -> int:
-        """Global batches it takes part in."""
+        """Global batches that have a share of it."""
         if any(group.shares for group in self.groups):
             return sum(group.shares for group in self.groups)
         return -(-self.rows // self.quota)
 
 
-def _deal(manifest: Manifest, model: ModelConfig, train: TrainConfig) -> list[_Lane]:
-    """Row groups to lanes of about equal length, largest first; the same for every epoch and world size."""
+def _assign_lanes(manifest: Manifest, model: ModelConfig, train: TrainConfig) -> list[_Lane]:
+    """Row groups in lanes of about equal length, largest first; the same for every epoch and world size."""
     groups, first = [], 0
     for file, group, rows in manifest.row_groups():
         if rows:
@@ -203,30 +204,31 @@ def _deal(manifest: Manifest, model: ModelConfig, train: TrainConfig) -> list[_L
         first += rows
     budget = train.batch_tokens or train.batch_size
     count = min(train.lanes, len(groups), budget)
-    hands: list[list[_RowGroup]] = [[] for _ in range(count)]
+    lanes: list[list[_RowGroup]] = [[] for _ in range(count)]
     for group in sorted(groups, key=lambda group: (-group.rows, group.first_sample)):
-        min(hands, key=lambda hand: sum(held.rows for held in hand)).append(group)
+        min(lanes, key=lambda lane: sum(other.rows for other in lane)).append(group)
     quotas = [budget * (n + 1) // count - budget * n // count for n in range(count)]
     if not train.batch_tokens:
-        return [_Lane(tuple(hand), quota) for hand, quota in zip(hands, quotas, strict=True)]
+        return [_Lane(tuple(lane), quota) for lane, quota in zip(lanes, quotas, strict=True)]
     return [
-        _Lane(tuple(_weighed(manifest, group, model, quota) for group in hand), quota)
-        for hand, quota in zip(hands, quotas, strict=True)
+        _Lane(tuple(_with_tokens(manifest, group, model, quota) for group in lane), quota)
+        for lane, quota in zip(lanes, quotas, strict=True)
     ]
 
 
-def _weighed(manifest: Manifest, group: _RowGroup, model: ModelConfig, quota: int) -> _RowGroup:
-    """The row group with the lengths of its histories, which one narrow column tells."""
+def _with_tokens(manifest: Manifest, group: _RowGroup, model: ModelConfig, quota: int) -> _RowGroup:
+    """The row group with its rows' tokens, from the one narrow column num_events, and its number of shares."""
     _, events = manifest.sizes(group.file, group.group)
     tokens = np.clip(events, 1, model.max_history)
     shares = min(max(1, round(tokens.sum() / quota)), group.rows)
-    return _RowGroup(group.file, group.group, group.rows, group.first_sample, tokens, shares)
+    return replace(group, tokens=tokens, shares=shares)
 
 
 def ahead(function: Callable[[S], T], arguments: Iterable[S], *, threads: int) -> Generator[T, None, None]:
-    """function(argument) of each argument, in their order, by threads that begin at most two each ahead of the caller.
+    """function(argument) of each argument, in their order, by threads that are at most two results each ahead.
 
-    An error comes out in the place of its result. Whoever stops early closes the generator, which ends the threads.
+    An error is raised in the place of its result. A caller that stops early closes the generator, which ends the
+    threads.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
     pending: deque[Future[T]] = deque()
@@ -242,7 +244,7 @@ def ahead(function: Callable[[S], T], arguments: Iterable[S], *, threads: int) -
 
 
 def prefetched(batches: Iterator[T], depth: int = 2) -> Iterator[T]:
-    """The same batches, the next `depth` of them made by a thread meanwhile; its errors come out here."""
+    """The same batches, the next `depth` of them made ahead by a thread, whose errors are raised here."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
 

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
-from fuxi_beta.data.batches import Batch, Histories, held_out, read_histories, without_newest
+from fuxi_beta.data.batches import Batch, held_out, without_newest
 from fuxi_beta.evaluation.metrics import rank_metrics
 from fuxi_beta.evaluation.protocol import Contexts, Known, Means, Metrics, Progress
 from pipelines.calendar import Calendar
+from pipelines.histories.histories import Histories
 from pipelines.histories.shards import Manifest
 
 SLICES = ("same_second", "within_hour", "later")
@@ -74,7 +75,7 @@ class Cases:
         """Histories, what is visible of them, rows of listeners with a case, and event numbers of all their targets."""
         size = self.manifest.vocabulary_size
         for file, group, _ in self.manifest.row_groups():
-            histories = read_histories(self.manifest, file, group)
+            histories = self.manifest.histories(file, group)
             histories = without_newest(histories, self.newest_removed, self.train, size)
             if self.split is None:
                 visible, newest = held_out(histories, self.train, size)
@@ -95,7 +96,7 @@ class Cases:
     def gaps(self) -> np.ndarray:
         """Seconds from each case's last visible play to its target, permuted if asked for. int64, in order."""
         gaps = [
-            histories.timestamp[newest[rows]] - _last_play(visible.select(rows), self.train)
+            histories.timestamp[newest[rows]] - _last_play(visible.take(rows), self.train)
             for histories, visible, rows, newest in self.row_groups()
         ]
         found = np.concatenate(gaps) if gaps else np.zeros(0, np.int64)
@@ -131,7 +132,7 @@ def evaluate_leave_one_out(
         excluded += len(histories) - len(rows)
         for start in range(0, len(rows), config.batch_size):
             chunk = rows[start : start + config.batch_size]
-            context = visible.select(chunk)
+            context = visible.take(chunk)
             time, target = histories.timestamp[newest[chunk]], histories.item_index[newest[chunk]]
             last = _last_play(context, train)
             asked = time if gaps is None else last + gaps[measured : measured + len(chunk)]
@@ -178,7 +179,7 @@ def ranks(scores: Tensor, target: Tensor, batch: Batch, vocabulary_size: int) ->
 
 def split_time(manifest: Manifest, share: float = 0.9) -> int:
     """The Unix second before which `share` of all events are."""
-    times = [read_histories(manifest, file, group).timestamp for file, group, _ in manifest.row_groups()]
+    times = [manifest.histories(file, group).timestamp for file, group, _ in manifest.row_groups()]
     return int(np.quantile(np.concatenate(times), share)) if times else 0
 
 

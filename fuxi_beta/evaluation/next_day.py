@@ -13,12 +13,12 @@ import pyarrow as pa
 import torch
 
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
-from fuxi_beta.data.batches import Histories, read_histories
 from fuxi_beta.evaluation.metrics import RankedLists, list_metrics
 from fuxi_beta.evaluation.protocol import Contexts, Means, Metrics, Progress
 from fuxi_beta.recommender import ListMaker, Recommender, raw_lists
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.errors import InputError
+from pipelines.histories.histories import Histories
 from pipelines.histories.shards import Manifest
 
 
@@ -67,9 +67,9 @@ class NextDayCases:
         """Each row group's sampled listeners and their truth as sorted keys `listener * V + song`."""
         share = self.max_listeners / max(self.manifest.rows, 1)
         for file, group, _ in self.manifest.row_groups():
-            histories = read_histories(self.manifest, file, group)
+            histories = self.manifest.histories(file, group)
             if share < 1:
-                histories = histories.select(np.flatnonzero(_hash_share(histories.user_id) < share))
+                histories = histories.take(np.flatnonzero(_hash_share(histories.user_id) < share))
             yield histories, self._truth(histories)
 
     def _truth(self, histories: Histories) -> np.ndarray:
@@ -124,7 +124,7 @@ def evaluate_next_day(
         excluded += len(histories) - len(rows)
         for start in range(0, len(rows), config.batch_size):
             chunk = rows[start : start + config.batch_size]
-            context = histories.select(chunk).before(cases.cut)
+            context = histories.take(chunk).before(cases.cut)
             slices = _slices(context, cases.cut, config)
             contexts = Contexts(context, cases.request_time, model, train, calendar)
             tally.count(slices)

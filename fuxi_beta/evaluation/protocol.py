@@ -6,9 +6,10 @@ from typing import Protocol
 import numpy as np
 
 from fuxi_beta.config import ModelConfig, TrainConfig
-from fuxi_beta.data.batches import Batch, Histories, inference_batch
+from fuxi_beta.data.batches import Batch, inference_batch
 from fuxi_beta.training.checkpoint import TrainedModel
 from pipelines.calendar import Calendar
+from pipelines.histories.histories import Histories
 
 Progress = Callable[[int, int], None]
 """Called with (listeners done, listeners in all)."""

@@ -20,6 +20,7 @@ from pipelines.errors import InputError
 from pipelines.forget import blocklist
 from pipelines.histories import vocabulary
 from pipelines.imports import movielens
+from pipelines.imports.plays import build_histories
 from pipelines.logs import files as logs
 from pipelines.logs.validate import QUARANTINE_SCHEMA
 from pipelines.schema import ITEM_ID, ITEM_INDEX
@@ -70,7 +71,7 @@ def _import(day: Day, ratings: movielens.Ratings, files: list[InputFile]) -> dic
         day.workspace.vocabulary, pa.array(films), ds=day.ds, item_id_type="int64", run_id=record.run_id
     )
     target = sessionize.build_spec(day, record.run_id, songs, None)
-    built = movielens.build_histories(kept, target, _indices(songs, kept.item_id))
+    built = build_histories(kept.plays(_indices(songs, kept.item_id)), target)
     rejected = ratings.rejected() + Counter({"after_ds": int((~in_time).sum())})
     counts = {
         "rows_read": ratings.rows_read,
@@ -85,7 +86,7 @@ def _import(day: Day, ratings: movielens.Ratings, files: list[InputFile]) -> dic
     }
     _quarantine(day, ratings, record.run_id)
     source = [logs.LogFile(**asdict(file)) for file in files[:1]]
-    manifest = sessionize.publish(day, target, built, source, songs, counts)
+    manifest = sessionize.publish(day, target, built, source, counts)
     return {**counts, "listeners": manifest.rows, "events": manifest.events, "files": len(manifest.files)}
 
 

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fuxi_beta.data.batches import Histories, inference_batch
+from fuxi_beta.data.batches import inference_batch
 from fuxi_beta.training.checkpoint import load_export
 from jobs.serving.rules import served_lists
 from pipelines.calendar import Calendar
+from pipelines.histories.histories import Histories
 
 DEFAULT_K = 30
 

@@ -18,6 +18,7 @@ from fuxi_beta.config import Kernels, ModelConfig
 from jobs.serving.rules import served_lists
 from jobs.tables.recommendations import ListPart, write_part
 from pipelines.calendar import DAY_SECONDS, Calendar
+from pipelines.histories.histories import Histories
 from pipelines.histories.shards import Manifest, ShardFile
 from pipelines.schema import (
     BUCKET,
@@ -36,7 +37,7 @@ from pipelines.schema import (
 
 if TYPE_CHECKING:
     from fuxi_beta.baselines.popularity import Popularity
-    from fuxi_beta.data.batches import Batch, Histories
+    from fuxi_beta.data.batches import Batch
     from fuxi_beta.training.checkpoint import TrainedModel
 
 
@@ -66,11 +67,9 @@ class ListJob:
 
 def make_part(job: ListJob, file: ShardFile) -> ListPart:
     """Lists of the active listeners of one shard file, written as one part, in the order of the file."""
-    from fuxi_beta.data.batches import read_histories
-
     tables = [_no_rows(job)]
     for group in range(len(file.row_groups)):
-        histories = read_histories(job.manifest, file, group).before(job.cut)
+        histories = job.manifest.histories(file, group).before(job.cut)
         for batch in _active(job, histories):
             tables.append(_rows(job, file.bucket, batch))
     return write_part(job.table_uri, job.ds, pa.concat_tables(tables).combine_chunks())
@@ -91,7 +90,7 @@ def _active(job: ListJob, histories: "Histories") -> Iterator["Histories"]:
     newest[some] = histories.timestamp[histories.offsets[1:][some] - 1]
     rows = np.flatnonzero(some & (newest >= job.cut - job.active_days * DAY_SECONDS))
     for start in range(0, len(rows), job.batch_size):
-        yield histories.select(rows[start : start + job.batch_size])
+        yield histories.take(rows[start : start + job.batch_size])
 
 
 def _rows(job: ListJob, bucket: int | None, histories: "Histories") -> pa.Table:
@@ -104,7 +103,7 @@ def _rows(job: ListJob, bucket: int | None, histories: "Histories") -> pa.Table:
         by_model = batch.lengths.numpy() > 0
     rest = np.flatnonzero(~by_model)
     if len(rest):
-        batch = _batch(job, job.popularity, histories.select(rest))
+        batch = _batch(job, job.popularity, histories.take(rest))
         items[rest], scores[rest] = served_lists(job.popularity, batch, job.k)
     return _table(job, histories.user_id, items, scores, by_model, bucket=bucket)
 

@@ -105,11 +105,9 @@ def known_songs(manifest: Manifest, *, before: int) -> np.ndarray:
 
     The vocabulary's first_ds does not tell: on the first day of a workspace every song is new to it.
     """
-    from fuxi_beta.data.batches import read_histories
-
     known = np.zeros(manifest.vocabulary_size + 1, bool)
     for file, group, _ in manifest.row_groups():
-        histories = read_histories(manifest, file, group)
+        histories = manifest.histories(file, group)
         known[histories.item_index[histories.timestamp < before]] = True
         known[histories.heard_items] = True  # of events older than those kept
     return known

@@ -5,8 +5,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
-import pyarrow as pa
-
 from jobs.day import Day
 from jobs.runtime.console import log
 from jobs.runtime.engines import spark_progress, spark_session
@@ -17,7 +15,8 @@ from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.forget import blocklist
 from pipelines.histories import shards, vocabulary
-from pipelines.histories.build import BuildSpec, Built, build_shards, plan_exchange
+from pipelines.histories.build import build_shards, plan_shuffle
+from pipelines.histories.publish import BuildSpec, BuiltShards, publish_shards
 from pipelines.logs import files as logs
 from pipelines.logs.quality import DayStats
 from pipelines.logs.validate import Cleaned, CleanSpec, clean
@@ -54,14 +53,14 @@ def _sessionize(
     """The two Spark stages, and the manifest. Returns counts, manifest and the bytes that went through staging."""
     spark = spark_session(day.config.cluster)
     rows = sum(split.rows for split in splits)
-    exchange = plan_exchange(
+    shuffle = plan_shuffle(
         day.workspace.spec.buckets,
         rows + (parent.events if parent else 0),
         parallelism=spark.sparkContext.defaultParallelism,
         max_history=day.config.sequences.max_history,
     )
     blocked, quarantine = blocklist.load(day.workspace.forgotten), day.workspace.quarantine(day.ds)
-    spec = CleanSpec(log_spec(day), rules(day), exchange, staging, quarantine, blocked)
+    spec = CleanSpec(log_spec(day), rules(day), shuffle, staging, quarantine, blocked)
     with spark_progress(spark, "reading play logs", rows, "rows") as finished:
         cleaned = clean(spark, spec, splits, finished=finished)
     stats = _check_quality(day, cleaned, parent)
@@ -74,10 +73,10 @@ def _sessionize(
     )
     target, index = build_spec(day, day.record.run_id, songs, parent), songs.lookup(cleaned.item_ids)
     with spark_progress(spark, "building sequences", target.buckets, "buckets") as finished:
-        built = build_shards(spark, target, exchange, cleaned.runs, index, staging=staging, finished=finished)
+        built = build_shards(spark, target, shuffle, cleaned.runs, index, staging=staging, finished=finished)
     accepted = _check_duplicates(day, cleaned, stats, built, target)
     counts = {**_counts(day, cleaned, built, songs), "accepted_quality": accepted}
-    manifest = publish(day, target, built, files, songs, counts)
+    manifest = publish(day, target, built, files, counts)
     shards.remove_unlisted(manifest)
     _keep_only(day.workspace.quarantine(day.ds), cleaned.quarantined)
     return counts, manifest, sum(run.bytes for run in cleaned.runs)
@@ -119,7 +118,7 @@ def _check_quality(day: Day, cleaned: Cleaned, parent: shards.Manifest | None) -
     return stats
 
 
-def _check_duplicates(day: Day, cleaned: Cleaned, stats: DayStats, built: Built, target: BuildSpec) -> list[str]:
+def _check_duplicates(day: Day, cleaned: Cleaned, stats: DayStats, built: BuiltShards, target: BuildSpec) -> list[str]:
     """The gate before the manifest is published; a refused day's files go. Returns what was accepted all the same."""
     total = cleaned.duplicates + built.duplicates
     try:
@@ -128,7 +127,7 @@ def _check_duplicates(day: Day, cleaned: Cleaned, stats: DayStats, built: Built,
         )
     except InputError:
         _leave_published(day, cleaned)
-        storage.delete_files(file.uri for file in storage.list_files(target.folder) if target.run in file.uri)
+        storage.delete_files(file.uri for file in storage.list_files(target.folder) if target.attempt in file.uri)
         raise
 
 
@@ -145,21 +144,25 @@ def build_spec(day: Day, run_id: str, songs: vocabulary.Vocabulary, parent: shar
     configured, fixed = day.config.sequences, day.workspace.spec
     return BuildSpec(
         folder=day.workspace.sequences(day.ds),
-        run=f"{run_id[:12]}-{uuid.uuid4().hex[:8]}",
+        ds=day.ds,
+        data_end=day.workspace.calendar.day_start(day.ds),
+        vocabulary_size=songs.size(day.ds),
+        vocabulary_version=songs.version or 0,
+        run_id=run_id,
+        attempt=f"{run_id[:12]}-{uuid.uuid4().hex[:8]}",
         buckets=fixed.buckets,
         max_history=configured.max_history,
         session_gap_s=configured.session_gap_s,
         row_group_events=configured.row_group_events,
         user_id_type=fixed.user_id_type,
         item_id_type=fixed.item_id_type,
-        vocabulary_size=songs.size(day.ds),
-        max_deltas=configured.max_deltas,
-        day_number=day.ds.toordinal(),
+        timezone=fixed.timezone,
+        max_increments=configured.max_increments,
         parent=parent,
     )
 
 
-def _counts(day: Day, cleaned: Cleaned, built: Built, songs: vocabulary.Vocabulary) -> dict[str, Any]:
+def _counts(day: Day, cleaned: Cleaned, built: BuiltShards, songs: vocabulary.Vocabulary) -> dict[str, Any]:
     return {
         "rows_read": cleaned.rows_read,
         "accepted": cleaned.accepted,
@@ -175,42 +178,12 @@ def _counts(day: Day, cleaned: Cleaned, built: Built, songs: vocabulary.Vocabula
 
 
 def publish(
-    day: Day,
-    target: BuildSpec,
-    built: Built,
-    files: Iterable[logs.LogFile],
-    songs: vocabulary.Vocabulary,
-    counts: dict[str, Any],
+    day: Day, target: BuildSpec, built: BuiltShards, files: Iterable[logs.LogFile], counts: dict[str, Any]
 ) -> shards.Manifest:
-    """Write the two tables beside the shards, then the manifest that publishes all."""
-    parent, listeners = target.parent, built.listeners
-    consumed = shards.inputs_table([asdict(file) for file in files])
-    if parent:
-        before = shards.read_item_counts(parent)
-        listeners[: len(before)] += before
-        consumed = pa.concat_tables([storage.read_table(parent.uri(parent.inputs)), consumed])
+    """Publish the shards, and note in `counts` how many songs have enough listeners to be trained on."""
+    listeners = target.listeners_before() + built.listeners
     counts["eligible_songs"] = int((listeners >= day.config.train.min_listeners).sum())
-    manifest = shards.Manifest(
-        ds=day.ds,
-        run_id=day.record.run_id,
-        parent=parent.ds if parent else None,
-        buckets=target.buckets,
-        max_history=target.max_history,
-        session_gap_s=target.session_gap_s,
-        user_id_type=target.user_id_type,
-        item_id_type=target.item_id_type,
-        timezone=day.workspace.spec.timezone,
-        vocabulary_version=songs.version or 0,
-        vocabulary_size=target.vocabulary_size,
-        data_end=day.workspace.calendar.day_start(day.ds),
-        item_counts=f"item_counts-{target.run}.parquet",
-        inputs=f"inputs-{target.run}.parquet",
-        files=built.files,
-        counts=counts,
-    )
-    shards.write_item_counts(storage.join(target.folder, manifest.item_counts), listeners)
-    storage.write_table(storage.join(target.folder, manifest.inputs), consumed)
-    return shards.write_manifest(target.folder, manifest)
+    return publish_shards(target, built, inputs=shards.inputs_table([asdict(file) for file in files]), counts=counts)
 
 
 def _keep_only(folder: str, kept: Iterable[str]) -> None:

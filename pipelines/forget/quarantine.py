@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipelines import storage
 from pipelines.forget.listeners import ListenersToForget, Matches
 from pipelines.forget.redact import possible_users
-from pipelines.forget.shards import open_parquet
+from pipelines.histories.shards import open_parquet
 from pipelines.histories.writer import ParquetSink
 
 

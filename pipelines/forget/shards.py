@@ -14,7 +14,6 @@ its first increment.
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions when it is imported)
 
-import contextlib
 import datetime as dt
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -25,29 +24,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.forget.listeners import DayLock, ListenersToForget, Matches
-from pipelines.histories.merge import Block, no_histories, user_array
+from pipelines.histories.histories import HISTORY_COLUMNS, Histories, no_histories, songs_of_pairs, user_array
 from pipelines.histories.shards import (
-    DeltaFile,
+    IncrementFile,
     Manifest,
     ShardFile,
     listed_uris,
+    open_parquet,
     read_item_counts,
     read_manifest,
     write_item_counts,
     write_manifest,
 )
-from pipelines.histories.writer import DeltaWriter, ParquetSink, ShardWriter
+from pipelines.histories.writer import IncrementWriter, ParquetSink, ShardWriter
 from pipelines.schema import (
-    COMPLETION,
-    HEARD_BEFORE,
-    ITEM_INDEX,
     NUM_EVENTS,
-    TIMESTAMP,
     USER_ID,
     id_type,
     sequence_schema,
@@ -57,7 +52,7 @@ from pipelines.workspace import Workspace
 _NAME_MARK = "forget"
 """Part of the names of files that are written here."""
 _THREADS = 4
-_READ = [USER_ID, ITEM_INDEX, TIMESTAMP, COMPLETION, HEARD_BEFORE, NUM_EVENTS]
+_READ = [*HISTORY_COLUMNS, NUM_EVENTS]
 
 
 def published_manifests(workspace: Workspace) -> list[Manifest]:
@@ -171,7 +166,7 @@ class _BucketRewriter:
         self._listeners, self._row_group_events = listeners, row_group_events
         self._rows: dict[str, int] = {}
         self._bases: dict[str, _Base] = {}
-        self._increments: dict[tuple[str, str], tuple[DeltaFile | None, np.ndarray]] = {}
+        self._increments: dict[tuple[str, str], tuple[IncrementFile | None, np.ndarray]] = {}
 
     def has_matches(self, manifest: Manifest, file: ShardFile) -> bool:
         """Whether a bucket of a manifest holds any of the listeners."""
@@ -182,7 +177,7 @@ class _BucketRewriter:
         if not self.has_matches(manifest, file):
             return None
         base = self._base(manifest, file, file.bucket)
-        increments, pairs = list(file.deltas), [base.pairs]
+        increments, pairs = list(file.increments), [base.pairs]
         while base.file is None and increments:
             base = self._base(manifest, increments.pop(0), file.bucket)
             pairs.append(base.pairs)
@@ -191,8 +186,8 @@ class _BucketRewriter:
             new, removed = self._increment(manifest, increment, base)
             kept += [new] if new else []
             pairs.append(removed)
-        songs = (np.unique(np.concatenate(pairs)) & 0xFFFFFFFF).astype(np.int32)
-        layered = base.file and replace(base.file, deltas=tuple(kept))
+        songs = songs_of_pairs(np.unique(np.concatenate(pairs)))
+        layered = base.file and replace(base.file, increments=tuple(kept))
         return _BucketChange(layered and _with_counts(manifest, layered, len(base.ends)), songs)
 
     def _matching_rows(self, uri: str) -> int:
@@ -204,7 +199,7 @@ class _BucketRewriter:
                 self.matches += Matches(1, self._rows[uri])
         return self._rows[uri]
 
-    def _base(self, manifest: Manifest, layer: ShardFile | DeltaFile, bucket: int) -> _Base:
+    def _base(self, manifest: Manifest, layer: ShardFile | IncrementFile, bucket: int) -> _Base:
         """The base that a layer becomes: the old base without the listeners, or the increment over an empty base."""
         uri = manifest.uri_of(layer)
         if uri not in self._bases:
@@ -231,12 +226,12 @@ class _BucketRewriter:
                         sink.write(kept)
         bounds = _user_ids(ends, manifest.user_id_type)
         if not changed:
-            return _Base(replace(file, deltas=()), bounds, _no_pairs())
+            return _Base(replace(file, increments=()), bounds, _no_pairs())
         written = sink.close()
         new = ShardFile(path, file.bucket, 0, 0, sink.size, sink.sha256, ()) if written else None
         return _Base(new, bounds, np.concatenate(pairs))
 
-    def _promoted_increment(self, uri: str, increment: DeltaFile, manifest: Manifest, bucket: int) -> _Base:
+    def _promoted_increment(self, uri: str, increment: IncrementFile, manifest: Manifest, bucket: int) -> _Base:
         """An increment over an empty base as a base: whole histories, with their sessions."""
         path, pairs, kind = _new_path(increment.path, "part"), [_no_pairs()], manifest.user_id_type
         writer = ShardWriter(
@@ -244,17 +239,20 @@ class _BucketRewriter:
             path,
             bucket=bucket,
             user_id_type=kind,
+            session_gap_s=manifest.session_gap_s,
             row_group_events=self._row_group_events,
         )
         with open_parquet(uri) as source:
             for group in range(source.num_row_groups):
-                histories = Block.from_table(self._without_listeners(source.read_row_group(group, _READ), pairs))
-                writer.write(histories.to_table(user_id_type=kind, session_gap_s=manifest.session_gap_s))
+                table = self._without_listeners(source.read_row_group(group, _READ), pairs)
+                writer.write(Histories.from_table(table))
         new = writer.close()
         ends = _last_users(uri.removesuffix(increment.path) + path) if new else []
         return _Base(new, _user_ids(ends, kind), np.concatenate(pairs))
 
-    def _increment(self, manifest: Manifest, increment: DeltaFile, base: _Base) -> tuple[DeltaFile | None, np.ndarray]:
+    def _increment(
+        self, manifest: Manifest, increment: IncrementFile, base: _Base
+    ) -> tuple[IncrementFile | None, np.ndarray]:
         """An increment without the listeners, cut at the ends of the base's row groups; None if it becomes empty.
 
         The array: what was removed from it, see `_without_listeners`.
@@ -271,10 +269,10 @@ class _BucketRewriter:
         return new and replace(new, home=increment.home), pairs
 
     def _recut(
-        self, uri: str, increment: DeltaFile, base: _Base, manifest: Manifest
-    ) -> tuple[DeltaFile | None, np.ndarray]:
-        path, pairs = _new_path(increment.path, "delta"), [_no_pairs()]
-        writer = DeltaWriter(uri.removesuffix(f"/{increment.path}"), path, user_id_type=manifest.user_id_type)
+        self, uri: str, increment: IncrementFile, base: _Base, manifest: Manifest
+    ) -> tuple[IncrementFile | None, np.ndarray]:
+        path, pairs = _new_path(increment.path, "increment"), [_no_pairs()]
+        writer = IncrementWriter(uri.removesuffix(f"/{increment.path}"), path, user_id_type=manifest.user_id_type)
         pending: list[pa.Table] = []
         group = 0
 
@@ -282,7 +280,7 @@ class _BucketRewriter:
             nonlocal group, pending
             while group < until:
                 table = pa.concat_tables(pending) if pending else None
-                histories = Block.from_table(table) if table else no_histories()
+                histories = Histories.from_table(table) if table else no_histories()
                 writer.write(histories, table[NUM_EVENTS].to_numpy() if table else np.zeros(0, np.int32))
                 pending, group = [], group + 1
 
@@ -300,16 +298,13 @@ class _BucketRewriter:
     def _without_listeners(self, table: pa.Table, pairs: list[np.ndarray]) -> pa.Table:
         """The rows of all other listeners. Appends the removed rows' (listener, song) pairs to `pairs`.
 
-        A pair is int64: the listener's place among those to forget, shifted by 32 bits, and the song's index.
+        A pair is as of `histories.pair`, with the listener's place among those to forget.
         """
         theirs = self._listeners.mask(table[USER_ID])
         if not theirs.any():
             return table
-        removed = Block.from_table(table.filter(pa.array(theirs)))
-        ids = self._listeners.ids
-        place = pc.index_in(pa.array(removed.user_id, ids.type), value_set=ids).to_numpy().astype(np.int64)
-        for items, offsets in ((removed.item_index, removed.offsets), (removed.heard_items, removed.heard_offsets)):
-            pairs.append(np.repeat(place, np.diff(offsets)) << 32 | items.astype(np.int64))
+        removed = Histories.from_table(table.filter(pa.array(theirs)))
+        pairs.append(removed.pairs(pc.index_in(removed.user_id, value_set=self._listeners.ids).to_numpy()))
         return table.filter(pa.array(~theirs))
 
 
@@ -355,17 +350,6 @@ def _no_pairs() -> np.ndarray:
 
 def _new_path(path: str, kind: str) -> str:
     return f"{storage.parent(path)}/{kind}-{_NAME_MARK}-{uuid.uuid4().hex[:20]}.parquet"
-
-
-@contextlib.contextmanager
-def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of a ds. An unreadable one is an InputError that names it."""
-    fs, path = storage.filesystem(uri)
-    try:
-        with fs.open_input_file(path) as source:
-            yield pq.ParquetFile(source)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{uri} cannot be read as Parquet ({error}): re-run `fuxi sessionize` for its ds") from None
 
 
 # ---- files that no manifest lists ------------------------------------------------------------------------------------

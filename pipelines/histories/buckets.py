@@ -1,7 +1,11 @@
 """Which bucket a listener is in: pmod(xxhash64(user_id), buckets), exactly as Spark computes it."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
+
+from pipelines.histories.histories import Histories
 
 _XXHASH_SEED = 42  # Spark's xxhash64
 
@@ -12,6 +16,15 @@ def user_bucket(user_ids: pa.Array | pa.ChunkedArray, buckets: int) -> np.ndarra
     user_ids: int64 or string without nulls (int32 is widened first, as Spark jobs do). buckets: a power of two.
     """
     return (user_hash(user_ids) & (buckets - 1)).astype(np.int32)
+
+
+def by_bucket(histories: Histories, buckets: int) -> Iterator[tuple[int, Histories]]:
+    """The listeners of each bucket that has any, in the order they were in."""
+    bucket = user_bucket(histories.user_id, buckets)
+    histories, counts = histories.take(np.argsort(bucket, kind="stable")), np.bincount(bucket)
+    ends = np.cumsum(counts)
+    for number in np.flatnonzero(counts).tolist():
+        yield number, histories.slice(int(ends[number] - counts[number]), int(ends[number]))
 
 
 def user_hash(user_ids: pa.Array | pa.ChunkedArray) -> np.ndarray:

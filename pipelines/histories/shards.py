@@ -1,15 +1,17 @@
 """Layout of the sequence shards of one ds: files by user bucket and the manifest that publishes them.
 
 `sequences/ds=D/bucket=00017/part-<run>.parquet` is a bucket's base: one row a listener, sorted by user_id. A day's
-new plays do not rewrite it: `delta-<run>.parquet` beside it holds what the day adds, and reading lays the deltas over
-the base, so that whoever reads a row group sees whole histories. Every few days a bucket is compacted into a new base.
+new plays do not rewrite it: `increment-<run>.parquet` beside it holds what the day adds, and reading lays the
+increments over the base, so that every reader of a row group gets whole histories. Every few days a bucket is compacted
+into a new base.
 
-The manifest `sequences/ds=D/_manifest.json` is written last and lists every file, those of earlier days too; nobody
-globs a folder, and nobody opens a shard but through `Manifest.read`.
+The manifest `sequences/ds=D/_manifest.json` is written last and lists every file, those of earlier days too. Shards are
+read through `Manifest` alone and never found by listing folders.
 """
 
+import contextlib
 import datetime as dt
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,29 +21,30 @@ import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.errors import InputError
-from pipelines.histories.merge import Block, Layer, jagged, overlay, user_array
+from pipelines.histories.histories import HISTORY_COLUMNS, Histories, jagged, user_array
+from pipelines.histories.increments import Layer
+from pipelines.histories.merge import overlay
 from pipelines.schema import (
-    COMPLETION,
     HEARD_BEFORE,
     ITEM_INDEX,
     LISTENERS,
     NUM_EVENTS,
-    TIMESTAMP,
     USER_ID,
     item_counts_schema,
     sequence_schema,
 )
 
-SHARD_FORMAT = 2
-_READABLE = (1, 2)  # format 1 had no deltas
+SHARD_FORMAT = 3
+_READABLE = (1, 2, 3)
+"""Format 1 had no increments, format 2 called them deltas. A ds that an earlier release published is the parent of the
+next day, so both stay readable."""
 _INPUTS_SCHEMA = pa.schema(
     [("uri", pa.string()), ("size", pa.int64()), ("etag", pa.string()), ("landing_day", pa.string())]
 )
-_LAYER_COLUMNS = [USER_ID, ITEM_INDEX, TIMESTAMP, COMPLETION, HEARD_BEFORE]
 
 
 @dataclass(frozen=True)
-class DeltaFile:
+class IncrementFile:
     """What one day added to a bucket; `groups` are its rows for each row group of the base."""
 
     path: str
@@ -52,10 +55,14 @@ class DeltaFile:
     groups: tuple[int, ...]
     home: str = ""  # as of ShardFile
 
+    def place(self, group: int) -> int:
+        """Which of this file's row groups belongs to a row group of the base; the base's without rows have none."""
+        return sum(rows > 0 for rows in self.groups[:group])
+
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A bucket: its base file and the deltas over it, oldest first. Rows and events are those of whole histories.
+    """A bucket: its base file and the increments over it, oldest first. Rows and events are those of whole histories.
 
     `path` is relative to the folder of the manifest, or of the earlier ds `home` where that is not empty.
     """
@@ -68,12 +75,12 @@ class ShardFile:
     sha256: str
     row_groups: tuple[int, ...]  # rows of each row group as it is read, so that readers can plan without opening files
     home: str = ""
-    deltas: tuple[DeltaFile, ...] = ()
+    increments: tuple[IncrementFile, ...] = ()
 
     @property
-    def layers(self) -> "tuple[ShardFile | DeltaFile, ...]":
+    def layers(self) -> "tuple[ShardFile | IncrementFile, ...]":
         """Every Parquet file of the bucket, the base first."""
-        return (self, *self.deltas)
+        return (self, *self.increments)
 
 
 @dataclass(frozen=True)
@@ -114,68 +121,58 @@ class Manifest:
             return storage.join(storage.parent(self.folder), f"ds={home}", relative)
         return storage.join(self.folder, relative)
 
-    def uri_of(self, file: ShardFile | DeltaFile) -> str:
-        """Where a base or a delta is."""
+    def uri_of(self, file: ShardFile | IncrementFile) -> str:
+        """Where a base or an increment is."""
         return self.uri(file.path, file.home)
 
     def carried(self, file: ShardFile) -> ShardFile:
-        """The same bucket as a later manifest names it, which has it unchanged."""
+        """The entry of an unchanged bucket in the manifest of a later ds."""
         here = str(self.ds)
-        deltas = tuple(replace(delta, home=delta.home or here) for delta in file.deltas)
-        return replace(file, home=file.home or here, deltas=deltas)
+        increments = tuple(replace(increment, home=increment.home or here) for increment in file.increments)
+        return replace(file, home=file.home or here, increments=increments)
+
+    def histories(self, file: ShardFile, group: int | None = None) -> Histories:
+        """Whole histories of a row group of a bucket, or of all of it, by ascending user_id.
+
+        A missing or broken file is an InputError that names it.
+        """
+        if group is None:
+            return Histories.from_table(self.read(file, None, HISTORY_COLUMNS))
+        return overlay(self.layers(file, group), max_history=self.max_history)
 
     def read(self, file: ShardFile, group: int | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-        """A row group of a bucket, or all of it: whole histories, rows of `schema.sequence_schema` by user_id.
-
-        columns: only those, in that order. A missing or broken file is an InputError that names it.
-        """
-        if group is None and not file.deltas:
-            return self._parquet(file).read(columns)
+        """`histories` as rows of `schema.sequence_schema`. columns: only those, in that order."""
         if group is None:
             return pa.concat_tables([self.read(file, n, columns) for n in range(len(file.row_groups))])
         names = list(columns) if columns is not None else sequence_schema(self.user_id_type).names
-        if not any(delta.groups[group] for delta in file.deltas):
-            return self._parquet(file).read_row_group(group, names)
+        if len(self._places(file, group)) == 1:
+            return self._row_group(file, group, names)
         if set(names) <= {USER_ID, NUM_EVENTS}:
             return self._sizes(file, group).select(names)
-        block = overlay(self.layers(file, group), max_history=self.max_history)
-        return block.to_table(user_id_type=self.user_id_type, session_gap_s=self.session_gap_s).select(names)
+        return self.histories(file, group).to_table(session_gap_s=self.session_gap_s, columns=names)
 
-    def layers(self, file: ShardFile, group: int) -> list[Block]:
-        """The base's row group, and what each delta adds to it, oldest first."""
-        tables = [self._parquet(file).read_row_group(group, _LAYER_COLUMNS)]
-        tables += [table for delta in file.deltas if (table := self._delta(delta, group, _LAYER_COLUMNS)) is not None]
-        return [Block.from_table(table) for table in tables]
+    def layers(self, file: ShardFile, group: int) -> list[Histories]:
+        """The base's row group, and what each increment adds to it, oldest first."""
+        return [Histories.from_table(table) for table in self._tables(file, group, HISTORY_COLUMNS)]
 
-    def stored(self, file: ShardFile, group: int) -> list[Layer]:
-        """The same layers for `sequences.additions`, which needs few of their columns."""
-        return [self._lazy(file, group)] + [
-            self._lazy(delta, _place(delta, group)) for delta in file.deltas if delta.groups[group]
-        ]
+    def lazy_layers(self, file: ShardFile, group: int) -> list[Layer]:
+        """The same layers for `increments.increment_over`, which needs few of their columns."""
+        return [self._lazy(layer, place) for layer, place in self._places(file, group)]
 
-    def _lazy(self, file: ShardFile | DeltaFile, group: int) -> Layer:
-        parquet = self._parquet(file)
-        table = parquet.read_row_group(group, [USER_ID, ITEM_INDEX, HEARD_BEFORE, NUM_EVENTS])
+    def _lazy(self, file: ShardFile | IncrementFile, place: int) -> Layer:
+        table = self._row_group(file, place, [USER_ID, ITEM_INDEX, HEARD_BEFORE, NUM_EVENTS])
         items, offsets = jagged(table[ITEM_INDEX])
         heard, heard_offsets = jagged(table[HEARD_BEFORE])
 
-        def column(name: str) -> Callable[[], np.ndarray]:
-            return lambda: jagged(parquet.read_row_group(group, [name])[name])[0]
+        def read(column: str) -> np.ndarray:
+            return jagged(self._row_group(file, place, [column])[column])[0]
 
-        return Layer(
-            user_array(table[USER_ID]),
-            offsets,
-            items,
-            heard_offsets,
-            heard,
-            table[NUM_EVENTS].to_numpy(),
-            column(TIMESTAMP),
-            column(COMPLETION),
-        )
+        users, num_events = user_array(table[USER_ID]), table[NUM_EVENTS].to_numpy()
+        return Layer(users, offsets, items, heard_offsets, heard, num_events, read)
 
     def base_users(self, file: ShardFile, group: int) -> np.ndarray:
         """user_id of the base's row group, ascending."""
-        return user_array(self._parquet(file).read_row_group(group, [USER_ID])[USER_ID])
+        return user_array(self._row_group(file, group, [USER_ID])[USER_ID])
 
     def sizes(self, file: ShardFile, group: int) -> tuple[np.ndarray, np.ndarray]:
         """user_id, ascending, and stored events (int64) of the listeners of a row group as it is read."""
@@ -183,20 +180,24 @@ class Manifest:
         return user_array(table[USER_ID]), table[NUM_EVENTS].to_numpy().astype(np.int64)
 
     def _sizes(self, file: ShardFile, group: int) -> pa.Table:
-        names = [USER_ID, NUM_EVENTS]
-        tables = [self._parquet(file).read_row_group(group, names)]
-        tables += [table for delta in file.deltas if (table := self._delta(delta, group, names)) is not None]
+        tables = self._tables(file, group, [USER_ID, NUM_EVENTS])
         if len(tables) == 1:
             return tables[0]
         total = pa.concat_tables(tables).group_by(USER_ID).aggregate([(NUM_EVENTS, "sum")]).sort_by(USER_ID)
         events = np.minimum(total[f"{NUM_EVENTS}_sum"].to_numpy(), self.max_history).astype(np.int32)
         return pa.table({USER_ID: total[USER_ID], NUM_EVENTS: events})
 
-    def _delta(self, delta: DeltaFile, group: int, columns: list[str]) -> pa.Table | None:
-        return self._parquet(delta).read_row_group(_place(delta, group), columns) if delta.groups[group] else None
+    def _tables(self, file: ShardFile, group: int, columns: Sequence[str]) -> list[pa.Table]:
+        return [self._row_group(layer, place, columns) for layer, place in self._places(file, group)]
 
-    def _parquet(self, file: ShardFile | DeltaFile) -> "_Parquet":
-        return _Parquet(self.uri_of(file))
+    def _places(self, file: ShardFile, group: int) -> list[tuple[ShardFile | IncrementFile, int]]:
+        """The files of a bucket that have rows of a row group, oldest first, and which of their row groups that is."""
+        return [(file, group), *((layer, layer.place(group)) for layer in file.increments if layer.groups[group])]
+
+    def _row_group(self, file: ShardFile | IncrementFile, place: int, columns: Sequence[str]) -> pa.Table:
+        names = list(columns)
+        with open_parquet(self.uri_of(file)) as source:
+            return source.read_row_group(place, columns=names, use_threads=False).select(names)
 
     def row_groups(self) -> Iterator[tuple[ShardFile, int, int]]:
         """Every (file, row group, rows), in a fixed order."""
@@ -205,32 +206,15 @@ class Manifest:
                 yield file, group, rows
 
 
-def _place(delta: DeltaFile, group: int) -> int:
-    """Which row group of a delta belongs to one of the base."""
-    return sum(rows > 0 for rows in delta.groups[:group])
-
-
-@dataclass(frozen=True)
-class _Parquet:
-    """A Parquet file that is opened for one read; a missing or broken one is an InputError that names it."""
-
-    uri: str
-
-    def read(self, columns: Sequence[str] | None) -> pa.Table:
-        return self._read(lambda file: file.read(columns=None if columns is None else list(columns)), columns)
-
-    def read_row_group(self, group: int, columns: Sequence[str]) -> pa.Table:
-        return self._read(lambda file: file.read_row_group(group, columns=list(columns), use_threads=False), columns)
-
-    def _read(self, what: Any, columns: Sequence[str] | None) -> pa.Table:
-        fs, path = storage.filesystem(self.uri)
-        try:
-            with fs.open_input_file(path) as source:
-                table = what(pq.ParquetFile(source))
-        except (pa.ArrowInvalid, OSError) as error:
-            problem = f"{self.uri} cannot be read as Parquet ({error})"
-            raise InputError(f"{problem}: re-run `fuxi sessionize` for its ds") from None
-        return table if columns is None else table.select(list(columns))
+@contextlib.contextmanager
+def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
+    """A shard file; an InputError names it if it is missing or broken."""
+    fs, path = storage.filesystem(uri)
+    try:
+        with fs.open_input_file(path) as source:
+            yield pq.ParquetFile(source)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{uri} cannot be read as Parquet ({error}): re-run `fuxi sessionize` for its ds") from None
 
 
 def write_manifest(folder: str, manifest: Manifest) -> Manifest:
@@ -260,9 +244,13 @@ def _parse(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shard_file(content: dict[str, Any]) -> ShardFile:
-    """A ShardFile from its JSON."""
-    deltas = tuple(DeltaFile(**{**delta, "groups": tuple(delta["groups"])}) for delta in content.get("deltas", ()))
-    return ShardFile(**{**content, "row_groups": tuple(content["row_groups"]), "deltas": deltas})
+    """A ShardFile from its JSON, of any readable format."""
+    values = {key: value for key, value in content.items() if key not in ("increments", "deltas")}
+    increments = tuple(
+        IncrementFile(**{**increment, "groups": tuple(increment["groups"])})
+        for increment in content.get("increments", content.get("deltas", ()))
+    )
+    return ShardFile(**{**values, "row_groups": tuple(content["row_groups"]), "increments": increments})
 
 
 def read_item_counts(manifest: Manifest) -> np.ndarray:

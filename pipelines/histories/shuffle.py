@@ -1,17 +1,17 @@
-"""Plays on their way to the task of their listener's bucket: a shuffle through shared storage.
+"""The shuffle: plays go to the task of their listener's bucket through files in shared storage.
 
-A task that has read logs writes *runs*: Arrow files with one record batch for every partition, a partition being a
-range of buckets. The task that builds a partition reads its batch from every run. Runs lie below the workspace, so
-a lost executor loses nothing that was written, rows never leave Arrow, and an object store will do as well as a disk.
+A task that reads logs writes *runs*: Arrow files with one record batch for every partition, a partition being a range
+of buckets. The task that builds a partition reads its batch from every run. Runs lie below the workspace, so a lost
+executor loses nothing that was written, rows never leave Arrow, and an object store serves as well as a disk.
 
-A listener with very many plays in a run is cut there to the newest `max_history`, and the songs of the older plays
-travel as marks, so that no listener, however busy, makes a partition large.
+A listener with very many plays in a run is cut there to the newest `max_history`; the songs of the older plays are
+kept as marks. So no listener, however busy, makes a partition large.
 """
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions when it is imported)
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,17 +24,17 @@ from pipelines.histories.buckets import user_hash
 from pipelines.schema import COMPLETION, ITEM_ID, TIMESTAMP, USER_ID
 
 RUN_ROWS = 8_000_000
-"""Plays that a task holds before it writes a run: about 100 bytes each while it does."""
+"""Plays that a task collects before it writes a run: about 100 bytes of memory each."""
 PASS_ROWS = 12_000_000
-"""Plays that a building task holds at once; a larger partition is read several times."""
+"""Plays that a building task has in memory at once; a larger partition is read several times."""
 TRIM_ABOVE = 65_536
-"""A listener with more plays than this in one run is cut to the newest `max_history` there."""
+"""A listener with more plays than this in one run is cut to the newest `max_history`."""
 HEARD_MARK = 255
-"""`completion` of a row that only says: this listener heard this song, before the newest `max_history` plays."""
+"""`completion` of a mark, a row that is no play: the listener heard the song before the newest `max_history` plays."""
 
 
 @dataclass(frozen=True)
-class Exchange:
+class Shuffle:
     """How listeners are spread over partitions. Both numbers are powers of two, partitions at most buckets."""
 
     partitions: int
@@ -53,8 +53,11 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Column:
-    """How a column of a run is stored: in `planes` columns of single bytes and as offsets from `base`, or as it is."""
+class StoredColumn:
+    """How a column of a run is stored.
+
+    Integers: as offsets from `base`, a column for each of their `planes` bytes. Everything else: unchanged, planes 0.
+    """
 
     name: str
     planes: int = 0
@@ -62,22 +65,22 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Part:
-    """The plays of one partition in one run: a range of the file that is read at once."""
+class ShuffleRange:
+    """The plays of one partition in one run: a byte range of the file, read at once."""
 
     uri: str
-    columns: tuple[Column, ...]
+    columns: tuple[StoredColumn, ...]
     rows: int
     offset: int
     bytes: int
 
 
 @dataclass(frozen=True)
-class Run:
+class ShuffleRun:
     """A file of plays, written by one task."""
 
     uri: str
-    columns: tuple[Column, ...]
+    columns: tuple[StoredColumn, ...]
     rows: tuple[int, ...]  # in each partition
     offsets: tuple[int, ...]  # where each partition begins, and where the last ends
 
@@ -86,20 +89,20 @@ class Run:
         """Size of the plays in the file."""
         return self.offsets[-1]
 
-    def part(self, partition: int) -> Part:
+    def range_of(self, partition: int) -> ShuffleRange:
         """Where the plays of a partition are."""
         start, end = self.offsets[partition : partition + 2]
-        return Part(self.uri, self.columns, self.rows[partition], start, end - start)
+        return ShuffleRange(self.uri, self.columns, self.rows[partition], start, end - start)
 
 
-def parts_of(runs: Sequence[Run], partition: int) -> tuple[Part, ...]:
-    """Where the plays of a partition are in all runs that have some."""
-    return tuple(run.part(partition) for run in runs if run.rows[partition])
+def ranges_of(runs: Sequence[ShuffleRun], partition: int) -> tuple[ShuffleRange, ...]:
+    """Where the plays of a partition are, in all runs that have any."""
+    return tuple(run.range_of(partition) for run in runs if run.rows[partition])
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Plays of any listeners, in any order. Rows whose completion is HEARD_MARK are marks, not plays."""
+class ShuffleRows:
+    """Plays of any listeners, in any order; rows whose completion is HEARD_MARK are marks, not plays."""
 
     user_id: pa.Array
     item_id: pa.Array
@@ -109,34 +112,35 @@ class Rows:
     def __len__(self) -> int:
         return len(self.timestamp)
 
-    def take(self, rows: np.ndarray) -> "Rows":
+    def take(self, places: np.ndarray) -> "ShuffleRows":
         """The rows at the given places."""
-        return Rows(_take(self.user_id, rows), _take(self.item_id, rows), self.timestamp[rows], self.completion[rows])
+        user_id, item_id = _take(self.user_id, places), _take(self.item_id, places)
+        return ShuffleRows(user_id, item_id, self.timestamp[places], self.completion[places])
 
     @staticmethod
-    def concatenate(parts: Sequence["Rows"]) -> "Rows":
-        """All rows of the parts, in their order."""
-        return Rows(
-            pa.concat_arrays([part.user_id for part in parts]),
-            pa.concat_arrays([part.item_id for part in parts]),
-            np.concatenate([part.timestamp for part in parts]),
-            np.concatenate([part.completion for part in parts]),
+    def concatenate(pieces: Sequence["ShuffleRows"]) -> "ShuffleRows":
+        """The rows of all pieces, in their order."""
+        return ShuffleRows(
+            pa.concat_arrays([piece.user_id for piece in pieces]),
+            pa.concat_arrays([piece.item_id for piece in pieces]),
+            np.concatenate([piece.timestamp for piece in pieces]),
+            np.concatenate([piece.completion for piece in pieces]),
         )
 
 
-class RunWriter:
+class ShuffleWriter:
     """Collects the plays of a task and writes them as runs `<stem>-<number>.arrow`."""
 
-    def __init__(self, exchange: Exchange, folder: str, stem: str):
-        self.runs: list[Run] = []
+    def __init__(self, shuffle: Shuffle, folder: str, stem: str):
+        self.runs: list[ShuffleRun] = []
         self.duplicates = 0  # found while busy listeners were cut
         self.songs: list[tuple[pa.Array, pa.Array]] = []  # of each run: distinct item_id, plays
-        self._exchange, self._folder, self._stem = exchange, folder, stem
-        self._pending: list[Rows] = []
+        self._shuffle, self._folder, self._stem = shuffle, folder, stem
+        self._pending: list[ShuffleRows] = []
         self._hashes: list[np.ndarray] = []
         self._rows = 0
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: ShuffleRows) -> None:
         """Add plays."""
         self._pending.append(rows)
         self._hashes.append(_hashes(rows.user_id))  # now, while they are in the cache
@@ -148,45 +152,48 @@ class RunWriter:
         """Write what was collected."""
         if not self._rows:
             return
-        rows, hashes = Rows.concatenate(self._pending), np.concatenate(self._hashes)
+        rows, hashes = ShuffleRows.concatenate(self._pending), np.concatenate(self._hashes)
         self._pending, self._hashes, self._rows = [], [], 0
         self.songs.append(pc.value_counts(rows.item_id).flatten())
-        rows, hashes, duplicates = cut_busy_listeners(rows, hashes, max_history=self._exchange.max_history)
+        rows, hashes, duplicates = cut_busy_listeners(rows, hashes, max_history=self._shuffle.max_history)
         self.duplicates += duplicates
         uri = storage.join(self._folder, f"{self._stem}-{len(self.runs):03d}.arrow")
-        self.runs.append(_write_run(uri, rows, self._exchange.partition_of(hashes), self._exchange.partitions))
+        self.runs.append(_write_run(uri, rows, self._shuffle.partition_of(hashes), self._shuffle.partitions))
 
 
-def cut_busy_listeners(rows: Rows, hashes: np.ndarray, *, max_history: int) -> tuple[Rows, np.ndarray, int]:
+def cut_busy_listeners(
+    rows: ShuffleRows, hashes: np.ndarray, *, max_history: int
+) -> tuple[ShuffleRows, np.ndarray, int]:
     """Cut listeners of more than TRIM_ABOVE plays to their newest distinct `max_history`, and marks for the rest.
 
     Returns the rows, their listeners' hashes, and the duplicates that were found on the way.
     """
+    busy_from = max(TRIM_ABOVE, max_history)
     slots = (hashes.view(np.uint64) >> np.uint64(44)).astype(np.int64)
-    crowded = np.bincount(slots, minlength=1 << 20) > max(TRIM_ABOVE, max_history)
+    crowded = np.bincount(slots, minlength=1 << 20) > busy_from  # only in these slots can a busy listener be
     if not crowded.any():
         return rows, hashes, 0
     suspects = np.flatnonzero(crowded[slots])
     users = rows.user_id.take(pa.array(suspects)).dictionary_encode()
     counts = np.bincount(users.indices.to_numpy(), minlength=len(users.dictionary))
-    keep = np.ones(len(rows), bool)
-    kept, duplicates = [], 0
-    for busy in np.flatnonzero(counts > max(TRIM_ABOVE, max_history)):
+    unchanged = np.ones(len(rows), bool)
+    cuts, duplicates = [], 0
+    for busy in np.flatnonzero(counts > busy_from):
         places = suspects[users.indices.to_numpy() == busy]
-        keep[places] = False
+        unchanged[places] = False
         cut, found = _newest(rows.take(places), max_history)
-        kept.append(cut)
+        cuts.append(cut)
         duplicates += found
-    rest = np.flatnonzero(keep)
-    result = Rows.concatenate([rows.take(rest), *kept])
-    return result, np.concatenate([hashes[rest], *(_hashes(part.user_id) for part in kept)]), duplicates
+    rest = np.flatnonzero(unchanged)
+    result = ShuffleRows.concatenate([rows.take(rest), *cuts])
+    return result, np.concatenate([hashes[rest], *(_hashes(cut.user_id) for cut in cuts)]), duplicates
 
 
-def _newest(rows: Rows, max_history: int) -> tuple[Rows, int]:
+def _newest(rows: ShuffleRows, max_history: int) -> tuple[ShuffleRows, int]:
     """One listener's newest distinct plays, and a mark for every song of the older ones; the duplicates among all.
 
-    Plays at the second of the oldest kept one all stay, so that which of them are kept is decided where the order
-    of songs is known.
+    All plays of the same second as the oldest kept one stay too: which of them are kept is decided when songs have
+    their index, by which equal times are ordered.
     """
     song = rows.item_id.dictionary_encode().indices.to_numpy()
     order = np.lexsort((rows.completion, song, rows.timestamp))
@@ -196,24 +203,25 @@ def _newest(rows: Rows, max_history: int) -> tuple[Rows, int]:
     newest = time >= time[-min(max_history, len(time))]
     _, first = np.unique(song[~newest], return_index=True)
     marks = rows.take(order[~newest][first])
-    marks = Rows(marks.user_id, marks.item_id, marks.timestamp, np.full(len(marks), HEARD_MARK, np.uint8))
-    return Rows.concatenate([rows.take(order[newest]), marks]), int((~last).sum())
+    marks = replace(marks, completion=np.full(len(marks), HEARD_MARK, np.uint8))
+    return ShuffleRows.concatenate([rows.take(order[newest]), marks]), int((~last).sum())
 
 
-def read_in_passes(parts: Sequence[Part]) -> Iterator[Rows]:
+def read_in_passes(ranges: Sequence[ShuffleRange]) -> Iterator[ShuffleRows]:
     """The plays of a partition in portions of about PASS_ROWS, each with all plays of a range of user ids, ascending.
 
-    Usually that is one portion. Of a larger partition every portion reads the runs anew and keeps its own listeners.
+    Usually that is one portion. For each portion of a larger partition the runs are read again, and the plays of other
+    listeners are dropped.
     """
-    total = sum(part.rows for part in parts)
-    cuts = _cuts(parts, -(-total // PASS_ROWS)) if total > PASS_ROWS else []
-    if not parts:
+    total = sum(piece.rows for piece in ranges)
+    cuts = _cuts(ranges, -(-total // PASS_ROWS)) if total > PASS_ROWS else []
+    if not ranges:
         return
     for low, high in zip([None, *cuts], [*cuts, None], strict=True):
-        yield Rows.concatenate([_between(_read_part(part), low, high) for part in parts])
+        yield ShuffleRows.concatenate([_between(_read_range(piece), low, high) for piece in ranges])
 
 
-def _between(rows: Rows, low: Any, high: Any) -> Rows:
+def _between(rows: ShuffleRows, low: Any, high: Any) -> ShuffleRows:
     """The rows of the user ids in [low, high); None: no bound."""
     if low is None and high is None:
         return rows
@@ -225,57 +233,57 @@ def _between(rows: Rows, low: Any, high: Any) -> Rows:
     return rows.take(np.flatnonzero(inside))
 
 
-def _cuts(parts: Sequence[Part], passes: int) -> list[Any]:
-    """User ids that cut a partition into about equal portions, from every hundredth play."""
-    users = pa.concat_arrays([_read_part(part).user_id[::100] for part in parts])
+def _cuts(ranges: Sequence[ShuffleRange], passes: int) -> list[Any]:
+    """User ids that cut a partition into about equal portions, estimated from every hundredth play."""
+    users = pa.concat_arrays([_read_range(piece).user_id[::100] for piece in ranges])
     users = users.take(pc.array_sort_indices(users))
     places = [len(users) * number // passes for number in range(1, passes)]
     return pc.unique(users.take(pa.array(places))).to_pylist()
 
 
 def _hashes(user_id: pa.Array) -> np.ndarray:
-    """xxhash64 of each row's listener; of strings every distinct one is hashed once."""
+    """xxhash64 of each row's listener; every distinct string is hashed once."""
     if pa.types.is_integer(user_id.type):
         return user_hash(user_id)
     encoded = user_id.dictionary_encode()
     return user_hash(encoded.dictionary)[encoded.indices.to_numpy()]
 
 
-def _take(column: pa.Array, rows: np.ndarray) -> pa.Array:
+def _take(column: pa.Array, places: np.ndarray) -> pa.Array:
     if pa.types.is_integer(column.type):
-        return pa.array(column.to_numpy(zero_copy_only=False)[rows])
-    return column.take(pa.array(rows))
+        return pa.array(column.to_numpy(zero_copy_only=False)[places])
+    return column.take(pa.array(places))
 
 
-def _write_run(uri: str, rows: Rows, partition: np.ndarray, partitions: int) -> Run:
+def _write_run(uri: str, rows: ShuffleRows, partition: np.ndarray, partitions: int) -> ShuffleRun:
     order = np.argsort(partition, kind="stable")
     counts = np.bincount(partition, minlength=partitions).tolist()
     columns, stored = [], []
     for name, values in ((USER_ID, rows.user_id), (ITEM_ID, rows.item_id), (TIMESTAMP, pa.array(rows.timestamp))):
         if pa.types.is_integer(values.type):
             narrow, base = _narrowed(values.to_numpy(zero_copy_only=False))
-            columns.append(Column(name, narrow.itemsize, base))
+            columns.append(StoredColumn(name, narrow.itemsize, base))
             stored += _planes(narrow[order])
         else:
-            columns.append(Column(name))
+            columns.append(StoredColumn(name))
             stored.append(values.take(pa.array(order)))
-    columns.append(Column(COMPLETION))
+    columns.append(StoredColumn(COMPLETION))
     stored.append(pa.array(rows.completion[order]))
     batch = pa.record_batch(stored, schema=_stored_schema(columns))
     storage.make_parent(uri)
     fs, path = storage.filesystem(uri)
     options = ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1), use_threads=False)
     with fs.open_output_stream(path) as sink, ipc.new_file(sink, batch.schema, options=options) as writer:
-        writer.write_batch(batch.slice(0, 0))  # the schema is written with the first batch: that one shall be nobody's
+        writer.write_batch(batch.slice(0, 0))  # writes the schema too, which is in no partition's range then
         start, offsets = 0, [sink.tell()]
         for count in counts:
             writer.write_batch(batch.slice(start, count))
             start += count
             offsets.append(sink.tell())
-    return Run(uri, tuple(columns), tuple(counts), tuple(offsets))
+    return ShuffleRun(uri, tuple(columns), tuple(counts), tuple(offsets))
 
 
-def _stored_schema(columns: Sequence[Column]) -> pa.Schema:
+def _stored_schema(columns: Sequence[StoredColumn]) -> pa.Schema:
     fields = []
     for column in columns:
         fields += [(f"{column.name}.{plane}", pa.uint8()) for plane in range(column.planes)]
@@ -285,7 +293,7 @@ def _stored_schema(columns: Sequence[Column]) -> pa.Schema:
 
 
 def _narrowed(values: np.ndarray) -> tuple[np.ndarray, int]:
-    """Integers as offsets from their least, in four bytes where that is enough."""
+    """Integers as offsets from a base, in four bytes if their smallest can be one; else unchanged, with base 0."""
     least = int(values.min())
     if int(values.max()) - least < 1 << 32:
         return (values - least).astype(np.uint32), least
@@ -293,22 +301,22 @@ def _narrowed(values: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _planes(values: np.ndarray) -> list[pa.Array]:
-    """A column for each byte of integers: alike bytes side by side, which zstd makes a tenth less of."""
+    """A column for each byte of integers: with bytes of equal weight side by side, zstd output is a tenth smaller."""
     split = np.ascontiguousarray(values.view(np.uint8).reshape(len(values), values.itemsize).T)
     return [pa.array(plane) for plane in split]
 
 
-def _read_part(part: Part) -> Rows:
-    fs, path = storage.filesystem(part.uri)
+def _read_range(piece: ShuffleRange) -> ShuffleRows:
+    fs, path = storage.filesystem(piece.uri)
     with fs.open_input_file(path) as source:
-        content = source.read_at(part.bytes, part.offset)
-    batch = ipc.read_record_batch(ipc.read_message(content), _stored_schema(part.columns))
-    user, item, time, _ = (_joined(batch, column) for column in part.columns)
-    return Rows(user, item, time.to_numpy(), batch[COMPLETION].to_numpy())
+        content = source.read_at(piece.bytes, piece.offset)
+    batch = ipc.read_record_batch(ipc.read_message(content), _stored_schema(piece.columns))
+    user, item, time, _ = (_joined(batch, column) for column in piece.columns)
+    return ShuffleRows(user, item, time.to_numpy(), batch[COMPLETION].to_numpy())
 
 
-def _joined(batch: pa.RecordBatch, column: Column) -> pa.Array:
-    """A column as it was; integers as int64."""
+def _joined(batch: pa.RecordBatch, column: StoredColumn) -> pa.Array:
+    """A column of a run as it was before it was stored; integers as int64."""
     if not column.planes:
         return batch[column.name]
     whole = np.empty((batch.num_rows, column.planes), np.uint8)

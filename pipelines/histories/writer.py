@@ -1,4 +1,4 @@
-"""Writes the files of a bucket: histories in row groups of about equal events, and a day's additions to them."""
+"""Writes the files of a bucket: a base in row groups of about equal events, and a day's increment over it."""
 
 import hashlib
 import io
@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
-from pipelines.histories.merge import Block
-from pipelines.histories.shards import DeltaFile, ShardFile
+from pipelines.histories.histories import Histories
+from pipelines.histories.shards import IncrementFile, ShardFile
 from pipelines.schema import (
     COMPLETION,
     HEARD_BEFORE,
@@ -19,7 +19,7 @@ from pipelines.schema import (
     NUM_EVENTS,
     SESSION_INDEX,
     TIMESTAMP,
-    delta_schema,
+    increment_schema,
     sequence_schema,
 )
 
@@ -27,33 +27,35 @@ _SPLIT = {
     f"{name}.list.element": "BYTE_STREAM_SPLIT"
     for name in (ITEM_INDEX, TIMESTAMP, COMPLETION, SESSION_INDEX, HEARD_BEFORE)
 }
-"""The high bytes of neighbouring songs and times are alike: side by side zstd makes a third less of them."""
+"""Neighbouring songs and times have equal high bytes: with those side by side, zstd output is a third smaller."""
 
 
 class ShardWriter:
-    """Writes one file of a bucket. Row groups are cut by events alone, so equal rows give equal files.
+    """Writes a bucket's base. Row groups are cut by events alone, so equal histories give equal files.
 
-    A group ends with the row that brings it to `row_group_events` events. The file is invisible until `close`.
+    A group ends with the listener that brings it to `row_group_events` events. The file is invisible until `close`.
     """
 
-    def __init__(self, folder: str, path: str, *, bucket: int, user_id_type: str, row_group_events: int):
+    def __init__(
+        self, folder: str, path: str, *, bucket: int, user_id_type: str, session_gap_s: int, row_group_events: int
+    ):
         self.path, self.bucket = path, bucket
         self._file = ParquetSink(storage.join(folder, path), sequence_schema(user_id_type))
-        self._row_group_events = row_group_events
+        self._session_gap_s, self._row_group_events = session_gap_s, row_group_events
         self._pending: list[pa.Table] = []
         self._pending_events = self._events = 0
 
-    def write(self, table: pa.Table) -> None:
-        """Append rows (`schema.sequence_schema`, ascending user_id)."""
-        if not table.num_rows:
+    def write(self, histories: Histories) -> None:
+        """Append listeners, ascending by user_id."""
+        if not len(histories):
             return
-        self._pending.append(table)
-        self._pending_events += _events(table)
+        self._pending.append(histories.to_table(session_gap_s=self._session_gap_s))
+        self._pending_events += len(histories.timestamp)
         if self._pending_events >= self._row_group_events:
             self._cut()
 
     def close(self) -> ShardFile | None:
-        """Finish the file and describe it; None if no row was written (then there is no file)."""
+        """Finish the file and describe it; None if no listener was written (then there is no file)."""
         if self._pending:
             self._write_group(pa.concat_tables(self._pending))
         if not self._file.close():
@@ -88,31 +90,30 @@ class ShardWriter:
         self._events += _events(table)
 
 
-class DeltaWriter:
-    """Writes what a day adds to a bucket: a row group for every row group of the base in which somebody played."""
+class IncrementWriter:
+    """Writes a bucket's increment: a row group for each row group of the base that has or gets listeners who played."""
 
     def __init__(self, folder: str, path: str, *, user_id_type: str):
-        self.path, self._user_id_type = path, user_id_type
-        self._file = ParquetSink(storage.join(folder, path), delta_schema(user_id_type))
+        self.path = path
+        self._file = ParquetSink(storage.join(folder, path), increment_schema(user_id_type))
         self._groups: list[int] = []
         self._events = 0
 
-    def write(self, block: Block, num_new: np.ndarray) -> None:
-        """Append the rows that belong to the next row group of the base; maybe none.
+    def write(self, histories: Histories, num_new: np.ndarray) -> None:
+        """Append what belongs to the next row group of the base; maybe nothing.
 
-        num_new: int32, plays of each row that the layers below do not have (`sequences.Additions`).
+        num_new: int32, plays of each listener that the layers below lack (`increments.Increment`).
         """
-        self._groups.append(len(block))
-        self._events += len(block.timestamp)
-        if not len(block):
-            return
-        self._file.write(block.to_delta(num_new, user_id_type=self._user_id_type))
+        self._groups.append(len(histories))
+        self._events += len(histories.timestamp)
+        if len(histories):
+            self._file.write(histories.to_increment(num_new))
 
-    def close(self) -> DeltaFile | None:
-        """Finish the file and describe it; None if nobody played (then there is no file)."""
+    def close(self) -> IncrementFile | None:
+        """Finish the file and describe it; None if no listener was written (then there is no file)."""
         if not self._file.close():
             return None
-        return DeltaFile(
+        return IncrementFile(
             path=self.path,
             rows=sum(self._groups),
             events=self._events,
@@ -123,7 +124,7 @@ class DeltaWriter:
 
 
 class ParquetSink:
-    """A Parquet file that is made with its first row group and appears when it is closed."""
+    """A Parquet file that is begun with its first row group and becomes visible when it is closed."""
 
     def __init__(self, uri: str, schema: pa.Schema):
         self.row_groups: list[int] = []
@@ -147,7 +148,7 @@ class ParquetSink:
         self.row_groups.append(table.num_rows)
 
     def close(self) -> bool:
-        """Let the file appear; False if there is none."""
+        """Make the file visible; False if no row group was written (then there is no file)."""
         if self._writer is None or self._sink is None:
             return False
         self._writer.close()
@@ -161,13 +162,13 @@ def _events(table: pa.Table) -> int:
 
 
 class _HashingSink(io.RawIOBase):
-    """A file that hashes what is written and appears under its name when committed."""
+    """A file that hashes what is written and becomes visible under its name when committed."""
 
     def __init__(self, uri: str):
         self.sha256, self.size = hashlib.sha256(), 0
         storage.make_parent(uri)
         self._fs, self._path = storage.filesystem(uri)
-        # An object appears when its upload completes; a local file needs a name of its own until then.
+        # An object becomes visible when its upload completes; a local file needs another name until then.
         self._written = self._path if storage.is_s3(uri) else f"{self._path}.{uuid.uuid4().hex}.tmp"
         self._stream = self._fs.open_output_stream(self._written)
 
@@ -181,7 +182,7 @@ class _HashingSink(io.RawIOBase):
         return len(content)
 
     def commit(self) -> None:
-        """Let the file appear. Not `close`, which a garbage collector also calls on a half-written file."""
+        """Make the file visible. Not `close`, which a garbage collector also calls on a half-written file."""
         self._stream.close()
         if self._written != self._path:
             self._fs.move(self._written, self._path)

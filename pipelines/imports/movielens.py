@@ -1,7 +1,6 @@
-"""MovieLens ratings as plays: reading the published formats, and histories that keep the file's order.
+"""MovieLens ratings as plays, read from the published formats.
 
-A rating is an event of its film, heard in full; the value of the rating is not used. Order within equal timestamps
-is the order of the file: raters tick whole pages within a second, and the protocols here hold out the last event.
+A rating is a play of its film, heard in full; the value of the rating is not used.
 """
 # pyright: reportAttributeAccessIssue=false
 # (pyarrow.compute makes its functions when it is imported)
@@ -20,10 +19,8 @@ import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.errors import InputError
-from pipelines.histories.buckets import user_bucket
-from pipelines.histories.build import BuildSpec, Built
-from pipelines.histories.merge import in_given_order
-from pipelines.histories.shards import ShardFile
+from pipelines.histories.merge import Plays
+from pipelines.imports.plays import existing_column, whole_numbers
 from pipelines.schema import ITEM_ID, TIMESTAMP, TITLE, USER_ID, catalogue_schema
 
 RATING_FILES = ("ratings.dat", "ratings.csv", "u.data", "ratings.parquet")
@@ -71,6 +68,11 @@ class Ratings:
     def take(self, rows: np.ndarray) -> "Ratings":
         """Some of the ratings, in the given order."""
         return Ratings(self.uri, self.user_id[rows], self.item_id[rows], self.timestamp[rows], self.bad)
+
+    def plays(self, item_index: np.ndarray) -> Plays:
+        """The ratings as plays, in the same order. item_index: int32 [T], the index of each rating's film."""
+        completion = np.full(len(self.timestamp), 100, np.uint8)
+        return Plays(pa.array(self.user_id, pa.int64()), self.timestamp, item_index, completion)
 
     def rejected(self) -> Counter[str]:
         """Bad lines by reason."""
@@ -122,57 +124,15 @@ def read_movies(uri: str) -> pa.Table:
     """Titles as a catalogue table (`schema.catalogue_schema`) from movies.dat, movies.csv, u.item or Parquet."""
     ending = uri.rsplit(".", 1)[-1].lower()
     if ending == "parquet":
-        table = _checked_columns(uri, storage.read_table(uri), (ITEM_ID, TITLE))
-        ids, titles = table[ITEM_ID].to_pylist(), table[TITLE].to_pylist()
+        table = storage.read_table(uri)
+        ids = whole_numbers(uri, table, ITEM_ID).to_pylist()
+        titles = existing_column(uri, table, TITLE).cast(pa.string()).to_pylist()
     else:
         ids, titles = _movie_lines(uri, ending)
     target = catalogue_schema("int64")
     columns = {ITEM_ID: pa.array(ids, pa.int64()), TITLE: pa.array(titles, pa.string())}
     missing = {field.name: pa.nulls(len(ids), field.type) for field in target if field.name not in columns}
     return pa.table({**columns, **missing}).select(target.names).cast(target)
-
-
-def build_histories(ratings: Ratings, spec: BuildSpec, item_index: np.ndarray) -> Built:
-    """Write every bucket's shard of an import, ties of a timestamp in file order.
-
-    item_index: int32 [T], the vocabulary's index of each rating's film. Of equal (user, timestamp, film) rows the
-    first counts.
-    """
-    first = _first_of_equals(ratings.user_id, ratings.timestamp, item_index)
-    kept, item_index = ratings.take(first), item_index[first]
-    users, rank = np.unique(kept.user_id, return_inverse=True)
-    pairs = np.unique(rank.astype(np.int64) << 32 | item_index)
-    listeners = np.bincount(pairs & 0xFFFFFFFF, minlength=spec.vocabulary_size + 1)
-    buckets = user_bucket(pa.array(users), spec.buckets)[rank]
-    # Stable: rows of one user and second stay as they are in the file.
-    order = np.lexsort((kept.timestamp, kept.user_id, buckets))
-    edges = np.searchsorted(buckets[order], np.arange(spec.buckets + 1))
-    files = []
-    for bucket in np.flatnonzero(np.diff(edges)):
-        rows = order[edges[bucket] : edges[bucket + 1]]
-        files.append(_write_bucket(kept.take(rows), spec, int(bucket), item_index[rows]))
-    return Built(tuple(files), listeners.astype(np.int64), len(ratings.timestamp) - len(first))
-
-
-def _write_bucket(ratings: Ratings, spec: BuildSpec, bucket: int, item_index: np.ndarray) -> ShardFile:
-    """One shard, from ratings sorted by user and time."""
-    writer = spec.writer(bucket)
-    # Laying another day over these would sort ties by song, so an import is never merged into.
-    block = in_given_order(ratings.user_id, ratings.timestamp, item_index, max_history=spec.max_history)
-    writer.write(block.to_table(user_id_type=spec.user_id_type, session_gap_s=spec.session_gap_s))
-    file = writer.close()
-    assert file is not None  # the bucket has rows
-    return file
-
-
-def _first_of_equals(*columns: np.ndarray) -> np.ndarray:
-    """Positions of the first of equal rows, ascending."""
-    order = np.lexsort(columns)
-    new = np.zeros(len(order), bool)
-    new[:1] = True
-    for column in columns:
-        new[1:] |= np.diff(column[order]) != 0
-    return np.sort(order[new])
 
 
 def _read_text(uri: str, separator: str) -> Ratings:
@@ -242,7 +202,7 @@ def _read_parquet(uri: str) -> Ratings:
         raise InputError(f"{uri} cannot be read as Parquet ({' '.join(str(error).split())}): replace it") from None
     wanted = (USER_ID, ITEM_ID, TIMESTAMP)
     table = storage.read_table(uri, [name for name in names if name in wanted])
-    table = _checked_columns(uri, table, wanted)
+    table = pa.table({name: whole_numbers(uri, table, name) for name in wanted})
     complete = np.ones(table.num_rows, bool)
     for column in table.columns:
         complete &= _mask(column.combine_chunks().is_valid())
@@ -252,24 +212,6 @@ def _read_parquet(uri: str) -> Ratings:
     ]
     columns = [column.filter(pa.array(complete)).to_numpy() for column in table.columns]
     return Ratings(uri, *columns, bad=tuple(bad))
-
-
-def _checked_columns(uri: str, table: pa.Table, wanted: tuple[str, ...]) -> pa.Table:
-    """The wanted columns as int64 (a title as string); InputError if one is missing or no number."""
-    missing = [name for name in wanted if name not in table.column_names]
-    if missing:
-        found = ", ".join(table.column_names) or "none"
-        raise InputError(f"{uri}: column {missing[0]} is missing (found {found}): add it")
-    columns = {}
-    for name in wanted:
-        column = table[name]
-        if pa.types.is_timestamp(column.type):
-            column = column.cast(pa.timestamp("s"), safe=False)
-        try:
-            columns[name] = column.cast(pa.string() if name == TITLE else pa.int64())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            raise InputError(f"{uri}: column {name} is {column.type}, expected whole numbers: convert it") from None
-    return pa.table(columns)
 
 
 def _movie_lines(uri: str, ending: str) -> tuple[list[int], list[str]]:

@@ -24,7 +24,7 @@ from pipelines.calendar import Calendar
 from pipelines.forget import blocklist
 from pipelines.forget.blocklist import Blocklist
 from pipelines.forget.redact import possible_users
-from pipelines.histories.shuffle import RUN_ROWS, Exchange, Rows, Run, RunWriter
+from pipelines.histories.shuffle import RUN_ROWS, Shuffle, ShuffleRows, ShuffleRun, ShuffleWriter
 from pipelines.histories.writer import ParquetSink
 from pipelines.logs import files
 from pipelines.schema import (
@@ -90,7 +90,7 @@ class CleanSpec:
 
     logs: files.LogSpec
     rules: ValidationRules
-    exchange: Exchange
+    shuffle: Shuffle
     staging: str  # folder
     quarantine: str  # folder
     blocked: Blocklist = field(default_factory=blocklist.empty)  # listeners whose rows are dropped
@@ -101,7 +101,7 @@ class Cleaned:
     """What reading the logs gave: runs of plays for the shuffle, and counts."""
 
     songs: pa.Table  # item_id, plays: the distinct songs of valid plays and how often each was played
-    runs: list[Run] = field(default_factory=list)
+    runs: list[ShuffleRun] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)  # URIs
     rows_read: int = 0
     accepted: int = 0
@@ -275,7 +275,7 @@ class CleanTask:
 
     def __init__(self, spec: CleanSpec, name: str):
         self._spec, self._logs = spec, spec.logs
-        self._plays = RunWriter(spec.exchange, spec.staging, f"plays-{name}")
+        self._plays = ShuffleWriter(spec.shuffle, spec.staging, f"plays-{name}")
         self._songs = storage.join(spec.staging, f"songs-{name}.parquet")
         self._rejects = _RejectSink(storage.join(spec.quarantine, f"part-{name}.parquet"))
         self._counts = {"rows_read": 0, "accepted": 0, "ignored": 0, "forgotten": 0}
@@ -348,7 +348,7 @@ def without_blocked(batch: files.RawBatch, blocked: Blocklist, spec: files.LogSp
     return rest, int(dropped.sum())
 
 
-def _plays(batch: files.RawBatch, valid: np.ndarray, spec: files.LogSpec) -> Rows:
+def _plays(batch: files.RawBatch, valid: np.ndarray, spec: files.LogSpec) -> ShuffleRows:
     columns = batch.columns
     percent = completion(columns.get(PLAY_MS), columns.get(DURATION_MS), len(valid))
     user_id = columns[USER_ID].cast(id_type(spec.user_id_type))
@@ -358,7 +358,7 @@ def _plays(batch: files.RawBatch, valid: np.ndarray, spec: files.LogSpec) -> Row
         mask = pa.array(valid)
         user_id, item_id, timestamp = user_id.filter(mask), item_id.filter(mask), timestamp.filter(mask)
         percent = percent[valid]
-    return Rows(user_id, item_id, timestamp.to_numpy(zero_copy_only=False), percent)
+    return ShuffleRows(user_id, item_id, timestamp.to_numpy(zero_copy_only=False), percent)
 
 
 def _quarantined(batch: files.RawBatch, positions: np.ndarray, reasons: np.ndarray, file: files.LogFile) -> pa.Table:

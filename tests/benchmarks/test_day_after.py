@@ -46,7 +46,7 @@ def test_merged_and_full_are_equal_and_one_play_a_second_later_is_a_difference(t
         land(logs, number)
     full = sessionized(tmp_path / "full", logs, "2026-01-07")
     merged = sessionized(tmp_path / "merged", logs, "2026-01-06", "2026-01-07")
-    assert any(file.deltas for file in merged.files)
+    assert any(file.increments for file in merged.files)
     check_equal("same", merged, full)
 
     land(tmp_path / "other", 0, shift=1)

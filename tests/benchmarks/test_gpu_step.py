@@ -23,7 +23,7 @@ from benchmarks.gpu_step import (
     toeplitz_to_fuse,
 )
 from benchmarks.lib import gpu, gpu_trace
-from benchmarks.lib.industrial_shards import NOW, Scale, block_of, lengths, write_shards
+from benchmarks.lib.industrial_shards import NOW, Scale, histories_of, lengths, write_shards
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.ops import reference
 
@@ -58,7 +58,7 @@ def test_lengths_have_the_given_mean_and_a_long_tail_that_is_cut():
 
 
 def test_listeners_play_in_order_songs_of_the_catalogue_the_first_ones_most():
-    block = block_of(3, replace(SCALE, listeners=16_000))
+    block = histories_of(3, replace(SCALE, listeners=16_000))
     first = np.zeros(len(block.timestamp), bool)
     first[block.offsets[:-1]] = True
     assert (np.diff(block.timestamp)[~first[1:]] >= 0).all() and block.timestamp.max() < NOW

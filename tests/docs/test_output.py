@@ -72,7 +72,7 @@ def test_an_increment_has_the_columns_of_a_history_but_the_sessions() -> None:
     assert [field.name for field in INCREMENT("int64")] == [name for name in names if name != "session_index"]
 
 
-INCREMENT = schema.delta_schema
+INCREMENT = schema.increment_schema
 
 
 def rows_of(answer: Any) -> list[tuple[Any, ...]]:

@@ -10,18 +10,19 @@ import sys
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from fuxi_beta import ops
 from fuxi_beta.config import EvaluateConfig, Kernels, ModelConfig, TrainConfig
-from fuxi_beta.data.batches import inference_batch, read_histories
+from fuxi_beta.data.batches import inference_batch
 from fuxi_beta.evaluation.next_day import evaluate_next_day
 from fuxi_beta.training.checkpoint import TrainedModel, load_export, save_export
 from fuxi_beta.training.fit import fit
 from pipelines.calendar import DAY_SECONDS, Calendar
-from pipelines.histories.merge import Block
-from pipelines.histories.shards import Manifest, ShardFile, read_manifest, write_item_counts, write_manifest
-from pipelines.histories.writer import ShardWriter
+from pipelines.histories.histories import Histories
+from pipelines.histories.publish import BuildSpec, publish_shards, write_bases
+from pipelines.histories.shards import Manifest, read_manifest
 
 DS, DAYS, BUCKETS, LISTENERS, SONGS, K = dt.date(2026, 3, 4), 20, 2, 24, 40, 5
 CALENDAR = Calendar("UTC")
@@ -30,7 +31,7 @@ TRAIN = TrainConfig(epochs=1, batch_size=8, negatives=8, min_listeners=1, lanes=
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def plays(bucket: int) -> Block:
+def plays(bucket: int) -> Histories:
     """Walks through the catalogue: song k, then k + 1 or k + 2. Everybody heard songs 3 and 17 long ago."""
     random = np.random.default_rng(bucket)
     count = LISTENERS // BUCKETS
@@ -39,8 +40,8 @@ def plays(bucket: int) -> Block:
     owner = np.repeat(np.arange(count), lengths)
     songs = random.integers(0, SONGS, count)[owner] + random.integers(1, 3, len(owner)).cumsum()
     times = CALENDAR.day_start(DS) - random.integers(1, DAYS * DAY_SECONDS, len(owner))
-    return Block(
-        user_id=np.arange(count) * BUCKETS + bucket,
+    return Histories(
+        user_id=pa.array(np.arange(count) * BUCKETS + bucket),
         offsets=offsets,
         item_index=(songs % SONGS + 1).astype(np.int32),
         timestamp=times[np.lexsort((times, owner))],
@@ -52,36 +53,16 @@ def plays(bucket: int) -> Block:
 
 def write_shards(folder: str) -> Manifest:
     """A file for each bucket, in row groups of a few listeners; the manifest as a reader finds it."""
-    files: list[ShardFile] = []
-    counts = np.zeros(SONGS + 1, np.int64)
-    for bucket in range(BUCKETS):
-        path = f"bucket={bucket:05d}/part-0.parquet"
-        writer = ShardWriter(folder, path, bucket=bucket, user_id_type="int64", row_group_events=48)
-        writer.write(plays(bucket).to_table(user_id_type="int64", session_gap_s=1800))
-        file = writer.close()
-        assert file is not None
-        files.append(file)
-        counts += np.bincount(plays(bucket).first_heard(), minlength=SONGS + 1)
-    manifest = Manifest(
-        ds=DS,
-        run_id="whole-path",
-        parent=None,
-        buckets=BUCKETS,
-        max_history=2000,
-        session_gap_s=1800,
-        user_id_type="int64",
-        item_id_type="int64",
-        timezone=CALENDAR.timezone,
-        vocabulary_version=0,
-        vocabulary_size=SONGS,
-        data_end=CALENDAR.day_start(DS),
-        item_counts="item_counts.parquet",
-        inputs="inputs.parquet",
-        files=tuple(files),
+    spec = BuildSpec(
         folder=folder,
+        ds=DS,
+        data_end=CALENDAR.day_start(DS),
+        vocabulary_size=SONGS,
+        buckets=BUCKETS,
+        row_group_events=48,
+        timezone=CALENDAR.timezone,
     )
-    write_item_counts(manifest.uri(manifest.item_counts), counts)
-    write_manifest(folder, manifest)
+    publish_shards(spec, write_bases(spec, ((bucket, plays(bucket)) for bucket in range(BUCKETS))))
     return read_manifest(folder)
 
 
@@ -89,7 +70,7 @@ def lists(manifest: Manifest, trained: TrainedModel) -> dict[str, list[Any]]:
     """Everybody's list for the request of `DS`."""
     found: dict[str, list[Any]] = {"users": [], "items": [], "scores": []}
     for file, group, _ in manifest.row_groups():
-        histories = read_histories(manifest, file, group)
+        histories = manifest.histories(file, group)
         batch = inference_batch(
             histories,
             request_time=CALENDAR.request_time(DS),

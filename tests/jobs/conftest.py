@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from jobs.config import Config, load_config
 from jobs.day import Day, open_day
 from pipelines import storage
 from pipelines.histories import vocabulary
-from pipelines.histories.buckets import user_bucket
-from pipelines.histories.shards import Manifest, ShardFile, write_manifest
-from pipelines.schema import id_type, item_counts_schema, sequence_schema
+from pipelines.histories.buckets import by_bucket
+from pipelines.histories.publish import BuildSpec, publish_shards, write_bases
+from pipelines.histories.shards import Manifest
+from pipelines.schema import id_type
+
+from ..small_histories import histories_of
 
 SONGS, LISTENERS, BUCKETS = 120, 40, 4
 DAY_ONE, DAY_TWO = dt.date(2026, 3, 2), dt.date(2026, 3, 3)
@@ -34,7 +36,6 @@ class Deployment:
     user_id_type: str = "int64"
     listeners: int = LISTENERS
     songs: int = SONGS
-    group_rows: int = 7  # listeners in a row group: several a file
     histories: dict[Any, list[tuple[int, int, int]]] = field(default_factory=dict)
 
     def day(self, ds: dt.date) -> Day:
@@ -70,63 +71,23 @@ class Deployment:
         songs = vocabulary.append(day.workspace.vocabulary, ids, ds=ds, item_id_type=self.item_id_type, run_id="test")
         if not day.has_record:
             day.new_record(vocabulary_version=songs.version)
-        folder = day.workspace.sequences(ds)
-        counts = dict.fromkeys(range(1, self.songs + 1), 0)
-        for events in histories.values():
-            for song in {event[0] for event in events}:
-                counts[song] += 1
-        table = pa.Table.from_pylist(
-            [{"item_index": s, "listeners": n} for s, n in counts.items()], schema=item_counts_schema()
-        )
-        storage.write_table(f"{folder}/item_counts.parquet", table)
-        manifest = Manifest(
+        spec = BuildSpec(
+            folder=day.workspace.sequences(ds),
             ds=ds,
+            data_end=day.workspace.calendar.day_start(ds),
+            vocabulary_size=self.songs,
+            vocabulary_version=songs.version or 0,
             run_id=day.record.run_id,
-            parent=None,
+            attempt="test",
             buckets=BUCKETS,
-            max_history=2000,
-            session_gap_s=1800,
+            row_group_events=80,  # several a file
             user_id_type=self.user_id_type,
             item_id_type=self.item_id_type,
-            timezone="UTC",
-            vocabulary_version=songs.version or 0,
-            vocabulary_size=self.songs,
-            data_end=day.workspace.calendar.day_start(ds),
-            item_counts="item_counts.parquet",
-            inputs="inputs.parquet",
-            files=tuple(self._shards(folder, histories)),
         )
+        stored = histories_of(histories, user_id_type=self.user_id_type)
+        manifest = publish_shards(spec, write_bases(spec, by_bucket(stored, BUCKETS)))
         day.finish("sessionize", {}, 0.0)
-        return write_manifest(folder, manifest)
-
-    def _shards(self, folder: str, histories: dict[Any, list[tuple[int, int, int]]]) -> list[ShardFile]:
-        users = pa.array(sorted(histories), id_type(self.user_id_type))
-        buckets = user_bucket(users, BUCKETS)
-        files = []
-        for bucket in range(BUCKETS):
-            rows = []
-            for user in users.filter(pa.array(buckets == bucket)).to_pylist():
-                events = histories[user]
-                rows.append(
-                    {
-                        "user_id": user,
-                        "item_index": [event[0] for event in events],
-                        "timestamp": [event[1] for event in events],
-                        "completion": [event[2] for event in events],
-                        "session_index": list(range(len(events))),
-                        "heard_before": [],
-                        "num_events": len(events),
-                    }
-                )
-            path, sink = f"bucket={bucket:05d}/part-test.parquet", pa.BufferOutputStream()
-            table = pa.Table.from_pylist(rows, schema=sequence_schema(self.user_id_type))
-            pq.write_table(table, sink, row_group_size=self.group_rows)
-            content = sink.getvalue().to_pybytes()
-            storage.write_bytes(f"{folder}/{path}", content)
-            groups = tuple(min(self.group_rows, len(rows) - n) for n in range(0, len(rows), self.group_rows))
-            events = sum(row["num_events"] for row in rows)
-            files.append(ShardFile(path, bucket, len(rows), events, len(content), "", groups))
-        return files
+        return manifest
 
     def export(self, ds: dt.date, *, seed: int = 1, known: int | None = None) -> str:
         """An untrained model of a ds, as the train stage leaves it in the run folder. `known`: its songs."""

@@ -7,7 +7,7 @@ import pytest
 
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.presets import preset
-from jobs.config import Config, load_config
+from jobs.config import RENAMED, Config, load_config
 from pipelines.errors import InputError
 
 DEMO = Path(__file__).parents[2] / "jobs" / "templates" / "demo.yaml"
@@ -66,6 +66,31 @@ def test_the_hash_follows_what_is_computed_not_where(tmp_path: Path) -> None:
     base = load(tmp_path).hash()
     assert load(tmp_path, overrides=["workspace=/elsewhere", "cluster.train_workers=4"]).hash() == base
     assert load(tmp_path, overrides=["train.seed=2"]).hash() != base
+
+
+@pytest.mark.parametrize(
+    ("options", "source"),
+    [
+        ({"text": "sequences: {max_deltas: 3}"}, "c.yaml"),
+        ({"environment": {"FUXI_SEQUENCES__MAX_DELTAS": "3"}}, "environment variable FUXI_SEQUENCES__MAX_DELTAS"),
+        ({"overrides": ["sequences.max_deltas=3"]}, "--set sequences.max_deltas=3"),
+    ],
+)
+def test_a_renamed_key_is_refused_in_one_line_with_its_new_name(tmp_path: Path, options: dict, source: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load(tmp_path, **options)
+    assert source in str(refused.value) and "\n" not in str(refused.value)
+    assert "sequences.max_deltas is now called sequences.max_increments" in str(refused.value)
+
+
+def test_renamed_keys_exist_and_count_in_the_hash_under_their_old_names() -> None:
+    config = load_config(environment={})
+    hashed = config.hashed()
+    for old, new in RENAMED.items():
+        (old_section, old_key), (section, key) = old.split("."), new.split(".")
+        assert hashed[old_section][old_key] == getattr(getattr(config, section), key)
+        assert key not in hashed[section]
+    assert config.hash() != load_config(overrides=["sequences.max_increments=3"], environment={}).hash()
 
 
 def test_bounds_that_only_refuse_a_day_are_no_part_of_the_hash() -> None:

@@ -10,7 +10,7 @@ import torch
 from fuxi_beta.baselines.markov import DECAY, fit_markov
 from fuxi_beta.baselines.popularity import fit_popularity
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
-from fuxi_beta.data.batches import inference_batch, read_histories
+from fuxi_beta.data.batches import inference_batch
 from pipelines.calendar import Calendar
 
 DAY = 86_400
@@ -19,7 +19,7 @@ TRAIN = TrainConfig(mode="exclusive")
 
 
 def requests(manifest, train: TrainConfig = TRAIN):
-    histories = read_histories(manifest, manifest.files[0]).before(CUT)
+    histories = manifest.histories(manifest.files[0]).before(CUT)
     return inference_batch(
         histories, request_time=CUT, model=ModelConfig(), train=train, calendar=Calendar(), vocabulary_size=6
     )
@@ -37,7 +37,7 @@ def shards(make_shards):
         ],
         vocabulary_size=6,
         data_end=CUT + DAY,
-        row_group=1,
+        row_group_events=1,
     )
 
 

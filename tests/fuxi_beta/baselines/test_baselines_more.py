@@ -16,7 +16,7 @@ from fuxi_beta.baselines.item_knn import fit_item_knn, heard_songs, nearest
 from fuxi_beta.baselines.popularity import fit_popularity
 from fuxi_beta.baselines.recency import fit_recency
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
-from fuxi_beta.data.batches import inference_batch, read_histories
+from fuxi_beta.data.batches import inference_batch
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 
@@ -40,7 +40,7 @@ def triples_of(manifest):
 
 def requests(manifest, *, end: int = CUT, train: TrainConfig = TRAIN, max_history: int = 200):
     return inference_batch(
-        read_histories(manifest, manifest.files[0]).before(end),
+        manifest.histories(manifest.files[0]).before(end),
         request_time=end,
         model=ModelConfig(max_history=max_history),
         train=train,
@@ -52,7 +52,7 @@ def requests(manifest, *, end: int = CUT, train: TrainConfig = TRAIN, max_histor
 def scores_of(baseline, manifest, batch):
     """Scores of the listeners of the first file."""
     if isinstance(baseline, bprmf.BPRMF):
-        return baseline.scores_of_listeners(read_histories(manifest, manifest.files[0]).user_id)
+        return baseline.scores_of_listeners(manifest.histories(manifest.files[0]).user_id)
     return baseline.scores(batch)
 
 
@@ -68,7 +68,7 @@ def shards(make_shards):
         ],
         vocabulary_size=SONGS,
         data_end=CUT + 86_400,
-        row_group=1,
+        row_group_events=1,
     )
 
 
@@ -81,7 +81,7 @@ def crowd(make_shards):
         items = random.integers(1, 13, random.integers(1, 12)).tolist()
         users[user] = [(item, CUT - 100 + place, 100) for place, item in enumerate(items)]
         X[user, items] = 1
-    return make_shards([users], vocabulary_size=12, data_end=CUT, row_group=7), X
+    return make_shards([users], vocabulary_size=12, data_end=CUT, row_group_events=42), X
 
 
 def contexts(batch):

@@ -14,7 +14,7 @@ import torch
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data import batches as jagged
 from fuxi_beta.data import stateless_random
-from fuxi_beta.data.batches import Batch, collate, read_histories, training_samples
+from fuxi_beta.data.batches import Batch, collate, training_samples
 from fuxi_beta.data.reader import TrainingBatches, ahead, prefetched
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
@@ -45,7 +45,7 @@ def shards(make_shards) -> Manifest:
         buckets,
         vocabulary_size=VOCABULARY,
         data_end=END + 3 * DAY,
-        row_group=9,
+        row_group_events=95,
         heard_before=heard,
         timezone=TIMEZONE,
     )
@@ -160,7 +160,7 @@ def test_the_stream_of_batches_is_that_of_plain_loops(shards, mode, budget):
 @pytest.mark.parametrize("at_once", [1, 7, 50])
 def test_songs_seen_do_not_depend_on_how_many_events_are_sorted_together(shards, monkeypatch, at_once):
     def batch() -> Batch:
-        histories = read_histories(shards, shards.files[0])
+        histories = shards.histories(shards.files[0])
         calendar, rows = Calendar(TIMEZONE), np.arange(len(histories))
         model = ModelConfig(max_history=N)
         options = {"model": model, "calendar": calendar, "data_end": END, "vocabulary_size": VOCABULARY}

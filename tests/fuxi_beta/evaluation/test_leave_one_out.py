@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
-from fuxi_beta.data.batches import read_histories, training_samples
+from fuxi_beta.data.batches import training_samples
 from fuxi_beta.evaluation.leave_one_out import Cases, evaluate_leave_one_out, ranks, split_time
 from pipelines.calendar import Calendar
 
@@ -85,7 +85,7 @@ def three(make_shards):
         user: [(user, start, 100), (user + 3, start + 50, 100), (7, start + 50 + gap, 100)]
         for user, start, gap in ((1, 5 * DAY, 10), (2, 6 * DAY + 9 * HOUR, 1_000), (3, 7 * DAY, 100_000))
     }
-    return make_shards([events], vocabulary_size=8, data_end=CUT, row_group=2)
+    return make_shards([events], vocabulary_size=8, data_end=CUT, row_group_events=6)
 
 
 class Watched(Scores):
@@ -113,7 +113,7 @@ def test_ranks_come_with_their_listeners_in_the_order_of_the_shards(three):
 def learned_from(manifest, train, *, data_end=CUT):
     """What training reads of the shards' first file."""
     return training_samples(
-        read_histories(manifest, manifest.files[0]),
+        manifest.histories(manifest.files[0]),
         sample=np.arange(3),
         model=MODEL,
         train=train,
@@ -199,5 +199,5 @@ def test_a_split_in_time_asks_for_the_first_play_after_it(three):
 
 def test_the_time_of_a_split_has_its_share_of_all_events_before_it(make_shards):
     events = {user: [(1, 100 * user + k, 100) for k in range(10)] for user in range(10)}
-    manifest = make_shards([events], vocabulary_size=2, data_end=CUT, row_group=3)
+    manifest = make_shards([events], vocabulary_size=2, data_end=CUT, row_group_events=30)
     assert split_time(manifest, 0.5) in range(409, 501)

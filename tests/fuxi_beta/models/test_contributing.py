@@ -60,7 +60,7 @@ def test_it_is_trained_measured_and_configured_by_its_name(added, make_shards):
     for user in range(40):
         start, times = int(random.integers(30)), np.sort(random.integers(0, 10**6, 10))
         users[user] = [((start + k) % 30 + 1, int(time), 100) for k, time in enumerate(times)]
-    manifest = make_shards([users], vocabulary_size=30, data_end=10**6 + 1, row_group=10)
+    manifest = make_shards([users], vocabulary_size=30, data_end=10**6 + 1, row_group_events=100)
     train = TrainConfig(
         protocol="leave_one_out",
         mode="all",

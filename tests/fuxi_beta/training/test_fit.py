@@ -36,7 +36,7 @@ def manifest(make_shards):
         start, count = int(random.integers(SONGS)), int(random.integers(6, 14))
         times = np.sort(random.integers(0, 30 * DAY, count))
         buckets[user % 2][user] = [((start + k) % SONGS + 1, int(t), 100) for k, t in enumerate(times)]
-    return make_shards(buckets, vocabulary_size=SONGS, data_end=31 * DAY, row_group=6)
+    return make_shards(buckets, vocabulary_size=SONGS, data_end=31 * DAY, row_group_events=57)
 
 
 def ndcg(manifest, trained) -> float:

@@ -28,13 +28,13 @@ TRAIN = TrainConfig(batch_size=12, negatives=16, min_listeners=1, mode="all", it
 
 @pytest.fixture
 def manifest(make_shards) -> Manifest:
-    """50 listeners in three buckets, row groups of four, so that lanes run dry at different steps."""
+    """50 listeners in three buckets, row groups of about four, so that lanes run dry at different steps."""
     random = np.random.default_rng(3)
     buckets: list[dict[int, list[tuple[int, int, int]]]] = [{}, {}, {}]
     for user in range(50):
         times = np.sort(random.integers(0, DATA_END, random.integers(2, 20)))
         buckets[user % 3 if user % 5 else 0][user] = [(int(random.integers(1, SONGS + 1)), int(t), 100) for t in times]
-    return make_shards(buckets, vocabulary_size=SONGS, data_end=DATA_END, row_group=4)
+    return make_shards(buckets, vocabulary_size=SONGS, data_end=DATA_END, row_group_events=40)
 
 
 def make_trainer(train: TrainConfig = TRAIN, *, plain: bool = False, model: ModelConfig = MODEL) -> Trainer:

@@ -1,6 +1,6 @@
 """`fuxi forget`, proved by decoding every file of a workspace: who was found everywhere before is nowhere afterwards.
 
-Shards, deltas and a compaction come from `sessionize` on real logs, the lists from the code of the Ray tasks, the
+Shards, increments and a compaction come from `sessionize` on real logs, the lists from the code of the Ray tasks, the
 report from `fuxi report`, the model from MLflow on sqlite; what killed runs leave is written by the code they ran.
 """
 
@@ -41,7 +41,7 @@ from pipelines.calendar import Calendar
 from pipelines.errors import BusyError, InputError
 from pipelines.forget import blocklist
 from pipelines.histories.shards import listed_uris, read_manifest
-from pipelines.histories.shuffle import Exchange, Rows, Run, RunWriter, parts_of, read_in_passes
+from pipelines.histories.shuffle import Shuffle, ShuffleRows, ShuffleRun, ShuffleWriter, ranges_of, read_in_passes
 
 pytestmark = pytest.mark.usefixtures("spark")
 
@@ -141,14 +141,14 @@ def _parquet_ways(file: Path, needle: Needle) -> Any:
         yield "metadata"
 
 
-_STAGED: dict[str, tuple[Run, int]] = {}
-"""Runs of the exchange that a test left: what their writer says of them, and their partitions."""
+_STAGED: dict[str, tuple[ShuffleRun, int]] = {}
+"""Runs of the shuffle that a test left: what their writer says of them, and their partitions."""
 
 
 def _staged_ways(file: Path, needle: Needle) -> Any:
-    """A run of the exchange, read as a building task reads it."""
+    """A run of the shuffle, read as a building task reads it."""
     run, partitions = _STAGED[str(file)]
-    rows = [rows for partition in range(partitions) for rows in read_in_passes(parts_of([run], partition))]
+    rows = [rows for partition in range(partitions) for rows in read_in_passes(ranges_of([run], partition))]
     if any(needle.in_array(part.user_id) for part in rows):
         yield "rows"
 
@@ -251,12 +251,12 @@ def service(request: pytest.FixtureRequest, deployment: Callable[..., Any], tmp_
 
 
 def three_days(deployment: Callable[..., Any], tmp_path: Path, kind: str) -> Service:
-    """Three days with deltas and a compaction, a registered model, lists of two days, a report."""
+    """Three days with increments and a compaction, a registered model, lists of two days, a report."""
     made = deployment(
         f"logs.path={tmp_path}/logs",
         "logs.columns={user_id: listener, event_type: what}",
         "logs.max_rejected_share=0.6",
-        "sequences.max_deltas=1",
+        "sequences.max_increments=1",
         "sequences.row_group_events=30",
         "sequences.max_history=9",
         user_id_type=kind,
@@ -266,7 +266,7 @@ def three_days(deployment: Callable[..., Any], tmp_path: Path, kind: str) -> Ser
         found.land(n)
         found.sessionize(n)
     layers = [file.layers for n in range(DAYS) for file in _manifest(found, n).files]
-    assert {len(layer) for layer in layers} == {1, 2}  # with deltas and without
+    assert {len(layer) for layer in layers} == {1, 2}  # with increments and without
     assert len({file.path for n in range(DAYS) for file in _manifest(found, n).files if file.bucket == 0}) > 1
     made.songs = _manifest(found, 1).vocabulary_size
     version = made.trained(ds_of(1))
@@ -296,10 +296,10 @@ def leave_leftovers(service: Service, user: Any) -> None:
         content = Path(manifest.uri_of(file)).read_bytes()
         (killed / f"part-{n}.parquet").write_bytes(content)
         (killed / f"part-half-{n}.parquet.{n:032x}.tmp").write_bytes(content[: len(content) // 2])
-    spread = Exchange(2, manifest.buckets, 9)
+    spread = Shuffle(2, manifest.buckets, 9)
     ids = pa.array([user] * 3, pa.int64() if isinstance(user, int) else pa.string())
-    writer = RunWriter(spread, f"{day.workspace.run(ds_of(3))}/staging", "plays")
-    writer.write(Rows(ids, pa.array([1, 2, 3]), np.arange(3), np.zeros(3, np.uint8)))
+    writer = ShuffleWriter(spread, f"{day.workspace.run(ds_of(3))}/staging", "plays")
+    writer.write(ShuffleRows(ids, pa.array([1, 2, 3]), np.arange(3), np.zeros(3, np.uint8)))
     writer.flush()
     _STAGED.update({run.uri: (run, spread.partitions) for run in writer.runs})
     for uri in service.table().file_uris():

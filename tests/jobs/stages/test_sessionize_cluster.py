@@ -229,7 +229,7 @@ def kill_at_work(process: subprocess.Popen[str], folder: Path) -> None:
 def test_an_executor_killed_at_work_changes_nothing(
     stage: str, tmp_path: Path, logs: Path, spark_home: Path, undisturbed: Published
 ) -> None:
-    """Killed with a half-written run of the exchange, or with a half-written shard."""
+    """Killed with a half-written run of the shuffle, or with a half-written shard."""
     workspace = tmp_path / "workspace"
     folder = {"reading": workspace / "runs", "building": workspace / "sequences"}[stage]
     with on_two_executors(logs, workspace, spark_home) as process:

@@ -118,7 +118,7 @@ def test_sixty_five_thousand_buckets_of_which_a_few_hundred_hold_somebody(tmp_pa
     result, second = run(tmp_path, FIRST + dt.timedelta(days=2), buckets=65_536)
     assert (first.rows, result["events"], len(second.files)) == (300, 305, len(first.files))
     assert len(first.files) > 290 and len(stored(second)) == 300
-    assert sum(len(file.deltas) for file in second.files) == 5
+    assert sum(len(file.increments) for file in second.files) == 5
     assert {file.home for file in second.files} == {str(first.ds)}
 
 

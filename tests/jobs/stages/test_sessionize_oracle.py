@@ -345,7 +345,7 @@ def quarantined(workspace, ds):
     ids=lambda case: f"{case.ids}-{case.max_history}",
 )
 def test_duckdb_finds_the_same_histories_reasons_and_counts_in_the_same_files(case, tmp_path):
-    """Five runs, the second with a late file of the first landing day; deltas, and buckets compacted in turn."""
+    """Five runs, the second with a late file of the first landing day; increments, and buckets compacted in turn."""
     rng = np.random.default_rng(case.seed)
     settings = load_config(
         environment={},
@@ -359,10 +359,10 @@ def test_duckdb_finds_the_same_histories_reasons_and_counts_in_the_same_files(ca
             "sequences.buckets=4",
             f"sequences.max_history={case.max_history}",
             "sequences.row_group_events=60",
-            "sequences.max_deltas=2",
+            "sequences.max_increments=2",
         ],
     )
-    oracle, number, read, accounted, deltas = Oracle(case), 0, set(), 0, set()
+    oracle, number, read, accounted, increments = Oracle(case), 0, set(), 0, set()
     for run in range(case.days):
         landed = FIRST + dt.timedelta(days=run)
         number = write_day(tmp_path / "logs", case, rng, landed, number, "part")
@@ -384,8 +384,8 @@ def test_duckdb_finds_the_same_histories_reasons_and_counts_in_the_same_files(ca
             assert accounted == oracle.distinct_plays(run) == manifest.events
         assert stored(manifest) == oracle.histories(run)
         check_songs(oracle, run, settings.workspace, manifest)
-        deltas |= {len(file.deltas) for file in manifest.files if run == case.days - 1}
-    assert len(deltas) > 1, "every bucket was in the same state, so compaction did not come in turn"
+        increments |= {len(file.increments) for file in manifest.files if run == case.days - 1}
+    assert len(increments) > 1, "every bucket was in the same state, so compaction did not come in turn"
 
 
 def check_counts(oracle, run, result):

@@ -239,7 +239,7 @@ def test_any_system_can_be_the_daily_model(deployment, ray_local: Any) -> None:
     """Another model of the paper goes through Ray, its checkpoint, its export and a list."""
     import torch
 
-    from fuxi_beta.data.batches import inference_batch, read_histories
+    from fuxi_beta.data.batches import inference_batch
     from fuxi_beta.training.checkpoint import load_export
 
     house: Deployment = deployment(*SMALL, "model.name=hstu-beta", "train.epochs=2", listeners=40)
@@ -250,7 +250,7 @@ def test_any_system_can_be_the_daily_model(deployment, ray_local: Any) -> None:
     assert trained.model_config.name == "hstu-beta" and type(trained.model).__name__ == "HSTU"
     assert len(result["temporal"]) == 1  # its power function, for the report
     batch = inference_batch(
-        read_histories(manifest, manifest.files[0]),
+        manifest.histories(manifest.files[0]),
         request_time=manifest.data_end,
         model=trained.model_config,
         train=trained.train_config,

@@ -22,23 +22,21 @@ from pipelines.forget.shards import (
     unlisted_shards,
 )
 from pipelines.histories.buckets import user_bucket
-from pipelines.histories.build import BuildSpec, SongIndex, Tally, Task, build_buckets
+from pipelines.histories.build import BuildTask, SongIndex, build_buckets
+from pipelines.histories.publish import BuildSpec, publish_shards
 from pipelines.histories.shards import (
-    Manifest,
-    inputs_table,
     listed_uris,
     read_item_counts,
     read_manifest,
-    write_item_counts,
     write_manifest,
 )
-from pipelines.histories.shuffle import Exchange, Rows, RunWriter, parts_of
+from pipelines.histories.shuffle import Shuffle, ShuffleRows, ShuffleWriter, ranges_of
 from pipelines.schema import id_type
 from pipelines.workspace import WorkspaceSpec, open_workspace
 
-FIRST = dt.date(2026, 3, 3)
+FIRST = dt.date(2026, 3, 5)  # with 9 increments allowed, no bucket is compacted in the days after
 BUCKETS, SONGS, MAX_HISTORY, ROW_GROUP_EVENTS = 2, 15, 6, 12
-SPREAD = Exchange(partitions=1, buckets=BUCKETS, max_history=MAX_HISTORY)
+SPREAD = Shuffle(partitions=1, buckets=BUCKETS, max_history=MAX_HISTORY)
 
 
 def day(n):
@@ -55,13 +53,13 @@ def plays(n, *, seed, kind="int64", rows=70, users=30):
     user = rng.choice(rng.choice(users, users // 3, replace=False), rows) * 7
     item = rng.integers(1, SONGS + 1, rows)
     late = np.where((rng.random(rows) < 0.3) & (n > 0), 86_400, 0)
-    found = Rows(
+    found = ShuffleRows(
         pa.array([f"u{number:03d}" for number in user]) if kind == "string" else pa.array(user),
         pa.array(item),
         start(day(n)) - 86_400 + rng.integers(0, 24, rows) * 3600 - late,
         rng.integers(0, 101, rows).astype(np.uint8),
     )
-    return Rows.concatenate([found, found.take(np.arange(rows // 10))])
+    return ShuffleRows.concatenate([found, found.take(np.arange(rows // 10))])
 
 
 def without(rows, gone):
@@ -73,54 +71,33 @@ def workspace_at(uri, kind="int64"):
     return open_workspace(str(uri), WorkspaceSpec(buckets=BUCKETS, user_id_type=kind))
 
 
-def publish(workspace, n, rows, *, max_deltas=9):
+def publish(workspace, n, rows, *, max_increments=9):
     """A day laid over the day before, with the code of the job's tasks."""
     kind, ds = workspace.spec.user_id_type, day(n)
     parent = read_manifest(workspace.sequences(day(n - 1))) if n else None
-    writer = RunWriter(SPREAD, storage.join(workspace.run(ds), "staging"), "plays")
+    writer = ShuffleWriter(SPREAD, storage.join(workspace.run(ds), "staging"), "plays")
     writer.write(rows)
     writer.flush()
     spec = BuildSpec(
         folder=workspace.sequences(ds),
-        run=f"run{n}",
+        ds=ds,
+        data_end=start(ds),
+        attempt=f"run{n}",
         buckets=BUCKETS,
         max_history=MAX_HISTORY,
-        session_gap_s=1800,
         row_group_events=ROW_GROUP_EVENTS,
         user_id_type=kind,
-        item_id_type="int64",
         vocabulary_size=SONGS,
-        max_deltas=max_deltas,
-        day_number=n,
+        max_increments=max_increments,
         parent=parent,
     )
-    tally = Tally(np.zeros(SONGS + 1, np.int64))
+    built = spec.nothing_built()
     parents = {file.bucket: file for file in parent.files} if parent else {}
     songs = np.arange(1, SONGS + 1)
-    task = Task(0, SPREAD.buckets_of(0), parts_of(writer.runs, 0), parents)
-    build_buckets(spec, task, SongIndex(pa.array(songs), songs.astype(np.int32)), tally)
-    listeners = tally.listeners + (read_item_counts(parent) if parent else 0)
-    manifest = Manifest(
-        ds=ds,
-        run_id="r",
-        parent=parent.ds if parent else None,
-        buckets=BUCKETS,
-        max_history=MAX_HISTORY,
-        session_gap_s=1800,
-        user_id_type=kind,
-        item_id_type="int64",
-        timezone="UTC",
-        vocabulary_version=0,
-        vocabulary_size=SONGS,
-        data_end=start(ds),
-        item_counts="item_counts-a.parquet",
-        inputs="inputs-a.parquet",
-        files=tuple(tally.files),
-    )
-    write_item_counts(storage.join(spec.folder, manifest.item_counts), listeners)
-    storage.write_table(storage.join(spec.folder, manifest.inputs), inputs_table([]))
+    task = BuildTask(0, SPREAD.buckets_of(0), ranges_of(writer.runs, 0), parents)
+    build_buckets(spec, task, SongIndex(pa.array(songs), songs.astype(np.int32)), built)
     storage.delete_folder(storage.join(workspace.run(ds), "staging"))
-    return write_manifest(spec.folder, manifest)
+    return publish_shards(spec, built)
 
 
 def rows_of(manifest):
@@ -137,8 +114,8 @@ def rows_of(manifest):
         for layer in file.layers:
             content = storage.read_bytes(manifest.uri_of(layer))
             assert (layer.bytes, layer.sha256) == (len(content), hashlib.sha256(content).hexdigest())
-        for delta in file.deltas:
-            assert len(delta.groups) == len(file.row_groups) and sum(delta.groups) == delta.rows > 0
+        for increment in file.increments:
+            assert len(increment.groups) == len(file.row_groups) and sum(increment.groups) == increment.rows > 0
         found |= {row["user_id"]: row for row in table.to_pylist()}
     return found
 
@@ -182,14 +159,14 @@ CHOICES = {
 
 
 @pytest.mark.parametrize(("kind", "seed"), [("int64", 2), ("int64", 3), ("string", 1)])
-@pytest.mark.parametrize("max_deltas", [9, 2])
+@pytest.mark.parametrize("max_increments", [9, 2])
 @pytest.mark.parametrize("choice", CHOICES)
-def test_what_is_left_is_what_would_be_there_without_them(tmp_path, kind, max_deltas, choice, seed):
+def test_what_is_left_is_what_would_be_there_without_them(tmp_path, kind, max_increments, choice, seed):
     """Every ds, the songs' listeners, and the day that is laid over it afterwards; deltas, compactions and all."""
     workspace = workspace_at(tmp_path / "a", kind)
     made = {"seed": seed, "kind": kind}
     for n in range(4):
-        publish(workspace, n, plays(n, **made, users=60), max_deltas=max_deltas)
+        publish(workspace, n, plays(n, **made, users=60), max_increments=max_increments)
     before = published_manifests(workspace)
     gone = CHOICES[choice](before)
     assert gone
@@ -205,10 +182,10 @@ def test_what_is_left_is_what_would_be_there_without_them(tmp_path, kind, max_de
 
     other = workspace_at(tmp_path / "b", kind)
     for n in range(4):
-        rebuilt = publish(other, n, without(plays(n, **made, users=60), gone), max_deltas=max_deltas)
+        rebuilt = publish(other, n, without(plays(n, **made, users=60), gone), max_increments=max_increments)
         assert read_item_counts(after[n]).tolist() == read_item_counts(rebuilt).tolist()
     late = without(plays(4, **made, users=90), gone)
-    next_day, rebuilt = (publish(w, 4, late, max_deltas=max_deltas) for w in (workspace, other))
+    next_day, rebuilt = (publish(w, 4, late, max_increments=max_increments) for w in (workspace, other))
     assert rows_of(next_day) == rows_of(rebuilt)
     assert read_item_counts(next_day).tolist() == read_item_counts(rebuilt).tolist()
     assert erase(workspace, gone)[0] == Matches()
@@ -252,7 +229,7 @@ def test_a_day_that_another_run_publishes_meanwhile_is_left_to_the_next_look(tmp
 def test_killed_before_any_manifest_or_deletion_and_run_again(tmp_path, monkeypatch, dies_at):
     workspace = workspace_at(tmp_path)
     for n in range(4):
-        publish(workspace, n, plays(n, seed=6), max_deltas=2)
+        publish(workspace, n, plays(n, seed=6), max_increments=2)
     before = published_manifests(workspace)
     gone = users_in(before)[::4]
     expected = [{user: row for user, row in rows_of(m).items() if user not in set(gone)} for m in before]

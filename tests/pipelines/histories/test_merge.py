@@ -1,15 +1,14 @@
-"""The sequence core against a slow dictionary version of itself."""
+"""Merging and increments against a slow dictionary version of themselves."""
 
 from collections import defaultdict
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.histories.merge import Block, Layer, Plays, additions, histories, in_given_order, no_histories, overlay
-from pipelines.schema import sequence_schema
+from pipelines.histories.increments import Layer, increment_over
+from pipelines.histories.merge import Events, Plays, in_given_order, merge_plays, overlay
 
 GAP = 10
 SONGS = 6
@@ -52,7 +51,7 @@ def listeners_reference(events):
 
 
 def plays(events, kind="int64"):
-    """Events as the exchange hands them on: in any order."""
+    """Events as the shuffle brings them: in any order."""
     user, timestamp, item, completion = zip(*events, strict=True) if events else ((), (), (), ())
     return Plays(
         pa.array(user, pa.int64() if kind == "int64" else pa.string()),
@@ -62,35 +61,35 @@ def plays(events, kind="int64"):
     )
 
 
-def rows_of(block, kind="int64"):
-    return block.to_table(user_id_type=kind, session_gap_s=GAP)
+def rows_of(histories, kind="int64"):
+    return histories.to_table(session_gap_s=GAP)
 
 
 class Days:
-    """A bucket as days arrive: layers with what `additions` leaves of each, compacted when told to."""
+    """A bucket as days arrive: layers with what `increment_over` leaves of each, compacted on request."""
 
     def __init__(self, max_history):
         self.max_history, self.layers = max_history, []
         self.listeners, self.duplicates = np.zeros(SONGS + 1, np.int64), 0
 
     def add(self, events, kind="int64", *, compact=False):
-        new, duplicates = histories(plays(events, kind), max_history=self.max_history)
-        found = additions([Layer.of(*layer) for layer in self.layers], new, since=FOREVER)
+        new, duplicates = merge_plays(plays(events, kind), max_history=self.max_history)
+        found = increment_over([Layer.of(*layer) for layer in self.layers], new, since=FOREVER)
         self.duplicates += duplicates + found.duplicates
         self.listeners += np.bincount(found.first_heard, minlength=SONGS + 1)
-        self.layers.append((found.block, found.num_new))
+        self.layers.append((found.histories, found.num_new))
         if compact:
-            block = self.whole()
-            self.layers = [(block, block.lengths)]
+            histories = self.whole()
+            self.layers = [(histories, histories.lengths)]
 
     def whole(self):
-        return overlay([block for block, _ in self.layers], max_history=self.max_history)
+        return overlay([histories for histories, _ in self.layers], max_history=self.max_history)
 
     def num_events(self):
         """What the layers say that each listener has."""
         totals = defaultdict(int)
-        for block, num_new in self.layers:
-            for user, count in zip(block.user_id.tolist(), num_new.tolist(), strict=True):
+        for histories, num_new in self.layers:
+            for user, count in zip(histories.user_id.tolist(), num_new.tolist(), strict=True):
                 totals[user] += count
         return {user: min(total, self.max_history) for user, total in totals.items()}
 
@@ -135,8 +134,8 @@ wide = st.tuples(
 def test_numbers_too_wide_for_one_key_sort_the_same(events, far):
     """Ids, times and songs of any size; with `far` the times alone need more than a key has."""
     events = [(user, timestamp * 2**21 if far else timestamp, item, done) for user, timestamp, item, done in events]
-    block, _ = histories(plays(events), max_history=50)
-    assert rows_of(block).to_pylist() == reference(events, 50)
+    histories, _ = merge_plays(plays(events), max_history=50)
+    assert rows_of(histories).to_pylist() == reference(events, 50)
 
 
 def test_more_listeners_than_a_key_has_room_for_are_sorted_in_portions():
@@ -144,10 +143,11 @@ def test_more_listeners_than_a_key_has_room_for_are_sorted_in_portions():
     count = 60_000
     users, times = rng.integers(0, 20_000, count), rng.integers(0, 2**33, count)
     items, done = rng.integers(1, 2**17, count), rng.integers(0, 101, count)
-    block, _ = histories(Plays(pa.array(users), times, items.astype(np.int32), done.astype(np.uint8)), max_history=1000)
+    events = Plays(pa.array(users), times, items.astype(np.int32), done.astype(np.uint8))
+    histories, _ = merge_plays(events, max_history=1000)
     order = np.lexsort((items, times, users))
-    assert np.array_equal(np.repeat(block.user_id, block.lengths), users[order])
-    for found, given_ in ((block.timestamp, times), (block.item_index, items), (block.completion, done)):
+    assert np.array_equal(np.repeat(histories.users, histories.lengths), users[order])
+    for found, given_ in ((histories.timestamp, times), (histories.item_index, items), (histories.completion, done)):
         assert np.array_equal(found, given_[order])
 
 
@@ -173,8 +173,8 @@ def test_a_play_that_is_there_already_is_stored_again_only_when_played_further()
     bucket = Days(max_history=9)
     bucket.add([(1, 0, 1, 50), (1, 5, 2, 50), (2, 0, 1, 50)])
     bucket.add([(1, 0, 1, 40), (1, 5, 2, 60), (2, 0, 1, 50)])
-    block, num_new = bucket.layers[1]
-    assert (block.lengths.tolist(), block.item_index.tolist(), num_new.tolist()) == ([1, 0], [2], [0, 0])
+    histories, num_new = bucket.layers[1]
+    assert (histories.lengths.tolist(), histories.item_index.tolist(), num_new.tolist()) == ([1, 0], [2], [0, 0])
     assert bucket.whole().completion.tolist() == [50, 60, 50]
 
 
@@ -187,25 +187,15 @@ def test_marks_of_earlier_plays_become_songs_heard_before():
         pa.array([1, 2, 1]),
         np.array([7, 8, 7], np.int32),
     )
-    block, _ = histories(marked, max_history=1)
-    assert rows_of(block)["heard_before"].to_pylist() == [[3, 7], [8]]
-    assert block.lengths.tolist() == [1, 0]
-    assert sorted(block.first_heard().tolist()) == [3, 4, 7, 8]
+    histories, _ = merge_plays(marked, max_history=1)
+    assert rows_of(histories)["heard_before"].to_pylist() == [[3, 7], [8]]
+    assert histories.lengths.tolist() == [1, 0]
+    assert sorted(histories.lifetime_songs().tolist()) == [3, 4, 7, 8]
 
 
 def test_ties_stay_as_given_where_the_order_is_the_callers():
-    block = in_given_order(np.array([1, 1, 1]), np.array([5, 5, 6]), np.array([9, 2, 4]), max_history=2)
-    assert rows_of(block).select(["item_index", "heard_before"]).to_pylist() == [
+    events = Events(np.zeros(3, np.int64), np.array([5, 5, 6]), np.array([9, 2, 4], np.int32), np.full(3, 99, np.uint8))
+    histories = in_given_order(events, pa.array([1]), max_history=2)
+    assert rows_of(histories).select(["item_index", "heard_before"]).to_pylist() == [
         {"item_index": [2, 4], "heard_before": [9]}
     ]
-    assert len(no_histories()) == 0
-
-
-@pytest.mark.parametrize("kind", ["int64", "string"])
-def test_a_block_survives_the_way_through_a_table(kind):
-    rng = np.random.default_rng(1)
-    users = [f"u{n}" if kind == "string" else n for n in range(20)]
-    events = [(users[rng.integers(20)], int(rng.integers(99)), int(rng.integers(1, SONGS)), 9) for _ in range(300)]
-    table = rows_of(histories(plays(events, kind), max_history=5)[0], kind)
-    assert rows_of(Block.from_table(table.slice(3, 9)), kind) == table.slice(3, 9)
-    assert table.schema == sequence_schema(kind)

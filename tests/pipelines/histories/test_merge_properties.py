@@ -1,4 +1,4 @@
-"""The sequence core against a version of itself made of dictionaries and loops, on whatever hypothesis thinks of.
+"""Merging and increments against a version of themselves made of dictionaries and loops, on examples of hypothesis.
 
 The model keeps every play of every listener; `Stored` keeps what the shards keep: a base and the layers over it.
 """
@@ -13,7 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipelines.histories.merge import Block, Layer, Plays, additions, histories, overlay
+from pipelines.histories.histories import Histories
+from pipelines.histories.increments import Layer, increment_over
+from pipelines.histories.merge import Plays, merge_plays, overlay
 from pipelines.schema import id_type, sequence_schema
 
 GAP = 1800
@@ -123,8 +125,8 @@ def as_plays(day, kind, order=None) -> Plays:
     )
 
 
-def rows_of(block: Block, kind):
-    table = block.to_table(user_id_type=kind, session_gap_s=GAP)
+def rows_of(histories: Histories, kind):
+    table = histories.to_table(session_gap_s=GAP)
     assert table.schema == sequence_schema(kind)
     return table.to_pylist()
 
@@ -141,32 +143,32 @@ class Stored:
     """A bucket as the shards keep it: layers, oldest first, of which the first is whole; plays new in each."""
 
     world: World
-    layers: list[tuple[Block, np.ndarray]] = field(default_factory=list)
+    layers: list[tuple[Histories, np.ndarray]] = field(default_factory=list)
     rows_counted: int = 0  # listeners, as a manifest counts them
     events_counted: int = 0
     duplicates: int = 0
     first_heard: list[int] = field(default_factory=list)
 
     def add(self, day, *, compact=False) -> list[tuple]:
-        """Lay a day over what is there, as a delta or into a new base; returns the plays a delta holds."""
-        new, within = histories(as_plays(day, self.world.kind), max_history=self.world.max_history)
+        """Lay a day over what is there, as an increment or into a new base; returns the plays an increment holds."""
+        new, within = merge_plays(as_plays(day, self.world.kind), max_history=self.world.max_history)
         self.duplicates += within
         if not len(new):
             return []
         # The tightest bound that holds: no stored play is at `since` or later.
-        since = 1 + max((int(block.timestamp.max()) for block, _ in self.layers if len(block.timestamp)), default=0)
-        found = additions([Layer.of(*layer) for layer in self.layers], new, since=since)
+        since = 1 + max((int(layer.timestamp.max()) for layer, _ in self.layers if len(layer.timestamp)), default=0)
+        found = increment_over([Layer.of(*layer) for layer in self.layers], new, since=since)
         self.first_heard += found.first_heard.tolist()
         self.duplicates += found.duplicates
         self._count(found)
-        some = np.flatnonzero((found.block.lengths > 0) | (np.diff(found.block.heard_offsets) > 0))
+        some = np.flatnonzero((found.histories.lengths > 0) | (np.diff(found.histories.heard_offsets) > 0))
         if compact:
-            whole = overlay([*(block for block, _ in self.layers), new], max_history=self.world.max_history)
+            whole = overlay([*(histories for histories, _ in self.layers), new], max_history=self.world.max_history)
             self.layers = [(whole, whole.lengths)]
         else:
-            self.layers.append((found.block.take(some), found.num_new[some]))
-        users = np.repeat(found.block.user_id, found.block.lengths).tolist()
-        columns = (found.block.timestamp, found.block.item_index, found.block.completion)
+            self.layers.append((found.histories.take(some), found.num_new[some]))
+        users = np.repeat(found.histories.users, found.histories.lengths).tolist()
+        columns = (found.histories.timestamp, found.histories.item_index, found.histories.completion)
         return list(zip(users, *(column.tolist() for column in columns), strict=True))
 
     def _count(self, found) -> None:
@@ -177,14 +179,14 @@ class Stored:
     def rows(self):
         if not self.layers:
             return []
-        whole = overlay([block for block, _ in self.layers], max_history=self.world.max_history)
+        whole = overlay([histories for histories, _ in self.layers], max_history=self.world.max_history)
         return rows_of(whole, self.world.kind)
 
     def sizes(self):
         """Stored plays of each listener from what the layers say is new in each."""
         total = defaultdict(int)
-        for block, num_new in self.layers:
-            for user, count in zip(block.user_id.tolist(), num_new.tolist(), strict=True):
+        for histories, num_new in self.layers:
+            for user, count in zip(histories.user_id.tolist(), num_new.tolist(), strict=True):
                 total[user] += count
         return {user: min(count, self.world.max_history) for user, count in total.items()}
 
@@ -195,10 +197,10 @@ def test_histories_are_those_of_the_model_in_whatever_order_plays_come(drawn, ra
     world, [day] = drawn
     order = list(range(len(day)))
     random.shuffle(order)
-    block, duplicates = histories(as_plays(day, world.kind, order), max_history=world.max_history)
+    histories, duplicates = merge_plays(as_plays(day, world.kind, order), max_history=world.max_history)
     model = Model()
     assert duplicates == len(day) - model.add(day)
-    assert rows_of(block, world.kind) == model.rows(world.max_history)
+    assert rows_of(histories, world.kind) == model.rows(world.max_history)
 
 
 @settings(max_examples=300, deadline=None)
@@ -210,7 +212,7 @@ def test_days_laid_over_days_are_one_build_however_they_are_cut_and_compacted(dr
     for day, compact in zip(landed, compacted, strict=False):
         there = {play[:3]: play[3] for play in events_in(stored.rows())}
         for *play, completion in stored.add(day, compact=compact):
-            assert completion > there.get(tuple(play), -1), "a delta holds what was there already"
+            assert completion > there.get(tuple(play), -1), "an increment holds what was there already"
         model.add(day)
         expected = model.rows(world.max_history)
         assert stored.rows() == expected
@@ -218,7 +220,7 @@ def test_days_laid_over_days_are_one_build_however_they_are_cut_and_compacted(dr
         assert stored.rows_counted == len(expected)
         assert stored.events_counted == sum(row["num_events"] for row in expected)
     everything = [play for day in landed for play in day]
-    at_once, _ = histories(as_plays(everything, world.kind), max_history=world.max_history)
+    at_once, _ = merge_plays(as_plays(everything, world.kind), max_history=world.max_history)
     assert stored.rows() == rows_of(at_once, world.kind)
     assert sorted(stored.first_heard) == sorted(song for _, song in model.pairs())
 
@@ -241,20 +243,20 @@ def test_every_play_is_stored_or_a_duplicate_while_histories_are_whole(drawn):
 def test_layers_may_be_joined_in_any_grouping(drawn):
     """overlay(overlay(a, b), c) = overlay(a, overlay(b, c)) = overlay(a, b, c): whole layers, with duplicates."""
     world, landed = drawn
-    blocks = [histories(as_plays(day, world.kind), max_history=world.max_history)[0] for day in landed if day]
-    if not blocks:
+    layers = [merge_plays(as_plays(day, world.kind), max_history=world.max_history)[0] for day in landed if day]
+    if not layers:
         return
 
     def join(*layers):
         return overlay(layers, max_history=world.max_history)
 
-    from_left, from_right = blocks[0], blocks[-1]
-    for block in blocks[1:]:
-        from_left = join(from_left, block)
-    for block in reversed(blocks[:-1]):
-        from_right = join(block, from_right)
+    from_left, from_right = layers[0], layers[-1]
+    for histories in layers[1:]:
+        from_left = join(from_left, histories)
+    for histories in reversed(layers[:-1]):
+        from_right = join(histories, from_right)
     expected = Model(play for day in landed for play in day).rows(world.max_history)
-    assert [rows_of(block, world.kind) for block in (from_left, from_right, join(*blocks))] == [expected] * 3
+    assert [rows_of(histories, world.kind) for histories in (from_left, from_right, join(*layers))] == [expected] * 3
 
 
 @settings(max_examples=100, deadline=None)
@@ -272,33 +274,33 @@ def test_songs_heard_before_all_plays_are_kept_as_heard(drawn, most):
         pa.array([mark[0] for mark in marks], id_type(world.kind)),
         np.array([mark[2] for mark in marks], np.int32),
     )
-    block, _ = histories(with_marks, max_history=most)
+    histories, _ = merge_plays(with_marks, max_history=most)
     expected = {row["user_id"]: (row, set(row["heard_before"])) for row in Model(plays).rows(most)}
     for user, _, song, _ in marks:
         nothing = {name: [] for name in ("item_index", "timestamp", "completion", "session_index")}
         expected.setdefault(user, ({"user_id": user, **nothing, "num_events": 0}, set()))[1].add(song)
     rows = [{**row, "heard_before": sorted(heard)} for _, (row, heard) in sorted(expected.items())]
-    assert rows_of(block, world.kind) == rows
+    assert rows_of(histories, world.kind) == rows
 
 
 @settings(max_examples=100, deadline=None)
 @given(days(most_days=1), st.data())
-def test_parts_and_rows_of_a_block_are_those_of_its_table(drawn, data):
+def test_slices_and_rows_of_histories_are_those_of_their_table(drawn, data):
     world, [day] = drawn
-    block, _ = histories(as_plays(day, world.kind), max_history=world.max_history)
-    table = block.to_table(user_id_type=world.kind, session_gap_s=GAP)
-    stop = data.draw(st.integers(0, len(block)))
+    histories, _ = merge_plays(as_plays(day, world.kind), max_history=world.max_history)
+    table = histories.to_table(session_gap_s=GAP)
+    stop = data.draw(st.integers(0, len(histories)))
     start = data.draw(st.integers(0, stop))
-    assert rows_of(block.part(start, stop), world.kind) == table.slice(start, stop - start).to_pylist()
-    rows = data.draw(st.permutations(range(len(block))))
-    assert rows_of(block.take(np.array(rows, np.int64)), world.kind) == [table.to_pylist()[row] for row in rows]
-    again = Block.from_table(table.slice(start, stop - start))
+    assert rows_of(histories.slice(start, stop), world.kind) == table.slice(start, stop - start).to_pylist()
+    rows = data.draw(st.permutations(range(len(histories))))
+    assert rows_of(histories.take(np.array(rows, np.int64)), world.kind) == [table.to_pylist()[row] for row in rows]
+    again = Histories.from_table(table.slice(start, stop - start))
     assert rows_of(again, world.kind) == table.slice(start, stop - start).to_pylist()
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 62), st.integers(1, 31), st.integers(0, 7), st.integers(1, 400), st.integers(0, 2**32))
-@example(37, 15, 7, 300, 0)  # 60 bits and nine for listeners: sorted block by block of listeners
+@example(37, 15, 7, 300, 0)  # 60 bits and nine for listeners: sorted in portions of listeners
 @example(62, 31, 7, 50, 0)  # no key: sorted by columns
 @example(0, 1, 0, 400, 0)  # one time, one song: everything is a duplicate
 def test_every_width_of_times_songs_and_completions_is_sorted(time_bits, song_bits, completion_bits, users, seed):
@@ -312,17 +314,17 @@ def test_every_width_of_times_songs_and_completions_is_sorted(time_bits, song_bi
     half = count // 2
     user[half:], timestamp[half:], song[half:] = user[:half], timestamp[:half], song[:half]  # all of them twice
     plays = Plays(pa.array(user), timestamp, song.astype(np.int32), completion.astype(np.uint8))
-    block, duplicates = histories(plays, max_history=5)
+    histories, duplicates = merge_plays(plays, max_history=5)
     model = Model()
     listed = (column.tolist() for column in (user, timestamp, song, completion))
     assert duplicates == count - model.add(zip(*listed, strict=True))
-    assert rows_of(block, "int64") == model.rows(5)
+    assert rows_of(histories, "int64") == model.rows(5)
 
 
 @pytest.mark.parametrize("kind", ["int64", "string"])
 def test_a_day_without_plays_changes_nothing(kind):
     world = World(["a"] if kind == "string" else [1], [1], [0], max_history=3)
-    empty, duplicates = histories(as_plays([], kind), max_history=3)
+    empty, duplicates = merge_plays(as_plays([], kind), max_history=3)
     assert (len(empty), duplicates, rows_of(empty, kind)) == (0, 0, [])
     stored = Stored(world)
     stored.add([])

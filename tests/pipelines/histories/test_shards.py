@@ -1,14 +1,22 @@
 import datetime as dt
 import hashlib
+import itertools
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from pipelines.errors import InputError
 from pipelines.histories.buckets import user_bucket
+from pipelines.histories.histories import Histories
+from pipelines.histories.merge import overlay
 from pipelines.histories.shards import (
+    IncrementFile,
     Manifest,
     inputs_table,
     read_item_counts,
@@ -17,7 +25,7 @@ from pipelines.histories.shards import (
     write_item_counts,
     write_manifest,
 )
-from pipelines.histories.writer import ShardWriter
+from pipelines.histories.writer import IncrementWriter, ShardWriter
 from pipelines.schema import sequence_schema
 from pipelines.storage import join, list_files, write_table
 
@@ -41,10 +49,15 @@ def rows(lengths, first_user=0):
 
 
 def write(folder, tables, *, path="bucket=00000/part-a.parquet", row_group_events=10) -> Any:
-    writer = ShardWriter(str(folder), path, bucket=0, user_id_type="int64", row_group_events=row_group_events)
+    writer = shard_writer(folder, path, row_group_events)
     for table in tables:
-        writer.write(table)
+        writer.write(Histories.from_table(table))
     return writer.close()
+
+
+def shard_writer(folder, path, row_group_events) -> ShardWriter:
+    cut = {"session_gap_s": 1800, "row_group_events": row_group_events}
+    return ShardWriter(str(folder), path, bucket=0, user_id_type="int64", **cut)
 
 
 def manifest(folder, files, **values):
@@ -92,8 +105,8 @@ def test_without_rows_there_is_no_file(tmp_path):
 
 
 def test_a_writer_that_is_dropped_leaves_nothing_under_the_final_name(tmp_path):
-    writer = ShardWriter(str(tmp_path), "a.parquet", bucket=0, user_id_type="int64", row_group_events=1)
-    writer.write(rows([5]))
+    writer = shard_writer(tmp_path, "a.parquet", 1)
+    writer.write(Histories.from_table(rows([5])))
     del writer
     assert not (tmp_path / "a.parquet").exists()
 
@@ -102,6 +115,67 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path):
     written = manifest(tmp_path, [write(tmp_path, [rows([3, 9, 1])])], counts={"rejected": {"null_user_id": 3}})
     assert read_manifest(str(tmp_path)) == written
     assert [(group, n) for _, group, n in written.row_groups()] == [(0, 2), (1, 1)]
+
+
+def bucket_with_an_increment(folder) -> Any:
+    """Listeners 0 to 5 in row groups of 3, 2 and 1; the increment has plays of listeners 0, 1 and 7."""
+    base = write(folder, [rows([4, 4, 4, 1, 30, 2])])
+    writer = IncrementWriter(str(folder), "bucket=00000/increment-b.parquet", user_id_type="int64")
+    new = Histories.from_table(rows([2, 3]))
+    writer.write(replace(new, timestamp=new.timestamp + 100), new.lengths)
+    writer.write(new.slice(0, 0), new.lengths[:0])
+    writer.write(Histories.from_table(rows([1], first_user=7)), np.array([1]))
+    increment = writer.close()
+    assert increment is not None
+    return replace(base, rows=7, events=base.events + 6, row_groups=(3, 2, 2), increments=(increment,))
+
+
+def test_a_row_group_under_an_increment_is_read_as_whole_histories(tmp_path):
+    file = bucket_with_an_increment(tmp_path)
+    published = manifest(tmp_path, [file], max_history=30)
+    assert [published.histories(file, group).lengths.tolist() for group in range(3)] == [[6, 7, 4], [1, 30], [2, 1]]
+    for group, names in itertools.product(range(3), (None, ["user_id", "num_events"], ["timestamp", "user_id"])):
+        layers = overlay(published.layers(file, group), max_history=30)
+        assert published.read(file, group, names) == layers.to_table(session_gap_s=1800, columns=names)
+        assert published.histories(file, group).users.tolist() == published.sizes(file, group)[0].tolist()
+        assert published.histories(file, group).lengths.tolist() == published.sizes(file, group)[1].tolist()
+    whole = published.histories(file)
+    assert (whole.users.tolist(), len(whole.timestamp)) == ([0, 1, 2, 3, 4, 5, 7], 51)
+
+
+def test_sessions_are_cut_only_when_they_are_asked_for(tmp_path, monkeypatch):
+    file = bucket_with_an_increment(tmp_path)
+    published = manifest(tmp_path, [file])
+
+    def refuse(*_, **__):
+        raise AssertionError("sessions are cut")
+
+    monkeypatch.setattr("pipelines.histories.histories.session_index", refuse)
+    published.histories(file, 0)
+    published.read(file, 0, ["item_index", "timestamp"])
+    with pytest.raises(AssertionError, match="sessions are cut"):
+        published.read(file, 0)
+
+
+def test_manifests_of_earlier_formats_are_read(tmp_path):
+    """Format 2 called increments deltas, format 1 had none."""
+    file = bucket_with_an_increment(tmp_path)
+    published = manifest(tmp_path, [file])
+    path = tmp_path / "_manifest.json"
+    content = json.loads(path.read_text())
+    assert content["format"] == 3 and "deltas" not in path.read_text()
+    for stored in content["files"]:
+        stored["deltas"] = stored.pop("increments")
+    path.write_text(json.dumps({**content, "format": 2}))
+    assert read_manifest(str(tmp_path)) == published
+    assert isinstance(read_manifest(str(tmp_path)).files[0].increments[0], IncrementFile)
+    for stored in content["files"]:
+        del stored["deltas"]
+    path.write_text(json.dumps({**content, "format": 1}))
+    assert read_manifest(str(tmp_path)).files == (replace(file, increments=()),)
+    path.write_text(json.dumps({**content, "format": 4}))
+    with pytest.raises(InputError, match="is not of shard format 3"):
+        read_manifest(str(tmp_path))
 
 
 def test_files_that_no_manifest_lists_are_removed_and_listed_ones_stay(tmp_path):

@@ -1,4 +1,4 @@
-"""The exchange: what goes into runs comes out of partitions, and no listener makes one large."""
+"""The shuffle: what goes into runs comes out of partitions, and no listener makes one large."""
 
 import itertools
 from collections import Counter
@@ -9,16 +9,15 @@ import pytest
 
 from pipelines.histories import shuffle
 from pipelines.histories.buckets import user_bucket
-from pipelines.histories.build import SongIndex, plan_exchange
-from pipelines.histories.shuffle import HEARD_MARK, Exchange, Rows, RunWriter, parts_of, read_in_passes
+from pipelines.histories.shuffle import HEARD_MARK, Shuffle, ShuffleRows, ShuffleWriter, ranges_of, read_in_passes
 
-SPREAD = Exchange(partitions=4, buckets=16, max_history=50)
+SPREAD = Shuffle(partitions=4, buckets=16, max_history=50)
 
 
 def rows(count, *, users=40, text=False, seed=0, first=1_700_000_000):
     rng = np.random.default_rng(seed)
     user, item = rng.integers(0, users, count), rng.integers(1, 30, count)
-    return Rows(
+    return ShuffleRows(
         pa.array([f"u{n}" for n in user]) if text else pa.array(user),
         pa.array([f"ß{n}" for n in item]) if text else pa.array(item),
         first + rng.integers(0, 86_400, count),
@@ -39,7 +38,7 @@ def as_tuples(part):
 
 
 def written(folder, parts, spread=SPREAD):
-    writer = RunWriter(spread, str(folder), "plays-1")
+    writer = ShuffleWriter(spread, str(folder), "plays-1")
     for part in parts:
         writer.write(part)
     writer.flush()
@@ -54,7 +53,7 @@ def test_every_play_comes_out_once_in_the_partition_of_its_bucket(tmp_path, monk
     assert len(writer.runs) == 2
     found = []
     for partition in range(SPREAD.partitions):
-        for part in read_in_passes(parts_of(writer.runs, partition)):
+        for part in read_in_passes(ranges_of(writer.runs, partition)):
             assert set(user_bucket(part.user_id, 16)) <= set(SPREAD.buckets_of(partition))
             found += as_tuples(part)
     assert sorted(found) == sorted(play for part in parts for play in as_tuples(part))
@@ -65,24 +64,24 @@ def test_every_play_comes_out_once_in_the_partition_of_its_bucket(tmp_path, monk
 
 
 def test_numbers_of_any_width_survive(tmp_path):
-    far = Rows(
+    far = ShuffleRows(
         pa.array([-(2**62), 2**62, 5]),
         pa.array([2**40, -(2**40), 0]),
         np.array([-(2**50), 2**50, 0]),
         np.array([0, 100, 7], np.uint8),
     )
     runs = written(tmp_path, [far]).runs
-    found = [play for p in range(4) for part in read_in_passes(parts_of(runs, p)) for play in as_tuples(part)]
+    found = [play for p in range(4) for part in read_in_passes(ranges_of(runs, p)) for play in as_tuples(part)]
     assert sorted(found) == sorted(as_tuples(far))
 
 
 @pytest.mark.parametrize("text", [False, True])
 def test_a_large_partition_is_read_in_portions_of_whole_listeners_in_ascending_order(tmp_path, monkeypatch, text):
     monkeypatch.setattr(shuffle, "PASS_ROWS", 1000)
-    one = Exchange(partitions=1, buckets=1, max_history=50)
+    one = Shuffle(partitions=1, buckets=1, max_history=50)
     given = rows(6000, text=text)
     runs = written(tmp_path, [given], one).runs
-    portions = [as_tuples(part) for part in read_in_passes(parts_of(runs, 0))]
+    portions = [as_tuples(part) for part in read_in_passes(ranges_of(runs, 0))]
     assert len(portions) == 6 and max(map(len, portions)) < 2000
     assert sorted(play for portion in portions for play in portion) == sorted(as_tuples(given))
     ranges = [(min(portion)[0], max(portion)[0]) for portion in portions if portion]
@@ -95,7 +94,7 @@ def test_a_busy_listener_is_cut_to_the_newest_plays_and_marks(tmp_path, monkeypa
     again = busy.take(np.arange(100))
     others = rows(300, seed=2)
     writer = written(tmp_path, [busy, again, others])
-    found = [play for p in range(4) for part in read_in_passes(parts_of(writer.runs, p)) for play in as_tuples(part)]
+    found = [play for p in range(4) for part in read_in_passes(ranges_of(writer.runs, p)) for play in as_tuples(part)]
     given = as_tuples(busy) + as_tuples(others)
     mine = {(time, item) for user, item, time, _ in given if user == 0}
     ordered = sorted(mine)
@@ -105,18 +104,3 @@ def test_a_busy_listener_is_cut_to_the_newest_plays_and_marks(tmp_path, monkeypa
     assert marked == {item for time, item in ordered if (time, item) not in kept}
     assert writer.duplicates == len(as_tuples(busy)) + 100 + sum(p[0] == 0 for p in as_tuples(others)) - len(mine)
     assert sorted(play for play in found if play[0]) == sorted(play for play in as_tuples(others) if play[0])
-
-
-def test_partitions_grow_with_the_events_and_never_exceed_the_buckets():
-    def partitions(buckets, events):
-        return plan_exchange(buckets, events, parallelism=2, max_history=9).partitions
-
-    assert [partitions(256, n) for n in (0, 10_000_000, 100_000_000, 10**9)] == [8, 8, 32, 256]
-    assert partitions(8, 10**9) == 8 and partitions(65_536, 10**12) == 4096
-
-
-@pytest.mark.parametrize("ids", [[5, 900, 7], [5, 2**62, -(2**62)], ["b", "ß", "a"]])
-def test_songs_have_their_index_however_far_apart_their_ids_are(ids):
-    songs = SongIndex(pa.array(ids), np.array([3, 1, 2], np.int32))
-    asked = pa.array([ids[2], ids[0], ids[0], ids[1]])
-    assert songs.of(asked).tolist() == [2, 3, 3, 1] and songs.of(asked).dtype == np.int32
