@@ -106,8 +106,8 @@ def evaluate_next_day(
     known_items: songs known before D-1, as the highest index or bool [V]; default all of the manifest. fallback makes
     the list where a recommender has none, as serving does. lists: how a recommender makes lists, by default without
     any list rule. `model` and `train` shape the contexts of recommenders that
-    are no TrainedModel; a TrainedModel brings its own. Metrics for each k of config.at: hr, recall, ndcg, coverage
-    (share of the known songs in any list) and repeats (share of listed songs heard before). Slices: `all`, and a
+    are no TrainedModel; a TrainedModel brings its own. Metrics are those of `metrics.METRICS` at
+    the cut-offs `config.at`, and coverage (share of the known songs in any list). Slices: `all`, and a
     partition of it into `new` (first event within new_days of the cut), `light` and `heavy`.
     """
     cases = NextDayCases(manifest, ds, calendar, train, _known(manifest, known_items), config.max_listeners)
@@ -116,7 +116,7 @@ def evaluate_next_day(
             f"{manifest.folder}: sequences end before {ds} 00:00, so the day before cannot be evaluated: "
             f"run `fuxi sessionize --ds {ds}` first"
         )
-    tally = _Tally(config.at, int(cases.known.sum()))
+    sums = _ListMeans(config.at, int(cases.known.sum()))
     excluded = done = 0
     for histories, truth in cases.row_groups():
         songs = len(cases.known)
@@ -128,43 +128,37 @@ def evaluate_next_day(
             context = histories.take(chunk).before(cases.cut)
             slices = _slices(context, cases.cut, config)
             contexts = Contexts(context, cases.request_time, model, train, calendar)
-            tally.count(slices)
+            sums.count(slices)
             for name, recommender in recommenders.items():
                 items = _items(lists, recommender, fallback, contexts, max(config.at))
                 keys = np.where(items > 0, chunk[:, None] * songs + items, -1)
                 heard = np.isin(_local_keys(items, songs), contexts.seen_keys(songs)) & (items > 0)
-                tally.add(name, slices, RankedLists(items, np.isin(keys, truth), relevant[chunk], heard))
+                sums.add_lists(name, slices, RankedLists(items, np.isin(keys, truth), relevant[chunk], heard))
         done += len(histories)
         if on_progress:
             on_progress(done, min(manifest.rows, config.max_listeners))
-    return NextDayResult(tally.means(), tally.listeners["all"], excluded, cases.request_time, dict(tally.listeners))
+    return NextDayResult(sums.means(), sums.listeners["all"], excluded, cases.request_time, dict(sums.listeners))
 
 
-class _Tally:
-    """List metrics as means over listeners, and what only the whole set of lists has: coverage."""
+class _ListMeans(Means):
+    """Means over listeners of the list metrics, and coverage, which is of all lists together."""
 
     def __init__(self, at: tuple[int, ...], songs: int) -> None:
-        self.at, self.songs, self.sums = at, songs, Means()
+        super().__init__()
+        self.at, self.songs = at, songs
         self.listed: dict[tuple[str, str, int], set[int]] = {}
 
-    @property
-    def listeners(self) -> dict[str, int]:
-        return self.sums.listeners
-
-    def count(self, slices: dict[str, np.ndarray]) -> None:
-        self.sums.count(slices)
-
-    def add(self, name: str, slices: dict[str, np.ndarray], lists: RankedLists) -> None:
+    def add_lists(self, name: str, slices: dict[str, np.ndarray], lists: RankedLists) -> None:
         for k in self.at:
-            for part, members in slices.items():
-                listed = self.listed.setdefault((name, part, k), set())
+            for slice_name, members in slices.items():
+                listed = self.listed.setdefault((name, slice_name, k), set())
                 listed.update(np.unique(lists.items[members, :k]).tolist())
-        self.sums.add(name, slices, list_metrics(lists, self.at))
+        self.add(name, slices, list_metrics(lists, self.at))
 
     def means(self) -> Metrics:
-        means = self.sums.means()
-        for (name, part, k), listed in self.listed.items():
-            means[name][part][f"coverage_{k}"] = len(listed - {0}) / max(self.songs, 1)
+        means = super().means()
+        for (name, slice_name, k), listed in self.listed.items():
+            means[name][slice_name][f"coverage_{k}"] = len(listed - {0}) / max(self.songs, 1)
         return means
 
 

@@ -17,7 +17,7 @@ from jobs.reproduce.paper import DATASETS, PAPER_METRICS, TABLES, Counts, PaperD
 from jobs.reproduce.runs import Dataset, ExperimentRun
 from jobs.reproduce.series import run_missing
 from jobs.reproduce.single import RunTask
-from jobs.reproduce.specs import RunSelection, RunSpec, specs
+from jobs.reproduce.specs import RunSelection, specs
 from jobs.runtime.console import log
 from pipelines import storage
 from pipelines.errors import InputError
@@ -100,18 +100,6 @@ def describe(source: DatasetSource, manifest: Manifest) -> Dataset:
     )
 
 
-def plan(source: DatasetSource, selection: RunSelection) -> list[tuple[RunSpec, bool]]:
-    """The selected runs, and whether each is finished."""
-    folder = runs_folder(source)
-    manifest_of(source)
-    return [(spec, runs.finished(folder, spec.name)) for spec in specs(selection)]
-
-
-def default_workers() -> int:
-    """One a core, at most four: several runs on a thread each use cores better than one run on all."""
-    return max(1, min(4, len(os.sched_getaffinity(0))))
-
-
 def manifest_of(source: DatasetSource) -> Manifest:
     """The data set's sequences. Raises InputError if there are none."""
     try:
@@ -139,15 +127,17 @@ def main(options: dict[str, Any]) -> None:
     source = DatasetSource(options["dataset"], options["workspace"], ds, options["title"], options["preset"])
     selection = _selection(source, options)
     if options["dry_run"]:
-        for spec, done in plan(source, selection):
-            print(f"{spec.name:<44} {'finished' if done else 'to do'}")
+        folder, _ = runs_folder(source), manifest_of(source)
+        for spec in specs(selection):
+            print(f"{spec.name:<44} {'finished' if runs.finished(folder, spec.name) else 'to do'}")
         return
     if options["timing"]:
         measure_timing(source, selection)
         return
     failed: dict[str, str] = {}
     if not options["write"] or _selects_runs(options):
-        workers = options["workers"] or default_workers()
+        # Several runs on a thread each use cores better than one run on all.
+        workers = options["workers"] or max(1, min(4, len(os.sched_getaffinity(0))))
         device = _device(options["device"])
         finished, failed = reproduce(source, selection, workers=workers, device=device, command=_command())
         show(finished)

@@ -86,7 +86,7 @@ def draw_systems(groups: Sequence[SeedGroup], file: Path) -> str:
     def fill(figure: "Figure") -> None:
         axes = figure.subplots()
         for n, g in enumerate(rows):
-            colour = _LARGE if g.large else _OURS
+            colour = _LARGE if g.layers == LARGE_LAYERS else _OURS
             seeds = [run.metrics["all"]["ndcg_10"] for run in g.runs]
             if len(seeds) > 1:
                 axes.plot(seeds, [n + 0.3] * len(seeds), "o", color=colour, markersize=2.5, alpha=0.6)
@@ -107,8 +107,8 @@ def draw_systems(groups: Sequence[SeedGroup], file: Path) -> str:
 
 
 def _systems_legend(figure: "Figure", axes: "Axes", rows: Sequence[SeedGroup], dataset: Dataset) -> None:
-    for large, colour, text in [(False, _OURS, "ours"), (True, _LARGE, f"ours, {LARGE_LAYERS} layers")]:
-        if any(g.large == large for g in rows):
+    for layers, colour, text in [(BASE_LAYERS, _OURS, "ours"), (LARGE_LAYERS, _LARGE, f"ours, {LARGE_LAYERS} layers")]:
+        if any(g.layers == layers for g in rows):
             axes.plot([], [], "o", color=colour, label=text)
     if dataset.paper:
         label = f"paper, {TITLES[dataset.paper]}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from fuxi_beta.evaluation.metrics import rank_metrics
 from jobs.reproduce.runs import Dataset, ExperimentRun, Ranks
-from jobs.reproduce.systems import BASE_LAYERS, LARGE_LAYERS, WITHOUT_DEPTH, in_order, label_at_depth, timing_key
+from jobs.reproduce.systems import BASE_LAYERS, WITHOUT_DEPTH, in_order, label_at_depth, timing_key
 from pipelines.errors import InputError
 
 MARK = " †"
@@ -43,11 +43,6 @@ class SeedGroup:
     def layers(self) -> int:
         """Depth; that of the base models where a system has none."""
         return BASE_LAYERS if self.system in WITHOUT_DEPTH else self.first.layers
-
-    @property
-    def large(self) -> bool:
-        """Whether it has the depth of the paper's -Large models."""
-        return self.layers == LARGE_LAYERS
 
     @property
     def plain(self) -> bool:

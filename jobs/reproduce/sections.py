@@ -63,9 +63,10 @@ class Section:
         rows, keys = self.standing(), []
         for depth in dict.fromkeys(layers for _, layers in rows):
             names = [name for name, layers in rows if layers == depth]
-            for better, other in self.table.pairs:
-                others = [name for name in names if name != better] if other == EVERY_OTHER else [other]
-                keys += [((better, depth), (name, depth)) for name in others]
+            for pair in self.table.pairs:
+                for name in names if EVERY_OTHER in pair else [""]:
+                    better, other = (name if system == EVERY_OTHER else system for system in pair)
+                    keys += [((better, depth), (other, depth))] if better != other else []
         if self.table.number == 3:
             keys.append((("fuxi-beta", LARGE_LAYERS), ("fuxi-beta", BASE_LAYERS)))
         return [(rows[better], rows[other]) for better, other in keys if better in rows and other in rows]

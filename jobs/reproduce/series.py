@@ -10,7 +10,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from pipelines.errors import InputError
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
 
-    from rich.progress import TaskID
+    from rich.progress import Progress, TaskID
 
     Steps = Queue[tuple[str, int, int]]  # progress of the workers: run, steps done, steps in all
 
@@ -47,14 +47,14 @@ def run_missing(tasks: Sequence[RunTask], *, workers: int) -> dict[str, str]:
     steps: Steps = context.Queue()
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     others = set(mp.active_children())
+    os.environ.update(WORKER_ENVIRONMENT)  # inherited by the workers; this process has read its own
     with (
-        _environment(WORKER_ENVIRONMENT),
         ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(steps, threads)) as pool,
-        _ProgressDisplay(steps) as display,
+        bars("steps", remaining=True) if interactive() else contextlib.nullcontext() as shown,
     ):
         futures = {pool.submit(_perform, task): task for task in missing}
         try:
-            return _collect(futures, display)
+            return _collect(futures, _ProgressDisplay(steps, shown))
         except BaseException:
             for process in set(mp.active_children()) - others:
                 process.terminate()
@@ -116,35 +116,13 @@ def _perform(task: RunTask) -> dict[str, float]:
     return {**run.metrics["all"], "seconds": run.train_seconds}
 
 
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for processes that are started within the block."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
 class _ProgressDisplay:
     """The workers' progress: a bar a run on a terminal, a log line a minute elsewhere."""
 
-    def __init__(self, steps: "Steps") -> None:
-        self._steps = steps
-        self._bars = bars("steps", remaining=True) if interactive() else None
+    def __init__(self, steps: "Steps", shown: "Progress | None") -> None:
+        self._steps, self._bars = steps, shown
         self._bar_of: dict[str, TaskID] = {}
         self._logged = time.monotonic()
-
-    def __enter__(self) -> "_ProgressDisplay":
-        if self._bars is not None:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
 
     def update(self) -> None:
         """Show the steps that were reported since the last call."""

@@ -139,26 +139,24 @@ def _metric_table(section: Section, chapter: Chapter) -> list[str]:
     """A table of the paper: our means and spreads, and beside each the printed value."""
     rows, dataset, baseline = section.rows, chapter.dataset.paper, section.table.baseline
     beside = f"paper ({TITLES[dataset]}{section.paper_depth})" if dataset else ""
+    groups = [row.group for row in rows]
     header = ["model", "seeds"]
-    columns = [[row.label for row in rows], [str(len(row.group.runs)) for row in rows]]
-    further = further_metrics([run for row in rows for run in row.group.runs]) if section.table.number == 3 else []
+    columns = [[row.label for row in rows], [str(len(g.runs)) for g in groups]]
+    further = further_metrics([run for g in groups for run in g.runs]) if section.table.number == 3 else []
     for metric in [*section.table.metrics, *further]:
         header.append(metric_title(metric))
-        columns.append(column([r.group.mean(metric) for r in rows], [r.group.spread(metric) for r in rows]))
+        columns.append(column([g.mean(metric) for g in groups], [g.spread(metric) for g in groups]))
         if beside and metric in PAPER_METRICS:
             header.append(beside)
             columns.append(column([r.published.metrics[metric] if r.published else None for r in rows]))
     if baseline:
         header.append(f"time, {label(baseline)} = 1")
-        columns.append([multiple(_relative(chapter.times, row.group, baseline)) for row in rows])
+        relative = [None if g.system in WITHOUT_DEPTH else chapter.times.relative(g, baseline) for g in groups]
+        columns.append([multiple(time) for time in relative])
         if beside:
             header.append(beside)
             columns.append([multiple(row.published.time if row.published else None) for row in rows])
     return table(header, list(zip(*columns, strict=True)))
-
-
-def _relative(times: EpochTimes, g: SeedGroup, baseline: str) -> float | None:
-    return None if g.system in WITHOUT_DEPTH else times.relative(g, baseline)
 
 
 def _below_markov(groups: Sequence[SeedGroup]) -> list[str]:

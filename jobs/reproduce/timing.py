@@ -1,14 +1,10 @@
 """Seconds an epoch of each system, measured by turns: all systems alternate step by step in one process."""
 
-import itertools
 import statistics
 import time
-from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain, count, islice
 
-from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.candidates import candidate_songs
-from fuxi_beta.data.reader import TrainingBatches
 from fuxi_beta.training.fit import all_batches, new_trainer
 from fuxi_beta.training.trainer import Trainer
 from jobs.reproduce.specs import RunSelection, RunSpec, specs
@@ -30,8 +26,9 @@ def time_epochs(manifest: Manifest, selection: RunSelection) -> dict[str, float]
     batches = all_batches(manifest, model=model, train=train, data_end=manifest.data_end)
     trainers = {timing_key(spec.system, spec.layers): _trainer(spec, manifest, selection) for spec in timed}
     times: dict[str, list[float]] = {name: [] for name in trainers}
+    epochs = chain.from_iterable(map(batches.epoch, count()))
     with progress("timing", STEPS + WARM_UP, unit="rounds") as advance:
-        for batch in _first(batches, STEPS + WARM_UP):
+        for batch in islice(epochs, STEPS + WARM_UP):
             for name, trainer in trainers.items():
                 started = time.perf_counter()
                 trainer.step(batch, epoch=0)
@@ -41,11 +38,6 @@ def time_epochs(manifest: Manifest, selection: RunSelection) -> dict[str, float]
         name: round(statistics.median(seconds[WARM_UP:]) * batches.steps_per_epoch, 3)
         for name, seconds in times.items()
     }
-
-
-def _first(batches: TrainingBatches, count: int) -> Iterator[Batch]:
-    """The first batches, of as many epochs as needed."""
-    return islice(chain.from_iterable(map(batches.epoch, itertools.count())), count)
 
 
 def _trainer(spec: RunSpec, manifest: Manifest, selection: RunSelection) -> Trainer:
