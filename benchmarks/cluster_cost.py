@@ -82,7 +82,7 @@ def main() -> None:
     manifest = read_manifest(storage.join(storage.absolute(config.workspace), "sequences", f"ds={given.ds}"))
     cores, rows, plays = os.cpu_count() or 1, result["rows_read"], result["accepted"]
     shuffle = plan_shuffle(manifest.buckets, rows, parallelism=cores, max_history=manifest.max_history)
-    found = {
+    arguments = {
         "cpu-s-per-million": f"{result['cpu_s_per_million_rows']:.3g}",
         "busy": f"{result['cpu_s'] / (result['wall_s'] * cores):.2f}",
         "task-mib": f"{peaks.worker / 2**20:.0f}",
@@ -92,7 +92,7 @@ def main() -> None:
         "shard-bytes": f"{sum(layer.bytes for file in manifest.files for layer in file.layers) / plays:.3g}",
         "driver-mib": f"{peaks.driver / 2**20:.0f}",
     }
-    print(shlex.join([word for name, value in found.items() for word in (f"--{name}", value)]))
+    print(shlex.join([word for name, value in arguments.items() for word in (f"--{name}", value)]))
 
 
 if __name__ == "__main__":

@@ -115,18 +115,18 @@ def name(plays: float) -> str:
 def table(sizes: list[Size]) -> str:
     """The sizes in Markdown."""
     rows = {
-        "plays": [name(found.plays) for found in sizes],
-        "processor time": [f"{found.cpu_hours:,.1f} hours" for found in sizes],
-        "executors": [f"{found.executors:,} of {found.executor_cores} cores" for found in sizes],
-        "expected": [f"{found.minutes:.0f} minutes" for found in sizes],
-        "memory of an executor": [_memory(found.heap_mib, found.executor_overhead_mib) for found in sizes],
-        "memory of the driver": [_memory(found.heap_mib, found.driver_overhead_mib) for found in sizes],
-        "object store: logs": [f"{found.log_gb:,.0f} GB" for found in sizes],
-        "object store: for a while": [f"{found.temporary_gb:,.0f} GB" for found in sizes],
-        "object store: shards": [f"{found.shard_gb:,.0f} GB" for found in sizes],
-        "an executor reads and writes": [f"{found.executor_mb_s:.0f} MB/s" for found in sizes],
-        "`sequences.buckets`, at least": [f"{found.buckets:,}" for found in sizes],
-        "batches read between the stages": [f"{found.runs * found.partitions:,}" for found in sizes],
+        "plays": [name(cluster.plays) for cluster in sizes],
+        "processor time": [f"{cluster.cpu_hours:,.1f} hours" for cluster in sizes],
+        "executors": [f"{cluster.executors:,} of {cluster.executor_cores} cores" for cluster in sizes],
+        "expected": [f"{cluster.minutes:.0f} minutes" for cluster in sizes],
+        "memory of an executor": [_memory(cluster.heap_mib, cluster.executor_overhead_mib) for cluster in sizes],
+        "memory of the driver": [_memory(cluster.heap_mib, cluster.driver_overhead_mib) for cluster in sizes],
+        "object store: logs": [f"{cluster.log_gb:,.0f} GB" for cluster in sizes],
+        "object store: for a while": [f"{cluster.temporary_gb:,.0f} GB" for cluster in sizes],
+        "object store: shards": [f"{cluster.shard_gb:,.0f} GB" for cluster in sizes],
+        "an executor reads and writes": [f"{cluster.executor_mb_s:.0f} MB/s" for cluster in sizes],
+        "`sequences.buckets`, at least": [f"{cluster.buckets:,}" for cluster in sizes],
+        "batches read between the stages": [f"{cluster.runs * cluster.partitions:,}" for cluster in sizes],
     }
     lines = [f"| {title} | {' | '.join(cells)} |" for title, cells in rows.items()]
     return "\n".join([lines[0], "| --- |" + " --- |" * len(sizes), *lines[1:]])
@@ -136,10 +136,10 @@ def _memory(heap: int, overhead: int) -> str:
     return f"{(heap + overhead) / 1024:.1f} GiB, {heap / 1024:.1f} of it heap"
 
 
-def patch(found: Size, command: str) -> str:
+def patch(cluster: Size, command: str) -> str:
     """What a size adds to the SparkApplication, YAML."""
     return f"""\
-# {name(found.plays)} plays in about {found.minutes:.0f} minutes. Made by
+# {name(cluster.plays)} plays in about {cluster.minutes:.0f} minutes. Made by
 {_wrapped(command, "#   ")}
 apiVersion: sparkoperator.k8s.io/v1beta2
 kind: SparkApplication
@@ -147,19 +147,19 @@ metadata:
   name: fuxi-sessionize-2026-03-02
 spec:
   sparkConf:
-    spark.default.parallelism: "{found.cores}"
+    spark.default.parallelism: "{cluster.cores}"
   dynamicAllocation:
-    initialExecutors: {found.executors}
-    maxExecutors: {found.executors}
+    initialExecutors: {cluster.executors}
+    maxExecutors: {cluster.executors}
   driver:
     cores: 1
-    memory: {found.heap_mib}m
-    memoryOverhead: {found.driver_overhead_mib}m
+    memory: {cluster.heap_mib}m
+    memoryOverhead: {cluster.driver_overhead_mib}m
   executor:
-    cores: {found.executor_cores}
-    instances: {found.executors}
-    memory: {found.heap_mib}m
-    memoryOverhead: {found.executor_overhead_mib}m
+    cores: {cluster.executor_cores}
+    instances: {cluster.executors}
+    memory: {cluster.heap_mib}m
+    memoryOverhead: {cluster.executor_overhead_mib}m
 """
 
 
@@ -177,8 +177,8 @@ def _wrapped(command: str, margin: str) -> str:
 
 def write(folder: Path, sizes: list[Size], command: str) -> None:
     """Write the sizes into `sizes-NAME.yaml` and between the marks in README.md."""
-    for found in sizes:
-        (folder / f"sizes-{name(found.plays)}.yaml").write_text(patch(found, command))
+    for cluster in sizes:
+        (folder / f"sizes-{name(cluster.plays)}.yaml").write_text(patch(cluster, command))
     readme = folder / "README.md"
     before, _, rest = readme.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)

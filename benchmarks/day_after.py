@@ -137,8 +137,8 @@ def day_figures(bench: Bench, before: str, ds: str) -> tuple[int, int, float]:
             for file in industrial_logs.day_folders(bench.logs)[-1].iterdir()
         ]
     )
-    everybody = bench.manifest("merged", ds).rows
-    return sum(rows[:-1]), rows[-1], len(newest.unique()) / everybody
+    listeners = bench.manifest("merged", ds).rows
+    return sum(rows[:-1]), rows[-1], len(newest.unique()) / listeners
 
 
 def check_equal(case: str, merged: Manifest, full: Manifest) -> None:
@@ -182,10 +182,10 @@ def active_cases(bench: Bench, days: Sequence[Path], shares: Sequence[float], ro
     """The same number of plays on the newest day by fewer or more listeners, over all of the history in `base`."""
     before, ds = day_names(days)
     manifest = bench.manifest("base", before)
-    everybody = np.concatenate([manifest.read(*at[:2], columns=["user_id"])["user_id"] for at in manifest.row_groups()])
+    listeners = np.concatenate([manifest.read(*at[:2], columns=["user_id"])["user_id"] for at in manifest.row_groups()])
     for share in shares:
         bench.land(days[:-1])
-        among = np.random.default_rng(7).permutation(everybody)[: max(round(share * len(everybody)), 1)]
+        among = np.random.default_rng(7).permutation(listeners)[: max(round(share * len(listeners)), 1)]
         rewrite_day(days[-1], bench.logs / days[-1].name, among)
         yield compare(bench, f"played by {share:.0%}", parent="base", before=before, ds=ds, rounds=rounds)
 
@@ -207,7 +207,7 @@ def steady_case(bench: Bench, days: Sequence[Path], merged: int, full: Compared)
     The baseline of each is the full build of all days (of `full`), although all but the last have less history.
     """
     first = len(days) - merged
-    found = []
+    compared = []
     bench.land(days[:first])
     shutil.rmtree(bench.root / "merged", ignore_errors=True)
     bench.run("merged", day_after(days[first - 1]))
@@ -217,13 +217,13 @@ def steady_case(bench: Bench, days: Sequence[Path], merged: int, full: Compared)
         run = bench.run("merged", ds)
         history, new, active = day_figures(bench, before, ds)
         case = f"day {place - first + 1} after the build"
-        found.append(Compared(case, history, new, active, [run], full.builds))
+        compared.append(Compared(case, history, new, active, [run], full.builds))
     ds = day_after(days[-1])
     bench.copy("merged", "full", "vocabulary")
     bench.run("full", ds)
     check_equal("day after day", bench.manifest("merged", ds), bench.manifest("full", ds))
     say(f"{merged} days, one after the other: equal to a full build")
-    return found
+    return compared
 
 
 def day_after(folder: Path) -> str:
@@ -253,7 +253,7 @@ GIGABYTES: dict[str, Callable[[StageRun], float]] = {
 }
 
 
-def print_table(found: Sequence[Compared]) -> None:
+def print_table(cases: Sequence[Compared]) -> None:
     """Print one table, a line a case: merge, full build, and the merge as a share of the build."""
     table = Table(title="the day after", caption="medians over rounds; GB are what Spark's tasks read and wrote")
     table.add_column("", no_wrap=True)
@@ -264,7 +264,7 @@ def print_table(found: Sequence[Compared]) -> None:
             table.add_column(f"{kind}\n{name}", justify="right")
     for name in SECONDS:
         table.add_column(f"/full\n{name.removesuffix(' s')}", justify="right")
-    for row in found:
+    for row in cases:
         cells = [row.case, f"{row.history:,}", f"{row.new:,}", f"{row.active:.1%}"]
         for runs in (row.merges, row.builds):
             cells += [f"{median(runs, of):.1f}" for of in SECONDS.values()]
@@ -279,7 +279,7 @@ def median(runs: Sequence[StageRun], of: Callable[[StageRun], float]) -> float:
     return statistics.median(map(of, runs))
 
 
-def rows_for_report(found: Sequence[Compared]) -> list[timing.Row]:
+def rows_for_report(cases: Sequence[Compared]) -> list[timing.Row]:
     """Merging against building, in wall time and in processor seconds of all, of the work and of the tasks."""
     return [
         timing.Row(
@@ -288,7 +288,7 @@ def rows_for_report(found: Sequence[Compared]) -> list[timing.Row]:
             [of(run) for run in row.builds],
             "s" if name == "wall s" else "CPU-s",
         )
-        for row in found
+        for row in cases
         for name, of in SECONDS.items()
     ]
 
@@ -328,7 +328,7 @@ def main() -> None:
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that folders and processes are cleaned up
     events = int(options.events * 1e6)
-    found: list[Compared] = []
+    cases: list[Compared] = []
     problem = ""
     try:
         with folder_for(options.data) as data, tempfile.TemporaryDirectory(prefix="day-after-") as root:
@@ -336,13 +336,13 @@ def main() -> None:
             say(f"logs of {events:,} plays")
             logs = industrial_logs.logs_of(data, events=events, workers=options.cores)
             for row in measure(options, Path(root), industrial_logs.day_folders(logs)):
-                found.append(row)
+                cases.append(row)
     except (InputError, RuntimeError, ValueError) as error:
         problem = f"benchmarks.day_after: {error}"
-    if found:
-        print_table(found)
+    if cases:
+        print_table(cases)
         about = f"{options.cores} cores used, {versions()}"
-        timing.report("day_after", rows_for_report(found), ours="merge", baseline="full build", about=about)
+        timing.report("day_after", rows_for_report(cases), ours="merge", baseline="full build", about=about)
     if problem:
         sys.exit(problem)
 

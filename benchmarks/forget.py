@@ -64,11 +64,11 @@ def _list_cost(folder: str) -> list[dict[str, Any]]:
             batches = [pa.array([f"user-{n}" for n in batch.to_pylist()]) for batch in batches]
             listed = pa.array([f"user-{n}" for n in listed.to_pylist()])
         blocklist.add(f"{folder}/list-{kind}", listed)
-        for name, found in (("nobody", blocklist.empty()), (f"{LISTED:,}", blocklist.load(f"{folder}/list-{kind}"))):
-            found.mask(batches[0])
+        for name, blocked in (("nobody", blocklist.empty()), (f"{LISTED:,}", blocklist.load(f"{folder}/list-{kind}"))):
+            blocked.mask(batches[0])
             started = time.process_time()
             for batch in batches:
-                found.mask(batch)
+                blocked.mask(batch)
             seconds = (time.process_time() - started) / len(ids) * 1e6
             rows.append({"case": f"{name} on the list, {kind}", "cpu_s_per_million_rows": round(seconds, 4)})
     return rows

@@ -54,11 +54,11 @@ def measure(
     contestants = {"ours": step(fused.sampled_softmax), name: step(baseline)}
     if name not in gpu.first_results(contestants, needed="ours"):
         return []
-    found = gpu.interleaved(contestants, rounds=rounds, device=device)
+    times = gpu.interleaved(contestants, rounds=rounds, device=device)
     case = f"{positions:,} x {negatives:,}, {str(dtype).removeprefix('torch.')}"
     moved = bytes_to_move(positions, negatives, songs, dim * dtype.itemsize)
-    share = moved / (statistics.median(found["ours"]) / 1e3) / limits.bandwidth
-    return [Row(case, found["ours"], found[name], note=f"against {name}; {share:.0%} of the bandwidth")]
+    share = moved / (statistics.median(times["ours"]) / 1e3) / limits.bandwidth
+    return [Row(case, times["ours"], times[name], note=f"against {name}; {share:.0%} of the bandwidth")]
 
 
 def bytes_to_move(positions: int, negatives: int, songs: int, row: int) -> int:
@@ -77,16 +77,16 @@ def main() -> None:
     options = parser.parse_args()
     if gpu.nothing_to_measure("gpu_loss"):
         return
-    rounds, found = 3 if options.quick else 15, gpu.limits()
+    rounds, limits = 3 if options.quick else 15, gpu.limits()
     plain = ("plain torch", reference.sampled_softmax)
     compiled = ("torch.compile", torch.compile(reference.sampled_softmax_gathered, dynamic=False))
     rows = []
     for negatives in (128,) if options.quick else (128, 1024, 4096):
         fitting = min(25_600, GATHERED_FLOATS // (negatives * DIM))
-        rows += measure(25_600, negatives, torch.float32, plain, rounds, limits=found)
+        rows += measure(25_600, negatives, torch.float32, plain, rounds, limits=limits)
         for dtype in DTYPES:
-            rows += measure(fitting, negatives, dtype, compiled, rounds, limits=found)
-    report("gpu_loss", rows, ours="Triton", baseline="baseline", about=str(found))
+            rows += measure(fitting, negatives, dtype, compiled, rounds, limits=limits)
+    report("gpu_loss", rows, ours="Triton", baseline="baseline", about=str(limits))
 
 
 if __name__ == "__main__":

@@ -108,18 +108,18 @@ def measured(
     }
     able = {name: contestants[name] for name in first_results(contestants, needed="ours")}
     times = interleaved(able, rounds=rounds, device=device)
-    found = {name: statistics.median(times[name]) if name in times else float("nan") for name in contestants}
+    medians = {name: statistics.median(times[name]) if name in times else float("nan") for name in contestants}
     tokens = listeners * events
     floor = FLOOR_ROWS * dtype.itemsize * dim * tokens / limits.bandwidth * 1e3
     operations = PRODUCTS * listeners * events * (events + 1) * dim
     return Row(
         case=f"{listeners} x {events}, D {dim}",
-        ours=found["ours"],
-        eager=found["eager"],
-        compiled=found["compiled"],
+        ours=medians["ours"],
+        eager=medians["eager"],
+        compiled=medians["compiled"],
         floor=floor,
-        bandwidth_share=floor / found["ours"],
-        matrix_share=operations / found["ours"] * 1e3 / limits.matrix_rate,
+        bandwidth_share=floor / medians["ours"],
+        matrix_share=operations / medians["ours"] * 1e3 / limits.matrix_rate,
     )
 
 
@@ -168,10 +168,10 @@ def main() -> None:
         return None
     if failure := triton.why_not():
         parser.error(f"the Triton kernels cannot be used: {failure}")
-    found = limits()
+    peak_rates = limits()
     shapes, rounds = (SHAPES[:1], 10) if options.quick else (SHAPES, 50)
-    rows = [measured(*shape, rounds=rounds, limits=found) for shape in shapes]
-    machine = f"{torch.cuda.get_device_name()}, {found}"
+    rows = [measured(*shape, rounds=rounds, limits=peak_rates) for shape in shapes]
+    machine = f"{torch.cuda.get_device_name()}, {peak_rates}"
     show(f"token mixer, ms; {machine}", Row._fields, rows)
     show("kernels", ("name", "warps", "registers", "shared", "spills"), loaded_kernels())
     print(json_line("gpu_mixer", machine, rows=rows))

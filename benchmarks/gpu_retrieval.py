@@ -38,9 +38,9 @@ def in_bf16(table: Tensor) -> Search:
             scores = queries.bfloat16() @ rounded[start : start + BLOCK].t()
             inside = (seen[1] >= start) & (seen[1] < start + BLOCK)
             scores[seen[0][inside], seen[1][inside] - start] = -torch.inf
-            found = scores.topk(K, dim=1)
-            best.append(found.values)
-            items.append(found.indices + start)
+            block = scores.topk(K, dim=1)
+            best.append(block.values)
+            items.append(block.indices + start)
         top = torch.cat(best, 1).topk(K, dim=1)
         return torch.cat(items, 1).gather(1, top.indices), top.values
 
@@ -112,10 +112,10 @@ def main() -> None:
     options = parser.parse_args()
     if gpu.nothing_to_measure("gpu_retrieval"):
         return
-    rows, found = [], gpu.limits()
+    rows, limits = [], gpu.limits()
     for songs in (234_488,) if options.quick else (234_488, 476_544):
-        rows += measure(Work(songs, BATCH if options.quick else LISTENERS), 3 if options.quick else 5, limits=found)
-    report("gpu_retrieval", rows, ours="fused", baseline="blocks and topk", about=str(found))
+        rows += measure(Work(songs, BATCH if options.quick else LISTENERS), 3 if options.quick else 5, limits=limits)
+    report("gpu_retrieval", rows, ours="fused", baseline="blocks and topk", about=str(limits))
 
 
 if __name__ == "__main__":

@@ -247,10 +247,10 @@ def step_rows(case: Case, entered: dict[str, Contestant], batches: list[Batch]) 
 
 def agreeing(losses: Mapping[str, float]) -> dict[str, float]:
     """The first losses that equal that of ours up to the rounding of bf16. Others are printed and left out."""
-    found = {name: loss for name, loss in losses.items() if math.isclose(loss, losses["ours"], rel_tol=TOLERANCE)}
-    for name in losses.keys() - found.keys():
+    equal = {name: loss for name, loss in losses.items() if math.isclose(loss, losses["ours"], rel_tol=TOLERANCE)}
+    for name in losses.keys() - equal.keys():
         print(f"{name} is left out: its first loss is {losses[name]}, that of ours {losses['ours']}")
-    return found
+    return equal
 
 
 def reader_rate(reader: TrainingBatches, rounds: int = 3) -> float:
@@ -288,16 +288,16 @@ def watched(case: Case, ours: Contestant, batches: list[Batch]) -> tuple[WatchRo
 
     on_gpu = case.device == "cuda"
     category = gpu_trace.KERNELS if on_gpu else gpu_trace.OPERATORS
-    found = gpu_trace.summary(gpu_trace.traced(call, device=case.device), steps=len(batches), category=category)
+    trace = gpu_trace.summary(gpu_trace.traced(call, device=case.device), steps=len(batches), category=category)
     row = WatchRow(
         case=case.name,
-        computing=found.computing,
-        busy_ms=found.busy_ms,
-        wall_ms=found.wall_ms,
-        waits=", ".join(f"{count:.3g} {name}" for name, count in found.waits.items()) or "none",
+        computing=trace.computing,
+        busy_ms=trace.busy_ms,
+        wall_ms=trace.wall_ms,
+        waits=", ".join(f"{count:.3g} {name}" for name, count in trace.waits.items()) or "none",
         found_in=(gpu_trace.wait_in(call) or "nowhere") if on_gpu else "nobody looked",
     )
-    return row, [KernelRow(case.name, *kernel) for kernel in found.kernels[:TOP]]
+    return row, [KernelRow(case.name, *kernel) for kernel in trace.kernels[:TOP]]
 
 
 def measured(case: Case, manifest: Manifest) -> dict[str, list[Any]]:
@@ -318,8 +318,8 @@ def run(cases: Sequence[Case], scale: Scale) -> None:
     """Measure the cases, print the tables and the JSON line."""
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_shards(Path(folder), scale)
-        found = [measured(case, manifest) for case in cases]
-    tables = {name: [row for tables in found for row in tables[name]] for name in found[0]}
+        of_cases = [measured(case, manifest) for case in cases]
+    tables = {name: [row for tables in of_cases for row in tables[name]] for name in of_cases[0]}
     print(gpu.json_line("gpu_step", machine.describe(), **tables))
 
 

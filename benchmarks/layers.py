@@ -72,10 +72,10 @@ def main() -> None:
             manifests[day + 1] = laid
         rates: dict[int, list[float]] = {number: [] for number in (0, 1, 3, 7)}
         for number in range(rounds + 1):
-            for increments, found in rates.items():
+            for increments, measured in rates.items():
                 rate = plays_a_second(manifests[increments] if increments else base)
                 if number:
-                    found.append(rate)
+                    measured.append(rate)
     rows = [
         Row(f"{number} increments", rates[number], rates[0], unit="plays/s", higher_is_better=True)
         for number in (1, 3, 7)

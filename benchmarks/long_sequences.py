@@ -90,18 +90,18 @@ def peak_bytes(step: Callable[[], None]) -> int:
 def measure(n: int, channels: int, rounds: int) -> Row:
     """Both on the same histories. Of the longest, the dense baseline has one round only."""
     torch.manual_seed(n)
-    times = histories(n)
+    seconds = histories(n)
     value = torch.randn(TOKENS, channels, requires_grad=True)
     scale, decay = torch.tensor(0.1, requires_grad=True), torch.tensor(0.6, requires_grad=True)
     upstream = torch.randn(TOKENS, channels)
-    ours = linear(value, upstream, times, scale, decay)
+    ours = linear(value, upstream, seconds, scale, decay)
     memory = peak_bytes(ours)
     once = n == LENGTHS[-1]
-    steps = {"ours": ours, "baseline": dense(value, upstream, times, scale, decay)}
-    found = interleaved(steps, rounds=1 if once else rounds, warm_up=0 if once else 1)
+    steps = {"ours": ours, "baseline": dense(value, upstream, seconds, scale, decay)}
+    times = interleaved(steps, rounds=1 if once else rounds, warm_up=0 if once else 1)
     if once:
-        found["ours"] += interleaved({"ours": ours}, rounds=rounds - 1, warm_up=0)["ours"]
-    return Row(f"n={n}", found["ours"], found["baseline"], note=f"{memory / TOKENS / 1024:.1f} KiB a token at most")
+        times["ours"] += interleaved({"ours": ours}, rounds=rounds - 1, warm_up=0)["ours"]
+    return Row(f"n={n}", times["ours"], times["baseline"], note=f"{memory / TOKENS / 1024:.1f} KiB a token at most")
 
 
 def plot(lengths: list[int], rows: list[Row], file: str) -> None:

@@ -43,8 +43,8 @@ def measure(songs: int, dim: int, rounds: int) -> Row:
     def baseline() -> None:
         torch.autograd.grad(gathered(states, vectors, target, negatives, masked), [states, vectors])
 
-    found = interleaved({"ours": ours, "baseline": baseline}, rounds=rounds)
-    return Row(f"{songs:,} songs x {dim}, {positions:,} positions", found["ours"], found["baseline"])
+    times = interleaved({"ours": ours, "baseline": baseline}, rounds=rounds)
+    return Row(f"{songs:,} songs x {dim}, {positions:,} positions", times["ours"], times["baseline"])
 
 
 def main() -> None:

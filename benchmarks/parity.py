@@ -117,9 +117,9 @@ def run(steps: int) -> list[Case]:
     return started
 
 
-def report(found: list[Case]) -> None:
+def report(trained: list[Case]) -> None:
     """Print one table, and as the last line one JSON object."""
-    reference, others = found[0], found[1:]
+    reference, others = trained[0], trained[1:]
     table = Table(
         title=f"parity over {len(reference.losses)} steps", caption=machine.describe(), caption_justify="left"
     )
@@ -127,7 +127,7 @@ def report(found: list[Case]) -> None:
     for column in ("largest difference", "mean difference", "final loss", "ms a step", "speed-up"):
         table.add_column(column, justify="right")
     rows = []
-    for case in found:
+    for case in trained:
         differences, speedup = case.differences(reference), reference.step_ms / case.step_ms
         table.add_row(
             case.name,
@@ -151,12 +151,12 @@ def report(found: list[Case]) -> None:
     print(json.dumps({"benchmark": "parity", "machine": machine.describe(), "rows": rows}))
 
 
-def plot(found: list[Case], file: str) -> None:
+def plot(trained: list[Case], file: str) -> None:
     """Draw the loss curves and their differences from the reference's."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    reference, others = found[0], found[1:]
+    reference, others = trained[0], trained[1:]
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     curves, differences = figure.subplots(1, 2)
@@ -182,10 +182,10 @@ def main() -> None:
     parser.add_argument("--plot", metavar="FILE", help="write a PNG")
     options = parser.parse_args()
     print(f"kernels: {ops.describe()}")
-    found = run(QUICK_STEPS if options.quick else STEPS)
+    trained = run(QUICK_STEPS if options.quick else STEPS)
     if options.plot:
-        plot(found, options.plot)
-    report(found)
+        plot(trained, options.plot)
+    report(trained)
 
 
 if __name__ == "__main__":

@@ -188,11 +188,11 @@ def print_marginal(sizes: Sequence[Size]) -> None:
 
 def steps(sizes: Sequence[Size]) -> list[tuple[Size, Size]]:
     """Consecutive sizes, and 10M with the largest."""
-    found = list(pairwise(sizes))
+    pairs = list(pairwise(sizes))
     ten = next((size for size in sizes if 9e6 < size.events < 11e6), None)
-    if ten and len(sizes) > 2 and sizes[-1].events > ten.events and (ten, sizes[-1]) not in found:
-        found.append((ten, sizes[-1]))
-    return found
+    if ten and len(sizes) > 2 and sizes[-1].events > ten.events and (ten, sizes[-1]) not in pairs:
+        pairs.append((ten, sizes[-1]))
+    return pairs
 
 
 def comparison(sizes: Sequence[Size]) -> list[timing.Row]:

@@ -101,11 +101,11 @@ def _shares(stats: pstats.Stats) -> dict[str, float]:
         memory[function] = shares
         return shares
 
-    found: dict[str, float] = {}
+    by_step: dict[str, float] = {}
     for function, (_, _, own, _, _) in table.items():
         for step, share in steps(function).items():
-            found[step] = found.get(step, 0.0) + own * share
-    return found
+            by_step[step] = by_step.get(step, 0.0) + own * share
+    return by_step
 
 
 class Shards:
@@ -119,18 +119,18 @@ class Shards:
 
     def read(self, files: list[logs.LogFile], shuffle: Shuffle) -> list[dict[str, Any]]:
         """The tasks that read and partition plays."""
-        rules, found = validate.ValidationRules(), []
+        rules, results = validate.ValidationRules(), []
         spec = validate.CleanSpec(self.spec, rules, shuffle, f"{self.folder}/staging", f"{self.folder}/rejects")
         for number, splits in enumerate(validate.assign_to_tasks(logs.plan(self.spec, files), 2)):
             task = validate.CleanTask(spec, f"{files[-1].landing_day}-{number}")
             for split in splits:
                 task.read(split)
-            found.append(task.finish())
-        return found
+            results.append(task.finish())
+        return results
 
-    def index(self, found: list[dict[str, Any]]) -> None:
+    def index(self, results: list[dict[str, Any]]) -> None:
         """Number the songs."""
-        ids = validate.merge_songs([task["songs"] for task in found], id_type("int64"))[ITEM_ID].combine_chunks()
+        ids = validate.merge_songs([task["songs"] for task in results], id_type("int64"))[ITEM_ID].combine_chunks()
         self.songs = SongIndex(ids, np.arange(1, len(ids) + 1, dtype=np.int32))
 
     def build(self, ds: dt.date, runs: list[ShuffleRun], shuffle: Shuffle) -> tuple[ShardFile, ...]:
@@ -164,10 +164,10 @@ def measure(folder: Path, logs_folder: Path, buckets: int) -> list[Stage]:
         rows = sum(split.rows for split in logs.plan(shards.spec, own))
         stored = shards.manifest.events if shards.manifest else 0
         shuffle = plan_shuffle(buckets, rows + stored, parallelism=2, max_history=2000)
-        found, first = profiled(f"{name}: read", rows, lambda own=own, shuffle=shuffle: shards.read(own, shuffle))
+        results, first = profiled(f"{name}: read", rows, lambda own=own, shuffle=shuffle: shards.read(own, shuffle))
         if name == "full build":
-            shards.index(found)
-        runs = [run for task in found for run in task["runs"]]
+            shards.index(results)
+        runs = [run for task in results for run in task["runs"]]
         _, second = profiled(
             f"{name}: build", rows, lambda ds=ds, runs=runs, shuffle=shuffle: shards.build(ds, runs, shuffle)
         )

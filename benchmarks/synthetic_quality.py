@@ -45,8 +45,8 @@ def measure(root: str, *, dial: float, listeners: int, overrides: list[str]) -> 
             for baseline in ("markov", "popularity"):
                 rows.append({"dial": dial, "recommender": baseline, **measured["metrics"][baseline]["all"]})
             for knows in ("history", "state"):
-                found = ceiling(config.workspace, logs, DS, knows=knows)
-                rows.append({"dial": dial, "recommender": f"ceiling, knows the {knows}", **found})
+                best = ceiling(config.workspace, logs, DS, knows=knows)
+                rows.append({"dial": dial, "recommender": f"ceiling, knows the {knows}", **best})
     return rows
 
 

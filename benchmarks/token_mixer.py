@@ -52,18 +52,18 @@ def main() -> None:
     for dim in (50, 256):
         for name, batch in (("ML-1M lengths", movielens_like_batch()), ("n=200", even_batch(200))):
             ours, plain = cpu.PackedTimes(batch), reference.PaddedTimes(batch, torch.float32)
-            found = interleaved(
+            times = interleaved(
                 {"ours": contestant(ours, batch, dim), "baseline": contestant(plain, batch, dim)}, rounds=rounds
             )
-            rows.append(Row(f"{name}, D={dim}", found["ours"], found["baseline"], note="C++ against torch"))
+            rows.append(Row(f"{name}, D={dim}", times["ours"], times["baseline"], note="C++ against torch"))
         for n in (512, 1024, 2048) if options.quick else (256, 512, 1024, 2048, 4096):
             batch = even_batch(n)
             kernel = cpu.PackedTimes(batch)
             ours = linear.LongHistoryTimes(batch, partial(cpu.PackedTimes, batch))
-            found = interleaved(
+            times = interleaved(
                 {"ours": contestant(ours, batch, dim), "baseline": contestant(kernel, batch, dim)}, rounds=rounds
             )
-            rows.append(Row(f"n={n}, D={dim}", found["ours"], found["baseline"], note="linear time against C++"))
+            rows.append(Row(f"n={n}, D={dim}", times["ours"], times["baseline"], note="linear time against C++"))
     report("token_mixer", rows, ours="ours", baseline="baseline")
 
 

@@ -40,14 +40,14 @@ def serving(config: ModelConfig, rounds: int) -> Row:
     batch, trainer = movielens_like_batch(), our_trainer(config)
     with torch.inference_mode():
         vectors = trainer.table(batch.item_index)
-        found = interleaved(
+        times = interleaved(
             {
                 "ours": lambda: trainer.model.encode_last(vectors, batch),
                 "baseline": lambda: trainer.model(vectors, batch),
             },
             rounds=3 * rounds,
         )
-    return Row(f"{config.layers} layers, serving", found["ours"], found["baseline"], note="against our own full pass")
+    return Row(f"{config.layers} layers, serving", times["ours"], times["baseline"], note="against our own full pass")
 
 
 def measure(layers: int, rounds: int) -> list[Row]:

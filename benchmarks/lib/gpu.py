@@ -31,15 +31,15 @@ def nothing_to_measure(benchmark: str) -> bool:
 
 def first_results(contestants: Mapping[str, Callable[[], Result]], *, needed: str) -> dict[str, Result]:
     """Call each contestant once. One that fails is printed and left out, unless it is `needed`: that raises."""
-    found = {}
+    results = {}
     for name, call in contestants.items():
         try:
-            found[name] = call()
+            results[name] = call()
         except Exception as error:  # whatever a compiler or a baseline fails with leaves the others
             if name == needed:
                 raise
             print(f"{name} failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
-    return found
+    return results
 
 
 def interleaved(
@@ -48,7 +48,7 @@ def interleaved(
     """`timing.interleaved` by CUDA events: milliseconds on the GPU of each call, a list for each contestant."""
     if device != "cuda":
         return timing.interleaved(contestants, rounds=rounds, warm_up=warm_up)
-    found: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[str, list[float]] = {name: [] for name in contestants}
     for round_number in range(-warm_up, rounds):
         for name, call in contestants.items():
             gc.collect()
@@ -59,8 +59,8 @@ def interleaved(
             end.record()
             end.synchronize()
             if round_number >= 0:
-                found[name].append(begin.elapsed_time(end))
-    return found
+                times[name].append(begin.elapsed_time(end))
+    return times
 
 
 class Limits(NamedTuple):

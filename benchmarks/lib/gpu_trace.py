@@ -46,13 +46,13 @@ def union(intervals: Iterable[tuple[float, float]]) -> float:
 
 def summary(events: Sequence[dict[str, Any]], *, steps: int, category: str = KERNELS) -> Summary:
     """Sum up the events of a category. events: of a Chrome trace, in microseconds. ValueError if it has none."""
-    found = [event for event in events if event.get("cat") == category and event.get("ph") == "X"]
-    if not found:
+    of_category = [event for event in events if event.get("cat") == category and event.get("ph") == "X"]
+    if not of_category:
         raise ValueError(f"the trace has no event of category {category!r}: is another profiler at work?")
-    intervals = [(float(event["ts"]), float(event["ts"]) + float(event["dur"])) for event in found]
+    intervals = [(float(event["ts"]), float(event["ts"]) + float(event["dur"])) for event in of_category]
     wall = max(end for _, end in intervals) - min(start for start, _ in intervals)
     times: dict[str, list[float]] = defaultdict(list)
-    for event, (start, end) in zip(found, intervals, strict=True):
+    for event, (start, end) in zip(of_category, intervals, strict=True):
         times[event["name"]].append(end - start)
     total = sum(map(sum, times.values()))
     kernels = [

@@ -61,12 +61,12 @@ def compiled(cases: dict[str, Callable[[], None]], capability: int, *, every_cho
 
     tuning.run, JITFunction.run = choose, compile_only  # type: ignore[assignment]
     tuning.capability = lambda: (capability // 10, capability % 10)
-    found: list[Resources] = []
+    resources: list[Resources] = []
     for case, call in cases.items():
         kernels.clear()
         call()
-        found += dict.fromkeys(_resources(case, kernel) for kernel in kernels)
-    return found
+        resources += dict.fromkeys(_resources(case, kernel) for kernel in kernels)
+    return resources
 
 
 def _resources(case: str, kernel: Any) -> Resources:

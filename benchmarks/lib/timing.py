@@ -36,7 +36,7 @@ def interleaved(
     contestants: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
     """Call each contestant once a round. Returns its milliseconds in every round after `warm_up`."""
-    found: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[str, list[float]] = {name: [] for name in contestants}
     for round_number in range(-warm_up, rounds):
         for name, call in contestants.items():
             gc.collect()
@@ -44,8 +44,8 @@ def interleaved(
             call()
             elapsed = (time.perf_counter() - started) * 1e3
             if round_number >= 0:
-                found[name].append(elapsed)
-    return found
+                times[name].append(elapsed)
+    return times
 
 
 def spread(values: list[float]) -> float:

@@ -118,15 +118,15 @@ def group_by_setting(runs: Sequence[ExperimentRun]) -> list[SeedGroup]:
 
 def by_dataset(runs: Sequence[ExperimentRun]) -> dict[tuple[Dataset, str], list[ExperimentRun]]:
     """(data set, protocol) -> runs, smallest first. One name for two data sets: InputError."""
-    found: dict[tuple[Dataset, str], list[ExperimentRun]] = defaultdict(list)
+    grouped: dict[tuple[Dataset, str], list[ExperimentRun]] = defaultdict(list)
     first: dict[str, ExperimentRun] = {}
     for run in sorted(runs, key=lambda r: (r.dataset.events, r.dataset.name, r.protocol)):
         other = first.setdefault(run.dataset.name, run)
         if other.dataset != run.dataset:
             both = f"{other.name} and {run.name}"
             raise InputError(f"{both} describe data set {run.dataset.name!r} differently: name one otherwise")
-        found[run.dataset, run.protocol].append(run)
-    return dict(found)
+        grouped[run.dataset, run.protocol].append(run)
+    return dict(grouped)
 
 
 def one_each(groups: Sequence[SeedGroup]) -> dict[str, SeedGroup]:

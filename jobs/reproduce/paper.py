@@ -66,7 +66,7 @@ class PaperTable:
     @cached_property
     def numbers(self) -> dict[str, dict[str, Published]]:
         """Data set -> system -> what is printed."""
-        found: dict[str, dict[str, Published]] = {dataset: {} for dataset in DATASETS}
+        numbers: dict[str, dict[str, Published]] = {dataset: {} for dataset in DATASETS}
         timed = bool(self.baseline)
         for line in self.printed.strip().splitlines():
             system, *cells = line.split()
@@ -74,8 +74,8 @@ class PaperTable:
             for dataset, row in zip(DATASETS, (cells[:half], cells[half:]), strict=True):
                 time = float(row[-1]) if timed and row[-1] != "-" else None
                 values = map(float, row[:-1] if timed else row)
-                found[dataset][system] = Published(dict(zip(self.metrics, values, strict=True)), time)
-        return found
+                numbers[dataset][system] = Published(dict(zip(self.metrics, values, strict=True)), time)
+        return numbers
 
     @cached_property
     def rows(self) -> list[str]:

@@ -76,9 +76,9 @@ def sections(groups: Sequence[SeedGroup], dataset: str) -> list[Section]:
     """The paper's tables as far as there are runs. dataset: whose printed numbers to set beside, "" for none."""
     depths = sorted({g.layers for g in groups})
     both = [table for table in TABLES.values() if not table.one_depth]
-    found = [_section(table, groups, dataset, None) for table in both]
-    found += [_section(table, groups, dataset, d) for table in TABLES.values() if table.one_depth for d in depths]
-    return [section for section in found if section]
+    shown = [_section(table, groups, dataset, None) for table in both]
+    shown += [_section(table, groups, dataset, d) for table in TABLES.values() if table.one_depth for d in depths]
+    return [section for section in shown if section]
 
 
 def _section(table: PaperTable, groups: Sequence[SeedGroup], dataset: str, depth: int | None) -> Section | None:

@@ -85,13 +85,13 @@ def specs(selection: RunSelection) -> list[RunSpec]:
     protocol = selection.protocol
     if protocol != "leave_one_out" and (selection.validation or selection.conditions):
         raise InputError(f"--protocol {protocol}: --validation and --time-condition belong to leave_one_out")
-    found: dict[RunSpec, None] = {}
+    selected: dict[RunSpec, None] = {}
     for seed in selection.seeds or (selection.preset.train.seed,):
         for spec in _one_seed(selection, seed):
             timed = selection.conditions and spec.system in TIMED
             for condition in selection.conditions if timed else ("true",):
-                found[replace(spec, condition=condition, validation=selection.validation, protocol=protocol)] = None
-    return list(found)
+                selected[replace(spec, condition=condition, validation=selection.validation, protocol=protocol)] = None
+    return list(selected)
 
 
 def _one_seed(selection: RunSelection, seed: int) -> list[RunSpec]:
@@ -99,18 +99,18 @@ def _one_seed(selection: RunSelection, seed: int) -> list[RunSpec]:
     base = RunSpec("fuxi-beta", epochs, seed, selection.layers or selection.preset.model.layers)
     large = replace(base, layers=selection.layers or LARGE_LAYERS)
     if selection.models:
-        found = [_named(name, base, large=large.layers) for name in selection.models]
+        selected = [_named(name, base, large=large.layers) for name in selection.models]
     elif selection.scaling:
-        found = [replace(base, layers=depth) for depth in (GPU_DEPTHS if selection.on_gpu else DEPTHS)]
+        selected = [replace(base, layers=depth) for depth in (GPU_DEPTHS if selection.on_gpu else DEPTHS)]
     else:
         table = TABLES[selection.table or 3]
         systems = TIMED if selection.conditions and table.number == 3 else table.systems
-        found = [_named(name, large if table.one_depth else base, large=large.layers) for name in systems]
+        selected = [_named(name, large if table.one_depth else base, large=large.layers) for name in systems]
         if selection.protocol == "next_day":  # BPR-MF scores listeners, not histories, so it makes no lists
-            found = [spec for spec in found if spec.system != "bprmf"]
+            selected = [spec for spec in selected if spec.system != "bprmf"]
     # The published number of epochs is the networks'; BPR-MF has its own.
     own = None if selection.epochs else BPRMFConfig().epochs
-    return [replace(spec, epochs=own) if own and spec.system == "bprmf" else spec for spec in found]
+    return [replace(spec, epochs=own) if own and spec.system == "bprmf" else spec for spec in selected]
 
 
 def _named(name: str, base: RunSpec, *, large: int) -> RunSpec:
