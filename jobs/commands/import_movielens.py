@@ -9,8 +9,7 @@ import pyarrow as pa
 
 from jobs.config import Config
 from jobs.day import Day, InputFile, StageResult, open_day, run_stage
-from jobs.reproduce.counts import against_paper
-from jobs.reproduce.paper import Counts
+from jobs.reproduce.paper import Counts, against_paper
 from jobs.runtime.console import log
 from jobs.stages import sessionize
 from pipelines import delta_tables, storage

@@ -12,8 +12,7 @@ from typing import Any, Literal
 from fuxi_beta.evaluation.metrics import metric_title
 from fuxi_beta.presets import preset
 from jobs.reproduce import runs
-from jobs.reproduce.counts import title_of
-from jobs.reproduce.paper import DATASETS, PAPER_METRICS, TABLES, Counts, PaperDataset
+from jobs.reproduce.paper import DATASETS, PAPER_METRICS, TABLES, Counts, PaperDataset, title_of
 from jobs.reproduce.runs import Dataset, ExperimentRun
 from jobs.reproduce.series import run_missing
 from jobs.reproduce.single import RunTask
@@ -28,6 +27,7 @@ from pipelines.workspace import open_workspace
 KNOWN: dict[str, PaperDataset] = {"ml-1m": "ML-1M", "ml-20m": "ML-20M"}
 SETTINGS = (*KNOWN.values(), "daily", "demo")
 FOLDER = "reproduce"
+_SELECTING = ("models", "table", "epochs", "layers", "conditions", "validation", "scaling", "protocol")
 
 
 @dataclass(frozen=True)
@@ -204,16 +204,9 @@ def _selection(source: DatasetSource, options: dict[str, Any]) -> RunSelection:
         raise InputError(f"--table {options['table']}: the paper's tables of public data are 3, 5, 6, 7 and 8")
     return RunSelection(
         preset=preset(source.setting),
-        models=options["models"],
-        table=options["table"],
-        epochs=options["epochs"],
         seeds=_seeds(options["seeds"]),
-        layers=options["layers"],
-        conditions=options["conditions"],
-        validation=options["validation"],
-        scaling=options["scaling"],
-        protocol=options["protocol"],
         on_gpu=options["device"].startswith("cuda"),
+        **{name: options[name] for name in _SELECTING},
     )
 
 

@@ -14,8 +14,7 @@ import pytest
 
 from fuxi_beta.presets import preset
 from jobs.reproduce import runs
-from jobs.reproduce.counts import against_paper, title_of
-from jobs.reproduce.paper import Counts
+from jobs.reproduce.paper import Counts, against_paper, title_of
 from jobs.reproduce.specs import RunSelection, RunSpec, specs
 from pipelines.errors import InputError
 
