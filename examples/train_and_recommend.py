@@ -1,9 +1,8 @@
 """Train FuXi-beta on a Parquet file of (user_id, item_id, timestamp) and print one listener's list.
 
-    python examples/train_and_recommend.py plays.parquet            # the first listener of the file
-    python examples/train_and_recommend.py plays.parquet 1042       # this one
+    python examples/train_and_recommend.py plays.parquet [USER]
 
-timestamp is in Unix seconds (or an Arrow timestamp). Shards and nothing else are written, into a temporary folder.
+timestamp is in Unix seconds, or an Arrow timestamp. Shards are written into a temporary folder, without Spark.
 """
 
 import sys
@@ -12,26 +11,25 @@ import tempfile
 import numpy as np
 import pyarrow.parquet as pq
 
-from fuxi_beta import Histories, ModelConfig, TrainConfig, fit, write_histories
+from fuxi_beta import ModelConfig, TrainConfig, fit, write_histories
+
+TRAIN = TrainConfig(epochs=10, batch_size=32, lr=3e-3, item_optimizer="adamw", min_listeners=2)
 
 
-def main(file: str, user: str | None = None, epochs: int = 10, k: int = 10) -> list[tuple[object, float]]:
+def main(file: str, user: str | None = None, k: int = 30) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         manifest, songs = write_histories(pq.read_table(file), f"{folder}/shards")
-        train = TrainConfig(epochs=epochs, batch_size=32, lr=3e-3, item_optimizer="adamw", min_listeners=2)
-        fitted = fit(manifest, model=ModelConfig(dim=32), train=train)
-        print(f"{manifest.rows:,} listeners, {len(songs):,} songs, loss by epoch: {fitted.epoch_losses}")
-        histories: Histories = manifest.histories(manifest.files[0], 0)
-    users = histories.user_id.to_pylist()
-    row = [str(known) for known in users].index(user) if user else 0
+        fitted = fit(manifest, model=ModelConfig(dim=32), train=TRAIN)
+        histories = manifest.histories(manifest.files[0], 0)  # of the first row group
+    print(f"{manifest.rows:,} listeners, {len(songs):,} songs; mean loss {fitted.epoch_losses[-1]:.3f}")
+    row = histories.user_id.cast("string").to_pylist().index(user) if user else 0
     batch = fitted.model.batch(histories.take(np.array([row])), request_time=manifest.data_end)
-    items, scores = fitted.model.recommend(batch, k)
-    ids = songs["item_id"].to_pylist()
-    listed = [(ids[item - 1], score) for item, score in zip(items[0].tolist(), scores[0].tolist(), strict=True) if item]
-    for rank, (item_id, score) in enumerate(listed, start=1):
-        print(f"{rank:3d}  {item_id}  {score:.3f}")
+    items, scores = fitted.model.recommend(batch, k)  # songs the listener has heard are left out
+    listed = [str(songs["item_id"][item - 1]) for item in items[0].tolist() if item]
+    for rank, (song, score) in enumerate(zip(listed, scores[0].tolist(), strict=False), start=1):
+        print(f"{rank:3d}  {song}  {score:.3f}")
     return listed
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)

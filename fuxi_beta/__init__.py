@@ -1,75 +1,57 @@
 """FuXi-beta (arXiv 2508.10615) and its peers: train, evaluate and recommend, with torch and pyarrow alone.
 
-The names below are the public API, for scripts and notebooks; `examples/` uses them. They are imported on first use, so
-that `import fuxi_beta` costs nothing.
-
-    manifest, songs = write_histories(pq.read_table("plays.parquet"), "shards")
-    fitted = fit(manifest, model=ModelConfig(), train=TrainConfig(mode="all"))
-    evaluate_leave_one_out(manifest, {"FuXi-beta": fitted.model}, ...)
+The public API, for scripts and notebooks (see `examples/`). Names are imported on first use.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fuxi_beta.baselines.ease import fit_ease
-    from fuxi_beta.baselines.item_knn import fit_item_knn
-    from fuxi_beta.baselines.markov import fit_markov
-    from fuxi_beta.baselines.popularity import fit_popularity
-    from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
-    from fuxi_beta.evaluation.leave_one_out import evaluate_leave_one_out
-    from fuxi_beta.evaluation.next_day import evaluate_next_day
-    from fuxi_beta.recommender import Recommender
-    from fuxi_beta.training.checkpoint import TrainedModel, load_export, save_export
-    from fuxi_beta.training.fit import fit
-    from pipelines.histories.histories import Histories
-    from pipelines.histories.shards import Manifest, read_manifest
-    from pipelines.imports.plays import write_histories
+    from fuxi_beta.baselines.item_knn import fit_item_knn as fit_item_knn
+    from fuxi_beta.baselines.markov import fit_markov as fit_markov
+    from fuxi_beta.baselines.popularity import fit_popularity as fit_popularity
+    from fuxi_beta.config import EvaluateConfig as EvaluateConfig
+    from fuxi_beta.config import ModelConfig as ModelConfig
+    from fuxi_beta.config import TrainConfig as TrainConfig
+    from fuxi_beta.evaluation.leave_one_out import evaluate_leave_one_out as evaluate_leave_one_out
+    from fuxi_beta.evaluation.next_day import evaluate_next_day as evaluate_next_day
+    from fuxi_beta.models import SequenceModel as SequenceModel
+    from fuxi_beta.models import register as register
+    from fuxi_beta.presets import preset as preset
+    from fuxi_beta.recommender import Recommender as Recommender
+    from fuxi_beta.training.checkpoint import TrainedModel as TrainedModel
+    from fuxi_beta.training.checkpoint import load_export as load_export
+    from fuxi_beta.training.checkpoint import save_export as save_export
+    from fuxi_beta.training.fit import fit as fit
+    from pipelines.histories.histories import Histories as Histories
+    from pipelines.histories.shards import Manifest as Manifest
+    from pipelines.histories.shards import read_manifest as read_manifest
+    from pipelines.imports.plays import write_histories as write_histories
 
-_HOMES = {
-    "fuxi_beta.baselines.ease": ("fit_ease",),
-    "fuxi_beta.baselines.item_knn": ("fit_item_knn",),
-    "fuxi_beta.baselines.markov": ("fit_markov",),
-    "fuxi_beta.baselines.popularity": ("fit_popularity",),
-    "fuxi_beta.config": ("EvaluateConfig", "ModelConfig", "TrainConfig"),
-    "fuxi_beta.evaluation.leave_one_out": ("evaluate_leave_one_out",),
-    "fuxi_beta.evaluation.next_day": ("evaluate_next_day",),
-    "fuxi_beta.recommender": ("Recommender",),
-    "fuxi_beta.training.checkpoint": ("TrainedModel", "load_export", "save_export"),
-    "fuxi_beta.training.fit": ("fit",),
-    "pipelines.histories.histories": ("Histories",),
-    "pipelines.histories.shards": ("Manifest", "read_manifest"),
-    "pipelines.imports.plays": ("write_histories",),
+_MODULES = {
+    "fuxi_beta.baselines.item_knn": "fit_item_knn",
+    "fuxi_beta.baselines.markov": "fit_markov",
+    "fuxi_beta.baselines.popularity": "fit_popularity",
+    "fuxi_beta.config": "EvaluateConfig ModelConfig TrainConfig",
+    "fuxi_beta.evaluation.leave_one_out": "evaluate_leave_one_out",
+    "fuxi_beta.evaluation.next_day": "evaluate_next_day",
+    "fuxi_beta.models": "SequenceModel register",
+    "fuxi_beta.presets": "preset",
+    "fuxi_beta.recommender": "Recommender",
+    "fuxi_beta.training.checkpoint": "TrainedModel load_export save_export",
+    "fuxi_beta.training.fit": "fit",
+    "pipelines.histories.histories": "Histories",
+    "pipelines.histories.shards": "Manifest read_manifest",
+    "pipelines.imports.plays": "write_histories",
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = [
-    "EvaluateConfig",
-    "Histories",
-    "Manifest",
-    "ModelConfig",
-    "Recommender",
-    "TrainConfig",
-    "TrainedModel",
-    "evaluate_leave_one_out",
-    "evaluate_next_day",
-    "fit",
-    "fit_ease",
-    "fit_item_knn",
-    "fit_markov",
-    "fit_popularity",
-    "load_export",
-    "read_manifest",
-    "save_export",
-    "write_histories",
-]
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _HOME:
         raise AttributeError(f"module 'fuxi_beta' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
+    return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOME})

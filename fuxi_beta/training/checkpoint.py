@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -16,12 +17,13 @@ from torch import Tensor
 
 from fuxi_beta import models
 from fuxi_beta.config import Mode, ModelConfig, TrainConfig
-from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.batches import Batch, inference_batch
 from fuxi_beta.models.base import SequenceModel, l2_normalise
 from fuxi_beta.ops import TopKSearch
 from fuxi_beta.recommender import Pairs, Recommender
 from pipelines.calendar import REQUEST_HOUR, Calendar
 from pipelines.errors import InputError
+from pipelines.histories.histories import Histories
 
 EXPORT_FORMAT = 1
 CONFIG_FILE, MODEL_FILE, TRAIN_STATE_FILE = "config.json", "model.safetensors", "train_state.safetensors"
@@ -74,6 +76,17 @@ class TrainedModel(Recommender):
     def calendar(self, timezone: str) -> Calendar:
         """The calendar by which it reads histories: that of its training, whatever hour lists are requested at."""
         return Calendar(timezone, self.request_hour)
+
+    def batch(self, histories: Histories, *, request_time: int | np.ndarray, timezone: str = "UTC") -> Batch:
+        """What it reads of listeners to make their lists for a time. Arguments as in `inference_batch`."""
+        return inference_batch(
+            histories,
+            request_time=request_time,
+            model=self.model_config,
+            train=self.train_config,
+            calendar=self.calendar(timezone),
+            vocabulary_size=self.vocabulary_size,
+        )
 
     @torch.inference_mode()
     def rank(self, batch: Batch, k: int, *, excluded: Pairs | None = None) -> tuple[Tensor, Tensor]:

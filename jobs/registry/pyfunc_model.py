@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from mlflow.pyfunc import PythonModelContext
 
-from fuxi_beta.data.batches import inference_batch
 from fuxi_beta.training.checkpoint import load_export
 from jobs.serving.rules import served_lists
 from pipelines.calendar import Calendar
@@ -58,16 +57,9 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
         return pd.DataFrame({"items": lists, "scores": scores})
 
     def _recommend(self, row: dict[str, Any], k: int) -> tuple[list[Any], list[float]]:
-        trained = self.trained
-        batch = inference_batch(
-            self._history(row),
-            request_time=self._request_time(row),
-            model=trained.model_config,
-            train=trained.train_config,
-            calendar=trained.calendar(self.calendar.timezone),
-            vocabulary_size=trained.vocabulary_size,
-        )
-        songs, scores = served_lists(trained, batch, k)
+        time = self._request_time(row)
+        batch = self.trained.batch(self._history(row), request_time=time, timezone=self.calendar.timezone)
+        songs, scores = served_lists(self.trained, batch, k)
         listed = songs[0] > 0
         rows = np.searchsorted(self.item_index, songs[0][listed].numpy())
         return self.item_ids.take(pa.array(rows)).to_pylist(), scores[0][listed].tolist()
