@@ -111,6 +111,15 @@ def test_every_path_and_every_dotted_name_is_there(page: Path) -> None:
     assert not missing_names(text)
 
 
+def test_contributing_lists_the_rooms_in_the_order_that_imports_are_held_to() -> None:
+    held = re.search(r"^ROOMS = (\{.*?^\})", (ROOT / "tests" / "test_imports.py").read_text(), re.M | re.S)
+    assert held
+    rows = re.findall(r"^\| `(\w+)` \| .*? \| (`.*`) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    listed = {package: re.findall(r"`(\w+)/?`", rooms) for package, rooms in rows if package in PACKAGES}
+    order = {package: rooms.split() for package, rooms in ast.literal_eval(held[1]).items()}
+    assert listed == {package: [room for room in rooms if room != "__init__"] for package, rooms in order.items()}
+
+
 def test_every_page_of_the_documentation_can_be_reached_from_its_index() -> None:
     seen, pending = set[Path](), [ROOT / "docs" / "README.md"]
     while pending:
