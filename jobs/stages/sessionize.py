@@ -22,9 +22,9 @@ from pipelines.logs.quality import DayStats
 from pipelines.logs.validate import Cleaned, CleanSpec, clean
 
 TEMPORARY_SHARE = 1.5
-"""The most that plays on their way to their bucket take, of the size of the logs."""
+"""Upper bound of the shuffle's files, as a multiple of the size of the logs."""
 SHARD_ROW_BYTES = 8
-"""The most that a play takes in the shards, on average."""
+"""Upper bound of the average size of a play in the shards."""
 
 
 def run(day: Day) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _check_quality(day: Day, cleaned: Cleaned, parent: shards.Manifest | None) -
 
 
 def _check_duplicates(day: Day, cleaned: Cleaned, stats: DayStats, built: BuiltShards, target: BuildSpec) -> list[str]:
-    """The gate before the manifest is published; a refused day's files go. Returns what was accepted all the same."""
+    """The gate before the manifest is published; deletes the files of a refused day. Returns what was overridden."""
     total = cleaned.duplicates + built.duplicates
     try:
         return quality_gate.enforce_bounds(

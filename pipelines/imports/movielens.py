@@ -37,7 +37,7 @@ _EXPECTED = {
     "\t": "user, item, rating and timestamp with tabs between",
 }
 _BLOCK_BYTES = 32 << 20
-_HOPELESS = 10_000
+_MAX_BAD_LINES = 10_000
 _INTEGER, _NUMBER = r"^\s*[0-9]{1,18}\s*$", r"^\s*[0-9]+(\.[0-9]+)?\s*$"
 
 
@@ -148,7 +148,7 @@ def _read_text(uri: str, separator: str) -> Ratings:
                 continue  # the header of ratings.csv
             bad.append(BadLine(before + position + 1, text, "malformed_line"))
         before += len(lines)
-        if len(bad) > _HOPELESS and not any(part.size for part in parts):
+        if len(bad) > _MAX_BAD_LINES and not any(part.size for part in parts):
             break  # not a ratings file at all
     user_id, item_id, timestamp = np.concatenate(parts, axis=1) if parts else np.zeros((3, 0), np.int64)
     return Ratings(uri, user_id, item_id, timestamp, tuple(bad))
