@@ -1,18 +1,24 @@
 """`fuxi demo`: eight weeks of synthetic logs, two serving days, and a screen with their results."""
 
+# pyright: reportAttributeAccessIssue=false
+# (pyarrow.compute makes its functions when it is imported)
+
 import datetime as dt
 import time
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from jobs.config import Config, load_config
 from jobs.daily import DayResult, run_day
 from jobs.day import STAGES, open_day
 from jobs.runtime.resources import Usage
-from pipelines import storage
+from pipelines import delta_tables, storage
 from pipelines.errors import InputError
-from pipelines.schema import DS, SOURCE, USER_ID
+from pipelines.schema import DS, SOURCE, SOURCE_MODEL, USER_ID
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,11 +93,9 @@ def print_screen(
 
 def pick_listener(config: Config, ds: dt.date) -> str:
     """The listener in the middle of those with a list from the model, by user id."""
-    from deltalake import DeltaTable
-
-    table = DeltaTable(f"{config.workspace}/recommendations")
-    rows = table.to_pyarrow_table(partitions=[(DS, "=", str(ds))], columns=[USER_ID, SOURCE]).to_pylist()
-    served = sorted(row[USER_ID] for row in rows if row[SOURCE] == "model" and row[USER_ID] is not None)
+    wanted = (pc.field(DS) == pa.scalar(ds)) & (pc.field(SOURCE) == SOURCE_MODEL) & pc.field(USER_ID).is_valid()
+    lists = delta_tables.read(f"{config.workspace}/recommendations", wanted, [USER_ID])
+    served = sorted(lists[USER_ID].to_pylist()) if lists else []
     if not served:
         raise InputError(
             f"{config.workspace}/recommendations has no list from a model for {ds}: see the failures above"

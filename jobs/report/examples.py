@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from jobs.day import Day
 from jobs.serving.listener import served_listener
-from pipelines import storage
+from pipelines import delta_tables
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
 from pipelines.schema import BUCKET, DS, NUM_EVENTS, USER_ID
@@ -62,10 +62,8 @@ def _stored_plays(manifest: Manifest, bucket: int) -> pa.Table:
 
 def _served(day: Day, bucket: int) -> pa.ChunkedArray:
     """user_id of the bucket's listeners with a list on the day."""
-    from deltalake import DeltaTable
-
-    uri = day.workspace.recommendations
     wanted = (pc.field(DS) == pa.scalar(day.ds, pa.date32())) & (pc.field(BUCKET) == bucket)
     wanted &= pc.field(USER_ID).is_valid()
-    table = DeltaTable(uri, storage_options=storage.delta_options(uri)).to_pyarrow_dataset()
-    return table.to_table(columns=[USER_ID], filter=wanted)[USER_ID]
+    lists = delta_tables.read(day.workspace.recommendations, wanted, [USER_ID])
+    assert lists is not None  # they are published before the report
+    return lists[USER_ID]

@@ -1,7 +1,9 @@
 """A workspace that release 0.1.0 wrote (tests/data/README.md): all of it is read, and the next day builds on it."""
 
 import datetime as dt
+import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -102,15 +104,24 @@ def test_a_finished_day_is_still_finished(config: Config) -> None:
     assert {file: file.stat().st_mtime_ns for file in Path(config.workspace).rglob("*.json")} == before
 
 
-def test_training_goes_on_from_the_checkpoints(config: Config, ray_local: Any, tmp_path: Path) -> None:
+def test_training_goes_on_from_a_checkpoint_and_takes_the_steps_that_were_taken_then(
+    ray_local: Any, tmp_path: Path
+) -> None:
+    """As if the driver had been killed after the first of two epochs, while it wrote its list of checkpoints."""
     from jobs.stages import train
 
     root = unpacked(tmp_path)
-    day = open_day(configuration(root), DAY_TWO)
-    Path(day.marker_uri("train")).unlink()
-    result = run_stage(day, "train", train.run)
-    assert result["resumed_at"] == [16]
+    run = root / "runs" / f"ds={DAY_TWO}"
+    then = json.loads((run / "train.json").read_text())["result"]
+    (run / "train.json").unlink()
+    (checkpoints,) = (run / "checkpoints").iterdir()
+    (checkpoints / "checkpoint_manager_snapshot.json").unlink()
+    _, newest = sorted(folder for folder in checkpoints.iterdir() if folder.is_dir())
+    shutil.rmtree(newest)
+    result = run_stage(open_day(configuration(root), DAY_TWO), "train", train.run)
+    assert result["resumed_at"] == [8]
     assert result["steps"] == 16
+    np.testing.assert_allclose(result["loss_curve"], then["loss_curve"], rtol=1e-5)
 
 
 def test_the_pyfunc_of_then_answers_with_the_code_it_carries(config: Config, tmp_path: Path) -> None:
@@ -132,7 +143,7 @@ def test_the_next_day_is_laid_over_the_old_shards_and_starts_from_the_old_champi
     assert not day_three.degraded
     day = open_day(config, DAY_THREE)
     assert day.record.parent_sequences == str(DAY_TWO)
-    assert day.record.parent_model == "2"
+    assert day.record.parent_model == "1"  # version 2 failed a gate
     manifest = read_manifest(day.workspace.sequences(DAY_THREE))
     assert [len(file.increments) for file in manifest.files] == [2, 2]
     assert lists_of(day)["user_id"].n_unique() == lists_of(day).height > 90
