@@ -1,10 +1,8 @@
-"""List rules against a walk down the sorted catalogue, and that every way to a list takes the same ones.
-
-The rule in the tests is the one that CONTRIBUTING.md adds, an artist cap.
-"""
+"""List rules against a walk down the sorted catalogue, and that every way to a list takes the same ones."""
 
 import datetime as dt
 import re
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,16 @@ DAY_ONE = dt.date(2026, 3, 2)
 TEXT = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text()
 
 
-def artist_cap(artist: torch.Tensor, most: int) -> ListRule:
-    """The rule of CONTRIBUTING.md, made from the text a reader copies."""
-    (code,) = re.findall(r"## Add a list rule.*?```python\n(.*?)```", TEXT, re.DOTALL)
-    names: dict[str, Any] = vars(rules).copy()
-    exec(code, names)
-    return names["ArtistCap"](artist, most)
+class ArtistCap(ListRule):
+    """At most `most` songs by one artist. artist: int64 [V], of each song."""
+
+    def __init__(self, artist: torch.Tensor, most: int) -> None:
+        self.artist, self.most = artist, most
+
+    def admitted(self, ranking: torch.Tensor) -> torch.Tensor:
+        artist = self.artist[ranking]
+        better = (artist[:, :, None] == artist[:, None, :]).tril(-1).sum(2)  # ranked above, by the same artist
+        return (ranking > 0) & (better < self.most)
 
 
 class Scored(Recommender):
@@ -63,7 +65,7 @@ def test_lists_are_what_a_walk_down_the_sorted_catalogue_gives(
     batch = make_batch([4, 0, 17, 40, 1], songs=60, seed=seed)
     scores = torch.from_numpy(random.integers(0, 12, (5, 61)).astype(np.float32))  # many ties
     artist = torch.from_numpy(random.integers(0, artists, 61))
-    items, values = make_lists(Scored(scores), batch, k, [HeardSongs(), artist_cap(artist, most)])
+    items, values = make_lists(Scored(scores), batch, k, [HeardSongs(), ArtistCap(artist, most)])
     for row in range(5):
         heard = set(batch.seen_items[batch.seen_listener == row].tolist())
         expected = by_hand(scores[row].tolist(), heard, artist.tolist(), most, k)
@@ -76,7 +78,7 @@ def test_a_ranking_is_widened_only_where_rules_cut_it_short(make_batch: Callable
     plain, capped = Scored(scores), Scored(scores)
     make_lists(plain, batch, 10, [HeardSongs()])
     assert plain.widths == [10]
-    make_lists(capped, batch, 10, [artist_cap(torch.arange(61) // 20, 4)])
+    make_lists(capped, batch, 10, [ArtistCap(torch.arange(61) // 20, 4)])
     assert capped.widths == [10, 20, 40, 80]  # the tenth song is the 42nd of the ranking
 
 
@@ -86,6 +88,34 @@ def test_without_other_rules_a_served_list_is_the_raw_one(make_batch: Callable[.
     recommender = Scored(torch.rand(3, 41, generator=torch.Generator().manual_seed(1)), mode)
     for served, raw in zip(served_lists(recommender, batch, 30), recommender.recommend(batch, 30), strict=True):
         assert torch.equal(served, raw)
+
+
+def test_the_rule_of_contributing_holds_after_its_two_edits(make_batch: Callable[..., Batch]) -> None:
+    text = TEXT.partition("## Add a list rule")[2]
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (edit,) = re.findall(r"```diff\n(.*?)```", text, re.DOTALL)
+    old, new = (line[1:] for line in edit.splitlines())
+    source = Path(str(rules.__file__)).read_text()
+    assert source.count(old) == 1
+    module = types.ModuleType("edited_rules")
+    exec(source.replace("def list_rules", f"{code}\n\ndef list_rules").replace(old, new), vars(module))
+
+    batch = make_batch([25, 0, 40, 1], songs=60)
+    month = 30 * 86_400
+    scores = torch.rand(4, 61, generator=torch.Generator().manual_seed(2))
+    items, _ = module.served_lists(Scored(scores, "all"), batch, 60)
+    excluded = 0
+    for row in range(4):
+        plays = (batch.listener == row).nonzero().squeeze(1).tolist()
+        recent = {
+            int(batch.item_index[play])
+            for play in plays
+            if int(batch.next_timestamp[plays[-1]]) - int(batch.timestamp[play]) < month
+        }
+        assert items[row].tolist() == by_hand(scores[row].tolist(), recent, [0] * 61, 61, 60)
+        excluded += len(recent)
+    assert 0 < excluded < len(batch.item_index.unique())  # some plays are older
+    assert module.served_lists(Scored(scores, "all"), make_batch([0, 0]), 5)[0].shape == (4, 5)
 
 
 class OnlyFirstSongs(ListRule):
