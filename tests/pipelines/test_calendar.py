@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.calendar import Calendar
@@ -26,6 +26,7 @@ ZONES = (
 MOMENTS = st.integers(946_684_800, 1_900_000_000)
 
 
+@settings(deadline=None)  # the first call for a zone builds a table of days
 @given(st.sampled_from(ZONES), st.lists(MOMENTS, min_size=1, max_size=20))
 def test_day_numbers_agree_with_the_standard_library(zone: str, moments: list[int]) -> None:
     expected = [
@@ -34,6 +35,7 @@ def test_day_numbers_agree_with_the_standard_library(zone: str, moments: list[in
     assert Calendar(zone).day_number(np.array(moments)).tolist() == expected
 
 
+@settings(deadline=None)  # the first call for a zone builds a table of days
 @given(st.sampled_from(ZONES), MOMENTS)
 def test_request_times_are_eight_in_the_morning(zone: str, moment: int) -> None:
     calendar = Calendar(zone)
@@ -48,6 +50,7 @@ def test_request_times_are_eight_in_the_morning(zone: str, moment: int) -> None:
 HOURS = st.integers(0, 23)
 
 
+@settings(deadline=None)  # the first call for a zone builds a table of days
 @given(st.sampled_from(ZONES), MOMENTS, HOURS)
 def test_request_times_are_at_the_request_hour(zone: str, moment: int, hour: int) -> None:
     calendar = Calendar(zone, hour)
@@ -59,6 +62,7 @@ def test_request_times_are_at_the_request_hour(zone: str, moment: int, hour: int
         assert dt.datetime.fromtimestamp(requested, ZoneInfo(zone)).hour == hour
 
 
+@settings(deadline=None)  # the first call for a zone builds a table of days
 @given(st.sampled_from(ZONES), MOMENTS, HOURS)
 def test_the_next_request_time_is_the_first_of_all_that_follows(zone: str, moment: int, hour: int) -> None:
     calendar = Calendar(zone, hour)
