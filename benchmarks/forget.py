@@ -76,6 +76,7 @@ def _list_cost(folder: str) -> list[dict[str, Any]]:
 
 def _forget(config: Config, manifest: Manifest, count: int) -> dict[str, Any]:
     users = np.concatenate([manifest.read(f, None, ["user_id"])["user_id"].to_numpy() for f in manifest.files])
+    count = min(count, len(users))
     gone = pa.array(np.random.default_rng(count).choice(users, count, replace=False))
     started, cpu = time.monotonic(), time.process_time()
     result = forget.forget(config, gone)
