@@ -62,7 +62,7 @@ class SongIndex:
         """The index of each row's song, int32. All songs must be known."""
         if self._table is not None:
             return self._table[item_id.to_numpy(zero_copy_only=False) - self._first]
-        place = pc.index_in(item_id, value_set=self.item_id)  # type: ignore[attr-defined]
+        place = pc.index_in(item_id, value_set=self.item_id)
         return self.item_index[place.to_numpy(zero_copy_only=False)].astype(np.int32, copy=False)
 
     @cached_property
@@ -176,7 +176,7 @@ def _indexed(rows: ShuffleRows, songs: SongIndex) -> Plays:
     mask = pa.array(marks)
     plays = ~marks
     return Plays(
-        rows.user_id.filter(pc.invert(mask)),  # type: ignore[attr-defined]
+        rows.user_id.filter(pc.invert(mask)),
         rows.timestamp[plays],
         item[plays],
         rows.completion[plays],

@@ -135,7 +135,7 @@ def in_given_order(events: Events, users: pa.Array, *, max_history: int, heard: 
 def ranked(user_id: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """The distinct ids in ascending order, and the place of each row's id among them (int64)."""
     encoded = user_id.dictionary_encode()
-    order = pc.array_sort_indices(encoded.dictionary)  # type: ignore[attr-defined]
+    order = pc.array_sort_indices(encoded.dictionary)
     place = np.empty(len(order), np.int64)
     place[order.to_numpy()] = np.arange(len(order))
     return encoded.dictionary.take(order), place[encoded.indices.to_numpy()]

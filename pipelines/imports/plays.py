@@ -168,7 +168,7 @@ def _percent(plays: pa.Table) -> np.ndarray:
 
 def _without_nulls(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     if column.null_count:
-        row = pc.index(column.is_null(), True).as_py()  # type: ignore[attr-defined]
+        row = pc.index(column.is_null(), True).as_py()
         raise InputError(
             f"plays: column {name} has {column.null_count} nulls, the first in row {row}: remove those rows"
         )
