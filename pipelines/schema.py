@@ -90,18 +90,17 @@ def id_type_name(arrow_type: pa.DataType) -> str:
     raise InputError(f"ids of type {arrow_type} are not supported: convert them to whole numbers or text")
 
 
-def catalogue_schema(item_id_type: str) -> pa.Schema:
-    """Songs as the music service describes them; used for titles only."""
-    return pa.schema(
-        [
-            (ITEM_ID, id_type(item_id_type)),
-            (TITLE, pa.string()),
-            (ARTIST_ID, pa.int64()),
-            (ARTIST, pa.string()),
-            (DURATION_MS, pa.int32()),
-            (RELEASE_DATE, pa.date32()),
-        ]
-    )
+CATALOGUE_SCHEMA = pa.schema(
+    [
+        (ITEM_ID, pa.int64()),
+        (TITLE, pa.string()),
+        (ARTIST_ID, pa.int64()),
+        (ARTIST, pa.string()),
+        (DURATION_MS, pa.int32()),
+        (RELEASE_DATE, pa.date32()),
+    ]
+)
+"""Songs as the music service describes them; used for titles only."""
 
 
 def sequence_schema(user_id_type: str) -> pa.Schema:
@@ -199,12 +198,6 @@ QUALITY_TABLE = TableSpec(
         ]
     ),
 )
-
-
-def table_specs(user_id_type: str, item_id_type: str) -> tuple[TableSpec, ...]:
-    """Every Delta table of a workspace with ids of these types."""
-    lists = recommendations_table(user_id_type, item_id_type)
-    return (vocabulary_table(item_id_type), lists, METRICS_TABLE, QUALITY_TABLE)
 
 
 def parse_ds(text: str) -> dt.date:

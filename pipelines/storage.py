@@ -4,11 +4,12 @@ Built on pyarrow filesystems. Credentials come from the environment or the cloud
 another S3 server.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,10 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     if not is_s3(uri):
         return pafs.LocalFileSystem(), absolute(uri)
     options: dict[str, str] = {}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
         parsed = urlparse(endpoint)
         options = {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if region:
+    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         options["region"] = region
     return pafs.S3FileSystem(**options), uri.removeprefix("s3://").rstrip("/")
 
@@ -143,16 +142,21 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
 
-def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file as a table. InputError if it cannot be read, FileNotFoundError if it does not exist."""
+@contextlib.contextmanager
+def open_parquet(uri: str, remedy: str = "replace or remove the file") -> Iterator[pq.ParquetFile]:
+    """A Parquet file whose footer is read. InputError that names it, and the remedy, if it is missing or broken."""
     fs, path = filesystem(uri)
     try:
         with fs.open_input_file(path) as source:
-            return pq.ParquetFile(source).read(columns=columns)
+            yield pq.ParquetFile(source)
     except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise InputError(f"{uri} cannot be read as Parquet ({error}): replace or remove the file") from None
+        raise InputError(f"{uri} cannot be read as Parquet ({' '.join(str(error).split())}): {remedy}") from None
+
+
+def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """One Parquet file as a table. InputError if it cannot be read."""
+    with open_parquet(uri) as file:
+        return file.read(columns=columns)
 
 
 def write_table(uri: str, table: pa.Table) -> None:
@@ -164,11 +168,10 @@ def write_table(uri: str, table: pa.Table) -> None:
 
 def file_info(uri: str) -> FileInfo:
     """One file as `list_files` describes it. Raises FileNotFoundError."""
-    fs, path = filesystem(uri)
-    info = fs.get_file_info(path)
-    if info.type != pafs.FileType.File:
+    [info] = file_infos([uri])
+    if info is None:
         raise FileNotFoundError(uri)
-    return _described(uri, info)
+    return info
 
 
 def file_infos(uris: Sequence[str]) -> list[FileInfo | None]:
@@ -177,26 +180,24 @@ def file_infos(uris: Sequence[str]) -> list[FileInfo | None]:
         return []
     fs, _ = filesystem(uris[0])
     infos = fs.get_file_info([filesystem(uri)[1] for uri in uris])
-    return [
-        _described(uri, info) if info.type == pafs.FileType.File else None
-        for uri, info in zip(uris, infos, strict=True)
-    ]
+    return [_described(uri, info) for uri, info in zip(uris, infos, strict=True)]
 
 
 def list_files(uri: str) -> list[FileInfo]:
     """Every file below a folder by URI, without hidden ones ("_" or "." first); none if there is no folder."""
     fs, path = filesystem(uri)
-    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
     files = []
-    for info in fs.get_file_info(selector):
+    for info in fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True)):
         below = info.path[len(path) :].strip("/")
-        if info.type == pafs.FileType.File and not any(part[0] in "._" for part in below.split("/")):
-            files.append(_described(join(uri, below), info))
+        file = _described(join(uri, below), info)
+        if file and not any(part[0] in "._" for part in below.split("/")):
+            files.append(file)
     return sorted(files, key=lambda file: file.uri)
 
 
-def _described(uri: str, info: pafs.FileInfo) -> FileInfo:
-    return FileInfo(uri, info.size, f"{info.mtime_ns or 0:x}-{info.size:x}")
+def _described(uri: str, info: pafs.FileInfo) -> FileInfo | None:
+    is_file = info.type == pafs.FileType.File
+    return FileInfo(uri, info.size, f"{info.mtime_ns or 0:x}-{info.size:x}") if is_file else None
 
 
 def list_folders(uri: str) -> list[str]:

@@ -27,37 +27,19 @@ class WorkspaceSpec:
         Calendar(self.timezone)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Workspace:
-    """Paths of an opened workspace. Use `open_workspace`."""
+    """Where everything of an opened workspace is (`open_workspace`). A table's folder has the name of its spec."""
 
     uri: str
     spec: WorkspaceSpec
 
-    @property
-    def vocabulary(self) -> str:
-        """Delta table item_index -> item_id."""
-        return storage.join(self.uri, "vocabulary")
-
-    @property
-    def recommendations(self) -> str:
-        """Delta table of the lists, partitioned by ds."""
-        return storage.join(self.uri, "recommendations")
-
-    @property
-    def metrics(self) -> str:
-        """Delta table of metrics."""
-        return storage.join(self.uri, "metrics")
-
-    @property
-    def quality(self) -> str:
-        """Delta table of every day's input: its statistics, their bounds and whether they passed."""
-        return storage.join(self.uri, "quality")
-
-    @property
-    def forgotten(self) -> str:
-        """Folder of the hashes of forgotten listeners."""
-        return storage.join(self.uri, "forgotten")
+    def __post_init__(self) -> None:
+        self.vocabulary = storage.join(self.uri, "vocabulary")  # Delta table: `schema.vocabulary_table`
+        self.recommendations = storage.join(self.uri, "recommendations")  # Delta table: `schema.recommendations_table`
+        self.metrics = storage.join(self.uri, "metrics")  # Delta table: `schema.METRICS_TABLE`
+        self.quality = storage.join(self.uri, "quality")  # Delta table: `schema.QUALITY_TABLE`
+        self.forgotten = storage.join(self.uri, "forgotten")  # folder of the hashes of forgotten listeners
 
     def sequences(self, ds: dt.date) -> str:
         """Folder of the shards of one ds."""
@@ -76,16 +58,14 @@ class Workspace:
         return storage.join(self.uri, "reports", f"ds={ds}", "report.html")
 
     def days(self, *kinds: str) -> list[dt.date]:
-        """Every ds that has a folder below one of these folders ("runs", "quarantine"), oldest first."""
+        """Every ds that has a folder below one of these ("runs", "quarantine", "sequences"), oldest first."""
         names = {name for kind in kinds for name in storage.list_folders(storage.join(self.uri, kind))}
         return sorted(dt.date.fromisoformat(name.removeprefix("ds=")) for name in names if name.startswith("ds="))
 
     def days_with_sequences(self) -> list[dt.date]:
         """Every ds whose shards are published, that is, have a manifest; oldest first."""
-        root = storage.join(self.uri, "sequences")
-        names = [name for name in storage.list_folders(root) if name.startswith("ds=")]
-        published = [n for n in names if storage.exists(storage.join(root, n, "_manifest.json"))]
-        return sorted(dt.date.fromisoformat(name.removeprefix("ds=")) for name in published)
+        days = self.days("sequences")
+        return [ds for ds in days if storage.exists(storage.join(self.sequences(ds), "_manifest.json"))]
 
 
 def open_workspace(uri: str, wanted: WorkspaceSpec | None = None, *, create: bool = True) -> Workspace:
@@ -102,8 +82,8 @@ def open_workspace(uri: str, wanted: WorkspaceSpec | None = None, *, create: boo
             storage.write_json(marker, asdict(wanted))
         return Workspace(uri, wanted)
     content = storage.read_json(marker)
-    if not isinstance(content, dict) or content.get("schema_version") != WORKSPACE_SCHEMA_VERSION:
-        version = content.get("schema_version") if isinstance(content, dict) else None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != WORKSPACE_SCHEMA_VERSION:
         raise InputError(
             f"{marker}: schema_version is {version}, this release reads {WORKSPACE_SCHEMA_VERSION}: "
             "use the release that made this workspace, or another --workspace"

@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,7 @@ import pyarrow.compute as pc
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.forget.listeners import DayLock, ListenersToForget, Matches
-from pipelines.histories.histories import HISTORY_COLUMNS, Histories, no_histories, songs_of_pairs, user_array
+from pipelines.histories.histories import HISTORY_COLUMNS, Histories, songs_of_pairs, user_array
 from pipelines.histories.shards import (
     IncrementFile,
     Manifest,
@@ -41,7 +40,6 @@ from pipelines.histories.writer import IncrementWriter, ParquetSink, ShardWriter
 from pipelines.schema import (
     NUM_EVENTS,
     USER_ID,
-    id_type,
     sequence_schema,
 )
 from pipelines.workspace import Workspace
@@ -81,21 +79,22 @@ def erase_from_shards(
     another run publishes meanwhile is left as that run published it: look again.
     """
     manifests, matches = published_manifests(workspace), Matches()
-    changes = {manifest.ds: _ManifestChange() for manifest in manifests}
+    changes = {manifest.ds: _ManifestChange(np.zeros(manifest.vocabulary_size + 1, np.int32)) for manifest in manifests}
 
-    def rewrite(item: tuple[int, ListenersToForget]) -> tuple[int, Matches, list[tuple[dt.date, _BucketChange]]]:
+    def rewrite(item: tuple[int, ListenersToForget]) -> tuple[int, Matches, dict[dt.date, _BucketChange]]:
         bucket, members = item
         rewriter = _BucketRewriter(members, row_group_events)
         files = _files_of_bucket(manifests, bucket)
-        changed = [(m.ds, change) for m, file in files if (change := rewriter.rewrite(m, file))]
+        changed = {m.ds: change for m, file in files if (change := rewriter.rewrite(m, file))}
         return bucket, sum(rewriter.matches.values(), Matches()), changed
 
     with ThreadPoolExecutor(_THREADS) as pool:
         by_bucket = listeners.by_bucket(workspace.spec.buckets)
         for bucket, found, changed in pool.map(rewrite, by_bucket.items()):
             matches += found
-            for ds, change in changed:
-                changes[ds].add(bucket, change)
+            for ds, change in changed.items():
+                changes[ds].files[bucket] = change.file
+                np.add.at(changes[ds].removed, change.songs, 1)
             advance(1)
     for manifest in manifests:
         if changes[manifest.ds].files:
@@ -126,29 +125,19 @@ class _BucketChange:
 class _ManifestChange:
     """What changes in one manifest."""
 
-    files: dict[int, ShardFile | None] = field(default_factory=dict)
-    songs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    listeners: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))  # removed from each of these songs
-
-    def add(self, bucket: int, change: _BucketChange) -> None:
-        self.files[bucket] = change.file
-        songs, counts = np.unique(change.songs, return_counts=True)
-        self.songs, place = np.unique(np.concatenate([self.songs, songs]), return_inverse=True)
-        weights = np.concatenate([self.listeners, counts])
-        self.listeners = np.bincount(place, weights, minlength=len(self.songs)).astype(np.int32)
+    removed: np.ndarray  # int32 [vocabulary_size + 1], listeners removed from each song
+    files: dict[int, ShardFile | None] = field(default_factory=dict)  # by bucket; None: it became empty
 
 
 def _publish(manifest: Manifest, change: _ManifestChange) -> None:
     """Replace a manifest by the changed one, unless another run has replaced it since it was read."""
     if read_manifest(manifest.folder) != manifest:
         return
-    counts = read_item_counts(manifest)
-    counts[change.songs] = np.maximum(counts[change.songs] - change.listeners, 0)
+    counts = np.maximum(read_item_counts(manifest) - change.removed, 0)
     item_counts = f"item_counts-{_NAME_MARK}-{uuid.uuid4().hex[:20]}.parquet"
     write_item_counts(storage.join(manifest.folder, item_counts), counts)
     files = (change.files.get(file.bucket, file) for file in manifest.files)
-    kept = tuple(file for file in files if file is not None)
-    write_manifest(manifest.folder, replace(manifest, files=kept, item_counts=item_counts))
+    write_manifest(manifest.folder, replace(manifest, files=tuple(filter(None, files)), item_counts=item_counts))
 
 
 @dataclass(frozen=True)
@@ -197,52 +186,46 @@ class _BucketRewriter:
         """The base that a layer becomes: the old base without the listeners, or the increment over an empty base."""
         uri = manifest.uri_of(layer)
         if uri not in self._bases:
-            if isinstance(layer, ShardFile):
-                self._bases[uri] = self._rewritten_base(uri, layer, manifest)
+            folder, pairs = uri.removesuffix(f"/{layer.path}"), [_no_pairs()]
+            if isinstance(layer, IncrementFile):
+                file = self._promoted_increment(folder, layer, manifest, bucket, pairs)
+            elif self._has_matches(uri):
+                file = self._rewritten_base(folder, layer, manifest, pairs)
             else:
-                self._bases[uri] = self._promoted_increment(uri, layer, manifest, bucket)
+                file = replace(layer, increments=())
+            ends = _last_users(storage.join(folder, file.path)) if file else np.zeros(0, np.int64)
+            self._bases[uri] = _Base(file, ends, np.concatenate(pairs))
         base = self._bases[uri]
         return replace(base, file=base.file and replace(base.file, home=layer.home))
 
-    def _rewritten_base(self, uri: str, file: ShardFile, manifest: Manifest) -> _Base:
+    def _rewritten_base(
+        self, folder: str, base: ShardFile, manifest: Manifest, pairs: list[np.ndarray]
+    ) -> ShardFile | None:
         """A base's row groups without the listeners; those that become empty are dropped."""
-        path = _new_path(file.path, "part")
-        sink = ParquetSink(uri.removesuffix(file.path) + path, sequence_schema(manifest.user_id_type))
-        ends, pairs = [], [_no_pairs()]
-        changed = self._has_matches(uri)
-        with open_parquet(uri) as source:
+        path = _new_path(base.path, "part")
+        sink = ParquetSink(storage.join(folder, path), sequence_schema(manifest.user_id_type))
+        with open_parquet(storage.join(folder, base.path)) as source:
             for group in range(source.num_row_groups):
-                table = source.read_row_group(group, None if changed else [USER_ID])
-                kept = self._without_listeners(table, pairs) if changed else table
+                kept = self._without_listeners(source.read_row_group(group), pairs)
                 if kept.num_rows:
-                    ends.append(kept[USER_ID][-1].as_py())
-                    if changed:
-                        sink.write(kept)
-        bounds = _user_ids(ends, manifest.user_id_type)
-        if not changed:
-            return _Base(replace(file, increments=()), bounds, _no_pairs())
-        written = sink.close()
-        new = ShardFile(path, file.bucket, 0, 0, sink.size, sink.sha256, ()) if written else None
-        return _Base(new, bounds, np.concatenate(pairs))
+                    sink.write(kept)
+        return ShardFile(path, base.bucket, 0, 0, sink.size, sink.sha256, ()) if sink.close() else None
 
-    def _promoted_increment(self, uri: str, increment: IncrementFile, manifest: Manifest, bucket: int) -> _Base:
+    def _promoted_increment(
+        self, folder: str, increment: IncrementFile, manifest: Manifest, bucket: int, pairs: list[np.ndarray]
+    ) -> ShardFile | None:
         """An increment over an empty base as a base: whole histories, with their sessions."""
-        path, pairs, kind = _new_path(increment.path, "part"), [_no_pairs()], manifest.user_id_type
         writer = ShardWriter(
-            uri.removesuffix(f"/{increment.path}"),
-            path,
+            folder,
+            _new_path(increment.path, "part"),
             bucket=bucket,
-            user_id_type=kind,
+            user_id_type=manifest.user_id_type,
             session_gap_s=manifest.session_gap_s,
             row_group_events=self._row_group_events,
         )
-        with open_parquet(uri) as source:
-            for group in range(source.num_row_groups):
-                table = self._without_listeners(source.read_row_group(group, _READ), pairs)
-                writer.write(Histories.from_table(table))
-        new = writer.close()
-        ends = _last_users(uri.removesuffix(increment.path) + path) if new else []
-        return _Base(new, _user_ids(ends, kind), np.concatenate(pairs))
+        with open_parquet(storage.join(folder, increment.path)) as source:
+            writer.write(Histories.from_table(self._without_listeners(source.read(_READ), pairs)))
+        return writer.close()
 
     def _increment(
         self, manifest: Manifest, increment: IncrementFile, base: _Base
@@ -253,7 +236,7 @@ class _BucketRewriter:
         """
         assert base.file is not None
         uri = manifest.uri_of(increment)
-        key = (uri, manifest.uri_of(base.file))
+        key = uri, manifest.uri_of(base.file)
         if key not in self._increments:
             if self._has_matches(uri) or _rows_by_group(uri, base.ends) != increment.groups:
                 self._increments[key] = self._recut(uri, increment, base, manifest)
@@ -267,26 +250,14 @@ class _BucketRewriter:
     ) -> tuple[IncrementFile | None, np.ndarray]:
         path, pairs = _new_path(increment.path, "increment"), [_no_pairs()]
         writer = IncrementWriter(uri.removesuffix(f"/{increment.path}"), path, user_id_type=manifest.user_id_type)
-        pending: list[pa.Table] = []
-        group = 0
-
-        def flush(until: int) -> None:
-            nonlocal group, pending
-            while group < until:
-                table = pa.concat_tables(pending) if pending else None
-                histories = Histories.from_table(table) if table else no_histories()
-                writer.write(histories, table[NUM_EVENTS].to_numpy() if table else np.zeros(0, np.int32))
-                pending, group = [], group + 1
-
         with open_parquet(uri) as source:
-            for place in range(source.num_row_groups):
-                kept = self._without_listeners(source.read_row_group(place, _READ), pairs)
-                groups = _row_group_of(user_array(kept[USER_ID]), base.ends)
-                for number in np.unique(groups).tolist():
-                    flush(number)
-                    start, stop = np.searchsorted(groups, [number, number + 1]).tolist()
-                    pending.append(kept.slice(start, stop - start))
-        flush(len(base.ends))
+            kept = self._without_listeners(source.read(_READ), pairs)
+        groups = _row_group_of(user_array(kept[USER_ID]), base.ends)
+        start = 0
+        for count in np.bincount(groups, minlength=len(base.ends)).tolist():
+            rows = kept.slice(start, count)
+            writer.write(Histories.from_table(rows), rows[NUM_EVENTS].to_numpy())
+            start += count
         return writer.close(), np.concatenate(pairs)
 
     def _without_listeners(self, table: pa.Table, pairs: list[np.ndarray]) -> pa.Table:
@@ -320,22 +291,17 @@ def _row_group_of(users: np.ndarray, ends: np.ndarray) -> np.ndarray:
 
 def _rows_by_group(uri: str, ends: np.ndarray) -> tuple[int, ...]:
     """Rows of an increment that belong to each row group of a base."""
-    counts = np.zeros(len(ends), np.int64)
     with open_parquet(uri) as source:
-        for group in range(source.num_row_groups):
-            users = user_array(source.read_row_group(group, [USER_ID])[USER_ID])
-            counts += np.bincount(_row_group_of(users, ends), minlength=len(ends))
-    return tuple(counts.tolist())
+        users = user_array(source.read([USER_ID])[USER_ID])
+    return tuple(np.bincount(_row_group_of(users, ends), minlength=len(ends)).tolist())
 
 
-def _last_users(uri: str) -> list[Any]:
+def _last_users(uri: str) -> np.ndarray:
     """The last user id of each row group."""
     with open_parquet(uri) as source:
-        return [source.read_row_group(n, [USER_ID])[USER_ID][-1].as_py() for n in range(source.num_row_groups)]
-
-
-def _user_ids(values: list[Any], user_id_type: str) -> np.ndarray:
-    return user_array(pa.array(values, id_type(user_id_type)))
+        users = user_array(source.read([USER_ID])[USER_ID])
+        rows = [source.metadata.row_group(group).num_rows for group in range(source.num_row_groups)]
+    return users[np.cumsum(rows) - 1]
 
 
 def _no_pairs() -> np.ndarray:

@@ -1,8 +1,7 @@
 """What the shards of a ds are made with, and the manifest that publishes them; whoever built them ends here."""
 
-import datetime as dt
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from pipelines.histories.histories import Histories
 from pipelines.histories.shards import (
     Manifest,
     ShardFile,
+    ShardSettings,
     inputs_table,
     read_item_counts,
     write_item_counts,
@@ -23,23 +23,12 @@ from pipelines.schema import BUCKET
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildSpec:
-    """How the shards of a ds are made. Fields that `Manifest` has too mean the same there."""
+class BuildSpec(ShardSettings):
+    """How the shards of a ds are made."""
 
     folder: str  # sequences/ds=D
-    ds: dt.date
-    data_end: int
-    vocabulary_size: int
-    vocabulary_version: int = 0
-    run_id: str = ""
     attempt: str = "0"  # part of the file names, new for every attempt
-    buckets: int = 1
-    max_history: int = 2000
-    session_gap_s: int = 1800
     row_group_events: int = 1_000_000
-    user_id_type: str = "int64"
-    item_id_type: str = "int64"
-    timezone: str = "UTC"
     max_increments: int = 7  # over a base before it is compacted
     parent: Manifest | None = None  # of the ds whose shards these are laid over
 
@@ -124,18 +113,8 @@ def publish_shards(
     if spec.parent:
         consumed = pa.concat_tables([storage.read_table(spec.parent.uri(spec.parent.inputs)), consumed])
     manifest = Manifest(
-        ds=spec.ds,
-        run_id=spec.run_id,
+        **{setting.name: getattr(spec, setting.name) for setting in fields(ShardSettings)},
         parent=spec.parent.ds if spec.parent else None,
-        buckets=spec.buckets,
-        max_history=spec.max_history,
-        session_gap_s=spec.session_gap_s,
-        user_id_type=spec.user_id_type,
-        item_id_type=spec.item_id_type,
-        timezone=spec.timezone,
-        vocabulary_version=spec.vocabulary_version,
-        vocabulary_size=spec.vocabulary_size,
-        data_end=spec.data_end,
         item_counts=f"item_counts-{spec.attempt}.parquet",
         inputs=f"inputs-{spec.attempt}.parquet",
         files=tuple(built.files),

@@ -9,15 +9,14 @@ The manifest `sequences/ds=D/_manifest.json` is written last and lists every fil
 read through `Manifest` alone and never found by listing folders.
 """
 
-import contextlib
 import datetime as dt
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.errors import InputError
@@ -83,22 +82,28 @@ class ShardFile:
         return (self, *self.increments)
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What was published for one ds. `folder` is the URI it was read from and is not stored."""
+@dataclass(frozen=True, kw_only=True)
+class ShardSettings:
+    """What the shards of one ds are made with: of a build (`publish.BuildSpec`) and of the manifest it publishes."""
 
     ds: dt.date
-    run_id: str
-    parent: dt.date | None  # the ds whose shards this one was merged into
-    buckets: int
-    max_history: int
-    session_gap_s: int
-    user_id_type: str
-    item_id_type: str
-    timezone: str
-    vocabulary_version: int  # Delta version of the vocabulary
-    vocabulary_size: int  # highest item_index known on this ds; indices are 1..vocabulary_size
     data_end: int  # every event is before this Unix second (ds 00:00)
+    vocabulary_size: int  # highest item_index known on this ds; indices are 1..vocabulary_size
+    vocabulary_version: int = 0  # Delta version of the vocabulary
+    run_id: str = ""
+    buckets: int = 1
+    max_history: int = 2000
+    session_gap_s: int = 1800
+    user_id_type: str = "int64"
+    item_id_type: str = "int64"
+    timezone: str = "UTC"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(ShardSettings):
+    """What was published for one ds. `folder` is the URI it was read from and is not stored."""
+
+    parent: dt.date | None  # the ds whose shards this one was merged into
     item_counts: str  # relative path: item_index, distinct listeners
     inputs: str  # relative path: every log file consumed so far (uri, size, etag)
     files: tuple[ShardFile, ...]
@@ -206,22 +211,15 @@ class Manifest:
                 yield file, group, rows
 
 
-@contextlib.contextmanager
-def open_parquet(uri: str) -> Iterator[pq.ParquetFile]:
-    """A shard file; an InputError names it if it is missing or broken."""
-    fs, path = storage.filesystem(uri)
-    try:
-        with fs.open_input_file(path) as source:
-            yield pq.ParquetFile(source)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{uri} cannot be read as Parquet ({error}): re-run `fuxi sessionize` for its ds") from None
+open_parquet = functools.partial(storage.open_parquet, remedy="re-run `fuxi sessionize` for its ds")
+"""A shard file; an InputError names it if it is missing or broken."""
 
 
 def write_manifest(folder: str, manifest: Manifest) -> Manifest:
     """Publish the shards of a ds: the last write of the sessionize stage."""
     content = {key: value for key, value in asdict(manifest).items() if key != "folder"}
     storage.write_json(storage.join(folder, "_manifest.json"), {"format": SHARD_FORMAT, **content})
-    return Manifest(**{**_parse(content), "folder": folder})
+    return replace(manifest, folder=folder)
 
 
 def read_manifest(folder: str) -> Manifest:
@@ -232,15 +230,9 @@ def read_manifest(folder: str) -> Manifest:
     content = storage.read_json(uri)
     if content.pop("format", None) not in _READABLE:
         raise InputError(f"{uri} is not of shard format {SHARD_FORMAT}: re-run `fuxi sessionize` with this release")
-    return Manifest(**{**_parse(content), "folder": folder})
-
-
-def _parse(content: dict[str, Any]) -> dict[str, Any]:
-    def date(value: Any) -> dt.date | None:
-        return value if value is None or isinstance(value, dt.date) else dt.date.fromisoformat(value)
-
+    ds, parent = (day and dt.date.fromisoformat(day) for day in (content["ds"], content["parent"]))
     files = tuple(_shard_file(file) for file in content["files"])
-    return {**content, "ds": date(content["ds"]), "parent": date(content["parent"]), "files": files}
+    return Manifest(**{**content, "ds": ds, "parent": parent, "files": files, "folder": folder})
 
 
 def _shard_file(content: dict[str, Any]) -> ShardFile:
@@ -282,15 +274,9 @@ def listed_uris(manifest: Manifest) -> set[str]:
 def remove_unlisted(manifest: Manifest) -> None:
     """Delete files of earlier runs below a published ds folder, unless a later day still reads them."""
     listed = listed_uris(manifest)
-    unlisted = [file.uri for file in storage.list_files(manifest.folder) if file.uri not in listed]
-    if unlisted:
-        kept = {uri for later in later_manifests(manifest) for uri in listed_uris(later)}
-        storage.delete_files(uri for uri in unlisted if uri not in kept)
-
-
-def later_manifests(manifest: Manifest) -> Iterator[Manifest]:
-    """The published manifests of later days, which may name files of this one."""
+    unlisted = {file.uri for file in storage.list_files(manifest.folder)} - listed
     root, own = storage.parent(manifest.folder), storage.name(manifest.folder)
-    for name in storage.list_folders(root):
+    for name in storage.list_folders(root) if unlisted else ():
         if name > own and name.startswith("ds=") and storage.exists(storage.join(root, name, "_manifest.json")):
-            yield read_manifest(storage.join(root, name))
+            unlisted -= listed_uris(read_manifest(storage.join(root, name)))
+    storage.delete_files(unlisted)

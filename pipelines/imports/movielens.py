@@ -19,7 +19,7 @@ from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.histories.merge import Plays
 from pipelines.imports.plays import existing_column, whole_numbers
-from pipelines.schema import ITEM_ID, TIMESTAMP, TITLE, USER_ID, catalogue_schema
+from pipelines.schema import CATALOGUE_SCHEMA, ITEM_ID, TIMESTAMP, TITLE, USER_ID
 
 RATING_FILES = ("ratings.dat", "ratings.csv", "u.data", "ratings.parquet")
 MOVIE_FILES = {
@@ -119,7 +119,7 @@ def read_ratings(uri: str) -> Ratings:
 
 
 def read_movies(uri: str) -> pa.Table:
-    """Titles as a catalogue table (`schema.catalogue_schema`) from movies.dat, movies.csv, u.item or Parquet."""
+    """Titles as a catalogue table (`schema.CATALOGUE_SCHEMA`) from movies.dat, movies.csv, u.item or Parquet."""
     ending = uri.rsplit(".", 1)[-1].lower()
     if ending == "parquet":
         table = storage.read_table(uri)
@@ -127,7 +127,7 @@ def read_movies(uri: str) -> pa.Table:
         titles = existing_column(uri, table, TITLE).cast(pa.string()).to_pylist()
     else:
         ids, titles = _movie_lines(uri, ending)
-    target = catalogue_schema("int64")
+    target = CATALOGUE_SCHEMA
     columns = {ITEM_ID: pa.array(ids, pa.int64()), TITLE: pa.array(titles, pa.string())}
     missing = {field.name: pa.nulls(len(ids), field.type) for field in target if field.name not in columns}
     return pa.table({**columns, **missing}).select(target.names).cast(target)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipelines.schema import catalogue_schema
+from pipelines.schema import CATALOGUE_SCHEMA
 from pipelines.synthetic import names
 from pipelines.synthetic.config import GENRES, SyntheticConfig
 from pipelines.synthetic.stateless_random import Stream, keys, normal, uniform
@@ -109,4 +109,4 @@ def catalogue_table(config: SyntheticConfig, songs: Songs, day: int) -> pa.Table
         pa.array(songs.duration_ms[number], pa.int32()),
         pa.array(released, pa.date32()),
     ]
-    return pa.table(columns, schema=catalogue_schema("int64"))
+    return pa.table(columns, schema=CATALOGUE_SCHEMA)

@@ -17,7 +17,8 @@ from pipelines.schema import METRICS_TABLE, TableSpec
 from pipelines.workspace import WorkspaceSpec, open_workspace
 
 ONE, TWO, THREE = (dt.date(2026, 3, day) for day in (1, 2, 3))
-SPECS = schema.table_specs("int64", "string")
+LISTS, VOCABULARY = schema.recommendations_table("int64", "string"), schema.vocabulary_table("string")
+SPECS = (VOCABULARY, LISTS, METRICS_TABLE, schema.QUALITY_TABLE)
 
 
 def metric(ds: dt.date, name: str, value: float, protocol: str = "next_day") -> dict[str, Any]:

@@ -31,7 +31,7 @@ from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.histories.shards import read_manifest
 from pipelines.logs.quality import BoundCheck, Bounds, DayStats, check_day
-from pipelines.schema import catalogue_schema, recommendations_table
+from pipelines.schema import CATALOGUE_SCHEMA, recommendations_table
 
 DAY_ONE, DAY_TWO = dt.date(2026, 3, 2), dt.date(2026, 3, 3)
 HOSTILE = '<script>alert("1")</script> & <b>Rivers</b>'
@@ -164,7 +164,7 @@ def write_catalogue(made: Any, path: Path) -> None:
         for n in range(1, made.songs + 1)
     ]
     rows[0]["title"], rows[0]["artist"] = HOSTILE, "Ørsted & <i>Söhne</i>"
-    storage.write_table(str(path / "songs.parquet"), pa.Table.from_pylist(rows, schema=catalogue_schema("int64")))
+    storage.write_table(str(path / "songs.parquet"), pa.Table.from_pylist(rows, schema=CATALOGUE_SCHEMA))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from jobs.commands.synth import main, synth_industrial
 from jobs.runtime import console
 from pipelines import storage
 from pipelines.errors import InputError
-from pipelines.schema import catalogue_schema
+from pipelines.schema import CATALOGUE_SCHEMA
 from pipelines.synthetic import SyntheticConfig, generate
 from pipelines.synthetic.industrial import config as industrial_config
 from pipelines.synthetic.industrial import plan as industrial
@@ -157,7 +157,7 @@ def test_plays_come_in_sessions_and_mostly_in_the_evening(small: Path) -> None:
 
 def test_the_catalogue_has_every_song_once(small: Path) -> None:
     catalogue = storage.read_table(f"{small}/catalogue/ds=2026-01-05/part-00000.parquet")
-    assert catalogue.schema == catalogue_schema("int64")
+    assert catalogue.schema == CATALOGUE_SCHEMA
     assert set(catalogue["item_id"].to_pylist()) == set(read_plays(small)["item_id"].to_pylist())
 
 

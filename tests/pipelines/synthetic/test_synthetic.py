@@ -13,7 +13,7 @@ import pytest
 
 from pipelines import storage
 from pipelines.errors import InputError
-from pipelines.schema import catalogue_schema
+from pipelines.schema import CATALOGUE_SCHEMA
 from pipelines.synthetic import GENERATOR_VERSION, SyntheticConfig, generate, read_config
 from pipelines.synthetic.ceiling import as_jagged, oracle_lists, oracle_probabilities
 from pipelines.synthetic.listeners import FIRST_USER_ID, artist_weights, bot_numbers, make_listeners
@@ -164,7 +164,7 @@ def test_impossible_configurations_are_named(field: str, value: float):
 def test_the_catalogue_is_complete_on_the_first_day_and_grows_daily(small: Path):
     days = [storage.read_table(file.uri) for file in storage.list_files(f"{small}/catalogue")]
     assert [table.num_rows for table in days] == [900, 4, 4, 4, 4, 4]
-    assert all(table.schema.equals(catalogue_schema("int64")) for table in days)
+    assert all(table.schema.equals(CATALOGUE_SCHEMA) for table in days)
     songs = pa.concat_tables(days).to_pandas()
     assert songs.item_id.is_unique and songs.title.is_unique
     assert songs.groupby("artist_id").artist.nunique().eq(1).all() and songs.artist.nunique() == 100
