@@ -87,7 +87,7 @@ class ShardWriter:
 
     def _write_group(self, table: pa.Table) -> None:
         self._file.write(table)
-        self._events += _events(table)
+        self._events += int(np.sum(table[NUM_EVENTS].to_numpy(), dtype=np.int64))
 
 
 class IncrementWriter:
@@ -124,17 +124,27 @@ class IncrementWriter:
 
 
 class ParquetSink:
-    """A Parquet file that is begun with its first row group and becomes visible when it is closed."""
+    """A Parquet file that is begun with its first row group and becomes visible when it is closed.
 
-    def __init__(self, uri: str, schema: pa.Schema):
+    Every table that is written becomes a row group, or joins the next ones until they have `row_group_rows` together.
+    """
+
+    def __init__(self, uri: str, schema: pa.Schema, *, row_group_rows: int = 0):
         self.row_groups: list[int] = []
         self.size, self.sha256 = 0, ""
-        self._uri, self._schema = uri, schema
+        self._uri, self._schema, self._row_group_rows = uri, schema, row_group_rows
+        self._pending: list[pa.Table] = []
         self._sink: _HashingSink | None = None
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
-        """Append a row group."""
+        """Append rows."""
+        self._pending.append(table)
+        if sum(pending.num_rows for pending in self._pending) >= self._row_group_rows:
+            self._write_row_group()
+
+    def _write_row_group(self) -> None:
+        table, self._pending = pa.concat_tables(self._pending), []
         if self._writer is None:
             self._sink = _HashingSink(self._uri)
             options: dict[str, Any] = {
@@ -148,17 +158,15 @@ class ParquetSink:
         self.row_groups.append(table.num_rows)
 
     def close(self) -> bool:
-        """Make the file visible; False if no row group was written (then there is no file)."""
+        """Make the file visible; False if nothing was written (then there is no file)."""
+        if self._pending:
+            self._write_row_group()
         if self._writer is None or self._sink is None:
             return False
         self._writer.close()
         self._sink.commit()
         self.size, self.sha256 = self._sink.size, self._sink.sha256.hexdigest()
         return True
-
-
-def _events(table: pa.Table) -> int:
-    return int(np.sum(table[NUM_EVENTS].to_numpy(), dtype=np.int64))
 
 
 class _HashingSink(io.RawIOBase):

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.errors import InputError
@@ -36,7 +35,7 @@ _EXPECTED = {
 }
 _BLOCK_BYTES = 32 << 20
 _MAX_BAD_LINES = 10_000
-_INTEGER, _NUMBER = r"^\s*[0-9]{1,18}\s*$", r"^\s*[0-9]+(\.[0-9]+)?\s*$"
+_INTEGER, _NUMBER = "[0-9]{1,18}", r"[0-9]+(?:\.[0-9]+)?"
 
 
 @dataclass(frozen=True)
@@ -82,13 +81,9 @@ def find_ratings(path: str) -> str:
     uri = storage.absolute(path)
     if not storage.exists(uri):
         raise InputError(f"{path} is not there: give {', '.join(RATING_FILES)} or a folder that holds one of them")
-    try:
-        return storage.file_info(uri).uri
-    except FileNotFoundError:  # a folder
-        pass
-    for name in RATING_FILES:
-        if storage.exists(storage.join(uri, name)):
-            return storage.join(uri, name)
+    for file in (uri, *(storage.join(uri, name) for name in RATING_FILES)):
+        if storage.file_infos([file])[0]:
+            return file
     raise InputError(f"{path} holds none of {', '.join(RATING_FILES)}: give the ratings file itself")
 
 
@@ -172,44 +167,22 @@ def _lines(uri: str) -> Iterator[pa.Array]:
 def _parse_lines(lines: pa.Array, separator: str) -> tuple[np.ndarray, np.ndarray]:
     """int64 [3, good] users, films and times; and the positions of lines that are no rating, empty ones left out."""
     text = pc.ascii_trim_whitespace(lines)
-    filled = _mask(pc.greater(pc.binary_length(text), 0))
-    complete = _mask(pc.string_is_ascii(text)) & _mask(pc.equal(pc.count_substring(text, separator), 3))
-    split = pc.split_pattern(text.filter(pa.array(complete)), separator)
-    fields = split.flatten()
-    columns = [fields.take(pa.array(np.arange(column, len(fields), 4))) for column in range(4)]
-    patterns = (_INTEGER, _INTEGER, _NUMBER, _INTEGER)
-    good = np.ones(len(split), bool)
-    for column, pattern in zip(columns, patterns, strict=True):
-        good &= _mask(pc.match_substring_regex(column, pattern))
-    numbers = [pc.utf8_trim_whitespace(columns[c].filter(pa.array(good))).cast(pa.int64()) for c in (0, 1, 3)]
-    wrong = filled & ~complete
-    wrong[np.flatnonzero(complete)[~good]] = True
-    return np.stack([column.to_numpy(zero_copy_only=False) for column in numbers]), np.flatnonzero(wrong)
-
-
-def _mask(values: pa.Array) -> np.ndarray:
-    return values.to_numpy(zero_copy_only=False).astype(bool)
+    fields = (f"(?P<user>{_INTEGER})", f"(?P<item>{_INTEGER})", _NUMBER, f"(?P<time>{_INTEGER})")
+    found = pc.extract_regex(text, f"^{f' *{separator} *'.join(fields)}$")
+    wrong = pc.and_(found.is_null(), pc.greater(pc.binary_length(text), 0))
+    numbers = [pc.struct_field(found.drop_null(), name).cast(pa.int64()) for name in ("user", "item", "time")]
+    return np.stack([column.to_numpy() for column in numbers]), np.flatnonzero(wrong.to_numpy(zero_copy_only=False))
 
 
 def _read_parquet(uri: str) -> Ratings:
-    fs, path = storage.filesystem(uri)
-    try:
-        with fs.open_input_file(path) as source:
-            names = pq.ParquetFile(source).schema_arrow.names
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{uri} cannot be read as Parquet ({' '.join(str(error).split())}): replace it") from None
-    wanted = (USER_ID, ITEM_ID, TIMESTAMP)
-    table = storage.read_table(uri, [name for name in names if name in wanted])
-    table = pa.table({name: whole_numbers(uri, table, name) for name in wanted})
-    complete = np.ones(table.num_rows, bool)
-    for column in table.columns:
-        complete &= _mask(column.combine_chunks().is_valid())
+    table = storage.read_table(uri)
+    table = pa.table({name: whole_numbers(uri, table, name) for name in (USER_ID, ITEM_ID, TIMESTAMP)})
+    complete = np.logical_and.reduce([column.is_valid().to_numpy() for column in table.columns])
     bad = [
-        BadLine(int(row) + 1, str(table.slice(int(row), 1).to_pylist()[0]), "null_value")
-        for row in np.flatnonzero(~complete)
+        BadLine(row + 1, str(table.slice(row, 1).to_pylist()[0]), "null_value")
+        for row in np.flatnonzero(~complete).tolist()
     ]
-    columns = [column.filter(pa.array(complete)).to_numpy() for column in table.columns]
-    return Ratings(uri, *columns, bad=tuple(bad))
+    return Ratings(uri, *(column.to_numpy() for column in table.drop_null().columns), bad=tuple(bad))
 
 
 def _movie_lines(uri: str, ending: str) -> tuple[list[int], list[str]]:

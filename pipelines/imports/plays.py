@@ -17,16 +17,8 @@ from pipelines.histories.buckets import by_bucket
 from pipelines.histories.merge import Events, Plays, in_given_order, ranked
 from pipelines.histories.publish import BuildSpec, BuiltShards, publish_shards, write_bases
 from pipelines.histories.shards import Manifest
-from pipelines.schema import (
-    COMPLETION,
-    FIRST_DS,
-    ITEM_ID,
-    ITEM_INDEX,
-    TIMESTAMP,
-    USER_ID,
-    id_type_name,
-    vocabulary_table,
-)
+from pipelines.histories.vocabulary import indexed
+from pipelines.schema import COMPLETION, ITEM_ID, TIMESTAMP, USER_ID, id_type_name
 
 VOCABULARY_FILE = "vocabulary.parquet"
 _LATEST_SECOND = 1 << 36
@@ -47,24 +39,17 @@ def write_histories(
     """Write plays as the shards of one ds, and their songs as its vocabulary.
 
     plays: columns user_id and item_id (whole numbers or text), timestamp (Unix seconds, or an Arrow timestamp) and
-    optionally completion (percent played; 100 unless given), without nulls. Further columns are ignored. Of plays with
-    equal user, timestamp and song one is kept, in the place of the first and as completed as any.
-    folder: becomes the folder of the ds. ds: every play must be before it, in `timezone`; default the day after the
-    last play. buckets: a power of two. The rest as in `BuildSpec`.
+    optionally completion (percent played; default 100), without nulls. Of plays with equal user, timestamp and song one
+    is kept, in the place of the first and as completed as any. folder: becomes the folder of the ds. ds: every play
+    must be before it, in `timezone`; default the day after the last play. The rest as in `BuildSpec`.
 
     Returns the manifest, and the vocabulary (rows of `schema.vocabulary_table`, indices by ascending item_id), which is
     also written to VOCABULARY_FILE in the folder. Raises InputError that names the column if plays are not as above.
     """
-    if buckets < 1 or buckets & (buckets - 1):
-        raise InputError(f"buckets is {buckets}: it must be a power of two")
     user_id, timestamp = _ids(plays, USER_ID), _seconds(plays)
     songs, song = ranked(_ids(plays, ITEM_ID))
-    calendar, last = Calendar(timezone), int(timestamp.max())
-    ds = ds or calendar.date_of(last) + dt.timedelta(days=1)
-    if last >= calendar.day_start(ds):
-        raise InputError(
-            f"plays: the last is on {calendar.date_of(last)}, not before ds {ds}: give a later ds, or none"
-        )
+    calendar = Calendar(timezone)
+    ds = _day_after(int(timestamp.max()), ds, calendar)
     spec = BuildSpec(
         folder=storage.absolute(folder),
         ds=ds,
@@ -79,12 +64,18 @@ def write_histories(
         timezone=timezone,
     )
     built = build_histories(Plays(user_id, timestamp, (song + 1).astype(np.int32), _percent(plays)), spec)
-    index, first_ds = np.arange(1, len(songs) + 1, dtype=np.int32), pa.repeat(pa.scalar(ds, pa.date32()), len(songs))
-    columns = {ITEM_INDEX: index, ITEM_ID: songs, FIRST_DS: first_ds}
-    vocabulary = pa.table(columns, schema=vocabulary_table(spec.item_id_type).schema)
+    vocabulary = indexed(songs, ds)
     storage.write_table(storage.join(spec.folder, VOCABULARY_FILE), vocabulary)
     counts = {"rows_read": plays.num_rows, "accepted": plays.num_rows, "duplicates": built.duplicates}
     return publish_shards(spec, built, counts=counts), vocabulary
+
+
+def _day_after(last_play: int, ds: dt.date | None, calendar: Calendar) -> dt.date:
+    """The given ds, or the day after the last play. InputError if the last play is not before it."""
+    day = calendar.date_of(last_play)
+    if ds and ds <= day:
+        raise InputError(f"plays: the last is on {day}, not before ds {ds}: give a later ds, or none")
+    return ds or day + dt.timedelta(days=1)
 
 
 def build_histories(plays: Plays, spec: BuildSpec) -> BuiltShards:

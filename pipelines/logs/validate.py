@@ -139,12 +139,10 @@ def validate(batch: files.RawBatch, rules: ValidationRules, landing_day: dt.date
     if _all_valid(batch, rules, first, end):
         return np.full(rows, VALID, np.int8)
     timestamp = columns[TIMESTAMP].fill_null(first).to_numpy(zero_copy_only=False)
-    none = np.zeros(rows, bool)
-    ignored = unknown = none
+    ignored = unknown = negative = np.zeros(rows, bool)
     if EVENT_TYPE in columns:
         ignored = _is_in(columns[EVENT_TYPE], rules.other_events) & ~batch.unparseable
         unknown = ~_is_in(columns[EVENT_TYPE], rules.play_events)
-    negative = none
     for name in (PLAY_MS, DURATION_MS):
         if name in columns:
             negative = negative | (columns[name].fill_null(0).to_numpy(zero_copy_only=False) < 0)
@@ -158,8 +156,7 @@ def validate(batch: files.RawBatch, rules: ValidationRules, landing_day: dt.date
         timestamp >= end,
         timestamp < first,
     ]
-    choices = list(range(len(REASONS)))
-    return np.select([ignored, *conditions], [IGNORED, *choices], default=VALID).astype(np.int8)
+    return np.select([ignored, *conditions], [IGNORED, *range(len(REASONS))], default=VALID).astype(np.int8)
 
 
 def _all_valid(batch: files.RawBatch, rules: ValidationRules, first: int, end: int) -> bool:
@@ -206,7 +203,7 @@ def clean(spark: Any, spec: CleanSpec, splits: Sequence[files.Split], *, finishe
     result.oldest, result.newest = min(times, default=None), max(times, default=None)
     for summary in summaries:
         result.runs += summary["runs"]
-        result.quarantined += [summary["quarantined"]] if summary["quarantined"] else []
+        result.quarantined += summary["quarantined"]
         for name in ("rows_read", "accepted", "ignored", "forgotten", "duplicates", "task_seconds"):
             setattr(result, name, getattr(result, name) + summary[name])
         result.rejected.update(summary["rejected"])
@@ -216,20 +213,19 @@ def clean(spark: Any, spec: CleanSpec, splits: Sequence[files.Split], *, finishe
 
 def merge_songs(uris: Sequence[str], kind: pa.DataType) -> pa.Table:
     """The tasks' tables of songs summed to one, a few at a time so that memory is bounded by the distinct songs."""
-    empty = pa.table({ITEM_ID: pa.array([], kind), PLAYS: pa.array([], pa.int64())})
-    total, rows = empty, 0
     pending: list[pa.Table] = []
     for uri in uris:
         pending.append(storage.read_table(uri))
-        rows += pending[-1].num_rows
-        if rows > 4_000_000:
-            total, pending, rows = _sum_plays([total, *pending]), [], 0
-    return _sum_plays([total, *pending])
+        if sum(table.num_rows for table in pending[1:]) > 4_000_000:
+            pending = [_sum_plays(pending, kind)]
+    return _sum_plays(pending, kind)
 
 
-def _sum_plays(tables: Sequence[pa.Table]) -> pa.Table:
-    summed = pa.concat_tables(tables).group_by(ITEM_ID).aggregate([(PLAYS, "sum")])
-    return pa.table({ITEM_ID: summed[ITEM_ID], PLAYS: summed[f"{PLAYS}_sum"]})
+def _sum_plays(tables: Sequence[pa.Table], kind: pa.DataType) -> pa.Table:
+    """One row a song of ids of a type, even if there are no tables."""
+    empty = pa.schema([(ITEM_ID, kind), (PLAYS, pa.int64())]).empty_table()
+    summed = pa.concat_tables([empty, *tables]).group_by(ITEM_ID).aggregate([(PLAYS, "sum")])
+    return summed.rename_columns([ITEM_ID, PLAYS])
 
 
 def _is_in(column: pa.Array, values: Sequence[str]) -> np.ndarray:
@@ -274,7 +270,8 @@ class CleanTask:
         self._spec, self._logs = spec, spec.logs
         self._plays = ShuffleWriter(spec.shuffle, spec.staging, f"plays-{name}")
         self._songs = storage.join(spec.staging, f"songs-{name}.parquet")
-        self._rejects = _RejectSink(storage.join(spec.quarantine, f"part-{name}.parquet"))
+        self._quarantined = storage.join(spec.quarantine, f"part-{name}.parquet")
+        self._rejects = ParquetSink(self._quarantined, QUARANTINE_SCHEMA, row_group_rows=_QUARANTINE_ROW_GROUP)
         self._counts = {"rows_read": 0, "accepted": 0, "ignored": 0, "forgotten": 0}
         self._rejected: Counter[str] = Counter()
         self._nulls: Counter[str] = Counter()
@@ -295,10 +292,8 @@ class CleanTask:
             self._nulls.update({name: column.null_count for name, column in batch.columns.items()})
             if len(plays):
                 self._plays.write(plays)
-                self._span = [
-                    min([*self._span[:1], int(plays.timestamp.min())]),
-                    max([*self._span[1:], int(plays.timestamp.max())]),
-                ]
+                times = [*self._span, int(plays.timestamp.min()), int(plays.timestamp.max())]
+                self._span = [min(times), max(times)]
             rejected = np.flatnonzero(codes >= 0)
             if len(rejected):
                 self._rejects.write(_quarantined(batch, rejected, codes[rejected], split.file))
@@ -309,14 +304,13 @@ class CleanTask:
         self._plays.flush()
         kind = id_type(self._logs.item_id_type)
         songs = [pa.table({ITEM_ID: ids.cast(kind), PLAYS: plays}) for ids, plays in self._plays.songs]
-        empty = pa.table({ITEM_ID: pa.array([], kind), PLAYS: pa.array([], pa.int64())})
-        storage.write_table(self._songs, _sum_plays([empty, *songs]))
+        storage.write_table(self._songs, _sum_plays(songs, kind))
         return {
             "runs": self._plays.runs,
             "songs": self._songs,
             "span": self._span,
             "duplicates": self._plays.duplicates,
-            "quarantined": self._rejects.close(),
+            "quarantined": [self._quarantined] if self._rejects.close() else [],
             "rejected": dict(self._rejected),
             "nulls": dict(self._nulls),
             **self._counts,
@@ -368,28 +362,3 @@ def _quarantined(batch: files.RawBatch, positions: np.ndarray, reasons: np.ndarr
         },
         schema=QUARANTINE_SCHEMA,
     )
-
-
-class _RejectSink:
-    """A quarantine file of a task, written in row groups of _QUARANTINE_ROW_GROUP rows; no rows, no file."""
-
-    def __init__(self, uri: str):
-        self._uri, self._file = uri, ParquetSink(uri, QUARANTINE_SCHEMA)
-        self._pending: list[pa.Table] = []
-        self._rows = 0
-
-    def write(self, table: pa.Table) -> None:
-        self._pending.append(table)
-        self._rows += table.num_rows
-        if self._rows >= _QUARANTINE_ROW_GROUP:
-            self._flush()
-
-    def close(self) -> str | None:
-        """The URI of the finished file, None if there is none."""
-        self._flush()
-        return self._uri if self._file.close() else None
-
-    def _flush(self) -> None:
-        if self._rows:
-            self._file.write(pa.concat_tables(self._pending))
-        self._pending, self._rows = [], 0
