@@ -20,13 +20,13 @@ from pipelines.histories.merge import Plays
 from pipelines.imports.plays import existing_column, whole_numbers
 from pipelines.schema import CATALOGUE_SCHEMA, ITEM_ID, TIMESTAMP, TITLE, USER_ID
 
-RATING_FILES = ("ratings.dat", "ratings.csv", "u.data", "ratings.parquet")
 MOVIE_FILES = {
     "ratings.dat": "movies.dat",
     "ratings.csv": "movies.csv",
     "u.data": "u.item",
     "ratings.parquet": "movies.parquet",
 }
+"""The published files of ratings, and the titles beside each."""
 _SEPARATORS = {"dat": "::", "csv": ",", "data": "\t", "tsv": "\t"}
 _EXPECTED = {
     "::": "UserID::MovieID::Rating::Timestamp",
@@ -80,11 +80,11 @@ def find_ratings(path: str) -> str:
     """The ratings file at a path: the file itself, or the one a folder holds."""
     uri = storage.absolute(path)
     if not storage.exists(uri):
-        raise InputError(f"{path} is not there: give {', '.join(RATING_FILES)} or a folder that holds one of them")
-    for file in (uri, *(storage.join(uri, name) for name in RATING_FILES)):
+        raise InputError(f"{path} is not there: give {', '.join(MOVIE_FILES)} or a folder that holds one of them")
+    for file in (uri, *(storage.join(uri, name) for name in MOVIE_FILES)):
         if storage.file_infos([file])[0]:
             return file
-    raise InputError(f"{path} holds none of {', '.join(RATING_FILES)}: give the ratings file itself")
+    raise InputError(f"{path} holds none of {', '.join(MOVIE_FILES)}: give the ratings file itself")
 
 
 def find_movies(ratings: str) -> str | None:
@@ -122,10 +122,9 @@ def read_movies(uri: str) -> pa.Table:
         titles = existing_column(uri, table, TITLE).cast(pa.string()).to_pylist()
     else:
         ids, titles = _movie_lines(uri, ending)
-    target = CATALOGUE_SCHEMA
-    columns = {ITEM_ID: pa.array(ids, pa.int64()), TITLE: pa.array(titles, pa.string())}
-    missing = {field.name: pa.nulls(len(ids), field.type) for field in target if field.name not in columns}
-    return pa.table({**columns, **missing}).select(target.names).cast(target)
+    known = {ITEM_ID: pa.array(ids, pa.int64()), TITLE: pa.array(titles, pa.string())}
+    columns = [known.get(field.name, pa.nulls(len(ids), field.type)) for field in CATALOGUE_SCHEMA]
+    return pa.table(columns, schema=CATALOGUE_SCHEMA)
 
 
 def _read_text(uri: str, separator: str) -> Ratings:
@@ -154,9 +153,8 @@ def _lines(uri: str) -> Iterator[pa.Array]:
     reading = pa_csv.ReadOptions(column_names=["line"], block_size=_BLOCK_BYTES)
     raw = pa_csv.ConvertOptions(column_types={"line": pa.string()}, strings_can_be_null=False, check_utf8=False)
     try:
-        with fs.open_input_stream(path) as stream:
-            if not stream.read(1):
-                return
+        if not storage.file_info(uri).size:
+            return
         with fs.open_input_stream(path) as stream:
             for batch in pa_csv.open_csv(stream, reading, one_column, raw):
                 yield batch.column(0)

@@ -143,14 +143,11 @@ def _kind(type_: pa.DataType) -> str:
     """The name of a column type in `_ALLOWED_TYPES`; "null" for one that any column may have."""
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
-    if pa.types.is_integer(type_) and type_ != pa.uint64():
-        return "int64"
-    for kind, test in (
-        ("string", lambda t: pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t)),
-        ("timestamp", pa.types.is_timestamp),
-        ("float", pa.types.is_floating),
-        ("null", pa.types.is_null),
-    ):
-        if test(type_):
-            return kind
-    return str(type_)
+    kinds = {
+        "int64": pa.types.is_integer(type_) and type_ != pa.uint64(),
+        "string": type_ in (pa.string(), pa.large_string(), pa.string_view()),
+        "timestamp": pa.types.is_timestamp(type_),
+        "float": pa.types.is_floating(type_),
+        "null": pa.types.is_null(type_),
+    }
+    return next((kind for kind, matches in kinds.items() if matches), str(type_))

@@ -205,8 +205,8 @@ def _unknown_songs(stats: DayStats, bounds: Bounds) -> BoundCheck:
     share = _share(stats.unknown_plays, stats.accepted)
     if share is None:
         return _unjudged(name, None, "all songs are new", "a first build")
-    finding = f"{_percent(share, limit)} of plays are of songs unknown before this day"
-    return BoundCheck(name, share, f"{finding} (quality.max_unknown_song_share allows {_bound(limit)})", upper=limit)
+    setting = f"quality.max_unknown_song_share allows {_bound(limit)}"
+    return _share_check(name, share, "of plays are of songs unknown before this day", setting, limit)
 
 
 def _freshness(stats: DayStats, bounds: Bounds) -> BoundCheck:
@@ -233,15 +233,17 @@ def _nulls(column: str, stats: DayStats, past: PastDays, bounds: Bounds) -> Boun
         limit = median_share + bounds.max_null_rise
         rise = f"quality.max_null_rise allows {_bound(bounds.max_null_rise)}"
         setting = f"{rise} more than the median {_percent(median_share)} of the last {len(past)} published days"
-    return BoundCheck(name, share, f"{_percent(share, limit)} of rows have no {column} ({setting})", upper=limit)
+    return _share_check(name, share, f"of rows have no {column}", setting, limit)
 
 
 def _duplicates(stats: DayStats, bounds: Bounds) -> BoundCheck:
     limit, share = bounds.max_duplicate_share, _share(stats.duplicates, stats.accepted) or 0.0
-    finding = f"{_percent(share, limit)} of plays are duplicates"
-    return BoundCheck(
-        DUPLICATE_SHARE, share, f"{finding} (quality.max_duplicate_share allows {_bound(limit)})", upper=limit
-    )
+    setting = f"quality.max_duplicate_share allows {_bound(limit)}"
+    return _share_check(DUPLICATE_SHARE, share, "of plays are duplicates", setting, limit)
+
+
+def _share_check(name: str, share: float, finding: str, setting: str, limit: float) -> BoundCheck:
+    return BoundCheck(name, share, f"{_percent(share, limit)} {finding} ({setting})", upper=limit)
 
 
 def _unjudged(name: str, value: float | None, finding: str, why: str) -> BoundCheck:

@@ -64,9 +64,8 @@ class LogSpec:
 
     def type_of(self, name: str) -> pa.DataType:
         """The Arrow type of one of our columns in a `RawBatch`."""
-        ids = {USER_ID: self.user_id_type, ITEM_ID: self.item_id_type}
-        if name in ids:
-            return id_type(ids[name])
+        if name in (USER_ID, ITEM_ID):
+            return id_type(self.user_id_type if name == USER_ID else self.item_id_type)
         return pa.string() if name == EVENT_TYPE else pa.int64()
 
 

@@ -46,19 +46,11 @@ class Csv(Format):
             unsplit.append(row.text)
             return "skip"
 
-        convert = pa_csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.binary()),
-            null_values=[""],
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=True,
-        )
-        batches = pa_csv.open_csv(
-            source,
-            read_options=pa_csv.ReadOptions(block_size=CHUNK_BYTES),
-            parse_options=pa_csv.ParseOptions(invalid_row_handler=keep),
-            convert_options=convert,
-        )
-        for batch in batches:
+        blocks = pa_csv.ReadOptions(block_size=CHUNK_BYTES)
+        parse = pa_csv.ParseOptions(invalid_row_handler=keep)
+        types = dict.fromkeys(names, pa.binary())
+        convert = pa_csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
+        for batch in pa_csv.open_csv(source, blocks, parse, convert):
             yield _parsed(spec, batch)
         for start in range(0, len(unsplit), BATCH_ROWS):
             yield _unparsed(spec, unsplit[start : start + BATCH_ROWS])

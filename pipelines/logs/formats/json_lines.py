@@ -1,5 +1,6 @@
 """JSON lines: an object a line, whose values have the types of JSON."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,16 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.logs.formats.base import (
-    BATCH_ROWS,
-    CHUNK_BYTES,
-    Format,
-    LogSpec,
-    RawBatch,
-    Split,
-    as_text,
-    iso_seconds,
-)
+from pipelines.logs.formats.base import BATCH_ROWS, CHUNK_BYTES, Format, LogSpec, RawBatch, Split, as_text, iso_seconds
 from pipelines.schema import ITEM_ID, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, TIMESTAMP, USER_ID
 
 _HEAD_ROWS = 100
@@ -30,22 +22,15 @@ class JsonLines(Format):
     def columns(self, source: Any) -> pa.Schema | None:
         """Keys of the first hundred rows; None if none of them is an object."""
         names: dict[str, None] = {}
-        for count, line in enumerate(_lines(source)):
-            if count == _HEAD_ROWS:
-                break
+        for line in itertools.islice(_lines(source), _HEAD_ROWS):
             names.update(dict.fromkeys(_object(line) or ()))
         return pa.schema([(name, pa.null()) for name in names]) if names else None
 
     def read(self, spec: LogSpec, source: Any, split: Split) -> Iterator[RawBatch]:
         """All rows of a file."""
-        lines: list[bytes] = []
-        for line in _lines(source):
-            lines.append(line)
-            if len(lines) == BATCH_ROWS:
-                yield _parsed(spec, lines)
-                lines = []
-        if lines:
-            yield _parsed(spec, lines)
+        lines = _lines(source)
+        while batch := list(itertools.islice(lines, BATCH_ROWS)):
+            yield _parsed(spec, batch)
 
 
 def _lines(stream: Any) -> Iterator[bytes]:
