@@ -62,10 +62,7 @@ def read(uri: str, where: pc.Expression, columns: list[str] | None = None) -> pa
 
 
 def read_days(uri: str, *, since: dt.date | None = None, before: dt.date | None = None) -> list[Row]:
-    """The rows of the days in [since, before), sorted by their columns in order, so by ds; none if there is no table.
-
-    The columns must be sortable: no lists.
-    """
+    """The rows of the days in [since, before), sorted by their columns (no lists), so by ds; none without a table."""
     day, days = pc.field(DS), [since or dt.date.min, before or dt.date.max]
     first, end = (pa.scalar(date, pa.date32()) for date in days)
     rows = read(uri, (day >= first) & (day < end))
@@ -90,8 +87,8 @@ def append(
 ) -> None:
     """Append rows to version `base` of a table, or create the table from them if that is None.
 
-    transaction: of `commit_properties`. BusyError if another run committed with the same application id since `base`;
-    without a transaction, two appends never conflict in Delta.
+    transaction, metadata: of `commit_properties`. BusyError if another run committed with the same application id since
+    `base`.
     """
     from deltalake import DeltaTable, write_deltalake
     from deltalake.exceptions import CommitFailedError, DeltaError
@@ -115,8 +112,8 @@ def commit_properties(
 ) -> "CommitProperties":
     """Properties of a commit.
 
-    metadata: shown in the table's history. transaction: the id of an application and the number of this commit of it.
-    retry: whether to commit on top of concurrent commits that do not conflict.
+    metadata: shown in the table's history. transaction: the id of an application and the number of its commit, without
+    which two appends never conflict. retry: whether to commit on top of concurrent commits that do not conflict.
     """
     from deltalake import CommitProperties, Transaction
 

@@ -75,10 +75,9 @@ ID_TYPES: dict[str, pa.DataType] = {"int64": pa.int64(), "string": pa.string()}
 
 def id_type(name: str) -> pa.DataType:
     """The Arrow type of an id column from its name in configuration and manifests ("int64" or "string")."""
-    try:
-        return ID_TYPES[name]
-    except KeyError:
-        raise InputError(f"id type {name!r} is not supported: use one of {', '.join(ID_TYPES)}") from None
+    if name not in ID_TYPES:
+        raise InputError(f"id type {name!r} is not supported: use one of {', '.join(ID_TYPES)}")
+    return ID_TYPES[name]
 
 
 def id_type_name(arrow_type: pa.DataType) -> str:

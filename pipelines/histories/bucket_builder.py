@@ -34,18 +34,14 @@ class BucketBuilder:
             self._base.write(histories)
             return
         self._pending.append(histories)
-        while self._group < len(self._parent.row_groups) - 1:
-            last = self._manifest.base_users(self._parent, self._group)[-1]
-            if self._pending[-1].user_id[-1].as_py() <= last:
-                return  # more listeners of this row group may follow
+        while (last := self._last_user(self._group)) is not None and histories.user_id[-1].as_py() > last:
             self._merge_group(last)
 
     def close(self) -> ShardFile:
         """Finish the bucket and describe it."""
         if self._parent:
             for group in range(self._group, len(self._parent.row_groups)):
-                at_end = group == len(self._parent.row_groups) - 1
-                self._merge_group(None if at_end else self._manifest.base_users(self._parent, group)[-1])
+                self._merge_group(self._last_user(group))
         if self._base:
             base = self._base.close()
             assert base is not None
@@ -69,6 +65,12 @@ class BucketBuilder:
     def _manifest(self) -> Manifest:
         assert self._spec.parent
         return self._spec.parent
+
+    def _last_user(self, group: int) -> Any:
+        """The last user id of a row group of the parent; None for the last group, to which all greater ids belong."""
+        assert self._parent
+        at_end = group == len(self._parent.row_groups) - 1
+        return None if at_end else self._manifest.base_users(self._parent, group)[-1]
 
     def _merge_group(self, last: Any) -> None:
         """Lay the pending listeners up to user id `last` (None: all) over the next row group of the parent."""

@@ -173,16 +173,8 @@ def _indexed(rows: ShuffleRows, songs: SongIndex) -> Plays:
     marks = rows.completion == HEARD_MARK
     if not marks.any():
         return Plays(rows.user_id, rows.timestamp, item, rows.completion)
-    mask = pa.array(marks)
-    plays = ~marks
-    return Plays(
-        rows.user_id.filter(pc.invert(mask)),
-        rows.timestamp[plays],
-        item[plays],
-        rows.completion[plays],
-        rows.user_id.filter(mask),
-        item[marks],
-    )
+    plays, heard = rows.take(np.flatnonzero(~marks)), rows.take(np.flatnonzero(marks))
+    return Plays(plays.user_id, plays.timestamp, item[~marks], plays.completion, heard.user_id, item[marks])
 
 
 def _by_bucket(spec: BuildSpec, task: BuildTask, plays: Plays, built: BuiltShards) -> Iterable[tuple[int, Histories]]:

@@ -87,9 +87,6 @@ class ShardSettings:
     """What the shards of one ds are made with: of a build (`publish.BuildSpec`) and of the manifest it publishes."""
 
     ds: dt.date
-    data_end: int  # every event is before this Unix second (ds 00:00)
-    vocabulary_size: int  # highest item_index known on this ds; indices are 1..vocabulary_size
-    vocabulary_version: int = 0  # Delta version of the vocabulary
     run_id: str = ""
     buckets: int = 1
     max_history: int = 2000
@@ -97,6 +94,9 @@ class ShardSettings:
     user_id_type: str = "int64"
     item_id_type: str = "int64"
     timezone: str = "UTC"
+    vocabulary_version: int = 0  # Delta version of the vocabulary
+    vocabulary_size: int  # highest item_index known on this ds; indices are 1..vocabulary_size
+    data_end: int  # every event is before this Unix second (ds 00:00)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,15 +87,14 @@ class ShuffleRun:
         """Size of the plays in the file."""
         return self.offsets[-1]
 
-    def range_of(self, partition: int) -> ShuffleRange:
-        """Where the plays of a partition are."""
-        start, end = self.offsets[partition : partition + 2]
-        return ShuffleRange(self.uri, self.columns, self.rows[partition], start, end - start)
-
 
 def ranges_of(runs: Sequence[ShuffleRun], partition: int) -> tuple[ShuffleRange, ...]:
     """Where the plays of a partition are, in all runs that have any."""
-    return tuple(run.range_of(partition) for run in runs if run.rows[partition])
+    ranges = []
+    for run in runs:
+        start, end = run.offsets[partition : partition + 2]
+        ranges.append(ShuffleRange(run.uri, run.columns, run.rows[partition], start, end - start))
+    return tuple(piece for piece in ranges if piece.rows)
 
 
 @dataclass(frozen=True)

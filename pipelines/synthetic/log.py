@@ -30,6 +30,7 @@ UNKNOWN_EVENTS = ("heartbeat", "PLAY_V2", "?")
 _LATE_WINDOW = 6 * 3600  # seconds whose plays are late together: a device without a connection
 _FAR_DAYS = (90, 1000)
 _BOT_SONGS = 40
+_EXTRA_KINDS = ("like", "null", "duplicate", "far", "negative", "unknown")  # `SyntheticConfig` has a share of each
 
 
 @dataclass
@@ -91,26 +92,14 @@ def log_table(config: SyntheticConfig, listeners: Traits, plays: LoggedPlays, so
     order = np.lexsort((plays.time, plays.row))
     plays = plays.take(order)
     u = uniform(listeners.key[plays.row], plays.time * 1024 + plays.counter % 1024, Stream.DIRT, 4)
-    kinds = _extra_kinds(config)
-    edges = np.cumsum([share for _, share in kinds])
+    edges = np.cumsum([getattr(config, f"{kind}_share") for kind in _EXTRA_KINDS])
     # At most one extra row per play; the interval of the shares that the uniform is in decides its kind.
     kind = np.searchsorted(edges, u[0], side="right")
-    extra = kind < len(kinds)
+    extra = kind < len(_EXTRA_KINDS)
     source = np.repeat(np.arange(len(order)), 1 + extra)
     is_extra = np.diff(source, prepend=-1) == 0
-    name = np.array([label for label, _ in kinds] + ["play"])[np.where(is_extra, kind[source], len(kinds))]
+    name = np.array([*_EXTRA_KINDS, "play"])[np.where(is_extra, kind[source], len(_EXTRA_KINDS))]
     return _as_table(listeners, plays.take(source), songs, name, u[1:, source])
-
-
-def _extra_kinds(config: SyntheticConfig) -> list[tuple[str, float]]:
-    return [
-        ("like", config.like_share),
-        ("null", config.null_share),
-        ("duplicate", config.duplicate_share),
-        ("far", config.far_share),
-        ("negative", config.negative_share),
-        ("unknown", config.unknown_share),
-    ]
 
 
 def _as_table(listeners: Traits, plays: LoggedPlays, songs: Songs, kind: np.ndarray, u: np.ndarray) -> pa.Table:

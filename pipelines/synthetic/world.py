@@ -29,8 +29,7 @@ class Artists:
 
     weight: np.ndarray  # [A] popularity within the genre, sums to 1 in each
     style: np.ndarray  # [A] in [0, 1): position on the circle of styles of its genre
-    genre_weight: np.ndarray  # [G] sums to 1
-    cumulative: np.ndarray  # [A] of genre_weight * weight: for discoveries outside one's tastes
+    cumulative: np.ndarray  # [A] of weight times that of the genre: for discoveries outside one's tastes
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def make_artists(config: SyntheticConfig) -> Artists:
     genre = (np.arange(GENRES) + 1.0) ** -_GENRE_ZIPF
     genre /= genre.sum()
     cumulative = (weight * genre[:, None]).ravel().cumsum()
-    return Artists(weight.ravel(), u[1], genre, cumulative / cumulative[-1])
+    return Artists(weight.ravel(), u[1], cumulative / cumulative[-1])
 
 
 def make_songs(config: SyntheticConfig, artists: Artists, day: int) -> Songs:

@@ -72,7 +72,12 @@ def plan(config: IndustrialConfig, out: str, *, days: int = BASE_DAYS) -> Plan:
     needed = int(rows * BYTES_A_PLAY * _SPARE)
     if not storage.exists(_catalogue_uri(config, out)):
         needed += config.songs * _CATALOGUE_BYTES_A_SONG
-    _check_disk(out, needed)
+    free = storage.free_bytes(out)
+    if free is not None and needed > free:
+        raise InputError(
+            f"{out}: the log needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on its disk: free "
+            "space, choose another --out, or a smaller --scale"
+        )
     return Plan(config, out, days, complete, missing, rows, needed)
 
 
@@ -82,12 +87,12 @@ def write(plan: Plan, *, workers: int = 1, on_progress: Callable[[int], None] | 
     on_progress: called with the number of rows written since the last call. Raises InputError if a process died.
     """
     config, out = plan.config, plan.out
-    _remove_unfinished(plan)
-    _write_marker(config, out, _days_written(plan, set(plan.missing)))
+    files = storage.list_files(storage.join(out, "plays"))
+    storage.delete_files(file.uri for file in files if file.uri.endswith(".tmp"))  # of a killed run
+    missing, written = set(plan.missing), 0
+    _write_marker(config, out, _days_written(plan, missing))
     if not storage.exists(_catalogue_uri(config, out)):
         storage.write_table(_catalogue_uri(config, out), _catalogue(config))
-    missing = set(plan.missing)
-    written = 0
     for place, size in _run(plan, workers):
         days_before = _days_written(plan, missing)
         missing.discard(place)
@@ -178,28 +183,18 @@ def _name(config: IndustrialConfig, day: int, part: int) -> str:
     return f"plays/ds={config.day(day)}/part-{part:05d}.parquet"
 
 
-def _remove_unfinished(plan: Plan) -> None:
-    """Delete the temporary files of a killed run."""
-    files = storage.list_files(storage.join(plan.out, "plays"))
-    storage.delete_files(file.uri for file in files if file.uri.endswith(".tmp"))
-
-
-def _marker_uri(out: str) -> str:
-    return storage.join(out, "_synthetic.json")
-
-
 def _described(config: IndustrialConfig) -> dict[str, Any]:
     return {**asdict(config), "first_day": str(config.first_day)}
 
 
 def _write_marker(config: IndustrialConfig, out: str, days: int) -> None:
     marker = {"generator_version": INDUSTRIAL_VERSION, "synthetic": True, "config": _described(config)}
-    storage.write_json(_marker_uri(out), {**marker, "days_written": days})
+    storage.write_json(storage.join(out, "_synthetic.json"), {**marker, "days_written": days})
 
 
 def _check_marker(config: IndustrialConfig, out: str) -> None:
     """InputError if a folder has the log of another configuration or generator, or plays that are not synthetic."""
-    uri = _marker_uri(out)
+    uri = storage.join(out, "_synthetic.json")
     if not storage.exists(uri):
         if storage.list_folders(storage.join(out, "plays")):
             raise InputError(f"{out} has plays but no _synthetic.json: it is not a synthetic log, use another folder")
@@ -216,15 +211,6 @@ def _check_marker(config: IndustrialConfig, out: str) -> None:
             raise InputError(
                 f"{uri}: {field} is {found.get(field)} but {value} was asked for: use the first, or another folder"
             )
-
-
-def _check_disk(out: str, needed: int) -> None:
-    free = storage.free_bytes(out)
-    if free is not None and needed > free:
-        raise InputError(
-            f"{out}: the log needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on its disk: free "
-            "space, choose another --out, or a smaller --scale"
-        )
 
 
 def _catalogue_uri(config: IndustrialConfig, out: str) -> str:
