@@ -62,7 +62,8 @@ class Calendar:
         timestamps = np.asarray(timestamps, np.int64)
         if self.timezone == "UTC" or timestamps.size == 0:
             return timestamps // DAY_SECONDS
-        starts, _, first = self._span(int(timestamps.min()), int(timestamps.max()))
+        low, high = int(timestamps.min()) // DAY_SECONDS, int(timestamps.max()) // DAY_SECONDS
+        starts, _, first = _day_table(self, low, high)
         index = timestamps // DAY_SECONDS - first  # the day in UTC: that of the zone, or the one before or after
         index += timestamps >= starts[index + 1]
         index -= timestamps < starts[index]
@@ -73,8 +74,7 @@ class Calendar:
         day_numbers = np.asarray(day_numbers, np.int64)
         if self.timezone == "UTC" or day_numbers.size == 0:
             return day_numbers * DAY_SECONDS + self.request_hour * 3600
-        low, high = int(day_numbers.min()), int(day_numbers.max())
-        _, requests, first = self._span(low * DAY_SECONDS, high * DAY_SECONDS)
+        _, requests, first = _day_table(self, int(day_numbers.min()), int(day_numbers.max()))
         return requests[day_numbers - first]
 
     def next_request_time(self, timestamps: np.ndarray) -> np.ndarray:
@@ -96,15 +96,12 @@ class Calendar:
         moment = dt.datetime(day.year, day.month, day.day, hour, tzinfo=ZoneInfo(self.timezone))
         return int(moment.timestamp())
 
-    def _span(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray, int]:
-        return _day_table(self, low // DAY_SECONDS - 2, high // DAY_SECONDS + 3)
-
 
 @lru_cache(maxsize=32)
-def _day_table(calendar: Calendar, first: int, last: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Starts and request times of the day numbers [first, last), and first."""
-    epoch = dt.date(1970, 1, 1)
-    days = [epoch + dt.timedelta(days=n) for n in range(first, last)]
+def _day_table(calendar: Calendar, low: int, high: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Starts and request times of the days from two before `low` to two after `high`, and the number of the first."""
+    first, epoch = low - 2, dt.date(1970, 1, 1)
+    days = [epoch + dt.timedelta(days=n) for n in range(first, high + 3)]
     starts = np.array([calendar.day_start(day) for day in days], np.int64)
     requests = np.array([calendar.request_time(day) for day in days], np.int64)
     return starts, requests, first

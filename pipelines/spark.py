@@ -11,8 +11,6 @@ from pipelines.errors import InputError
 
 T = TypeVar("T")
 
-_frozen = False
-
 
 def run_tasks(spark: Any, body: Callable[[T], dict[str, Any]], tasks: Sequence[T]) -> list[dict[str, Any]]:
     """body(task) of every task, in order, with "task_seconds", the processor time it took.
@@ -37,14 +35,12 @@ def _run(body: Callable[[T], dict[str, Any]], task: T) -> dict[str, Any]:
     return {**result, "task_seconds": time.process_time() - began}
 
 
+@functools.cache
 def _freeze_imports() -> None:
-    """Exempt everything a worker has imported from garbage collection.
+    """Exempt everything a worker has imported from garbage collection, once.
 
     PySpark collects garbage after every task and would visit those few hundred thousand permanent objects each time,
     a tenth of the processor time.
     """
-    global _frozen
-    if not _frozen:
-        gc.collect()
-        gc.freeze()
-        _frozen = True
+    gc.collect()
+    gc.freeze()

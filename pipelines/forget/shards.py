@@ -13,6 +13,7 @@ its first increment.
 
 import datetime as dt
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -146,7 +147,6 @@ class _Base:
 
     file: ShardFile | None
     ends: np.ndarray  # last user id of each row group
-    pairs: np.ndarray  # what was removed, see `_without_listeners`
 
 
 class _BucketRewriter:
@@ -155,25 +155,21 @@ class _BucketRewriter:
     def __init__(self, listeners: ListenersToForget, row_group_events: int):
         self.matches: dict[str, Matches] = {}  # by URI
         self._listeners, self._row_group_events = listeners, row_group_events
-        self._bases: dict[str, _Base] = {}
-        self._increments: dict[tuple[str, str], tuple[IncrementFile | None, np.ndarray]] = {}
+        self._bases: dict[str, _Base] = {}  # by URI of the layer that becomes it
+        self._increments: dict[tuple[str, str], IncrementFile | None] = {}  # by URIs of the old increment and its base
+        self._removed: dict[str, list[np.ndarray]] = defaultdict(list)  # by URI: pairs of listener and song
 
     def rewrite(self, manifest: Manifest, file: ShardFile) -> _BucketChange | None:
         """The bucket without the listeners; None if it holds none of them."""
         if not sum(self._has_matches(manifest.uri_of(layer)) for layer in file.layers):
             return None
-        base = self._base(manifest, file, file.bucket)
-        increments, pairs = list(file.increments), [base.pairs]
+        base, increments = self._base(manifest, file, file.bucket), list(file.increments)
         while base.file is None and increments:
             base = self._base(manifest, increments.pop(0), file.bucket)
-            pairs.append(base.pairs)
-        kept = []
-        for increment in increments:
-            new, removed = self._increment(manifest, increment, base)
-            kept += [new] if new else []
-            pairs.append(removed)
-        songs = songs_of_pairs(np.unique(np.concatenate(pairs)))
-        layered = base.file and replace(base.file, increments=tuple(kept))
+        kept = [self._increment(manifest, increment, base) for increment in increments]
+        removed = [pairs for layer in file.layers for pairs in self._removed[manifest.uri_of(layer)]]
+        songs = songs_of_pairs(np.unique(np.concatenate(removed)))
+        layered = base.file and replace(base.file, increments=tuple(filter(None, kept)))
         return _BucketChange(layered and _with_counts(manifest, layered, len(base.ends)), songs)
 
     def _has_matches(self, uri: str) -> bool:
@@ -186,33 +182,30 @@ class _BucketRewriter:
         """The base that a layer becomes: the old base without the listeners, or the increment over an empty base."""
         uri = manifest.uri_of(layer)
         if uri not in self._bases:
-            folder, pairs = uri.removesuffix(f"/{layer.path}"), [_no_pairs()]
+            folder = uri.removesuffix(f"/{layer.path}")
             if isinstance(layer, IncrementFile):
-                file = self._promoted_increment(folder, layer, manifest, bucket, pairs)
+                file = self._promoted_increment(folder, layer, manifest, bucket)
             elif self._has_matches(uri):
-                file = self._rewritten_base(folder, layer, manifest, pairs)
+                file = self._rewritten_base(folder, layer, manifest)
             else:
                 file = replace(layer, increments=())
-            ends = _last_users(storage.join(folder, file.path)) if file else np.zeros(0, np.int64)
-            self._bases[uri] = _Base(file, ends, np.concatenate(pairs))
+            self._bases[uri] = _Base(file, _last_users(storage.join(folder, file.path)) if file else np.zeros(0))
         base = self._bases[uri]
         return replace(base, file=base.file and replace(base.file, home=layer.home))
 
-    def _rewritten_base(
-        self, folder: str, base: ShardFile, manifest: Manifest, pairs: list[np.ndarray]
-    ) -> ShardFile | None:
+    def _rewritten_base(self, folder: str, base: ShardFile, manifest: Manifest) -> ShardFile | None:
         """A base's row groups without the listeners; those that become empty are dropped."""
-        path = _new_path(base.path, "part")
+        path, uri = _new_path(base.path, "part"), storage.join(folder, base.path)
         sink = ParquetSink(storage.join(folder, path), sequence_schema(manifest.user_id_type))
-        with open_parquet(storage.join(folder, base.path)) as source:
+        with open_parquet(uri) as source:
             for group in range(source.num_row_groups):
-                kept = self._without_listeners(source.read_row_group(group), pairs)
+                kept = self._without_listeners(uri, source.read_row_group(group))
                 if kept.num_rows:
                     sink.write(kept)
         return ShardFile(path, base.bucket, 0, 0, sink.size, sink.sha256, ()) if sink.close() else None
 
     def _promoted_increment(
-        self, folder: str, increment: IncrementFile, manifest: Manifest, bucket: int, pairs: list[np.ndarray]
+        self, folder: str, increment: IncrementFile, manifest: Manifest, bucket: int
     ) -> ShardFile | None:
         """An increment over an empty base as a base: whole histories, with their sessions."""
         writer = ShardWriter(
@@ -223,53 +216,46 @@ class _BucketRewriter:
             session_gap_s=manifest.session_gap_s,
             row_group_events=self._row_group_events,
         )
-        with open_parquet(storage.join(folder, increment.path)) as source:
-            writer.write(Histories.from_table(self._without_listeners(source.read(_READ), pairs)))
+        uri = storage.join(folder, increment.path)
+        with open_parquet(uri) as source:
+            writer.write(Histories.from_table(self._without_listeners(uri, source.read(_READ))))
         return writer.close()
 
-    def _increment(
-        self, manifest: Manifest, increment: IncrementFile, base: _Base
-    ) -> tuple[IncrementFile | None, np.ndarray]:
-        """An increment without the listeners, cut at the ends of the base's row groups; None if it becomes empty.
-
-        The array: what was removed from it, see `_without_listeners`.
-        """
+    def _increment(self, manifest: Manifest, increment: IncrementFile, base: _Base) -> IncrementFile | None:
+        """An increment without the listeners, cut at the ends of the base's row groups; None if it becomes empty."""
         assert base.file is not None
         uri = manifest.uri_of(increment)
         key = uri, manifest.uri_of(base.file)
         if key not in self._increments:
-            if self._has_matches(uri) or _rows_by_group(uri, base.ends) != increment.groups:
-                self._increments[key] = self._recut(uri, increment, base, manifest)
-            else:
-                self._increments[key] = increment, _no_pairs()
-        new, pairs = self._increments[key]
-        return new and replace(new, home=increment.home), pairs
+            users = storage.read_table(uri, [USER_ID])[USER_ID]
+            unchanged = not self._has_matches(uri) and _rows_by_group(users, base.ends) == increment.groups
+            self._increments[key] = increment if unchanged else self._recut(uri, increment, base, manifest)
+        new = self._increments[key]
+        return new and replace(new, home=increment.home)
 
-    def _recut(
-        self, uri: str, increment: IncrementFile, base: _Base, manifest: Manifest
-    ) -> tuple[IncrementFile | None, np.ndarray]:
-        path, pairs = _new_path(increment.path, "increment"), [_no_pairs()]
-        writer = IncrementWriter(uri.removesuffix(f"/{increment.path}"), path, user_id_type=manifest.user_id_type)
+    def _recut(self, uri: str, increment: IncrementFile, base: _Base, manifest: Manifest) -> IncrementFile | None:
+        folder, path = uri.removesuffix(f"/{increment.path}"), _new_path(increment.path, "increment")
+        writer = IncrementWriter(folder, path, user_id_type=manifest.user_id_type)
         with open_parquet(uri) as source:
-            kept = self._without_listeners(source.read(_READ), pairs)
-        groups = _row_group_of(user_array(kept[USER_ID]), base.ends)
+            kept = self._without_listeners(uri, source.read(_READ))
         start = 0
-        for count in np.bincount(groups, minlength=len(base.ends)).tolist():
+        for count in _rows_by_group(kept[USER_ID], base.ends):
             rows = kept.slice(start, count)
             writer.write(Histories.from_table(rows), rows[NUM_EVENTS].to_numpy())
             start += count
-        return writer.close(), np.concatenate(pairs)
+        return writer.close()
 
-    def _without_listeners(self, table: pa.Table, pairs: list[np.ndarray]) -> pa.Table:
-        """The rows of all other listeners. Appends the removed rows' (listener, song) pairs to `pairs`.
+    def _without_listeners(self, uri: str, table: pa.Table) -> pa.Table:
+        """The rows of all other listeners in a part of a file.
 
-        A pair is as of `histories.pair`, with the listener's place among those to forget.
+        The removed rows' (listener, song) pairs are noted, with the listener's place among those to forget.
         """
         theirs = self._listeners.mask(table[USER_ID])
         if not theirs.any():
             return table
         removed = Histories.from_table(table.filter(pa.array(theirs)))
-        pairs.append(removed.pairs(pc.index_in(removed.user_id, value_set=self._listeners.ids).to_numpy()))
+        place = pc.index_in(removed.user_id, value_set=self._listeners.ids).to_numpy()
+        self._removed[uri].append(removed.pairs(place))
         return table.filter(pa.array(~theirs))
 
 
@@ -284,16 +270,10 @@ def _with_counts(manifest: Manifest, file: ShardFile, groups: int) -> ShardFile:
     return replace(file, rows=sum(rows), events=events, row_groups=tuple(rows))
 
 
-def _row_group_of(users: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """The base row group of each listener; listeners beyond the last end belong to the last row group."""
-    return np.searchsorted(ends[:-1], users, side="left")
-
-
-def _rows_by_group(uri: str, ends: np.ndarray) -> tuple[int, ...]:
-    """Rows of an increment that belong to each row group of a base."""
-    with open_parquet(uri) as source:
-        users = user_array(source.read([USER_ID])[USER_ID])
-    return tuple(np.bincount(_row_group_of(users, ends), minlength=len(ends)).tolist())
+def _rows_by_group(users: pa.ChunkedArray, ends: np.ndarray) -> tuple[int, ...]:
+    """How many of an increment's rows belong to each row group of a base; those beyond the last end to the last."""
+    groups = np.searchsorted(ends[:-1], user_array(users), side="left")
+    return tuple(np.bincount(groups, minlength=len(ends)).tolist())
 
 
 def _last_users(uri: str) -> np.ndarray:
@@ -302,10 +282,6 @@ def _last_users(uri: str) -> np.ndarray:
         users = user_array(source.read([USER_ID])[USER_ID])
         rows = [source.metadata.row_group(group).num_rows for group in range(source.num_row_groups)]
     return users[np.cumsum(rows) - 1]
-
-
-def _no_pairs() -> np.ndarray:
-    return np.zeros(0, np.int64)
 
 
 def _new_path(path: str, kind: str) -> str:

@@ -50,6 +50,7 @@ class ShardWriter:
         if not len(histories):
             return
         self._pending.append(histories.to_table(session_gap_s=self._session_gap_s))
+        self._events += len(histories.timestamp)
         self._pending_events += len(histories.timestamp)
         if self._pending_events >= self._row_group_events:
             self._cut()
@@ -57,7 +58,7 @@ class ShardWriter:
     def close(self) -> ShardFile | None:
         """Finish the file and describe it; None if no listener was written (then there is no file)."""
         if self._pending:
-            self._write_group(pa.concat_tables(self._pending))
+            self._file.write(pa.concat_tables(self._pending))
         if not self._file.close():
             return None
         groups = self._file.row_groups
@@ -79,15 +80,11 @@ class ShardWriter:
             stop = int(np.searchsorted(ends, done + self._row_group_events)) + 1
             if stop > len(ends):
                 break
-            self._write_group(table.slice(start, stop - start))
+            self._file.write(table.slice(start, stop - start))
             start, done = stop, int(ends[stop - 1])
         rest = table.slice(start)
         self._pending = [rest] if rest.num_rows else []
         self._pending_events = int(ends[-1]) - done
-
-    def _write_group(self, table: pa.Table) -> None:
-        self._file.write(table)
-        self._events += int(np.sum(table[NUM_EVENTS].to_numpy(), dtype=np.int64))
 
 
 class IncrementWriter:

@@ -14,7 +14,7 @@ module and averages over the songs exactly. The process is Markov in `State`:
   time since its last play, again to the degree of the dial.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -78,11 +78,10 @@ class SegmentPlays:
 def first_state(listeners: Traits) -> State:
     """The state before the first day: taste 0, at the start of a dwell."""
     n = len(listeners.number)
-    integers = {name: np.zeros(n, np.int64) for name in ("plays", "gaps", "sessions", "episodes", "carry", "taste")}
-    times = {name: np.zeros(n, np.int64) for name in ("draw_time", "seen_time", "seen_taste")}
+    counters = ("plays", "gaps", "sessions", "episodes")
+    others = ("carry", "taste", "draw_time", "seen_time", "seen_taste")
     state = State(
-        **integers,
-        **times,
+        **{name: np.zeros(n, np.int64) for name in (*counters, *others)},
         around=np.ones(n, bool),
         age=np.zeros(n),
         dwell=np.zeros(n),
@@ -113,9 +112,9 @@ def simulate(
     active = state.around & (listeners.arrival <= day) & ~listeners.is_bot
     row, counter, time, slot, skipped = _times(listeners, state, np.flatnonzero(active), start, end, force)
     taste = _assign_tastes(listeners, state, row, time, start=start, end=end, elapsed=elapsed)
-    return _choose_kinds(
-        listeners, state, SegmentPlays(row, counter, time, slot, skipped, taste, *[taste] * 3), elapsed
-    )
+    neither = np.zeros(len(row), bool)
+    plays = SegmentPlays(row, counter, time, slot, skipped, taste, neither, neither, neither)
+    return _choose_kinds(listeners, state, plays, elapsed)
 
 
 def resample_dwell(listeners: Traits, state: State) -> None:
@@ -302,5 +301,4 @@ def _choose_kinds(listeners: Traits, state: State, plays: SegmentPlays, elapsed:
     fresh[draw] = (last_taste != taste[draw]) | (u[1, draw] >= going_on)
     last = draw[np.flatnonzero(np.diff(row[draw], append=-1))]
     state.draw_time[row[last]], state.draw_taste[row[last]] = time[last], taste[last]
-    kinds = (repeat, fresh, fresh & (u[2] < _DISCOVERY))
-    return SegmentPlays(row, plays.counter, time, plays.slot, plays.skipped, taste, *kinds)
+    return replace(plays, repeat=repeat, fresh=fresh, discovery=fresh & (u[2] < _DISCOVERY))

@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,29 +47,24 @@ class Parquet(Format):
         mapped = set(spec.mapped(names).values())
         unmapped = [column for column in names if column not in mapped]
         for group in split.row_groups:
-            rest = _batches_on_demand(source, group, unmapped)
-            for number, batch in enumerate(_batches(source, group, sorted(mapped))):
+            batches = functools.partial(source.iter_batches, BATCH_ROWS, row_groups=[group], use_threads=False)
+            rest = _on_demand(batches(columns=unmapped) if unmapped else itertools.repeat(None))
+            for number, batch in enumerate(batches(columns=sorted(mapped))):
                 yield typed_batch(spec, batch, functools.partial(rest, number))
 
 
-def _batches_on_demand(
-    source: pq.ParquetFile, group: int, columns: list[str]
-) -> Callable[[int], pa.RecordBatch | None]:
+def _on_demand(batches: Iterable[pa.RecordBatch | None]) -> Callable[[int], pa.RecordBatch | None]:
     """A function from a batch's number, which must not descend, to the batch. Nothing is read before its first call."""
-    batches = enumerate(_batches(source, group, columns))
+    numbered = enumerate(batches)
     place, batch = -1, None
 
     def batch_of(number: int) -> pa.RecordBatch | None:
         nonlocal place, batch
-        while place < number and columns:
-            place, batch = next(batches)
+        while place < number:
+            place, batch = next(numbered)
         return batch
 
     return batch_of
-
-
-def _batches(source: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    yield from source.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False)
 
 
 FORMAT = Parquet()
