@@ -13,16 +13,14 @@ from pipelines.errors import BusyError
 from pipelines.storage import absolute, is_s3, make_parent, read_bytes
 
 
-@contextlib.contextmanager
-def lease(uri: str, *, purpose: str, seconds: float = 120.0) -> Iterator[None]:
+def lease(uri: str, *, purpose: str, seconds: float = 120.0) -> contextlib.AbstractContextManager[None]:
     """Hold the lock file `uri` while the block runs; BusyError if another process holds it.
 
     A local lease is a lock of the kernel, which releases it when the process ends in any way. On S3 it is an object
     created by a conditional put and renewed every third of `seconds`; after `seconds` without renewal another process
     may take it over.
     """
-    with _s3_lease(uri, purpose, seconds) if is_s3(uri) else _local_lease(uri, purpose):
-        yield
+    return _s3_lease(uri, purpose, seconds) if is_s3(uri) else _local_lease(uri, purpose)
 
 
 def lease_holder(uri: str) -> str:

@@ -168,35 +168,27 @@ def recommendations_table(user_id_type: str, item_id_type: str) -> TableSpec:
     return TableSpec("recommendations", pa.schema(columns), partition_by=(DS,), constraints=limit)
 
 
-METRICS_TABLE = TableSpec(
-    "metrics",
-    pa.schema(
-        [
-            pa.field(DS, pa.date32(), nullable=False),
-            pa.field(MODEL_VERSION, pa.string()),  # an MLflow version, or a baseline's name ("popularity", "markov")
-            pa.field(PROTOCOL, pa.string()),
-            pa.field(SLICE, pa.string()),  # "all", "new", "light", "heavy"
-            pa.field(METRIC, pa.string()),  # for example "ndcg_30"
-            pa.field(VALUE, pa.float64()),
-            pa.field(LISTENERS, pa.int64()),
-        ]
-    ),
-)
+_METRICS_COLUMNS = [
+    pa.field(DS, pa.date32(), nullable=False),
+    pa.field(MODEL_VERSION, pa.string()),  # an MLflow version, or a baseline's name ("popularity", "markov")
+    pa.field(PROTOCOL, pa.string()),
+    pa.field(SLICE, pa.string()),  # "all", "new", "light", "heavy"
+    pa.field(METRIC, pa.string()),  # for example "ndcg_30"
+    pa.field(VALUE, pa.float64()),
+    pa.field(LISTENERS, pa.int64()),
+]
+METRICS_TABLE = TableSpec("metrics", pa.schema(_METRICS_COLUMNS))
 
-QUALITY_TABLE = TableSpec(
-    "quality",
-    pa.schema(
-        [
-            pa.field(DS, pa.date32(), nullable=False),
-            pa.field(METRIC, pa.string(), nullable=False),  # a statistic of `pipelines.logs.quality.DayStats`
-            pa.field(VALUE, pa.float64()),
-            pa.field(LOWER, pa.float64()),  # the bounds when the day was checked; null: none
-            pa.field(UPPER, pa.float64()),
-            pa.field(PASSED, pa.bool_()),  # null: no bound
-            pa.field(ACCEPTED_OVERRIDE, pa.bool_(), nullable=False),  # out of bounds, accepted with --accept-quality
-        ]
-    ),
-)
+_QUALITY_COLUMNS = [
+    pa.field(DS, pa.date32(), nullable=False),
+    pa.field(METRIC, pa.string(), nullable=False),  # a statistic of `pipelines.logs.quality.DayStats`
+    pa.field(VALUE, pa.float64()),
+    pa.field(LOWER, pa.float64()),  # the bounds when the day was checked; null: none
+    pa.field(UPPER, pa.float64()),
+    pa.field(PASSED, pa.bool_()),  # null: no bound
+    pa.field(ACCEPTED_OVERRIDE, pa.bool_(), nullable=False),  # out of bounds, accepted with --accept-quality
+]
+QUALITY_TABLE = TableSpec("quality", pa.schema(_QUALITY_COLUMNS))
 
 
 def parse_ds(text: str) -> dt.date:

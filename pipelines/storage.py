@@ -231,7 +231,5 @@ def upload_folder(local: str, uri: str) -> None:
 def download_folder(uri: str, local: str) -> str:
     """Copy every file below a URI to a local folder and return that folder."""
     for file in list_files(uri):
-        target = Path(local) / file.uri[len(uri.rstrip("/")) + 1 :]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(read_bytes(file.uri))
+        write_bytes(join(local, file.uri.removeprefix(f"{join(uri)}/")), read_bytes(file.uri))
     return local

@@ -11,7 +11,7 @@ from pipelines.calendar import Calendar
 from pipelines.histories import vocabulary
 from pipelines.histories.shards import read_manifest
 from pipelines.schema import ITEM_ID
-from pipelines.synthetic.ceiling import as_jagged, oracle_lists
+from pipelines.synthetic.ceiling import oracle_lists
 from pipelines.workspace import open_workspace
 
 
@@ -44,13 +44,11 @@ def ceiling(
     songs = vocabulary.read(space.vocabulary, manifest.item_id_type).table[ITEM_ID].to_numpy()
     item_ids = np.concatenate([[0], songs[: manifest.vocabulary_size]])  # by item_index
     users, heard, truth = _cases(cases, item_ids)
-    offsets, items = as_jagged(heard)
     lists = oracle_lists(
         storage.absolute(logs),
         ds - dt.timedelta(days=1),
         np.array(users, np.int64),
-        heard_offsets=offsets,
-        heard_items=items,
+        heard=heard,
         k=max(at),
         knows=knows,
         candidates=item_ids[np.flatnonzero(known)],

@@ -38,11 +38,7 @@ from pipelines.histories.shards import (
     write_manifest,
 )
 from pipelines.histories.writer import IncrementWriter, ParquetSink, ShardWriter
-from pipelines.schema import (
-    NUM_EVENTS,
-    USER_ID,
-    sequence_schema,
-)
+from pipelines.schema import NUM_EVENTS, USER_ID, sequence_schema
 from pipelines.workspace import Workspace
 
 _NAME_MARK = "forget"
@@ -286,9 +282,6 @@ def _last_users(uri: str) -> np.ndarray:
 
 def _new_path(path: str, kind: str) -> str:
     return f"{storage.parent(path)}/{kind}-{_NAME_MARK}-{uuid.uuid4().hex[:20]}.parquet"
-
-
-# ---- files that no manifest lists ------------------------------------------------------------------------------------
 
 
 def files_below(workspace: Workspace, *folders: str) -> list[str]:

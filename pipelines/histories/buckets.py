@@ -39,13 +39,7 @@ def user_hash(user_ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 def _xxhash64_int64(values: np.ndarray) -> np.ndarray:
     """xxhash64 of each value's eight little-endian bytes with seed 42, as int64."""
-    primes = (
-        0x9E3779B185EBCA87,
-        0xC2B2AE3D27D4EB4F,
-        0x165667B19E3779F9,
-        0x85EBCA77C2B2AE63,
-        0x27D4EB2F165667C5,
-    )
+    primes = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5)
     p1, p2, p3, p4, p5 = (np.uint64(p) for p in primes)
 
     def rotate(x: np.ndarray, bits: int) -> np.ndarray:

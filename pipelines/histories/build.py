@@ -120,10 +120,6 @@ def build_shards(
         summaries = run_tasks(spark, work, tasks)
     finally:
         shared.destroy()
-    return _gathered(summaries, spec)
-
-
-def _gathered(summaries: list[dict[str, Any]], spec: BuildSpec) -> BuiltShards:
     built = spec.nothing_built()
     for summary in summaries:
         new = storage.read_table(summary["listeners"])
@@ -167,6 +163,14 @@ def build_buckets(spec: BuildSpec, task: BuildTask, songs: SongIndex, built: Bui
     built.files.sort(key=lambda file: file.bucket)
 
 
+def _by_bucket(spec: BuildSpec, task: BuildTask, plays: Plays, built: BuiltShards) -> Iterable[tuple[int, Histories]]:
+    if not len(plays.timestamp):
+        return ()
+    histories, duplicates = merge_plays(plays, max_history=spec.max_history)
+    built.duplicates += duplicates
+    return [(task.buckets[0], histories)] if len(task.buckets) == 1 else by_bucket(histories, spec.buckets)
+
+
 def _indexed(rows: ShuffleRows, songs: SongIndex) -> Plays:
     """Plays with their songs' indices, apart from the marks of earlier plays."""
     item = songs.of(rows.item_id)
@@ -175,12 +179,3 @@ def _indexed(rows: ShuffleRows, songs: SongIndex) -> Plays:
         return Plays(rows.user_id, rows.timestamp, item, rows.completion)
     plays, heard = rows.take(np.flatnonzero(~marks)), rows.take(np.flatnonzero(marks))
     return Plays(plays.user_id, plays.timestamp, item[~marks], plays.completion, heard.user_id, item[marks])
-
-
-def _by_bucket(spec: BuildSpec, task: BuildTask, plays: Plays, built: BuiltShards) -> Iterable[tuple[int, Histories]]:
-    """The histories of the plays, bucket by bucket."""
-    if not len(plays.timestamp):
-        return ()
-    histories, duplicates = merge_plays(plays, max_history=spec.max_history)
-    built.duplicates += duplicates
-    return [(task.buckets[0], histories)] if len(task.buckets) == 1 else by_bucket(histories, spec.buckets)

@@ -142,15 +142,12 @@ class Histories:
             schema.SESSION_INDEX: (offsets, sessions),
             schema.HEARD_BEFORE: (heard_offsets, self.heard_items),
         }
-        flat = {schema.USER_ID: self.user_id, schema.NUM_EVENTS: pa.array(num_events.astype(np.int32))}
-        columns = []
-        for field in target:
-            if field.name in flat:
-                columns.append(flat[field.name])
-            else:
-                ends, values = lists[field.name]
-                columns.append(pa.ListArray.from_arrays(ends, pa.array(values, field.type.value_type)))
-        return pa.Table.from_arrays(columns, schema=target)
+        columns = {schema.USER_ID: self.user_id, schema.NUM_EVENTS: pa.array(num_events.astype(np.int32))}
+        for name, (ends, values) in lists.items():
+            if name in target.names:
+                items = pa.array(values, target.field(name).type.value_type)
+                columns[name] = pa.ListArray.from_arrays(ends, items)
+        return pa.Table.from_arrays([columns[name] for name in target.names], schema=target)
 
     @staticmethod
     def from_table(table: pa.Table) -> "Histories":

@@ -120,15 +120,14 @@ class Manifest(ShardSettings):
         """Events in all shards."""
         return sum(file.events for file in self.files)
 
-    def uri(self, relative: str, home: str = "") -> str:
-        """Where a file named by this manifest is; `home` as of ShardFile."""
-        if home:
-            return storage.join(storage.parent(self.folder), f"ds={home}", relative)
+    def uri(self, relative: str) -> str:
+        """Where a file in the folder of this manifest is."""
         return storage.join(self.folder, relative)
 
     def uri_of(self, file: ShardFile | IncrementFile) -> str:
         """Where a base or an increment is."""
-        return self.uri(file.path, file.home)
+        folder = storage.join(storage.parent(self.folder), f"ds={file.home}") if file.home else self.folder
+        return storage.join(folder, file.path)
 
     def carried(self, file: ShardFile) -> ShardFile:
         """The entry of an unchanged bucket in the manifest of a later ds."""

@@ -5,9 +5,11 @@ table partitioned by ds. Files are read with pyarrow on the driver (footers) and
 on S3 need no Hadoop jars and an unreadable file is named in one line.
 """
 
+import contextlib
 import datetime as dt
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pyarrow as pa
 
@@ -82,11 +84,8 @@ def plan(spec: LogSpec, files: Sequence[LogFile], *, split_bytes: int = 64 << 20
 def read(spec: LogSpec, split: Split) -> Iterator[RawBatch]:
     """The rows of a split. An unreadable file is an InputError that names it."""
     format = FORMATS[split.format]
-    try:
-        with format.open(split.file.uri) as source:
-            yield from format.read(spec, source, split)
-    except UNREADABLE as error:
-        raise _unreadable(split.file.uri, format, error) from None
+    with _opened(format, split.file.uri) as source:
+        yield from format.read(spec, source, split)
 
 
 def _landing_day(uri: str, root: str) -> str:
@@ -103,17 +102,20 @@ def _landing_day(uri: str, root: str) -> str:
 def _inspect(spec: LogSpec, file: LogFile, split_bytes: int) -> tuple[list[Split], dict[str, str]]:
     """Splits of a file, and the types of its id columns ("int64" or "string") where the file tells them."""
     format = format_of(spec, file.uri)
-    try:
-        with format.open(file.uri) as source:
-            columns, splits = format.columns(source), format.splits(file, source, split_bytes)
-    except UNREADABLE as error:
-        raise _unreadable(file.uri, format, error) from None
+    with _opened(format, file.uri) as source:
+        columns, splits = format.columns(source), format.splits(file, source, split_bytes)
     return splits, {} if columns is None else _check_columns(spec, file.uri, columns)
 
 
-def _unreadable(uri: str, format: Format, error: BaseException) -> InputError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return InputError(f"{uri} cannot be read as {format.name} ({reason}): replace or remove the file")
+@contextlib.contextmanager
+def _opened(format: Format, uri: str) -> Iterator[Any]:
+    """The source of a file. An InputError that names the file takes the place of errors while it is open."""
+    try:
+        with format.open(uri) as source:
+            yield source
+    except UNREADABLE as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{uri} cannot be read as {format.name} ({reason}): replace or remove the file") from None
 
 
 def _check_columns(spec: LogSpec, uri: str, columns: pa.Schema) -> dict[str, str]:

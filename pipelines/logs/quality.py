@@ -11,16 +11,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from pipelines.delta_tables import Row
-from pipelines.schema import (
-    ACCEPTED_OVERRIDE,
-    DS,
-    LISTENERS,
-    METRIC,
-    OPTIONAL_COLUMNS,
-    PASSED,
-    REQUIRED_COLUMNS,
-    VALUE,
-)
+from pipelines.schema import ACCEPTED_OVERRIDE, DS, LISTENERS, METRIC, OPTIONAL_COLUMNS, PASSED, REQUIRED_COLUMNS, VALUE
 
 MIN_DAYS = 3
 """Fewest published days that have a median."""

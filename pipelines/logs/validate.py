@@ -107,8 +107,7 @@ class Cleaned:
     duplicates: int = 0  # of busy listeners, whose plays are deduplicated in their run
     rejected: Counter[str] = field(default_factory=Counter)
     nulls: Counter[str] = field(default_factory=Counter)  # our column -> nulls among rows_read, of files that have it
-    oldest: int | None = None  # Unix seconds of the valid plays
-    newest: int | None = None
+    newest: int | None = None  # Unix second of the newest valid play
     task_seconds: float = 0.0  # processor time of all tasks
 
     @property
@@ -199,8 +198,7 @@ def clean(spark: Any, spec: CleanSpec, splits: Sequence[files.Split], *, finishe
     tasks = list(enumerate(assign_to_tasks(splits, spark.sparkContext.defaultParallelism)))
     summaries = run_tasks(spark, functools.partial(_run_task, spec, finished), tasks)
     result = Cleaned(merge_songs([summary["songs"] for summary in summaries], id_type(spec.logs.item_id_type)))
-    times = [time for summary in summaries for time in summary["span"]]
-    result.oldest, result.newest = min(times, default=None), max(times, default=None)
+    result.newest = max((time for summary in summaries for time in summary["newest"]), default=None)
     for summary in summaries:
         result.runs += summary["runs"]
         result.quarantined += summary["quarantined"]
@@ -252,7 +250,6 @@ def assign_to_tasks(splits: Sequence[files.Split], parallelism: int) -> list[lis
 
 
 def _run_task(spec: CleanSpec, finished: Any, numbered: tuple[int, list[files.Split]]) -> dict[str, Any]:
-    """The body of a Spark task."""
     number, splits = numbered
     # A second attempt writes files with other names than the first; only files in a task's summary are read.
     task = CleanTask(spec, f"{number:05d}-{uuid.uuid4().hex}")
@@ -275,7 +272,7 @@ class CleanTask:
         self._counts = {"rows_read": 0, "accepted": 0, "ignored": 0, "forgotten": 0}
         self._rejected: Counter[str] = Counter()
         self._nulls: Counter[str] = Counter()
-        self._span: list[int] = []
+        self._newest: list[int] = []  # Unix second of the newest play, if there is one
 
     def read(self, split: files.Split) -> None:
         """Validate the rows of a split, and write plays to the runs and rejects to the quarantine."""
@@ -292,8 +289,7 @@ class CleanTask:
             self._nulls.update({name: column.null_count for name, column in batch.columns.items()})
             if len(plays):
                 self._plays.write(plays)
-                times = [*self._span, int(plays.timestamp.min()), int(plays.timestamp.max())]
-                self._span = [min(times), max(times)]
+                self._newest = [max([*self._newest, int(plays.timestamp.max())])]
             rejected = np.flatnonzero(codes >= 0)
             if len(rejected):
                 self._rejects.write(_quarantined(batch, rejected, codes[rejected], split.file))
@@ -308,7 +304,7 @@ class CleanTask:
         return {
             "runs": self._plays.runs,
             "songs": self._songs,
-            "span": self._span,
+            "newest": self._newest,
             "duplicates": self._plays.duplicates,
             "quarantined": [self._quarantined] if self._rejects.close() else [],
             "rejected": dict(self._rejected),

@@ -70,8 +70,7 @@ def oracle_lists(
     day: dt.date,
     user_ids: np.ndarray,
     *,
-    heard_offsets: np.ndarray,
-    heard_items: np.ndarray,
+    heard: Sequence[np.ndarray],
     k: int = 30,
     knows: Knows = "state",
     replicates: int = 64,
@@ -79,9 +78,9 @@ def oracle_lists(
 ) -> np.ndarray:
     """int64 [B, k]: for each listener the unheard item ids most likely to be played on `day` after 08:00.
 
-    out: the folder of the synthetic log, which must hold `day`. heard_items[heard_offsets[i]:heard_offsets[i + 1]]
-    are the item ids listener i has heard. Songs released on `day` are left out, and all but `candidates` (item
-    ids) where given. Ties go to the lower id; 0 fills lists that run out of songs.
+    out: the folder of the synthetic log, which must hold `day`. heard: the item ids each listener has heard. Songs
+    released on `day` are left out, and all but `candidates` (item ids) where given. Ties go to the lower id; 0 fills
+    lists that run out of songs.
     """
     world, user_ids = _open(out, day), np.asarray(user_ids, np.int64)
     allowed = world.songs.release < world.day
@@ -91,8 +90,8 @@ def oracle_lists(
     for positions, items, probability in _probabilities(world, out, user_ids, knows, replicates):
         probability[:, ~allowed] = -1
         for row, position in enumerate(positions):
-            heard = heard_items[heard_offsets[position] : heard_offsets[position + 1]] - FIRST_ITEM_ID
-            probability[row, heard[(heard >= 0) & (heard < len(items))]] = -1
+            number = np.asarray(heard[position], np.int64) - FIRST_ITEM_ID
+            probability[row, number[(number >= 0) & (number < len(items))]] = -1
         best = np.argsort(-probability, axis=1, kind="stable")[:, :k]
         candidate = np.take_along_axis(probability, best, axis=1) >= 0
         lists[positions, : best.shape[1]] = np.where(candidate, items[best], 0)
@@ -247,9 +246,3 @@ def _song_probabilities(
             log_absent += lengths[:, taste] @ _log_missed(artist, world.share[number]).T
         probability[number] = 1 - np.exp(log_absent).mean(axis=0)
     return probability
-
-
-def as_jagged(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets and concatenated values of a sequence of arrays: the heard items of `oracle_lists`."""
-    offsets = np.concatenate([[0], np.cumsum([len(values) for values in lists])]).astype(np.int64)
-    return offsets, np.concatenate(lists).astype(np.int64) if len(lists) else np.zeros(0, np.int64)

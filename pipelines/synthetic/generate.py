@@ -41,8 +41,6 @@ TRUTH_COLUMNS = (
 
 @dataclass
 class _Chunk:
-    """One chunk of listeners in memory."""
-
     number: int
     listeners: Traits
     weights: np.ndarray

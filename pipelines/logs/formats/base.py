@@ -28,12 +28,9 @@ _TEXT_ROW_BYTES = 60  # an average play in CSV or JSON lines
 
 
 @dataclass(frozen=True)
-class LogFile:
+class LogFile(storage.FileInfo):
     """A log file as it was when listed."""
 
-    uri: str
-    size: int
-    etag: str
     landing_day: str  # ISO date of its partition
 
 

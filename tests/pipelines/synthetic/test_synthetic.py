@@ -15,7 +15,7 @@ from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.schema import CATALOGUE_SCHEMA
 from pipelines.synthetic import GENERATOR_VERSION, SyntheticConfig, generate, read_config
-from pipelines.synthetic.ceiling import as_jagged, oracle_lists, oracle_probabilities
+from pipelines.synthetic.ceiling import oracle_lists, oracle_probabilities
 from pipelines.synthetic.listeners import FIRST_USER_ID, artist_weights, bot_numbers, make_listeners
 from pipelines.synthetic.log import UNKNOWN_EVENTS
 from pipelines.synthetic.process import first_state, resample_dwell, simulate, start_day
@@ -331,16 +331,8 @@ def next_day(out: Path) -> dict:
 
 
 def oracle(out: Path, case: dict, **options) -> dict[str, float]:
-    offsets, items = as_jagged(case["heard"])
-    lists = oracle_lists(
-        str(out),
-        case["day"],
-        case["users"],
-        heard_offsets=offsets,
-        heard_items=items,
-        candidates=case["known"],
-        **options,
-    )
+    folder, day, users = str(out), case["day"], case["users"]
+    lists = oracle_lists(folder, day, users, heard=case["heard"], candidates=case["known"], **options)
     for row, heard in zip(lists, case["heard"], strict=True):
         assert len(set(row)) == 30 and not set(row) & set(heard)
     return simple_metrics(list(lists), case["truth"])
@@ -406,7 +398,7 @@ def test_the_oracle_s_chances_are_those_of_the_process(tmp_path: Path):
 
 
 def test_the_oracle_of_days_that_are_not_there_says_so(small: Path):
-    nobody: dict[str, Any] = {"heard_offsets": np.zeros(2, np.int64), "heard_items": np.zeros(0, np.int64)}
+    nobody: dict[str, Any] = {"heard": [np.zeros(0, np.int64)]}
     with pytest.raises(InputError, match="holds 2026-01-05 to 2026-01-10, not 2026-02-01"):
         oracle_lists(str(small), dt.date(2026, 2, 1), np.array([FIRST_USER_ID]), **nobody)
     with pytest.raises(InputError, match="has no listener 5"):
