@@ -198,7 +198,7 @@ def clean(spark: Any, spec: CleanSpec, splits: Sequence[files.Split], *, finishe
     tasks = list(enumerate(assign_to_tasks(splits, spark.sparkContext.defaultParallelism)))
     summaries = run_tasks(spark, functools.partial(_run_task, spec, finished), tasks)
     result = Cleaned(merge_songs([summary["songs"] for summary in summaries], id_type(spec.logs.item_id_type)))
-    result.newest = max((time for summary in summaries for time in summary["newest"]), default=None)
+    result.newest = max((summary["newest"] for summary in summaries if summary["accepted"]), default=None)
     for summary in summaries:
         result.runs += summary["runs"]
         result.quarantined += summary["quarantined"]
@@ -272,7 +272,7 @@ class CleanTask:
         self._counts = {"rows_read": 0, "accepted": 0, "ignored": 0, "forgotten": 0}
         self._rejected: Counter[str] = Counter()
         self._nulls: Counter[str] = Counter()
-        self._newest: list[int] = []  # Unix second of the newest play, if there is one
+        self._newest: int | None = None  # Unix second of the newest play
 
     def read(self, split: files.Split) -> None:
         """Validate the rows of a split, and write plays to the runs and rejects to the quarantine."""
@@ -289,7 +289,8 @@ class CleanTask:
             self._nulls.update({name: column.null_count for name, column in batch.columns.items()})
             if len(plays):
                 self._plays.write(plays)
-                self._newest = [max([*self._newest, int(plays.timestamp.max())])]
+                newest = int(plays.timestamp.max())
+                self._newest = newest if self._newest is None else max(self._newest, newest)
             rejected = np.flatnonzero(codes >= 0)
             if len(rejected):
                 self._rejects.write(_quarantined(batch, rejected, codes[rejected], split.file))
