@@ -8,6 +8,7 @@ import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.errors import InputError
@@ -150,6 +151,13 @@ def vocabulary_table(item_id_type: str) -> TableSpec:
         pa.field(FIRST_DS, pa.date32(), nullable=False),
     ]
     return TableSpec("vocabulary", pa.schema(columns))
+
+
+def vocabulary_rows(item_id: pa.Array, ds: dt.date, *, after: int = 0) -> pa.Table:
+    """Rows of the vocabulary for songs that get their index on a ds: in this order, the ones that follow `after`."""
+    index = np.arange(after + 1, after + 1 + len(item_id), dtype=np.int32)
+    columns = {ITEM_INDEX: index, ITEM_ID: item_id, FIRST_DS: pa.repeat(pa.scalar(ds, pa.date32()), len(item_id))}
+    return pa.table(columns, schema=vocabulary_table(id_type_name(item_id.type)).schema)
 
 
 def recommendations_table(user_id_type: str, item_id_type: str) -> TableSpec:

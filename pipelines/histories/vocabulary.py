@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipelines import delta_tables
 from pipelines.errors import InputError
-from pipelines.schema import DS, FIRST_DS, ITEM_ID, ITEM_INDEX, id_type_name, vocabulary_table
+from pipelines.schema import DS, FIRST_DS, ITEM_ID, ITEM_INDEX, vocabulary_rows, vocabulary_table
 
 _APPLICATION = "fuxi-vocabulary"
 
@@ -68,14 +68,6 @@ def append(uri: str, item_ids: pa.Array, *, ds: dt.date, item_id_type: str, run_
     size, metadata = known.size(), {DS: str(ds), "run_id": run_id}
     # Without the transaction two concurrent appends would both succeed, and give the same indices to different songs.
     transaction = (_APPLICATION, size + len(fresh))
-    delta_tables.append(
-        uri, indexed(fresh, ds, after=size), base=known.version, transaction=transaction, metadata=metadata
-    )
+    rows = vocabulary_rows(fresh, ds, after=size)
+    delta_tables.append(uri, rows, base=known.version, transaction=transaction, metadata=metadata)
     return read(uri, item_id_type)
-
-
-def indexed(item_ids: pa.Array, ds: dt.date, *, after: int = 0) -> pa.Table:
-    """Rows of the vocabulary for songs that get their index on a ds: in this order, the ones that follow `after`."""
-    index = np.arange(after + 1, after + 1 + len(item_ids), dtype=np.int32)
-    columns = {ITEM_INDEX: index, ITEM_ID: item_ids, FIRST_DS: pa.repeat(pa.scalar(ds, pa.date32()), len(item_ids))}
-    return pa.table(columns, schema=vocabulary_table(id_type_name(item_ids.type)).schema)

@@ -17,8 +17,7 @@ from pipelines.histories.buckets import by_bucket
 from pipelines.histories.merge import Events, Plays, in_given_order, ranked
 from pipelines.histories.publish import BuildSpec, BuiltShards, publish_shards, write_bases
 from pipelines.histories.shards import Manifest
-from pipelines.histories.vocabulary import indexed
-from pipelines.schema import COMPLETION, ITEM_ID, TIMESTAMP, USER_ID, id_type_name
+from pipelines.schema import COMPLETION, ITEM_ID, TIMESTAMP, USER_ID, id_type_name, vocabulary_rows
 
 VOCABULARY_FILE = "vocabulary.parquet"
 _LATEST_SECOND = 1 << 36
@@ -64,7 +63,7 @@ def write_histories(
         timezone=timezone,
     )
     built = build_histories(Plays(user_id, timestamp, (song + 1).astype(np.int32), _percent(plays)), spec)
-    vocabulary = indexed(songs, ds)
+    vocabulary = vocabulary_rows(songs, ds)
     storage.write_table(storage.join(spec.folder, VOCABULARY_FILE), vocabulary)
     counts = {"rows_read": plays.num_rows, "accepted": plays.num_rows, "duplicates": built.duplicates}
     return publish_shards(spec, built, counts=counts), vocabulary
