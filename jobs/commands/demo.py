@@ -1,8 +1,5 @@
 """`fuxi demo`: eight weeks of synthetic logs, two serving days, and a screen with their results."""
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import datetime as dt
 import time
 from collections.abc import Sequence

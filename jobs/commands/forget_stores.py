@@ -1,8 +1,5 @@
 """What holds listeners beside the shards and the quarantine: lists, reports, ranks of experiments, failure notes."""
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import datetime as dt
 import html
 import re
