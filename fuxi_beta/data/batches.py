@@ -30,9 +30,7 @@ class Batch:
     timestamp: Tensor  # int64 [T]
     next_timestamp: Tensor  # int64 [T], t_{i+1}: of the event predicted at i, or the request time
     target: Tensor  # int64 [T], item to predict; 0 where there is none
-    sample: (
-        Tensor  # int64 [B], global sample number: what the counter-based random numbers of a sample are derived from
-    )
+    sample: Tensor  # int64 [B], global sample number, from which a sample's counter-based random numbers derive
     seen_offsets: Tensor  # int64 [B + 1]
     seen_items: Tensor  # int64, every song a listener heard before the batch's cut, ascending within a listener
 
@@ -113,14 +111,16 @@ def inference_batch(
     listener.
     """
     plays = histories.keep(_is_play(histories, train, vocabulary_size))
-    plays = plays.keep(_from_newest(plays) < model.max_history)
-    next_timestamp = _next_timestamps(plays, train, calendar)
-    lengths = plays.lengths
-    last = plays.offsets[1:][lengths > 0] - 1
-    requested = np.broadcast_to(np.asarray(request_time, np.int64), lengths.shape)[lengths > 0]
-    if train.protocol == "leave_one_out":
-        requested = _leave_one_out_next_time(plays.timestamp[last], requested, train, calendar)
-    next_timestamp[last] = requested
+    newest_first = plays.offsets[1:][plays.listener] - 1 - np.arange(len(plays.item_index))  # 0 for the newest play
+    plays = plays.keep(newest_first < model.max_history)
+    has_plays = plays.lengths > 0
+    last = plays.offsets[1:][has_plays] - 1
+    requested = np.broadcast_to(np.asarray(request_time, np.int64), has_plays.shape)[has_plays]
+    following = np.roll(plays.timestamp, -1)
+    following[last] = requested if train.protocol == "leave_one_out" else plays.timestamp[last]
+    next_timestamp = visible_next_time(plays.timestamp, following, train, calendar)
+    if train.protocol == "next_day":
+        next_timestamp[last] = requested  # whatever hour it is at
     (seen_offsets, seen_items), _ = _seen_songs(histories)
     return collate(
         [
@@ -260,20 +260,6 @@ def _is_play(histories: Histories, train: TrainConfig, vocabulary_size: int) -> 
     return (histories.completion >= train.min_completion) & (histories.item_index <= vocabulary_size)
 
 
-def _from_newest(histories: Histories) -> np.ndarray:
-    """Events of the same listener after each event. int64 [T]."""
-    return histories.offsets[1:][histories.listener] - 1 - np.arange(len(histories.item_index))
-
-
-def _next_timestamps(plays: Histories, train: TrainConfig, calendar: Calendar) -> np.ndarray:
-    """t_{i+1} of each play that has a next one of the same listener; the last of each keeps its own time."""
-    following = plays.timestamp.copy()
-    following[:-1] = plays.timestamp[1:]
-    last = plays.offsets[1:][np.diff(plays.offsets) > 0] - 1
-    following[last] = plays.timestamp[last]
-    return visible_next_time(plays.timestamp, following, train, calendar)
-
-
 def visible_next_time(
     timestamp: np.ndarray, following: np.ndarray, train: TrainConfig, calendar: Calendar
 ) -> np.ndarray:
@@ -281,15 +267,8 @@ def visible_next_time(
 
     timestamp: of each play. following: the true time of the play after it. Unix seconds, int64.
     """
-    if train.protocol == "leave_one_out":
-        return _leave_one_out_next_time(timestamp, following, train, calendar)
-    return calendar.served_next_timestamps(timestamp, following)
-
-
-def _leave_one_out_next_time(
-    timestamp: np.ndarray, following: np.ndarray, train: TrainConfig, calendar: Calendar
-) -> np.ndarray:
-    """The same under leave one out, which depends on `train.request_time`."""
+    if train.protocol == "next_day":
+        return calendar.served_next_timestamps(timestamp, following)
     if train.request_time == "previous":
         return timestamp
     if train.request_time == "fixed-hour":
