@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fuxi_beta.config import Mode, TrainConfig
-from fuxi_beta.data.batches import Batch, without_newest
+from fuxi_beta.data.batches import Batch, is_play, without_newest
 from fuxi_beta.ops.top_k import top_k_of_scores
 from fuxi_beta.recommender import Pairs, Recommender
 from pipelines.histories.histories import Histories
@@ -80,11 +80,7 @@ def plays_before(manifest: Manifest, *, end: int, train: TrainConfig) -> Iterato
         histories = manifest.histories(file, group)
         if train.protocol == "leave_one_out":
             histories = without_newest(histories, train.held_out, train, manifest.vocabulary_size)
-        yield histories.keep(
-            (histories.timestamp < end)
-            & (histories.completion >= train.min_completion)
-            & (histories.item_index <= manifest.vocabulary_size)
-        )
+        yield histories.keep((histories.timestamp < end) & is_play(histories, train, manifest.vocabulary_size))
 
 
 def heard_songs(manifest: Manifest, *, end: int, train: TrainConfig) -> tuple["sparse.csr_array", list[Any]]:

@@ -110,7 +110,7 @@ def inference_batch(
     (index > vocabulary_size) are no tokens, but count as seen. request_time: Unix seconds, one for all or one a
     listener.
     """
-    plays = histories.keep(_is_play(histories, train, vocabulary_size))
+    plays = histories.keep(is_play(histories, train, vocabulary_size))
     newest_first = plays.offsets[1:][plays.listener] - 1 - np.arange(len(plays.item_index))  # 0 for the newest play
     plays = plays.keep(newest_first < model.max_history)
     has_plays = plays.lengths > 0
@@ -208,8 +208,8 @@ def training_samples(
     if train.protocol == "leave_one_out":
         histories = without_newest(histories, train.held_out, train, vocabulary_size)
     histories = histories.before(data_end)
-    is_play = _is_play(histories, train, vocabulary_size)
-    plays = histories.keep(is_play)
+    counts = is_play(histories, train, vocabulary_size)
+    plays = histories.keep(counts)
     newest = plays.offsets[rows + 1] - 1  # has no next play
     lengths = np.clip(newest - plays.offsets[rows], 0, model.max_history)
     offsets, tokens = ranges(newest - lengths, lengths)
@@ -219,7 +219,7 @@ def training_samples(
     seen_offsets, seen_items = np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32)
     if train.mode == "exclusive":
         (all_offsets, all_items), first_listen = _seen_songs(histories)
-        target *= first_listen[np.flatnonzero(is_play)][tokens]
+        target *= first_listen[np.flatnonzero(counts)][tokens]
         seen_offsets, songs = gather(all_offsets, rows)
         seen_items = all_items[songs]
     return Samples(
@@ -240,12 +240,11 @@ def held_out(histories: Histories, train: TrainConfig, vocabulary_size: int) -> 
     Returns the shortened histories, and the event numbers of the held-out plays in the histories given: int64 [B], -1
     for a listener without plays.
     """
-    is_play = _is_play(histories, train, vocabulary_size)
     newest = np.full(len(histories), -1, np.int64)
-    play_numbers = np.flatnonzero(is_play)
+    play_numbers = np.flatnonzero(is_play(histories, train, vocabulary_size))
     newest[histories.listener[play_numbers]] = play_numbers  # the last write is the newest play
     cut = np.where(newest < 0, histories.offsets[1:], newest)
-    return histories.keep(np.arange(len(is_play)) < cut[histories.listener]), newest
+    return histories.keep(np.arange(len(histories.item_index)) < cut[histories.listener]), newest
 
 
 def without_newest(histories: Histories, count: int, train: TrainConfig, vocabulary_size: int) -> Histories:
@@ -255,7 +254,7 @@ def without_newest(histories: Histories, count: int, train: TrainConfig, vocabul
     return histories
 
 
-def _is_play(histories: Histories, train: TrainConfig, vocabulary_size: int) -> np.ndarray:
+def is_play(histories: Histories, train: TrainConfig, vocabulary_size: int) -> np.ndarray:
     """Events the model may read or predict: not skipped, and of a song it has. bool [T]."""
     return (histories.completion >= train.min_completion) & (histories.item_index <= vocabulary_size)
 
