@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fuxi_beta.config import Mode, TrainConfig
-from fuxi_beta.data.batches import Batch, without_newest
+from fuxi_beta.data.batches import Batch, is_play, without_newest
 from fuxi_beta.ops.top_k import top_k_of_scores
 from fuxi_beta.recommender import Pairs, Recommender
 from pipelines.histories.histories import Histories
@@ -21,6 +21,8 @@ from pipelines.histories.shards import Manifest
 
 if TYPE_CHECKING:
     from scipy import sparse
+
+_BLOCK = 512  # songs paired with all others at once
 
 
 class ScoredBaseline(Recommender):
@@ -67,11 +69,9 @@ def ages(batch: Batch) -> Tensor:
     return batch.offsets[1:][batch.listener] - 1 - torch.arange(len(batch.item_index))
 
 
-def all_songs(vocabulary_size: int) -> Tensor:
-    """Every song as a candidate. bool [V]."""
-    candidates = torch.ones(vocabulary_size + 1, dtype=torch.bool)
-    candidates[0] = False
-    return candidates
+def or_all_songs(candidates: Tensor | None, manifest: Manifest) -> Tensor:
+    """The candidates given, by default every song of the manifest. bool [V]."""
+    return torch.arange(manifest.vocabulary_size + 1) > 0 if candidates is None else candidates
 
 
 def plays_before(manifest: Manifest, *, end: int, train: TrainConfig) -> Iterator[Histories]:
@@ -80,11 +80,7 @@ def plays_before(manifest: Manifest, *, end: int, train: TrainConfig) -> Iterato
         histories = manifest.histories(file, group)
         if train.protocol == "leave_one_out":
             histories = without_newest(histories, train.held_out, train, manifest.vocabulary_size)
-        yield histories.keep(
-            (histories.timestamp < end)
-            & (histories.completion >= train.min_completion)
-            & (histories.item_index <= manifest.vocabulary_size)
-        )
+        yield histories.keep((histories.timestamp < end) & is_play(histories, train, manifest.vocabulary_size))
 
 
 def heard_songs(manifest: Manifest, *, end: int, train: TrainConfig) -> tuple["sparse.csr_array", list[Any]]:
@@ -101,8 +97,11 @@ def heard_songs(manifest: Manifest, *, end: int, train: TrainConfig) -> tuple["s
     return sparse.csr_array((np.ones_like(key), key % width, starts), shape=(len(users), width)), users
 
 
-def count_keys(counts: tuple[np.ndarray, np.ndarray], keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Add occurrences of int64 keys to sorted (keys, counts)."""
-    new, number = np.unique(keys, return_counts=True)
-    merged, place = np.unique(np.concatenate([counts[0], new]), return_inverse=True)
-    return merged, np.bincount(place, np.concatenate([counts[1], number]), len(merged))
+def shared_listeners(heard: "sparse.csr_array") -> Iterator[tuple[int, Any]]:
+    """How many listeners played both of two songs, for blocks of songs: the first of a block, and csr [block, V].
+
+    All pairs of songs at once would be a matrix as large as the result. heard: as from `heard_songs`.
+    """
+    songs = heard.T.tocsr()
+    for start in range(0, songs.shape[0], _BLOCK):
+        yield start, songs[start : start + _BLOCK] @ heard

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fuxi_beta.baselines.base import ScoredBaseline, all_songs, heard_songs
+from fuxi_beta.baselines.base import ScoredBaseline, heard_songs, or_all_songs
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.data import stateless_random
 from fuxi_beta.data.batches import Batch
@@ -119,8 +119,7 @@ def fit_bprmf(
             )
         if on_epoch:
             on_epoch(epoch, loss)
-    mask = all_songs(manifest.vocabulary_size) if candidates is None else candidates
-    return BPRMF(factors, user_ids, train=train, candidates=mask)
+    return BPRMF(factors, user_ids, train=train, candidates=or_all_songs(candidates, manifest))
 
 
 def initial_factors(users: int, width: int, config: BPRMFConfig) -> Factors:
@@ -168,9 +167,8 @@ class Triples:
         """Every pair (u, i) once, in the epoch's order, with its j. int64 each."""
         order = self.pairs[stateless_random.permutation(len(self.pairs), seed, epoch, stateless_random.SHUFFLE_ROWS)]
         user = self.user[order]
-        bits = stateless_random.words(stateless_random.combine(seed, epoch, order, stateless_random.NEGATIVES), 1)[
-            :, 0
-        ].bitwise_and(0x7FFFFFFF)
+        keys = stateless_random.combine(seed, epoch, order, stateless_random.NEGATIVES)
+        bits = stateless_random.words(keys, 1)[:, 0].bitwise_and(0x7FFFFFFF)
         return user, self.song[order], self.not_played(user, (bits * self.unheard[user]) >> 31)
 
     def not_played(self, user: Tensor, number: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuxi_beta.baselines.base import DecayedBaseline, all_songs, heard_songs
+from fuxi_beta.baselines.base import DecayedBaseline, heard_songs, or_all_songs, shared_listeners
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.data.batches import Batch
 from pipelines.errors import InputError
@@ -30,21 +30,13 @@ DECAY = 0.8
 MAX_SONGS = 30_000
 _BYTES = 25  # a pair of songs at the peak: X'X, its factor and its inverse in float64
 _PRIOR = 1e-6  # popularity decides only where the weights say nothing at all
-_BLOCK = 512  # songs whose row of X'X is computed together
 
 
 class EASE(DecayedBaseline):
     """Weights between the songs that anyone played; the others score the prior, which is 0."""
 
     def __init__(
-        self,
-        weights: Tensor,
-        songs: Tensor,
-        listeners: Tensor,
-        *,
-        train: TrainConfig,
-        candidates: Tensor,
-        decay: float = DECAY,
+        self, weights: Tensor, songs: Tensor, listeners: Tensor, *, train: TrainConfig, candidates: Tensor, decay: float
     ) -> None:
         super().__init__(decay=decay, train=train, candidates=candidates)
         self.weights, self.songs = weights, songs  # float32 [S, S], int64 [S] ascending
@@ -90,18 +82,17 @@ def fit_ease(
         torch.from_numpy(songs),
         torch.from_numpy(listeners).float(),
         train=train,
-        candidates=all_songs(manifest.vocabulary_size) if candidates is None else candidates,
+        candidates=or_all_songs(candidates, manifest),
         decay=decay,
     )
 
 
 def ease_weights(heard: "sparse.csr_array", regularisation: float) -> Tensor:
     """B of the module's formula. heard: X [U, S]; float64 [S, S]."""
-    rows = heard.T.tocsr()
-    count = rows.shape[0]
-    gram = torch.empty(count, count, dtype=torch.float64)
-    for start in range(0, count, _BLOCK):  # sparse, for X'X at once would be another matrix as large
-        gram[start : start + _BLOCK] = torch.from_numpy((rows[start : start + _BLOCK] @ heard).toarray())
+    songs = heard.T.shape[0]
+    gram = torch.empty(songs, songs, dtype=torch.float64)
+    for start, block in shared_listeners(heard):
+        gram[start : start + block.shape[0]] = torch.from_numpy(block.toarray())
     gram.diagonal().add_(regularisation)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     inverse /= -inverse.diagonal().clone()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuxi_beta.baselines.base import DecayedBaseline, all_songs, heard_songs
+from fuxi_beta.baselines.base import DecayedBaseline, heard_songs, or_all_songs, shared_listeners
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.data.batches import Batch
 from pipelines.histories.shards import Manifest
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 NEIGHBOURS = 100
 DECAY = 0.7
 _PRIOR = 1e-6  # popularity decides only between songs that similarity leaves equal, or so nearly
-_BLOCK = 512  # songs whose similarities to all others are in memory together
 
 
 class ItemKNN(DecayedBaseline):
@@ -38,7 +37,7 @@ class ItemKNN(DecayedBaseline):
         *,
         train: TrainConfig,
         candidates: Tensor,
-        decay: float = DECAY,
+        decay: float,
     ) -> None:
         super().__init__(decay=decay, train=train, candidates=candidates)
         self.similarities = similarities  # float32 [V, V]
@@ -76,7 +75,7 @@ def fit_item_knn(
         nearest(heard, neighbours),
         heard.sum(axis=0),
         train=train,
-        candidates=all_songs(manifest.vocabulary_size) if candidates is None else candidates,
+        candidates=or_all_songs(candidates, manifest),
         decay=decay,
     )
 
@@ -85,11 +84,10 @@ def nearest(heard: "sparse.csr_array", neighbours: int) -> "sparse.csr_array":
     """The largest cosines between different columns of 0 and 1, `neighbours` a row. [U, V] -> float32 [V, V]."""
     from scipy import sparse
 
-    songs = heard.T.tocsr()
     length = np.sqrt(np.maximum(heard.sum(axis=0), 1))
     parts = []
-    for start in range(0, songs.shape[0], _BLOCK):
-        both = (songs[start : start + _BLOCK] @ heard).tocoo()
+    for start, block in shared_listeners(heard):
+        both = block.tocoo()
         row, column = both.row + start, both.col
         other = row != column
         row, column = row[other], column[other]
@@ -99,4 +97,4 @@ def nearest(heard: "sparse.csr_array", neighbours: int) -> "sparse.csr_array":
         kept = np.arange(len(row)) - np.searchsorted(row, row) < neighbours
         parts.append((row[kept], column[kept], cosine[kept].astype(np.float32)))
     row, column, cosine = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return sparse.csr_array((cosine, (row, column)), shape=(songs.shape[0], songs.shape[0]))
+    return sparse.csr_array((cosine, (row, column)), shape=(len(length), len(length)))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuxi_beta.baselines.base import ScoredBaseline, ages, all_songs, count_keys, plays_before
+from fuxi_beta.baselines.base import ScoredBaseline, ages, or_all_songs, plays_before
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.data.batches import Batch
 from pipelines.histories.shards import Manifest
@@ -48,20 +48,19 @@ class Markov(ScoredBaseline):
 
 def fit_markov(manifest: Manifest, *, end: int, train: TrainConfig, candidates: Tensor | None = None) -> Markov:
     """Count successive plays before `end` (Unix seconds) in one pass. candidates: bool [V], by default every song."""
+    from scipy import sparse
+
     width = manifest.vocabulary_size + 1
-    counts = (np.zeros(0, np.int64), np.zeros(0))
+    counts = sparse.csr_array((width, width))
     for plays in plays_before(manifest, end=end, train=train):
-        items = plays.item_index.astype(np.int64)
         same = np.diff(plays.listener) == 0
-        counts = count_keys(counts, items[:-1][same] * width + items[1:][same])
-    keys, number = counts
-    item = keys // width
-    shares = number / np.bincount(item, number, width)[item]
-    starts = np.searchsorted(item, np.arange(width + 1))
+        pairs = plays.item_index[:-1][same], plays.item_index[1:][same]
+        counts += sparse.csr_array((np.ones(len(pairs[0])), pairs), shape=counts.shape)
+    shares = counts.data / np.repeat(counts.sum(axis=1), np.diff(counts.indptr))
     return Markov(
-        torch.from_numpy(starts),
-        torch.from_numpy(keys % width),
+        torch.from_numpy(counts.indptr).long(),
+        torch.from_numpy(counts.indices).long(),
         torch.from_numpy(shares).float(),
         train=train,
-        candidates=all_songs(manifest.vocabulary_size) if candidates is None else candidates,
+        candidates=or_all_songs(candidates, manifest),
     )

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fuxi_beta.baselines.base import ScoredBaseline, all_songs, plays_before
+from fuxi_beta.baselines.base import ScoredBaseline, or_all_songs, plays_before
 from fuxi_beta.config import EvaluateConfig, TrainConfig
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.ops.top_k import top_k_of_scores
@@ -56,8 +56,7 @@ def fit_popularity(
         listener, item = recent.listener, recent.item_index.astype(np.int64)
         counted = _within_cap(listener, calendar.day_number(recent.timestamp), item, config.popularity_daily_cap)
         listeners += np.bincount(np.unique((listener * songs + item)[counted]) % songs, minlength=songs)
-    mask = all_songs(manifest.vocabulary_size) if candidates is None else candidates
-    return Popularity(torch.from_numpy(listeners).float(), train=train, candidates=mask)
+    return Popularity(torch.from_numpy(listeners).float(), train=train, candidates=or_all_songs(candidates, manifest))
 
 
 def _within_cap(listener: np.ndarray, day: np.ndarray, song: np.ndarray, cap: int) -> np.ndarray:

@@ -30,9 +30,7 @@ class Batch:
     timestamp: Tensor  # int64 [T]
     next_timestamp: Tensor  # int64 [T], t_{i+1}: of the event predicted at i, or the request time
     target: Tensor  # int64 [T], item to predict; 0 where there is none
-    sample: (
-        Tensor  # int64 [B], global sample number: what the counter-based random numbers of a sample are derived from
-    )
+    sample: Tensor  # int64 [B], global sample number, from which a sample's counter-based random numbers derive
     seen_offsets: Tensor  # int64 [B + 1]
     seen_items: Tensor  # int64, every song a listener heard before the batch's cut, ascending within a listener
 
@@ -112,15 +110,17 @@ def inference_batch(
     (index > vocabulary_size) are no tokens, but count as seen. request_time: Unix seconds, one for all or one a
     listener.
     """
-    plays = histories.keep(_is_play(histories, train, vocabulary_size))
-    plays = plays.keep(_from_newest(plays) < model.max_history)
-    next_timestamp = _next_timestamps(plays, train, calendar)
-    lengths = plays.lengths
-    last = plays.offsets[1:][lengths > 0] - 1
-    requested = np.broadcast_to(np.asarray(request_time, np.int64), lengths.shape)[lengths > 0]
-    if train.protocol == "leave_one_out":
-        requested = _leave_one_out_next_time(plays.timestamp[last], requested, train, calendar)
-    next_timestamp[last] = requested
+    plays = histories.keep(is_play(histories, train, vocabulary_size))
+    newest_first = plays.offsets[1:][plays.listener] - 1 - np.arange(len(plays.item_index))  # 0 for the newest play
+    plays = plays.keep(newest_first < model.max_history)
+    has_plays = plays.lengths > 0
+    last = plays.offsets[1:][has_plays] - 1
+    requested = np.broadcast_to(np.asarray(request_time, np.int64), has_plays.shape)[has_plays]
+    following = np.roll(plays.timestamp, -1)
+    following[last] = requested if train.protocol == "leave_one_out" else plays.timestamp[last]
+    next_timestamp = visible_next_time(plays.timestamp, following, train, calendar)
+    if train.protocol == "next_day":
+        next_timestamp[last] = requested  # whatever hour it is at
     (seen_offsets, seen_items), _ = _seen_songs(histories)
     return collate(
         [
@@ -208,8 +208,8 @@ def training_samples(
     if train.protocol == "leave_one_out":
         histories = without_newest(histories, train.held_out, train, vocabulary_size)
     histories = histories.before(data_end)
-    is_play = _is_play(histories, train, vocabulary_size)
-    plays = histories.keep(is_play)
+    counts = is_play(histories, train, vocabulary_size)
+    plays = histories.keep(counts)
     newest = plays.offsets[rows + 1] - 1  # has no next play
     lengths = np.clip(newest - plays.offsets[rows], 0, model.max_history)
     offsets, tokens = ranges(newest - lengths, lengths)
@@ -219,7 +219,7 @@ def training_samples(
     seen_offsets, seen_items = np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32)
     if train.mode == "exclusive":
         (all_offsets, all_items), first_listen = _seen_songs(histories)
-        target *= first_listen[np.flatnonzero(is_play)][tokens]
+        target *= first_listen[np.flatnonzero(counts)][tokens]
         seen_offsets, songs = gather(all_offsets, rows)
         seen_items = all_items[songs]
     return Samples(
@@ -240,12 +240,11 @@ def held_out(histories: Histories, train: TrainConfig, vocabulary_size: int) -> 
     Returns the shortened histories, and the event numbers of the held-out plays in the histories given: int64 [B], -1
     for a listener without plays.
     """
-    is_play = _is_play(histories, train, vocabulary_size)
     newest = np.full(len(histories), -1, np.int64)
-    play_numbers = np.flatnonzero(is_play)
+    play_numbers = np.flatnonzero(is_play(histories, train, vocabulary_size))
     newest[histories.listener[play_numbers]] = play_numbers  # the last write is the newest play
     cut = np.where(newest < 0, histories.offsets[1:], newest)
-    return histories.keep(np.arange(len(is_play)) < cut[histories.listener]), newest
+    return histories.keep(np.arange(len(histories.item_index)) < cut[histories.listener]), newest
 
 
 def without_newest(histories: Histories, count: int, train: TrainConfig, vocabulary_size: int) -> Histories:
@@ -255,23 +254,9 @@ def without_newest(histories: Histories, count: int, train: TrainConfig, vocabul
     return histories
 
 
-def _is_play(histories: Histories, train: TrainConfig, vocabulary_size: int) -> np.ndarray:
+def is_play(histories: Histories, train: TrainConfig, vocabulary_size: int) -> np.ndarray:
     """Events the model may read or predict: not skipped, and of a song it has. bool [T]."""
     return (histories.completion >= train.min_completion) & (histories.item_index <= vocabulary_size)
-
-
-def _from_newest(histories: Histories) -> np.ndarray:
-    """Events of the same listener after each event. int64 [T]."""
-    return histories.offsets[1:][histories.listener] - 1 - np.arange(len(histories.item_index))
-
-
-def _next_timestamps(plays: Histories, train: TrainConfig, calendar: Calendar) -> np.ndarray:
-    """t_{i+1} of each play that has a next one of the same listener; the last of each keeps its own time."""
-    following = plays.timestamp.copy()
-    following[:-1] = plays.timestamp[1:]
-    last = plays.offsets[1:][np.diff(plays.offsets) > 0] - 1
-    following[last] = plays.timestamp[last]
-    return visible_next_time(plays.timestamp, following, train, calendar)
 
 
 def visible_next_time(
@@ -281,15 +266,8 @@ def visible_next_time(
 
     timestamp: of each play. following: the true time of the play after it. Unix seconds, int64.
     """
-    if train.protocol == "leave_one_out":
-        return _leave_one_out_next_time(timestamp, following, train, calendar)
-    return calendar.served_next_timestamps(timestamp, following)
-
-
-def _leave_one_out_next_time(
-    timestamp: np.ndarray, following: np.ndarray, train: TrainConfig, calendar: Calendar
-) -> np.ndarray:
-    """The same under leave one out, which depends on `train.request_time`."""
+    if train.protocol == "next_day":
+        return calendar.served_next_timestamps(timestamp, following)
     if train.request_time == "previous":
         return timestamp
     if train.request_time == "fixed-hour":

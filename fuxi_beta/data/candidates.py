@@ -29,9 +29,8 @@ def candidate_songs(manifest: Manifest, *, train: TrainConfig, data_end: int) ->
 def _played(manifest: Manifest, *, train: TrainConfig, before: int) -> np.ndarray:
     """bool [V + 1]: songs with an event that is no skip, among those the shards keep."""
     played = np.zeros(manifest.vocabulary_size + 1, bool)
-    for file in manifest.files:
-        for group in range(len(file.row_groups)):
-            table = manifest.read(file, group, _COLUMNS)
-            items, timestamp, completion = (pc.list_flatten(table[name]).to_numpy() for name in _COLUMNS)
-            played[items[(timestamp < before) & (completion >= train.min_completion)]] = True
+    for file, group, _ in manifest.row_groups():
+        table = manifest.read(file, group, _COLUMNS)
+        items, timestamp, completion = (pc.list_flatten(table[name]).to_numpy() for name in _COLUMNS)
+        played[items[(timestamp < before) & (completion >= train.min_completion)]] = True
     return played

@@ -9,14 +9,12 @@ A row group is read, cleaned and shuffled as a whole, so that a batch is little 
 ahead of the batches, in the order in which the batches need row groups; the number of threads does not change them.
 """
 
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import islice, pairwise, repeat
 from typing import TypeVar
 
 import numpy as np
@@ -185,15 +183,9 @@ class _Lane:
     quota: int  # rows of it in each global batch; tokens if there is a budget of them
 
     @property
-    def rows(self) -> int:
-        return sum(group.rows for group in self.groups)
-
-    @property
     def steps(self) -> int:
         """Global batches that have a share of it."""
-        if any(group.shares for group in self.groups):
-            return sum(group.shares for group in self.groups)
-        return -(-self.rows // self.quota)
+        return sum(group.shares for group in self.groups) or -(-sum(group.rows for group in self.groups) // self.quota)
 
 
 def _assign_lanes(manifest: Manifest, model: ModelConfig, train: TrainConfig) -> list[_Lane]:
@@ -209,12 +201,10 @@ def _assign_lanes(manifest: Manifest, model: ModelConfig, train: TrainConfig) ->
     for group in sorted(groups, key=lambda group: (-group.rows, group.first_sample)):
         min(lanes, key=lambda lane: sum(other.rows for other in lane)).append(group)
     quotas = [budget * (n + 1) // count - budget * n // count for n in range(count)]
-    if not train.batch_tokens:
-        return [_Lane(tuple(lane), quota) for lane, quota in zip(lanes, quotas, strict=True)]
-    return [
-        _Lane(tuple(_with_tokens(manifest, group, model, quota) for group in lane), quota)
-        for lane, quota in zip(lanes, quotas, strict=True)
-    ]
+    if train.batch_tokens:
+        pairs = zip(lanes, quotas, strict=True)
+        lanes = [[_with_tokens(manifest, group, model, quota) for group in lane] for lane, quota in pairs]
+    return [_Lane(tuple(lane), quota) for lane, quota in zip(lanes, quotas, strict=True)]
 
 
 def _with_tokens(manifest: Manifest, group: _RowGroup, model: ModelConfig, quota: int) -> _RowGroup:
@@ -244,40 +234,15 @@ def ahead(function: Callable[[S], T], arguments: Iterable[S], *, threads: int) -
         pool.shutdown(cancel_futures=True)
 
 
-def prefetched(batches: Iterator[T], depth: int = 2) -> Iterator[T]:
-    """The same batches, the next `depth` of them made ahead by a thread, whose errors are raised here."""
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(item: T | None, error: BaseException | None) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put((item, error), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def produce() -> None:
-        try:
-            for batch in batches:
-                if not put(batch, None):
-                    return
-            put(None, None)
-        except BaseException as error:
-            put(None, error)
-        finally:
-            if isinstance(batches, Generator):
-                batches.close()
-
-    threading.Thread(target=produce, daemon=True, name="reader").start()
+def prefetched(batches: Iterator[T]) -> Iterator[T]:
+    """The same batches, the next two of them made ahead by a thread, whose errors are raised here."""
+    made = ahead(lambda _: next(batches, None), repeat(None), threads=1)
     try:
-        while True:
-            batch, error = ready.get()
-            if error is not None:
-                raise error
+        for batch in made:
             if batch is None:
                 return
             yield batch
     finally:
-        stopped.set()
+        made.close()
+        if isinstance(batches, Generator):
+            batches.close()

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
-from fuxi_beta.data.batches import Batch, held_out, without_newest
+from fuxi_beta.data.batches import Batch, held_out, is_play, without_newest
 from fuxi_beta.evaluation.metrics import rank_metrics
-from fuxi_beta.evaluation.protocol import Contexts, Known, Means, Metrics, Progress
+from fuxi_beta.evaluation.protocol import Contexts, Known, Means, Progress, Result
 from pipelines.calendar import Calendar
 from pipelines.histories.histories import Histories
 from pipelines.histories.shards import Manifest
@@ -45,13 +45,9 @@ class ListenerScorer(Known, Protocol):
 
 
 @dataclass(frozen=True)
-class LeaveOneOutResult:
+class LeaveOneOutResult(Result):
     """What `evaluate_leave_one_out` found. `user_id` and `ranks` are in the order of the shards."""
 
-    metrics: Metrics
-    listeners: int
-    excluded: int  # listeners without a play before the one to predict
-    slices: dict[str, int]
     user_id: pa.Array
     ranks: dict[str, np.ndarray]  # recommender -> float64 [listeners], 1 is the best
 
@@ -81,8 +77,8 @@ class Cases:
                 visible, newest = held_out(histories, self.train, size)
             else:
                 visible, newest = self._first_after(histories, self.split)
-            plays = (visible.completion >= self.train.min_completion) & (visible.item_index <= size)
-            rows = np.flatnonzero((np.bincount(visible.listener[plays], minlength=len(visible)) > 0) & (newest >= 0))
+            plays = visible.listener[is_play(visible, self.train, size)]
+            rows = np.flatnonzero((np.bincount(plays, minlength=len(visible)) > 0) & (newest >= 0))
             yield histories, visible, rows, newest
 
     def _first_after(self, histories: Histories, split: int) -> tuple[Histories, np.ndarray]:
@@ -99,10 +95,10 @@ class Cases:
             histories.timestamp[newest[rows]] - _last_play(visible.take(rows), self.train)
             for histories, visible, rows, newest in self.row_groups()
         ]
-        found = np.concatenate(gaps) if gaps else np.zeros(0, np.int64)
-        if self.permute_gaps is not None:
-            found = np.random.default_rng(self.permute_gaps).permutation(found)
-        return found
+        in_order = np.concatenate(gaps) if gaps else np.zeros(0, np.int64)
+        if self.permute_gaps is None:
+            return in_order
+        return np.random.default_rng(self.permute_gaps).permutation(in_order)
 
 
 def evaluate_leave_one_out(
@@ -141,7 +137,8 @@ def evaluate_leave_one_out(
             sums.count(slices)
             for name, scorer in scorers.items():
                 batch = contexts.batch(scorer)
-                scores = _scores(scorer, batch, context.user_id)
+                by_id = isinstance(scorer, ListenerScorer)
+                scores = scorer.scores_of_listeners(context.user_id) if by_id else scorer.scores(batch)
                 rank = ranks(scores, torch.from_numpy(target), batch, manifest.vocabulary_size).numpy()
                 sums.add(name, slices, rank_metrics(rank))
                 found[name].append(rank)
@@ -152,9 +149,8 @@ def evaluate_leave_one_out(
             on_progress(done, manifest.rows)
     return LeaveOneOutResult(
         metrics=sums.means(),
-        listeners=sums.listeners["all"],
         excluded=excluded,
-        slices=dict(sums.listeners),
+        slices=sums.listeners,
         user_id=pa.concat_arrays(users) if users else pa.array([], pa.int64()),
         ranks={name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in found.items()},
     )
@@ -187,12 +183,6 @@ def gap_slices(gap: np.ndarray) -> dict[str, np.ndarray]:
     """Members of each slice by the seconds since the previous play. bool [B]."""
     members = (gap <= 0, (gap > 0) & (gap <= 3600), gap > 3600)
     return {"all": np.ones(len(gap), bool), **dict(zip(SLICES, members, strict=True))}
-
-
-def _scores(scorer: Scorer | ListenerScorer, batch: Batch, user_id: pa.Array) -> Tensor:
-    if isinstance(scorer, ListenerScorer):
-        return scorer.scores_of_listeners(user_id)
-    return scorer.scores(batch)
 
 
 def _last_play(visible: Histories, train: TrainConfig) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.evaluation.metrics import RankedLists, list_metrics
-from fuxi_beta.evaluation.protocol import Contexts, Means, Metrics, Progress
+from fuxi_beta.evaluation.protocol import Contexts, Means, Metrics, Progress, Result
 from fuxi_beta.recommender import ListMaker, Recommender, raw_lists
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.errors import InputError
@@ -23,14 +23,10 @@ from pipelines.histories.shards import Manifest
 
 
 @dataclass(frozen=True)
-class NextDayResult:
-    """What `evaluate_next_day` found."""
+class NextDayResult(Result):
+    """What `evaluate_next_day` found on its sample of listeners."""
 
-    metrics: Metrics
-    listeners: int
-    excluded: int  # listeners of the sample who played nothing that counts
     request_time: int
-    slices: dict[str, int]  # listeners of each slice
 
 
 @dataclass(frozen=True)
@@ -105,10 +101,9 @@ def evaluate_next_day(
 
     known_items: songs known before D-1, as the highest index or bool [V]; default all of the manifest. fallback makes
     the list where a recommender has none, as serving does. lists: how a recommender makes lists, by default without
-    any list rule. `model` and `train` shape the contexts of recommenders that
-    are no TrainedModel; a TrainedModel brings its own. Metrics are those of `metrics.METRICS` at
-    the cut-offs `config.at`, and coverage (share of the known songs in any list). Slices: `all`, and a
-    partition of it into `new` (first event within new_days of the cut), `light` and `heavy`.
+    any list rule. `model` and `train` shape the contexts of recommenders that are no TrainedModel. Metrics are those of
+    `metrics.METRICS` at the cut-offs `config.at`, and coverage (share of the known songs in any list). Slices: `all`,
+    and a partition of it into `new` (first event within new_days of the cut), `light` and `heavy`.
     """
     cases = NextDayCases(manifest, ds, calendar, train, _known(manifest, known_items), config.max_listeners)
     if manifest.data_end < cases.end:
@@ -117,9 +112,8 @@ def evaluate_next_day(
             f"run `fuxi sessionize --ds {ds}` first"
         )
     sums = _ListMeans(config.at, int(cases.known.sum()))
-    excluded = done = 0
+    songs, excluded, done = len(cases.known), 0, 0
     for histories, truth in cases.row_groups():
-        songs = len(cases.known)
         relevant = np.bincount(truth // songs, minlength=len(histories))
         rows = np.flatnonzero(relevant)
         excluded += len(histories) - len(rows)
@@ -132,12 +126,14 @@ def evaluate_next_day(
             for name, recommender in recommenders.items():
                 items = _items(lists, recommender, fallback, contexts, max(config.at))
                 keys = np.where(items > 0, chunk[:, None] * songs + items, -1)
-                heard = np.isin(_local_keys(items, songs), contexts.seen_keys(songs)) & (items > 0)
-                sums.add_lists(name, slices, RankedLists(items, np.isin(keys, truth), relevant[chunk], heard))
+                batch = contexts.batch(recommender)
+                heard = chunk[batch.seen_listener.numpy()] * songs + batch.seen_items.numpy()
+                hits = np.isin(keys, truth)
+                sums.add_lists(name, slices, RankedLists(items, hits, relevant[chunk], np.isin(keys, heard)))
         done += len(histories)
         if on_progress:
             on_progress(done, min(manifest.rows, config.max_listeners))
-    return NextDayResult(sums.means(), sums.listeners["all"], excluded, cases.request_time, dict(sums.listeners))
+    return NextDayResult(sums.means(), excluded, sums.listeners, cases.request_time)
 
 
 class _ListMeans(Means):
@@ -172,17 +168,12 @@ def _items(
     return items.numpy()
 
 
-def _local_keys(items: np.ndarray, songs: int) -> np.ndarray:
-    return np.arange(len(items))[:, None] * songs + items
-
-
 def _known(manifest: Manifest, known_items: int | np.ndarray | None) -> np.ndarray:
     songs = np.arange(manifest.vocabulary_size + 1)
     if known_items is None or isinstance(known_items, int):
-        known = songs <= (manifest.vocabulary_size if known_items is None else known_items)
-    else:
-        known = np.zeros(len(songs), bool)
-        known[: len(known_items)] = known_items[: len(songs)]
+        return (songs > 0) & (songs <= (len(songs) if known_items is None else known_items))
+    known = np.zeros(len(songs), bool)
+    known[: len(known_items)] = known_items[: len(songs)]
     known[0] = False
     return known
 
@@ -199,5 +190,4 @@ def _slices(context: Histories, cut: int, config: EvaluateConfig) -> dict[str, n
 def _hash_share(user_ids: pa.Array) -> np.ndarray:
     """A fixed number in [0, 1) for each user id, by its text: the same sample on every day and machine."""
     digests = (hashlib.blake2b(str(user).encode(), digest_size=8).digest() for user in user_ids.to_pylist())
-    values = np.frombuffer(b"".join(digests), "<u8")
-    return values / 2.0**64
+    return np.frombuffer(b"".join(digests), "<u8") / 2.0**64

@@ -1,6 +1,7 @@
 """What every protocol shares: who makes lists, what they read of a listener, and means over listeners."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -14,9 +15,22 @@ from pipelines.histories.histories import Histories
 Progress = Callable[[int, int], None]
 """Called with (listeners done, listeners in all)."""
 
-
 Metrics = dict[str, dict[str, dict[str, float]]]
 """Recommender -> slice -> metric -> mean over the slice's listeners."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What every protocol measures."""
+
+    metrics: Metrics
+    excluded: int  # listeners with nothing to predict
+    slices: dict[str, int]  # listeners of each slice, `all` among them
+
+    @property
+    def listeners(self) -> int:
+        """Listeners measured."""
+        return self.slices["all"]
 
 
 class Known(Protocol):
@@ -28,44 +42,34 @@ class Known(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class Contexts:
-    """One chunk of listeners as the batch each recommender reads; recommenders with equal needs share it."""
+    """One chunk of listeners as the batch each recommender reads; recommenders with equal needs share it.
 
-    def __init__(
-        self,
-        histories: Histories,
-        request_time: int | np.ndarray,
-        model: ModelConfig,
-        train: TrainConfig,
-        calendar: Calendar,
-    ) -> None:
-        self.histories, self.request_time, self.calendar = histories, request_time, calendar
-        self.model, self.train = model, train
-        self.made: dict[tuple[int, int, int, str, str, int], Batch] = {}
+    A TrainedModel reads by its own configuration and request hour, all others by the ones given.
+    """
+
+    histories: Histories
+    request_time: int | np.ndarray
+    model: ModelConfig
+    train: TrainConfig
+    calendar: Calendar
+    _made: dict[Hashable, Batch] = field(default_factory=dict)
 
     def batch(self, recommender: Known) -> Batch:
         """What a recommender reads."""
-        own = isinstance(recommender, TrainedModel)
-        model = recommender.model_config if own else self.model
-        train = recommender.train_config if own else self.train
-        calendar = recommender.calendar(self.calendar.timezone) if own else self.calendar
-        vocabulary_size, hour = recommender.vocabulary_size, calendar.request_hour
-        key = (vocabulary_size, model.max_history, train.min_completion, train.protocol, train.request_time, hour)
-        if key not in self.made:
-            self.made[key] = inference_batch(
-                self.histories,
-                request_time=self.request_time,
-                model=model,
-                train=train,
-                calendar=calendar,
-                vocabulary_size=vocabulary_size,
+        size, model, train, calendar = recommender.vocabulary_size, self.model, self.train, self.calendar
+        if isinstance(recommender, TrainedModel):
+            model, train = recommender.model_config, recommender.train_config
+            calendar = recommender.calendar(calendar.timezone)
+        hour = calendar.request_hour
+        key = (size, model.max_history, train.min_completion, train.protocol, train.request_time, hour)
+        if key not in self._made:
+            time = self.request_time
+            self._made[key] = inference_batch(
+                self.histories, request_time=time, model=model, train=train, calendar=calendar, vocabulary_size=size
             )
-        return self.made[key]
-
-    def seen_keys(self, songs: int) -> np.ndarray:
-        """Songs that listeners have heard, as keys `listener * songs + song`."""
-        batch = next(iter(self.made.values()))
-        return (batch.seen_listener * songs + batch.seen_items).numpy()
+        return self._made[key]
 
 
 class Means:

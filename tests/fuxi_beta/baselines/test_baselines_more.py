@@ -143,7 +143,7 @@ def test_cosines_by_hand_leave_out_skips_and_later_plays(shards):
 
 @pytest.mark.parametrize("neighbours", [1, 3, 100])
 def test_nearest_songs_are_those_of_a_dense_sort(crowd, neighbours, monkeypatch):
-    monkeypatch.setattr("fuxi_beta.baselines.item_knn._BLOCK", 5)
+    monkeypatch.setattr("fuxi_beta.baselines.base._BLOCK", 5)
     manifest, X = crowd
     expected = np.zeros((13, 13))
     for song in range(1, 13):
@@ -202,7 +202,7 @@ def test_ease_of_two_songs_by_hand(make_shards):
 
 @pytest.mark.parametrize("decay", [1.0, 0.5])
 def test_ease_scores_count_a_song_once_at_its_newest_play(crowd, decay, monkeypatch):
-    monkeypatch.setattr(ease, "_BLOCK", 5)
+    monkeypatch.setattr("fuxi_beta.baselines.base._BLOCK", 5)
     manifest, _ = crowd
     batch = requests(manifest, max_history=8)
     found = fit_ease(manifest, end=CUT, train=TRAIN, regularisation=2, decay=decay)
