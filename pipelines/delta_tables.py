@@ -4,9 +4,6 @@ Their columns, partitions and constraints are the `TableSpec`s of `pipelines.sch
 functions that use it, because most commands open no table.
 """
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import datetime as dt
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,3 @@
-# pyright: reportAttributeAccessIssue=false
 """Which songs a model may list and draw negatives from. Shape: `V` songs of the vocabulary, padding first."""
 
 import numpy as np

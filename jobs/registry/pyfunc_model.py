@@ -3,9 +3,6 @@
 MLflow stores this file as text and runs it when the model is loaded, so it imports only what the version carries.
 """
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import datetime as dt
 from typing import Any
 

@@ -1,8 +1,5 @@
 """A few listeners for the day's page, each with the list of the day."""
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 from typing import Any
 
 import pyarrow as pa

@@ -1,8 +1,5 @@
 """Songs by index, and their titles and artists from the optional catalogue table."""
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

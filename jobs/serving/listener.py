@@ -1,8 +1,5 @@
 """What a listener was served on a day: the list, and the plays before it, with titles and artists."""
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import datetime as dt
 from typing import Any, TypedDict
 from zoneinfo import ZoneInfo

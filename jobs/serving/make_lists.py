@@ -3,9 +3,6 @@
 Shapes: `B` listeners in a batch, `K` list length, `V` songs of the vocabulary.
 """
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

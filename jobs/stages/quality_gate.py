@@ -3,9 +3,6 @@
 The table has the rows of refused days, too, but these days do not count when the bounds of later days are computed.
 """
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import datetime as dt
 
 import pyarrow as pa

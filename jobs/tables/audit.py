@@ -1,8 +1,5 @@
 """The audit of a day's lists before their commit: what is counted in each part, and the limits the counts must keep."""
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass

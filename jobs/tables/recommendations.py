@@ -5,9 +5,6 @@ a day in one transaction that replaces exactly that day. Parts of a run that was
 `DeltaTable.vacuum(full=True)` removes them.
 """
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import datetime as dt
 import hashlib
 import json

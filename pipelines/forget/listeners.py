@@ -1,8 +1,5 @@
 """The listeners to be forgotten: which rows are theirs, and which of them were found anywhere."""
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterable

@@ -11,9 +11,6 @@ cut at the new bounds, so that reading and the next day's merge agree on them. A
 its first increment.
 """
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import datetime as dt
 import uuid
 from collections.abc import Callable, Iterable, Iterator

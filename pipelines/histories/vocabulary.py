@@ -3,9 +3,6 @@
 Indices start at 1 (0 is padding) and are given in item_id order to the songs first seen on a day, after that
 day's quality gate. A song that has an index keeps it, so writing a day twice changes nothing.
 """
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import datetime as dt
 from dataclasses import dataclass
 

@@ -2,9 +2,6 @@
 
 A rating is a play of its film, heard in full; the value of the rating is not used.
 """
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import csv
 import io
 from collections import Counter

@@ -4,9 +4,6 @@ Whether a row is valid depends on the row and its landing day, never on ds or th
 plays on every day they are read.
 """
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import datetime as dt
 import functools
 import uuid

@@ -1,7 +1,4 @@
 """What log formats share: files and splits, which they are given, batches, which they return, and their base class."""
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import datetime as dt
 import difflib
 import json

@@ -1,7 +1,4 @@
 """CSV with a header. Values are parsed here and not by Arrow, so that a bad one costs its row and not the file."""
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import io
 from collections.abc import Iterator
 from typing import Any
