@@ -7,6 +7,7 @@ executor loses nothing that was written, rows never leave Arrow, and an object s
 A listener with very many plays in a run is cut there to the newest `max_history`; the songs of the older plays are
 kept as marks. So no listener, however busy, makes a partition large.
 """
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -3,6 +3,7 @@
 Indices start at 1 (0 is padding) and are given in item_id order to the songs first seen on a day, after that
 day's quality gate. A song that has an index keeps it, so writing a day twice changes nothing.
 """
+
 import datetime as dt
 from dataclasses import dataclass
 

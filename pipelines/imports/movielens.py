@@ -2,6 +2,7 @@
 
 A rating is a play of its film, heard in full; the value of the rating is not used.
 """
+
 import csv
 import io
 from collections import Counter

@@ -1,4 +1,5 @@
 """What log formats share: files and splits, which they are given, batches, which they return, and their base class."""
+
 import datetime as dt
 import difflib
 import json

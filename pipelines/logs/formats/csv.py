@@ -1,4 +1,5 @@
 """CSV with a header. Values are parsed here and not by Arrow, so that a bad one costs its row and not the file."""
+
 import io
 from collections.abc import Iterator
 from typing import Any
