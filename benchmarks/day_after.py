@@ -13,9 +13,6 @@ after a build.
 the Python code of Spark's tasks, without the start of its workers and without Spark itself.
 """
 
-# pyright: reportAttributeAccessIssue=false
-# (pyarrow.compute makes its functions when it is imported)
-
 import argparse
 import datetime as dt
 import hashlib

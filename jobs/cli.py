@@ -23,14 +23,12 @@ Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
 
 
-def _options(*options: Decorator) -> Decorator:
-    """Several options as one decorator; `--help` lists them in this order."""
-    return lambda command: functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
-
-
 def _config_options(command: Command) -> Command:
     """--config, --workspace and --set; the command gets `config`."""
 
+    @click.option("--config", "config_file", metavar="FILE", help="YAML file; see `fuxi config` for every key.")
+    @click.option("--workspace", metavar="URI", help="Local folder or s3://bucket/prefix. [default: ./workspace]")
+    @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For example train.epochs=3.")
     @functools.wraps(command)
     def with_config(config_file: str | None, workspace: str | None, overrides: tuple[str, ...], **rest: object) -> None:
         from jobs.config import load_config
@@ -39,29 +37,24 @@ def _config_options(command: Command) -> Command:
         overrides += (f"workspace={workspace}",) if workspace else ()
         command(config=load_config(config_file, overrides=overrides), **rest)
 
-    return _options(
-        click.option("--config", "config_file", metavar="FILE", help="YAML file; see `fuxi config` for every key."),
-        click.option("--workspace", metavar="URI", help="Local folder or s3://bucket/prefix. [default: ./workspace]"),
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For example train.epochs=3."),
-    )(with_config)
+    return with_config
 
 
 def _stage_options(command: Command) -> Command:
     """--ds and how to run; the command gets `day` and `dry_run`."""
 
+    @click.option("--ds", required=True, metavar="DATE", help="The day the lists are served, YYYY-MM-DD.")
+    @click.option("--dry-run", is_flag=True, help="Say what would run and stop.")
+    @click.option("--force", is_flag=True, help="Run even where the output of this run record exists.")
+    @click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs anew: makes a new run record.")
+    @_config_options
     @functools.wraps(command)
     def with_day(config: "Config", ds: str, dry_run: bool, **flags: bool) -> None:
         from jobs.day import open_day
 
         command(day=open_day(config, parse_ds(ds), create=not dry_run, **flags), dry_run=dry_run)
 
-    return _options(
-        click.option("--ds", required=True, metavar="DATE", help="The day the lists are served, YYYY-MM-DD."),
-        click.option("--dry-run", is_flag=True, help="Say what would run and stop."),
-        click.option("--force", is_flag=True, help="Run even where the output of this run record exists."),
-        click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs anew: makes a new run record."),
-        _config_options,
-    )(with_day)
+    return with_day
 
 
 _accept_quality = click.option(
@@ -108,10 +101,10 @@ def daily(day: "Day", dry_run: bool) -> None:
     click.echo(result.stages["report"]["uri"])
 
 
-def _stage_command(name: str, help_text: str, *more: Decorator) -> None:
+def _stage_command(name: str, help_text: str, option: Decorator = lambda command: command) -> None:
     @cli.command(name, help=help_text)
     @_stage_options
-    @_options(*more)
+    @option
     def run_one(day: "Day", dry_run: bool) -> None:
         from jobs.daily import stage_function
         from jobs.day import run_stage

@@ -4,7 +4,6 @@ Precedence: `--set section.key=value` over `FUXI_SECTION__KEY` over the YAML fil
 Unknown keys are refused with the nearest valid name.
 """
 
-import dataclasses
 import difflib
 import hashlib
 import json
@@ -267,17 +266,16 @@ def _nest(path: list[str], value: str) -> dict[str, Any]:
 
 def _merge(into: dict[str, Any], new: dict[str, Any], *, source: str) -> None:
     """Check `new`'s keys against the schema and lay it over `into`."""
-    sections = Config.model_fields
     for key, value in new.items():
-        _check_key(key, sections, prefix="", source=source)
-        annotation = sections[key].annotation
-        if not _is_section(annotation):
+        _check_key(key, Config.model_fields, prefix="", source=source)
+        keys = _keys(Config.model_fields[key].annotation)
+        if keys is None:
             into[key] = value
             continue
         if not isinstance(value, dict):
             raise InputError(f"{source}: {key} is a section of settings, found {value!r}")
         for inner in value:
-            _check_key(inner, _section_fields(annotation), prefix=f"{key}.", source=source)
+            _check_key(inner, keys, prefix=f"{key}.", source=source)
         into.setdefault(key, {}).update(value)
 
 
@@ -290,12 +288,6 @@ def _check_key(key: str, valid: Collection[str], *, prefix: str, source: str) ->
     raise InputError(f"{source}: unknown key {prefix}{key}: did you mean {prefix}{near[0]}?")
 
 
-def _is_section(annotation: object) -> bool:
-    return dataclasses.is_dataclass(annotation) or (isinstance(annotation, type) and issubclass(annotation, BaseModel))
-
-
-def _section_fields(section: Any) -> Collection[str]:
-    """The keys of a section, which is a model of pydantic or a dataclass of `fuxi_beta.config`."""
-    if dataclasses.is_dataclass(section):
-        return [field.name for field in dataclasses.fields(section)]
-    return section.model_fields
+def _keys(section: Any) -> Collection[str] | None:
+    """The keys of a section, a model of pydantic or a dataclass of `fuxi_beta.config`; None for a single value."""
+    return getattr(section, "model_fields", None) or getattr(section, "__dataclass_fields__", None)

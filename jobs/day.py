@@ -4,14 +4,17 @@ import datetime as dt
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypedDict
+
+from pydantic import TypeAdapter
 
 from jobs.config import Config
 from pipelines import leases, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
+from pipelines.logs.files import LogFile
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 
 STAGES = ("sessionize", "train", "evaluate", "promote", "recommend", "report")
@@ -32,16 +35,6 @@ class StageMarker(TypedDict):
 
 
 @dataclass(frozen=True)
-class InputFile:
-    """A log file as it was when the run record was made."""
-
-    uri: str
-    size: int
-    etag: str
-    landing_day: str = ""  # ISO date of its log partition
-
-
-@dataclass(frozen=True)
 class RunRecord:
     """What a ds is computed from. Made once by the first stage; every re-run reads it."""
 
@@ -52,11 +45,14 @@ class RunRecord:
     parent_sequences: str | None = None  # ds whose shards are merged into
     vocabulary_version: int | None = None  # Delta version of the vocabulary before this day
     parent_model: str | None = None  # MLflow version the training starts from
-    files: tuple[InputFile, ...] = ()  # log files not consumed by an earlier ds
-    catalogue_files: tuple[InputFile, ...] = ()
+    files: tuple[LogFile, ...] = ()  # not consumed by an earlier ds
+    catalogue_files: tuple[LogFile, ...] = ()  # without landing days
     sequences_ds: str | None = None  # an earlier ds whose shards serve this one, when today's input was refused
     chosen_model: str | None = None  # MLflow version that serves this ds; written by promote
     chosen_reason: str = ""
+
+
+_RECORD = TypeAdapter(RunRecord)  # ignores keys of other releases
 
 
 @dataclass
@@ -95,12 +91,7 @@ class Day:
         """The run record. InputError if the first stage has not made it."""
         if not self.has_record:
             raise InputError(f"{self.record_uri} is not there: run `fuxi sessionize --ds {self.ds}` first")
-        content = storage.read_json(self.record_uri)
-        known = {item.name for item in fields(RunRecord)}
-        content = {key: value for key, value in content.items() if key in known}
-        for key in ("files", "catalogue_files"):
-            content[key] = tuple(InputFile(**file) for file in content.get(key, ()))
-        return RunRecord(**content)
+        return _RECORD.validate_python(storage.read_json(self.record_uri))
 
     @property
     def sequences_ds(self) -> dt.date:
@@ -129,13 +120,9 @@ class Day:
         """Write values that are decided later (the chosen model) into the run record."""
         storage.write_json(self.record_uri, asdict(replace(self.record, **values)))
 
-    def marker_uri(self, stage: str) -> str:
-        """Where a stage notes that it has finished."""
-        return self.path(f"{stage}.json")
-
     def marker(self, stage: str) -> StageMarker | None:
         """The marker of a stage, None if it has not finished under the present run record."""
-        return self._of_this_record(self.marker_uri(stage))
+        return self._of_this_record(self.path(f"{stage}.json"))
 
     def result(self, stage: str) -> StageResult | None:
         """What a stage returned, None if it has not finished under the present run record."""
@@ -151,7 +138,7 @@ class Day:
             finished_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             result=result,
         )
-        storage.write_json(self.marker_uri(stage), marker)
+        storage.write_json(self.path(f"{stage}.json"), marker)
 
     def note_failure(self, stage: str, message: str) -> None:
         """Note why a stage did not finish; the day's report says it."""
@@ -197,17 +184,11 @@ def open_day(
     create: bool = True,
 ) -> Day:
     """Open (or create) the workspace for one serving day. A ds after today is refused: its logs are not complete."""
-    sequences = config.sequences
-    today = Calendar(sequences.timezone).date_of(int(time.time()))
+    today = Calendar(config.sequences.timezone).date_of(int(time.time()))
     if ds > today:
         raise InputError(f"ds {ds} is in the future (today is {today}): give a day whose logs are complete")
-    wanted = WorkspaceSpec(
-        timezone=sequences.timezone,
-        buckets=sequences.buckets,
-        user_id_type=sequences.user_id_type,
-        item_id_type=sequences.item_id_type,
-    )
-    workspace = open_workspace(config.workspace, wanted, create=create)
+    fixed = config.sequences.model_dump(include={"timezone", "buckets", "user_id_type", "item_id_type"})
+    workspace = open_workspace(config.workspace, WorkspaceSpec(**fixed), create=create)
     return Day(config, ds, workspace, force=force, refresh_inputs=refresh_inputs, accept_quality=accept_quality)
 
 

@@ -50,20 +50,15 @@ def run_demo(workspace: str, *, listeners: int, overrides: Sequence[str] = ()) -
 
     config = demo_config(workspace, overrides)
     started = time.monotonic()
-    seconds: dict[str, list[float]] = {}
     with Usage() as usage:
         logs = SyntheticConfig(listeners=listeners, **CATALOGUE, first_day=FIRST_LANDING_DAY, days=HISTORY_DAYS + 1)
         synth(logs, f"{config.workspace}/logs")
-        seconds["synth"] = [time.monotonic() - started]
+        synth_seconds = time.monotonic() - started
         results = [run_day(open_day(config, ds)) for ds in SERVING_DAYS]
-    for name in STAGES:
-        seconds[name] = [result.seconds.get(name, 0.0) for result in results]
-    print_screen(config, results, seconds, total=time.monotonic() - started, peak=usage.gigabytes)
+    print_screen(config, results, synth_seconds, usage)
 
 
-def print_screen(
-    config: Config, results: list[DayResult], seconds: dict[str, list[float]], *, total: float, peak: float
-) -> None:
+def print_screen(config: Config, results: list[DayResult], synth_seconds: float, usage: Usage) -> None:
     """One listener's list, the metrics of both days, the seconds of every stage, and where things are."""
     from rich.console import Console
 
@@ -73,7 +68,7 @@ def print_screen(
     console.print()
     show.render(show.show(config, pick_listener(config, last.ds), last.ds))
     console.print(metrics_table(results))
-    console.print(seconds_table(seconds, results, total=total, peak=peak))
+    console.print(seconds_table(results, synth_seconds, usage))
     root = config.workspace
     model = last.stages["promote"].get("chosen")
     console.print(
@@ -90,23 +85,21 @@ def print_screen(
 
 def pick_listener(config: Config, ds: dt.date) -> str:
     """The listener in the middle of those with a list from the model, by user id."""
-    wanted = (pc.field(DS) == pa.scalar(ds)) & (pc.field(SOURCE) == SOURCE_MODEL) & pc.field(USER_ID).is_valid()
-    lists = delta_tables.read(f"{config.workspace}/recommendations", wanted, [USER_ID])
-    served = sorted(lists[USER_ID].to_pylist()) if lists else []
-    if not served:
-        raise InputError(
-            f"{config.workspace}/recommendations has no list from a model for {ds}: see the failures above"
-        )
-    return str(served[len(served) // 2])
+    lists = f"{config.workspace}/recommendations"
+    by_model = (pc.field(DS) == pa.scalar(ds, pa.date32())) & (pc.field(SOURCE) == SOURCE_MODEL)
+    rows = delta_tables.read(lists, by_model & pc.field(USER_ID).is_valid(), [USER_ID])
+    if not rows:
+        raise InputError(f"{lists} has no list from a model for {ds}: see the failures above")
+    return str(sorted(rows[USER_ID].to_pylist())[rows.num_rows // 2])
 
 
 def metrics_table(results: list[DayResult]) -> "Table":
     """Metrics of every recommender over all listeners, each day a block of rows."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(title="New songs found, on the last day known of each (protocol next_day)", title_justify="left")
-    for label in ("Day", "", *METRIC_COLUMNS.values()):
-        table.add_column(label, justify="left" if label in ("Day", "") else "right", no_wrap=True)
+    columns = [Column(label, justify="right", no_wrap=True) for label in METRIC_COLUMNS.values()]
+    title = "New songs found, on the last day known of each (protocol next_day)"
+    table = Table(Column("Day", no_wrap=True), Column(no_wrap=True), *columns, title=title, title_justify="left")
     for result in results:
         measured = result.stages.get("evaluate", {}).get("metrics", {})
         for name in (name for name in NAMES if name in measured):
@@ -118,14 +111,14 @@ def metrics_table(results: list[DayResult]) -> "Table":
     return table
 
 
-def seconds_table(seconds: dict[str, list[float]], results: list[DayResult], *, total: float, peak: float) -> "Table":
+def seconds_table(results: list[DayResult], synth_seconds: float, usage: Usage) -> "Table":
     """Seconds of every stage, a column a day."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(caption=f"{total:.0f} s in all, {peak:.1f} GB at the peak", caption_justify="left")
-    table.add_column("Seconds")
-    for result in results:
-        table.add_column(str(result.ds), justify="right")
-    for name, values in seconds.items():
-        table.add_row(name, *(f"{value:.1f}" for value in values))
+    days = [Column(str(result.ds), justify="right") for result in results]
+    caption = f"{usage.seconds:.0f} s in all, {usage.gigabytes:.1f} GB at the peak"
+    table = Table("Seconds", *days, caption=caption, caption_justify="left")
+    table.add_row("synth", f"{synth_seconds:.1f}")
+    for name in STAGES:
+        table.add_row(name, *(f"{result.seconds.get(name, 0.0):.1f}" for result in results))
     return table

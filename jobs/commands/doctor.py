@@ -26,18 +26,12 @@ class Finding:
     name: str
     found: str
     remedy: str = ""
-    required: bool = True
-
-    @property
-    def failed(self) -> bool:
-        """Whether a day cannot run on this machine."""
-        return bool(self.remedy) and self.required
+    required: bool = True  # without it no day can run on this machine
 
 
 def examine(workspace: str) -> list[Finding]:
     """Run every check. No engine is started, and no file is left behind."""
-    machine = [check() for check in (check_python, check_java, check_triple, check_gpu, check_kernels)]
-    return [*machine, check_workspace(workspace)]
+    return [check_python(), check_java(), check_triple(), check_gpu(), check_kernels(), check_workspace(workspace)]
 
 
 def check_python() -> Finding:
@@ -135,8 +129,7 @@ def check_workspace(uri: str) -> Finding:
         probe = storage.join(uri, f"_doctor-{uuid.uuid4().hex}")
         storage.write_bytes(probe, b"probe")
         storage.read_bytes(probe)
-        fs, path = storage.filesystem(probe)
-        fs.delete_file(path)
+        storage.delete_files([probe])
     except (InputError, OSError) as error:
         return Finding("workspace", f"{uri}: {error}", remedy)
     if storage.is_s3(uri):
@@ -152,4 +145,4 @@ def render(findings: list[Finding]) -> bool:
     for finding in findings:
         sign = "ok  " if not finding.remedy else "FAIL" if finding.required else "warn"
         print(f"{sign}  {finding.name:<13} {finding.found}" + (f"\n      {finding.remedy}" if finding.remedy else ""))
-    return not any(finding.failed for finding in findings)
+    return not any(finding.remedy and finding.required for finding in findings)

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from jobs.commands import forget_stores
-from jobs.commands.forget_stores import Advance, Removal, Store
+from jobs.commands.forget_stores import Removal, Store
 from jobs.config import Config
 from jobs.day import STAGES
-from jobs.runtime.console import log, progress
+from jobs.runtime.console import Advance, log, progress
 from pipelines import leases, storage
 from pipelines.errors import BusyError, InputError
 from pipelines.forget import blocklist, shards
@@ -30,7 +30,9 @@ from pipelines.workspace import Workspace, open_workspace
 LOCKS = ("daily", *STAGES)
 """Leases of a ds; a run that reads or writes the ds holds at least one of them."""
 PURPOSE = "fuxi forget"
+_FOLDERS = ("sequences", "recommendations", "quarantine", "reports", "reproduce")
 _PASSES = 3
+_HALF_WRITTEN = re.compile(r"\.[0-9a-f]{32}\.tmp$")  # the temporary name of a file that a killed run was writing
 
 
 @dataclass
@@ -42,10 +44,6 @@ class ForgetResult:
     recorded: int = 0  # listeners new to the blocklist
     found: int = 0  # listeners that were found anywhere
     stores: dict[str, Matches] = field(default_factory=dict)
-
-    def add(self, name: str, matches: Matches) -> None:
-        """Count what a store held."""
-        self.stores[name] = self.stores.get(name, Matches()) + matches
 
 
 def read_ids(workspace: Workspace, users: Sequence[str], file: str | None) -> pa.Array:
@@ -87,15 +85,14 @@ def forget(config: Config, ids: pa.Array, *, dry_run: bool = False) -> ForgetRes
     result = ForgetResult(len(listeners), dry_run)
     removal = Removal(config, workspace, listeners, lambda ds: lock_day(workspace, ds), dry_run)
     if dry_run:
-        _count_unlisted(removal, result)
-        _count_stores(removal, result)
+        result.stores = _count_unlisted(removal) | _count_stores(removal)
         result.found = int(listeners.found.sum())
         return result
     with leases.lease(storage.join(workspace.forgotten, "forget.lock"), purpose=PURPOSE):
         require_idle(workspace)
         result.recorded = blocklist.add(workspace.forgotten, ids)
-        _count_unlisted(removal, result)
-        _erase(removal, result)
+        result.stores = _count_unlisted(removal)
+        _erase(removal, result.stores)
     result.found = int(listeners.found.sum())
     log("forgotten", listeners=result.listeners, found=result.found, recorded=result.recorded)
     return result
@@ -105,9 +102,13 @@ def forget(config: Config, ids: pa.Array, *, dry_run: bool = False) -> ForgetRes
 def lock_day(workspace: Workspace, ds: dt.date) -> Iterator[None]:
     """Hold every lease of a ds. BusyError if a run holds one of them."""
     with contextlib.ExitStack() as stack:
-        for name in LOCKS:
-            stack.enter_context(leases.lease(storage.join(workspace.run(ds), f"{name}.lock"), purpose=PURPOSE))
+        for uri in _locks(workspace, ds):
+            stack.enter_context(leases.lease(uri, purpose=PURPOSE))
         yield
+
+
+def _locks(workspace: Workspace, ds: dt.date) -> list[str]:
+    return [storage.join(workspace.run(ds), f"{name}.lock") for name in LOCKS]
 
 
 def require_idle(workspace: Workspace) -> None:
@@ -116,44 +117,47 @@ def require_idle(workspace: Workspace) -> None:
     A run takes its lease before it reads what earlier days published. So a run that starts after this check reads
     what was published before it, and none of the files that are deleted afterwards.
     """
-    locks = [storage.join(workspace.run(ds), f"{name}.lock") for ds in workspace.days("runs") for name in LOCKS]
+    locks = [uri for ds in workspace.days("runs") for uri in _locks(workspace, ds)]
     with ThreadPoolExecutor(16) as pool:
         for uri, holder in zip(locks, pool.map(leases.lease_holder, locks), strict=True):
             if holder:
                 raise BusyError(f"{uri} is held by another run ({holder}): run `fuxi forget` again when it has ended")
 
 
-def _count_unlisted(removal: Removal, result: ForgetResult) -> None:
-    """Count what killed runs left, before this run leaves files of its own."""
-    workspace = removal.workspace
-    uris = shards.unlisted_shards(workspace, shards.files_below(workspace, "sequences"))
-    uris += forget_stores.unlisted_parts(workspace, shards.files_below(workspace, "recommendations"))
-    result.add("files that nothing names", shards.find_in_unlisted(uris, removal.listeners))
+def _count_unlisted(removal: Removal) -> dict[str, Matches]:
+    """What killed runs left, counted before this run leaves files of its own."""
+    files = {folder: shards.files_below(removal.workspace, folder) for folder in ("sequences", "recommendations")}
+    return {"files that nothing names": shards.find_in_unlisted(_unlisted(removal, files), removal.listeners)}
 
 
-def _count_stores(removal: Removal, result: ForgetResult) -> None:
-    """Count what the stores hold; `removal.dry_run` is set."""
-    for name, store in _stores().items():
-        result.add(name, store(removal, lambda _: None))
+def _unlisted(removal: Removal, files: dict[str, list[str]]) -> list[str]:
+    """The files that neither a manifest nor the current version of the table of lists names. files: by folder."""
+    in_sequences = shards.unlisted_shards(removal.workspace, files["sequences"])
+    return in_sequences + forget_stores.unlisted_parts(removal.workspace, files["recommendations"])
 
 
-def _erase(removal: Removal, result: ForgetResult) -> None:
+def _count_stores(removal: Removal) -> dict[str, Matches]:
+    counting = replace(removal, dry_run=True)
+    return {name: store(counting, lambda _: None) for name, store in _stores().items()}
+
+
+def _erase(removal: Removal, erased: dict[str, Matches]) -> None:
     """Rewrite every store until no day is running and nothing is found any more, then delete the unlisted files.
 
-    A day that began after the first `require_idle` may have read old files and published what it made of them.
+    A day that began after the first `require_idle` may have read old files and published what it made of them. Files
+    are listed before no run is found to be running, so that none of those deleted belongs to a day that began since.
     """
-    workspace, listeners = removal.workspace, removal.listeners
+    workspace = removal.workspace
     for _ in range(_PASSES):
         for name, erase in _stores().items():
-            buckets = len(listeners.by_bucket(workspace.spec.buckets)) if name == "sequences" else None
+            buckets = len(removal.listeners.by_bucket(workspace.spec.buckets)) if name == "sequences" else None
             with progress(name, buckets, unit="buckets" if buckets else "", remaining=buckets is not None) as advance:
-                result.add(name, erase(removal, advance))
-        uris = shards.files_below(workspace, "sequences", "recommendations", "quarantine", "reports", "reproduce")
+                erased[name] = erased.get(name, Matches()) + erase(removal, advance)
+        files = {folder: shards.files_below(workspace, folder) for folder in _FOLDERS}
         require_idle(workspace)
-        remaining = ForgetResult(len(listeners), dry_run=True)
-        _count_stores(replace(removal, dry_run=True), remaining)
-        if not any(matches.files for matches in remaining.stores.values()):
-            _delete_unlisted(removal, uris)
+        if not any(matches.files for matches in _count_stores(removal).values()):
+            half_written = [uri for uris in files.values() for uri in uris if _HALF_WRITTEN.search(uri)]
+            storage.delete_files({*_unlisted(removal, files), *half_written})
             return
     raise BusyError(f"{workspace.uri}: days are published while listeners are removed: run `fuxi forget` again")
 
@@ -210,34 +214,12 @@ def _delete_staging(removal: Removal, advance: Advance) -> Matches:
     return matches
 
 
-def _delete_unlisted(removal: Removal, uris: list[str]) -> None:
-    """Delete what neither a manifest nor the current version of the table of lists names, and half-written files.
-
-    uris: files listed before no run was found to be running, so that none belongs to a day that began since.
-    """
-    in_sequences, in_lists = (
-        [uri for uri in uris if uri.startswith(f"{storage.join(removal.workspace.uri, folder)}/")]
-        for folder in ("sequences", "recommendations")
-    )
-    unlisted = shards.unlisted_shards(removal.workspace, in_sequences)
-    unlisted += forget_stores.unlisted_parts(removal.workspace, in_lists)
-    elsewhere = set(uris).difference(in_sequences, in_lists)
-    storage.delete_files([*unlisted, *(uri for uri in elsewhere if _is_half_written(uri))])
-
-
-def _is_half_written(uri: str) -> bool:
-    """Whether a file has the temporary name under which a killed run was writing it."""
-    return re.search(r"\.[0-9a-f]{32}\.tmp$", uri) is not None
-
-
 def render(result: ForgetResult) -> None:
     """Print what was removed where, as a table."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    console, table = Console(), Table()
-    for name, justify in (("Where", "left"), ("Files", "right"), ("Rows", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    console, table = Console(), Table("Where", Column("Files", justify="right"), Column("Rows", justify="right"))
     for name, matches in result.stores.items():
         if matches.files:
             table.add_row(name, f"{matches.files:,}", "" if matches.rows is None else f"{matches.rows:,}")

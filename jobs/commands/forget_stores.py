@@ -1,5 +1,6 @@
 """What holds listeners beside the shards and the quarantine: lists, reports, ranks of experiments, failure notes."""
 
+import contextlib
 import datetime as dt
 import html
 import re
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from jobs.config import Config
 from jobs.day import STAGES, Day
+from jobs.runtime.console import Advance
 from jobs.tables import recommendations as lists
 from pipelines import delta_tables, storage
 from pipelines.errors import InputError
@@ -39,8 +41,6 @@ class Removal:
     dry_run: bool = False
 
 
-Advance = Callable[[int], None]
-"""Called with a number of units of work that are done, for progress."""
 Store = Callable[[Removal, Advance], Matches]
 """Removes the listeners from one store, and returns what it held of them."""
 
@@ -149,11 +149,8 @@ def _mentions(uri: str, listeners: ListenersToForget) -> int:
 def _render_again(removal: Removal, ds: dt.date, uri: str) -> None:
     from jobs.stages import report
 
-    try:
+    with contextlib.suppress(Exception):  # for whatever reason the page cannot be rendered, the old one must not stay
         report.run(Day(removal.config, ds, removal.workspace))
-    except Exception:  # for whatever reason the page cannot be rendered, the old one must not stay
-        storage.delete_files([uri])
-        return
     if _mentions(uri, removal.listeners):
         storage.delete_files([uri])
 

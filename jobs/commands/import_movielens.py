@@ -2,13 +2,12 @@
 
 import datetime as dt
 from collections import Counter
-from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
 
 from jobs.config import Config
-from jobs.day import Day, InputFile, StageResult, open_day, run_stage
+from jobs.day import Day, StageResult, open_day, run_stage
 from jobs.reproduce.paper import Counts, against_paper
 from jobs.runtime.console import log
 from jobs.stages import sessionize
@@ -19,9 +18,9 @@ from pipelines.forget import blocklist
 from pipelines.histories import vocabulary
 from pipelines.imports import movielens
 from pipelines.imports.plays import build_histories
-from pipelines.logs import files as logs
+from pipelines.logs.files import LogFile
 from pipelines.logs.validate import QUARANTINE_SCHEMA
-from pipelines.schema import ITEM_ID, ITEM_INDEX
+from pipelines.schema import ITEM_ID, ITEM_INDEX, LANDING_DAY, REASON, SOURCE_FILE
 
 
 def run(config: Config, path: str, *, ds: dt.date | None = None, movies: str | None = None) -> StageResult:
@@ -51,7 +50,7 @@ def run(config: Config, path: str, *, ds: dt.date | None = None, movies: str | N
     return {**result, "ds": str(day.ds)}
 
 
-def _import(day: Day, ratings: movielens.Ratings, files: list[InputFile]) -> StageResult:
+def _import(day: Day, ratings: movielens.Ratings, files: list[LogFile]) -> StageResult:
     """The import as a stage: run record first, manifest last, as in `sessionize`."""
     titles = movielens.read_movies(files[1].uri) if len(files) > 1 else None
     record = day.new_record(
@@ -68,8 +67,9 @@ def _import(day: Day, ratings: movielens.Ratings, files: list[InputFile]) -> Sta
     songs = vocabulary.append(
         day.workspace.vocabulary, pa.array(films), ds=day.ds, item_id_type="int64", run_id=record.run_id
     )
-    target = sessionize.build_spec(day, record.run_id, songs, None)
-    built = build_histories(kept.plays(_indices(songs, kept.item_id)), target)
+    target = sessionize.build_spec(day, songs, parent=None)
+    rated, inverse = np.unique(kept.item_id, return_inverse=True)
+    built = build_histories(kept.plays(songs.lookup(pa.array(rated))[ITEM_INDEX].to_numpy()[inverse]), target)
     rejected = ratings.rejected() + Counter({"after_ds": int((~in_time).sum())})
     counts = {
         "rows_read": ratings.rows_read,
@@ -79,12 +79,11 @@ def _import(day: Day, ratings: movielens.Ratings, files: list[InputFile]) -> Sta
         "duplicates": built.duplicates,
         "rejected": dict(sorted(rejected.items())),
         "songs": songs.size(day.ds),
-        "rated": len(np.unique(kept.item_id)),
+        "rated": len(rated),
         "new_songs": songs.new_on(day.ds),
     }
     _quarantine(day, ratings, record.run_id)
-    source = [logs.LogFile(**asdict(file)) for file in files[:1]]
-    manifest = sessionize.publish(day, target, built, source, counts)
+    manifest = sessionize.publish(day, target, built, files[:1], counts)
     return {**counts, "listeners": manifest.rows, "events": manifest.events, "files": len(manifest.files)}
 
 
@@ -99,26 +98,19 @@ def _check_quality(config: Config, ratings: movielens.Ratings) -> None:
         )
 
 
-def _input_file(uri: str, day: Day) -> InputFile:
+def _input_file(uri: str, day: Day) -> LogFile:
     """A file as it is now, with the day before ds as its landing day."""
     info = storage.file_info(uri)
-    return InputFile(info.uri, info.size, info.etag, str(day.ds - dt.timedelta(days=1)))
+    return LogFile(info.uri, info.size, info.etag, str(day.ds - dt.timedelta(days=1)))
 
 
-def _write_titles(day: Day, titles: pa.Table | None) -> tuple[InputFile, ...]:
+def _write_titles(day: Day, titles: pa.Table | None) -> tuple[LogFile, ...]:
     """Write the titles as a catalogue file, which `fuxi show` reads."""
     if titles is None:
         return ()
     uri = storage.join(day.workspace.uri, "catalogue", f"ds={day.ds}", "movies.parquet")
     storage.write_table(uri, titles)
     return (_input_file(uri, day),)
-
-
-def _indices(songs: vocabulary.Vocabulary, item_id: np.ndarray) -> np.ndarray:
-    """The index of each film, int32; all are in the vocabulary."""
-    known, inverse = np.unique(item_id, return_inverse=True)
-    table = songs.lookup(pa.array(known))
-    return table[ITEM_INDEX].to_numpy()[inverse]
 
 
 def _quarantine(day: Day, ratings: movielens.Ratings, run_id: str) -> None:
@@ -129,10 +121,8 @@ def _quarantine(day: Day, ratings: movielens.Ratings, run_id: str) -> None:
         return
     landed = day.ds - dt.timedelta(days=1)
     rows = [
-        [line.reason for line in ratings.bad],
-        [landed] * len(ratings.bad),
-        [f"{ratings.uri}:{line.number}" for line in ratings.bad],
-        [line.text for line in ratings.bad],
+        {REASON: line.reason, LANDING_DAY: landed, SOURCE_FILE: f"{ratings.uri}:{line.number}", "row": line.text}
+        for line in ratings.bad
     ]
-    table = pa.table(rows, schema=QUARANTINE_SCHEMA)
+    table = pa.Table.from_pylist(rows, QUARANTINE_SCHEMA)
     storage.write_table(storage.join(folder, f"part-{run_id[:12]}.parquet"), table)

@@ -1,6 +1,7 @@
 """`fuxi show`: one listener's recent plays and list of a day, with titles and artists."""
 
 import datetime as dt
+from functools import partial
 from typing import TYPE_CHECKING
 
 from jobs.config import Config
@@ -21,25 +22,19 @@ def show(config: Config, user: str, ds: dt.date) -> ServedListener:
 def render(shown: ServedListener, console: "Console | None" = None) -> None:
     """Print the plays, then the list."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text  # titles are text: "[Intro]" is no markup
 
     console = console or Console()
+    text = partial(Column, overflow="ellipsis", no_wrap=True)
     if shown["recent"]:
         console.print(Text(f"Listener {shown['user']}, last plays before {shown['ds']}", style="bold"))
-        plays = Table()
-        for name in ("When", "Title", "Artist"):
-            plays.add_column(name, overflow="ellipsis", no_wrap=True)
-        plays.add_column("Played", justify="right", min_width=6)
+        plays = Table(text("When"), text("Title"), text("Artist"), Column("Played", justify="right", min_width=6))
         for play in shown["recent"]:
             plays.add_row(play["time"], Text(play["title"]), Text(play["artist"]), f"{play[COMPLETION]} %")
         console.print(plays)
     console.print(Text(_headline(shown), style="bold"))
-    songs = Table()
-    songs.add_column("", justify="right")
-    for name in ("Title", "Artist"):
-        songs.add_column(name, overflow="ellipsis", no_wrap=True)
-    songs.add_column("Score", justify="right")
+    songs = Table(Column(justify="right"), text("Title"), text("Artist"), Column("Score", justify="right"))
     for item in shown["items"]:
         songs.add_row(str(item["rank"]), Text(item["title"]), Text(item["artist"]), f"{item[SCORE]:.3f}")
     console.print(songs)

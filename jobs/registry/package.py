@@ -4,9 +4,8 @@ Nothing is pickled: `pyfunc_model.py` is stored as text with the packages it nee
 the code it was trained with.
 """
 
-import shutil
 import warnings
-from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,13 +32,16 @@ def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> "t
     """
     import mlflow
 
+    import fuxi_beta
+    import jobs
+    import pipelines
     from fuxi_beta.training.checkpoint import load_export
 
     trained = load_export(folder)
     songs_file = str(Path(scratch, "vocabulary.parquet"))
     songs = read_vocabulary(day, size=trained.vocabulary_size)
     storage.write_table(songs_file, songs)
-    code = _code(scratch)
+    code = [str(Path(str(package.__file__)).parent) for package in (fuxi_beta, jobs, pipelines)]
     signature, example = _signature(day, songs, trained.data_end)
     served = {"timezone": day.workspace.spec.timezone, "request_hour": trained.request_hour}
     with mlflow.start_run(run_id=mlflow_run_id), warnings.catch_warnings():
@@ -52,7 +54,8 @@ def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> "t
             signature=signature,
             model_config=served,
             input_example=example,
-            pip_requirements=_pinned(_REQUIREMENTS),
+            # without local build tags such as +cpu
+            pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in _REQUIREMENTS],
         )
     protocol = trained.train_config.protocol
     return info, {"ds": trained.ds, "data_end": str(trained.data_end), "protocol": protocol}
@@ -65,38 +68,12 @@ def _signature(day: Day, songs: pa.Table, data_end: int) -> "tuple[ModelSignatur
     from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
     item = DataType.long if day.workspace.spec.item_id_type == "int64" else DataType.string
-    inputs = Schema(
-        [
-            ColSpec(Array(item), "item_ids"),
-            ColSpec(Array(DataType.long), "timestamps"),
-            ColSpec(DataType.long, "request_time", required=False),
-            ColSpec(DataType.long, "k", required=False),
-        ]
-    )
+    lists = [ColSpec(Array(item), "item_ids"), ColSpec(Array(DataType.long), "timestamps")]
+    numbers = [ColSpec(DataType.long, name, required=False) for name in ("request_time", "k")]
+    inputs = Schema([*lists, *numbers])
     outputs = Schema([ColSpec(Array(item), "items"), ColSpec(Array(DataType.float), "scores")])
     played = songs[ITEM_ID].to_pylist()[:_EXAMPLE_SONGS]
     times = [data_end - 3600 * (len(played) - i) for i in range(len(played))]
     request_time = day.calendar.request_time(day.ds)
     example = {"item_ids": [played], "timestamps": [times], "request_time": [request_time], "k": [10]}
     return ModelSignature(inputs=inputs, outputs=outputs), pd.DataFrame(example)
-
-
-def _pinned(packages: Iterable[str]) -> list[str]:
-    """Requirements at the versions of this environment, without local build tags such as +cpu."""
-    from importlib.metadata import version
-
-    return [f"{package}=={version(package).partition('+')[0]}" for package in packages]
-
-
-def _code(scratch: str) -> list[str]:
-    """Copies of the packages whose code a version runs, without compiled files."""
-    import fuxi_beta
-    import jobs
-    import pipelines
-
-    folders = []
-    for package in (fuxi_beta, jobs, pipelines):
-        source, target = Path(str(package.__file__)).parent, Path(scratch, package.__name__)
-        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        folders.append(str(target))
-    return folders

@@ -4,6 +4,7 @@ A version carries the tags `run_key` (what it was trained from), `ds`, `data_end
 `promoted_ds`. Stages find versions by tag, never by alias: aliases are for people and other services.
 """
 
+import contextlib
 import datetime as dt
 import logging
 import os
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from jobs.day import Day
 from jobs.registry.package import log_pyfunc
@@ -23,10 +24,8 @@ from pipelines.errors import InputError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.store.entities import PagedList
 
 CHALLENGER, CHAMPION = "challenger", "champion"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,6 @@ class ModelVersionInfo:
     data_end: int
     run_key: str
     protocol: str
-    mlflow_run_id: str
     promoted_ds: dt.date | None
 
 
@@ -105,9 +103,11 @@ def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run
 
 def versions(day: Day) -> list[ModelVersionInfo]:
     """Every version of the daily model, oldest first."""
-    client, name = _client(day), day.config.mlflow.model_name
-    pages = _pages(lambda token: client.search_model_versions(f"name = '{name}'", page_token=token))
-    return sorted((_info(version) for version in pages), key=lambda info: int(info.version))
+    import mlflow
+
+    _client(day)
+    found = mlflow.search_model_versions(filter_string=f"name = '{day.config.mlflow.model_name}'")
+    return sorted((_info(version) for version in found), key=lambda info: int(info.version))
 
 
 def version_info(day: Day, version: str) -> ModelVersionInfo:
@@ -163,8 +163,7 @@ def download_model(day: Day, version: str) -> str:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    _client(day)
-    uri = f"models:/{day.config.mlflow.model_name}/{version}/artifacts/export"
+    uri = f"{model_uri(day, version)}/artifacts/export"
     try:
         return mlflow.artifacts.download_artifacts(artifact_uri=uri)
     except (MlflowException, OSError) as error:
@@ -196,10 +195,8 @@ def _client(day: Day) -> "MlflowClient":
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if mlflow.get_tracking_uri() != day.tracking_uri:
-        mlflow.set_tracking_uri(day.tracking_uri)
-    if mlflow.get_registry_uri() != day.tracking_uri:
-        mlflow.set_registry_uri(day.tracking_uri)
+    mlflow.set_tracking_uri(day.tracking_uri)
+    mlflow.set_registry_uri(day.tracking_uri)
     return mlflow.MlflowClient(day.tracking_uri, day.tracking_uri)
 
 
@@ -227,10 +224,8 @@ def _ensure_registered_model(client: "MlflowClient", name: str) -> None:
     try:
         client.get_registered_model(name)
     except MlflowException:
-        try:
+        with contextlib.suppress(MlflowException):  # another process was first; if not, creating a version raises
             _retry(lambda: client.create_registered_model(name))
-        except MlflowException:
-            client.get_registered_model(name)  # another process was first; anything else raises here
 
 
 def _info(version: "ModelVersion") -> ModelVersionInfo:
@@ -242,7 +237,6 @@ def _info(version: "ModelVersion") -> ModelVersionInfo:
         data_end=int(tags.get("data_end", 0)),
         run_key=tags.get("run_key", ""),
         protocol=tags.get("protocol", ""),
-        mlflow_run_id=version.run_id or "",
         promoted_ds=dt.date.fromisoformat(promoted) if promoted else None,
     )
 
@@ -259,26 +253,16 @@ def _forward_alias(day: Day, alias: str, info: ModelVersionInfo) -> bool:
     return True
 
 
-def _pages(fetch: "Callable[[str | None], PagedList[T]]") -> list[T]:
-    """All results of a search that answers in pages."""
-    page = fetch(None)
-    results = list(page)
-    while page.token:
-        page = fetch(page.token)
-        results += page
-    return results
-
-
-def _retry(write: Callable[[], T], attempts: int = 5) -> T:
+def _retry(write: Callable[[], object]) -> None:
     """Repeat a registry write that lost a race: sqlite raises IntegrityError or is locked while another writes."""
     from mlflow.exceptions import MlflowException
 
-    for attempt in range(attempts):
+    for pause_s in (0.1, 0.2, 0.4, 0.8):
         try:
-            return write()
+            write()
+            return
         except MlflowException as error:
-            transient = any(text in str(error) for text in ("IntegrityError", "database is locked"))
-            if not transient or attempt == attempts - 1:
+            if not any(text in str(error) for text in ("IntegrityError", "database is locked")):
                 raise
-            time.sleep(0.1 * 2**attempt)
-    raise AssertionError("unreachable")
+        time.sleep(pause_s)
+    write()

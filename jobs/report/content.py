@@ -11,9 +11,8 @@ from fuxi_beta.evaluation.metrics import metric_of, metric_order, metric_title
 from jobs.day import STAGES, Day, StageMarker, StageResult
 from jobs.report.charts import loss_chart, temporal_chart, trend_chart
 from jobs.report.examples import example_lists
-from jobs.report.quality import quality_lines, recent_quality, trailing_chart
-from jobs.tables.metrics import read_metrics
-from pipelines import storage
+from jobs.report.quality import quality_lines, trailing_chart
+from pipelines import delta_tables, storage
 from pipelines.schema import DS, MODEL_VERSION
 
 SHOWN_STAGES = STAGES[: STAGES.index("report")]
@@ -62,26 +61,25 @@ def content(day: Day) -> dict[str, Any]:
     stages = finished(day)
     results = {name: marker["result"] for name, marker in stages.items()}
     before = day.at(day.ds - dt.timedelta(days=1))
+    earlier, yesterday = finished(before), before.workspace.report(before.ds)
     train, measured = results.get("train", {}), results.get("evaluate", {})
-    headline = headline_metric(day.config.gates.metric, measured.get("metrics", {}))
+    metrics = measured.get("metrics", {})
+    headline = headline_metric(day.config.gates.metric, metrics)
     protocol = measured.get("protocol", day.config.train.protocol)
     trend = metric_trend(day, metric=headline, protocol=protocol)
-    status = day_status(day, results)
-    quality = recent_quality(day, TREND_DAYS)
+    quality = _last_days(day, day.workspace.quality)
     examples, no_examples = example_lists(day) if "recommend" in results else ((), "nothing is published for this day")
     return {
         "day": day,
         "record": day.record,
         "results": results,
-        "status": status,
-        "yesterday": before.workspace.report(before.ds) if storage.exists(before.workspace.report(before.ds)) else None,
+        "status": day_status(day, results),
+        "yesterday": yesterday if storage.exists(yesterday) else None,
         "before": before.ds,
-        "earlier": {name: marker["result"] for name, marker in finished(before).items()},
-        "timing": timing(stages, finished(before)),
+        "earlier": {name: marker["result"] for name, marker in earlier.items()},
+        "timing": timing(stages, earlier),
         "headline": metric_title(headline),
-        "headline_values": {
-            n: slices.get("all", {}).get(headline) for n, slices in measured.get("metrics", {}).items()
-        },
+        "headline_values": {n: values.get("all", {}).get(headline) for n, values in metrics.items()},
         "recommenders": RECOMMENDERS,
         "metric_tables": metric_tables(measured, headline),
         "rejected": rejected(results.get("sessionize", {})),
@@ -111,8 +109,12 @@ def day_status(day: Day, results: Results) -> Status:
     chosen = day.record.chosen_model
     own = chosen is not None and chosen == results.get("train", {}).get("model_version")
     held = [gate for gate in results.get("promote", {}).get("gates", ()) if not gate["passed"]]
-    accepted = _accepted_input(results)
-    notes = [*missing, *accepted, *([_sentence(day.record.chosen_reason)] if held or not (own or missing) else [])]
+    accepted = results.get("sessionize", {}).get("accepted_quality", ())
+    notes = list(missing)
+    if accepted:
+        notes.append(f"The input broke its bounds and was taken with --accept-quality: {'; '.join(accepted)}.")
+    if held or not (own or missing):
+        notes.append(_sentence(day.record.chosen_reason))
     if chosen is None:
         return Status("degraded", "Published, degraded: popular songs for everyone, no model serves", tuple(notes))
     if missing:
@@ -142,12 +144,6 @@ def _missing_stages(day: Day, results: Results) -> list[str]:
         why = day.failure(name)
         notes.append(f"The stage {name} did not finish. {_sentence(why) if why else ''}".strip())
     return notes
-
-
-def _accepted_input(results: Results) -> list[str]:
-    """A sentence on the bounds that the input broke, where it was accepted in spite of them."""
-    broken = results.get("sessionize", {}).get("accepted_quality", ())
-    return [f"The input broke its bounds and was taken with --accept-quality: {'; '.join(broken)}."] if broken else []
 
 
 def _sentence(text: str) -> str:
@@ -202,12 +198,8 @@ def _best(metric: str, values: list[float | None]) -> float | None:
 
 def metric_trend(day: Day, *, metric: str, protocol: str) -> dict[str, dict[dt.date, float]]:
     """A metric over all listeners on the last days up to this one: recommender -> ds -> value."""
-    since, end = day.ds - dt.timedelta(days=TREND_DAYS - 1), day.ds + dt.timedelta(days=1)
-    rows = [
-        row
-        for row in read_metrics(day.workspace, since=since, before=end)
-        if row["metric"] == metric and row["slice"] == "all" and row["protocol"] == protocol
-    ]
+    wanted = {"metric": metric, "slice": "all", "protocol": protocol}
+    rows = [row for row in _last_days(day, day.workspace.metrics) if wanted.items() <= row.items()]
     days = sorted({row[DS] for row in rows})
     with ThreadPoolExecutor(8) as pool:
         trained = dict(zip(days, pool.map(lambda ds: day.at(ds).result("train"), days), strict=True))
@@ -220,6 +212,11 @@ def metric_trend(day: Day, *, metric: str, protocol: str) -> dict[str, dict[dt.d
             name = "challenger" if marker["model_version"] == name else "champion"
         trend.setdefault(name, {})[row[DS]] = row["value"]
     return trend
+
+
+def _last_days(day: Day, table_uri: str) -> list[delta_tables.Row]:
+    since, end = day.ds - dt.timedelta(days=TREND_DAYS - 1), day.ds + dt.timedelta(days=1)
+    return delta_tables.read_days(table_uri, since=since, before=end)
 
 
 def rejected(sessionized: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -235,16 +232,16 @@ def rejected(sessionized: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def timing(stages: Stages, earlier: Stages) -> dict[str, Any]:
     """Seconds of every stage beside those of the day before. share: of the longest stage, the length of the bar."""
-    longest = max((marker["seconds"] for marker in stages.values()), default=0.0)
+    took = {name: marker["seconds"] for name, marker in stages.items()}
+    longest = max(took.values(), default=0.0)
     rows = [
         {
             "stage": name,
-            "seconds": stages[name]["seconds"] if name in stages else None,
+            "seconds": took.get(name),
             "before": earlier[name]["seconds"] if name in earlier else None,
-            "share": stages[name]["seconds"] / longest if name in stages and longest else 0.0,
+            "share": took.get(name, 0.0) / longest if longest else 0.0,
             "finished_at": stages[name]["finished_at"] if name in stages else None,
         }
         for name in SHOWN_STAGES
     ]
-    slowest = max(stages, key=lambda name: stages[name]["seconds"], default=None)
-    return {"rows": rows, "total": sum(marker["seconds"] for marker in stages.values()), "slowest": slowest}
+    return {"rows": rows, "total": sum(took.values()), "slowest": max(took, key=took.__getitem__, default=None)}

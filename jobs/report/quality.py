@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.day import Day
 from jobs.report.charts import Chart, Panel, panel_chart
-from jobs.tables.quality import read_quality
 from pipelines.logs.quality import (
     ACCEPTED,
     DUPLICATE_SHARE,
@@ -59,33 +57,22 @@ def quality_lines(rows: Sequence[Row], ds: dt.date) -> list[QualityLine]:
 
 def trailing_chart(rows: Sequence[Row]) -> Chart | None:
     """Plays a landing day, rejected rows and unknown songs over the days, with refused days."""
-    return panel_chart([_panel(title, name, rows) for name, title in PANELS.items()])
-
-
-def recent_quality(day: Day, days: int) -> list[dict[str, Any]]:
-    """Rows of the table `quality` of the last days up to this one."""
-    since, end = day.ds - dt.timedelta(days=days - 1), day.ds + dt.timedelta(days=1)
-    return read_quality(day.workspace, since=since, before=end)
-
-
-def _panel(title: str, name: str, rows: Sequence[Row]) -> Panel:
-    rows = [row for row in rows if row["metric"] == name]
-    return Panel(
-        title,
-        values={row[DS]: row["value"] for row in rows},
-        lower={row[DS]: row["lower"] for row in rows if row["lower"] is not None},
-        upper={row[DS]: row["upper"] for row in rows if row["upper"] is not None},
-        broken=frozenset(row[DS] for row in rows if row["passed"] is False),
-        share=name != PLAYS_PER_LANDING_DAY,
-    )
+    panels = []
+    for name, title in PANELS.items():
+        of_days = {row[DS]: row for row in rows if row["metric"] == name}
+        values, lower, upper = (
+            {ds: row[column] for ds, row in of_days.items() if row[column] is not None}
+            for column in ("value", "lower", "upper")
+        )
+        broken = frozenset(ds for ds, row in of_days.items() if row["passed"] is False)
+        panels.append(Panel(title, values, lower, upper, broken, share=name != PLAYS_PER_LANDING_DAY))
+    return panel_chart(panels)
 
 
 def _line(row: Row) -> QualityLine:
     name, lower, upper = row["metric"], row["lower"], row["upper"]
     label = LABELS.get(name, f"No {name.removeprefix(NULL_SHARE)}")
-    verdict = "" if row["passed"] is None else "pass" if row["passed"] else "fail"
-    if row["accepted_override"]:
-        verdict = "accepted"
+    verdict = "accepted" if row["accepted_override"] else {None: "", True: "pass", False: "fail"}[row["passed"]]
     bounds = [_number(name, bound) for bound in (lower, upper) if bound is not None]
     if lower is not None and upper is not None:
         allowed = f"{bounds[0]} to {bounds[1]}"

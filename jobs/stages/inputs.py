@@ -1,9 +1,8 @@
 """What a ds is computed from: found and frozen once by the first stage, checked by every later run of it."""
 
 import datetime as dt
-from dataclasses import asdict
 
-from jobs.day import Day, InputFile, RunRecord
+from jobs.day import Day, RunRecord
 from pipelines import delta_tables, storage
 from pipelines.errors import InputError
 from pipelines.histories import shards
@@ -15,30 +14,14 @@ _REFRESH = "run with --refresh-inputs to take the inputs as they are now"
 
 def log_spec(day: Day) -> logs.LogSpec:
     """Where this deployment's play logs are and how to read them."""
-    configured, fixed = day.config.logs, day.workspace.spec
-    return logs.LogSpec(
-        path=configured.path,
-        format=configured.format,
-        columns=configured.columns,
-        user_id_type=fixed.user_id_type,
-        item_id_type=fixed.item_id_type,
-    )
+    configured, fixed = day.config.logs.model_dump(include={"path", "format", "columns"}), day.workspace.spec
+    return logs.LogSpec(**configured, user_id_type=fixed.user_id_type, item_id_type=fixed.item_id_type)
 
 
 def rules(day: Day) -> ValidationRules:
     """What makes a row of these logs a play."""
-    configured = day.config.logs
-    return ValidationRules(
-        play_events=configured.play_events,
-        other_events=configured.other_events,
-        max_late_days=configured.max_late_days,
-        timezone=day.workspace.spec.timezone,
-    )
-
-
-def log_files(record: RunRecord) -> list[logs.LogFile]:
-    """The log files of a run record."""
-    return [logs.LogFile(**asdict(file)) for file in record.files]
+    configured = day.config.logs.model_dump(include={"play_events", "other_events", "max_late_days"})
+    return ValidationRules(**configured, timezone=day.workspace.spec.timezone)
 
 
 def freeze(day: Day) -> RunRecord:
@@ -59,8 +42,8 @@ def freeze(day: Day) -> RunRecord:
         parent_sequences=str(earlier[-1]) if earlier else None,
         vocabulary_version=delta_tables.version(day.workspace.vocabulary),
         parent_model=_parent_model(day),
-        files=tuple(InputFile(**asdict(file)) for file in files),
-        catalogue_files=tuple(InputFile(file.uri, file.size, file.etag) for file in catalogue),
+        files=tuple(files),
+        catalogue_files=tuple(logs.LogFile(file.uri, file.size, file.etag, landing_day="") for file in catalogue),
     )
     if not files:
         expected = "ds=YYYY-MM-DD" if parent is None else f"ds={day.ds - dt.timedelta(days=1)}"
@@ -94,8 +77,7 @@ def _validated_record(day: Day) -> RunRecord:
             f"{day.record_uri} was made with another configuration (hash {record.config_hash}, now "
             f"{day.config.hash()}): go back to that configuration, or {_REFRESH}"
         )
-    problems = logs.changed(log_files(record))
-    if problems:
+    if problems := logs.changed(record.files):
         raise InputError(f"{problems[0]} since the run record of ds {day.ds} was made: restore it, or {_REFRESH}")
     return record
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from jobs.config import GatesConfig
 from jobs.day import Day, StageResult
 from jobs.registry import versions
-from jobs.tables.metrics import read_metrics
+from pipelines import delta_tables
 from pipelines.errors import InputError
 from pipelines.schema import MODEL_VERSION
 
@@ -101,8 +101,8 @@ def _within(gate: str, value: float, reference: float, margin: float, what: str)
 def recent_bests(day: Day) -> dict[dt.date, float]:
     """The gate's metric of the model chosen on each of the last `best_of_days` days, where it was measured."""
     gates = day.config.gates
-    rows = read_metrics(day.workspace, since=day.ds - dt.timedelta(days=gates.best_of_days), before=day.ds)
-    protocol = day.config.train.protocol
+    since, protocol = day.ds - dt.timedelta(days=gates.best_of_days), day.config.train.protocol
+    rows = delta_tables.read_days(day.workspace.metrics, since=since, before=day.ds)
     values = {
         (row["ds"], row[MODEL_VERSION]): row["value"]
         for row in rows

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from jobs.day import Day
 from jobs.runtime.console import log
-from jobs.tables.quality import HISTORY_DAYS, read_quality, write_quality
-from pipelines import storage
+from jobs.tables.quality import write_quality
+from pipelines import delta_tables, storage
 from pipelines.errors import InputError
 from pipelines.histories import vocabulary
 from pipelines.histories.shards import Manifest
@@ -19,10 +19,8 @@ from pipelines.logs.quality import Bounds, DayStats, accepted_days, check_day, r
 from pipelines.logs.validate import Cleaned
 from pipelines.schema import FIRST_DS, ITEM_ID, LANDING_DAY, PLAYS
 
-
-def bounds(day: Day) -> Bounds:
-    """The bounds in the configuration of this deployment."""
-    return Bounds(max_rejected_share=day.config.logs.max_rejected_share, **day.config.quality.model_dump())
+HISTORY_DAYS = 2 * 366
+"""How far back published days are looked for; `quality.trailing_days` of them are used."""
 
 
 def day_stats(day: Day, cleaned: Cleaned, parent: Manifest | None) -> DayStats:
@@ -48,8 +46,9 @@ def enforce_bounds(day: Day, stats: DayStats) -> list[str]:
     with every check that failed, if any did and that flag is not set or not enough (there are no plays).
     """
     since = day.ds - dt.timedelta(days=HISTORY_DAYS)
-    past = accepted_days(read_quality(day.workspace, since=since, before=day.ds))
-    checks = check_day(stats, past, bounds(day))
+    past = accepted_days(delta_tables.read_days(day.workspace.quality, since=since, before=day.ds))
+    bounds = Bounds(max_rejected_share=day.config.logs.max_rejected_share, **day.config.quality.model_dump())
+    checks = check_day(stats, past, bounds)
     broken = [check for check in checks if not check.passed]
     accepted = day.accept_quality and all(check.overridable for check in broken)
     write_quality(day.workspace, day.ds, stats, checks, accepted=accepted)

@@ -1,7 +1,7 @@
 """`fuxi sessionize`: the new play logs of a day, cleaned and merged into every listener's history."""
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from jobs.runtime.console import log
 from jobs.runtime.engines import spark_progress, spark_session
 from jobs.runtime.resources import Usage
 from jobs.stages import quality_gate
-from jobs.stages.inputs import freeze, log_files, log_spec, parent_manifest, rules
+from jobs.stages.inputs import freeze, log_spec, parent_manifest, rules
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.forget import blocklist
@@ -31,7 +31,7 @@ def run(day: Day) -> dict[str, Any]:
     """Freeze the inputs of this ds, then publish its shards; the manifest is the last write."""
     record = freeze(day)
     parent = parent_manifest(day, record)
-    files = log_files(record)
+    files = record.files
     splits = logs.plan(log_spec(day), files)
     log("sessionize", ds=day.ds, files=len(files), parent=record.parent_sequences or "none: from all logs")
     _check_space(day, files, splits)
@@ -48,7 +48,7 @@ def run(day: Day) -> dict[str, Any]:
 
 
 def _sessionize(
-    day: Day, parent: shards.Manifest | None, files: list[logs.LogFile], splits: list[logs.Split], staging: str
+    day: Day, parent: shards.Manifest | None, files: Sequence[logs.LogFile], splits: list[logs.Split], staging: str
 ) -> tuple[dict[str, Any], shards.Manifest, int]:
     """The two Spark stages, and the manifest. Returns counts, manifest and the bytes that went through staging."""
     spark = spark_session(day.config.cluster)
@@ -63,7 +63,8 @@ def _sessionize(
     spec = CleanSpec(log_spec(day), rules(day), shuffle, staging, quarantine, blocked)
     with spark_progress(spark, "reading play logs", rows, "rows") as finished:
         cleaned = clean(spark, spec, splits, finished=finished)
-    stats = _check_quality(day, cleaned, parent)
+    stats = quality_gate.day_stats(day, cleaned, parent)
+    _enforce_bounds(day, stats, cleaned)
     songs = vocabulary.append(
         day.workspace.vocabulary,
         cleaned.item_ids,
@@ -71,18 +72,19 @@ def _sessionize(
         item_id_type=spec.logs.item_id_type,
         run_id=day.record.run_id,
     )
-    target, index = build_spec(day, day.record.run_id, songs, parent), songs.lookup(cleaned.item_ids)
+    target, index = build_spec(day, songs, parent), songs.lookup(cleaned.item_ids)
     with spark_progress(spark, "building sequences", target.buckets, "buckets") as finished:
         built = build_shards(spark, target, shuffle, cleaned.runs, index, staging=staging, finished=finished)
-    accepted = _check_duplicates(day, cleaned, stats, built, target)
-    counts = {**_counts(day, cleaned, built, songs), "accepted_quality": accepted}
+    counts = _counts(day, cleaned, built, songs)
+    stats = replace(stats, duplicates=counts["duplicates"], listeners=sum(file.rows for file in built.files))
+    counts["accepted_quality"] = _enforce_bounds(day, stats, cleaned, target)
     manifest = publish(day, target, built, files, counts)
     shards.remove_unlisted(manifest)
     _keep_only(day.workspace.quarantine(day.ds), cleaned.quarantined)
     return counts, manifest, sum(run.bytes for run in cleaned.runs)
 
 
-def _check_space(day: Day, files: list[logs.LogFile], splits: list[logs.Split]) -> None:
+def _check_space(day: Day, files: Sequence[logs.LogFile], splits: list[logs.Split]) -> None:
     """Refuse before anything is written if the disk is too small for the runs and the new shards."""
     free = storage.free_bytes(day.workspace.uri)
     temporary = TEMPORARY_SHARE * sum(file.size for file in files)
@@ -94,7 +96,7 @@ def _check_space(day: Day, files: list[logs.LogFile], splits: list[logs.Split]) 
         )
 
 
-def _figures(counts: dict[str, Any], files: list[logs.LogFile], temporary: int, usage: Usage) -> dict[str, Any]:
+def _figures(counts: dict[str, Any], files: Sequence[logs.LogFile], temporary: int, usage: Usage) -> dict[str, Any]:
     """What the stage took, of this machine; on a cluster the executors' processors are in task_cpu_s alone."""
     million = max(counts["rows_read"], 1) / 1e6
     return {
@@ -107,41 +109,28 @@ def _figures(counts: dict[str, Any], files: list[logs.LogFile], temporary: int, 
     }
 
 
-def _check_quality(day: Day, cleaned: Cleaned, parent: shards.Manifest | None) -> DayStats:
-    """The gate before the vocabulary is extended. Of a refused day only the quarantine stays, for inspection."""
-    stats = quality_gate.day_stats(day, cleaned, parent)
-    try:
-        quality_gate.enforce_bounds(day, stats)
-    except InputError:
-        _leave_published(day, cleaned)
-        raise
-    return stats
+def _enforce_bounds(day: Day, stats: DayStats, cleaned: Cleaned, built: BuildSpec | None = None) -> list[str]:
+    """The quality gate: before the vocabulary is extended, and again, on what was `built`, before that is published.
 
-
-def _check_duplicates(day: Day, cleaned: Cleaned, stats: DayStats, built: BuiltShards, target: BuildSpec) -> list[str]:
-    """The gate before the manifest is published; deletes the files of a refused day. Returns what was overridden."""
-    total = cleaned.duplicates + built.duplicates
+    Returns what was overridden. Of a refused day only the quarantine stays, for inspection; of a published ds, what
+    its run had rejected.
+    """
     try:
-        return quality_gate.enforce_bounds(
-            day, replace(stats, duplicates=total, listeners=sum(file.rows for file in built.files))
-        )
+        return quality_gate.enforce_bounds(day, stats)
     except InputError:
-        _leave_published(day, cleaned)
-        storage.delete_files(file.uri for file in storage.list_files(target.folder) if target.attempt in file.uri)
+        folder, kept = day.workspace.quarantine(day.ds), cleaned.quarantined
+        if day.ds in day.workspace.days_with_sequences():
+            kept = [file.uri for file in storage.list_files(folder) if file.uri not in set(kept)]
+        _keep_only(folder, kept)
+        if built:
+            storage.delete_files(file.uri for file in storage.list_files(built.folder) if built.attempt in file.uri)
         raise
 
 
-def _leave_published(day: Day, cleaned: Cleaned) -> None:
-    """Keep the quarantine of a refused run, unless the ds is published: then keep what that run had rejected."""
-    folder, kept = day.workspace.quarantine(day.ds), cleaned.quarantined
-    if day.ds in day.workspace.days_with_sequences():
-        kept = [file.uri for file in storage.list_files(folder) if file.uri not in set(kept)]
-    _keep_only(folder, kept)
-
-
-def build_spec(day: Day, run_id: str, songs: vocabulary.Vocabulary, parent: shards.Manifest | None) -> BuildSpec:
+def build_spec(day: Day, songs: vocabulary.Vocabulary, parent: shards.Manifest | None) -> BuildSpec:
     """How the shards of this ds are made, under new file names."""
-    configured, fixed = day.config.sequences, day.workspace.spec
+    run_id, fixed = day.record.run_id, day.workspace.spec
+    kept = {"max_history", "session_gap_s", "row_group_events", "max_increments"}
     return BuildSpec(
         folder=day.workspace.sequences(day.ds),
         ds=day.ds,
@@ -151,14 +140,11 @@ def build_spec(day: Day, run_id: str, songs: vocabulary.Vocabulary, parent: shar
         run_id=run_id,
         attempt=f"{run_id[:12]}-{uuid.uuid4().hex[:8]}",
         buckets=fixed.buckets,
-        max_history=configured.max_history,
-        session_gap_s=configured.session_gap_s,
-        row_group_events=configured.row_group_events,
         user_id_type=fixed.user_id_type,
         item_id_type=fixed.item_id_type,
         timezone=fixed.timezone,
-        max_increments=configured.max_increments,
         parent=parent,
+        **day.config.sequences.model_dump(include=kept),
     )
 
 

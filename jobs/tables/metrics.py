@@ -4,7 +4,6 @@ import datetime as dt
 from collections.abc import Mapping
 
 from pipelines import delta_tables
-from pipelines.delta_tables import Row
 from pipelines.schema import DS, LISTENERS, METRIC, METRICS_TABLE, MODEL_VERSION, PROTOCOL, SLICE, VALUE
 from pipelines.workspace import Workspace
 
@@ -22,22 +21,9 @@ def write_metrics(
     metrics: model version or baseline -> slice -> metric -> value. listeners: slice -> listeners measured on.
     """
     key = {DS: ds, PROTOCOL: protocol}
-    rows = [
-        {
-            **key,
-            MODEL_VERSION: recommender,
-            SLICE: part,
-            METRIC: metric,
-            VALUE: float(value),
-            LISTENERS: listeners.get(part, 0),
-        }
-        for recommender, slices in sorted(metrics.items())
-        for part, values in slices.items()
-        for metric, value in sorted(values.items())
-    ]
+    rows = []
+    for recommender, slices in sorted(metrics.items()):
+        for name, values in slices.items():
+            row = {**key, MODEL_VERSION: recommender, SLICE: name, LISTENERS: listeners.get(name, 0)}
+            rows += [{**row, METRIC: metric, VALUE: float(value)} for metric, value in sorted(values.items())]
     return delta_tables.overwrite(workspace.metrics, METRICS_TABLE, rows, key)
-
-
-def read_metrics(workspace: Workspace, *, since: dt.date | None = None, before: dt.date | None = None) -> list[Row]:
-    """Rows of the days in [since, before), oldest first; none if nothing was measured yet."""
-    return delta_tables.read_days(workspace.metrics, since=since, before=before)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from jobs.tables.audit import ListCounts, count_lists
@@ -66,20 +65,16 @@ def write_part(table_uri: str, ds: dt.date, rows: pa.Table) -> ListPart:
 
 def check_parts(table_uri: str, parts: Sequence[ListPart]) -> None:
     """InputError unless every part is stored in full: a commit that lists a missing file succeeds, but readers fail."""
-    for part in parts:
-        uri = storage.join(table_uri, part.path)
-        fs, path = storage.filesystem(uri)
-        info = fs.get_file_info(path)
-        if info.type != pafs.FileType.File or info.size != part.size:
+    uris = [storage.join(table_uri, part.path) for part in parts]
+    for uri, part, file in zip(uris, parts, storage.file_infos(uris), strict=True):
+        if file is None or file.size != part.size:
             raise InputError(f"{uri} is missing or incomplete: run `fuxi recommend` again")
 
 
 def discard(table_uri: str, parts: Sequence[ListPart]) -> None:
     """Remove parts that will not be published."""
-    for part in parts:
-        fs, path = storage.filesystem(storage.join(table_uri, part.path))
-        if fs.get_file_info(path).type == pafs.FileType.File:
-            fs.delete_file(path)
+    files = storage.file_infos([storage.join(table_uri, part.path) for part in parts])
+    storage.delete_files(file.uri for file in files if file)
 
 
 def commit_key(*inputs: str | None) -> int:
@@ -95,14 +90,11 @@ def commit(
     table: of `open_lists`, opened before the work began. InputError if another run committed the same day since
     then; nothing is published in that case.
     """
-    generated_at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    properties = delta_tables.commit_properties(
-        metadata={**metadata, "generated_at": generated_at}, transaction=(_application(ds), key)
-    )
+    noted = {**metadata, "generated_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")}
+    properties = delta_tables.commit_properties(metadata=noted, transaction=(_application(ds), key))
     conflict = f"the lists of {ds} were published by another run meanwhile", "run `fuxi recommend` again"
-    return _commit(
-        table, ds, [_add_action(ds, part) for part in parts], properties, replace_day=True, conflict=conflict
-    )
+    actions: list[AddAction | RemoveAction] = [_add_action(ds, part) for part in parts]
+    return _commit(table, actions, properties, replaced=ds, conflict=conflict)
 
 
 def replace_parts(
@@ -122,30 +114,23 @@ def replace_parts(
     ]
     conflict = f"the lists of {ds} were changed by another run meanwhile", "run again"
     properties = delta_tables.commit_properties(retry=False)
-    return _commit(table, ds, actions, properties, replace_day=False, conflict=conflict)
+    return _commit(table, actions, properties, replaced=None, conflict=conflict)
 
 
 def _commit(
     table: "DeltaTable",
-    ds: dt.date,
     actions: "list[AddAction | RemoveAction]",
     properties: "CommitProperties",
     *,
-    replace_day: bool,
+    replaced: dt.date | None,
     conflict: tuple[str, str],
 ) -> int:
-    """Commit file actions of a day; returns the version. conflict: what happened if that fails, and the remedy."""
+    """Commit file actions; returns the version. replaced: a day. conflict: what happened on failure, and the remedy."""
     from deltalake.exceptions import CommitFailedError
 
+    mode, day = ("overwrite", [(DS, "=", str(replaced))]) if replaced else ("append", None)
     try:
-        table.create_write_transaction(
-            actions,
-            "overwrite" if replace_day else "append",
-            table.schema(),
-            partition_by=[DS],
-            partition_filters=[(DS, "=", str(ds))] if replace_day else None,
-            commit_properties=properties,
-        )
+        table.create_write_transaction(actions, mode, table.schema(), [DS], day, commit_properties=properties)
     except CommitFailedError as error:
         what, remedy = conflict
         raise InputError(f"{what} ({' '.join(str(error).split())}): {remedy}") from None

@@ -96,5 +96,5 @@ def test_a_stage_is_a_file_its_name_and_its_command(
     first, again = (json.loads(fuxi("digest", *day_options(made)).stdout) for _ in range(2))
     assert Path(first["uri"]).read_text() == "2026-03-02: 1,234 lists\n"
     assert again == {**first, "skipped": True}
-    Path(made.day(DAY_ONE).marker_uri("digest")).unlink()  # killed before its marker: run again
+    Path(made.day(DAY_ONE).path("digest.json")).unlink()  # killed before its marker: run again
     assert json.loads(fuxi("digest", *day_options(made)).stdout) == first

@@ -19,7 +19,8 @@ from jobs.reproduce import tables
 from jobs.reproduce.command import show
 from jobs.reproduce.runs import Dataset, ExperimentRun, Ranks
 from jobs.stages.promote import apply_gates
-from jobs.tables.metrics import read_metrics, write_metrics
+from jobs.tables.metrics import write_metrics
+from pipelines import delta_tables
 from pipelines.calendar import Calendar
 from pipelines.workspace import WorkspaceSpec, open_workspace
 
@@ -82,7 +83,7 @@ def test_both_protocols_measure_it(manifest):
 def test_the_table_has_it(tmp_path: Path):
     workspace = open_workspace(str(tmp_path / "workspace"), WorkspaceSpec())
     write_metrics(workspace, DS, {"7": {"all": {"map_30": 0.25}}}, protocol="next_day", listeners={"all": 40})
-    assert [(row["metric"], row["value"]) for row in read_metrics(workspace)] == [("map_30", 0.25)]
+    assert [(row["metric"], row["value"]) for row in delta_tables.read_days(workspace.metrics)] == [("map_30", 0.25)]
 
 
 def test_the_report_shows_it_with_the_best_of_a_group(manifest):

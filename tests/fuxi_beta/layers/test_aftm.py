@@ -1,6 +1,5 @@
 """The token mixer against loops written straight from the formulas, in float64."""
 
-# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 # (torch types the members of a module as Tensor | Module)
 
 from dataclasses import replace

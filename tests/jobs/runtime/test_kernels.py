@@ -39,7 +39,7 @@ def test_without_a_compiler_training_goes_on_in_plain_torch(
 
 def test_the_doctor_warns_of_a_missing_compiler_and_fails_nothing(no_compiler: None) -> None:
     check = check_kernels()
-    assert not check.failed
+    assert not check.required
     assert "no C++ compiler" in check.found
     assert "g++" in check.remedy
 

@@ -13,7 +13,7 @@ from jobs.registry import versions
 from jobs.runtime.engines import ray_session
 from jobs.stages import evaluate, promote, recommend
 from jobs.tables import recommendations
-from jobs.tables.metrics import read_metrics
+from pipelines import delta_tables
 
 DAY_ONE = dt.date(2026, 3, 2)
 
@@ -36,7 +36,7 @@ def test_a_day_is_measured_promoted_and_published_on_s3(
     version = made.trained(DAY_ONE)
     day = made.day(DAY_ONE)
     run_stage(day, "evaluate", evaluate.run)
-    assert {row["ds"] for row in read_metrics(day.workspace)} == {DAY_ONE}
+    assert {row["ds"] for row in delta_tables.read_days(day.workspace.metrics)} == {DAY_ONE}
     run_stage(day, "promote", promote.run)
     made.choose(DAY_ONE, version)  # whatever the gates made of an untrained model
 

@@ -11,7 +11,8 @@ from jobs.config import GatesConfig
 from jobs.day import run_stage
 from jobs.registry import versions
 from jobs.stages import promote
-from jobs.tables.metrics import read_metrics, write_metrics
+from jobs.tables.metrics import write_metrics
+from pipelines import delta_tables
 from pipelines.errors import InputError
 
 DAY_ONE, DAY_TWO, DAY_THREE = (dt.date(2026, 3, n) for n in (2, 3, 4))
@@ -131,7 +132,7 @@ def test_metrics_of_a_day_are_replaced_and_others_kept(deployment: Callable[...,
     workspace = deployment().day(DAY_ONE).workspace
     for ds, value in ((DAY_ONE, 0.1), (DAY_TWO, 0.2), (DAY_ONE, 0.3)):
         write_metrics(workspace, ds, {"1": {"all": {"ndcg_30": value}}}, protocol="next_day", listeners={"all": 7})
-    rows = [(row["ds"], row["value"], row["listeners"]) for row in read_metrics(workspace)]
+    rows = [(row["ds"], row["value"], row["listeners"]) for row in delta_tables.read_days(workspace.metrics)]
     assert rows == [(DAY_ONE, 0.3, 7), (DAY_TWO, 0.2, 7)]
 
 

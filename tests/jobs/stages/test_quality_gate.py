@@ -19,8 +19,7 @@ from jobs.config import Config, load_config
 from jobs.daily import run_day
 from jobs.day import Day, open_day, run_stage
 from jobs.stages import sessionize
-from jobs.tables.quality import read_quality
-from pipelines import storage
+from pipelines import delta_tables, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.histories.shards import read_manifest
@@ -73,7 +72,7 @@ def run(config: Config, ds: dt.date, **flags: bool) -> dict[str, Any]:
 
 
 def noted(config: Config, ds: dt.date) -> dict[str, dict[str, Any]]:
-    rows = read_quality(open_day(config, ds).workspace, since=ds, before=ds + dt.timedelta(days=1))
+    rows = delta_tables.read_days(open_day(config, ds).workspace.quality, since=ds, before=ds + dt.timedelta(days=1))
     assert len({row["metric"] for row in rows}) == len(rows)
     return {row["metric"]: row for row in rows}
 

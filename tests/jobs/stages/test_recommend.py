@@ -177,7 +177,7 @@ def test_another_model_chosen_for_a_day_replaces_its_lists(deployment: Callable[
 def test_a_run_killed_after_its_commit_finds_it_again(deployment: Callable[..., Any], ray_local: Any) -> None:
     made = deployment()
     result = serve(made, DAY_ONE)
-    Path(made.day(DAY_ONE).marker_uri("recommend")).unlink()
+    Path(made.day(DAY_ONE).path("recommend.json")).unlink()
     before, files = version(made.day(DAY_ONE)), part_files(made.day(DAY_ONE))
     assert run_stage(made.day(DAY_ONE), "recommend", recommend.run) == result
     assert (version(made.day(DAY_ONE)), part_files(made.day(DAY_ONE))) == (before, files)

@@ -208,7 +208,7 @@ def text_of(page: str) -> str:
 
 
 def drop_marker(day: Day, stage: str) -> None:
-    Path(day.marker_uri(stage)).unlink()
+    Path(day.path(f"{stage}.json")).unlink()
 
 
 def test_the_page_is_where_the_workspace_says_and_holds_the_figures_of_every_stage(two_days: Any) -> None:
