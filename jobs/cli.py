@@ -85,7 +85,7 @@ def cli() -> None:
 def daily(day: "Day", dry_run: bool) -> None:
     """Run all stages of one serving day, skipping what is done.
 
-    Exit code 0: published. 3: published, but by the champion or from older sequences. 2: refused, nothing changed.
+    Exit code 0: published. 3: published, but by the champion or from older sequences. 2: refused, nothing published.
     """
     from jobs.daily import plan, run_day
 

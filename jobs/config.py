@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fuxi_beta.config import EvaluateConfig, Kernels, ModelConfig, TrainConfig
 from pipelines import storage
+from pipelines.calendar import REQUEST_HOUR
 from pipelines.errors import InputError
 from pipelines.logs.formats import FORMATS
 from pipelines.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
@@ -101,14 +102,16 @@ class GatesConfig(Section):
 
     metric: str = "ndcg_30"
     margin: float = Field(0.05, ge=0, description="relative loss against the champion that is tolerated")
-    best_of_days: int = Field(28, ge=1, description="twice the margin below the best of these days is refused")
+    best_of_days: int = Field(
+        28, ge=1, description="more than twice the margin below the best of so many days is refused"
+    )
 
 
 class ServingConfig(Section):
     """When lists are requested."""
 
     request_hour: int = Field(
-        8, ge=0, le=23, description="hour of the day, in sequences.timezone, at which the day's lists are requested"
+        REQUEST_HOUR, ge=0, le=23, description="hour in sequences.timezone at which a day's lists are requested"
     )
 
 

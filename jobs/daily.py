@@ -2,8 +2,9 @@
 
     sessionize -> train -> evaluate -> promote -> recommend -> report
 
-A stage whose output exists for the day's run record is skipped, so running again resumes where it stopped. When
-training or evaluation fails, the champion serves; when the day's input is refused, the last good sequences do.
+A stage whose marker exists for the day's run record is skipped, so running again resumes where it stopped. When
+training or evaluation fails, the champion serves; when the day's input is refused (by
+`stages.quality_gate`, for example), the last good sequences do.
 Either way the lists of the day are published and the command ends with exit code 3.
 """
 

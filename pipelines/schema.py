@@ -1,6 +1,6 @@
 """The one home of column names, Arrow schemas and specifications of Delta tables.
 
-Everything that is read or written under a workspace has its schema here. Times are Unix seconds, UTC. Ids
+Logs, catalogue, shards and Delta tables have their schemas here. Times are Unix seconds, UTC. Ids
 of users and items are int64 or string, one type per column and per workspace.
 """
 
@@ -100,7 +100,7 @@ CATALOGUE_SCHEMA = pa.schema(
         (RELEASE_DATE, pa.date32()),
     ]
 )
-"""Songs as the music service describes them; used for titles only."""
+"""Songs as the music service describes them; titles and artists for people to read."""
 
 
 def sequence_schema(user_id_type: str) -> pa.Schema:

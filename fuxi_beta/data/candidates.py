@@ -14,7 +14,7 @@ def candidate_songs(manifest: Manifest, *, train: TrainConfig, data_end: int) ->
     """bool [V + 1]: songs played before `data_end` (Unix seconds) that at least `min_listeners` have heard.
 
     A song nobody played before training's end has no trained vector, however popular it became since. Under
-    `leave_one_out` every song of the catalogue is a candidate (protocol 1 ranks over all of it).
+    `leave_one_out` every song of the catalogue is a candidate (the protocol ranks all of it).
     """
     eligible = np.zeros(manifest.vocabulary_size + 1, bool)
     if train.protocol == "leave_one_out":

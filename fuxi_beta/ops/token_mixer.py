@@ -1,4 +1,8 @@
-"""The token mixer of equations 13 and 14 as operators; `dispatch.prepare_times` chooses what computes them for a batch.
+"""The token mixer of equations 13 and 14 (with RAB and FRAB in it) as operators.
+
+`dispatch.prepare_times` chooses for each batch what computes them: `reference.PaddedTimes` (plain torch),
+`cpu.PackedTimes` (token_mixer.cpp), `triton.PackedTimes` (triton/token_mixer.py) or, for very long histories,
+`linear.LongHistoryTimes`.
 
 Shapes: `T` packed tokens, `D` width, `C` = 2 D channels.
 """

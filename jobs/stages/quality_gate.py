@@ -1,6 +1,7 @@
 """Whether a day's input may be published: its statistics against their bounds, stored in the Delta table `quality`.
 
 The table has the rows of refused days, too, but these days do not count when the bounds of later days are computed.
+What becomes of a refused day is decided in `jobs.daily`.
 """
 
 import datetime as dt

@@ -112,7 +112,7 @@ def _figures(counts: dict[str, Any], files: Sequence[logs.LogFile], temporary: i
 def _enforce_bounds(day: Day, stats: DayStats, cleaned: Cleaned, built: BuildSpec | None = None) -> list[str]:
     """The quality gate: before the vocabulary is extended, and again, on what was `built`, before that is published.
 
-    Returns what was overridden. Of a refused day only the quarantine stays, for inspection; of a published ds, what
+    Returns what was overridden. Of a refused day the quarantine and its rows of `quality` stay; of a published ds, what
     its run had rejected.
     """
     try:

@@ -1,5 +1,7 @@
 """The Delta table of the daily lists: part files written by many tasks, published by one commit a day.
 
+Columns, partition and constraint are `schema.recommendations_table`; docs/output.md has queries.
+
 Tasks write `ds=D/part-<uuid>.parquet` below the table. Readers see none of them until the driver commits all parts of
 a day in one transaction that replaces exactly that day. Parts of a run that was killed are in no commit:
 `DeltaTable.vacuum(full=True)` removes them.

@@ -1,4 +1,4 @@
-"""What a day adds to stored histories: the plays that no layer has yet.
+"""What a day adds to stored histories: the plays that no layer (base or increment) has yet. `merge.overlay` reads them.
 
 Shape legend: `U` listeners, `T` events, `S` songs heard before those events.
 

@@ -1,4 +1,4 @@
-"""Histories from plays, and histories laid over histories: the numpy core of sessionizing.
+"""Histories from plays, and increments merged with their base (`overlay`): the numpy core of sessionizing.
 
 Shape legend: `U` listeners, `T` events, `S` songs heard before those events.
 

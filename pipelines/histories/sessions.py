@@ -1,4 +1,4 @@
-"""Sessions: runs of plays without a long pause. They serve analytics, evaluation slices and the report."""
+"""Sessions: runs of plays without a long pause. They are stored for analytics."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ import numpy as np
 def session_index(timestamps: np.ndarray, offsets: np.ndarray, *, gap_s: int) -> np.ndarray:
     """Number of the session of each event, from 0 at a listener's oldest event.
 
+    A session begins at a listener's first event, and where more than `gap_s` seconds have passed since the event before.
     timestamps: int64 [T], Unix seconds, ascending within a listener. offsets: int64 [U+1], listener u has the
-    events offsets[u]:offsets[u+1]. A session ends when more than `gap_s` seconds pass without an event.
-    Returns int32 [T].
+    events offsets[u]:offsets[u+1]. Returns int32 [T].
 
     With a gap of 1,800 s, two listeners:
 
