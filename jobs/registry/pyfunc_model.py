@@ -18,6 +18,7 @@ from fuxi_beta.training.checkpoint import load_export
 from jobs.serving.rules import served_lists
 from pipelines.calendar import Calendar
 from pipelines.histories.histories import Histories
+from pipelines.schema import ITEM_ID, ITEM_INDEX
 
 DEFAULT_K = 30
 
@@ -39,8 +40,8 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
         self.trained = load_export(context.artifacts["export"])
         self.calendar = Calendar(context.model_config["timezone"], context.model_config["request_hour"])
         table = pq.read_table(context.artifacts["vocabulary"])
-        self.item_ids = table["item_id"].combine_chunks()
-        self.item_index = table["item_index"].to_numpy()
+        self.item_ids = table[ITEM_ID].combine_chunks()
+        self.item_index = table[ITEM_INDEX].to_numpy()
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None

@@ -13,7 +13,7 @@ from jobs.report.charts import loss_chart, temporal_chart, trend_chart
 from jobs.report.examples import example_lists
 from jobs.report.quality import quality_lines, trailing_chart
 from pipelines import delta_tables, storage
-from pipelines.schema import DS, MODEL_VERSION
+from pipelines.schema import DS, METRIC, MODEL_VERSION, PROTOCOL, SLICE, VALUE
 
 SHOWN_STAGES = STAGES[: STAGES.index("report")]
 TREND_DAYS = 28
@@ -84,7 +84,7 @@ def content(day: Day) -> dict[str, Any]:
         "metric_tables": metric_tables(measured, headline),
         "rejected": rejected(results.get("sessionize", {})),
         "quality": quality_lines(quality, day.ds),
-        "quality_values": {row["metric"]: row["value"] for row in quality if row[DS] == day.ds},
+        "quality_values": {row[METRIC]: row[VALUE] for row in quality if row[DS] == day.ds},
         "quality_days": len({row[DS] for row in quality}),
         "quality_chart": trailing_chart(quality),
         "loss": loss_chart(train.get("loss_curve", ()), epochs=train.get("epochs")),
@@ -198,7 +198,7 @@ def _best(metric: str, values: list[float | None]) -> float | None:
 
 def metric_trend(day: Day, *, metric: str, protocol: str) -> dict[str, dict[dt.date, float]]:
     """A metric over all listeners on the last days up to this one: recommender -> ds -> value."""
-    wanted = {"metric": metric, "slice": "all", "protocol": protocol}
+    wanted = {METRIC: metric, SLICE: "all", PROTOCOL: protocol}
     rows = [row for row in _last_days(day, day.workspace.metrics) if wanted.items() <= row.items()]
     days = sorted({row[DS] for row in rows})
     with ThreadPoolExecutor(8) as pool:
@@ -210,7 +210,7 @@ def metric_trend(day: Day, *, metric: str, protocol: str) -> dict[str, dict[dt.d
             if marker is None:
                 continue
             name = "challenger" if marker["model_version"] == name else "champion"
-        trend.setdefault(name, {})[row[DS]] = row["value"]
+        trend.setdefault(name, {})[row[DS]] = row[VALUE]
     return trend
 
 

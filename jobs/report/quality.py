@@ -15,7 +15,17 @@ from pipelines.logs.quality import (
     REJECTED_SHARE,
     UNKNOWN_SONG_SHARE,
 )
-from pipelines.schema import DS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS
+from pipelines.schema import (
+    ACCEPTED_OVERRIDE,
+    DS,
+    LOWER,
+    METRIC,
+    OPTIONAL_COLUMNS,
+    PASSED,
+    REQUIRED_COLUMNS,
+    UPPER,
+    VALUE,
+)
 
 LABELS = {
     ACCEPTED: "Plays",
@@ -49,7 +59,7 @@ class QualityLine:
 
 def quality_lines(rows: Sequence[Row], ds: dt.date) -> list[QualityLine]:
     """The judgement of the input of `ds`, in the page's order; none if it was never judged."""
-    by_metric = {row["metric"]: row for row in rows if row[DS] == ds}
+    by_metric = {row[METRIC]: row for row in rows if row[DS] == ds}
     *first, last = LABELS
     ordered = (*first, *(f"{NULL_SHARE}{column}" for column in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)), last)
     return [_line(by_metric[metric]) for metric in ordered if metric in by_metric]
@@ -59,26 +69,26 @@ def trailing_chart(rows: Sequence[Row]) -> Chart | None:
     """Plays a landing day, rejected rows and unknown songs over the days, with refused days."""
     panels = []
     for name, title in PANELS.items():
-        of_days = {row[DS]: row for row in rows if row["metric"] == name}
+        of_days = {row[DS]: row for row in rows if row[METRIC] == name}
         values, lower, upper = (
             {ds: row[column] for ds, row in of_days.items() if row[column] is not None}
-            for column in ("value", "lower", "upper")
+            for column in (VALUE, LOWER, UPPER)
         )
-        broken = frozenset(ds for ds, row in of_days.items() if row["passed"] is False)
+        broken = frozenset(ds for ds, row in of_days.items() if row[PASSED] is False)
         panels.append(Panel(title, values, lower, upper, broken, share=name != PLAYS_PER_LANDING_DAY))
     return panel_chart(panels)
 
 
 def _line(row: Row) -> QualityLine:
-    name, lower, upper = row["metric"], row["lower"], row["upper"]
+    name, lower, upper = row[METRIC], row[LOWER], row[UPPER]
     label = LABELS.get(name, f"No {name.removeprefix(NULL_SHARE)}")
-    verdict = "accepted" if row["accepted_override"] else {None: "", True: "pass", False: "fail"}[row["passed"]]
+    verdict = "accepted" if row[ACCEPTED_OVERRIDE] else {None: "", True: "pass", False: "fail"}[row[PASSED]]
     bounds = [_number(name, bound) for bound in (lower, upper) if bound is not None]
     if lower is not None and upper is not None:
         allowed = f"{bounds[0]} to {bounds[1]}"
     else:
         allowed = f"{'≥' if upper is None else '≤'} {bounds[0]}" if bounds else ""
-    return QualityLine(label, verdict, _number(name, row["value"]), allowed)
+    return QualityLine(label, verdict, _number(name, row[VALUE]), allowed)
 
 
 def _number(name: str, value: float) -> str:

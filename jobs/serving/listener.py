@@ -13,7 +13,20 @@ from jobs.tables.recommendations import published_days, read_list
 from pipelines.errors import InputError
 from pipelines.histories.buckets import user_bucket
 from pipelines.histories.shards import read_manifest
-from pipelines.schema import COMPLETION, ITEM_ID, ITEM_INDEX, ITEMS, SCORE, TIMESTAMP, USER_ID, id_type
+from pipelines.schema import (
+    COMPLETION,
+    ITEM_ID,
+    ITEM_INDEX,
+    ITEMS,
+    MODEL_VERSION,
+    SCORE,
+    SOURCE,
+    SOURCE_POPULAR,
+    STALE_DAYS,
+    TIMESTAMP,
+    USER_ID,
+    id_type,
+)
 
 RECENT_PLAYS = 10
 
@@ -42,7 +55,7 @@ def served_listener(day: Day, user: str) -> ServedListener:
         raise InputError(f"{workspace.recommendations} has no lists of {day.ds}: {known}")
     own = read_list(workspace, day.ds, user_id)
     row = own or read_list(workspace, day.ds, None)
-    row = row or {ITEMS: [], "source": "popular", "model_version": None, "stale_days": 0}
+    row = row or {ITEMS: [], SOURCE: SOURCE_POPULAR, MODEL_VERSION: None, STALE_DAYS: 0}
     recent = recent_plays(day, user_id)
     names = titles(day, [item[ITEM_ID] for item in row[ITEMS]] + [play[ITEM_ID] for play in recent])
     items = [{"rank": n, ITEM_ID: item[ITEM_ID], SCORE: item[SCORE]} for n, item in enumerate(row[ITEMS], start=1)]
@@ -50,9 +63,9 @@ def served_listener(day: Day, user: str) -> ServedListener:
         user=user,
         ds=str(day.ds),
         known=own is not None,
-        source=row["source"],
-        model_version=row["model_version"],
-        stale_days=row["stale_days"],
+        source=row[SOURCE],
+        model_version=row[MODEL_VERSION],
+        stale_days=row[STALE_DAYS],
         timezone=workspace.spec.timezone,
         recent=[_named(play, names) for play in recent],
         items=[_named(item, names) for item in items],

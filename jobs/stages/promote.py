@@ -14,7 +14,7 @@ from jobs.day import Day, StageResult
 from jobs.registry import versions
 from pipelines import delta_tables
 from pipelines.errors import InputError
-from pipelines.schema import MODEL_VERSION
+from pipelines.schema import DS, METRIC, MODEL_VERSION, PROTOCOL, SLICE, VALUE
 
 if TYPE_CHECKING:
     from fuxi_beta.evaluation.protocol import Metrics
@@ -104,9 +104,9 @@ def recent_bests(day: Day) -> dict[dt.date, float]:
     since, protocol = day.ds - dt.timedelta(days=gates.best_of_days), day.config.train.protocol
     rows = delta_tables.read_days(day.workspace.metrics, since=since, before=day.ds)
     values = {
-        (row["ds"], row[MODEL_VERSION]): row["value"]
+        (row[DS], row[MODEL_VERSION]): row[VALUE]
         for row in rows
-        if row["metric"] == gates.metric and row["slice"] == "all" and row["protocol"] == protocol
+        if row[METRIC] == gates.metric and row[SLICE] == "all" and row[PROTOCOL] == protocol
     }
     bests = {}
     for ds in sorted({ds for ds, _ in values}):

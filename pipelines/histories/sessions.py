@@ -6,7 +6,7 @@ import numpy as np
 def session_index(timestamps: np.ndarray, offsets: np.ndarray, *, gap_s: int) -> np.ndarray:
     """Number of the session of each event, from 0 at a listener's oldest event.
 
-    A session begins at a listener's first event, and where more than `gap_s` seconds have passed since the event before.
+    A session begins at a listener's first event, and where more than `gap_s` seconds have passed since the last one.
     timestamps: int64 [T], Unix seconds, ascending within a listener. offsets: int64 [U+1], listener u has the
     events offsets[u]:offsets[u+1]. Returns int32 [T].
 
