@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import storage
-from pipelines.errors import InputError
 from pipelines.histories.histories import Histories
 from pipelines.histories.shards import (
     Manifest,
@@ -32,10 +31,6 @@ class BuildSpec(ShardSettings):
     row_group_events: int = 1_000_000
     max_increments: int = 7  # over a base before it is compacted
     parent: Manifest | None = None  # of the ds whose shards these are laid over
-
-    def __post_init__(self) -> None:
-        if self.buckets < 1 or self.buckets & (self.buckets - 1):
-            raise InputError(f"buckets is {self.buckets}: it must be a power of two")
 
     def base_writer(self, bucket: int) -> ShardWriter:
         """Writes a new base of a bucket."""

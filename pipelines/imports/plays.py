@@ -83,6 +83,8 @@ def build_histories(plays: Plays, spec: BuildSpec) -> BuiltShards:
     Plays of the same listener and second stay in the order given. Another day must not be laid over these shards: that
     sorts such plays by song.
     """
+    if spec.buckets < 1 or spec.buckets & (spec.buckets - 1):
+        raise InputError(f"buckets is {spec.buckets}: it must be a power of two")
     users, rank = ranked(plays.user_id)
     first, completion = _distinct_plays(rank, plays)
     order = np.lexsort((plays.timestamp[first], rank[first]))  # stable
