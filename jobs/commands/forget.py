@@ -19,6 +19,7 @@ from jobs.commands.forget_stores import Removal, Store
 from jobs.config import Config
 from jobs.day import STAGES
 from jobs.runtime.console import Advance, log, progress
+from jobs.serving.listener import parse_user
 from pipelines import leases, storage
 from pipelines.errors import BusyError, InputError
 from pipelines.forget import blocklist, shards
@@ -49,7 +50,7 @@ class ForgetResult:
 def read_ids(workspace: Workspace, users: Sequence[str], file: str | None) -> pa.Array:
     """The distinct ids of a command line and of a file with one a line. An id of the wrong type is an InputError."""
     kind = workspace.spec.user_id_type
-    ids = [_parse_id(user, kind, f"listener {user!r}") for user in users]
+    ids = [parse_user(user, kind, f"listener {user!r}") for user in users]
     if file:
         try:
             text = storage.read_bytes(storage.absolute(file)).decode("utf-8-sig")
@@ -60,18 +61,10 @@ def read_ids(workspace: Workspace, users: Sequence[str], file: str | None) -> pa
                 f"{file} is not UTF-8 text ({error.reason}): give a file with one user id a line"
             ) from None
         lines = (line.removesuffix("\r") for line in text.split("\n"))
-        ids += [_parse_id(line, kind, f"{file}, line {n}: {line[:80]!r}") for n, line in enumerate(lines, 1) if line]
+        ids += [parse_user(line, kind, f"{file}, line {n}: {line[:80]!r}") for n, line in enumerate(lines, 1) if line]
     if not ids:
         raise InputError("nobody to forget: give user ids, or --file FILE with one a line")
     return pa.array(ids, id_type(kind)).unique()
-
-
-def _parse_id(text: str, kind: str, source: str) -> int | str:
-    if kind == "string":
-        return text
-    if re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", text) and -(2**63) <= int(text) < 2**63:
-        return int(text)
-    raise InputError(f"{source} is not an int64 id: this workspace's listeners have numbers")
 
 
 def forget(config: Config, ids: pa.Array, *, dry_run: bool = False) -> ForgetResult:

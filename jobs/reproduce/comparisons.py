@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from fuxi_beta.evaluation.metrics import metric_title
 from fuxi_beta.evaluation.statistics import Difference, order_agreement, paired_difference
 from jobs.reproduce.groups import ListenerMetrics, SeedGroup
-from jobs.reproduce.markdown import NOTHING, column, signed, table
-from jobs.reproduce.sections import Section, TableRow
+from jobs.reproduce.markdown import NOTHING, signed, table
+from jobs.reproduce.sections import Section, TableRow, metric_cells
 
 CONDITIONS = {
     "true": "(a) true time",
@@ -26,11 +26,12 @@ def differences(sections: Sequence[Section], listeners: ListenerMetrics) -> list
     """The pairs that the tables are about."""
     rows = []
     for section in sections:
+        metric = section.headline
         for a, b in section.pairs():
-            difference = _compare(a.group, b.group, section.headline, listeners)
-            printed = signed(_printed_difference(a, b, section.headline))
-            pair = [section.short, f"{a.label} against {b.label}", metric_title(section.headline)]
-            rows.append([*pair, *_cells(difference), printed])
+            compared = _comparison(a.group, b.group, metric, listeners)
+            printed = a.published.metrics[metric] - b.published.metrics[metric] if a.published and b.published else None
+            pair = [section.short, f"{a.label} against {b.label}", metric_title(metric)]
+            rows.append([*pair, *compared, signed(printed)])
     if not rows:
         return []
     header = ["table", "pair", "metric", "difference", "95 % interval", "p", "told apart", "seeds", "paper"]
@@ -78,12 +79,10 @@ def conditions(groups: Sequence[SeedGroup], listeners: ListenerMetrics) -> list[
     named = [next(iter(by_condition.values())) for by_condition in measured]
     columns = [[g.label() if g.first.condition != "true" else g.label_with_function for g in named]]
     for condition in CONDITIONS:
-        in_column = [by_condition.get(condition) for by_condition in measured]
-        means = [g.mean("ndcg_10") if g else None for g in in_column]
-        spreads = [g.spread("ndcg_10") if g else None for g in in_column]
-        columns.append([cell.replace("**", "") for cell in column(means, spreads)])
+        cells = metric_cells([by_condition.get(condition) for by_condition in measured], "ndcg_10")
+        columns.append([cell.replace("**", "") for cell in cells])
     worth = [
-        _cells(_compare(by_condition["true"], by_condition["previous"], "ndcg_10", listeners))
+        _comparison(by_condition["true"], by_condition["previous"], "ndcg_10", listeners)
         if {"true", "previous"} <= set(by_condition)
         else [NOTHING] * 5
         for by_condition in measured
@@ -107,8 +106,8 @@ def _orders(section: Section) -> list[tuple[str, list[TableRow]]]:
     return [(f"{section.short}, {depth} layers", [r for r in rows if r.group.layers == depth]) for depth in depths]
 
 
-def _compare(a: SeedGroup, b: SeedGroup, metric: str, listeners: ListenerMetrics) -> Difference:
-    return paired_difference(listeners.values(a, metric), listeners.values(b, metric), seed=_SEED)
+def _comparison(a: SeedGroup, b: SeedGroup, metric: str, listeners: ListenerMetrics) -> list[str]:
+    return _cells(paired_difference(listeners.values(a, metric), listeners.values(b, metric), seed=_SEED))
 
 
 def _cells(difference: Difference) -> list[str]:
@@ -117,9 +116,3 @@ def _cells(difference: Difference) -> list[str]:
     apart = "yes" if difference.detectable else "no"
     interval = f"{signed(difference.low)} to {signed(difference.high)}"
     return [signed(difference.mean), interval, p, apart, f"{difference.seeds[0]}, {difference.seeds[1]}"]
-
-
-def _printed_difference(a: TableRow, b: TableRow, metric: str) -> float | None:
-    if not (a.published and b.published):
-        return None
-    return a.published.metrics[metric] - b.published.metrics[metric]

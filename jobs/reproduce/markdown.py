@@ -16,6 +16,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1
     return [*lines, ""]
 
 
+def table_of(columns: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """`table` of columns, each a header and its cells."""
+    header, cells = zip(*columns, strict=True)
+    return table(header, list(zip(*cells, strict=True)))
+
+
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
@@ -39,8 +45,3 @@ def multiple(value: float | None) -> str:
 def signed(value: float | None) -> str:
     """A difference with its sign, four decimals."""
     return NOTHING if value is None else f"{value:+.4f}".replace("-", "−")
-
-
-def seconds(value: float) -> str:
-    """A duration in seconds, three significant digits."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.reproduce.groups import SeedGroup
+from jobs.reproduce.markdown import column
 from jobs.reproduce.paper import EVERY_OTHER, TABLES, PaperTable, Published
 from jobs.reproduce.systems import BASE_LAYERS, LABELS, LARGE_LAYERS, in_order
 
@@ -72,13 +73,19 @@ class Section:
         return [(rows[better], rows[other]) for better, other in keys if better in rows and other in rows]
 
 
+def metric_cells(groups: Sequence[SeedGroup | None], metric: str, slice_name: str = "all") -> list[str]:
+    """A metric's cells: mean and spread over the seeds of each group."""
+    means = [g.mean(metric, slice_name) if g else None for g in groups]
+    return column(means, [g.spread(metric, slice_name) if g else None for g in groups])
+
+
 def sections(groups: Sequence[SeedGroup], dataset: str) -> list[Section]:
     """The paper's tables as far as there are runs. dataset: whose printed numbers to set beside, "" for none."""
     depths = sorted({g.layers for g in groups})
-    both = [table for table in TABLES.values() if not table.one_depth]
-    shown = [_section(table, groups, dataset, None) for table in both]
-    shown += [_section(table, groups, dataset, d) for table in TABLES.values() if table.one_depth for d in depths]
-    return [section for section in shown if section]
+    shown = [(table, None) for table in TABLES.values() if not table.one_depth]
+    shown += [(table, depth) for table in TABLES.values() if table.one_depth for depth in depths]
+    made = [_section(table, groups, dataset, depth) for table, depth in shown]
+    return [section for section in made if section]
 
 
 def _section(table: PaperTable, groups: Sequence[SeedGroup], dataset: str, depth: int | None) -> Section | None:
@@ -87,16 +94,11 @@ def _section(table: PaperTable, groups: Sequence[SeedGroup], dataset: str, depth
         at_depth = [g for g in groups if g.layers == layers and g.first.condition == "true"]
         if table.own and len(table.own & {g.variant for g in at_depth}) < table.needs:
             continue
-        for system in _systems(table, at_depth):
+        foreign = [name for name in in_order(g.system for g in at_depth) if name not in LABELS]
+        for system in [*table.rows, *(foreign if table.number == 3 else [])]:  # Table 3 has systems of others, too
             published = table.published(dataset, system, layers=layers)
             rows += [TableRow(_label(table, g), g, published) for g in at_depth if g.variant == system]
     return Section(table, tuple(rows), depth) if len(rows) > bool(table.own) else None
-
-
-def _systems(table: PaperTable, groups: Sequence[SeedGroup]) -> list[str]:
-    """The systems of the rows. Table 3 takes those that are not the paper's too."""
-    foreign = [name for name in in_order(g.system for g in groups) if name not in LABELS]
-    return [*table.rows, *(foreign if table.number == 3 else [])]
 
 
 def _label(table: PaperTable, group: SeedGroup) -> str:

@@ -8,21 +8,16 @@ from typing import TYPE_CHECKING
 from fuxi_beta.evaluation.metrics import metric_title
 from jobs.reproduce.comparisons import agreement, conditions, differences
 from jobs.reproduce.groups import EpochTimes, ListenerMetrics, SeedGroup, by_dataset, group_by_setting, one_each
-from jobs.reproduce.markdown import column, multiple, seconds, table
+from jobs.reproduce.markdown import column, multiple, table, table_of
 from jobs.reproduce.paper import COUNTS, PAPER_METRICS, TITLES
 from jobs.reproduce.runs import Dataset, ExperimentRun, Ranks, further_metrics
-from jobs.reproduce.sections import Section, sections
+from jobs.reproduce.sections import Section, metric_cells, sections
 from jobs.reproduce.systems import NOT_TRAINED_BY_STEPS, WITHOUT_DEPTH, in_order, label
 
 if TYPE_CHECKING:
     from jobs.reproduce.figures import FigureFile
 
-SLICES = {
-    "all": "all",
-    "same_second": "same second",
-    "within_hour": "within an hour",
-    "later": "later",
-}
+SLICES = {"all": "all", "same_second": "same second", "within_hour": "within an hour", "later": "later"}
 _INTRO = """\
 # Results
 
@@ -140,23 +135,18 @@ def _metric_table(section: Section, chapter: Chapter) -> list[str]:
     rows, dataset, baseline = section.rows, chapter.dataset.paper, section.table.baseline
     beside = f"paper ({TITLES[dataset]}{section.paper_depth})" if dataset else ""
     groups = [row.group for row in rows]
-    header = ["model", "seeds"]
-    columns = [[row.label for row in rows], [str(len(g.runs)) for g in groups]]
+    columns = [("model", [row.label for row in rows]), ("seeds", [str(len(g.runs)) for g in groups])]
     further = further_metrics([run for g in groups for run in g.runs]) if section.table.number == 3 else []
     for metric in [*section.table.metrics, *further]:
-        header.append(metric_title(metric))
-        columns.append(column([g.mean(metric) for g in groups], [g.spread(metric) for g in groups]))
+        columns.append((metric_title(metric), metric_cells(groups, metric)))
         if beside and metric in PAPER_METRICS:
-            header.append(beside)
-            columns.append(column([r.published.metrics[metric] if r.published else None for r in rows]))
+            columns.append((beside, column([r.published.metrics[metric] if r.published else None for r in rows])))
     if baseline:
-        header.append(f"time, {label(baseline)} = 1")
         relative = [None if g.system in WITHOUT_DEPTH else chapter.times.relative(g, baseline) for g in groups]
-        columns.append([multiple(time) for time in relative])
+        columns.append((f"time, {label(baseline)} = 1", [multiple(time) for time in relative]))
         if beside:
-            header.append(beside)
-            columns.append([multiple(row.published.time if row.published else None) for row in rows])
-    return table(header, list(zip(*columns, strict=True)))
+            columns.append((beside, [multiple(row.published.time if row.published else None) for row in rows]))
+    return table_of(columns)
 
 
 def _below_markov(groups: Sequence[SeedGroup]) -> list[str]:
@@ -177,14 +167,13 @@ def _scaling(chapter: Chapter) -> list[str]:
     if not rows:
         return []
     columns = [
-        [g.label(label(g.system)) for g in rows],
-        [str(g.layers) for g in rows],
-        [f"{g.first.parameters:,}" for g in rows],
-        [str(len(g.runs)) for g in rows],
+        ("model", [g.label(label(g.system)) for g in rows]),
+        ("layers", [str(g.layers) for g in rows]),
+        ("parameters", [f"{g.first.parameters:,}" for g in rows]),
+        ("seeds", [str(len(g.runs)) for g in rows]),
+        *((metric_title(metric), metric_cells(rows, metric)) for metric in PAPER_METRICS),
     ]
-    columns += [column([g.mean(m) for g in rows], [g.spread(m) for g in rows]) for m in PAPER_METRICS]
-    header = ["model", "layers", "parameters", "seeds", *map(metric_title, PAPER_METRICS)]
-    return ["### Depth", "", *table(header, list(zip(*columns, strict=True)))]
+    return ["### Depth", "", *table_of(columns)]
 
 
 def _slices(groups: Sequence[SeedGroup]) -> list[str]:
@@ -196,13 +185,12 @@ def _slices(groups: Sequence[SeedGroup]) -> list[str]:
         return []
     counts = {name: next(g.first.listeners[name] for g in rows if name in g.first.listeners) for name in names}
     names = [name for name in names if counts[name]]
-    header = ["model", *(f"{SLICES.get(name, name)} ({counts[name]:,})" for name in names)]
-    columns = [[g.label_with_function for g in rows]]
-    columns += [column([g.mean("ndcg_10", n) for g in rows], [g.spread("ndcg_10", n) for g in rows]) for n in names]
+    columns = [("model", [g.label_with_function for g in rows])]
+    columns += [(f"{SLICES.get(n, n)} ({counts[n]:,})", metric_cells(rows, "ndcg_10", n)) for n in names]
     title, text = "By gap", "NDCG@10 by the time since the event before the predicted one; in brackets how many."
     if not measured & {"same_second", "later"}:
         title, text = "By listener", "NDCG@10 by kind of listener; in brackets how many."
-    return [f"### {title}", "", text, "", *table(header, list(zip(*columns, strict=True)))]
+    return [f"### {title}", "", text, "", *table_of(columns)]
 
 
 def _seconds_an_epoch(chapter: Chapter) -> list[str]:
@@ -212,7 +200,8 @@ def _seconds_an_epoch(chapter: Chapter) -> list[str]:
         for system, g in one_each([g for g in chapter.groups if g.layers == layers and g.plain]).items():
             for where, value in times.seconds(system, layers).items():
                 relative = multiple(times.relative(g, "sasrec"))
-                rows.append([where, g.name, str(layers), f"{g.first.parameters:,}", seconds(value), relative])
+                seconds = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+                rows.append([where, g.name, str(layers), f"{g.first.parameters:,}", seconds, relative])
     if not rows:
         return []
     header = ["model", "layers", "parameters", "seconds an epoch", "SASRec = 1"]

@@ -104,22 +104,15 @@ def polled_progress(
 
 def bars(unit: str = "", *, remaining: bool = False) -> "Progress":
     """Progress bars in the style of all commands. remaining: with an estimate of the time left."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich import progress
 
     columns = [
-        SpinnerColumn(),
-        TextColumn("{task.description:<20}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description:<20}"),
+        progress.BarColumn(bar_width=20),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn(unit),
+        progress.TimeElapsedColumn(),
+        *([progress.TimeRemainingColumn()] if remaining else []),
     ]
-    return Progress(*columns, *([TimeRemainingColumn()] if remaining else []), console=console())
+    return progress.Progress(*columns, console=console())

@@ -1,8 +1,8 @@
 """Memory at the peak and processor seconds of a process and all its children."""
 
+import contextlib
 import threading
 import time
-from types import TracebackType
 
 import psutil
 
@@ -28,9 +28,7 @@ class Usage:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._done.set()
         self._thread.join()
         self.seconds = time.monotonic() - self._started
@@ -53,18 +51,16 @@ def _tree() -> list[psutil.Process]:
 def _tree_cpu_seconds() -> float:
     total = 0.0
     for process in _tree():
-        try:
+        with contextlib.suppress(psutil.Error):  # it may have ended
             times = process.cpu_times()
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-        total += times.user + times.system
-        total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+            total += times.user + times.system
+            total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
     return total
 
 
 def _bytes(process: psutil.Process) -> int:
     try:
         info = process.memory_full_info()
-    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+    except psutil.Error:
         return 0
     return getattr(info, "pss", info.rss)

@@ -20,10 +20,7 @@ Titles = dict[Any, tuple[str, str]]
 def read_vocabulary(day: Day, *, size: int | None = None) -> pa.Table:
     """item_index, item_id of the songs 1..size (all if None), in index order."""
     spec = day.workspace.spec
-    table = vocabulary.read(day.workspace.vocabulary, spec.item_id_type).table.select([ITEM_INDEX, ITEM_ID])
-    if size is not None:
-        table = table.filter(pc.less_equal(table[ITEM_INDEX], size))
-    return table
+    return vocabulary.read(day.workspace.vocabulary, spec.item_id_type).table.select([ITEM_INDEX, ITEM_ID])[:size]
 
 
 def titles(day: Day, item_ids: Iterable[Any]) -> Titles:
@@ -62,6 +59,5 @@ def _read(uri: str, item: pa.DataType) -> pa.Table:
     for name in (TITLE, ARTIST):
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
-    return table.select([ITEM_ID, TITLE, ARTIST]).cast(
-        pa.schema([(ITEM_ID, item), (TITLE, pa.string()), (ARTIST, pa.string())])
-    )
+    schema = pa.schema([(ITEM_ID, item), (TITLE, pa.string()), (ARTIST, pa.string())])
+    return table.select(schema.names).cast(schema)

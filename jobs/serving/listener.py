@@ -1,6 +1,7 @@
 """What a listener was served on a day: the list, and the plays before it, with titles and artists."""
 
 import datetime as dt
+import re
 from typing import Any, TypedDict
 from zoneinfo import ZoneInfo
 
@@ -19,7 +20,6 @@ from pipelines.schema import (
     ITEM_INDEX,
     ITEMS,
     MODEL_VERSION,
-    SCORE,
     SOURCE,
     SOURCE_POPULAR,
     STALE_DAYS,
@@ -48,7 +48,7 @@ class ServedListener(TypedDict):
 def served_listener(day: Day, user: str) -> ServedListener:
     """Read a listener's list of `day.ds`. user: an id as text. Raises InputError if the day has no lists."""
     workspace = day.workspace
-    user_id = parse_user(user, workspace.spec.user_id_type)
+    user_id = parse_user(user, workspace.spec.user_id_type, f"user {user!r}")
     days = published_days(workspace)
     if day.ds not in days:
         known = f"lists are there for {', '.join(map(str, days[-7:]))}" if days else "no day is published yet"
@@ -57,8 +57,7 @@ def served_listener(day: Day, user: str) -> ServedListener:
     row = own or read_list(workspace, day.ds, None)
     row = row or {ITEMS: [], SOURCE: SOURCE_POPULAR, MODEL_VERSION: None, STALE_DAYS: 0}
     recent = recent_plays(day, user_id)
-    names = titles(day, [item[ITEM_ID] for item in row[ITEMS]] + [play[ITEM_ID] for play in recent])
-    items = [{"rank": n, ITEM_ID: item[ITEM_ID], SCORE: item[SCORE]} for n, item in enumerate(row[ITEMS], start=1)]
+    names = titles(day, [song[ITEM_ID] for song in [*row[ITEMS], *recent]])
     return ServedListener(
         user=user,
         ds=str(day.ds),
@@ -68,21 +67,20 @@ def served_listener(day: Day, user: str) -> ServedListener:
         stale_days=row[STALE_DAYS],
         timezone=workspace.spec.timezone,
         recent=[_named(play, names) for play in recent],
-        items=[_named(item, names) for item in items],
+        items=[_named({"rank": n, **item}, names) for n, item in enumerate(row[ITEMS], start=1)],
     )
 
 
-def parse_user(user: str, user_id_type: str) -> int | str:
-    """A user id as given on a command line, in the workspace's type."""
-    if user_id_type != "int64":
-        return user
-    try:
-        return int(user)
-    except ValueError:
-        raise InputError(f"user {user!r} is not an int64 id: this workspace's listeners have numbers") from None
+def parse_user(text: str, user_id_type: str, source: str) -> int | str:
+    """A user id in the workspace's type. source: what an InputError names."""
+    if user_id_type == "string":
+        return text
+    if re.fullmatch(r"\s*[+-]?[0-9]{1,19}\s*", text) and -(2**63) <= int(text) < 2**63:
+        return int(text)
+    raise InputError(f"{source} is not an int64 id: this workspace's listeners have numbers")
 
 
-def recent_plays(day: Day, user_id: int | str, count: int = RECENT_PLAYS) -> list[dict[str, Any]]:
+def recent_plays(day: Day, user_id: int | str) -> list[dict[str, Any]]:
     """The newest stored plays of a listener, newest first; none if the listener has no history."""
     manifest = read_manifest(day.workspace.sequences(day.sequences_ds if day.has_record else day.ds))
     wanted = pa.scalar(user_id, id_type(manifest.user_id_type))
@@ -92,26 +90,19 @@ def recent_plays(day: Day, user_id: int | str, count: int = RECENT_PLAYS) -> lis
             place = pc.index(manifest.read(file, group, [USER_ID])[USER_ID], wanted).as_py()
             if place >= 0:
                 history = manifest.read(file, group, [ITEM_INDEX, TIMESTAMP, COMPLETION]).slice(place, 1)
-                return _plays(day, history.to_pylist()[0], count)
+                return _plays(day, history.to_pylist()[0])
     return []
 
 
-def _plays(day: Day, history: dict[str, list[int]], count: int) -> list[dict[str, Any]]:
+def _plays(day: Day, history: dict[str, list[int]]) -> list[dict[str, Any]]:
     """The newest plays of a row of a shard, newest first."""
-    zone = ZoneInfo(day.workspace.spec.timezone)
-    plays = list(zip(history[ITEM_INDEX], history[TIMESTAMP], history[COMPLETION], strict=True))[-count:][::-1]
-    songs = read_vocabulary(day)
-    rows = pc.index_in(pa.array([index for index, _, _ in plays], pa.int32()), value_set=songs[ITEM_INDEX])
-    item_ids = songs[ITEM_ID].take(rows).to_pylist()
-    return [
-        {
-            ITEM_ID: item_id,
-            TIMESTAMP: timestamp,
-            "time": dt.datetime.fromtimestamp(timestamp, zone).isoformat(sep=" ", timespec="minutes")[:16],
-            COMPLETION: completion,
-        }
-        for item_id, (_, timestamp, completion) in zip(item_ids, plays, strict=True)
-    ]
+    zone, item_ids, plays = ZoneInfo(day.workspace.spec.timezone), read_vocabulary(day)[ITEM_ID], []
+    newest = list(zip(history[ITEM_INDEX], history[TIMESTAMP], history[COMPLETION], strict=True))[-RECENT_PLAYS:]
+    for index, timestamp, completion in reversed(newest):
+        time = dt.datetime.fromtimestamp(timestamp, zone).isoformat(sep=" ", timespec="minutes")[:16]
+        item_id = item_ids[index - 1].as_py()
+        plays.append({ITEM_ID: item_id, TIMESTAMP: timestamp, "time": time, COMPLETION: completion})
+    return plays
 
 
 def _named(song: dict[str, Any], names: Titles) -> dict[str, Any]:

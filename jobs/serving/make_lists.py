@@ -62,36 +62,39 @@ class ListJob:
         """Unix second before which an event may be known: ds 00:00."""
         return self.calendar.day_start(self.ds)
 
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a part; ds is the name of its folder."""
+        schema = recommendations_table(self.manifest.user_id_type, self.manifest.item_id_type).schema
+        return schema.remove(schema.get_field_index(DS))
+
 
 def make_part(job: ListJob, file: ShardFile) -> ListPart:
     """Lists of the active listeners of one shard file, written as one part, in the order of the file."""
-    tables = [_no_rows(job)]
+    tables = [job.schema.empty_table()]
     for group in range(len(file.row_groups)):
         histories = job.manifest.histories(file, group).before(job.cut)
-        for batch in _active(job, histories):
-            tables.append(_rows(job, file.bucket, batch))
+        tables += [_rows(job, file.bucket, batch) for batch in _active(job, histories)]
     return write_part(job.table_uri, job.ds, pa.concat_tables(tables).combine_chunks())
 
 
 def default_part(job: ListJob) -> ListPart:
     """The one list for listeners the table does not have: the most popular songs, user_id null."""
-    from fuxi_beta.data.batches import Histories
-
-    nobody = Histories.without_plays(pa.nulls(1, _schema(job).field(USER_ID).type))
+    nobody = Histories.without_plays(pa.nulls(1, job.schema.field(USER_ID).type))
     return write_part(job.table_uri, job.ds, _rows(replace(job, model=None), None, nobody))
 
 
-def _active(job: ListJob, histories: "Histories") -> Iterator["Histories"]:
+def _active(job: ListJob, histories: Histories) -> Iterator[Histories]:
     """The listeners heard of in the last active_days, a batch at a time."""
     newest = np.zeros(len(histories), np.int64)
-    some = np.diff(histories.offsets) > 0
+    some = histories.lengths > 0
     newest[some] = histories.timestamp[histories.offsets[1:][some] - 1]
     rows = np.flatnonzero(some & (newest >= job.cut - job.active_days * DAY_SECONDS))
     for start in range(0, len(rows), job.batch_size):
         yield histories.take(rows[start : start + job.batch_size])
 
 
-def _rows(job: ListJob, bucket: int | None, histories: "Histories") -> pa.Table:
+def _rows(job: ListJob, bucket: int | None, histories: Histories) -> pa.Table:
     items = np.zeros((len(histories), job.k), np.int64)
     scores = np.full((len(histories), job.k), -np.inf, np.float32)
     by_model = np.zeros(len(histories), bool)
@@ -106,7 +109,7 @@ def _rows(job: ListJob, bucket: int | None, histories: "Histories") -> pa.Table:
     return _table(job, histories.user_id, items, scores, by_model, bucket=bucket)
 
 
-def _batch(job: ListJob, recommender: "TrainedModel | Popularity", histories: "Histories") -> "Batch":
+def _batch(job: ListJob, recommender: "TrainedModel | Popularity", histories: Histories) -> "Batch":
     """What a recommender reads of listeners, requested at the request hour of ds."""
     from fuxi_beta.evaluation.protocol import Contexts
 
@@ -114,30 +117,20 @@ def _batch(job: ListJob, recommender: "TrainedModel | Popularity", histories: "H
     return Contexts(histories, calendar.request_time(job.ds), ModelConfig(), train, calendar).batch(recommender)
 
 
-def _schema(job: ListJob) -> pa.Schema:
-    schema = recommendations_table(job.manifest.user_id_type, job.manifest.item_id_type).schema
-    return schema.remove(schema.get_field_index(DS))  # the folder's name is the column
-
-
-def _no_rows(job: ListJob) -> pa.Table:
-    return _schema(job).empty_table()
-
-
 def _table(
     job: ListJob, user_id: pa.Array, items: np.ndarray, scores: np.ndarray, by_model: np.ndarray, *, bucket: int | None
 ) -> pa.Table:
     """Rows of the table. items: int64 [B, K], 0 where there is no song; by_model: bool [B]."""
     there = items > 0
-    offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))]).astype(np.int32)
-    schema, count = _schema(job), len(user_id)
+    offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
     songs: list[Any] = [job.item_ids.take(pa.array(items[there] - 1)), pa.array(scores[there], pa.float32())]
     element = pa.StructArray.from_arrays(songs, names=[ITEM_ID, SCORE])
     columns = {
-        BUCKET: pa.array([bucket] * count, pa.int32()),
+        BUCKET: [bucket] * len(user_id),
         USER_ID: user_id,
-        ITEMS: pa.ListArray.from_arrays(pa.array(offsets), element),
-        SOURCE: pa.array(np.where(by_model, SOURCE_MODEL, SOURCE_POPULAR).tolist(), pa.string()),
-        MODEL_VERSION: pa.array([job.model_version if own else None for own in by_model], pa.string()),
-        STALE_DAYS: pa.array([job.stale_days] * count, pa.int32()),
+        ITEMS: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), element),
+        SOURCE: [SOURCE_MODEL if own else SOURCE_POPULAR for own in by_model],
+        MODEL_VERSION: [job.model_version if own else None for own in by_model],
+        STALE_DAYS: [job.stale_days] * len(user_id),
     }
-    return pa.table(columns).cast(schema)
+    return pa.table(columns, job.schema)

@@ -16,6 +16,7 @@ from pipelines.errors import InputError
 
 if TYPE_CHECKING:
     import ray.train
+    from ray.train.torch import TorchTrainer
 
 WORKER_ENVIRONMENT = {
     # Where cores are shared, threads that spin while they wait make a step several times slower.
@@ -35,8 +36,26 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
     if cluster.ray_address == "local":
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less to start
     ray_session(cluster)
-    need_gpus(cluster, cluster.train_workers * cluster.train_gpus_per_worker, setting="train_gpus_per_worker")
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    gpus = cluster.train_workers * cluster.train_gpus_per_worker
+    need_gpus(cluster, gpus, setting="train_gpus_per_worker")
+    from ray.train import TrainingFailedError
+
+    trainer = _trainer(cluster, loop, storage_uri, name)
+    storage.write_json(loop.progress, {"steps": 0, "total": 0})  # rank 0 goes on with it
+    try:
+        with polled_progress("train", lambda: _steps(loop.progress), unit="steps"), _sigint_handler_kept():
+            result = trainer.fit()
+    except TrainingFailedError as error:
+        raise _worker_error(error) from None
+    if result.return_value:
+        remedy = "lower train.lr or train.item_lr, or raise train.temperature"
+        raise InputError(f"training stopped: {result.return_value}: {remedy}")
+    assert result.checkpoint is not None  # every epoch ends with one
+    return result.checkpoint
+
+
+def _trainer(cluster: ClusterConfig, loop: LoopConfig, storage_uri: str, name: str) -> "TorchTrainer":
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from jobs.training.loopback import LoopbackTorchConfig
@@ -44,16 +63,15 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
     fs, path = storage.filesystem(storage_uri)
     if not storage.is_s3(storage_uri):
         fs.create_dir(path)
-    resources = {"CPU": cluster.train_cpus_per_worker, "GPU": cluster.train_gpus_per_worker}
+    gpus = cluster.train_gpus_per_worker
     torch_config = LoopbackTorchConfig if cluster.ray_address == "local" else TorchConfig
-    trainer = TorchTrainer(
+    resources = {"CPU": cluster.train_cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    return TorchTrainer(
         train_worker,
         train_loop_config={"loop": loop},
-        torch_config=torch_config(backend="nccl" if cluster.train_gpus_per_worker else "gloo"),
+        torch_config=torch_config(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=cluster.train_workers,
-            use_gpu=cluster.train_gpus_per_worker > 0,
-            resources_per_worker={key: value for key, value in resources.items() if value},
+            num_workers=cluster.train_workers, use_gpu=gpus > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
             name=name,
@@ -64,17 +82,6 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
         ),
     )
-    storage.write_json(loop.progress, {"steps": 0, "total": 0})  # rank 0 goes on with it
-    with polled_progress("train", lambda: _steps(loop.progress), unit="steps"), _sigint_handler_kept():
-        try:
-            result = trainer.fit()
-        except TrainingFailedError as error:
-            raise _worker_error(error) from None
-    if result.return_value:
-        remedy = "lower train.lr or train.item_lr, or raise train.temperature"
-        raise InputError(f"training stopped: {result.return_value}: {remedy}")
-    assert result.checkpoint is not None  # every epoch ends with one
-    return result.checkpoint
 
 
 def _steps(progress_file: str) -> tuple[int, int]:
