@@ -26,7 +26,7 @@ from pipelines.workspace import open_workspace
 
 KNOWN: dict[str, PaperDataset] = {"ml-1m": "ML-1M", "ml-20m": "ML-20M"}
 SETTINGS = (*KNOWN.values(), "daily", "demo")
-FOLDER = "reproduce"
+FOLDER, TIMING_FILE = "reproduce", "reproduce-timing.json"
 _SELECTING = ("models", "table", "epochs", "layers", "conditions", "validation", "scaling", "protocol")
 
 
@@ -57,10 +57,7 @@ class DatasetSource:
     def paper(self) -> PaperDataset | Literal[""]:
         """The paper's data set whose numbers stand beside ours: the one named, or the one of the preset."""
         named = self.preset or KNOWN.get(self.dataset)
-        for name in DATASETS:
-            if name == named:
-                return name
-        return ""
+        return named if named in DATASETS else ""
 
 
 def reproduce(
@@ -135,7 +132,8 @@ def main(options: dict[str, Any]) -> None:
         measure_timing(source, selection)
         return
     failed: dict[str, str] = {}
-    if not options["write"] or _selects_runs(options):
+    selecting = ("models", "table", "scaling", "conditions", "seeds", "epochs")
+    if not options["write"] or any(options[name] for name in selecting):
         # Several runs on a thread each use cores better than one run on all.
         workers = options["workers"] or max(1, min(4, len(os.sched_getaffinity(0))))
         device = _device(options["device"])
@@ -151,13 +149,12 @@ def main(options: dict[str, Any]) -> None:
 def show(finished: Sequence[ExperimentRun]) -> None:
     """Print a table of runs on standard output, the best NDCG@10 first."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(title=finished[0].dataset.title if finished else "no run is finished", title_justify="left")
-    table.add_column("run", overflow="fold", min_width=22)
     columns = [*PAPER_METRICS, *runs.further_metrics(finished)]
-    for title in (*map(metric_title, columns), "epochs", "s/epoch"):
-        table.add_column(title, justify="right")
+    numbers = [Column(title, justify="right") for title in (*map(metric_title, columns), "epochs", "s/epoch")]
+    title = finished[0].dataset.title if finished else "no run is finished"
+    table = Table(Column("run", overflow="fold", min_width=22), *numbers, title=title, title_justify="left")
     for run in sorted(finished, key=lambda run: -run.metrics["all"]["ndcg_10"]):
         values = [f"{run.metrics['all'][name]:.4f}" for name in columns]
         epochs = [str(run.epochs), f"{run.epoch_seconds:.1f}"] if run.epoch_losses else ["", ""]
@@ -169,12 +166,15 @@ def write(workspaces: Sequence[str], file: str) -> None:
     """Render every finished run of some workspaces as Markdown, with figures in `figures/` beside the file."""
     from jobs.reproduce import figures, tables
 
-    folders = [storage.join(storage.absolute(workspace), FOLDER) for workspace in workspaces]
+    roots = [storage.absolute(workspace) for workspace in workspaces]
+    folders = [storage.join(root, FOLDER) for root in roots]
     finished = [run for folder in folders for run in runs.read(folder)]
     if not finished:
         raise InputError(f"{', '.join(folders)}: no run is finished, so there is nothing to write")
+    files = {storage.name(root): storage.join(root, TIMING_FILE) for root in roots}
+    timings = {name: storage.read_json(uri) for name, uri in files.items() if storage.exists(uri)}
     drawn = figures.draw(finished, Path(file).parent / "figures")
-    text = tables.render(finished, _timings(workspaces), runs.ranks_in(folders), figures=drawn)
+    text = tables.render(finished, timings, runs.ranks_in(folders), figures=drawn)
     storage.write_bytes(storage.absolute(file), text.encode())
     log("written", file=file, runs=len(finished), figures=len(drawn))
 
@@ -186,17 +186,7 @@ def measure_timing(source: DatasetSource, selection: RunSelection) -> None:
     seconds = time_epochs(manifest_of(source), selection)
     for name, value in sorted(seconds.items(), key=lambda item: item[1]):
         print(f"{name:<34} {value:8.2f} s an epoch")
-    storage.write_json(_timing_file(source.folder), seconds)
-
-
-def _timing_file(workspace: str) -> str:
-    return storage.join(storage.absolute(workspace), "reproduce-timing.json")
-
-
-def _timings(workspaces: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Data set's name -> system -> seconds an epoch, where they were measured."""
-    files = {Path(storage.absolute(workspace)).name: _timing_file(workspace) for workspace in workspaces}
-    return {name: storage.read_json(file) for name, file in files.items() if storage.exists(file)}
+    storage.write_json(storage.join(storage.absolute(source.folder), TIMING_FILE), seconds)
 
 
 def _selection(source: DatasetSource, options: dict[str, Any]) -> RunSelection:
@@ -215,10 +205,6 @@ def _seeds(text: str | None) -> tuple[int, ...]:
         return tuple(int(number) for number in (text or "").split(",") if number.strip())
     except ValueError:
         raise InputError(f"--seeds {text}: write numbers with commas between, for example 42,43,44") from None
-
-
-def _selects_runs(options: dict[str, Any]) -> bool:
-    return any(options[name] for name in ("models", "table", "scaling", "conditions", "seeds", "epochs"))
 
 
 def _device(name: str) -> str:

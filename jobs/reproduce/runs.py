@@ -5,7 +5,6 @@ that was killed has none, and a folder of runs can be read at any time.
 """
 
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,9 +96,8 @@ class ExperimentRun:
             if slice_name not in self.listeners:
                 raise ValueError(f"listeners.{slice_name}: missing")
         if self.curves and any(len(row) != len(self.curves.seconds) for row in self.curves.weights):
-            raise ValueError(
-                f"curves.weights: expected {len(self.curves.seconds)} numbers a layer, as in curves.seconds"
-            )
+            expected = len(self.curves.seconds)
+            raise ValueError(f"curves.weights: expected {expected} numbers a layer, as in curves.seconds")
 
 
 class Ranks(NamedTuple):
@@ -123,9 +121,8 @@ def write_ranks(
     folder: str | Path, name: str, users: Sequence[int] | Sequence[str] | np.ndarray, ranks: np.ndarray
 ) -> Path:
     """Write the ranks of run `name` atomically, listeners in any order. Returns the file's path."""
-    sink, path = io.BytesIO(), Path(folder, f"{name}.ranks.parquet")
-    pq.write_table(pa.table({USER_ID: pa.array(users), RANK: pa.array(np.asarray(ranks, dtype=float))}), sink)
-    storage.write_bytes(str(path), sink.getvalue())
+    path = Path(folder, f"{name}.ranks.parquet")
+    storage.write_table(str(path), pa.table({USER_ID: pa.array(users), RANK: np.asarray(ranks, dtype=float)}))
     return path
 
 
@@ -170,11 +167,8 @@ def read_ranks(folder: str | Path, run: ExperimentRun) -> Ranks:
     except (OSError, KeyError, ValueError) as error:  # Arrow's own errors are among them
         text = str(error).splitlines()[0]
         raise InputError(f"{path} holds no ranks ({text}): remove {run.name}.json and run again") from None
-    if len(ranks) != run.listeners["all"]:
-        expected = run.listeners["all"]
-        raise InputError(
-            f"{path} holds {len(ranks)} listeners, {run.name}.json says {expected}: remove both, run again"
-        )
+    if len(ranks) != (said := run.listeners["all"]):
+        raise InputError(f"{path} holds {len(ranks)} listeners, {run.name}.json says {said}: remove both, run again")
     if not (ranks >= 1).all():  # false for nan too
         raise InputError(f"{path} is damaged ({RANK}: below 1 or no number): remove it and {run.name}.json, run again")
     return Ranks(users, ranks)

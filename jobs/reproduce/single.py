@@ -8,7 +8,7 @@ import datetime as dt
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import cast
 
@@ -210,19 +210,11 @@ def _write(
     task: RunTask, spec: RunSpec, trained: _Trained, result: LeaveOneOutResult | NextDayResult, seconds: float
 ) -> ExperimentRun:
     run = ExperimentRun(
+        **asdict(spec if spec.system == "gru4rec" else replace(spec, hidden=0)),
         name=spec.name,
         dataset=task.dataset,
-        system=spec.system,
-        layers=spec.layers,
-        temporal=spec.temporal,
-        hidden=spec.hidden if spec.system == "gru4rec" else 0,
-        epochs=spec.epochs,
         published_epochs=task.spec.epochs if task.spec.system == "bprmf" else task.preset.train.epochs,
-        seed=spec.seed,
-        condition=spec.condition,
-        validation=spec.validation,
         best_epoch=trained.best_epoch,
-        protocol=spec.protocol,
         metrics=result.metrics["run"],
         listeners=result.slices,
         curves=trained.curves,

@@ -7,7 +7,7 @@ from itertools import chain, count, islice
 from fuxi_beta.data.candidates import candidate_songs
 from fuxi_beta.training.fit import all_batches, new_trainer
 from fuxi_beta.training.trainer import Trainer
-from jobs.reproduce.specs import RunSelection, RunSpec, specs
+from jobs.reproduce.specs import RunSelection, specs
 from jobs.reproduce.systems import NOT_TRAINED_BY_STEPS, timing_key
 from jobs.runtime.console import progress
 from pipelines.histories.shards import Manifest
@@ -24,7 +24,12 @@ def time_epochs(manifest: Manifest, selection: RunSelection) -> dict[str, float]
     timed = [s for s in specs(selection) if s.system not in NOT_TRAINED_BY_STEPS and s.temporal == "pow"]
     model, train = selection.preset.model, selection.preset.train
     batches = all_batches(manifest, model=model, train=train, data_end=manifest.data_end)
-    trainers = {timing_key(spec.system, spec.layers): _trainer(spec, manifest, selection) for spec in timed}
+    trainers: dict[str, Trainer] = {}
+    for spec in timed:
+        model, train = spec.configs(selection.preset)
+        candidates = candidate_songs(manifest, train=train, data_end=manifest.data_end)
+        trainer = new_trainer(manifest, candidates, model=model, train=train)
+        trainers[timing_key(spec.system, spec.layers)] = trainer
     times: dict[str, list[float]] = {name: [] for name in trainers}
     epochs = chain.from_iterable(map(batches.epoch, count()))
     with progress("timing", STEPS + WARM_UP, unit="rounds") as advance:
@@ -38,9 +43,3 @@ def time_epochs(manifest: Manifest, selection: RunSelection) -> dict[str, float]
         name: round(statistics.median(seconds[WARM_UP:]) * batches.steps_per_epoch, 3)
         for name, seconds in times.items()
     }
-
-
-def _trainer(spec: RunSpec, manifest: Manifest, selection: RunSelection) -> Trainer:
-    model, train = spec.configs(selection.preset)
-    candidates = candidate_songs(manifest, train=train, data_end=manifest.data_end)
-    return new_trainer(manifest, candidates, model=model, train=train)
