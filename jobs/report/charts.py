@@ -111,7 +111,6 @@ def panel_chart(panels: Sequence[Panel]) -> Chart | None:
         return None
     days = sorted({ds for panel in panels for ds in panel.values})
     every_day = range(days[0].toordinal(), days[-1].toordinal() + 1)
-    value, band, broken = Line("the day", 1), Line("allowed", 4, "band"), Line("beyond its bound", 6, "point")
 
     def draw(*all_axes: "Axes") -> None:
         for axes, panel in zip(all_axes, panels, strict=True):
@@ -122,9 +121,9 @@ def panel_chart(panels: Sequence[Panel]) -> Chart | None:
         f"{panel.title} {_panel_number(panel, panel.values[days[-1]])}" for panel in panels if days[-1] in panel.values
     )
     label = f"{len(days)} days from {days[0]} to {days[-1]}; on the last: {newest}"
-    legend = [value]
-    legend += [band] if any(panel.lower or panel.upper for panel in panels) else []
-    legend += [broken] if any(panel.broken for panel in panels) else []
+    legend = [Line("the day", 1)]
+    legend += [Line("allowed", 4, "band")] if any(panel.lower or panel.upper for panel in panels) else []
+    legend += [Line("beyond its bound", 6, "point")] if any(panel.broken for panel in panels) else []
     size = (_SIZE[0], 0.4 + 1.15 * len(panels))
     return Chart(_svg("panels", label, draw, size=size, panels=len(panels)), tuple(legend))
 
@@ -140,8 +139,7 @@ def _draw_panel(axes: "Axes", panel: Panel, every_day: range) -> None:
     beyond = [(ds.toordinal(), panel.values[ds]) for ds in sorted(panel.broken & panel.values.keys())]
     if beyond:
         axes.plot(*zip(*beyond, strict=True), color=SERIES[5], linestyle="", marker="o", markersize=6)
-    most = max(value for value in panel.values.values())
-    axes.set_ylim(0, max(1.3 * most, 0.01 if panel.share else 1))
+    axes.set_ylim(0, max(1.3 * max(panel.values.values()), 0.01 if panel.share else 1))
     axes.set_title(panel.title, loc="left", fontsize=8.8)
     axes.yaxis.set_major_formatter(lambda number, _: _panel_number(panel, number))
 
@@ -177,10 +175,7 @@ def temporal_chart(layers: Sequence[Mapping[str, float]]) -> Chart | None:
         for layer, line in lines:
             _draw_line(axes, elapsed, layer["a"] * (1 + elapsed) ** -layer["b"], line)
         axes.axhline(0, color=GRID, linewidth=1)
-        axes.set_xscale("log")
-        axes.set_xlim(1, YEAR)
-        axes.set_xticks(list(TIME_TICKS), list(TIME_TICKS.values()))
-        axes.set_xticks([], minor=True)
+        elapsed_axis(axes, TIME_TICKS)
         axes.set_xlabel("time since the play")
         axes.set_ylabel("weight")
 
@@ -191,6 +186,26 @@ def temporal_chart(layers: Sequence[Mapping[str, float]]) -> Chart | None:
 def _draw_line(axes: "Axes", x: "ArrayLike", y: "ArrayLike", line: Line, *, marker: str = "") -> None:
     dashes = {"solid": "-", "dashed": (0, (4, 2)), "dotted": (0, (1.2, 1.6))}[line.stroke]
     axes.plot(x, y, color=SERIES[line.series - 1], linewidth=1.8, linestyle=dashes, markersize=3.5, marker=marker)
+
+
+def plain_style(ink: str, grid: str, more: Mapping[str, Any]) -> dict[Any, Any]:
+    """matplotlib settings of every figure here and in `jobs.reproduce`: text in one colour, no frame, a faint grid."""
+    return {
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink),
+        **dict.fromkeys(("axes.edgecolor", "grid.color"), grid),
+        **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+        **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+        **{"xtick.major.size": 3, "ytick.major.size": 0},
+        **more,
+    }
+
+
+def elapsed_axis(axes: "Axes", ticks: Mapping[int, str], **text: Any) -> None:
+    """A logarithmic x axis from 1 s to 1 year. ticks: seconds -> label."""
+    axes.set_xscale("log")
+    axes.set_xlim(1, YEAR)
+    axes.set_xticks(list(ticks), list(ticks.values()), **text)
+    axes.set_xticks([], minor=True)
 
 
 def _svg(
@@ -204,25 +219,8 @@ def _svg(
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "font.size": 8.8,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.edgecolor": GRID,
-        "axes.grid.axis": "y",
-        "axes.grid": True,
-        "grid.color": GRID,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "xtick.major.size": 3,
-        "ytick.major.size": 0,
-        "axes.axisbelow": True,
-    }
+    text = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 8.8}
+    style = plain_style(INK, GRID, {**text, "axes.grid.axis": "y", "axes.spines.left": False})
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)

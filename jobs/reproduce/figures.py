@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fuxi_beta.evaluation.metrics import metric_title
+from jobs.report.charts import YEAR, elapsed_axis, plain_style
 from jobs.reproduce.groups import SeedGroup, by_dataset, group_by_setting, one_each
 from jobs.reproduce.paper import TABLES, TITLES
 from jobs.reproduce.runs import Dataset, ExperimentRun
@@ -24,30 +25,12 @@ if TYPE_CHECKING:
 FigureKind = Literal["systems", "depth", "curves"]
 Colour = tuple[float, float, float, float]
 _WIDTH, _DPI, _COLOURS = 8.0, 120, 64  # inches; 960 pixels, shown at about 800
-_MONTH, _YEAR = 30 * 86_400, 365 * 86_400
-_TICKS = {1: "1 s", 60: "1 min", 3600: "1 h", 86_400: "1 d", _MONTH: "1 mo", _YEAR: "1 y"}
+_TICKS = {1: "1 s", 60: "1 min", 3600: "1 h", 86_400: "1 d", 30 * 86_400: "1 mo", YEAR: "1 y"}
 _INK, _GRID, _OURS, _LARGE = "#30343b", "#d9dce1", "#1b6ca8", "#c4551d"
+_HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": _INK}  # the paper's values
 _LINES = ("#1b6ca8", "#c4551d", "#3a8f4d", "#8a56a8", "#b8860b", "#5b6470", "#c2477f", "#2a9d9d")
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _GRID,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-}
+_TITLES = {"axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left"}
+_STYLE = plain_style(_INK, _GRID, {**_TITLES, "font.size": 10, "grid.linewidth": 0.7, "legend.frameon": False})
 
 
 @dataclass(frozen=True)
@@ -90,11 +73,10 @@ def draw_systems(groups: Sequence[SeedGroup], file: Path) -> str:
             seeds = [run.metrics["all"]["ndcg_10"] for run in g.runs]
             if len(seeds) > 1:
                 axes.plot(seeds, [n + 0.3] * len(seeds), "o", color=colour, markersize=2.5, alpha=0.6)
-            style = {"fmt": "o", "color": colour, "capsize": 3, "markersize": 6}
-            axes.errorbar(statistics.mean(seeds), n, xerr=g.spread("ndcg_10"), **style)
+            spread = g.spread("ndcg_10")
+            axes.errorbar(statistics.mean(seeds), n, xerr=spread, fmt="o", color=colour, capsize=3, markersize=6)
             if printed := TABLES[3].published(dataset.paper, g.system, layers=g.layers):
-                value = printed.metrics["ndcg_10"]
-                axes.plot(value, n, "D", markerfacecolor="none", markeredgecolor=_INK, markersize=6)
+                axes.plot(printed.metrics["ndcg_10"], n, "D", **_HOLLOW, markersize=6)
         axes.set_yticks(range(len(rows)), [g.name + g.notes for g in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(left=0)
@@ -111,8 +93,7 @@ def _systems_legend(figure: "Figure", axes: "Axes", rows: Sequence[SeedGroup], d
         if any(g.layers == layers for g in rows):
             axes.plot([], [], "o", color=colour, label=text)
     if dataset.paper:
-        label = f"paper, {TITLES[dataset.paper]}"
-        axes.plot([], [], "D", label=label, markerfacecolor="none", markeredgecolor=_INK)
+        axes.plot([], [], "D", label=f"paper, {TITLES[dataset.paper]}", **_HOLLOW)
     figure.legend(loc="outside upper center", ncols=3)
 
 
@@ -169,10 +150,9 @@ def draw_curves(groups: Sequence[SeedGroup], file: Path) -> str:
             axes.set_xlabel("time elapsed", fontsize=9)
         for layer in range(depth):
             panels[0].plot([], [], color=colours(0.92 * layer / max(depth - 1, 1)), label=f"layer {layer + 1}")
+        where = {"loc": "outside upper center", "ncols": min(depth, 8)}
         spacing = {"handlelength": 1.2, "columnspacing": 1.2, "fontsize": 9}
-        figure.legend(
-            *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(depth, 8), **spacing
-        )
+        figure.legend(*panels[0].get_legend_handles_labels(), **where, **spacing)
 
     _save(file, 0.9 + 1.9 * -(-len(chosen) // 3), fill)
     seeds = ", ".join(map(str, sorted({run.seed for run in chosen.values()})))
@@ -181,17 +161,14 @@ def draw_curves(groups: Sequence[SeedGroup], file: Path) -> str:
 
 def _draw_functions(axes: "Axes", name: str, run: ExperimentRun, colour: Callable[[int], Colour]) -> None:
     assert run.curves is not None
-    shown = [n for n, seconds in enumerate(run.curves.seconds) if 1 <= seconds <= _YEAR]
+    shown = [n for n, seconds in enumerate(run.curves.seconds) if 1 <= seconds <= YEAR]
     seconds = [run.curves.seconds[n] for n in shown]
     for layer, weights in enumerate(run.curves.weights):
         axes.plot(seconds, [weights[n] for n in shown], color=colour(layer), linewidth=1.5)
     axes.axhline(0, color=_INK, linewidth=0.6, zorder=0)
     if not any(weights[n] for weights in run.curves.weights for n in shown):
         axes.set_ylim(-0.1, 0.1)
-    axes.set_xscale("log")
-    axes.set_xlim(1, _YEAR)
-    axes.set_xticks(list(_TICKS), list(_TICKS.values()), fontsize=7.5)
-    axes.set_xticks([], minor=True)
+    elapsed_axis(axes, _TICKS, fontsize=7.5)
     axes.tick_params(axis="y", labelsize=8)
     axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True)
     axes.yaxis.get_offset_text().set_fontsize(8)
@@ -215,13 +192,11 @@ def _runs_with_curves(groups: Sequence[SeedGroup]) -> Mapping[str, ExperimentRun
 
 def _save(file: Path, height: float, fill: Callable[["Figure"], None]) -> None:
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        FigureCanvasAgg(figure)
         fill(figure)
         file.parent.mkdir(parents=True, exist_ok=True)
         drawn = io.BytesIO()
