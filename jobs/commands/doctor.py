@@ -1,5 +1,6 @@
 """`fuxi doctor`: whether this machine has everything that a day needs, in versions that work together."""
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -77,10 +78,8 @@ def check_triple() -> Finding:
 def _installed(packages: tuple[str, ...]) -> str | None:
     """The version of the first of these packages that is installed."""
     for package in packages:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return None
 
 

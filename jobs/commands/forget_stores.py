@@ -45,9 +45,6 @@ Store = Callable[[Removal, Advance], Matches]
 """Removes the listeners from one store, and returns what it held of them."""
 
 
-# ---- the table of lists ----------------------------------------------------------------------------------------------
-
-
 def erase_from_lists(removal: Removal, advance: Advance) -> Matches:
     """Replace the parts that hold lists of the listeners by parts without them, in one transaction for each ds."""
     table, matches = delta_tables.open_table(removal.workspace.recommendations), Matches()
@@ -120,9 +117,6 @@ def unlisted_parts(workspace: Workspace, uris: list[str]) -> list[str]:
     return [uri for uri in uris if uri not in named]
 
 
-# ---- reports ---------------------------------------------------------------------------------------------------------
-
-
 def erase_from_reports(removal: Removal, advance: Advance) -> Matches:
     """Render the pages that show one of the listeners again, with other examples; delete those where that fails."""
     matches = Matches()
@@ -155,9 +149,6 @@ def _render_again(removal: Removal, ds: dt.date, uri: str) -> None:
         storage.delete_files([uri])
 
 
-# ---- experiments -----------------------------------------------------------------------------------------------------
-
-
 def erase_from_ranks(removal: Removal, advance: Advance) -> Matches:
     """Remove the listeners from the ranks that `fuxi reproduce` keeps of its runs; the runs' figures stay."""
     matches, kind = Matches(), removal.listeners.ids.type
@@ -182,9 +173,6 @@ def _rewrite_ranks(uri: str, kept: pa.Table) -> None:
         content["listeners"]["all"] = kept.num_rows
         storage.write_json(run, content)
     storage.write_table(uri, kept)
-
-
-# ---- notes -----------------------------------------------------------------------------------------------------------
 
 
 def erase_from_notes(removal: Removal, advance: Advance) -> Matches:

@@ -47,12 +47,8 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """One list a row of `model_input`; shorter than k where fewer songs are left."""
-        lists, scores = [], []
-        for row in model_input.to_dict("records"):
-            songs, values = self._recommend(row, int(row.get("k", DEFAULT_K)))
-            lists.append(songs)
-            scores.append(values)
-        return pd.DataFrame({"items": lists, "scores": scores})
+        made = [self._recommend(row, int(row.get("k", DEFAULT_K))) for row in model_input.to_dict("records")]
+        return pd.DataFrame({"items": [songs for songs, _ in made], "scores": [scores for _, scores in made]})
 
     def _recommend(self, row: dict[str, Any], k: int) -> tuple[list[Any], list[float]]:
         time = self._request_time(row)

@@ -17,12 +17,7 @@ from pipelines.schema import DS, METRIC, MODEL_VERSION, PROTOCOL, SLICE, VALUE
 
 SHOWN_STAGES = STAGES[: STAGES.index("report")]
 TREND_DAYS = 28
-RECOMMENDERS = {
-    "challenger": "Challenger",
-    "champion": "Champion",
-    "markov": "Markov",
-    "popularity": "Popularity",
-}
+RECOMMENDERS = {"challenger": "Challenger", "champion": "Champion", "markov": "Markov", "popularity": "Popularity"}
 SLICES = {"all": "All listeners", "new": "New listeners", "light": "Light listeners", "heavy": "Heavy listeners"}
 MAX_COLUMNS = 8
 REASONS = {
@@ -184,9 +179,8 @@ def _metric_table(measured: Mapping[str, Any], columns: list[str]) -> dict[str, 
             (name, [(row.get(column), row.get(column) == best[column] is not None) for column in columns])
             for name, row in values.items()
         ]
-        groups.append(
-            {"title": SLICES.get(group, group), "listeners": measured.get("slices", {}).get(group), "rows": rows}
-        )
+        listeners = measured.get("slices", {}).get(group)
+        groups.append({"title": SLICES.get(group, group), "listeners": listeners, "rows": rows})
     return {"columns": [metric_title(column) for column in columns], "groups": groups}
 
 

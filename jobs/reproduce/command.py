@@ -87,34 +87,25 @@ def describe(source: DatasetSource, manifest: Manifest) -> Dataset:
     """The data set as run files describe it. It is titled MovieLens-1M or -20M only if its counts are theirs."""
     counts = Counts(manifest.rows, manifest.vocabulary_size, manifest.events)
     name = Path(storage.absolute(source.folder)).name
-    return Dataset(
-        name=name,
-        title=source.title or title_of(counts) or name,
-        paper=source.paper,
-        listeners=manifest.rows,
-        songs=manifest.vocabulary_size,
-        events=manifest.events,
-    )
+    title = source.title or title_of(counts) or name
+    return Dataset(name, title, source.paper, counts.users, counts.items, counts.interactions)
 
 
 def manifest_of(source: DatasetSource) -> Manifest:
     """The data set's sequences. Raises InputError if there are none."""
+    folder, name = source.folder, source.dataset
     try:
-        workspace = open_workspace(source.folder)
+        workspace = open_workspace(folder)
     except InputError:
-        if source.dataset in KNOWN:
-            raise InputError(
-                f"{source.folder} is no workspace: download {source.dataset} from grouplens.org, then "
-                f"`fuxi import movielens {source.dataset}/ --workspace {source.folder}`"
-            ) from None
-        raise
+        if name not in KNOWN:
+            raise
+        how = f"download {name} from grouplens.org, then `fuxi import movielens {name}/ --workspace {folder}`"
+        raise InputError(f"{folder} is no workspace: {how}") from None
     days = workspace.days_with_sequences()
     if not days or (source.ds and source.ds not in days):
         newest = ", ".join(map(str, days[-3:])) or "none"
         wanted = f"ds {source.ds}" if source.ds else "any ds"
-        raise InputError(
-            f"{source.folder} has no sequences of {wanted} (there are: {newest}): import or sessionize them"
-        )
+        raise InputError(f"{folder} has no sequences of {wanted} (there are: {newest}): import or sessionize them")
     return read_manifest(workspace.sequences(source.ds or days[-1]))
 
 

@@ -135,6 +135,7 @@ def one_each(groups: Sequence[SeedGroup]) -> dict[str, SeedGroup]:
     return {system: best[system] for system in in_order(best)}
 
 
+@dataclass(frozen=True)
 class EpochTimes:
     """Seconds an epoch, and multiples of a baseline's.
 
@@ -142,8 +143,8 @@ class EpochTimes:
     machine and kernels are compared.
     """
 
-    def __init__(self, groups: Sequence[SeedGroup], timing: Mapping[str, float] | None) -> None:
-        self._groups, self.timing = groups, timing
+    groups: Sequence[SeedGroup]
+    timing: Mapping[str, float] | None
 
     def seconds(self, system: str, layers: int) -> dict[str, float]:
         """Machine and kernels -> seconds an epoch; empty if there is no such time."""
@@ -151,7 +152,7 @@ class EpochTimes:
             measured = self.timing.get(timing_key(system, layers))
             return {"": measured} if measured else {}
         times: dict[str, list[float]] = defaultdict(list)
-        for g in self._groups:
+        for g in self.groups:
             if g.plain and (g.system, g.layers) == (system, layers):
                 for run in g.runs:
                     times[f"{run.machine}; {run.kernels}"].append(run.epoch_seconds)

@@ -87,7 +87,6 @@ def _collect(futures: dict[Future[dict[str, float]], RunTask], display: "_Progre
 
 
 def _start(steps: "Steps", threads: int) -> None:
-    """Prepare a new worker."""
     import torch
 
     global _steps

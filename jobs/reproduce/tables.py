@@ -194,7 +194,6 @@ def _slices(groups: Sequence[SeedGroup]) -> list[str]:
 
 
 def _seconds_an_epoch(chapter: Chapter) -> list[str]:
-    """Seconds an epoch of every system."""
     times, rows = chapter.times, []
     for layers in sorted({g.layers for g in chapter.groups}):
         for system, g in one_each([g for g in chapter.groups if g.layers == layers and g.plain]).items():

@@ -75,10 +75,7 @@ def progress(description: str, total: int | None, *, unit: str = "", remaining: 
 def polled_progress(
     description: str, poll: Callable[[], tuple[int, int]], *, unit: str = "", remaining: bool = False
 ) -> Iterator[None]:
-    """A bar for work that other processes do while the block runs. poll: returns (amount done, total).
-
-    The bar appears when the total is above 0.
-    """
+    """A bar for work that other processes do meanwhile, shown once the total is above 0. poll: (amount done, total)."""
     ended = threading.Event()
 
     def follow() -> None:

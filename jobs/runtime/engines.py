@@ -42,10 +42,7 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
             "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         }
     defaults = {key: value for key, value in options.items() if key not in submitted}
-    builder = SparkSession.builder
-    for key, value in (defaults | cluster.spark_options).items():
-        builder = builder.config(key, value)
-    session = builder.getOrCreate()  # type: ignore[attr-defined]
+    session = SparkSession.builder.config(map=defaults | cluster.spark_options).getOrCreate()  # type: ignore[attr-defined]
     if not submitted:  # a submission sets the log level itself
         session.sparkContext.setLogLevel("ERROR")
     _set_worker_environment(session, local=local)

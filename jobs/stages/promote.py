@@ -60,7 +60,6 @@ def run(day: Day) -> StageResult:
 
 
 def _refusal(trained: StageResult | None, measured: StageResult | None, gates: list[Gate]) -> str:
-    """Why the challenger does not serve."""
     if trained is None:
         return "training did not finish"
     if measured is None:

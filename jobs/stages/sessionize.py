@@ -173,6 +173,5 @@ def publish(
 
 
 def _keep_only(folder: str, kept: Iterable[str]) -> None:
-    """Remove the files of a folder that are not in `kept`."""
     wanted = set(kept)
     storage.delete_files(file.uri for file in storage.list_files(folder) if file.uri not in wanted)

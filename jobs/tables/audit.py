@@ -78,11 +78,7 @@ def summarize(counts: Sequence[ListCounts], *, eligible: int) -> ListSummary:
 
 
 def audit(
-    counts: Sequence[ListCounts],
-    summary: ListSummary,
-    *,
-    config: RecommendConfig,
-    earlier: tuple[dt.date, int] | None,
+    counts: Sequence[ListCounts], summary: ListSummary, *, config: RecommendConfig, earlier: tuple[dt.date, int] | None
 ) -> list[AuditCheck]:
     """Whether the lists of a day may be published. earlier: the last day with lists and its listeners."""
     listeners, top = summary.listeners, summary.top_share

@@ -14,10 +14,7 @@ METADATA, PART = ".metadata", "__{rank}_0.distcp"  # of torch.distributed.checkp
 
 
 def recover(run_uri: str) -> str:
-    """The newest complete checkpoint if Ray Train's list is missing or truncated, else empty.
-
-    A truncated list is removed.
-    """
+    """The newest complete checkpoint if Ray Train's list is missing or truncated (then removed), else empty."""
     snapshot = storage.join(run_uri, SNAPSHOT)
     if storage.exists(snapshot):
         if _is_json(storage.read_bytes(snapshot)):
