@@ -47,10 +47,10 @@ def list_rules(mode: Mode) -> list[ListRule]:
 
 def served_lists(recommender: Recommender, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
     """Lists as listeners get them, for a recommender of any kind; shapes as in `Recommender.rank`."""
-    return make_lists(recommender, batch, k, list_rules(recommender.mode))
+    return apply_rules(recommender, batch, k, list_rules(recommender.mode))
 
 
-def make_lists(recommender: Recommender, batch: Batch, k: int, rules: Sequence[ListRule]) -> tuple[Tensor, Tensor]:
+def apply_rules(recommender: Recommender, batch: Batch, k: int, rules: Sequence[ListRule]) -> tuple[Tensor, Tensor]:
     """The first k songs of each whole ranking that every rule admits; fewer only where the catalogue has no more.
 
     Rules filter one after the other. The ranking is widened until each list is full or the ranking has ended.

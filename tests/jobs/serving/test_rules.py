@@ -17,7 +17,7 @@ from fuxi_beta.data.batches import Batch
 from fuxi_beta.ops.top_k import top_k_of_scores
 from fuxi_beta.recommender import Recommender
 from jobs.serving import rules
-from jobs.serving.rules import HeardSongs, ListRule, make_lists, served_lists
+from jobs.serving.rules import HeardSongs, ListRule, apply_rules, served_lists
 
 DAY_ONE = dt.date(2026, 3, 2)
 TEXT = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text()
@@ -65,7 +65,7 @@ def test_lists_are_what_a_walk_down_the_sorted_catalogue_gives(
     batch = make_batch([4, 0, 17, 40, 1], songs=60, seed=seed)
     scores = torch.from_numpy(random.integers(0, 12, (5, 61)).astype(np.float32))  # many ties
     artist = torch.from_numpy(random.integers(0, artists, 61))
-    items, values = make_lists(Scored(scores), batch, k, [HeardSongs(), ArtistCap(artist, most)])
+    items, values = apply_rules(Scored(scores), batch, k, [HeardSongs(), ArtistCap(artist, most)])
     for row in range(5):
         heard = set(batch.seen_items[batch.seen_listener == row].tolist())
         expected = by_hand(scores[row].tolist(), heard, artist.tolist(), most, k)
@@ -76,9 +76,9 @@ def test_lists_are_what_a_walk_down_the_sorted_catalogue_gives(
 def test_a_ranking_is_widened_only_where_rules_cut_it_short(make_batch: Callable[..., Batch]) -> None:
     batch, scores = make_batch([3, 3], songs=60), torch.arange(122, dtype=torch.float32).reshape(2, 61)
     plain, capped = Scored(scores), Scored(scores)
-    make_lists(plain, batch, 10, [HeardSongs()])
+    apply_rules(plain, batch, 10, [HeardSongs()])
     assert plain.widths == [10]
-    make_lists(capped, batch, 10, [ArtistCap(torch.arange(61) // 20, 4)])
+    apply_rules(capped, batch, 10, [ArtistCap(torch.arange(61) // 20, 4)])
     assert capped.widths == [10, 20, 40, 80]  # the tenth song is the 42nd of the ranking
 
 
