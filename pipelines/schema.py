@@ -47,6 +47,11 @@ LANDING_DAY = "landing_day"
 SOURCE_FILE = "source_file"
 ITEMS = "items"
 SCORE = "score"
+PROPENSITY = "propensity"
+REASONS = "reasons"
+WEIGHT = "weight"
+SEGMENT = "segment"
+SHORT = "short"
 SOURCE = "source"
 MODEL_VERSION = "model_version"
 STALE_DAYS = "stale_days"
@@ -161,8 +166,16 @@ def vocabulary_rows(item_id: pa.Array, ds: dt.date, *, after: int = 0) -> pa.Tab
 
 
 def recommendations_table(user_id_type: str, item_id_type: str) -> TableSpec:
-    """One row a listener and ds; `items` is in rank order. `user_id` null is the list for unknown listeners."""
-    item = pa.struct([(ITEM_ID, id_type(item_id_type)), (SCORE, pa.float32())])
+    """One row a listener and ds; `items` is in rank order. `user_id` null is the list for unknown listeners.
+
+    propensity: of a song drawn to explore, the probability with which it was drawn; null for all others. reasons: the
+    plays that pulled the song in most (`item_id` played on `ds`), weights in units of the score; null where there are
+    none. segment: whose rules made the list, null for the default. short: the rules and the catalogue left fewer songs
+    than were asked for.
+    """
+    song = id_type(item_id_type)
+    reason = pa.struct([(ITEM_ID, song), (DS, pa.date32()), (WEIGHT, pa.float32())])
+    item = pa.struct([(ITEM_ID, song), (SCORE, pa.float32()), (PROPENSITY, pa.float32()), (REASONS, pa.list_(reason))])
     columns = [
         pa.field(DS, pa.date32(), nullable=False),
         pa.field(BUCKET, pa.int32()),
@@ -171,6 +184,8 @@ def recommendations_table(user_id_type: str, item_id_type: str) -> TableSpec:
         pa.field(SOURCE, pa.string()),
         pa.field(MODEL_VERSION, pa.string()),
         pa.field(STALE_DAYS, pa.int32()),
+        pa.field(SEGMENT, pa.string()),
+        pa.field(SHORT, pa.bool_()),
     ]
     limit = {"items_at_most": f"array_length({ITEMS}) <= {MAX_LIST_ITEMS}"}
     return TableSpec("recommendations", pa.schema(columns), partition_by=(DS,), constraints=limit)

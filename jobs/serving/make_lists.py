@@ -20,15 +20,18 @@ from pipelines.histories.shards import Manifest, ShardFile
 from pipelines.schema import (
     BUCKET,
     DS,
-    ITEM_ID,
     ITEMS,
     MODEL_VERSION,
-    SCORE,
+    PROPENSITY,
+    REASONS,
+    SEGMENT,
+    SHORT,
     SOURCE,
     SOURCE_MODEL,
     SOURCE_POPULAR,
     STALE_DAYS,
     USER_ID,
+    TableSpec,
     recommendations_table,
 )
 
@@ -63,9 +66,14 @@ class ListJob:
         return self.calendar.day_start(self.ds)
 
     @property
+    def spec(self) -> TableSpec:
+        """The table of lists with the ids of this workspace."""
+        return recommendations_table(self.manifest.user_id_type, self.manifest.item_id_type)
+
+    @property
     def schema(self) -> pa.Schema:
         """The columns of a part; ds is the name of its folder."""
-        schema = recommendations_table(self.manifest.user_id_type, self.manifest.item_id_type).schema
+        schema = self.spec.schema
         return schema.remove(schema.get_field_index(DS))
 
 
@@ -123,8 +131,10 @@ def _table(
     """Rows of the table. items: int64 [B, K], 0 where there is no song; by_model: bool [B]."""
     there = items > 0
     offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
+    type = job.schema.field(ITEMS).type.value_type
     songs: list[Any] = [job.item_ids.take(pa.array(items[there] - 1)), pa.array(scores[there], pa.float32())]
-    element = pa.StructArray.from_arrays(songs, names=[ITEM_ID, SCORE])
+    songs += [pa.nulls(len(songs[0]), type.field(name).type) for name in (PROPENSITY, REASONS)]
+    element = pa.StructArray.from_arrays(songs, fields=list(type))
     columns = {
         BUCKET: [bucket] * len(user_id),
         USER_ID: user_id,
@@ -132,5 +142,7 @@ def _table(
         SOURCE: [SOURCE_MODEL if own else SOURCE_POPULAR for own in by_model],
         MODEL_VERSION: [job.model_version if own else None for own in by_model],
         STALE_DAYS: [job.stale_days] * len(user_id),
+        SEGMENT: pa.nulls(len(user_id), pa.string()),
+        SHORT: there.sum(axis=1) < job.k,
     }
     return pa.table(columns, job.schema)

@@ -25,11 +25,11 @@ from pipelines import delta_tables, storage
 from pipelines.delta_tables import Row
 from pipelines.errors import InputError
 from pipelines.histories.buckets import user_bucket
-from pipelines.schema import BUCKET, DS, ITEMS, USER_ID, id_type, recommendations_table
+from pipelines.schema import BUCKET, DS, ITEM_ID, ITEMS, USER_ID, id_type, id_type_name, recommendations_table
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
-    from deltalake import CommitProperties, DeltaTable
+    from deltalake import CommitProperties, DeltaTable, Schema
     from deltalake.transaction import AddAction, RemoveAction
 
 _ROW_GROUP_ROWS = 65_536
@@ -85,12 +85,18 @@ def commit_key(*inputs: str | None) -> int:
 
 
 def commit(
-    table: "DeltaTable", ds: dt.date, parts: Sequence[ListPart], *, key: int, metadata: Mapping[str, str]
+    table: "DeltaTable",
+    ds: dt.date,
+    parts: Sequence[ListPart],
+    *,
+    key: int,
+    metadata: Mapping[str, str],
 ) -> int:
     """Replace the lists of `ds` by these parts in one transaction; returns the table's version.
 
-    table: of `open_lists`, opened before the work began. InputError if another run committed the same day since
-    then; nothing is published in that case.
+    table: of `open_lists`, opened before the work began. Columns that an earlier release's table lacks are added by
+    the same transaction; they are null in the days before. InputError if another run committed the same day
+    since then; nothing is published in that case.
     """
     noted = {**metadata, "generated_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")}
     properties = delta_tables.commit_properties(metadata=noted, transaction=(_application(ds), key))
@@ -130,14 +136,25 @@ def _commit(
     """Commit file actions; returns the version. replaced: a day. conflict: what happened on failure, and the remedy."""
     from deltalake.exceptions import CommitFailedError
 
-    mode, day = ("overwrite", [(DS, "=", str(replaced))]) if replaced else ("append", None)
+    mode, day, schema = "append", None, table.schema()
+    if replaced:
+        mode, day, schema = "overwrite", [(DS, "=", str(replaced))], _present_schema(table)
     try:
-        table.create_write_transaction(actions, mode, table.schema(), [DS], day, commit_properties=properties)
+        table.create_write_transaction(actions, mode, schema, [DS], day, commit_properties=properties)
     except CommitFailedError as error:
         what, remedy = conflict
         raise InputError(f"{what} ({' '.join(str(error).split())}): {remedy}") from None
     table.update_incremental()
     return table.version()
+
+
+def _present_schema(table: "DeltaTable") -> "Schema":
+    """The columns of this release, with the ids of the table."""
+    from deltalake import Schema
+
+    stored = pa.schema(table.schema())
+    ids = stored.field(USER_ID).type, stored.field(ITEMS).type.value_type.field(ITEM_ID).type
+    return Schema.from_arrow(recommendations_table(*map(id_type_name, ids)).schema)
 
 
 def _application(ds: dt.date) -> str:

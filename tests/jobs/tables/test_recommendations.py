@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
 from jobs.tables import recommendations as lists
 from pipelines.errors import InputError
@@ -27,6 +28,8 @@ def part(workspace: Any, ds: dt.date, users: list[int | None], songs: list[list[
         "source": [source] * len(users),
         "model_version": ["1"] * len(users),
         "stale_days": [0] * len(users),
+        "segment": [None] * len(users),
+        "short": [False] * len(users),
     }
     schema = SCHEMA.remove(SCHEMA.get_field_index(DS))
     return lists.write_part(workspace.recommendations, ds, pa.table(columns, schema=schema))
@@ -85,13 +88,15 @@ def test_a_list_is_found_by_user_and_the_default_by_none(deployment: Callable[..
             "source": ["popular", "model", "model", "model"],
             "model_version": [None, "1", "1", "1"],
             "stale_days": [0] * 4,
+            "segment": [None] * 4,
+            "short": [False] * 4,
         },
         schema=schema,
     )
     parts = [lists.write_part(workspace.recommendations, DAY_ONE, rows)]
     lists.commit(table, DAY_ONE, parts, key=1, metadata={})
     found = lists.read_list(workspace, DAY_ONE, 8)
-    assert found is not None and found["items"] == [{"item_id": 8, "score": 0.5}]
+    assert found is not None and found["items"] == [{"item_id": 8, "score": 0.5, "propensity": None, "reasons": None}]
     default = lists.read_list(workspace, DAY_ONE, None)
     assert default is not None and default["items"][0]["item_id"] == 1
     assert lists.read_list(workspace, DAY_ONE, 10) is None
@@ -115,3 +120,20 @@ def test_the_log_holds_no_user_id(deployment: Callable[..., Any]) -> None:
     lists.commit(table, DAY_ONE, parts, key=1, metadata={})
     log = "".join(file.read_text() for file in Path(workspace.recommendations, "_delta_log").glob("*.json"))
     assert "987654321" not in log and '"user_id"' not in log.split('"stats"')[-1]
+
+
+def test_a_table_of_an_earlier_release_gets_the_columns_it_lacks(deployment: Callable[..., Any]) -> None:
+    workspace = deployment().day(DAY_ONE).workspace
+    item = pa.struct([("item_id", pa.int64()), ("score", pa.float32())])
+    columns = [f.with_type(pa.list_(item)) if f.name == "items" else f for f in SCHEMA]
+    earlier = pa.schema([field for field in columns if field.name not in ("segment", "short")])
+    row = {"ds": DAY_ONE, "bucket": 0, "user_id": 1, "items": [{"item_id": 5, "score": 0.25}], "source": "model"}
+    write_deltalake(
+        workspace.recommendations, pa.Table.from_pylist([row], earlier), partition_by=["ds"], name="recommendations"
+    )
+    publish(workspace, DAY_TWO)
+    table = lists.open_lists(workspace)
+    assert pa.schema(table.schema()).names == SCHEMA.names
+    rows = table.to_pyarrow_dataset().to_table().sort_by([("ds", "ascending"), ("user_id", "ascending")]).to_pylist()
+    assert rows[0]["items"] == [{"item_id": 5, "score": 0.25, "propensity": None, "reasons": None}]
+    assert rows[0]["segment"] is None and rows[1]["short"] is False and rows[1]["items"][0]["item_id"] == 10
