@@ -1,10 +1,12 @@
 """The interface of everything that makes lists, models and baselines alike.
 
-Shapes: `B` listeners, `K` list length.
+Shapes: `B` listeners, `V` songs and the padding row, `K` list length.
 """
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fuxi_beta.config import Mode
@@ -14,34 +16,68 @@ Pairs = tuple[Tensor, Tensor]
 """Songs of single listeners: rows of the batch and item indices, int64, of one length."""
 
 
-class Recommender:
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """A choice of songs to rank, compared by identity: what a recommender prepares for one it keeps."""
+
+    songs: Tensor  # bool [V]; songs behind its end are none
+    penalty: Tensor | None = None  # float32 [V], taken off the scores of a model; baselines have other units
+
+    def among(self, own: Tensor) -> Tensor:
+        """Those that are a recommender's own candidates, too. own: bool [V'] -> bool [V']."""
+        both = torch.zeros_like(own)
+        size = min(len(own), len(self.songs))
+        both[:size] = own[:size] & self.songs[:size].to(own.device)
+        return both
+
+
+class Queries(ABC):
+    """The listeners of a batch as a recommender encoded them, to be ranked any number of times."""
+
+    @abstractmethod
+    def rank(
+        self, k: int, *, excluded: Pairs | None = None, candidates: Candidates | None = None, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The k best candidates of each listener, without the excluded pairs.
+
+        candidates: the choice among the recommender's own, by default all. rows: int64 [R], some rows of the batch;
+        pairs of others are passed over. Returns items int64 [R, K], best first and ties by lower index, 0 where there
+        are fewer, and their scores float32 [R, K], -inf there; in host memory.
+        """
+
+
+class Recommender(ABC):
     """Ranks its candidates for each listener."""
 
     vocabulary_size: int  # highest item index it knows
+    candidates: Tensor  # bool [V], the songs it ranks
     mode: Mode  # whether it recommends first listens only (`exclusive`) or any play
 
-    def rank(self, batch: Batch, k: int, *, excluded: Pairs | None = None) -> tuple[Tensor, Tensor]:
-        """The k best candidates of each listener, without the excluded pairs.
+    @abstractmethod
+    def queries(self, batch: Batch) -> Queries:
+        """Encode the listeners of a batch."""
 
-        Returns items int64 [B, K], best first and ties by lower index, 0 where there are fewer, and their scores
-        float32 [B, K].
-        """
-        raise NotImplementedError
+    def rank(self, batch: Batch, k: int, *, excluded: Pairs | None = None) -> tuple[Tensor, Tensor]:
+        """The k best candidates of each listener: `queries` and `Queries.rank` at once."""
+        return self.queries(batch).rank(k, excluded=excluded)
 
     def recommend(self, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
         """The raw list: `rank` without list rules, and in mode `exclusive` without songs the listener has heard."""
         return self.rank(batch, k, excluded=heard_songs(batch) if self.mode == "exclusive" else None)
 
 
-ListMaker = Callable[[Recommender, Batch, int], tuple[Tensor, Tensor]]
-"""(recommender, batch, k) to lists as `Recommender.rank` returns them."""
-
-
-def raw_lists(recommender: Recommender, batch: Batch, k: int) -> tuple[Tensor, Tensor]:
-    """The list maker without list rules."""
-    return recommender.recommend(batch, k)
-
-
 def heard_songs(batch: Batch) -> Pairs:
     """Every song that a listener of the batch heard before its cut, skips included."""
     return batch.seen_listener, batch.seen_items
+
+
+def pairs_of_rows(pairs: Pairs | None, rows: Tensor | None) -> Pairs | None:
+    """The pairs of some rows, numbered by their place in `rows`; all of them if that is None."""
+    if pairs is None or rows is None or not len(pairs[0]):
+        return pairs
+    if not len(rows):
+        return rows, rows
+    place = rows.new_full((int(max(rows.max(), pairs[0].max())) + 1,), -1)
+    place[rows] = torch.arange(len(rows), device=rows.device)
+    kept = place[pairs[0]] >= 0
+    return place[pairs[0][kept]], pairs[1][kept]

@@ -24,6 +24,8 @@ from pipelines.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 ENVIRONMENT_PREFIX = "FUXI_"
 RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
 """Keys of earlier releases: refused with the name to write now."""
+_NEWER_SECTIONS = {"serving", "rules"}
+"""Sections that run records of earlier releases do not know: they count where they are not the default."""
 
 
 class Section(BaseModel):
@@ -127,6 +129,60 @@ class RecommendConfig(Section):
     max_top_share: float = Field(0.9, description="audit: largest share of lists one song may be in")
 
 
+class SegmentRules(Section):
+    """What is otherwise for the listeners of a segment; what is not given is as for everybody."""
+
+    explicit: bool | None = None
+    max_per_artist: Annotated[int, Field(ge=0)] | Literal["auto"] | None = None
+    new_releases: int | None = Field(None, ge=0)
+    popularity_dampening: float | None = Field(None, ge=0)
+    explore: int | None = Field(None, ge=0)
+
+
+class RulesConfig(Section):
+    """Which songs may stand in a list: docs/lists.md has an example of each."""
+
+    heard_days: Annotated[int, Field(ge=0)] | Literal["ever", "auto"] = Field(
+        "auto", description="no song heard in so many days; auto: ever where the model learns first listens, else 0"
+    )
+    listed_days: int = Field(7, ge=0, le=60, description="no song of the listener's lists of so many days before")
+    one_version: bool | Literal["auto"] = Field(
+        "auto", description="songs of one work_id count as one; auto: where the catalogue has the column"
+    )
+    max_per_artist: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="songs by one artist; 0: any number; auto: 2 where the catalogue has artist_id"
+    )
+    space_artists: bool = Field(True, description="no two neighbours by one artist where that can be helped")
+    explicit: bool = Field(True, description="whether songs may be listed that the catalogue calls explicit")
+    song_lists: str = Field(
+        "", description="table of songs and artists that are blocked, or the only ones allowed, for all or a segment"
+    )
+    feedback: str = Field("", description="table of likes and dislikes of songs and artists by listeners")
+    listeners: str = Field("", description="table of listeners and their segments")
+    segments: dict[str, SegmentRules] = Field(
+        default_factory=dict, description="segment: what is otherwise for it, for example {kids: {explicit: false}}"
+    )
+    new_releases: int = Field(0, ge=0, description="songs of the last new_release_days that come first")
+    new_release_days: int = Field(30, ge=1)
+    new_release_min_score: float = Field(0.0, description="score that a new release needs to come first")
+    popularity_dampening: float = Field(
+        0.0, ge=0, description="what the most popular song loses of its score; others lose less"
+    )
+    max_known_share: float = Field(1.0, ge=0, le=1, description="share of songs that the listener has heard")
+    explore: int = Field(0, ge=0, description="places of a list whose songs are drawn at random")
+    explore_pool: int = Field(200, ge=1, description="... from so many songs behind the list")
+    explore_seed: int = 0
+    max_rejected_share: float = Field(
+        0.25, ge=0, le=1, description="a table of rules with more rows that cannot be used is refused"
+    )
+
+    def of(self, segment: str) -> "RulesConfig":
+        """The rules for a segment; those for everybody if it is not defined."""
+        if segment not in self.segments:
+            return self
+        return self.model_copy(update=self.segments[segment].model_dump(exclude_none=True))
+
+
 class ClusterConfig(Section):
     """Engines. The defaults run everything on this machine and listen on loopback only."""
 
@@ -168,6 +224,7 @@ class Config(Section):
     gates: GatesConfig = GatesConfig()  # type: ignore[call-arg]
     serving: ServingConfig = ServingConfig()  # type: ignore[call-arg]
     recommend: RecommendConfig = RecommendConfig()  # type: ignore[call-arg]
+    rules: RulesConfig = RulesConfig()  # type: ignore[call-arg]
     cluster: ClusterConfig = ClusterConfig()  # type: ignore[call-arg]
     mlflow: MlflowConfig = MlflowConfig()  # type: ignore[call-arg]
 
@@ -186,7 +243,7 @@ class Config(Section):
             "cluster": True,
             "mlflow": True,
             "quality": True,
-            "serving": True,  # counts where it is not the default: run records are older than this section
+            **dict.fromkeys(_NEWER_SECTIONS, True),
             "logs": {"path", "catalogue", "max_rejected_share"},
         }
         content = self.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]
@@ -194,8 +251,10 @@ class Config(Section):
             (old_section, old_key), (section, key) = old.split("."), new.split(".")
             if key in content.get(section, {}):
                 content.setdefault(old_section, {})[old_key] = content[section].pop(key)
-        content |= self.model_dump(mode="json", include={"serving"}, exclude_defaults=True)
-        return content
+        newer = self.model_dump(mode="json", include=_NEWER_SECTIONS, exclude_defaults=True)
+        for key in ("song_lists", "feedback", "listeners"):  # where tables are stored
+            newer.get("rules", {}).pop(key, None)
+        return content | {section: values for section, values in newer.items() if values}
 
 
 def load_config(

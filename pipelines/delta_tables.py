@@ -22,13 +22,13 @@ Row = dict[str, Any]
 """A row of a table, by column name."""
 
 
-def open_table(uri: str) -> "DeltaTable | None":
-    """The latest version of the table at a URI; None if there is no table."""
+def open_table(uri: str, version: int | None = None) -> "DeltaTable | None":
+    """A version of the table at a URI, by default the latest; None if there is no table."""
     from deltalake import DeltaTable
     from deltalake.exceptions import TableNotFoundError
 
     try:
-        return DeltaTable(uri, storage_options=storage.delta_options(uri))
+        return DeltaTable(uri, version, storage_options=storage.delta_options(uri))
     except TableNotFoundError:
         return None
 

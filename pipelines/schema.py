@@ -30,6 +30,15 @@ TITLE = "title"
 ARTIST_ID = "artist_id"
 ARTIST = "artist"
 RELEASE_DATE = "release_date"
+WORK_ID = "work_id"
+AVAILABLE_FROM = "available_from"
+AVAILABLE_UNTIL = "available_until"
+WITHDRAWN = "withdrawn"
+EXPLICIT = "explicit"
+
+# Tables of list rules.
+ACTION = "action"
+UNTIL = "until"
 
 # Shards, vocabulary, lists.
 ITEM_INDEX = "item_index"

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fuxi_beta.config import Mode, TrainConfig
 from fuxi_beta.data.batches import Batch, is_play, without_newest
 from fuxi_beta.ops.top_k import top_k_of_scores
-from fuxi_beta.recommender import Pairs, Recommender
+from fuxi_beta.recommender import Candidates, Pairs, Queries, Recommender, pairs_of_rows
 from pipelines.histories.histories import Histories
 from pipelines.histories.shards import Manifest
 
@@ -45,9 +46,26 @@ class ScoredBaseline(Recommender):
         """The score of every song for every listener. float32 [B, V]."""
         raise NotImplementedError
 
-    def rank(self, batch: Batch, k: int, *, excluded: Pairs | None = None) -> tuple[Tensor, Tensor]:
+    @override
+    def queries(self, batch: Batch) -> Queries:
+        """Score every song for every listener."""
+        return ScoreQueries(self.scores(batch), self.candidates)
+
+
+class ScoreQueries(Queries):
+    """Rankings of scores that are computed already. scores: float32 [B, V]; candidates: bool [V]."""
+
+    def __init__(self, scores: Tensor, candidates: Tensor) -> None:
+        self.scores, self.candidates = scores, candidates
+
+    @override
+    def rank(
+        self, k: int, *, excluded: Pairs | None = None, candidates: Candidates | None = None, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The k candidates with the highest scores."""
-        return top_k_of_scores(self.scores(batch), candidates=self.candidates, k=k, seen=excluded)
+        own = self.candidates if candidates is None else candidates.among(self.candidates)
+        scores = self.scores if rows is None else self.scores[rows]
+        return top_k_of_scores(scores, candidates=own, k=k, seen=pairs_of_rows(excluded, rows))
 
 
 class DecayedBaseline(ScoredBaseline):

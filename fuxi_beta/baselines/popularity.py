@@ -6,12 +6,13 @@ Shapes: `B` listeners, `V` songs and the padding row.
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fuxi_beta.baselines.base import ScoredBaseline, or_all_songs, plays_before
 from fuxi_beta.config import EvaluateConfig, TrainConfig
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.ops.top_k import top_k_of_scores
-from fuxi_beta.recommender import Pairs
+from fuxi_beta.recommender import Candidates, Pairs, Queries, pairs_of_rows
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.histories.shards import Manifest
 
@@ -29,13 +30,33 @@ class Popularity(ScoredBaseline):
         """Distinct listeners of each song, for everybody. float32 [B, V]."""
         return self.listeners.expand(batch.num_listeners, -1)
 
-    def rank(self, batch: Batch, k: int, *, excluded: Pairs | None = None) -> tuple[Tensor, Tensor]:
+    @override
+    def queries(self, batch: Batch) -> "OneOrder":
+        """Nothing is computed for single listeners."""
+        return OneOrder(self, batch.num_listeners)
+
+
+class OneOrder(Queries):
+    """Rankings of one order for a number of listeners."""
+
+    def __init__(self, popularity: Popularity, listeners: int) -> None:
+        self.popularity, self.listeners = popularity, listeners
+
+    @override
+    def rank(
+        self, k: int, *, excluded: Pairs | None = None, candidates: Candidates | None = None, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The first songs of the one order that are not excluded; no more of it is looked at than that takes."""
-        rows, songs = excluded or (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-        most = int(rows.bincount(minlength=1).max())  # songs that may be taken out of a list
-        head = torch.zeros(len(self.candidates), dtype=torch.bool)
-        head[self.order[: k + most]] = True
-        return top_k_of_scores(self.scores(batch), candidates=head, k=k, seen=(rows, songs))
+        nothing = torch.zeros(0, dtype=torch.int64)
+        listeners, songs = pairs_of_rows(excluded or (nothing, nothing), rows) or (nothing, nothing)
+        most = int(listeners.bincount(minlength=1).max())  # songs that may be taken out of a list
+        own, order = self.popularity.candidates, self.popularity.order
+        if candidates is not None:
+            order = order[candidates.among(own)[order]]
+        head = torch.zeros(len(own), dtype=torch.bool)
+        head[order[: k + most]] = True
+        scores = self.popularity.listeners.expand(self.listeners if rows is None else len(rows), -1)
+        return top_k_of_scores(scores, candidates=head, k=k, seen=(listeners, songs))
 
 
 def fit_popularity(

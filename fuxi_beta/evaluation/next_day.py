@@ -14,12 +14,15 @@ import torch
 
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.evaluation.metrics import RankedLists, list_metrics
-from fuxi_beta.evaluation.protocol import Contexts, Means, Metrics, Progress, Result
-from fuxi_beta.recommender import ListMaker, Recommender, raw_lists
+from fuxi_beta.evaluation.protocol import Contexts, ListMaker, Means, Metrics, Progress, Result, raw_lists
+from fuxi_beta.recommender import Recommender
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.errors import InputError
 from pipelines.histories.histories import Histories
 from pipelines.histories.shards import Manifest
+
+SERVED = "served_"
+"""Prefix of the metrics of lists as listeners get them."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +97,17 @@ def evaluate_next_day(
     config: EvaluateConfig,
     known_items: int | np.ndarray | None = None,
     fallback: Recommender | None = None,
-    lists: ListMaker = raw_lists,
+    served: ListMaker | None = None,
     on_progress: Progress | None = None,
 ) -> NextDayResult:
     """Protocol `next_day` for the serving day `ds` on its own shards, which hold the events of D-1.
 
     known_items: songs known before D-1, as the highest index or bool [V]; default all of the manifest. fallback makes
-    the list where a recommender has none, as serving does. lists: how a recommender makes lists, by default without
-    any list rule. `model` and `train` shape the contexts of recommenders that are no TrainedModel. Metrics are those of
-    `metrics.METRICS` at the cut-offs `config.at`, and coverage (share of the known songs in any list). Slices: `all`,
-    and a partition of it into `new` (first event within new_days of the cut), `light` and `heavy`.
+    the list where a recommender has none, as serving does. `model` and `train` shape the contexts of recommenders that
+    are no TrainedModel. Metrics are those of `metrics.METRICS` at the cut-offs `config.at`, and coverage (share of the
+    known songs in any list), of raw lists. served: makes lists as listeners get them; their metrics have the prefix
+    `served_`. Slices: `all`, and a partition of it into `new` (first event within new_days of the cut), `light` and
+    `heavy`.
     """
     cases = NextDayCases(manifest, ds, calendar, train, _known(manifest, known_items), config.max_listeners)
     if manifest.data_end < cases.end:
@@ -111,6 +115,7 @@ def evaluate_next_day(
             f"{manifest.folder}: sequences end before {ds} 00:00, so the day before cannot be evaluated: "
             f"run `fuxi sessionize --ds {ds}` first"
         )
+    makers = {"": raw_lists} if served is None else {"": raw_lists, SERVED: served}
     sums = _ListMeans(config.at, int(cases.known.sum()))
     songs, excluded, done = len(cases.known), 0, 0
     for histories, truth in cases.row_groups():
@@ -124,12 +129,13 @@ def evaluate_next_day(
             contexts = Contexts(context, cases.request_time, model, train, calendar)
             sums.count(slices)
             for name, recommender in recommenders.items():
-                items = _items(lists, recommender, fallback, contexts, max(config.at))
-                keys = np.where(items > 0, chunk[:, None] * songs + items, -1)
                 batch = contexts.batch(recommender)
                 heard = chunk[batch.seen_listener.numpy()] * songs + batch.seen_items.numpy()
-                hits = np.isin(keys, truth)
-                sums.add_lists(name, slices, RankedLists(items, hits, relevant[chunk], np.isin(keys, heard)))
+                for prefix, lists in makers.items():
+                    items = _items(lists, recommender, fallback, contexts, max(config.at))
+                    keys = np.where(items > 0, chunk[:, None] * songs + items, -1)
+                    ranked = RankedLists(items, np.isin(keys, truth), relevant[chunk], np.isin(keys, heard))
+                    sums.add_lists(name, slices, ranked, prefix=prefix)
         done += len(histories)
         if on_progress:
             on_progress(done, min(manifest.rows, config.max_listeners))
@@ -142,29 +148,29 @@ class _ListMeans(Means):
     def __init__(self, at: tuple[int, ...], songs: int) -> None:
         super().__init__()
         self.at, self.songs = at, songs
-        self.listed: dict[tuple[str, str, int], set[int]] = {}
+        self.listed: dict[tuple[str, str, str], set[int]] = {}
 
-    def add_lists(self, name: str, slices: dict[str, np.ndarray], lists: RankedLists) -> None:
+    def add_lists(self, name: str, slices: dict[str, np.ndarray], lists: RankedLists, *, prefix: str) -> None:
         for k in self.at:
             for slice_name, members in slices.items():
-                listed = self.listed.setdefault((name, slice_name, k), set())
+                listed = self.listed.setdefault((name, slice_name, f"{prefix}coverage_{k}"), set())
                 listed.update(np.unique(lists.items[members, :k]).tolist())
-        self.add(name, slices, list_metrics(lists, self.at))
+        self.add(name, slices, {f"{prefix}{metric}": values for metric, values in list_metrics(lists, self.at).items()})
 
     def means(self) -> Metrics:
         means = super().means()
-        for (name, slice_name, k), listed in self.listed.items():
-            means[name][slice_name][f"coverage_{k}"] = len(listed - {0}) / max(self.songs, 1)
+        for (name, slice_name, metric), listed in self.listed.items():
+            means[name][slice_name][metric] = len(listed - {0}) / max(self.songs, 1)
         return means
 
 
 def _items(
     lists: ListMaker, recommender: Recommender, fallback: Recommender | None, contexts: Contexts, k: int
 ) -> np.ndarray:
-    items, _ = lists(recommender, contexts.batch(recommender), k)
+    items, _ = lists(recommender, contexts, k)
     empty = items[:, 0] == 0
     if fallback is not None and bool(empty.any()):
-        items = torch.where(empty[:, None], lists(fallback, contexts.batch(fallback), k)[0], items)
+        items = torch.where(empty[:, None], lists(fallback, contexts, k)[0], items)
     return items.numpy()
 
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch, inference_batch
+from fuxi_beta.recommender import Queries, Recommender, heard_songs
 from fuxi_beta.training.checkpoint import TrainedModel
 from pipelines.calendar import Calendar
 from pipelines.histories.histories import Histories
@@ -55,6 +57,7 @@ class Contexts:
     train: TrainConfig
     calendar: Calendar
     _made: dict[Hashable, Batch] = field(default_factory=dict)
+    _encoded: dict[Recommender, Queries] = field(default_factory=dict)
 
     def batch(self, recommender: Known) -> Batch:
         """What a recommender reads."""
@@ -70,6 +73,23 @@ class Contexts:
                 self.histories, request_time=time, model=model, train=train, calendar=calendar, vocabulary_size=size
             )
         return self._made[key]
+
+    def queries(self, recommender: Recommender) -> Queries:
+        """The listeners as a recommender encodes them; those of the latest recommender are kept."""
+        if recommender not in self._encoded:
+            self._encoded.clear()
+            self._encoded[recommender] = recommender.queries(self.batch(recommender))
+        return self._encoded[recommender]
+
+
+ListMaker = Callable[[Recommender, Contexts, int], tuple[Tensor, Tensor]]
+"""(recommender, listeners, k) to lists as `fuxi_beta.recommender.Queries.rank` returns them."""
+
+
+def raw_lists(recommender: Recommender, contexts: Contexts, k: int) -> tuple[Tensor, Tensor]:
+    """The list maker without list rules."""
+    excluded = heard_songs(contexts.batch(recommender)) if recommender.mode == "exclusive" else None
+    return contexts.queries(recommender).rank(k, excluded=excluded)
 
 
 class Means:

@@ -14,13 +14,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import override
 
 from fuxi_beta import models
 from fuxi_beta.config import Mode, ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch, inference_batch
 from fuxi_beta.models.base import SequenceModel, l2_normalise
 from fuxi_beta.ops import TopKSearch
-from fuxi_beta.recommender import Pairs, Recommender
+from fuxi_beta.recommender import Candidates, Pairs, Queries, Recommender, pairs_of_rows
 from pipelines.calendar import REQUEST_HOUR, Calendar
 from pipelines.errors import InputError
 from pipelines.histories.histories import Histories
@@ -32,7 +33,7 @@ _NETWORK = "network."
 Config = TypeVar("Config", ModelConfig, TrainConfig)
 
 
-@dataclass
+@dataclass(eq=False)
 class TrainedModel(Recommender):
     """Everything needed to make lists: the network, its item table, and what it was trained on."""
 
@@ -54,7 +55,7 @@ class TrainedModel(Recommender):
                 f"item_vectors {tuple(self.item_vectors.shape)} and candidates {tuple(self.candidates.shape)} do not "
                 f"fit a vocabulary of {self.vocabulary_size} songs of width {self.model_config.dim}"
             )
-        self._searcher: TopKSearch | None = None
+        self._searches: dict[Candidates | None, TopKSearch] = {}
 
     @property
     def mode(self) -> Mode:
@@ -88,31 +89,62 @@ class TrainedModel(Recommender):
             vocabulary_size=self.vocabulary_size,
         )
 
-    @torch.inference_mode()
-    def rank(self, batch: Batch, k: int, *, excluded: Pairs | None = None) -> tuple[Tensor, Tensor]:
-        """The k best candidates: items int64 [B, K] and scores float32 [B, K] (cosines), in host memory.
-
-        Where fewer songs are left, and for a listener without usable history, items are 0 and scores -inf.
-        """
-        batch = batch.to(self.item_vectors.device)
-        if excluded is not None:
-            excluded = excluded[0].to(batch.offsets.device), excluded[1].to(batch.offsets.device)
-        items, scores = self._songs().top_k(self._queries(batch), k=k, seen=excluded)
-        nobody = (batch.lengths == 0)[:, None]
-        return items.masked_fill(nobody, 0).cpu(), scores.masked_fill(nobody, -torch.inf).cpu()
+    @override
+    def queries(self, batch: Batch) -> "EncodedBatch":
+        """Run the network; scores are cosines. A listener without usable history has an empty list."""
+        return EncodedBatch(self, batch)
 
     @torch.inference_mode()
     def scores(self, batch: Batch) -> Tensor:
         """The score of every row of the item table. float32 [B, V], in host memory."""
-        return (self._queries(batch.to(self.item_vectors.device)) @ self._songs().table.t()).float().cpu()
+        return (self.encode(batch.to(self.item_vectors.device)) @ self.songs().table.t()).float().cpu()
 
-    def _queries(self, batch: Batch) -> Tensor:
+    def encode(self, batch: Batch) -> Tensor:
+        """The vector of each listener, L2-normalised. batch: on this model's device. [B, D]."""
         return self.model.encode_last(self.item_vectors[batch.item_index], batch)
 
-    def _songs(self) -> TopKSearch:
-        if self._searcher is None:
-            self._searcher = TopKSearch(l2_normalise(self.item_vectors), self.candidates)
-        return self._searcher
+    def songs(self, chosen: Candidates | None = None) -> TopKSearch:
+        """The search of its candidates, or of a choice of them; prepared once for each choice.
+
+        A penalty is one more column of the table.
+        """
+        if chosen not in self._searches:
+            table = l2_normalise(self.item_vectors) if chosen is None else self.songs().table
+            candidates = self.candidates if chosen is None else chosen.among(self.candidates)
+            if chosen is not None and chosen.penalty is not None:
+                column = table.new_zeros(len(table), 1)
+                size = min(len(table), len(chosen.penalty))
+                column[:size, 0] = -chosen.penalty[:size].to(table)
+                table = torch.cat([table, column], dim=1)
+            self._searches[chosen] = TopKSearch(table, candidates)
+        return self._searches[chosen]
+
+
+class EncodedBatch(Queries):
+    """The vectors of a batch's listeners on the model's device."""
+
+    def __init__(self, trained: TrainedModel, batch: Batch) -> None:
+        self.trained = trained
+        self.batch = batch.to(trained.item_vectors.device)
+        with torch.inference_mode():
+            self.vectors = trained.encode(self.batch)  # [B, D]
+
+    @override
+    @torch.inference_mode()
+    def rank(
+        self, k: int, *, excluded: Pairs | None = None, candidates: Candidates | None = None, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        device, vectors, nobody = self.vectors.device, self.vectors, self.batch.lengths == 0
+        if excluded is not None:
+            excluded = excluded[0].to(device), excluded[1].to(device)
+        if rows is not None:
+            rows = rows.to(device)
+            excluded, vectors, nobody = pairs_of_rows(excluded, rows), vectors[rows], nobody[rows]
+        if candidates is not None and candidates.penalty is not None:
+            vectors = torch.cat([vectors, vectors.new_ones(len(vectors), 1)], dim=1)
+        items, scores = self.trained.songs(candidates).top_k(vectors, k=k, seen=excluded)
+        nobody = nobody[:, None]
+        return items.masked_fill(nobody, 0).cpu(), scores.masked_fill(nobody, -torch.inf).cpu()
 
 
 def save_export(folder: str, trained: TrainedModel, *, train_state: dict[str, Tensor] | None = None) -> None:

@@ -13,13 +13,19 @@ import pyarrow as pa
 
 from jobs.day import Day
 from jobs.serving.catalogue import read_vocabulary
+from jobs.serving.day_rules import recent_popularity
+from jobs.serving.song_facts import song_facts
 from pipelines import storage
+from pipelines.histories.shards import read_manifest
 from pipelines.schema import ITEM_ID
 
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.models.model import ModelInfo
+    from torch import Tensor
+
+    from fuxi_beta.training.checkpoint import TrainedModel
 
 _REQUIREMENTS = ("torch", "numpy", "pyarrow", "safetensors", "xxhash", "mlflow")
 _EXAMPLE_SONGS = 5
@@ -31,6 +37,7 @@ def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> "t
     folder: local export. scratch: a local folder to build in. MLflow already points at this deployment.
     """
     import mlflow
+    from safetensors.torch import save_file
 
     import fuxi_beta
     import jobs
@@ -43,13 +50,20 @@ def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> "t
     storage.write_table(songs_file, songs)
     code = [str(Path(str(package.__file__)).parent) for package in (fuxi_beta, jobs, pipelines)]
     signature, example = _signature(day, songs, trained.data_end)
-    served = {"timezone": day.workspace.spec.timezone, "request_hour": trained.request_hour}
+    facts_file = str(Path(scratch, "song_facts.safetensors"))
+    facts = song_facts(day, songs[ITEM_ID].combine_chunks(), popularity=_popularity(day, trained))
+    save_file(facts.tensors(), facts_file)
+    served = {
+        "timezone": day.workspace.spec.timezone,
+        "request_hour": trained.request_hour,
+        "rules": day.config.rules.model_dump(mode="json", exclude={"song_lists", "feedback", "listeners"}),
+    }
     with mlflow.start_run(run_id=mlflow_run_id), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-            artifacts={"export": folder, "vocabulary": songs_file},
+            artifacts={"export": folder, "vocabulary": songs_file, "song_facts": facts_file},
             code_paths=code,
             signature=signature,
             model_config=served,
@@ -61,6 +75,15 @@ def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> "t
     return info, {"ds": trained.ds, "data_end": str(trained.data_end), "protocol": protocol}
 
 
+def _popularity(day: Day, trained: "TrainedModel") -> "Tensor | None":
+    """Distinct listeners of each song, which dampening needs and no other rule. float32 [V]."""
+    config = day.config.rules
+    if not any(config.of(segment).popularity_dampening for segment in ("", *config.segments)):
+        return None
+    manifest = read_manifest(day.workspace.sequences(day.ds))
+    return recent_popularity(day, manifest, trained.train_config).listeners[: trained.vocabulary_size + 1]
+
+
 def _signature(day: Day, songs: pa.Table, data_end: int) -> "tuple[ModelSignature, pd.DataFrame]":
     """The columns that the pyfunc takes and returns, and an example: a listener who played five songs an hour apart."""
     import pandas as pd
@@ -70,7 +93,9 @@ def _signature(day: Day, songs: pa.Table, data_end: int) -> "tuple[ModelSignatur
     item = DataType.long if day.workspace.spec.item_id_type == "int64" else DataType.string
     lists = [ColSpec(Array(item), "item_ids"), ColSpec(Array(DataType.long), "timestamps")]
     numbers = [ColSpec(DataType.long, name, required=False) for name in ("request_time", "k")]
-    inputs = Schema([*lists, *numbers])
+    known = [ColSpec(Array(item), name, required=False) for name in ("listed_item_ids", "disliked_item_ids")]
+    known.append(ColSpec(DataType.string, "segment", required=False))
+    inputs = Schema([*lists, *numbers, *known])
     outputs = Schema([ColSpec(Array(item), "items"), ColSpec(Array(DataType.float), "scores")])
     played = songs[ITEM_ID].to_pylist()[:_EXAMPLE_SONGS]
     times = [data_end - 3600 * (len(played) - i) for i in range(len(played))]

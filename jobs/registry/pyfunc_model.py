@@ -12,10 +12,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from mlflow.pyfunc import PythonModelContext
+from safetensors.torch import load_file
 
+from fuxi_beta.evaluation.protocol import Contexts
 from fuxi_beta.training.checkpoint import load_export
-from jobs.serving.rules import served_lists
+from jobs.config import RulesConfig
+from jobs.serving.rules import ListenerFacts, ListRules, SongFacts
+from jobs.serving.rules.facts import DEFAULT_SEGMENT
 from pipelines.calendar import Calendar
 from pipelines.histories.histories import Histories
 from pipelines.schema import ITEM_ID, ITEM_INDEX
@@ -31,8 +36,9 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
     published for that day, or to the first request hour after the listener's newest play, if that is later. The hour is
     that of the training; `load_model(uri, model_config={"request_hour": 18})` sets another.
 
-    Songs the model does not know are dropped from the context. Heard songs are not recommended by a model of
-    first listens.
+    The list rules of the training's configuration hold, as far as a row can say what they need: `listed_item_ids`
+    (recommended in the last days), `disliked_item_ids` and `segment` are optional columns. Songs the model does not
+    know are dropped from the context.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -42,6 +48,9 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
         table = pq.read_table(context.artifacts["vocabulary"])
         self.item_ids = table[ITEM_ID].combine_chunks()
         self.item_index = table[ITEM_INDEX].to_numpy()
+        facts = SongFacts.from_tensors(self.trained.vocabulary_size + 1, load_file(context.artifacts["song_facts"]))
+        config = RulesConfig(**context.model_config["rules"])
+        self.rules = ListRules(config, facts, mode=self.trained.mode, k=DEFAULT_K)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -51,12 +60,28 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
         return pd.DataFrame({"items": [songs for songs, _ in made], "scores": [scores for _, scores in made]})
 
     def _recommend(self, row: dict[str, Any], k: int) -> tuple[list[Any], list[float]]:
-        time = self._request_time(row)
-        batch = self.trained.batch(self._history(row), request_time=time, timezone=self.calendar.timezone)
-        songs, scores = served_lists(self.trained, batch, k)
-        listed = songs[0] > 0
-        rows = np.searchsorted(self.item_index, songs[0][listed].numpy())
-        return self.item_ids.take(pa.array(rows)).to_pylist(), scores[0][listed].tolist()
+        trained = self.trained
+        contexts = Contexts(
+            self._history(row), self._request_time(row), trained.model_config, trained.train_config, self.calendar
+        )
+        made = self.rules.lists(trained, contexts, k, facts=self._facts(row))
+        listed = made.items[0] > 0
+        rows = np.searchsorted(self.item_index, made.items[0][listed].numpy())
+        return self.item_ids.take(pa.array(rows)).to_pylist(), made.scores[0][listed].tolist()
+
+    def _facts(self, row: dict[str, Any]) -> ListenerFacts:
+        """What the row says of the listener besides the history."""
+        named = [self._indices(row.get(name)) for name in ("listed_item_ids", "disliked_item_ids")]
+        listed, disliked = ((torch.zeros(len(songs), dtype=torch.int64), torch.from_numpy(songs)) for songs in named)
+        segment = np.array([row.get("segment") or DEFAULT_SEGMENT], object)
+        return ListenerFacts(segment, listed=listed, disliked_songs=disliked)
+
+    def _indices(self, item_ids: Any) -> np.ndarray:
+        """Item indices of the songs that the model knows among these. int64."""
+        if item_ids is None:
+            return np.zeros(0, np.int64)
+        places = pc.index_in(pa.array(list(item_ids), self.item_ids.type), value_set=self.item_ids)
+        return self.item_index[places.drop_null().to_numpy(zero_copy_only=False)].astype(np.int64)
 
     def _request_time(self, row: dict[str, Any]) -> int:
         """The row's `request_time`, else the default. Unix seconds."""

@@ -26,13 +26,13 @@ def read_vocabulary(day: Day, *, size: int | None = None) -> pa.Table:
 def titles(day: Day, item_ids: Iterable[Any]) -> Titles:
     """Titles and artists of some songs; songs without a catalogue row are left out.
 
-    Files are those of the run record, else those of `logs.catalogue`; of several rows of a song the last file's
-    wins. Titles are decoration: a file that cannot be read is logged and passed over.
+    Of several rows of a song the last file's wins. Titles are decoration: a file that cannot be read is logged and
+    passed over.
     """
     item = id_type(day.workspace.spec.item_id_type)
     wanted = pa.array(sorted(set(item_ids)), item)
     found: Titles = {}
-    for uri in _files(day):
+    for uri in catalogue_files(day):
         try:
             rows = _read(uri, item)
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
@@ -43,7 +43,8 @@ def titles(day: Day, item_ids: Iterable[Any]) -> Titles:
     return found
 
 
-def _files(day: Day) -> Sequence[str]:
+def catalogue_files(day: Day) -> Sequence[str]:
+    """URIs of the catalogue's files: those of the run record, else those that `logs.catalogue` has now."""
     frozen = [file.uri for file in day.record.catalogue_files] if day.has_record else []
     if frozen or not day.config.logs.catalogue:
         return frozen

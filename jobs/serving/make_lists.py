@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fuxi_beta.config import Kernels, ModelConfig
-from jobs.serving.rules import served_lists
+from jobs.serving.rules import ListenerFacts, ListRules, MadeLists
+from jobs.serving.rules.facts import DEFAULT_SEGMENT
 from jobs.tables.recommendations import ListPart, write_part
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.histories.histories import Histories
@@ -22,7 +24,6 @@ from pipelines.schema import (
     DS,
     ITEMS,
     MODEL_VERSION,
-    PROPENSITY,
     REASONS,
     SEGMENT,
     SHORT,
@@ -37,7 +38,7 @@ from pipelines.schema import (
 
 if TYPE_CHECKING:
     from fuxi_beta.baselines.popularity import Popularity
-    from fuxi_beta.data.batches import Batch
+    from fuxi_beta.evaluation.protocol import Contexts
     from fuxi_beta.training.checkpoint import TrainedModel
 
 
@@ -52,6 +53,7 @@ class ListJob:
     item_ids: pa.Array  # item_id of the songs 1..V, at index - 1
     popularity: "Popularity"  # makes the lists of listeners for whom the model has none
     model: "TrainedModel | None"  # None: popular lists only
+    rules: ListRules
     model_version: str | None
     stale_days: int
     k: int
@@ -87,9 +89,14 @@ def make_part(job: ListJob, file: ShardFile) -> ListPart:
 
 
 def default_part(job: ListJob) -> ListPart:
-    """The one list for listeners the table does not have: the most popular songs, user_id null."""
-    nobody = Histories.without_plays(pa.nulls(1, job.schema.field(USER_ID).type))
-    return write_part(job.table_uri, job.ds, _rows(replace(job, model=None), None, nobody))
+    """The lists for listeners the table does not have: the most popular songs under the rules, user_id null.
+
+    One for everybody, and one for each segment.
+    """
+    segments = [DEFAULT_SEGMENT, *job.rules.config.segments]
+    nobody = Histories.without_plays(pa.nulls(len(segments), job.schema.field(USER_ID).type))
+    facts = ListenerFacts(np.array(segments, object))
+    return write_part(job.table_uri, job.ds, _rows(replace(job, model=None), None, nobody, facts))
 
 
 def _active(job: ListJob, histories: Histories) -> Iterator[Histories]:
@@ -102,47 +109,55 @@ def _active(job: ListJob, histories: Histories) -> Iterator[Histories]:
         yield histories.take(rows[start : start + job.batch_size])
 
 
-def _rows(job: ListJob, bucket: int | None, histories: Histories) -> pa.Table:
-    items = np.zeros((len(histories), job.k), np.int64)
-    scores = np.full((len(histories), job.k), -np.inf, np.float32)
+def _rows(job: ListJob, bucket: int | None, histories: Histories, facts: ListenerFacts | None = None) -> pa.Table:
+    """Rows of the table for some listeners. facts: what is known of them, if not what the rules know."""
+    contexts = _contexts(job, histories)
+    facts = facts or job.rules.listeners.facts(histories.user_id)
     by_model = np.zeros(len(histories), bool)
     if job.model is not None:
-        batch = _batch(job, job.model, histories)
-        items[:], scores[:] = served_lists(job.model, batch, job.k)
-        by_model = batch.lengths.numpy() > 0
+        made = job.rules.lists(job.model, contexts, job.k, facts=facts)
+        by_model = contexts.batch(job.model).lengths.numpy() > 0
+    else:
+        made = MadeLists.empty_of(facts.segment, job.k)
     rest = np.flatnonzero(~by_model)
     if len(rest):
-        batch = _batch(job, job.popularity, histories.take(rest))
-        items[rest], scores[rest] = served_lists(job.popularity, batch, job.k)
-    return _table(job, histories.user_id, items, scores, by_model, bucket=bucket)
+        popular = job.rules.lists(job.popularity, _contexts(job, histories.take(rest)), job.k, facts=facts.of(rest))
+        made.put(rest, popular)
+    return _table(job, histories.user_id, made, by_model, bucket=bucket)
 
 
-def _batch(job: ListJob, recommender: "TrainedModel | Popularity", histories: Histories) -> "Batch":
-    """What a recommender reads of listeners, requested at the request hour of ds."""
+def _contexts(job: ListJob, histories: Histories) -> "Contexts":
+    """Listeners who request their lists at the request hour of ds."""
     from fuxi_beta.evaluation.protocol import Contexts
 
-    calendar, train = job.calendar, job.popularity.train
-    return Contexts(histories, calendar.request_time(job.ds), ModelConfig(), train, calendar).batch(recommender)
+    calendar = job.calendar
+    return Contexts(histories, calendar.request_time(job.ds), ModelConfig(), job.popularity.train, calendar)
 
 
-def _table(
-    job: ListJob, user_id: pa.Array, items: np.ndarray, scores: np.ndarray, by_model: np.ndarray, *, bucket: int | None
-) -> pa.Table:
-    """Rows of the table. items: int64 [B, K], 0 where there is no song; by_model: bool [B]."""
+def _table(job: ListJob, user_id: pa.Array, made: MadeLists, by_model: np.ndarray, *, bucket: int | None) -> pa.Table:
+    """Rows of the table. by_model: bool [B]."""
+    items, number = made.items.numpy(), len(user_id)
     there = items > 0
     offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
     type = job.schema.field(ITEMS).type.value_type
-    songs: list[Any] = [job.item_ids.take(pa.array(items[there] - 1)), pa.array(scores[there], pa.float32())]
-    songs += [pa.nulls(len(songs[0]), type.field(name).type) for name in (PROPENSITY, REASONS)]
+    propensity = made.propensity.numpy()[there]
+    songs: list[Any] = [
+        job.item_ids.take(pa.array(items[there] - 1)),
+        pa.array(made.scores.numpy()[there], pa.float32()),
+        pa.array(propensity, pa.float32(), mask=np.isnan(propensity)),
+        pa.nulls(int(there.sum()), type.field(REASONS).type),
+    ]
     element = pa.StructArray.from_arrays(songs, fields=list(type))
+    origin = pa.array(by_model)
+    version = pa.scalar(job.model_version, pa.string())
     columns = {
-        BUCKET: [bucket] * len(user_id),
+        BUCKET: pa.repeat(pa.scalar(bucket, pa.int32()), number),
         USER_ID: user_id,
         ITEMS: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), element),
-        SOURCE: [SOURCE_MODEL if own else SOURCE_POPULAR for own in by_model],
-        MODEL_VERSION: [job.model_version if own else None for own in by_model],
-        STALE_DAYS: [job.stale_days] * len(user_id),
-        SEGMENT: pa.nulls(len(user_id), pa.string()),
-        SHORT: there.sum(axis=1) < job.k,
+        SOURCE: pc.if_else(origin, SOURCE_MODEL, SOURCE_POPULAR),
+        MODEL_VERSION: pc.if_else(origin, version, pa.scalar(None, pa.string())),
+        STALE_DAYS: pa.repeat(pa.scalar(job.stale_days, pa.int32()), number),
+        SEGMENT: pa.array([name or None for name in made.segment], pa.string()),
+        SHORT: pa.array(there.sum(axis=1) < job.k),
     }
     return pa.table(columns, job.schema)

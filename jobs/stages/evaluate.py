@@ -1,7 +1,7 @@
 """`fuxi evaluate`: challenger, champion, popularity and first-order Markov measured on the same listeners."""
 
 import datetime as dt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -9,13 +9,14 @@ from jobs.day import Day, StageResult
 from jobs.registry import versions as registry
 from jobs.runtime import kernels
 from jobs.runtime.console import Advance, progress
-from jobs.serving.rules import served_lists
+from jobs.serving.day_rules import day_rules, read_item_ids
 from jobs.tables.metrics import write_metrics
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
 
 if TYPE_CHECKING:
     from fuxi_beta.baselines.base import ScoredBaseline
+    from fuxi_beta.baselines.popularity import Popularity
     from fuxi_beta.evaluation.leave_one_out import LeaveOneOutResult
     from fuxi_beta.evaluation.next_day import NextDayResult
     from fuxi_beta.evaluation.protocol import Progress
@@ -61,10 +62,12 @@ def _next_day(day: Day, manifest: Manifest, versions: dict[str, str]) -> "NextDa
     from fuxi_beta.evaluation.next_day import evaluate_next_day
 
     config = day.config
-    cut = day.calendar.day_start(day.ds - dt.timedelta(days=1))
+    eve = day.ds - dt.timedelta(days=1)
+    cut = day.calendar.day_start(eve)
     known = known_songs(manifest, before=cut)
     baselines = _baselines(day, manifest, end=cut, candidates=known)
     recommenders: dict[str, Recommender] = {**_models(day, versions), **baselines}
+    rules = day_rules(day, eve, read_item_ids(day, manifest), cast("Popularity", baselines[POPULARITY]))
     with progress("evaluate", min(manifest.rows, config.evaluate.max_listeners), unit="listeners") as advance:
         return evaluate_next_day(
             manifest,
@@ -76,7 +79,7 @@ def _next_day(day: Day, manifest: Manifest, versions: dict[str, str]) -> "NextDa
             config=config.evaluate,
             known_items=known,
             fallback=baselines[POPULARITY],
-            lists=served_lists,
+            served=rules.as_list_maker,
             on_progress=_increments(advance),
         )
 

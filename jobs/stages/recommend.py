@@ -10,26 +10,22 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from fuxi_beta.config import TrainConfig
 from jobs.day import Day
 from jobs.registry import versions
 from jobs.runtime.console import progress
 from jobs.runtime.engines import need_gpus, ray_session
-from jobs.serving.catalogue import read_vocabulary
+from jobs.serving.day_rules import day_rules, read_item_ids, recent_popularity
 from jobs.serving.make_lists import ListJob, default_part, make_part
 from jobs.tables import recommendations as lists
 from jobs.tables.audit import audit, summarize
 from jobs.tables.recommendations import ListPart
 from pipelines.errors import InputError
-from pipelines.histories.shards import Manifest, ShardFile, read_manifest
-from pipelines.schema import DS, ITEM_ID, MODEL_VERSION
+from pipelines.histories.shards import ShardFile, read_manifest
+from pipelines.schema import DS, MODEL_VERSION
 
 if TYPE_CHECKING:
     from ray import ObjectRef
 
-    from fuxi_beta.baselines.popularity import Popularity
 
 GPU_BATCH = 4096
 """Listeners in a batch on a GPU: enough to fill it; a few GB of memory if all histories have full length."""
@@ -101,14 +97,19 @@ def list_job(day: Day) -> ListJob:
         model = load_export(versions.download_model(day, record.chosen_model))
     train = model.train_config if model else config.train
     on_gpu = config.cluster.recommend_gpus_per_task > 0
+    item_ids, popular = read_item_ids(day, manifest), recent_popularity(day, manifest, train)
+    rules = day_rules(day, day.ds, item_ids, popular)
+    for recommender in (popular, model) if model else (popular,):
+        rules.check(recommender, day.calendar.request_time(day.ds))
     return ListJob(
         ds=day.ds,
         calendar=day.calendar,
         table_uri=day.workspace.recommendations,
         manifest=manifest,
-        item_ids=_item_ids(day, manifest),
-        popularity=popularity(day, manifest, train),
+        item_ids=item_ids,
+        popularity=popular,
         model=model,
+        rules=rules,
         model_version=record.chosen_model,
         stale_days=day.stale_days,
         k=config.recommend.k,
@@ -117,15 +118,6 @@ def list_job(day: Day) -> ListJob:
         kernels=config.cluster.kernels,
         device="cuda" if on_gpu else "cpu",
     )
-
-
-def popularity(day: Day, manifest: Manifest, train: TrainConfig) -> "Popularity":
-    """Songs that anybody played in the days before the cut, by distinct listeners."""
-    from fuxi_beta.baselines.popularity import Popularity, fit_popularity
-
-    end = day.calendar.day_start(day.ds)
-    listeners = fit_popularity(manifest, end=end, train=train, config=day.config.evaluate).listeners
-    return Popularity(listeners, train=train, candidates=listeners > 0)
 
 
 def make_parts(day: Day, job: ListJob, parts: list[ListPart]) -> None:
@@ -176,13 +168,3 @@ def _make_part(shared: "list[ObjectRef]", file: ShardFile) -> ListPart:
         ops.use(job.kernels)
         _jobs[key] = job if job.model is None else replace(job, model=job.model.to(job.device))
     return make_part(_jobs[key], file)
-
-
-def _item_ids(day: Day, manifest: Manifest) -> pa.Array:
-    songs = read_vocabulary(day, size=manifest.vocabulary_size)
-    if songs.num_rows != manifest.vocabulary_size:
-        raise InputError(
-            f"{day.workspace.vocabulary} has {songs.num_rows} songs, the manifest of {manifest.ds} says "
-            f"{manifest.vocabulary_size}: restore the vocabulary"
-        )
-    return songs[ITEM_ID].combine_chunks()

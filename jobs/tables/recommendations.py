@@ -10,6 +10,7 @@ a day in one transaction that replaces exactly that day. Parts of a run that was
 import datetime as dt
 import hashlib
 import json
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from pipelines import delta_tables, storage
 from pipelines.delta_tables import Row
 from pipelines.errors import InputError
 from pipelines.histories.buckets import user_bucket
-from pipelines.schema import BUCKET, DS, ITEM_ID, ITEMS, USER_ID, id_type, id_type_name, recommendations_table
+from pipelines.schema import BUCKET, DS, ITEM_ID, ITEMS, SEGMENT, USER_ID, id_type, id_type_name, recommendations_table
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from deltalake.transaction import AddAction, RemoveAction
 
 _ROW_GROUP_ROWS = 65_536
+_BUCKET_PART = re.compile(r"/part-([0-9]+)-[^/]*$")
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,12 @@ def open_lists(workspace: Workspace) -> "DeltaTable":
 def write_part(table_uri: str, ds: dt.date, rows: pa.Table) -> ListPart:
     """Write one part and count its lists for the audit; this publishes nothing.
 
-    rows: columns of `recommendations_table` without ds, sorted by user_id within a bucket.
+    rows: columns of `recommendations_table` without ds, sorted by user_id within a bucket. The name of a part of one
+    bucket has its number.
     """
-    path = f"{DS}={ds}/part-{uuid.uuid4().hex}.parquet"
+    buckets = pc.unique(rows[BUCKET]).to_pylist()
+    bucket = f"{buckets[0]}-" if len(buckets) == 1 and buckets[0] is not None else ""
+    path = f"{DS}={ds}/part-{bucket}{uuid.uuid4().hex}.parquet"
     sink = pa.BufferOutputStream()
     statistics = [name for name in rows.column_names if name not in (USER_ID, ITEMS)]
     pq.write_table(rows, sink, compression="zstd", row_group_size=_ROW_GROUP_ROWS, write_statistics=statistics)  # type: ignore[arg-type]
@@ -189,7 +194,7 @@ def published_days(workspace: Workspace) -> list[dt.date]:
 
 
 def listeners_before(table: "DeltaTable", ds: dt.date) -> tuple[dt.date, int] | None:
-    """The latest earlier day with lists and its number of listeners (its default list not counted)."""
+    """The latest earlier day with lists and its number of listeners; default lists, which have no bucket, are none."""
     files = pa.table(table.get_add_actions(flatten=True))
     if files.num_rows == 0:
         return None
@@ -197,7 +202,29 @@ def listeners_before(table: "DeltaTable", ds: dt.date) -> tuple[dt.date, int] | 
     latest = pc.max(days.filter(pc.less(days, pa.scalar(ds, pa.date32()))))
     if not latest.is_valid:
         return None
-    return latest.as_py(), pc.sum(rows.filter(pc.equal(days, latest))).as_py() - 1
+    fragments = table.to_pyarrow_dataset().get_fragments(filter=pc.field(DS) == latest)
+    unnamed = [fragment for fragment in fragments if not _BUCKET_PART.search(fragment.path)]
+    defaults = sum(fragment.count_rows(filter=pc.field(BUCKET).is_null()) for fragment in unnamed)
+    return latest.as_py(), pc.sum(rows.filter(pc.equal(days, latest))).as_py() - defaults
+
+
+def lists_of_bucket(
+    uri: str, version: int, days: Sequence[dt.date], bucket: int, columns: Sequence[str] = (USER_ID, ITEMS)
+) -> pa.Table:
+    """The lists of a bucket's listeners on some days, in a version of the table. Only parts that may hold them are
+    opened."""
+    table = delta_tables.open_table(uri, version)
+    names = [*columns, BUCKET]
+    found = []
+    if table is not None and days:
+        dataset = table.to_pyarrow_dataset()
+        for fragment in dataset.get_fragments(filter=pc.field(DS).isin(list(days))):
+            named = _BUCKET_PART.search(fragment.path)
+            if named is None or int(named[1]) == bucket:
+                found.append(fragment.to_table(schema=dataset.schema, columns=names, filter=pc.field(BUCKET) == bucket))
+    if not found:
+        return pa.table({name: [] for name in columns})
+    return pa.concat_tables(found).select(list(columns))
 
 
 def read_list(workspace: Workspace, ds: dt.date, user_id: int | str | None) -> Row | None:
@@ -210,4 +237,5 @@ def read_list(workspace: Workspace, ds: dt.date, user_id: int | str | None) -> R
         bucket = int(user_bucket(ids, workspace.spec.buckets)[0])
         where &= (pc.field(BUCKET) == bucket) & (pc.field(USER_ID) == user_id)
     rows = delta_tables.read(workspace.recommendations, where)
-    return rows.to_pylist()[0] if rows else None
+    found = [] if rows is None else [row for row in rows.to_pylist() if user_id is not None or not row.get(SEGMENT)]
+    return found[0] if found else None

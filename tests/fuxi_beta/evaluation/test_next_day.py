@@ -13,7 +13,7 @@ from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.evaluation.next_day import NextDayCases, evaluate_next_day
 from fuxi_beta.evaluation.protocol import Contexts
 from fuxi_beta.models.fuxi_beta import FuXiBeta
-from fuxi_beta.recommender import Recommender
+from fuxi_beta.recommender import Queries, Recommender
 from fuxi_beta.training.checkpoint import TrainedModel
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
@@ -35,9 +35,17 @@ class Fixed(Recommender):
         self.lists, self.vocabulary_size, self.batches = lists, 9, []
         self.mode = "exclusive"
 
-    def rank(self, batch, k, *, excluded=None):
+    def queries(self, batch):
         self.batches.append(batch)
-        rows = []
+        return FixedQueries(self.lists, batch)
+
+
+class FixedQueries(Queries):
+    def __init__(self, lists, batch):
+        self.lists, self.batch = lists, batch
+
+    def rank(self, k, *, excluded=None, candidates=None, rows=None):
+        batch, rows = self.batch, []
         for start, end in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True):
             listed = self.lists.get(int(batch.item_index[end - 1]) if end > start else 0, [])
             rows.append((listed + [0] * k)[:k])

@@ -1,0 +1,217 @@
+"""What list rules know of listeners: their lists of the last days, their feedback and their segments.
+
+Lists are read from the table a bucket at a time, so memory does not grow with listeners.
+
+Shapes: `B` listeners, `U` listeners of whom something is known.
+"""
+
+import datetime as dt
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from fuxi_beta.recommender import Pairs
+from jobs.config import RulesConfig
+from jobs.day import Day
+from jobs.runtime.console import log
+from jobs.serving.rule_tables import Named, RuleTable, read_rule_table
+from jobs.serving.rules import ListenerFacts, Listeners
+from jobs.serving.rules.facts import DEFAULT_SEGMENT, SongFacts
+from jobs.tables.recommendations import lists_of_bucket
+from pipelines import delta_tables
+from pipelines.histories.buckets import user_bucket
+from pipelines.histories.histories import gather, offsets_of, user_array
+from pipelines.schema import (
+    ACTION,
+    ARTIST_ID,
+    ITEM_ID,
+    ITEMS,
+    SEGMENT,
+    TIMESTAMP,
+    UNTIL,
+    USER_ID,
+    id_type,
+)
+
+LIKE, DISLIKE = "like", "dislike"
+
+
+@dataclass(frozen=True)
+class ByListener:
+    """Numbers by listener."""
+
+    users: np.ndarray  # [U], ascending
+    offsets: np.ndarray  # int64 [U + 1]
+    values: np.ndarray  # int64
+
+    @staticmethod
+    def of(users: np.ndarray, values: np.ndarray) -> "ByListener":
+        """From (listener, number) pairs in any order."""
+        order = np.argsort(users, kind="stable")
+        users = users[order]
+        first = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]])) if len(users) else np.zeros(0, int)
+        return ByListener(users[first], offsets_of(np.diff(first, append=len(users))), values[order])
+
+    def pairs(self, users: np.ndarray) -> Pairs:
+        """(row, number) of some listeners."""
+        rows, places = self.rows(users)
+        offsets, taken = gather(self.offsets, places)
+        return torch.from_numpy(np.repeat(rows, np.diff(offsets))), torch.from_numpy(self.values[taken])
+
+    def rows(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of some listeners are known, and where. int64 each."""
+        places = np.searchsorted(self.users, users)
+        found = np.flatnonzero(places < len(self.users))
+        found = found[self.users[places[found]] == users[found]]
+        return found, places[found]
+
+
+@dataclass(frozen=True)
+class Dislikes:
+    """Item indices and numbers of artists that listeners dislike."""
+
+    songs: ByListener
+    artists: ByListener
+
+
+NONE = ByListener(np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int64))
+
+
+@dataclass
+class StoredListeners(Listeners):
+    """Listeners of a workspace, as they are known for the lists of a day."""
+
+    lists_uri: str
+    lists_version: int | None  # of the table; None: there is none
+    days: list[dt.date]  # whose lists count
+    buckets: int
+    item_ids: pa.Array
+    dislikes: "Dislikes"
+    segments: tuple[str, ...]
+    segment_of: ByListener  # number of the segment
+
+    def __post_init__(self) -> None:
+        self._bucket: tuple[int, ByListener] | None = None
+
+    def facts(self, user_id: pa.Array) -> ListenerFacts:
+        """Listeners of one bucket are found fastest."""
+        users = user_array(user_id)
+        segment = np.full(len(users), DEFAULT_SEGMENT, object)
+        rows, places = self.segment_of.rows(users)
+        segment[rows] = np.array(self.segments, object)[self.segment_of.values[places]] if len(rows) else segment[rows]
+        disliked = self.dislikes.songs.pairs(users), self.dislikes.artists.pairs(users)
+        return ListenerFacts(segment, self._listed(user_id, users), *disliked)
+
+    def _listed(self, user_id: pa.Array, users: np.ndarray) -> Pairs:
+        if self.lists_version is None or not self.days:
+            nothing = torch.zeros(0, dtype=torch.int64)
+            return nothing, nothing
+        bucket = user_bucket(user_id, self.buckets)
+        parts = []
+        for number in np.unique(bucket):
+            rows = np.flatnonzero(bucket == number)
+            found, songs = self._lists_of(int(number)).pairs(users[rows])
+            parts.append((torch.from_numpy(rows)[found], songs))
+        return torch.cat([rows for rows, _ in parts]), torch.cat([songs for _, songs in parts])
+
+    def _lists_of(self, bucket: int) -> ByListener:
+        if self._bucket is None or self._bucket[0] != bucket:
+            assert self.lists_version is not None
+            rows = lists_of_bucket(self.lists_uri, self.lists_version, self.days, bucket)
+            self._bucket = bucket, _songs_by_listener(rows, self.item_ids)
+        return self._bucket[1]
+
+
+def _songs_by_listener(lists: pa.Table, item_ids: pa.Array) -> ByListener:
+    if not lists.num_rows:
+        return NONE
+    items = lists[ITEMS].combine_chunks()
+    songs = pc.index_in(pc.struct_field(pc.list_flatten(items), ITEM_ID), value_set=item_ids)
+    users = user_array(lists[USER_ID])[np.asarray(pc.list_parent_indices(items))]
+    known = np.asarray(pc.is_valid(songs))
+    return ByListener.of(users[known], songs.drop_null().to_numpy(zero_copy_only=False).astype(np.int64) + 1)
+
+
+def stored_listeners(
+    day: Day, ds: dt.date, item_ids: pa.Array, songs: SongFacts, *, lists_version: int | None = None
+) -> StoredListeners:
+    """Listeners as they are known for the lists of `ds`. lists_version: of the table of lists, by default the latest.
+
+    Raises InputError if a table of `rules` cannot be used.
+    """
+    config, workspace = day.config.rules, day.workspace
+    table = delta_tables.open_table(workspace.recommendations) if lists_version is None else None
+    return StoredListeners(
+        lists_uri=workspace.recommendations,
+        lists_version=table.version() if table is not None else lists_version,
+        days=[ds - dt.timedelta(days=back) for back in range(config.listed_days, 0, -1)],
+        buckets=workspace.spec.buckets,
+        item_ids=item_ids,
+        dislikes=_dislikes(day, ds, Named(item_ids, songs.artist_ids)),
+        segments=tuple(config.segments),
+        segment_of=_segments(config, id_type(workspace.spec.user_id_type)),
+    )
+
+
+def _dislikes(day: Day, ds: dt.date, named: Named) -> Dislikes:
+    """The dislikes that hold at the request of `ds`."""
+    config, calendar = day.config.rules, day.calendar
+    if not config.feedback:
+        return Dislikes(NONE, NONE)
+    required, optional = [USER_ID, ACTION], [ITEM_ID, ARTIST_ID, UNTIL, TIMESTAMP]
+    table = read_rule_table("rules.feedback", config.feedback, required, optional)
+    table.use_words(ACTION, (LIKE, DISLIKE))
+    table.use_ids(USER_ID, id_type(day.workspace.spec.user_id_type))
+    table.use_ids(ITEM_ID, named.item_ids.type)
+    table.need_one_of(USER_ID)
+    table.need_one_of(ITEM_ID, ARTIST_ID)
+    table.use_times(UNTIL, calendar)
+    table.use_times(TIMESTAMP, calendar)
+    end = calendar.day_start(ds + dt.timedelta(days=1))
+    table.reject(pc.fill_null(pc.greater_equal(table.rows[TIMESTAMP], end), False), "from the future", TIMESTAMP)
+    table.finish(config.max_rejected_share)
+    time = calendar.request_time(ds)
+    return Dislikes(_disliked(table, named.songs(table.rows), time), _disliked(table, named.artists(table.rows), time))
+
+
+def _disliked(table: RuleTable, subject: np.ndarray, time: int) -> ByListener:
+    """Of several rows of a listener on a subject the latest counts, the last of them if they have no times.
+
+    subject: int64, a number for each row, 0 where it names none that is known.
+    """
+    rows = table.rows
+    until = pc.fill_null(rows[UNTIL], np.iinfo(np.int64).max).to_numpy()
+    given = pc.fill_null(rows[TIMESTAMP], np.iinfo(np.int64).min).to_numpy()
+    known = np.flatnonzero(subject > 0)
+    users = rows[USER_ID].take(pa.array(known)).combine_chunks().dictionary_encode()
+    listener = users.indices.to_numpy()
+    order = np.lexsort([known, given[known], subject[known], listener])
+    same = (np.diff(listener[order], append=-1) == 0) & (np.diff(subject[known][order], append=-1) == 0)
+    latest = known[order[~same]]
+    holds = latest[(until[latest] > time) & np.asarray(pc.equal(rows[ACTION], DISLIKE))[latest]]
+    return ByListener.of(user_array(rows[USER_ID].take(pa.array(holds))), subject[holds])
+
+
+def _segments(config: RulesConfig, user: pa.DataType) -> ByListener:
+    """The segment of each listener of `rules.listeners`; one that is not defined is the default, and is counted."""
+    names = tuple(config.segments)
+    if not config.listeners:
+        return NONE
+    table = read_rule_table("rules.listeners", config.listeners, [USER_ID, SEGMENT], [])
+    table.use_ids(USER_ID, user)
+    table.need_one_of(USER_ID)
+    table.finish(config.max_rejected_share)
+    texts = pc.fill_null(table.rows[SEGMENT].cast(pa.string()), DEFAULT_SEGMENT)
+    number = pc.index_in(texts, value_set=pa.array(names, pa.string()))
+    strange = texts.filter(pc.and_(pc.is_null(number), pc.not_equal(texts, DEFAULT_SEGMENT)))
+    if len(strange):
+        found = ", ".join(pc.unique(strange).to_pylist()[:5])
+        log("rules.listeners: segments that rules.segments does not define", listeners=len(strange), segments=found)
+    known = np.asarray(pc.is_valid(number))
+    users = user_array(table.rows[USER_ID].filter(pa.array(known)))
+    by_listener = ByListener.of(users, number.drop_null().to_numpy().astype(np.int64))
+    last = by_listener.offsets[1:] - 1  # of several rows of a listener the last one counts
+    return ByListener(by_listener.users, np.arange(len(last) + 1), by_listener.values[last])
