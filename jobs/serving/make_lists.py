@@ -118,7 +118,7 @@ def _rows(job: ListJob, bucket: int | None, histories: Histories, facts: Listene
         made = job.rules.lists(job.model, contexts, job.k, facts=facts)
         by_model = contexts.batch(job.model).lengths.numpy() > 0
     else:
-        made = MadeLists.empty_of(facts.segment, job.k)
+        made = MadeLists.empty_of(facts, job.k)
     rest = np.flatnonzero(~by_model)
     if len(rest):
         popular = job.rules.lists(job.popularity, _contexts(job, histories.take(rest)), job.k, facts=facts.of(rest))
