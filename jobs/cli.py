@@ -134,12 +134,15 @@ _stage_command("report", "Write the day's self-contained HTML page.")
 @cli.command()
 @click.argument("user")
 @click.option("--ds", required=True, metavar="DATE", help="The day of the list, YYYY-MM-DD.")
+@click.option("--explain", is_flag=True, help="Make the list again and say which songs the rules kept out of it.")
 @_config_options
-def show(user: str, ds: str, config: "Config") -> None:
+def show(user: str, ds: str, explain: bool, config: "Config") -> None:
     """Print one listener's recent plays and list, with titles and artists."""
     from jobs.commands import show as show_job
 
     show_job.render(show_job.show(config, user, parse_ds(ds)))
+    if explain:
+        show_job.render_explanation(show_job.explain(config, user, parse_ds(ds)))
 
 
 @cli.command()

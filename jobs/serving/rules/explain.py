@@ -50,15 +50,16 @@ def _ranking(
     own = (made.items[row] > 0) & made.propensity[row].isnan()
     if not bool(own.any()):
         return torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-    last = made.scores[row][own].min()
+    worst = made.scores[row][own].min()
+    last = made.items[row][own & (made.scores[row] == worst)].max()  # of songs with one score the lower index is better
     segment, rows = str(made.segment[row]), torch.tensor([row])
     candidates = rules.candidates(torch.arange(rules.songs.size) > 0, segment)
     width = 4 * made.items.shape[1]
     while True:
         items, scores = contexts.queries(recommender).rank(width, candidates=candidates, rows=rows)
-        if int(items[0, -1]) == 0 or scores[0, -1] < last:
-            above = (items[0] > 0) & (scores[0] >= last)
-            return items[0][above], scores[0][above]
+        place = (items[0] == last).nonzero()
+        if len(place):
+            return items[0, : int(place[0])], scores[0, : int(place[0])]
         width *= 4
 
 

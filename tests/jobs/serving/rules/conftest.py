@@ -14,7 +14,7 @@ from fuxi_beta.data.batches import Batch
 from fuxi_beta.evaluation.protocol import Contexts
 from fuxi_beta.recommender import Recommender
 from jobs.config import RulesConfig
-from jobs.serving.rules import ListenerFacts, ListRules, Listeners, SongFacts
+from jobs.serving.rules import ListenerFacts, Listeners, ListRules, SongFacts
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.histories.histories import Histories
 
@@ -134,7 +134,9 @@ class World:
         h = self.histories
         plays = range(int(h.offsets[row]), int(h.offsets[row + 1]))
         found = {int(h.item_index[e]) for e in plays if days is None or h.timestamp[e] >= NOW - days * DAY_SECONDS}
-        return found | (set() if days is not None else {*h.heard_items[h.heard_offsets[row] : h.heard_offsets[row + 1]]})
+        return found | (
+            set() if days is not None else {*h.heard_items[h.heard_offsets[row] : h.heard_offsets[row + 1]]}
+        )
 
     def excluded(self, row: int) -> set[int]:
         """Songs that a rule forbids to a listener, and their other versions."""
