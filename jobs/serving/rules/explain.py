@@ -58,8 +58,9 @@ def _ranking(
     while True:
         items, scores = contexts.queries(recommender).rank(width, candidates=candidates, rows=rows)
         place = (items[0] == last).nonzero()
-        if len(place):
-            return items[0, : int(place[0])], scores[0, : int(place[0])]
+        if len(place) or int(items[0, -1]) == 0:
+            above = int(place[0]) if len(place) else int((items[0] > 0).sum())
+            return items[0, :above], scores[0, :above]
         width *= 4
 
 

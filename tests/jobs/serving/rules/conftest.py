@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -104,12 +105,13 @@ class World:
         """Whether no rule that counts is against one more song."""
         rules, facts = self.config.of(str(self.facts.segment[row])), self.songs
         cap = 2 if rules.max_per_artist == "auto" else rules.max_per_artist
-        if facts.artist is not None and cap and facts.artist[song]:
-            if sum(bool(facts.artist[other] == facts.artist[song]) for other in chosen) >= cap:
-                return False
-        if facts.work is not None and rules.one_version and facts.work[song]:
-            if any(facts.work[other] == facts.work[song] for other in chosen):
-                return False
+        assert facts.artist is not None and facts.work is not None
+        by_artist = sum(bool(facts.artist[other] == facts.artist[song]) for other in chosen)
+        if cap and facts.artist[song] and by_artist >= cap:
+            return False
+        of_work = any(facts.work[other] == facts.work[song] for other in chosen)
+        if rules.one_version and facts.work[song] and of_work:
+            return False
         known = self.heard(row, None)
         most_known = round(rules.max_known_share * k)
         return rules.max_known_share == 1 or song not in known or sum(other in known for other in chosen) < most_known
@@ -208,7 +210,7 @@ def random_world(seed: int, *, songs: int = 60, listeners: int = 5, **rules: Any
 
 def neighbours(groups: list[int]) -> int:
     """Pairs of neighbours of one group; 0 is no group."""
-    return sum(a == b and a > 0 for a, b in zip(groups, groups[1:], strict=False))
+    return sum(a == b and a > 0 for a, b in pairwise(groups))
 
 
 def most_of(groups: list[int]) -> int:
