@@ -92,6 +92,7 @@ class StoredListeners(Listeners):
     dislikes: "Dislikes"
     segments: tuple[str, ...]
     segment_of: ByListener  # number of the segment
+    undefined: int = 0
 
     def __post_init__(self) -> None:
         self._bucket: tuple[int, ByListener] | None = None
@@ -143,6 +144,7 @@ def stored_listeners(
     Raises InputError if a table of `rules` cannot be used.
     """
     config, workspace = day.config.rules, day.workspace
+    segment_of, undefined = _segments(config, id_type(workspace.spec.user_id_type))
     table = delta_tables.open_table(workspace.recommendations) if lists_version is None else None
     return StoredListeners(
         lists_uri=workspace.recommendations,
@@ -152,7 +154,8 @@ def stored_listeners(
         item_ids=item_ids,
         dislikes=_dislikes(day, ds, Named(item_ids, songs.artist_ids)),
         segments=tuple(config.segments),
-        segment_of=_segments(config, id_type(workspace.spec.user_id_type)),
+        segment_of=segment_of,
+        undefined=undefined,
     )
 
 
@@ -195,11 +198,11 @@ def _disliked(table: RuleTable, subject: np.ndarray, time: int) -> ByListener:
     return ByListener.of(user_array(rows[USER_ID].take(pa.array(holds))), subject[holds])
 
 
-def _segments(config: RulesConfig, user: pa.DataType) -> ByListener:
-    """The segment of each listener of `rules.listeners`; one that is not defined is the default, and is counted."""
+def _segments(config: RulesConfig, user: pa.DataType) -> tuple[ByListener, int]:
+    """The segment of each listener of `rules.listeners`, and how many have one that is not defined."""
     names = tuple(config.segments)
     if not config.listeners:
-        return NONE
+        return NONE, 0
     table = read_rule_table("rules.listeners", config.listeners, [USER_ID, SEGMENT], [])
     table.use_ids(USER_ID, user)
     table.need_one_of(USER_ID)
@@ -214,4 +217,4 @@ def _segments(config: RulesConfig, user: pa.DataType) -> ByListener:
     users = user_array(table.rows[USER_ID].filter(pa.array(known)))
     by_listener = ByListener.of(users, number.drop_null().to_numpy().astype(np.int64))
     last = by_listener.offsets[1:] - 1  # of several rows of a listener the last one counts
-    return ByListener(by_listener.users, np.arange(len(last) + 1), by_listener.values[last])
+    return ByListener(by_listener.users, np.arange(len(last) + 1), by_listener.values[last]), len(strange)

@@ -133,6 +133,9 @@ class ListenerFacts:
 class Listeners:
     """Looks listeners up. This base knows nobody: every one is of the default segment, without lists and feedback."""
 
+    undefined: int = 0
+    """Listeners whose segment is not defined: they have the default."""
+
     def facts(self, user_id: pa.Array) -> ListenerFacts:
         """What is known of some listeners. [B]."""
         return strangers(len(user_id))

@@ -124,6 +124,7 @@ def test_dislikes_segments_and_song_lists_are_obeyed(deployment: Callable[..., A
     made.choose(DAY_ONE, made.trained(DAY_ONE))
     rules_ = recommend.list_job(made.day(DAY_ONE)).rules
     facts = rules_.listeners.facts(pa.array(users[:6]))
+    assert rules_.listeners.undefined == 10
     pairs = list(zip(*(part.tolist() for part in facts.disliked_songs), strict=True))
     assert pairs == [(1, 1), (3, 3)]  # expired; taken back by a later like; a song that nobody has played
     assert [part.tolist() for part in facts.disliked_artists] == [[1], [rules_.songs.artist_ids.index(1007) + 1]]
