@@ -8,11 +8,13 @@ a day in one transaction that replaces exactly that day. Parts of a run that was
 """
 
 import datetime as dt
+import functools
 import hashlib
 import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,21 @@ from pipelines import delta_tables, storage
 from pipelines.delta_tables import Row
 from pipelines.errors import InputError
 from pipelines.histories.buckets import user_bucket
-from pipelines.schema import BUCKET, DS, ITEM_ID, ITEMS, USER_ID, id_type, id_type_name, recommendations_table
+from pipelines.histories.histories import offsets_of
+from pipelines.schema import (
+    BUCKET,
+    DS,
+    ITEM_ID,
+    ITEMS,
+    PROPENSITY,
+    SEGMENT,
+    SOURCE,
+    USER_ID,
+    TableSpec,
+    id_type,
+    id_type_name,
+    recommendations_table,
+)
 from pipelines.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -186,6 +202,72 @@ def published_days(workspace: Workspace) -> list[dt.date]:
     table = delta_tables.open_table(workspace.recommendations)
     partitions = [] if table is None else table.partitions()
     return sorted({dt.date.fromisoformat(str(partition[DS])) for partition in partitions})
+
+
+@dataclass(frozen=True)
+class PublishedLists:
+    """The lists of a day, to be read a bucket at a time. files: by bucket, None for the default list."""
+
+    files: Mapping[int | None, tuple[str, ...]]
+    spec: TableSpec
+
+    def read(self, bucket: int | None) -> pa.Table:
+        """user_id, source, segment and items of a bucket; of each song item_id and propensity. [lists]
+
+        What a file of an earlier release lacks is null.
+        """
+        tables = [self._read(uri, bucket) for uri in self.files.get(bucket, ())]
+        return pa.concat_tables(tables or [self._schema.empty_table()]).combine_chunks()
+
+    @property
+    def _schema(self) -> pa.Schema:
+        columns = self.spec.schema
+        item = columns.field(ITEMS).type.value_type
+        songs = pa.list_(pa.struct([item.field(ITEM_ID), item.field(PROPENSITY)]))
+        return pa.schema([*(columns.field(name) for name in (USER_ID, SOURCE, SEGMENT)), pa.field(ITEMS, songs)])
+
+    def _read(self, uri: str, bucket: int | None) -> pa.Table:
+        with open_part(uri) as file:
+            paths = [file.metadata.schema.column(n).path for n in range(file.metadata.num_columns)]
+            flat, of_songs = (BUCKET, USER_ID, SOURCE, SEGMENT), (ITEM_ID, PROPENSITY)
+            wanted = [path for path in paths if path in flat or _leaf_of_items(path) in of_songs]
+            rows = file.read(columns=wanted)
+        rows = rows.filter(pc.is_null(rows[BUCKET]) if bucket is None else pc.equal(rows[BUCKET], bucket))
+        lists = rows[ITEMS].combine_chunks()
+        songs, kind = lists.flatten(), self._schema.field(ITEMS).type.value_type
+        there = {field.name for field in songs.type}
+        values = [pc.struct_field(songs, f.name) if f.name in there else pa.nulls(len(songs), f.type) for f in kind]
+        ends = pa.array(offsets_of(lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)), pa.int32())
+        element = pa.StructArray.from_arrays(values, fields=list(kind))
+        columns = {name: rows[name] for name in (USER_ID, SOURCE, SEGMENT) if name in rows.column_names}
+        columns = {SEGMENT: pa.nulls(rows.num_rows, pa.string()), **columns}
+        return pa.table({**columns, ITEMS: pa.ListArray.from_arrays(ends, element)}, self._schema)
+
+
+open_part = functools.partial(storage.open_parquet, remedy="restore it, or delete the day's lists from the table")
+"""A file of lists; an InputError names it if it is missing or broken."""
+
+
+def _leaf_of_items(path: str) -> str:
+    """The name of a column inside the songs of a list, not deeper: items.list.element.NAME."""
+    parts = path.split(".")
+    return parts[-1] if parts[0] == ITEMS and len(parts) == 4 else ""
+
+
+def published_lists(workspace: Workspace, ds: dt.date) -> PublishedLists:
+    """Where the lists of a day are, bucket by bucket; nothing for a day without lists."""
+    table = delta_tables.open_table(workspace.recommendations)
+    uris = [] if table is None else sorted(table.file_uris([(DS, "=", str(ds))]))
+    with ThreadPoolExecutor(8) as pool:
+        buckets = list(pool.map(_buckets_in, uris))
+    found = {bucket for of_file in buckets for bucket in of_file}
+    files = {b: tuple(uri for uri, of_file in zip(uris, buckets, strict=True) if b in of_file) for b in found}
+    return PublishedLists(files, recommendations_table(workspace.spec.user_id_type, workspace.spec.item_id_type))
+
+
+def _buckets_in(uri: str) -> list[int | None]:
+    with open_part(uri) as file:
+        return file.read(columns=[BUCKET])[BUCKET].unique().to_pylist()
 
 
 def listeners_before(table: "DeltaTable", ds: dt.date) -> tuple[dt.date, int] | None:
