@@ -90,7 +90,7 @@ def _hits_line(measured: dict[str, float]) -> str:
     hit_rate = next((value for name, value in measured.items() if name.startswith("hr_")), 0.0)
     return (
         f"Hits     {measured['ds']}: {hit_rate:.1%} of {measured['played']:,} listeners who played then "
-        f"played a song of their list; {measured['skips']:,.0f} songs were only skipped"
+        f"played a song of their list; {measured['skips']:,} listed songs were only skipped"
     )
 
 

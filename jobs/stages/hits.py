@@ -2,7 +2,7 @@
 
 import datetime as dt
 
-from fuxi_beta.evaluation.served import LISTS, PLAYED, RANKING, HitSums
+from fuxi_beta.evaluation.served import RANKING, HitSums
 from jobs.day import Day, StageResult
 from jobs.runtime.console import log, progress
 from jobs.serving.catalogue import read_vocabulary
@@ -58,6 +58,6 @@ def cut_offs(day: Day) -> tuple[int, ...]:
 def main_values(sums: HitSums) -> dict[str, float]:
     """Lists, listeners who played, and of all of these hits, skips and the metrics at the longest cut-off."""
     values, k = sums.values((EVERY, EVERY)), max(sums.at)
-    names = {"lists": LISTS, "played": PLAYED, **{f"{name}_{k}": (f"{name}_{k}", None) for name in RANKING}}
-    names |= {name: (name, None) for name in ("play_share", "hits", "skips")}
-    return {name: round(values[key][0], 6) for name, key in names.items() if key in values}
+    counts, means = ("lists", "played", "hits", "skips"), (*(f"{name}_{k}" for name in RANKING), "play_share")
+    found: dict[str, float] = {name: int(values[name, None][0]) for name in counts}
+    return found | {name: round(values[name, None][0], 6) for name in means if (name, None) in values}

@@ -25,8 +25,7 @@ def write_list_hits(workspace: Workspace, ds: dt.date, sums: HitSums, *, measure
     """Replace the rows of the lists of `ds` in one commit; returns the table's version.
 
     sums: by segment and source, `EVERY` for all. Where no list has a segment, there are no rows by segment.
-    measured_ds: whose histories the
-    plays are from.
+    measured_ds: whose histories the plays are from.
     """
     segments = {segment for segment, _ in sums.sums} - {EVERY}
     rows = []
