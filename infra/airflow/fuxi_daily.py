@@ -26,5 +26,5 @@ with DAG(
         )
         for stage in STAGES
     }
-    tasks["sessionize"] >> tasks["hits"]
+    chain(tasks["sessionize"], tasks["hits"])
     chain(*(task for stage, task in tasks.items() if stage != "hits"))

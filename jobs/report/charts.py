@@ -115,13 +115,13 @@ def position_chart(hits: Mapping[int, float], skips: Mapping[int, float]) -> Cha
     positions = sorted(hits.keys() | skips.keys())
     if not any((*hits.values(), *skips.values())):
         return None
-    bars = {Line("hits", 1, "band"): (hits, -0.2), Line("skips", 2, "band"): (skips, 0.2)}
+    bars = {Line("hits", 1): (hits, -0.2), Line("skips", 2): (skips, 0.2)}
 
     def draw(axes: "Axes") -> None:
         for line, (counts, shift) in bars.items():
             places = [position + shift for position in positions]
             axes.bar(places, [counts.get(position, 0) for position in positions], 0.4, color=SERIES[line.series - 1])
-        axes.locator_params(axis="x", integer=True)
+        axes.locator_params(integer=True)
         axes.set_xlim(positions[0] - 0.7, positions[-1] + 0.7)
         axes.set_xlabel("position in the list")
 
