@@ -176,6 +176,14 @@ class RulesConfig(Section):
         0.25, ge=0, le=1, description="a table of rules with more rows that cannot be used is refused"
     )
 
+    @field_validator("segments")
+    @classmethod
+    def _free_names(cls, segments: dict[str, SegmentRules]) -> dict[str, SegmentRules]:
+        for name in segments:
+            if name in ("", "all", "default"):
+                raise ValueError(f"{name!r} cannot be the name of a segment: tables call everybody so")
+        return segments
+
     def of(self, segment: str) -> "RulesConfig":
         """The rules for a segment; those for everybody if it is not defined."""
         if segment not in self.segments:
