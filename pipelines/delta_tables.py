@@ -5,7 +5,7 @@ functions that use it, because most commands open no table.
 """
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -105,6 +105,56 @@ def append(
         if version(uri) == base:
             raise
         raise BusyError(f"{uri} was extended by another run at the same time ({error}): run again") from None
+
+
+def surplus_files(table: "DeltaTable") -> int:
+    """The files of a table beyond one a partition, which compaction could save."""
+    return max(len(table.file_uris()) - max(len(table.partitions()), 1), 0)
+
+
+def compact(table: "DeltaTable") -> bool:
+    """Write small files again as one a partition, in one commit that changes no row.
+
+    False, and nothing is changed, if another run meanwhile replaced rows that were read.
+    """
+    from deltalake.exceptions import CommitFailedError
+
+    try:
+        table.optimize.compact()
+    except CommitFailedError:
+        return False
+    return True
+
+
+def commits_since_checkpoint(uri: str, table: "DeltaTable") -> int:
+    """Commits that a reader of the table at a URI reads one by one."""
+    newest = storage.join(uri, "_delta_log", "_last_checkpoint")
+    return table.version() - (storage.read_json(newest)["version"] if storage.exists(newest) else -1)
+
+
+def versions_to_keep(table: "DeltaTable", *, since: dt.datetime, named: Collection[int] = ()) -> list[int]:
+    """The versions that were the newest at `since` or later, and those of `named` that the log still has; newest first.
+
+    named: versions that something else refers to.
+    """
+    kept, recent = [], True
+    for entry in table.history():  # newest first
+        if recent or entry["version"] in named:
+            kept.append(entry["version"])
+        recent = recent and entry["timestamp"] > since.timestamp() * 1000
+    return kept
+
+
+def files_of_no_version(uri: str, table: "DeltaTable", versions: list[int], *, min_age_hours: int) -> list[str]:
+    """URIs of the files below the table at a URI that none of these versions names.
+
+    Files that were written, or removed from the table, within the last `min_age_hours` are left out: they may belong to
+    a commit that is still to come.
+    """
+    paths = table.vacuum(
+        min_age_hours, dry_run=True, enforce_retention_duration=False, full=True, keep_versions=versions
+    )
+    return sorted(storage.join(uri, path) for path in paths)
 
 
 def commit_properties(

@@ -1,0 +1,117 @@
+"""Maintenance of the Delta tables of a workspace: fewer files, a checkpoint, and no files that nobody can need.
+
+Files are deleted without a commit (delta-rs's vacuum makes two), so that no run's commit can conflict with it.
+"""
+
+import contextlib
+import datetime as dt
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jobs.config import MaintainConfig
+from jobs.day import running
+from pipelines import delta_tables, leases, storage
+from pipelines.schema import USER_ID, TableSpec
+from pipelines.workspace import Workspace
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+PURPOSE = "fuxi maintain"
+SURPLUS_FILES = 16
+"""Compaction waits until it saves so many files: it writes the whole table again, and the old files stay for a while."""
+CHECKPOINT_COMMITS = 10
+"""Commits after which the next checkpoint is written; readers read the log from the newest one on."""
+
+
+@dataclass(frozen=True)
+class TableMaintenance:
+    """What was done to a table, or with dry_run would be."""
+
+    name: str
+    files_before: int  # of the newest version
+    files_after: int
+    checkpoint: bool
+    removed_files: int  # of no version that is kept
+    removed_bytes: int
+    kept_versions: int
+    note: str = ""
+
+
+def maintain(
+    workspace: Workspace, config: MaintainConfig, *, held: str = "", dry_run: bool = False
+) -> list[TableMaintenance]:
+    """Compact every table that is there, write its checkpoint, and delete the files that no kept version names.
+
+    held: the lease of a day that the caller holds. With dry_run nothing is written. BusyError while `fuxi forget` or
+    another maintenance works.
+    """
+    with contextlib.nullcontext() if dry_run else leases.lease(workspace.forget_lock, purpose=PURPOSE):
+        run = running(workspace, besides=held)
+        busy = f"not compacted while a day runs ({run[0]})" if run else ""
+        named = {workspace.vocabulary: _recorded_versions(workspace)}
+        tables = [(uri, spec, delta_tables.open_table(uri)) for uri, spec in workspace.tables()]
+        steps = [_Steps(table, uri, spec, config, dry_run) for uri, spec, table in tables if table is not None]
+        return [step.take(busy=busy, named=named.get(step.uri, set())) for step in steps]
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The maintenance of one table."""
+
+    table: "DeltaTable"
+    uri: str
+    spec: TableSpec
+    config: MaintainConfig
+    dry_run: bool
+
+    def take(self, *, busy: str, named: set[int]) -> TableMaintenance:
+        """All steps. busy: why the table is not compacted now. named: versions to keep in any case."""
+        before, note = len(self.table.file_uris()), ""
+        saved = self._compactable()
+        if saved and busy:
+            saved, note = 0, busy
+        if saved and not self.dry_run and not delta_tables.compact(self.table):
+            saved, note = 0, "not compacted: another run committed meanwhile"
+        checkpoint = delta_tables.commits_since_checkpoint(self.uri, self.table) >= CHECKPOINT_COMMITS
+        if checkpoint and not self.dry_run:
+            self.table.create_checkpoint()
+        hours = self.config.retention_hours
+        since = dt.datetime.now(dt.UTC) - dt.timedelta(hours=hours)
+        kept = delta_tables.versions_to_keep(self.table, since=since, named=named)
+        dead = delta_tables.files_of_no_version(self.uri, self.table, kept, min_age_hours=hours)
+        return TableMaintenance(
+            name=self.spec.name,
+            files_before=before,
+            files_after=before - saved if self.dry_run else len(self.table.file_uris()),
+            checkpoint=checkpoint,
+            removed_files=len(dead),
+            removed_bytes=self._remove(dead),
+            kept_versions=len(kept),
+            note=note,
+        )
+
+    def _compactable(self) -> int:
+        """Files that compaction would save, 0 if too few.
+
+        Delta-rs notes the least and the greatest value of every column of a file it writes in the log, where no ids of
+        listeners may be (docs/decisions/0005). So tables of listeners are not compacted; they have one file a bucket.
+        """
+        surplus = delta_tables.surplus_files(self.table)
+        return surplus if surplus >= SURPLUS_FILES and USER_ID not in self.spec.schema.names else 0
+
+    def _remove(self, uris: list[str]) -> int:
+        """Delete files; returns their bytes."""
+        files = [file for file in storage.file_infos(uris) if file]
+        if not self.dry_run:
+            storage.delete_files(file.uri for file in files)
+        return sum(file.size for file in files)
+
+
+def _recorded_versions(workspace: Workspace) -> set[int]:
+    """The versions of the vocabulary that run records name."""
+    uris = [storage.join(workspace.run(ds), "run_record.json") for ds in workspace.days("runs")]
+    with ThreadPoolExecutor(16) as pool:
+        records = list(pool.map(storage.read_json, filter(storage.exists, uris)))
+    return {version for record in records if (version := record.get("vocabulary_version")) is not None}
