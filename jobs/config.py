@@ -137,9 +137,7 @@ class MaintainConfig(Section):
     @classmethod
     def _no_reader_is_broken(cls, hours: int) -> int:
         if hours < 48:
-            raise ValueError(
-                "readers of yesterday's version and runs that last a day need their files: give 48 or more"
-            )
+            raise ValueError("readers of yesterday's version and runs in progress need their files: give 48 or more")
         if hours > 720:
             raise ValueError("the Delta log knows versions of the last 30 days only: give 720 or less")
         return hours
@@ -197,8 +195,8 @@ class Config(Section):
     def hashed(self) -> dict[str, Any]:
         """The settings that decide what is computed.
 
-        Where it runs and how it is stored does not count, nor do bounds that decide only whether a day is refused. A renamed
-        key counts under its old name, so that a day begun with an earlier release can be finished with this one.
+        Where it runs and how it is stored does not count, nor do bounds that decide only whether a day is refused. A
+        renamed key counts under its old name, so that a day begun with an earlier release is finished with this one.
         """
         left_out = {
             "workspace": True,

@@ -137,9 +137,12 @@ def versions_to_keep(table: "DeltaTable", *, since: dt.datetime, named: Collecti
 
     named: versions that something else refers to.
     """
+    # Commits made after this line shift the numbers that delta-rs gives to all: one version more is kept then, and the
+    # files of the newest are too young to go.
+    table.update_incremental()
     kept, recent = [], True
     for entry in table.history():  # newest first
-        if recent or entry["version"] in named:
+        if entry["version"] >= 0 and (recent or entry["version"] in named):
             kept.append(entry["version"])
         recent = recent and entry["timestamp"] > since.timestamp() * 1000
     return kept

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PURPOSE = "fuxi maintain"
 SURPLUS_FILES = 16
-"""Compaction waits until it saves so many files: it writes the whole table again, and the old files stay for a while."""
+"""Compaction waits until it saves so many files: it writes the table again, and the old files stay for a while."""
 CHECKPOINT_COMMITS = 10
 """Commits after which the next checkpoint is written; readers read the log from the newest one on."""
 
