@@ -148,8 +148,10 @@ def versions_to_keep(table: "DeltaTable", *, since: dt.datetime, named: Collecti
     return kept
 
 
-def files_of_no_version(uri: str, table: "DeltaTable", versions: list[int], *, min_age_hours: int) -> list[str]:
-    """URIs of the files below the table at a URI that none of these versions names.
+def files_of_no_version(
+    uri: str, table: "DeltaTable", versions: list[int], *, min_age_hours: int
+) -> list[storage.FileInfo]:
+    """The files below the table at a URI that none of these versions names.
 
     Files that were written, or removed from the table, within the last `min_age_hours` are left out: they may belong to
     a commit that is still to come.
@@ -157,7 +159,8 @@ def files_of_no_version(uri: str, table: "DeltaTable", versions: list[int], *, m
     paths = table.vacuum(
         min_age_hours, dry_run=True, enforce_retention_duration=False, full=True, keep_versions=versions
     )
-    return sorted(storage.join(uri, path) for path in paths)
+    files = storage.file_infos([storage.join(uri, path) for path in sorted(paths)])
+    return [file for file in files if file]  # a file that was deleted is listed as long as the log remembers it
 
 
 def commit_properties(

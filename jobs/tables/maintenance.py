@@ -7,16 +7,12 @@ import contextlib
 import datetime as dt
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from jobs.config import MaintainConfig
 from jobs.day import running
 from pipelines import delta_tables, leases, storage
 from pipelines.schema import USER_ID, TableSpec
 from pipelines.workspace import Workspace
-
-if TYPE_CHECKING:
-    from deltalake import DeltaTable
 
 PURPOSE = "fuxi maintain"
 SURPLUS_FILES = 16
@@ -51,62 +47,56 @@ def maintain(
         run = running(workspace, besides=held)
         busy = f"not compacted while a day runs ({run[0]})" if run else ""
         named = {workspace.vocabulary: _recorded_versions(workspace)}
-        tables = [(uri, spec, delta_tables.open_table(uri)) for uri, spec in workspace.tables()]
-        steps = [_Steps(table, uri, spec, config, dry_run) for uri, spec, table in tables if table is not None]
-        return [step.take(busy=busy, named=named.get(step.uri, set())) for step in steps]
+        steps = [_Steps(uri, spec, config.retention_hours, dry_run) for uri, spec in workspace.tables()]
+        done = [step.take(busy=busy, named=named.get(step.uri, set())) for step in steps]
+        return [table for table in done if table is not None]
 
 
 @dataclass(frozen=True)
 class _Steps:
     """The maintenance of one table."""
 
-    table: "DeltaTable"
     uri: str
     spec: TableSpec
-    config: MaintainConfig
+    hours: int  # retention
     dry_run: bool
 
-    def take(self, *, busy: str, named: set[int]) -> TableMaintenance:
-        """All steps. busy: why the table is not compacted now. named: versions to keep in any case."""
-        before, note = len(self.table.file_uris()), ""
-        saved = self._compactable()
+    def take(self, *, busy: str, named: set[int]) -> TableMaintenance | None:
+        """All steps; None without a table. busy: why it is not compacted now. named: versions to keep in any case."""
+        table, note = delta_tables.open_table(self.uri), ""
+        if table is None:
+            return None
+        before, saved = len(table.file_uris()), self._compactable(delta_tables.surplus_files(table))
         if saved and busy:
             saved, note = 0, busy
-        if saved and not self.dry_run and not delta_tables.compact(self.table):
+        if saved and not self.dry_run and not delta_tables.compact(table):
             saved, note = 0, "not compacted: another run committed meanwhile"
-        checkpoint = delta_tables.commits_since_checkpoint(self.uri, self.table) >= CHECKPOINT_COMMITS
+        checkpoint = delta_tables.commits_since_checkpoint(self.uri, table) >= CHECKPOINT_COMMITS
         if checkpoint and not self.dry_run:
-            self.table.create_checkpoint()
-        hours = self.config.retention_hours
-        since = dt.datetime.now(dt.UTC) - dt.timedelta(hours=hours)
-        kept = delta_tables.versions_to_keep(self.table, since=since, named=named)
-        dead = delta_tables.files_of_no_version(self.uri, self.table, kept, min_age_hours=hours)
+            table.create_checkpoint()
+        since = dt.datetime.now(dt.UTC) - dt.timedelta(hours=self.hours)
+        kept = delta_tables.versions_to_keep(table, since=since, named=named)
+        dead = delta_tables.files_of_no_version(self.uri, table, kept, min_age_hours=self.hours)
+        if not self.dry_run:
+            storage.delete_files(file.uri for file in dead)
         return TableMaintenance(
             name=self.spec.name,
             files_before=before,
-            files_after=before - saved if self.dry_run else len(self.table.file_uris()),
+            files_after=before - saved if self.dry_run else len(table.file_uris()),
             checkpoint=checkpoint,
             removed_files=len(dead),
-            removed_bytes=self._remove(dead),
+            removed_bytes=sum(file.size for file in dead),
             kept_versions=len(kept),
             note=note,
         )
 
-    def _compactable(self) -> int:
-        """Files that compaction would save, 0 if too few.
+    def _compactable(self, surplus: int) -> int:
+        """How many of the surplus files compaction would save; 0 if the table is not compacted.
 
         Delta-rs notes the least and the greatest value of every column of a file it writes in the log, where no ids of
         listeners may be (docs/decisions/0005). So tables of listeners are not compacted; they have one file a bucket.
         """
-        surplus = delta_tables.surplus_files(self.table)
         return surplus if surplus >= SURPLUS_FILES and USER_ID not in self.spec.schema.names else 0
-
-    def _remove(self, uris: list[str]) -> int:
-        """Delete files; returns their bytes."""
-        files = [file for file in storage.file_infos(uris) if file]
-        if not self.dry_run:
-            storage.delete_files(file.uri for file in files)
-        return sum(file.size for file in files)
 
 
 def _recorded_versions(workspace: Workspace) -> set[int]:

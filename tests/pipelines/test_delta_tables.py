@@ -18,7 +18,7 @@ from pipelines.workspace import WorkspaceSpec, open_workspace
 
 ONE, TWO, THREE = (dt.date(2026, 3, day) for day in (1, 2, 3))
 LISTS, VOCABULARY = schema.recommendations_table("int64", "string"), schema.vocabulary_table("string")
-SPECS = (VOCABULARY, LISTS, METRICS_TABLE, schema.QUALITY_TABLE)
+SPECS = schema.all_tables("int64", "string")
 
 
 def metric(ds: dt.date, name: str, value: float, protocol: str = "next_day") -> dict[str, Any]:
@@ -47,7 +47,8 @@ def test_a_table_is_created_as_specified_and_opened_as_it_is(spec: TableSpec, tm
 def test_every_table_of_a_workspace_is_in_the_folder_of_its_name(tmp_path: Path) -> None:
     workspace = open_workspace(str(tmp_path), WorkspaceSpec())
     uris = {workspace.vocabulary, workspace.recommendations, workspace.metrics, workspace.quality}
-    assert {storage.join(workspace.uri, spec.name) for spec in SPECS} == uris and len(SPECS) == 4
+    assert {uri for uri, _ in workspace.tables()} == uris
+    assert [storage.name(uri) for uri, _ in workspace.tables()] == [spec.name for spec in SPECS]
 
 
 def test_the_constraint_of_the_lists_keeps_its_name_and_is_added_where_it_is_missing(tmp_path: Path) -> None:
