@@ -287,7 +287,7 @@ def mentions(workspace: Workspace, user: str) -> list[str]:
     """The files that hold a user id: rows of Parquet below the lists, the Delta log, and the bytes of everything."""
     found = []
     for file in (path for path in Path(workspace.uri).rglob("*") if path.is_file()):
-        text = str(pq.read_table(file, partitioning=None).to_pylist()) if file.suffix == ".parquet" else ""
+        text = str(pq.ParquetFile(file).read().to_pylist()) if file.suffix == ".parquet" else ""
         if user in text or user.encode() in file.read_bytes():
             found.append(file.name)
     return found
