@@ -18,6 +18,8 @@ from pipelines.schema import DS, TableSpec
 if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
 
+_ATTEMPTS = 3
+
 Row = dict[str, Any]
 """A row of a table, by column name."""
 
@@ -75,10 +77,18 @@ def overwrite(uri: str, spec: TableSpec, rows: Iterable[Row], where: Mapping[str
     The table is created if there is none. delta-rs refuses rows that have other values in these columns.
     """
     from deltalake import write_deltalake
+    from deltalake.exceptions import CommitFailedError
 
-    table = open_or_create(uri, spec)
     predicate = " AND ".join(f"{column} = '{value}'" for column, value in where.items())
-    write_deltalake(table, pa.Table.from_pylist(list(rows), spec.schema), mode="overwrite", predicate=predicate)
+    replacement = pa.Table.from_pylist(list(rows), spec.schema)
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        table = open_or_create(uri, spec)
+        try:
+            write_deltalake(table, replacement, mode="overwrite", predicate=predicate)
+            break
+        except CommitFailedError:  # of a compaction or another run's rows, which may share files with these
+            if not attempts_left:
+                raise
     return table.version()
 
 

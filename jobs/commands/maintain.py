@@ -17,14 +17,15 @@ def render(tables: Sequence[TableMaintenance], *, dry_run: bool) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    console, names = Console(), ("Files", "then", "Checkpoint", "Removed", "Bytes", "Versions kept")
+    console, names = Console(), ("Files", "then", "Removed", "MB removed", "Versions kept")
     shown = Table("Table", *(Column(name, justify="right") for name in names))
     for table in tables:
-        counts = (table.removed_files, table.removed_bytes, table.kept_versions)
-        new = "new" if table.checkpoint else ""
-        shown.add_row(table.name, f"{table.files_before:,}", f"{table.files_after:,}", new, *(f"{n:,}" for n in counts))
+        counts = (f"{n:,}" for n in (table.files_before, table.files_after, table.removed_files))
+        shown.add_row(table.name, *counts, f"{table.removed_bytes / 1e6:,.3f}", f"{table.kept_versions:,}")
     console.print("Would be done, nothing is changed" if dry_run else "Done", style="bold")
     console.print(shown)
+    if checkpoints := [table.name for table in tables if table.checkpoint]:
+        console.print(f"new checkpoints: {', '.join(checkpoints)}", highlight=False)
     for table in tables:
         if table.note:
             console.print(f"{table.name}: {table.note}", highlight=False)

@@ -75,6 +75,25 @@ def test_rows_are_replaced_where_their_columns_have_the_given_values(tmp_path: P
     replace_and_read(str(tmp_path / "metrics"))
 
 
+def test_rows_are_replaced_though_the_table_is_compacted_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, opened = str(tmp_path / "metrics"), delta_tables.open_or_create
+    for ds in (ONE, TWO):
+        delta_tables.overwrite(uri, METRICS_TABLE, [metric(ds, "ndcg_30", 0.1)], {"ds": ds})
+    compactions = []
+
+    def open_then_compact(uri: str, spec: TableSpec) -> DeltaTable:
+        table = opened(uri, spec)
+        compactions.append(delta_tables.compact(DeltaTable(uri)) and len(DeltaTable(uri).file_uris()))
+        return table
+
+    monkeypatch.setattr(delta_tables, "open_or_create", open_then_compact)
+    delta_tables.overwrite(uri, METRICS_TABLE, [metric(ONE, "ndcg_30", 0.4)], {"ds": ONE})
+    assert compactions == [1, 1]  # the first attempt lost to a compaction
+    assert values(uri) == [(ONE, "ndcg_30", 0.4), (TWO, "ndcg_30", 0.1)]
+
+
 def test_rows_are_replaced_on_an_object_store(s3: str) -> None:
     replace_and_read(f"{s3}/metrics")
 

@@ -18,6 +18,7 @@ from deltalake import DeltaTable
 
 from jobs import cli
 from jobs.commands import forget
+from jobs.commands.maintain import render
 from jobs.config import MaintainConfig
 from jobs.tables import maintenance
 from jobs.tables import recommendations as lists
@@ -355,7 +356,15 @@ def test_the_command_prints_a_line_a_table_within_eighty_columns(workspace: Work
     assert made.exit_code == 0 and tree(workspace) != before
     for text in (plan.stdout, made.stdout):
         assert max(map(len, text.splitlines())) <= 80
-        assert re.search(r"metrics +│ +20 │ +1 │ +new │ +3 │", text)
+        assert re.search(r"metrics +│ +20 │ +1 │ +3 │ +0\.0\d\d │", text)
+        assert "new checkpoints: vocabulary, metrics" in text
+
+
+def test_the_line_of_a_large_table_fits_too(capsys: pytest.CaptureFixture[str]) -> None:
+    large = TableMaintenance("recommendations", 93_440, 93_440, True, 93_440, 4_000_000_000_000, 720)
+    render([large], dry_run=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and any("4,000,000.000 │           720 │" in line for line in lines)
 
 
 def test_every_table_of_a_workspace_is_maintained(workspace: Workspace) -> None:
