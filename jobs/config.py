@@ -19,13 +19,23 @@ from pipelines import storage
 from pipelines.calendar import REQUEST_HOUR
 from pipelines.errors import InputError
 from pipelines.logs.formats import FORMATS
-from pipelines.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
+from pipelines.schema import DEFAULT_SEGMENT, EVERY, OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
 ENVIRONMENT_PREFIX = "FUXI_"
 RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
 """Keys of earlier releases: refused with the name to write now."""
 _NEWER_SECTIONS = {"serving", "rules"}
 """Sections that run records of earlier releases do not know: they count where they are not the default."""
+_QUALITY_BOUNDS = {
+    "max_empty_share",
+    "max_short_share",
+    "max_overlap",
+    "min_artists",
+    "max_artist_share",
+    "min_novelty",
+    "max_gini",
+}
+"""Bounds of `recommend` that decide only whether a day is refused; earlier ones have always counted."""
 
 
 class Section(BaseModel):
@@ -127,6 +137,21 @@ class RecommendConfig(Section):
     max_fallback_share: float = Field(0.5, description="audit: largest allowed share of popular lists")
     min_coverage: float = Field(0.01, description="audit: least share of eligible songs in any list")
     max_top_share: float = Field(0.9, description="audit: largest share of lists one song may be in")
+    max_empty_share: float = Field(0.05, ge=0, le=1, description="audit: largest share of lists without a song")
+    max_short_share: float | None = Field(
+        None, ge=0, le=1, description="audit: largest share of lists with fewer songs than k; null: any"
+    )
+    max_overlap: float = Field(
+        0.9, ge=0, le=1, description="audit: largest mean share of a list that was in the listener's list before"
+    )
+    min_artists: float | None = Field(None, ge=0, description="audit: least mean number of artists a list; null: any")
+    max_artist_share: float | None = Field(
+        None, ge=0, le=1, description="audit: largest mean share of a list by its commonest artist; null: any"
+    )
+    min_novelty: float | None = Field(None, ge=0, description="audit: least mean novelty of a song, bits; null: any")
+    max_gini: float | None = Field(
+        None, ge=0, le=1, description="audit: largest Gini coefficient of lists by song; null: any"
+    )
 
 
 class SegmentRules(Section):
@@ -175,6 +200,13 @@ class RulesConfig(Section):
     max_rejected_share: float = Field(
         0.25, ge=0, le=1, description="a table of rules with more rows that cannot be used is refused"
     )
+
+    @field_validator("segments")
+    @classmethod
+    def _free_names(cls, segments: dict[str, SegmentRules]) -> dict[str, SegmentRules]:
+        for name in {"", EVERY, DEFAULT_SEGMENT} & segments.keys():
+            raise ValueError(f"{name!r} stands for {'every' if name == EVERY else 'no'} segment: give another name")
+        return segments
 
     def of(self, segment: str) -> "RulesConfig":
         """The rules for a segment; those for everybody if it is not defined."""
@@ -245,6 +277,7 @@ class Config(Section):
             "quality": True,
             **dict.fromkeys(_NEWER_SECTIONS, True),
             "logs": {"path", "catalogue", "max_rejected_share"},
+            "recommend": _QUALITY_BOUNDS,
         }
         content = self.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]
         for old, new in RENAMED.items():

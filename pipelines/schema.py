@@ -81,6 +81,11 @@ PADDING_INDEX = 0
 SOURCE_MODEL, SOURCE_POPULAR = "model", "popular"
 """Values of `source`: the list is the model's, or it is of popular songs."""
 
+EVERY = "all"
+"""In tables of a row a segment: of every segment."""
+DEFAULT_SEGMENT = "default"
+"""In tables of a row a segment: lists whose `segment` is null."""
+
 MAX_LIST_ITEMS = 1000
 """Songs in a list: the constraint of the table; `recommend.k` is usually far below."""
 
@@ -210,6 +215,15 @@ _METRICS_COLUMNS = [
     pa.field(LISTENERS, pa.int64()),
 ]
 METRICS_TABLE = TableSpec("metrics", pa.schema(_METRICS_COLUMNS))
+
+_LIST_QUALITY_COLUMNS = [
+    pa.field(DS, pa.date32(), nullable=False),
+    pa.field(SEGMENT, pa.string(), nullable=False),  # EVERY, DEFAULT_SEGMENT or a segment's name
+    pa.field(METRIC, pa.string(), nullable=False),  # of `jobs.tables.list_quality`
+    pa.field(VALUE, pa.float64(), nullable=False),
+    pa.field(LISTENERS, pa.int64(), nullable=False),
+]
+LIST_QUALITY_TABLE = TableSpec("list_quality", pa.schema(_LIST_QUALITY_COLUMNS))
 
 _QUALITY_COLUMNS = [
     pa.field(DS, pa.date32(), nullable=False),

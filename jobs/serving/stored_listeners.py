@@ -19,14 +19,15 @@ from jobs.day import Day
 from jobs.runtime.console import log
 from jobs.serving.rule_tables import Named, RuleTable, read_rule_table
 from jobs.serving.rules import ListenerFacts, Listeners
-from jobs.serving.rules.facts import DEFAULT_SEGMENT, SongFacts
-from jobs.tables.recommendations import lists_of_bucket
+from jobs.serving.rules.facts import DEFAULT_SEGMENT, NOBODY, SongFacts
+from jobs.tables.recommendations import latest_day_before, lists_of_bucket
 from pipelines import delta_tables
 from pipelines.histories.buckets import user_bucket
 from pipelines.histories.histories import gather, offsets_of, user_array
 from pipelines.schema import (
     ACTION,
     ARTIST_ID,
+    DS,
     ITEM_ID,
     ITEMS,
     SEGMENT,
@@ -77,6 +78,8 @@ class Dislikes:
     artists: ByListener
 
 
+_LISTED, _BEFORE = 0, 1
+"""Places in what `StoredListeners` keeps of a bucket."""
 NONE = ByListener(np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int64))
 
 
@@ -87,6 +90,7 @@ class StoredListeners(Listeners):
     lists_uri: str
     lists_version: int | None  # of the table; None: there is none
     days: list[dt.date]  # whose lists count
+    day_before: dt.date | None  # the latest earlier day with lists
     buckets: int
     item_ids: pa.Array
     dislikes: "Dislikes"
@@ -95,7 +99,7 @@ class StoredListeners(Listeners):
     undefined: int = 0
 
     def __post_init__(self) -> None:
-        self._bucket: tuple[int, ByListener] | None = None
+        self._bucket: tuple[int, list[ByListener]] | None = None
 
     def facts(self, user_id: pa.Array) -> ListenerFacts:
         """Listeners of one bucket are found fastest."""
@@ -106,23 +110,34 @@ class StoredListeners(Listeners):
         disliked = self.dislikes.songs.pairs(users), self.dislikes.artists.pairs(users)
         return ListenerFacts(segment, self._listed(user_id, users), *disliked)
 
+    def lists_before(self, user_id: pa.Array) -> Pairs:
+        """The songs of some listeners' lists of the latest earlier day, whatever days the rules look at."""
+        return self._songs_of_lists(user_id, user_array(user_id), _BEFORE) if self.day_before else NOBODY
+
     def _listed(self, user_id: pa.Array, users: np.ndarray) -> Pairs:
-        if self.lists_version is None or not self.days:
-            nothing = torch.zeros(0, dtype=torch.int64)
-            return nothing, nothing
+        return self._songs_of_lists(user_id, users, _LISTED) if self.days else NOBODY
+
+    def _songs_of_lists(self, user_id: pa.Array, users: np.ndarray, which: int) -> Pairs:
+        if self.lists_version is None:
+            return NOBODY
         bucket = user_bucket(user_id, self.buckets)
-        parts = []
+        parts = [NOBODY]
         for number in np.unique(bucket):
             rows = np.flatnonzero(bucket == number)
-            found, songs = self._lists_of(int(number)).pairs(users[rows])
+            found, songs = self._lists_of(int(number))[which].pairs(users[rows])
             parts.append((torch.from_numpy(rows)[found], songs))
         return torch.cat([rows for rows, _ in parts]), torch.cat([songs for _, songs in parts])
 
-    def _lists_of(self, bucket: int) -> ByListener:
+    def _lists_of(self, bucket: int) -> list[ByListener]:
+        """Songs of the lists of the days that count, and of the latest earlier day."""
         if self._bucket is None or self._bucket[0] != bucket:
             assert self.lists_version is not None
-            rows = lists_of_bucket(self.lists_uri, self.lists_version, self.days, bucket)
-            self._bucket = bucket, _songs_by_listener(rows, self.item_ids)
+            wanted = [self.days, [self.day_before] if self.day_before else []]
+            days = sorted({ds for some in wanted for ds in some})
+            rows = lists_of_bucket(self.lists_uri, self.lists_version, days, bucket, (DS, USER_ID, ITEMS))
+            of_day = rows[DS].cast(pa.date32())
+            masks = [pc.is_in(of_day, pa.array(some, pa.date32())) for some in wanted]
+            self._bucket = bucket, [_songs_by_listener(rows.filter(mask), self.item_ids) for mask in masks]
         return self._bucket[1]
 
 
@@ -145,11 +160,12 @@ def stored_listeners(
     """
     config, workspace = day.config.rules, day.workspace
     segment_of, undefined = _segments(config, id_type(workspace.spec.user_id_type))
-    table = delta_tables.open_table(workspace.recommendations) if lists_version is None else None
+    table = delta_tables.open_table(workspace.recommendations, lists_version)
     return StoredListeners(
         lists_uri=workspace.recommendations,
-        lists_version=table.version() if table is not None else lists_version,
+        lists_version=None if table is None else table.version(),
         days=[ds - dt.timedelta(days=back) for back in range(config.listed_days, 0, -1)],
+        day_before=None if table is None else latest_day_before(table, ds),
         buckets=workspace.spec.buckets,
         item_ids=item_ids,
         dislikes=_dislikes(day, ds, Named(item_ids, songs.artist_ids)),

@@ -14,7 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.tables.audit import ListCounts, count_lists
+from jobs.tables.list_quality import QualitySums
 from pipelines import delta_tables, storage
 from pipelines.delta_tables import Row
 from pipelines.errors import InputError
@@ -45,6 +46,7 @@ class ListPart:
     size: int  # bytes
     rows: int
     counts: ListCounts
+    quality: dict[str, QualitySums] = field(default_factory=dict)  # by segment
 
 
 def open_lists(workspace: Workspace) -> "DeltaTable":
@@ -191,6 +193,12 @@ def published_days(workspace: Workspace) -> list[dt.date]:
     table = delta_tables.open_table(workspace.recommendations)
     partitions = [] if table is None else table.partitions()
     return sorted({dt.date.fromisoformat(str(partition[DS])) for partition in partitions})
+
+
+def latest_day_before(table: "DeltaTable", ds: dt.date) -> dt.date | None:
+    """The latest earlier day with lists."""
+    days = (dt.date.fromisoformat(str(partition[DS])) for partition in table.partitions())
+    return max((day for day in days if day < ds), default=None)
 
 
 def listeners_before(table: "DeltaTable", ds: dt.date) -> tuple[dt.date, int] | None:
