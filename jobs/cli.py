@@ -70,7 +70,7 @@ def cli() -> None:
     \b
     On a laptop:          fuxi demo
     Every day:            fuxi daily --ds 2026-03-02 --config daily.yaml
-    One stage at a time:  sessionize, train, evaluate, promote, recommend, report (all take --ds)
+    One stage at a time:  sessionize, hits, train, evaluate, promote, recommend, report (all take --ds)
     Look at a list:       fuxi show USER --ds 2026-03-02
     Forget a listener:    fuxi forget USER
     The paper's tables:   fuxi reproduce ml-1m
@@ -122,6 +122,7 @@ _stage_command(
     "Logs to sequence shards: validate, quarantine, deduplicate, merge into the last (Spark).",
     _accept_quality,
 )
+_stage_command("hits", "Measure the lists of the day before by what listeners played of them.")
 _stage_command("train", "Fit FuXi-beta on the shards and register it as challenger (Ray Train, TorchRec, MLflow).")
 _stage_command("evaluate", "Measure challenger, champion, popularity and Markov on the same listeners.")
 _stage_command("promote", "Apply the gates and write the model version that serves this ds into the run record.")

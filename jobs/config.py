@@ -19,14 +19,14 @@ from pipelines import storage
 from pipelines.calendar import REQUEST_HOUR
 from pipelines.errors import InputError
 from pipelines.logs.formats import FORMATS
-from pipelines.schema import DEFAULT_SEGMENT, EVERY, OPTIONAL_COLUMNS, REQUIRED_COLUMNS
+from pipelines.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
 ENVIRONMENT_PREFIX = "FUXI_"
 RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
 """Keys of earlier releases: refused with the name to write now."""
 _NEWER_SECTIONS = {"serving", "rules"}
 """Sections that run records of earlier releases do not know: they count where they are not the default."""
-_QUALITY_BOUNDS = {
+_LIST_BOUNDS = {
     "max_empty_share",
     "max_short_share",
     "max_overlap",
@@ -35,7 +35,7 @@ _QUALITY_BOUNDS = {
     "min_novelty",
     "max_gini",
 }
-"""Bounds of `recommend` that decide only whether a day is refused; earlier ones have always counted."""
+"""Bounds of `recommend` that earlier releases lack: they decide only whether lists are refused, so they do not count."""
 
 
 class Section(BaseModel):
@@ -204,8 +204,9 @@ class RulesConfig(Section):
     @field_validator("segments")
     @classmethod
     def _free_names(cls, segments: dict[str, SegmentRules]) -> dict[str, SegmentRules]:
-        for name in {"", EVERY, DEFAULT_SEGMENT} & segments.keys():
-            raise ValueError(f"{name!r} stands for {'every' if name == EVERY else 'no'} segment: give another name")
+        for name in segments:
+            if name in ("", "all", "default"):
+                raise ValueError(f"{name!r} cannot be the name of a segment: tables call everybody so")
         return segments
 
     def of(self, segment: str) -> "RulesConfig":
@@ -277,7 +278,7 @@ class Config(Section):
             "quality": True,
             **dict.fromkeys(_NEWER_SECTIONS, True),
             "logs": {"path", "catalogue", "max_rejected_share"},
-            "recommend": _QUALITY_BOUNDS,
+            "recommend": _LIST_BOUNDS,
         }
         content = self.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]
         for old, new in RENAMED.items():

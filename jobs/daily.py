@@ -1,10 +1,10 @@
 """`fuxi daily`: the stages of one serving day in order, skipping what is done and publishing in spite of failures.
 
-    sessionize -> train -> evaluate -> promote -> recommend -> report
+    sessionize -> hits -> train -> evaluate -> promote -> recommend -> report
 
 A stage whose marker exists for the day's run record is skipped, so running again resumes where it stopped. When
 training or evaluation fails, the champion serves; when the day's input is refused (by
-`stages.quality_gate`, for example), the last good sequences do.
+`stages.quality_gate`, for example), the last good sequences do; no later stage needs the hits of earlier lists.
 Either way the lists of the day are published and the command ends with exit code 3.
 """
 
@@ -19,8 +19,8 @@ from jobs.runtime.console import log
 from pipelines import leases
 from pipelines.errors import BusyError, InputError
 
-OPTIONAL_STAGES = ("train", "evaluate")
-"""Stages without which a day is published by the champion; they are skipped after refused input or failed training."""
+OPTIONAL_STAGES = ("hits", "train", "evaluate")
+"""Stages without which a day is published; those to come are skipped after refused input or failed training."""
 
 
 @dataclass

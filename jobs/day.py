@@ -17,7 +17,7 @@ from pipelines.errors import InputError
 from pipelines.logs.files import LogFile
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 
-STAGES = ("sessionize", "train", "evaluate", "promote", "recommend", "report")
+STAGES = ("sessionize", "hits", "train", "evaluate", "promote", "recommend", "report")
 """Every stage of a day, in order: `jobs/stages/NAME.py` each."""
 
 StageResult = dict[str, Any]

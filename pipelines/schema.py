@@ -70,6 +70,8 @@ PROTOCOL = "protocol"
 SLICE = "slice"
 METRIC = "metric"
 VALUE = "value"
+POSITION = "position"
+MEASURED_DS = "measured_ds"
 LOWER = "lower"
 UPPER = "upper"
 PASSED = "passed"
@@ -81,10 +83,13 @@ PADDING_INDEX = 0
 SOURCE_MODEL, SOURCE_POPULAR = "model", "popular"
 """Values of `source`: the list is the model's, or it is of popular songs."""
 
+SOURCE_DEFAULT = "default"
+"""In the table of hits: the listener had no list and saw the default list."""
+
 EVERY = "all"
-"""In tables of a row a segment: of every segment."""
+"""In the tables of hits and of list quality: of every segment, of every source."""
 DEFAULT_SEGMENT = "default"
-"""In tables of a row a segment: lists whose `segment` is null."""
+"""In the tables of hits and of list quality: lists whose `segment` is null."""
 
 MAX_LIST_ITEMS = 1000
 """Songs in a list: the constraint of the table; `recommend.k` is usually far below."""
@@ -215,6 +220,18 @@ _METRICS_COLUMNS = [
     pa.field(LISTENERS, pa.int64()),
 ]
 METRICS_TABLE = TableSpec("metrics", pa.schema(_METRICS_COLUMNS))
+
+_LIST_HITS_COLUMNS = [
+    pa.field(DS, pa.date32(), nullable=False),  # of the lists and of the plays
+    pa.field(SEGMENT, pa.string(), nullable=False),  # EVERY, DEFAULT_SEGMENT or a segment's name
+    pa.field(SOURCE, pa.string(), nullable=False),  # EVERY, SOURCE_MODEL, SOURCE_POPULAR or SOURCE_DEFAULT
+    pa.field(METRIC, pa.string(), nullable=False),  # of `fuxi_beta.evaluation.served`
+    pa.field(POSITION, pa.int32()),  # in the list, 1 is the first; null: of whole lists
+    pa.field(VALUE, pa.float64(), nullable=False),
+    pa.field(LISTENERS, pa.int64(), nullable=False),
+    pa.field(MEASURED_DS, pa.date32(), nullable=False),  # the ds whose histories had the plays
+]
+LIST_HITS_TABLE = TableSpec("list_hits", pa.schema(_LIST_HITS_COLUMNS))
 
 _LIST_QUALITY_COLUMNS = [
     pa.field(DS, pa.date32(), nullable=False),

@@ -11,6 +11,7 @@ from fuxi_beta.evaluation.metrics import SERVED, metric_of, metric_order, metric
 from jobs.day import STAGES, Day, StageMarker, StageResult
 from jobs.report.charts import loss_chart, temporal_chart, trend_chart
 from jobs.report.examples import example_lists
+from jobs.report.hits import hits_section
 from jobs.report.quality import quality_lines, trailing_chart
 from pipelines import delta_tables, storage
 from pipelines.schema import DS, METRIC, MODEL_VERSION, PROTOCOL, SLICE, VALUE
@@ -86,6 +87,7 @@ def content(day: Day) -> dict[str, Any]:
         "temporal": temporal_chart(train.get("temporal", ())),
         "trend": trend_chart(trend, labels=RECOMMENDERS),
         "trend_days": len({ds for values in trend.values() for ds in values}),
+        "hits": hits_section(day, days=TREND_DAYS),
         "examples": examples,
         "no_examples": no_examples,
     }
@@ -129,9 +131,9 @@ def _missing_stages(day: Day, results: Results) -> list[str]:
         why = _sentence(day.failure("sessionize") or "no reason was noted")
         notes.append(f"The input of this day was refused; the sequences of {day.sequences_ds} serve, {age}. {why}")
         notes.append("Training and evaluation were skipped: there is no new sequence to learn from.")
-    expected = [name for name in SHOWN_STAGES if not (stale and name in ("sessionize", "train", "evaluate"))]
+    expected = [name for name in SHOWN_STAGES if not (stale and name in ("sessionize", "hits", "train", "evaluate"))]
     for name in expected:
-        if name in results:
+        if name in results or (name == "hits" and day.failure(name) is None):  # days of earlier releases lack it
             continue
         if name == "evaluate" and "train" not in results:
             notes.append("Evaluation was skipped: there is no newly trained model.")

@@ -98,10 +98,17 @@ def test_the_same_shards_and_model_give_the_lists_that_were_published_then(confi
 
 
 def test_a_finished_day_is_still_finished(config: Config) -> None:
-    before = {file: file.stat().st_mtime_ns for file in Path(config.workspace).rglob("*.json")}
+    """But for the stage that there was not: the lists of the day before are measured, and nothing else changes."""
+    root = Path(config.workspace)
+    before = {file: file.stat().st_mtime_ns for file in root.rglob("*.json")}
     result = run_day(open_day(config, DAY_TWO))
     assert not result.degraded
-    assert {file: file.stat().st_mtime_ns for file in Path(config.workspace).rglob("*.json")} == before
+    after = {file: file.stat().st_mtime_ns for file in root.rglob("*.json")}
+    assert {file: after[file] for file in before} == before
+    new = {file.relative_to(root).as_posix() for file in after.keys() - before.keys()}
+    assert {path for path in new if not path.startswith("list_hits/")} == {f"runs/ds={DAY_TWO}/hits.json"}
+    (measured,) = result.stages["hits"]["days"]
+    assert measured["ds"] == str(DAY_ONE) and measured["lists"] > 90 and measured["played"] > 10
 
 
 def test_training_goes_on_from_a_checkpoint_and_takes_the_steps_that_were_taken_then(

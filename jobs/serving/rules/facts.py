@@ -3,7 +3,7 @@
 Shapes: `B` listeners, `V` songs and the padding row.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import numpy as np
@@ -102,16 +102,7 @@ class SongFacts:
         return torch.zeros(self.size, dtype=torch.int64) if group is None else group
 
 
-_COLUMNS = (
-    "artist",
-    "work",
-    "released",
-    "available_from",
-    "available_until",
-    "withdrawn",
-    "explicit",
-    "popularity",
-)
+_COLUMNS = tuple(column.name for column in fields(SongFacts) if "Tensor | None" in str(column.type))
 
 
 @dataclass(frozen=True, eq=False)
