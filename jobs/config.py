@@ -35,7 +35,7 @@ _LIST_BOUNDS = {
     "min_novelty",
     "max_gini",
 }
-"""Bounds of `recommend` that earlier releases lack: they decide only whether lists are refused, so they do not count."""
+"""Bounds of `recommend` that earlier releases lack. They decide only whether lists are refused, and do not count."""
 
 
 class Section(BaseModel):
