@@ -73,6 +73,7 @@ def cli() -> None:
     One stage at a time:  sessionize, hits, train, evaluate, promote, recommend, report (all take --ds)
     Look at a list:       fuxi show USER --ds 2026-03-02
     Forget a listener:    fuxi forget USER
+    Tidy the tables:      fuxi maintain
     The paper's tables:   fuxi reproduce ml-1m
 
     Running anything again is safe: finished work of a ds is skipped, unfinished work resumes.
@@ -167,6 +168,19 @@ def forget(users: tuple[str, ...], file: str | None, dry_run: bool, yes: bool, c
             raise InputError("there is no terminal to ask on: give --yes, or --dry-run to see what holds them")
         click.confirm(f"Remove {len(ids):,} listener{'s'[: len(ids) > 1]} from {workspace.uri}, for ever?", abort=True)
     forget_job.render(forget_job.forget(config, ids, dry_run=dry_run))
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Say what would go, change nothing.")
+@_config_options
+def maintain(dry_run: bool, config: "Config") -> None:
+    """Compact the Delta tables, and delete files of versions older than `maintain.retention_hours` (docs/maintain.md).
+
+    `fuxi daily` does it every `maintain.every_days` days.
+    """
+    from jobs.commands import maintain as maintain_job
+
+    maintain_job.render(maintain_job.run(config, dry_run=dry_run), dry_run=dry_run)
 
 
 @cli.command()

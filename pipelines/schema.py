@@ -254,6 +254,12 @@ _QUALITY_COLUMNS = [
 QUALITY_TABLE = TableSpec("quality", pa.schema(_QUALITY_COLUMNS))
 
 
+def all_tables(user_id_type: str, item_id_type: str) -> tuple[TableSpec, ...]:
+    """Every Delta table of a workspace with ids of these types."""
+    lists = recommendations_table(user_id_type, item_id_type)
+    return vocabulary_table(item_id_type), lists, METRICS_TABLE, QUALITY_TABLE, LIST_HITS_TABLE
+
+
 def parse_ds(text: str) -> dt.date:
     """An ISO date as given on a command line."""
     try:

@@ -4,7 +4,7 @@ Columns, partition and constraint are `schema.recommendations_table`; docs/outpu
 
 Tasks write `ds=D/part-<uuid>.parquet` below the table. Readers see none of them until the driver commits all parts of
 a day in one transaction that replaces exactly that day. Parts of a run that was killed are in no commit:
-`DeltaTable.vacuum(full=True)` removes them.
+`jobs.tables.maintenance` removes them.
 """
 
 import datetime as dt
