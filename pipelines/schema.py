@@ -257,7 +257,7 @@ QUALITY_TABLE = TableSpec("quality", pa.schema(_QUALITY_COLUMNS))
 def all_tables(user_id_type: str, item_id_type: str) -> tuple[TableSpec, ...]:
     """Every Delta table of a workspace with ids of these types."""
     lists = recommendations_table(user_id_type, item_id_type)
-    return vocabulary_table(item_id_type), lists, METRICS_TABLE, QUALITY_TABLE, LIST_HITS_TABLE
+    return vocabulary_table(item_id_type), lists, METRICS_TABLE, QUALITY_TABLE, LIST_HITS_TABLE, LIST_QUALITY_TABLE
 
 
 def parse_ds(text: str) -> dt.date:

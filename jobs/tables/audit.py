@@ -14,6 +14,7 @@ from jobs.tables.list_quality import (
     GINI,
     NOVELTY,
     OVERLAP,
+    SHARES,
     SHORT_SHARE,
     TOP_ARTIST_SHARE,
     ListQuality,
@@ -125,8 +126,10 @@ def audit_quality(quality: ListQuality, *, config: RecommendConfig) -> list[Audi
             continue
         if metric in found:
             value = found[metric][0]
-            detail = f"{value:.3g} {what}, at {'least' if least else 'most'} {limit:g}"
-            checks.append(AuditCheck(metric, value >= limit if least else value <= limit, detail))
+            passed, side = (value >= limit, "least") if least else (value <= limit, "most")
+            number = f"{value:.2f} {what}, at {side} {limit:g}"
+            detail = _share(value, limit, what, side) if metric in SHARES else number
+            checks.append(AuditCheck(metric, passed, detail))
         elif RecommendConfig.model_fields[setting].default is None:
             detail = f"not known, recommend.{setting} asks for {limit:g}: check the columns of the catalogue"
             checks.append(AuditCheck(metric, False, detail))

@@ -33,6 +33,8 @@ from pipelines.workspace import Workspace
 ARTISTS, TOP_ARTIST_SHARE, NEW_ARTIST_SHARE = "artists", "top_artist_share", "new_artist_share"
 OVERLAP, AGE_DAYS, NOVELTY, COVERAGE, GINI = "overlap", "age_days", "novelty", "coverage", "gini"
 POPULAR_SHARE, SHORT_SHARE, EMPTY_SHARE = "popular_share", "short_share", "empty_share"
+SHARES = frozenset((TOP_ARTIST_SHARE, NEW_ARTIST_SHARE, OVERLAP, COVERAGE, POPULAR_SHARE, SHORT_SHARE, EMPTY_SHARE))
+"""Metrics that are shown as per cent."""
 CUT = "cut:"
 """Prefix of the metrics that name a list rule."""
 
@@ -113,7 +115,7 @@ def _figures(group: QualitySums, songs: SongsOfDay, listeners: int) -> dict[str,
             COVERAGE: np.count_nonzero(listed[songs.eligible]) / eligible,
             GINI: _gini(listed[songs.eligible]),
         }
-    return figures | {metric: [value, group.lists] for metric, value in of_songs.items() if value is not None}
+    return figures | {metric: [float(value), group.lists] for metric, value in of_songs.items() if value is not None}
 
 
 def _median(values: np.ndarray, times: np.ndarray) -> float | None:
