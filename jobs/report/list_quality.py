@@ -71,7 +71,7 @@ class ListQualitySection:
 
     segments: tuple[str, ...]
     lists: tuple[QualityRow, ...]
-    cuts: tuple[QualityRow, ...]  # songs that rules kept out, most first
+    cuts: tuple[QualityRow, ...]  # songs that rules kept out, most first; rules that cut none are left out
     sampled: int  # listeners of whom that was counted
     charts: tuple[tuple[str, Chart], ...]
     days: int
@@ -82,7 +82,8 @@ def list_quality_section(day: Day, rows: Sequence[Row]) -> ListQualitySection:
     of_day = {(row[SEGMENT], row[METRIC]): row for row in rows if row[DS] == day.ds}
     names = {segment for segment, _ in of_day}
     segments = sorted(names, key=lambda name: (name != EVERY, name != DEFAULT_SEGMENT, name))
-    cuts = [metric for segment, metric in of_day if segment == EVERY and metric.startswith(CUT)]
+    counted = [metric for segment, metric in of_day if segment == EVERY and metric.startswith(CUT)]
+    cuts = [metric for metric in counted if of_day[EVERY, metric][VALUE]]
     most_first = sorted(cuts, key=lambda metric: (-of_day[EVERY, metric][VALUE], metric))
 
     def line(metric: str, label: str) -> QualityRow:
@@ -95,7 +96,7 @@ def list_quality_section(day: Day, rows: Sequence[Row]) -> ListQualitySection:
         segments=tuple(segments),
         lists=tuple(line(metric, label) for metric, label in LABELS.items()) if segments else (),
         cuts=tuple(line(metric, metric.removeprefix(CUT)) for metric in most_first),
-        sampled=max((of_day[EVERY, metric][LISTENERS] for metric in cuts), default=0),
+        sampled=of_day[EVERY, cuts[0]][LISTENERS] if cuts else 0,
         charts=tuple((title, chart) for title, chart in charts if chart),
         days=len({row[DS] for row in overall}),
     )
