@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fuxi_beta.config import Kernels, ModelConfig
+from jobs.serving.count_quality import QualityCount
 from jobs.serving.rules import ListenerFacts, ListRules, MadeLists
 from jobs.serving.rules.facts import DEFAULT_SEGMENT
+from jobs.tables.list_quality import QualitySums, add_up
 from jobs.tables.recommendations import ListPart, write_part
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.histories.histories import Histories
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
     from fuxi_beta.baselines.popularity import Popularity
     from fuxi_beta.evaluation.protocol import Contexts
     from fuxi_beta.training.checkpoint import TrainedModel
+
+
+CUT_SAMPLE, CUT_SHARE = 512, 0.02
+"""Of about so many listeners a day, and of no larger share, it is counted which rules cut how much: it is dear."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,12 @@ class ListJob:
         return recommendations_table(self.manifest.user_id_type, self.manifest.item_id_type)
 
     @property
+    def quality_count(self) -> QualityCount:
+        """Counts the lists that are made."""
+        sample = min(CUT_SHARE, CUT_SAMPLE / max(self.manifest.rows, 1))
+        return QualityCount(self.rules, self.model, self.popularity, sample)
+
+    @property
     def schema(self) -> pa.Schema:
         """The columns of a part; ds is the name of its folder."""
         schema = self.spec.schema
@@ -81,11 +93,12 @@ class ListJob:
 
 def make_part(job: ListJob, file: ShardFile) -> ListPart:
     """Lists of the active listeners of one shard file, written as one part, in the order of the file."""
-    tables = [job.schema.empty_table()]
+    tables, counted = [job.schema.empty_table()], []
     for group in range(len(file.row_groups)):
         histories = job.manifest.histories(file, group).before(job.cut)
-        tables += [_rows(job, file.bucket, batch) for batch in _active(job, histories)]
-    return write_part(job.table_uri, job.ds, pa.concat_tables(tables).combine_chunks())
+        tables += [_rows(job, file.bucket, batch, counted=counted) for batch in _active(job, histories)]
+    part = write_part(job.table_uri, job.ds, pa.concat_tables(tables).combine_chunks())
+    return replace(part, quality=add_up(counted))
 
 
 def default_part(job: ListJob) -> ListPart:
@@ -109,8 +122,18 @@ def _active(job: ListJob, histories: Histories) -> Iterator[Histories]:
         yield histories.take(rows[start : start + job.batch_size])
 
 
-def _rows(job: ListJob, bucket: int | None, histories: Histories, facts: ListenerFacts | None = None) -> pa.Table:
-    """Rows of the table for some listeners. facts: what is known of them, if not what the rules know."""
+def _rows(
+    job: ListJob,
+    bucket: int | None,
+    histories: Histories,
+    facts: ListenerFacts | None = None,
+    *,
+    counted: list[dict[str, QualitySums]] | None = None,
+) -> pa.Table:
+    """Rows of the table for some listeners.
+
+    facts: what is known of them, if not what the rules know. counted: takes what is counted of their lists.
+    """
     contexts = contexts_of(job, histories)
     facts = facts or job.rules.listeners.facts(histories.user_id)
     by_model = np.zeros(len(histories), bool)
@@ -123,6 +146,8 @@ def _rows(job: ListJob, bucket: int | None, histories: Histories, facts: Listene
     if len(rest):
         popular = job.rules.lists(job.popularity, contexts_of(job, histories.take(rest)), job.k, facts=facts.of(rest))
         made.put(rest, popular)
+    if counted is not None:
+        counted.append(job.quality_count.count(contexts, made, by_model))
     return _table(job, histories.user_id, made, by_model, bucket=bucket)
 
 

@@ -99,6 +99,7 @@ def test_renamed_keys_exist_and_count_in_the_hash_under_their_old_names() -> Non
 def test_bounds_that_only_refuse_a_day_are_no_part_of_the_hash() -> None:
     base = load_config(environment={}).hash()
     bounds = ["logs.max_rejected_share=0.9", "quality.min_plays=1", "quality.max_null_shares={play_ms: 0.5}"]
+    bounds += ["recommend.max_overlap=0.5", "recommend.max_empty_share=0", "recommend.min_artists=3"]
     assert load_config(overrides=bounds, environment={}).hash() == base
     assert load_config(overrides=["logs.max_late_days=3"], environment={}).hash() != base
 
