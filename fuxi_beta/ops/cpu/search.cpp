@@ -12,15 +12,15 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm.h>
 
-#include <atomic>
 #include <cmath>
+#include <functional>
 
 #include "top_k.h"
 
 namespace fuxi {
 namespace {
 
-constexpr int64_t LANES_OF_BLOCK = 32;      // listeners of a block are a multiple
+constexpr int64_t GROUP = 64;               // listeners of a block are compared and padded in groups
 constexpr int64_t MOST_LISTENERS = 256;     // of a block, 1 MB of bf16 scores a tile
 constexpr int64_t LEAST_LISTENERS = 64;     // ... below which the catalogue is split among threads instead
 constexpr int64_t FIRST_SONGS = 256;        // scored first, when every song passes
@@ -31,7 +31,6 @@ constexpr double LARGEST_SCORE = 1e30;      // beyond, sums in fp32 may overflow
 struct Single {
   using Score = float;
   using Cut = float;
-  static constexpr int WIDTH = LANES;
   static constexpr float OUTPUT_ERROR = 0x1p-22f;  // relative; here of arithmetic with a score and its bound
   static constexpr auto DTYPE = at::kFloat;
   static constexpr Cut ALL = -INFINITE, NONE = INFINITE;
@@ -39,14 +38,20 @@ struct Single {
   static float value(Score x) { return x; }
   static Score heard() { return -INFINITE; }
   static Cut cut_below(float x) { return std::nextafter(x, -INFINITE); }
-  static uint32_t above(const Score* scores, const Cut* cuts) { return passing(load(scores), load(cuts)); }
+
+  static uint64_t above(const Score* scores, const Cut* cuts) {
+    uint64_t bits = 0;
+#pragma GCC unroll 8
+    for (int lane = 0; lane < GROUP; lane += LANES)
+      bits |= static_cast<uint64_t>(passing(load(scores + lane), load(cuts + lane))) << lane;
+    return bits;
+  }
 };
 
 // Scores in bf16, compared as integers that sort like them.
 struct Half {
   using Score = at::BFloat16;
   using Cut = int16_t;
-  static constexpr int WIDTH = 32;
   static constexpr float OUTPUT_ERROR = 0x1.02p-8f;
   static constexpr auto DTYPE = at::kBFloat16;
   static constexpr Cut ALL = -0x7f81, NONE = INT16_MAX;  // ALL: the key of -inf
@@ -69,17 +74,24 @@ struct Half {
     return static_cast<Cut>(std::max<int>(below, ALL));
   }
 
-  static uint32_t above(const Score* scores, const Cut* cuts) {
+  static uint64_t above(const Score* scores, const Cut* cuts) {
 #if defined(__AVX512BW__)
-    const __m512i x = _mm512_loadu_si512(scores);
-    const __m512i magnitude = _mm512_and_si512(_mm512_srai_epi16(x, 15), _mm512_set1_epi16(0x7fff));
-    return _mm512_cmpgt_epi16_mask(_mm512_xor_si512(x, magnitude), _mm512_loadu_si512(cuts));
+    return above32(scores, cuts) | static_cast<uint64_t>(above32(scores + 32, cuts + 32)) << 32;
 #else
-    uint32_t bits = 0;
-    for (int lane = 0; lane < WIDTH; ++lane) bits |= static_cast<uint32_t>(key(scores[lane].x) > cuts[lane]) << lane;
+    uint64_t bits = 0;
+    for (int lane = 0; lane < GROUP; ++lane) bits |= static_cast<uint64_t>(key(scores[lane].x) > cuts[lane]) << lane;
     return bits;
 #endif
   }
+
+ private:
+#if defined(__AVX512BW__)
+  static uint32_t above32(const Score* scores, const Cut* cuts) {
+    const __m512i x = _mm512_loadu_si512(scores);
+    const __m512i magnitude = _mm512_and_si512(_mm512_srai_epi16(x, 15), _mm512_set1_epi16(0x7fff));
+    return _mm512_cmpgt_epi16_mask(_mm512_xor_si512(x, magnitude), _mm512_loadu_si512(cuts));
+  }
+#endif
 };
 
 struct Norms {
@@ -132,20 +144,27 @@ struct Candidate {
 struct Shortlist {
   std::vector<Candidate> songs;
   float threshold = -INFINITE;  // the k-th best exact score is not below it
-  int64_t worth_tightening = 0;  // songs
+  int64_t worth_tightening = 1;  // songs
   bool given_up = false;
 
   void tighten(int64_t k) {
     if (static_cast<int64_t>(songs.size()) >= k) {
-      std::nth_element(songs.begin(), songs.begin() + k - 1, songs.end(),
-                       [](const Candidate& a, const Candidate& b) { return a.low > b.low; });
-      threshold = std::max(threshold, songs[k - 1].low);
+      thread_local std::vector<float> low;
+      low.clear();
+      for (const Candidate& song : songs) low.push_back(song.low);
+      std::nth_element(low.begin(), low.begin() + k - 1, low.end(), std::greater<>());
+      threshold = std::max(threshold, low[k - 1]);
       const auto hopeless = [&](const Candidate& song) { return song.high < threshold; };
       songs.erase(std::remove_if(songs.begin(), songs.end(), hopeless), songs.end());
     }
     const int64_t size = songs.size();
-    worth_tightening = std::max(k, size + std::max<int64_t>(size / 4, 16));
+    worth_tightening = size + std::max(size / 2, k);
     if (size > std::max(LONGEST_SHORTLIST, 2 * k)) give_up();
+  }
+
+  void add(const Shortlist& other) {
+    given_up |= other.given_up;
+    songs.insert(songs.end(), other.songs.begin(), other.songs.end());
   }
 
   void give_up() {
@@ -167,7 +186,7 @@ class Scan {
 
   Scan(const float* queries, int64_t count, int64_t dim, const Packed& packed, int64_t songs, int64_t k)
       : lists(count), packed_(packed), songs_(songs), k_(k), dim_(dim),
-        lanes_((count + LANES_OF_BLOCK - 1) / LANES_OF_BLOCK * LANES_OF_BLOCK),
+        lanes_((count + GROUP - 1) / GROUP * GROUP),
         rounded_(lanes_ * packed.width, typename P::Score(0)), scores_(SONG_TILE * lanes_), norms_(count),
         errors_(count), cuts_(lanes_, P::NONE) {
     for (int64_t b = 0; b < count; ++b)
@@ -233,7 +252,7 @@ class Scan {
   void collect(int64_t start, int64_t count) {
     for (int64_t row = 0; row < count; ++row) {
       const auto* scores = scores_.data() + row * lanes_;
-      for (int64_t first = 0; first < lanes_; first += P::WIDTH)
+      for (int64_t first = 0; first < lanes_; first += GROUP)
         for_each_bit(P::above(scores + first, cuts_.data() + first), [&](int lane) {
           const int64_t b = first + lane;
           const float score = P::value(scores[b]), error = errors_[b] + P::OUTPUT_ERROR * std::abs(score);
@@ -258,7 +277,7 @@ struct Plan {
 
   Plan(int64_t listeners, int64_t songs) : tiles((songs + SONG_TILE - 1) / SONG_TILE) {
     const int64_t threads = at::get_num_threads(), rounds = (listeners - 1) / (MOST_LISTENERS * threads) + 1;
-    block = (listeners - 1) / (rounds * threads) / LANES_OF_BLOCK * LANES_OF_BLOCK + LANES_OF_BLOCK;
+    block = (listeners - 1) / (rounds * threads) / GROUP * GROUP + GROUP;
     block = std::max(block, LEAST_LISTENERS);
     blocks = (listeners - 1) / block + 1;
     splits = std::min(tiles, (threads - 1) / blocks + 1);
@@ -316,13 +335,11 @@ int64_t search_as(const float* queries, int64_t listeners, const Songs& songs, c
   std::vector<char> given_up(listeners, 0);
   at::parallel_for(0, listeners, 8, [&](int64_t from, int64_t to) {
     for (int64_t b = from; b < to; ++b) {
-      Shortlist all;
-      for (int64_t split = 0; split < plan.splits; ++split) {
-        const Shortlist& part = found[b / plan.block * plan.splits + split][b % plan.block];
-        given_up[b] |= part.given_up;
-        all.songs.insert(all.songs.end(), part.songs.begin(), part.songs.end());
-      }
-      if (given_up[b]) continue;
+      const int64_t piece = b / plan.block * plan.splits;
+      Shortlist& all = found[piece][b % plan.block];
+      for (int64_t split = 1; split < plan.splits; ++split) all.add(found[piece + split][b % plan.block]);
+      given_up[b] = all.given_up;
+      if (all.given_up) continue;
       if (plan.splits > 1) all.tighten(k);
       Best best(k);
       score_exactly(queries + b * songs.dim, songs, all.songs, &best);

@@ -26,8 +26,8 @@ inline uint32_t passing(Vec scores, Vec cuts) {
 
 // Calls take(l) for every bit l that is set.
 template <typename Take>
-inline void for_each_bit(uint32_t bits, const Take& take) {
-  for (; bits; bits &= bits - 1) take(__builtin_ctz(bits));
+inline void for_each_bit(uint64_t bits, const Take& take) {
+  for (; bits; bits &= bits - 1) take(__builtin_ctzll(bits));
 }
 
 // The score of N pairs of rows. Each is summed in one order, whatever N is, so a pair's score depends on it alone.
