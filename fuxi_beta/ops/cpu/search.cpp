@@ -13,7 +13,6 @@
 #include <ATen/ops/mm.h>
 
 #include <cmath>
-#include <functional>
 
 #include "top_k.h"
 
@@ -135,6 +134,15 @@ void pack_as(const float* table, int64_t dim, const int32_t* items, int64_t coun
   });
 }
 
+// Bits of floats to integers that sort like them, and back.
+int32_t ordered_bits(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
+
+int32_t ordered(float x) {
+  int32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return ordered_bits(bits);
+}
+
 struct Candidate {
   float low, high;  // bounds of the exact score
   int32_t item;
@@ -149,13 +157,13 @@ struct Shortlist {
 
   void tighten(int64_t k) {
     if (static_cast<int64_t>(songs.size()) >= k) {
-      thread_local std::vector<float> low;
-      low.clear();
-      for (const Candidate& song : songs) low.push_back(song.low);
-      std::nth_element(low.begin(), low.begin() + k - 1, low.end(), std::greater<>());
-      threshold = std::max(threshold, low[k - 1]);
-      const auto hopeless = [&](const Candidate& song) { return song.high < threshold; };
-      songs.erase(std::remove_if(songs.begin(), songs.end(), hopeless), songs.end());
+      threshold = std::max(threshold, kth_low(k));
+      size_t kept = 0;
+      for (const Candidate& song : songs) {
+        songs[kept] = song;
+        kept += song.high >= threshold;  // no branch, which would be mispredicted
+      }
+      songs.resize(kept);
     }
     const int64_t size = songs.size();
     worth_tightening = size + std::max(size / 2, k);
@@ -165,6 +173,27 @@ struct Shortlist {
   void add(const Shortlist& other) {
     given_up |= other.given_up;
     songs.insert(songs.end(), other.songs.begin(), other.songs.end());
+  }
+
+  // The k-th largest lower bound, by bisection of the floats' ordered bits: counting takes no branches.
+  float kth_low(int64_t k) const {
+    thread_local std::vector<int32_t> keys;
+    keys.clear();
+    for (const Candidate& song : songs) keys.push_back(ordered(song.low));
+    int64_t least = *std::min_element(keys.begin(), keys.end()), most = *std::max_element(keys.begin(), keys.end());
+    while (least < most) {
+      const auto middle = static_cast<int32_t>(least + (most - least + 1) / 2);
+      int32_t count = 0;
+      for (const int32_t key : keys) count += key >= middle;
+      if (count >= k)
+        least = middle;
+      else
+        most = middle - 1;
+    }
+    const int32_t bits = ordered_bits(static_cast<int32_t>(least));
+    float low;
+    std::memcpy(&low, &bits, sizeof low);
+    return low;
   }
 
   void give_up() {

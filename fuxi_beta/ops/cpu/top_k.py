@@ -1,13 +1,13 @@
 """Exact top-k lists on the CPU: scoring, heard songs and selection tile by tile, so that no matrix of scores exists.
 
-Songs are scored in bf16 where the processor multiplies it in hardware, else in fp32. A scan of each tile of scores, still
-in the cache, keeps the songs that may belong to a list: those whose score plus a bound of its error reaches the k-th
-best of the scores minus theirs. They are scored again exactly, so that every list is proved. Listeners with more than
-16,384 such songs, mostly equal ones, and those whose scores may overflow get an exact score for every candidate.
+Songs are scored in bf16 where the processor multiplies it in hardware, else in fp32. A scan of each tile of scores,
+still in the cache, keeps the songs that may belong to a list: those whose score plus a bound of its error reaches the
+k-th best of the scores minus theirs. They are scored again exactly, so that every list is proved. Listeners with more
+than 16,384 such songs, mostly equal ones, and those whose scores may overflow get an exact score for every candidate.
 
-A score here is the inner product summed in fp32 in one order (`exact_scores` in `top_k.h`): a function of the two vectors
-alone, whatever the batch, the tiles and the number of threads, so equal vectors tie exactly. It is within
-`(D / 8 + 8) 2^-24 |q| |v|` of the exact product, if nothing underflows.
+A score here is the inner product summed in fp32 in one order (`exact_scores` in `top_k.h`): a function of the two
+vectors alone, whatever the batch, the tiles and the number of threads, so equal vectors tie exactly. It is within
+`(D / 8 + 8) 2^-24 sum |q_d v_d|` of the exact product, if nothing underflows.
 
 Shapes: `B` listeners, `V` rows of the item table, `C` of them candidates, `D` width, `W` the same rounded up to whole
 tiles of the matrix unit, `K` list length.
