@@ -42,7 +42,7 @@ struct Single {
     uint64_t bits = 0;
 #pragma GCC unroll 8
     for (int lane = 0; lane < GROUP; lane += LANES)
-      bits |= static_cast<uint64_t>(passing(load(scores + lane), load(cuts + lane))) << lane;
+      bits |= static_cast<uint64_t>(fuxi::above<false>(load(scores + lane), load(cuts + lane))) << lane;
     return bits;
   }
 };
@@ -113,7 +113,7 @@ Norms round_row(const float* row, int64_t dim, int64_t width, typename P::Score*
 }
 
 // The larger one, or what is not a number.
-double larger(double a, double b) { return a <= b ? b : a; }
+double larger(double a, double b) { return a != a || a >= b ? a : b; }
 
 template <typename P>
 void pack_as(const float* table, int64_t dim, const int32_t* items, int64_t count, int64_t width, void* rows,
@@ -367,9 +367,9 @@ int64_t search_as(const float* queries, int64_t listeners, const Songs& songs, c
       const int64_t piece = b / plan.block * plan.splits;
       Shortlist& all = found[piece][b % plan.block];
       for (int64_t split = 1; split < plan.splits; ++split) all.add(found[piece + split][b % plan.block]);
+      if (plan.splits > 1 && !all.given_up) all.tighten(k);
       given_up[b] = all.given_up;
       if (all.given_up) continue;
-      if (plan.splits > 1) all.tighten(k);
       Best best(k);
       score_exactly(queries + b * songs.dim, songs, all.songs, &best);
       best.write(out.items + b * k, out.scores + b * k);

@@ -11,15 +11,22 @@ namespace fuxi {
 
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
-// Bit l: lane l is not <= its cut. NaN passes, so that the code behind finds it.
-inline uint32_t passing(Vec scores, Vec cuts) {
+// Bit l: lane l exceeds its cut. Or is not a number, if that counts, so that the code behind finds it.
+template <bool NOT_NUMBERS_TOO>
+inline uint32_t above(Vec scores, Vec cuts) {
+#if defined(__AVX__)
+  constexpr int COMPARISON = NOT_NUMBERS_TOO ? _CMP_NLE_UQ : _CMP_GT_OQ;
+#endif
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask((__m512)scores, (__m512)cuts, _CMP_NLE_UQ);
+  return _mm512_cmp_ps_mask((__m512)scores, (__m512)cuts, COMPARISON);
 #elif defined(__AVX__)
-  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)scores, (__m256)cuts, _CMP_NLE_UQ));
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)scores, (__m256)cuts, COMPARISON));
 #else
   uint32_t bits = 0;
-  for (int lane = 0; lane < LANES; ++lane) bits |= static_cast<uint32_t>(!(scores[lane] <= cuts[lane])) << lane;
+  for (int lane = 0; lane < LANES; ++lane) {
+    const bool exceeds = NOT_NUMBERS_TOO ? !(scores[lane] <= cuts[lane]) : scores[lane] > cuts[lane];
+    bits |= static_cast<uint32_t>(exceeds) << lane;
+  }
   return bits;
 #endif
 }
@@ -70,7 +77,7 @@ class Best {
   explicit Best(int64_t k) : k_(k) { kept_.reserve(2 * k + SLACK); }
 
   // Lanes whose score can still enter.
-  uint32_t entering(Vec scores) const { return full_ ? passing(scores, broadcast(cut_)) : ~0u; }
+  uint32_t entering(Vec scores) const { return full_ ? above<true>(scores, broadcast(cut_)) : ~0u; }
 
   void offer(float score, int32_t item) {
     kept_.push_back({score + 0.f, item});  // -0.0 becomes 0.0
