@@ -44,7 +44,7 @@ bool search_all_together(const float* queries, const Songs& songs, const int64_t
       exact_scores<TOGETHER>(rows, {song, song, song, song}, songs.dim, together);
       for (int n = 0; n < TOGETHER; ++n) scores[n * PIECE + i] = together[n];
     }
-    std::vector<uint32_t> allowed((left + LANES - 1) / LANES, ~0u);
+    std::vector<uint32_t> allowed((left + LANES - 1) / LANES, ALL_LANES);
     if (left % LANES) allowed.back() = (1u << (left % LANES)) - 1;
     for (int n = 0; n < count; ++n)
       numbers &= offer_row(scores.data() + n * PIECE, left, allowed.data(), songs.items + start, &heard[n],

@@ -9,6 +9,7 @@
 
 namespace fuxi {
 
+constexpr uint32_t ALL_LANES = (1u << LANES) - 1;
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
 // Bit l: lane l exceeds its cut. Or is not a number, if that counts, so that the code behind finds it.
@@ -77,7 +78,7 @@ class Best {
   explicit Best(int64_t k) : k_(k) { kept_.reserve(2 * k + SLACK); }
 
   // Lanes whose score can still enter.
-  uint32_t entering(Vec scores) const { return full_ ? above<true>(scores, broadcast(cut_)) : ~0u; }
+  uint32_t entering(Vec scores) const { return full_ ? above<true>(scores, broadcast(cut_)) : ALL_LANES; }
 
   void offer(float score, int32_t item) {
     kept_.push_back({score + 0.f, item});  // -0.0 becomes 0.0
