@@ -8,6 +8,7 @@ songs. The lists of all are compared before anything is timed.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -138,18 +139,20 @@ def main() -> None:
     """Print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three rounds, 512 listeners, the smaller catalogue")
+    parser.add_argument("--songs", type=int, nargs="+", default=SONGS)
+    parser.add_argument("--dim", type=int, nargs="+", default=DIMS)
+    parser.add_argument("--listeners", type=int, nargs="+", default=LISTENERS)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
+    if options.quick:
+        options.songs, options.listeners, options.rounds = SONGS[:1], LISTENERS[:1], 3
     print(f"kernels: {ops.describe()}, scan in {'bf16' if fused.half_is_fast() else 'fp32'}")
     rows = []
-    for songs in SONGS[: 1 if options.quick else 2]:
-        for dim in DIMS:
-            for listeners in LISTENERS[: 1 if options.quick else 2]:
-                for clustered in (False, True):
-                    case = f"{songs:,} x {dim}, {listeners:,} listeners, {'clusters' if clustered else 'random'}"
-                    say(case)
-                    work = make_work(songs, dim, listeners, clustered=clustered)
-                    rows += measure(work, case, 3 if options.quick else options.rounds)
+    for sizes in itertools.product(options.songs, options.dim, options.listeners):
+        for clustered in (False, True):
+            case = f"{sizes[0]:,} x {sizes[1]}, {sizes[2]:,} listeners, {'clusters' if clustered else 'random'}"
+            say(case)
+            rows += measure(make_work(*sizes, clustered=clustered), case, options.rounds)
     report("lists", rows, ours="ours", baseline="baseline")
 
 
