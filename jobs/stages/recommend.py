@@ -116,8 +116,7 @@ def list_job(day: Day) -> ListJob:
     on_gpu = config.cluster.recommend_gpus_per_task > 0
     item_ids, popular = read_item_ids(day, manifest), recent_popularity(day, manifest, train)
     rules = day_rules(day, day.ds, item_ids, popular)
-    for recommender in (popular, model) if model else (popular,):
-        rules.check(recommender, day.calendar.request_time(day.ds))
+    rules.check(model or popular, day.calendar.request_time(day.ds))
     return ListJob(
         ds=day.ds,
         calendar=day.calendar,
