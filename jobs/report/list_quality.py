@@ -88,7 +88,7 @@ def list_quality_section(day: Day, rows: Sequence[Row]) -> ListQualitySection:
 
     def line(metric: str, label: str) -> QualityRow:
         found = (of_day.get((segment, metric)) for segment in segments)
-        return QualityRow(label, metric in SHARES, tuple(row and row[VALUE] for row in found))
+        return QualityRow(label, metric in SHARES, tuple(None if row is None else row[VALUE] for row in found))
 
     overall = [row for row in rows if row[SEGMENT] == EVERY]
     charts = ((title, _chart(f"lists-{n}", overall, panels)) for n, (title, panels) in enumerate(CHARTS.items()))
