@@ -19,7 +19,7 @@ from fuxi_beta.layers.mffn import MFFN, compile_all
 from fuxi_beta.layers.precision import operand_dtype
 from fuxi_beta.models.base import NORM_CLAMP, Dropout, ForwardContext, SequenceModel, l2_normalise, last_rows
 from fuxi_beta.models.fuxi_alpha import FuXiAlpha
-from fuxi_beta.models.reasons import Contributions, Trace
+from fuxi_beta.models.reasons import Contributions, Trace, gathered
 from fuxi_beta.models.registry import register
 from fuxi_beta.ops import PreparedTimes
 
@@ -64,12 +64,12 @@ class LastBlock(Trace):
         lengths = self._batch.lengths[rows, None]
         step = torch.arange(int(lengths.max()), device=rows.device)
         there = step < lengths
-        tokens = torch.where(there, self._batch.offsets[rows, None] + step, -1)  # [R, n]; -1 reads some other token
-        value = row.value[tokens]
-        weight = value @ by_position.mT * (row.by_position[tokens] * there)[..., None]
+        tokens = (self._batch.offsets[rows, None] + step) * there  # [R, n]
+        value = gathered(row.value, tokens)
+        weight = (value @ by_position.mT).mul_((gathered(row.by_position, tokens) * there)[..., None])
         if by_time is not None and row.decayed is not None:
-            weight += value @ by_time.mT * (row.decayed[tokens] * there)[..., None]
-        return Contributions(tokens, weight, remainder)
+            weight.addcmul_(value @ by_time.mT, (gathered(row.decayed, tokens) * there)[..., None])
+        return Contributions(tokens.masked_fill_(~there, -1), weight, remainder)
 
 
 class FuXiBeta(SequenceModel):
