@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fuxi_beta.config import Kernels, ModelConfig
+from jobs.serving.reasons import reasons_column
 from jobs.serving.rules import ListenerFacts, ListRules, MadeLists
 from jobs.serving.rules.facts import DEFAULT_SEGMENT
 from jobs.tables.recommendations import ListPart, write_part
@@ -61,6 +62,7 @@ class ListJob:
     batch_size: int  # listeners scored at once
     kernels: Kernels = "auto"
     device: str = "cpu"  # where the model makes its lists
+    reasons: int = 0  # plays named for each song
 
     @property
     def cut(self) -> int:
@@ -123,7 +125,20 @@ def _rows(job: ListJob, bucket: int | None, histories: Histories, facts: Listene
     if len(rest):
         popular = job.rules.lists(job.popularity, contexts_of(job, histories.take(rest)), job.k, facts=facts.of(rest))
         made.put(rest, popular)
-    return _table(job, histories.user_id, made, by_model, bucket=bucket)
+    reasons = _reasons(job, contexts, made)
+    return _table(job, histories.user_id, made, by_model, bucket=bucket, reasons=reasons)
+
+
+def _reasons(job: ListJob, contexts: "Contexts", made: MadeLists) -> pa.Array | None:
+    """The reasons of every listed song; None where there is no model, or one that explains nothing."""
+    if job.model is None or not job.reasons:
+        return None
+    found = contexts.queries(job.model).reasons(made.items, job.reasons)
+    if found is None:
+        return None
+    type = job.schema.field(ITEMS).type.value_type.field(REASONS).type
+    batch, listed = contexts.batch(job.model), made.items.numpy() > 0
+    return reasons_column(found, batch, listed, job.item_ids, calendar=job.calendar, type=type)
 
 
 def contexts_of(job: ListJob, histories: Histories) -> "Contexts":
@@ -134,8 +149,16 @@ def contexts_of(job: ListJob, histories: Histories) -> "Contexts":
     return Contexts(histories, calendar.request_time(job.ds), ModelConfig(), job.popularity.train, calendar)
 
 
-def _table(job: ListJob, user_id: pa.Array, made: MadeLists, by_model: np.ndarray, *, bucket: int | None) -> pa.Table:
-    """Rows of the table. by_model: bool [B]."""
+def _table(
+    job: ListJob,
+    user_id: pa.Array,
+    made: MadeLists,
+    by_model: np.ndarray,
+    *,
+    bucket: int | None,
+    reasons: pa.Array | None,
+) -> pa.Table:
+    """Rows of the table. by_model: bool [B]. reasons: of every listed song."""
     items, number = made.items.numpy(), len(user_id)
     there = items > 0
     offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
@@ -145,7 +168,7 @@ def _table(job: ListJob, user_id: pa.Array, made: MadeLists, by_model: np.ndarra
         job.item_ids.take(pa.array(items[there] - 1)),
         pa.array(made.scores.numpy()[there], pa.float32()),
         pa.array(propensity, pa.float32(), mask=np.isnan(propensity)),
-        pa.nulls(int(there.sum()), type.field(REASONS).type),
+        pa.nulls(int(there.sum()), type.field(REASONS).type) if reasons is None else reasons,
     ]
     element = pa.StructArray.from_arrays(songs, fields=list(type))
     origin = pa.array(by_model)
