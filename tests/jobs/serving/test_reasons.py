@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pyarrow.compute as pc
 import pytest
 
 from pipelines import delta_tables
@@ -15,7 +16,7 @@ from ..conftest import DAY_ONE, Deployment
 def lists_of(made: Deployment, histories: Any = None) -> dict[Any, tuple[str, list[Any]]]:
     """user_id -> source and items, of published lists by an untrained model."""
     made.published(DAY_ONE, histories)
-    rows = delta_tables.read(made.day(DAY_ONE).workspace.recommendations)
+    rows = delta_tables.read(made.day(DAY_ONE).workspace.recommendations, pc.field("ds") == DAY_ONE)
     assert rows is not None
     return {row["user_id"]: (row["source"], row["items"]) for row in rows.to_pylist()}
 
