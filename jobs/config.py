@@ -26,6 +26,8 @@ RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
 """Keys of earlier releases: refused with the name to write now."""
 _NEWER_SECTIONS = {"serving", "rules"}
 """Sections that run records of earlier releases do not know: they count where they are not the default."""
+_NEWER_KEYS = {"recommend": {"reasons"}}
+"""The same for single keys of older sections."""
 _LIST_BOUNDS = {
     "max_empty_share",
     "max_short_share",
@@ -131,6 +133,7 @@ class RecommendConfig(Section):
     """The daily list and the audit before it is published."""
 
     k: int = Field(30, ge=1)
+    reasons: int = Field(2, ge=0, description="plays that are named as the reasons of a song; 0: none")
     active_days: int = Field(365, ge=1, description="listeners without an event for longer get no list")
     serve_stale: bool = Field(True, description="publish from the last good sequences when a day's input is refused")
     max_listener_drop: float = Field(0.5, description="audit: largest allowed fall of listeners against yesterday")
@@ -297,17 +300,18 @@ class Config(Section):
             "maintain": True,
             **dict.fromkeys(_NEWER_SECTIONS, True),
             "logs": {"path", "catalogue", "max_rejected_share"},
-            "recommend": _LIST_BOUNDS,
+            "recommend": _LIST_BOUNDS | _NEWER_KEYS["recommend"],
         }
         content = self.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]
         for old, new in RENAMED.items():
             (old_section, old_key), (section, key) = old.split("."), new.split(".")
             if key in content.get(section, {}):
                 content.setdefault(old_section, {})[old_key] = content[section].pop(key)
-        newer = self.model_dump(mode="json", include=_NEWER_SECTIONS, exclude_defaults=True)
+        included = {**dict.fromkeys(_NEWER_SECTIONS, True), **_NEWER_KEYS}
+        newer = self.model_dump(mode="json", include=included, exclude_defaults=True)  # type: ignore[arg-type]
         for key in ("song_lists", "feedback", "listeners"):  # where tables are stored
             newer.get("rules", {}).pop(key, None)
-        return content | {section: values for section, values in newer.items() if values}
+        return content | {section: content.get(section, {}) | values for section, values in newer.items() if values}
 
 
 def load_config(

@@ -188,9 +188,9 @@ def recommendations_table(user_id_type: str, item_id_type: str) -> TableSpec:
     """One row a listener and ds; `items` is in rank order. `user_id` null is the list for unknown listeners.
 
     propensity: of a song drawn to explore, the probability with which it was drawn; null for all others. reasons: the
-    plays that pulled the song in most (`item_id` played on `ds`), weights in units of the score; null where there are
-    none. segment: whose rules made the list, null for the default. short: the rules and the catalogue left fewer songs
-    than were asked for.
+    plays that pulled the song in most (`item_id` played on `ds`), weights in units of the score; null where nothing
+    explains the list. segment: whose rules made the list, null for the default. short: the rules and the catalogue
+    left fewer songs than were asked for.
     """
     song = id_type(item_id_type)
     reason = pa.struct([(ITEM_ID, song), (DS, pa.date32()), (WEIGHT, pa.float32())])

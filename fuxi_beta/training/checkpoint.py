@@ -20,8 +20,9 @@ from fuxi_beta import models
 from fuxi_beta.config import Mode, ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch, inference_batch
 from fuxi_beta.models.base import SequenceModel, l2_normalise
+from fuxi_beta.models.reasons import strongest_plays
 from fuxi_beta.ops import TopKSearch
-from fuxi_beta.recommender import Candidates, Pairs, Queries, Recommender, pairs_of_rows
+from fuxi_beta.recommender import Candidates, Pairs, Queries, Reasons, Recommender, pairs_of_rows
 from pipelines.calendar import REQUEST_HOUR, Calendar
 from pipelines.errors import InputError
 from pipelines.histories.histories import Histories
@@ -127,7 +128,8 @@ class EncodedBatch(Queries):
         self.trained = trained
         self.batch = batch.to(trained.item_vectors.device)
         with torch.inference_mode():
-            self.vectors = trained.encode(self.batch)  # [B, D]
+            self._trace = trained.model.trace_last(trained.item_vectors[self.batch.item_index], self.batch)
+            self.vectors = trained.encode(self.batch) if self._trace is None else self._trace.vectors  # [B, D]
 
     @override
     @torch.inference_mode()
@@ -145,6 +147,16 @@ class EncodedBatch(Queries):
         items, scores = self.trained.songs(candidates).top_k(vectors, k=k, seen=excluded)
         nobody = nobody[:, None]
         return items.masked_fill(nobody, 0).cpu(), scores.masked_fill(nobody, -torch.inf).cpu()
+
+    @override
+    @torch.inference_mode()
+    def reasons(self, items: Tensor, n: int) -> Reasons | None:
+        """See `Queries.reasons`. What a penalty takes off a score is in no part."""
+        if self._trace is None:
+            return None
+        table = self.trained.songs().table
+        found = strongest_plays(self._trace, self.batch, table, items.to(table.device), n)
+        return Reasons(found.token.cpu(), found.weight.cpu(), found.remainder.cpu())
 
 
 def save_export(folder: str, trained: TrainedModel, *, train_state: dict[str, Tensor] | None = None) -> None:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from fuxi_beta.config import Kernels, ModelConfig
 from jobs.serving.count_quality import QualityCount
+from jobs.serving.reasons import reasons_column
 from jobs.serving.rules import ListenerFacts, ListRules, MadeLists
 from jobs.serving.rules.facts import DEFAULT_SEGMENT
 from jobs.tables.list_quality import QualitySums, add_up
@@ -67,6 +68,7 @@ class ListJob:
     batch_size: int  # listeners scored at once
     kernels: Kernels = "auto"
     device: str = "cpu"  # where the model makes its lists
+    reasons: int = 0  # plays named for each song
 
     @property
     def cut(self) -> int:
@@ -148,7 +150,20 @@ def _rows(
         made.put(rest, popular)
     if counted is not None:
         counted.append(job.quality_count.count(contexts, made, by_model))
-    return _table(job, histories.user_id, made, by_model, bucket=bucket)
+    reasons = _reasons(job, contexts, made)
+    return _table(job, histories.user_id, made, by_model, bucket=bucket, reasons=reasons)
+
+
+def _reasons(job: ListJob, contexts: "Contexts", made: MadeLists) -> pa.Array | None:
+    """The reasons of every listed song; None where there is no model, or one that explains nothing."""
+    if job.model is None or not job.reasons:
+        return None
+    found = contexts.queries(job.model).reasons(made.items, job.reasons)
+    if found is None:
+        return None
+    type = job.schema.field(ITEMS).type.value_type.field(REASONS).type
+    batch, listed = contexts.batch(job.model), made.items.numpy() > 0
+    return reasons_column(found, batch, listed, job.item_ids, calendar=job.calendar, type=type)
 
 
 def contexts_of(job: ListJob, histories: Histories) -> "Contexts":
@@ -159,8 +174,16 @@ def contexts_of(job: ListJob, histories: Histories) -> "Contexts":
     return Contexts(histories, calendar.request_time(job.ds), ModelConfig(), job.popularity.train, calendar)
 
 
-def _table(job: ListJob, user_id: pa.Array, made: MadeLists, by_model: np.ndarray, *, bucket: int | None) -> pa.Table:
-    """Rows of the table. by_model: bool [B]."""
+def _table(
+    job: ListJob,
+    user_id: pa.Array,
+    made: MadeLists,
+    by_model: np.ndarray,
+    *,
+    bucket: int | None,
+    reasons: pa.Array | None,
+) -> pa.Table:
+    """Rows of the table. by_model: bool [B]. reasons: of every listed song."""
     items, number = made.items.numpy(), len(user_id)
     there = items > 0
     offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
@@ -170,7 +193,7 @@ def _table(job: ListJob, user_id: pa.Array, made: MadeLists, by_model: np.ndarra
         job.item_ids.take(pa.array(items[there] - 1)),
         pa.array(made.scores.numpy()[there], pa.float32()),
         pa.array(propensity, pa.float32(), mask=np.isnan(propensity)),
-        pa.nulls(int(there.sum()), type.field(REASONS).type),
+        pa.nulls(int(there.sum()), type.field(REASONS).type) if reasons is None else reasons,
     ]
     element = pa.StructArray.from_arrays(songs, fields=list(type))
     origin = pa.array(by_model)

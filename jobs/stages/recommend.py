@@ -133,6 +133,7 @@ def list_job(day: Day) -> ListJob:
         batch_size=max(config.evaluate.batch_size, GPU_BATCH if on_gpu else 0),
         kernels=config.cluster.kernels,
         device="cuda" if on_gpu else "cpu",
+        reasons=config.recommend.reasons,
     )
 
 

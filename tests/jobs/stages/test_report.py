@@ -138,7 +138,9 @@ def publish_lists(made: Any, ds: dt.date) -> None:
     table = lists.open_lists(day.workspace)
     schema = recommendations_table(made.user_id_type, made.item_id_type).schema
     schema = schema.remove(schema.get_field_index("ds"))
-    items = [{"item_id": made.item_id(n), "score": 1.0 - n / 100} for n in range(1, 31)]
+    items: list[dict[str, Any]] = [{"item_id": made.item_id(n), "score": 1.0 - n / 100} for n in range(1, 31)]
+    plays = [(9, dt.date(2026, 2, 24), 0.2), (8, dt.date(2025, 12, 1), 0.1)]
+    items[1]["reasons"] = [{"item_id": made.item_id(n), "ds": played, "weight": pull} for n, played, pull in plays]
     parts = []
     for bucket in (None, *sorted({file.bucket for file in read_manifest(day.workspace.sequences(ds)).files})):
         rows = [
@@ -236,6 +238,7 @@ def test_the_page_is_where_the_workspace_says_and_holds_the_figures_of_every_sta
         "layer 1: a 0.214, b 0.351",
         "layer 2: a -0.121, b 0.702",
         "Song 9 Artist 2",
+        "because they played Song 9 on Tuesday 24 February and Song 8 on Monday 1 December 2025 0.98",
         "Plays pass 46,030 ≥ 1",
         "Rejected rows pass 1.67% ≤ 25%",
         "Plays a landing day pass 46,030 22,000 to 132,000",
