@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fuxi_beta.config import Mode, TrainConfig
 from fuxi_beta.data.batches import Batch, is_play, without_newest
-from fuxi_beta.ops.top_k import top_k_of_scores
+from fuxi_beta.ops import top_k_of_scores
 from fuxi_beta.recommender import Pairs, Recommender
 from pipelines.histories.histories import Histories
 from pipelines.histories.shards import Manifest

@@ -14,7 +14,7 @@ import torch
 
 from fuxi_beta.config import Mode
 from fuxi_beta.data.batches import Batch
-from fuxi_beta.ops.top_k import top_k_of_scores
+from fuxi_beta.ops import top_k_of_scores
 from fuxi_beta.recommender import Recommender
 from jobs.serving import rules
 from jobs.serving.rules import HeardSongs, ListRule, apply_rules, served_lists
