@@ -123,7 +123,7 @@ def _rows(job: ListJob, bucket: int | None, histories: Histories, facts: Listene
     if len(rest):
         popular = job.rules.lists(job.popularity, _contexts(job, histories.take(rest)), job.k, facts=facts.of(rest))
         made.put(rest, popular)
-    return _table(job, histories.user_id, made, by_model, bucket=bucket)
+    return list_table(job, histories.user_id, made, by_model, bucket=bucket)
 
 
 def _contexts(job: ListJob, histories: Histories) -> "Contexts":
@@ -134,8 +134,10 @@ def _contexts(job: ListJob, histories: Histories) -> "Contexts":
     return Contexts(histories, calendar.request_time(job.ds), ModelConfig(), job.popularity.train, calendar)
 
 
-def _table(job: ListJob, user_id: pa.Array, made: MadeLists, by_model: np.ndarray, *, bucket: int | None) -> pa.Table:
-    """Rows of the table. by_model: bool [B]."""
+def list_table(
+    job: ListJob, user_id: pa.Array, made: MadeLists, by_model: np.ndarray, *, bucket: int | None
+) -> pa.Table:
+    """Lists as rows of a part. by_model: bool [B], whether the model made them; popularity made the others."""
     items, number = made.items.numpy(), len(user_id)
     there = items > 0
     offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
