@@ -70,9 +70,10 @@ def cli() -> None:
     \b
     On a laptop:          fuxi demo
     Every day:            fuxi daily --ds 2026-03-02 --config daily.yaml
-    One stage at a time:  sessionize, train, evaluate, promote, recommend, report (all take --ds)
+    One stage at a time:  sessionize, hits, train, evaluate, promote, recommend, report (all take --ds)
     Look at a list:       fuxi show USER --ds 2026-03-02
     Forget a listener:    fuxi forget USER
+    Tidy the tables:      fuxi maintain
     The paper's tables:   fuxi reproduce ml-1m
 
     Running anything again is safe: finished work of a ds is skipped, unfinished work resumes.
@@ -122,6 +123,7 @@ _stage_command(
     "Logs to sequence shards: validate, quarantine, deduplicate, merge into the last (Spark).",
     _accept_quality,
 )
+_stage_command("hits", "Measure the lists of the day before by what listeners played of them.")
 _stage_command("train", "Fit FuXi-beta on the shards and register it as challenger (Ray Train, TorchRec, MLflow).")
 _stage_command("evaluate", "Measure challenger, champion, popularity and Markov on the same listeners.")
 _stage_command("promote", "Apply the gates and write the model version that serves this ds into the run record.")
@@ -134,12 +136,15 @@ _stage_command("report", "Write the day's self-contained HTML page.")
 @cli.command()
 @click.argument("user")
 @click.option("--ds", required=True, metavar="DATE", help="The day of the list, YYYY-MM-DD.")
+@click.option("--explain", is_flag=True, help="Make the list again and say which songs the rules kept out of it.")
 @_config_options
-def show(user: str, ds: str, config: "Config") -> None:
+def show(user: str, ds: str, explain: bool, config: "Config") -> None:
     """Print one listener's recent plays and list, with titles and artists."""
     from jobs.commands import show as show_job
 
     show_job.render(show_job.show(config, user, parse_ds(ds)))
+    if explain:
+        show_job.render_explanation(show_job.explain(config, user, parse_ds(ds)))
 
 
 @cli.command()
@@ -163,6 +168,19 @@ def forget(users: tuple[str, ...], file: str | None, dry_run: bool, yes: bool, c
             raise InputError("there is no terminal to ask on: give --yes, or --dry-run to see what holds them")
         click.confirm(f"Remove {len(ids):,} listener{'s'[: len(ids) > 1]} from {workspace.uri}, for ever?", abort=True)
     forget_job.render(forget_job.forget(config, ids, dry_run=dry_run))
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Say what would go, change nothing.")
+@_config_options
+def maintain(dry_run: bool, config: "Config") -> None:
+    """Compact the Delta tables, and delete files of versions older than `maintain.retention_hours` (docs/maintain.md).
+
+    `fuxi daily` does it every `maintain.every_days` days.
+    """
+    from jobs.commands import maintain as maintain_job
+
+    maintain_job.render(maintain_job.run(config, dry_run=dry_run), dry_run=dry_run)
 
 
 @cli.command()

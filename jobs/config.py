@@ -176,11 +176,35 @@ class RulesConfig(Section):
         0.25, ge=0, le=1, description="a table of rules with more rows that cannot be used is refused"
     )
 
+    @field_validator("segments")
+    @classmethod
+    def _free_names(cls, segments: dict[str, SegmentRules]) -> dict[str, SegmentRules]:
+        for name in segments:
+            if name in ("", "all", "default"):
+                raise ValueError(f"{name!r} cannot be the name of a segment: tables call everybody so")
+        return segments
+
     def of(self, segment: str) -> "RulesConfig":
         """The rules for a segment; those for everybody if it is not defined."""
         if segment not in self.segments:
             return self
         return self.model_copy(update=self.segments[segment].model_dump(exclude_none=True))
+
+
+class MaintainConfig(Section):
+    """How the Delta tables are kept small; docs/maintain.md."""
+
+    every_days: int = Field(7, ge=0, description="`fuxi daily` does it on every so manieth ds, 7: Sundays; 0: never")
+    retention_hours: int = Field(168, description="versions of tables and files of killed runs stay so long; 48 to 720")
+
+    @field_validator("retention_hours")
+    @classmethod
+    def _no_reader_is_broken(cls, hours: int) -> int:
+        if hours < 48:
+            raise ValueError("readers of yesterday's version and runs in progress need their files: give 48 or more")
+        if hours > 720:
+            raise ValueError("the Delta log knows versions of the last 30 days only: give 720 or less")
+        return hours
 
 
 class ClusterConfig(Section):
@@ -225,6 +249,8 @@ class Config(Section):
     serving: ServingConfig = ServingConfig()  # type: ignore[call-arg]
     recommend: RecommendConfig = RecommendConfig()  # type: ignore[call-arg]
     rules: RulesConfig = RulesConfig()  # type: ignore[call-arg]
+
+    maintain: MaintainConfig = MaintainConfig()  # type: ignore[call-arg]
     cluster: ClusterConfig = ClusterConfig()  # type: ignore[call-arg]
     mlflow: MlflowConfig = MlflowConfig()  # type: ignore[call-arg]
 
@@ -235,14 +261,15 @@ class Config(Section):
     def hashed(self) -> dict[str, Any]:
         """The settings that decide what is computed.
 
-        Where it runs and is stored does not count, nor do bounds that decide only whether a day is refused. A renamed
-        key counts under its old name, so that a day begun with an earlier release can be finished with this one.
+        Where it runs and how it is stored does not count, nor do bounds that decide only whether a day is refused. A
+        renamed key counts under its old name, so that a day begun with an earlier release is finished with this one.
         """
         left_out = {
             "workspace": True,
             "cluster": True,
             "mlflow": True,
             "quality": True,
+            "maintain": True,
             **dict.fromkeys(_NEWER_SECTIONS, True),
             "logs": {"path", "catalogue", "max_rejected_share"},
         }

@@ -1,11 +1,13 @@
 """`fuxi daily`: the stages of one serving day in order, skipping what is done and publishing in spite of failures.
 
-    sessionize -> train -> evaluate -> promote -> recommend -> report
+    sessionize -> hits -> train -> evaluate -> promote -> recommend -> report
 
 A stage whose marker exists for the day's run record is skipped, so running again resumes where it stopped. When
 training or evaluation fails, the champion serves; when the day's input is refused (by
-`stages.quality_gate`, for example), the last good sequences do.
+`stages.quality_gate`, for example), the last good sequences do; no later stage needs the hits of earlier lists.
 Either way the lists of the day are published and the command ends with exit code 3.
+
+After the report of every `maintain.every_days`th ds the tables are tidied (`jobs.tables.maintenance`).
 """
 
 import datetime as dt
@@ -16,11 +18,12 @@ from dataclasses import dataclass, field
 
 from jobs.day import STAGES, Day, Stage, StageResult, run_stage
 from jobs.runtime.console import log
+from jobs.tables.maintenance import maintain
 from pipelines import leases
 from pipelines.errors import BusyError, InputError
 
-OPTIONAL_STAGES = ("train", "evaluate")
-"""Stages without which a day is published by the champion; they are skipped after refused input or failed training."""
+OPTIONAL_STAGES = ("hits", "train", "evaluate")
+"""Stages without which a day is published; those to come are skipped after refused input or failed training."""
 
 
 @dataclass
@@ -56,6 +59,8 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
             if result.failures.keys() & {"sessionize", "train"} and name in OPTIONAL_STAGES:
                 continue
             _run(day, name, stage, result)
+        if maintenance_due(day):
+            _maintain(day)
     result.seconds = dict(day.timings)
     return result
 
@@ -83,6 +88,24 @@ def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:
         log(f"{name} failed; the day goes on without it", error=result.failures[name])
 
 
+def maintenance_due(day: Day) -> bool:
+    """Whether the tables are tidied after this ds."""
+    every = day.config.maintain.every_days
+    return every > 0 and day.ds.toordinal() % every == 0
+
+
+def _maintain(day: Day) -> None:
+    """Tidy the tables. The day is published already, whatever goes wrong here."""
+    try:
+        tables = maintain(day.workspace, day.config.maintain, held=day.path("daily.lock"))
+    except Exception as error:
+        log("maintain failed; the day is published", error=f"{type(error).__name__}: {error}")
+        return
+    removed = sum(table.removed_files for table in tables), sum(table.removed_bytes for table in tables)
+    notes = {table.name: table.note for table in tables if table.note}
+    log("maintain done", removed_files=removed[0], removed_bytes=removed[1], **notes)
+
+
 def serve_stale(day: Day) -> bool:
     """After a refused input: let the last good sequences serve this ds. False if that is off or there are none."""
     earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
@@ -94,4 +117,5 @@ def serve_stale(day: Day) -> bool:
 
 def plan(day: Day) -> list[tuple[str, str]]:
     """What a run would do: each stage with "done" or "to run"."""
-    return [(name, "done" if day.marker(name) and not day.force else "to run") for name in STAGES]
+    stages = [(name, "done" if day.marker(name) and not day.force else "to run") for name in STAGES]
+    return stages + [("maintain", "to run")] * maintenance_due(day)

@@ -4,6 +4,7 @@ import datetime as dt
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypedDict
@@ -17,8 +18,11 @@ from pipelines.errors import InputError
 from pipelines.logs.files import LogFile
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 
-STAGES = ("sessionize", "train", "evaluate", "promote", "recommend", "report")
+STAGES = ("sessionize", "hits", "train", "evaluate", "promote", "recommend", "report")
 """Every stage of a day, in order: `jobs/stages/NAME.py` each."""
+
+LEASES = ("daily", *STAGES)
+"""Leases of a ds; a run that reads or writes the ds holds at least one of them."""
 
 StageResult = dict[str, Any]
 """What a stage returns: figures that fit in JSON."""
@@ -190,6 +194,24 @@ def open_day(
     fixed = config.sequences.model_dump(include={"timezone", "buckets", "user_id_type", "item_id_type"})
     workspace = open_workspace(config.workspace, WorkspaceSpec(**fixed), create=create)
     return Day(config, ds, workspace, force=force, refresh_inputs=refresh_inputs, accept_quality=accept_quality)
+
+
+def lease_uris(workspace: Workspace, ds: dt.date) -> list[str]:
+    """The lock files of a ds."""
+    return [storage.join(workspace.run(ds), f"{name}.lock") for name in LEASES]
+
+
+def running(workspace: Workspace, *, besides: str = "") -> tuple[str, str] | None:
+    """A lease that a run of any day holds at this moment, and its holder; None if no day runs.
+
+    besides: a lease that does not count, because the caller holds it.
+    """
+    locks = [uri for ds in workspace.days("runs") for uri in lease_uris(workspace, ds) if uri != besides]
+    with ThreadPoolExecutor(16) as pool:
+        for uri, holder in zip(locks, pool.map(leases.lease_holder, locks), strict=True):
+            if holder:
+                return uri, holder
+    return None
 
 
 def run_stage(day: Day, name: str, stage: Stage) -> StageResult:

@@ -5,7 +5,7 @@ functions that use it, because most commands open no table.
 """
 
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,6 +17,8 @@ from pipelines.schema import DS, TableSpec
 
 if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
+
+_ATTEMPTS = 3
 
 Row = dict[str, Any]
 """A row of a table, by column name."""
@@ -75,10 +77,18 @@ def overwrite(uri: str, spec: TableSpec, rows: Iterable[Row], where: Mapping[str
     The table is created if there is none. delta-rs refuses rows that have other values in these columns.
     """
     from deltalake import write_deltalake
+    from deltalake.exceptions import CommitFailedError
 
-    table = open_or_create(uri, spec)
     predicate = " AND ".join(f"{column} = '{value}'" for column, value in where.items())
-    write_deltalake(table, pa.Table.from_pylist(list(rows), spec.schema), mode="overwrite", predicate=predicate)
+    replacement = pa.Table.from_pylist(list(rows), spec.schema)
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        table = open_or_create(uri, spec)
+        try:
+            write_deltalake(table, replacement, mode="overwrite", predicate=predicate)
+            break
+        except CommitFailedError:  # of a compaction or another run's rows, which may share files with these
+            if not attempts_left:
+                raise
     return table.version()
 
 
@@ -105,6 +115,62 @@ def append(
         if version(uri) == base:
             raise
         raise BusyError(f"{uri} was extended by another run at the same time ({error}): run again") from None
+
+
+def surplus_files(table: "DeltaTable") -> int:
+    """The files of a table beyond one a partition, which compaction could save."""
+    return max(len(table.file_uris()) - max(len(table.partitions()), 1), 0)
+
+
+def compact(table: "DeltaTable") -> bool:
+    """Write small files again as one a partition, in one commit that changes no row.
+
+    False, and nothing is changed, if another run meanwhile replaced rows that were read.
+    """
+    from deltalake.exceptions import CommitFailedError
+
+    try:
+        table.optimize.compact()
+    except CommitFailedError:
+        return False
+    return True
+
+
+def commits_since_checkpoint(uri: str, table: "DeltaTable") -> int:
+    """Commits that a reader of the table at a URI reads one by one."""
+    newest = storage.join(uri, "_delta_log", "_last_checkpoint")
+    return table.version() - (storage.read_json(newest)["version"] if storage.exists(newest) else -1)
+
+
+def versions_to_keep(table: "DeltaTable", *, since: dt.datetime, named: Collection[int] = ()) -> list[int]:
+    """The versions that were the newest at `since` or later, and those of `named` that the log still has; newest first.
+
+    named: versions that something else refers to.
+    """
+    # Commits made after this line shift the numbers that delta-rs gives to all: one version more is kept then, and the
+    # files of the newest are too young to go.
+    table.update_incremental()
+    kept, recent = [], True
+    for entry in table.history():  # newest first
+        if entry["version"] >= 0 and (recent or entry["version"] in named):
+            kept.append(entry["version"])
+        recent = recent and entry["timestamp"] > since.timestamp() * 1000
+    return kept
+
+
+def files_of_no_version(
+    uri: str, table: "DeltaTable", versions: list[int], *, min_age_hours: int
+) -> list[storage.FileInfo]:
+    """The files below the table at a URI that none of these versions names.
+
+    Files that were written, or removed from the table, within the last `min_age_hours` are left out: they may belong to
+    a commit that is still to come.
+    """
+    paths = table.vacuum(
+        min_age_hours, dry_run=True, enforce_retention_duration=False, full=True, keep_versions=versions
+    )
+    files = storage.file_infos([storage.join(uri, path) for path in sorted(paths)])
+    return [file for file in files if file]  # a file that was deleted is listed as long as the log remembers it
 
 
 def commit_properties(

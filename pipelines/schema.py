@@ -70,6 +70,8 @@ PROTOCOL = "protocol"
 SLICE = "slice"
 METRIC = "metric"
 VALUE = "value"
+POSITION = "position"
+MEASURED_DS = "measured_ds"
 LOWER = "lower"
 UPPER = "upper"
 PASSED = "passed"
@@ -80,6 +82,14 @@ PADDING_INDEX = 0
 
 SOURCE_MODEL, SOURCE_POPULAR = "model", "popular"
 """Values of `source`: the list is the model's, or it is of popular songs."""
+
+SOURCE_DEFAULT = "default"
+"""In the table of hits: the listener had no list and saw the default list."""
+
+EVERY = "all"
+"""In the table of hits: of every segment, of every source."""
+DEFAULT_SEGMENT = "default"
+"""In the table of hits: lists whose `segment` is null."""
 
 MAX_LIST_ITEMS = 1000
 """Songs in a list: the constraint of the table; `recommend.k` is usually far below."""
@@ -211,6 +221,18 @@ _METRICS_COLUMNS = [
 ]
 METRICS_TABLE = TableSpec("metrics", pa.schema(_METRICS_COLUMNS))
 
+_LIST_HITS_COLUMNS = [
+    pa.field(DS, pa.date32(), nullable=False),  # of the lists and of the plays
+    pa.field(SEGMENT, pa.string(), nullable=False),  # EVERY, DEFAULT_SEGMENT or a segment's name
+    pa.field(SOURCE, pa.string(), nullable=False),  # EVERY, SOURCE_MODEL, SOURCE_POPULAR or SOURCE_DEFAULT
+    pa.field(METRIC, pa.string(), nullable=False),  # of `fuxi_beta.evaluation.served`
+    pa.field(POSITION, pa.int32()),  # in the list, 1 is the first; null: of whole lists
+    pa.field(VALUE, pa.float64(), nullable=False),
+    pa.field(LISTENERS, pa.int64(), nullable=False),
+    pa.field(MEASURED_DS, pa.date32(), nullable=False),  # the ds whose histories had the plays
+]
+LIST_HITS_TABLE = TableSpec("list_hits", pa.schema(_LIST_HITS_COLUMNS))
+
 _QUALITY_COLUMNS = [
     pa.field(DS, pa.date32(), nullable=False),
     pa.field(METRIC, pa.string(), nullable=False),  # a statistic of `pipelines.logs.quality.DayStats`
@@ -221,6 +243,12 @@ _QUALITY_COLUMNS = [
     pa.field(ACCEPTED_OVERRIDE, pa.bool_(), nullable=False),  # out of bounds, accepted with --accept-quality
 ]
 QUALITY_TABLE = TableSpec("quality", pa.schema(_QUALITY_COLUMNS))
+
+
+def all_tables(user_id_type: str, item_id_type: str) -> tuple[TableSpec, ...]:
+    """Every Delta table of a workspace with ids of these types."""
+    lists = recommendations_table(user_id_type, item_id_type)
+    return vocabulary_table(item_id_type), lists, METRICS_TABLE, QUALITY_TABLE, LIST_HITS_TABLE
 
 
 def parse_ds(text: str) -> dt.date:

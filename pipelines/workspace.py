@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pipelines import storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
-from pipelines.schema import WORKSPACE_SCHEMA_VERSION, id_type
+from pipelines.schema import WORKSPACE_SCHEMA_VERSION, TableSpec, all_tables, id_type
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,15 @@ class Workspace:
         self.vocabulary = storage.join(self.uri, "vocabulary")  # Delta table: `schema.vocabulary_table`
         self.recommendations = storage.join(self.uri, "recommendations")  # Delta table: `schema.recommendations_table`
         self.metrics = storage.join(self.uri, "metrics")  # Delta table: `schema.METRICS_TABLE`
+        self.list_hits = storage.join(self.uri, "list_hits")  # Delta table: `schema.LIST_HITS_TABLE`
         self.quality = storage.join(self.uri, "quality")  # Delta table: `schema.QUALITY_TABLE`
         self.forgotten = storage.join(self.uri, "forgotten")  # folder of the hashes of forgotten listeners
+        self.forget_lock = storage.join(self.forgotten, "forget.lock")  # lease of who deletes what was published
+
+    def tables(self) -> list[tuple[str, TableSpec]]:
+        """Every Delta table, whether it is there yet or not: its URI and its specification."""
+        specs = all_tables(self.spec.user_id_type, self.spec.item_id_type)
+        return [(storage.join(self.uri, spec.name), spec) for spec in specs]
 
     def sequences(self, ds: dt.date) -> str:
         """Folder of the shards of one ds."""

@@ -14,6 +14,8 @@ RANK_LIMIT = 2500
 """Leave one out: a rank beyond this counts as the next one (the authors' evaluation keeps no more)."""
 RANK_AT = (10, 50)
 """Cut-offs of leave one out, the paper's protocol."""
+SERVED = "served_"
+"""Prefix of the names of metrics of lists as listeners get them, under list rules; without it they are of raw lists."""
 
 
 @dataclass(frozen=True)
@@ -104,21 +106,21 @@ def _columns(at: Sequence[int]) -> Iterator[tuple[str, Metric, int]]:
 
 def metric_of(column: str) -> Metric:
     """The metric of a name in tables. One that is not in METRICS (of an older table) is titled by its name."""
-    name = column.partition("_")[0]
+    name = column.removeprefix(SERVED).partition("_")[0]
     return METRICS.get(name, Metric(name.capitalize(), more_is_better=False))
 
 
 def metric_title(column: str) -> str:
     """A name in tables as people read it.
 
-    >>> metric_title("ndcg_30"), metric_title("coverage_30"), metric_title("mrr")
+    >>> metric_title("ndcg_30"), metric_title("served_coverage_30"), metric_title("mrr")
     ('NDCG@30', 'Coverage@30', 'MRR')
     """
-    at = column.partition("_")[2]
+    at = column.removeprefix(SERVED).partition("_")[2]
     return metric_of(column).title + (f"@{at}" if at else "")
 
 
 def metric_order(column: str) -> tuple[int, int, str]:
     """A sort key of names in tables: the order of METRICS, then by cut-off."""
-    name, _, at = column.partition("_")
+    name, _, at = column.removeprefix(SERVED).partition("_")
     return list(METRICS).index(name) if name in METRICS else len(METRICS), int(at) if at.isdigit() else 0, column

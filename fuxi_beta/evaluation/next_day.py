@@ -13,16 +13,13 @@ import pyarrow as pa
 import torch
 
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
-from fuxi_beta.evaluation.metrics import RankedLists, list_metrics
+from fuxi_beta.evaluation.metrics import SERVED, RankedLists, list_metrics
 from fuxi_beta.evaluation.protocol import Contexts, ListMaker, Means, Metrics, Progress, Result, raw_lists
 from fuxi_beta.recommender import Recommender
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.errors import InputError
 from pipelines.histories.histories import Histories
 from pipelines.histories.shards import Manifest
-
-SERVED = "served_"
-"""Prefix of the metrics of lists as listeners get them."""
 
 
 @dataclass(frozen=True)

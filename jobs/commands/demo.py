@@ -78,9 +78,20 @@ def print_screen(config: Config, results: list[DayResult], synth_seconds: float,
         highlight=False,
         soft_wrap=True,
     )
+    for measured in (day for result in results for day in result.stages.get("hits", {}).get("days", ())):
+        console.print(_hits_line(measured), highlight=False, soft_wrap=True)
     for result in results:
         for stage, message in result.failures.items():
             console.print(f"[red]{result.ds} {stage} failed:[/red] {message}")
+
+
+def _hits_line(measured: dict[str, float]) -> str:
+    """What listeners did with the lists of a day, from the result of the stage hits."""
+    hit_rate = next((value for name, value in measured.items() if name.startswith("hr_")), 0.0)
+    return (
+        f"Hits     {measured['ds']}: {hit_rate:.1%} of {measured['played']:,} listeners who played then "
+        f"played a song of their list; {measured['skips']:,} listed songs were only skipped"
+    )
 
 
 def pick_listener(config: Config, ds: dt.date) -> str:

@@ -9,7 +9,6 @@ import contextlib
 import datetime as dt
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -17,7 +16,7 @@ import pyarrow as pa
 from jobs.commands import forget_stores
 from jobs.commands.forget_stores import Removal, Store
 from jobs.config import Config
-from jobs.day import STAGES
+from jobs.day import lease_uris, running
 from jobs.runtime.console import Advance, log, progress
 from jobs.serving.listener import parse_user
 from pipelines import leases, storage
@@ -28,8 +27,6 @@ from pipelines.forget.quarantine import erase_from_quarantine
 from pipelines.schema import USER_ID, id_type
 from pipelines.workspace import Workspace, open_workspace
 
-LOCKS = ("daily", *STAGES)
-"""Leases of a ds; a run that reads or writes the ds holds at least one of them."""
 PURPOSE = "fuxi forget"
 _FOLDERS = ("sequences", "recommendations", "quarantine", "reports", "reproduce")
 _PASSES = 3
@@ -81,7 +78,7 @@ def forget(config: Config, ids: pa.Array, *, dry_run: bool = False) -> ForgetRes
         result.stores = _count_unlisted(removal) | _count_stores(removal)
         result.found = int(listeners.found.sum())
         return result
-    with leases.lease(storage.join(workspace.forgotten, "forget.lock"), purpose=PURPOSE):
+    with leases.lease(workspace.forget_lock, purpose=PURPOSE):
         require_idle(workspace)
         result.recorded = blocklist.add(workspace.forgotten, ids)
         result.stores = _count_unlisted(removal)
@@ -95,13 +92,9 @@ def forget(config: Config, ids: pa.Array, *, dry_run: bool = False) -> ForgetRes
 def lock_day(workspace: Workspace, ds: dt.date) -> Iterator[None]:
     """Hold every lease of a ds. BusyError if a run holds one of them."""
     with contextlib.ExitStack() as stack:
-        for uri in _locks(workspace, ds):
+        for uri in lease_uris(workspace, ds):
             stack.enter_context(leases.lease(uri, purpose=PURPOSE))
         yield
-
-
-def _locks(workspace: Workspace, ds: dt.date) -> list[str]:
-    return [storage.join(workspace.run(ds), f"{name}.lock") for name in LOCKS]
 
 
 def require_idle(workspace: Workspace) -> None:
@@ -110,11 +103,9 @@ def require_idle(workspace: Workspace) -> None:
     A run takes its lease before it reads what earlier days published. So a run that starts after this check reads
     what was published before it, and none of the files that are deleted afterwards.
     """
-    locks = [uri for ds in workspace.days("runs") for uri in _locks(workspace, ds)]
-    with ThreadPoolExecutor(16) as pool:
-        for uri, holder in zip(locks, pool.map(leases.lease_holder, locks), strict=True):
-            if holder:
-                raise BusyError(f"{uri} is held by another run ({holder}): run `fuxi forget` again when it has ended")
+    if run := running(workspace):
+        uri, holder = run
+        raise BusyError(f"{uri} is held by another run ({holder}): run `fuxi forget` again when it has ended")
 
 
 def _count_unlisted(removal: Removal) -> dict[str, Matches]:

@@ -1,22 +1,91 @@
-"""`fuxi show`: one listener's recent plays and list of a day, with titles and artists."""
+"""`fuxi show`: one listener's recent plays and list of a day, with titles and artists, and why songs are not in it."""
 
 import datetime as dt
+from collections import Counter
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from jobs.config import Config
 from jobs.day import Day
-from jobs.serving.listener import ServedListener, served_listener
-from pipelines.schema import COMPLETION, SCORE
+from jobs.serving.catalogue import titles
+from jobs.serving.listener import ServedListener, named, parse_user, served_listener, stored_history
+from pipelines.histories.histories import Histories
+from pipelines.schema import COMPLETION, ITEM_ID, SCORE, id_type
 from pipelines.workspace import open_workspace
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fuxi_beta.recommender import Recommender
+
+PASSED_OVER = 40
+"""Songs that `--explain` lists."""
+
 
 def show(config: Config, user: str, ds: dt.date) -> ServedListener:
     """A listener's recent plays and the list of `ds`. Raises InputError if nothing is published for `ds`."""
     return served_listener(Day(config, ds, open_workspace(config.workspace)), user)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Songs that are better ranked than the last of a list, but not in it."""
+
+    songs: list[dict[str, Any]]  # best first: item_id, title, artist, score, rule
+    changed: bool  # whether the rules would make another list now than they did then
+
+
+def explain(config: Config, user: str, ds: dt.date) -> Explanation:
+    """Make a listener's list of `ds` again, with the same model and rules, and say what the rules kept out of it."""
+    from jobs.serving.make_lists import contexts_of
+    from jobs.serving.rules.explain import passed_over
+    from jobs.stages.recommend import list_job
+
+    day = Day(config, ds, open_workspace(config.workspace))
+    user_id = parse_user(user, day.workspace.spec.user_id_type, f"user {user!r}")
+    job = list_job(day)
+    history = stored_history(day, user_id)
+    if history is None:
+        history = Histories.without_plays(pa.array([user_id], id_type(day.workspace.spec.user_id_type)))
+    contexts = contexts_of(job, history.before(job.cut))
+    recommender: Recommender = job.popularity
+    if job.model is not None and bool(contexts.batch(job.model).lengths[0] > 0):
+        recommender = job.model
+    made = job.rules.lists(recommender, contexts, job.k)
+    found = passed_over(job.rules, recommender, contexts, made, 0)
+    ids = job.item_ids.take(pa.array([each.item - 1 for each in found], pa.int64())).to_pylist()
+    names = titles(day, ids)
+    songs = [
+        named({ITEM_ID: item, SCORE: each.score, "rule": each.rule}, names)
+        for item, each in zip(ids, found, strict=True)
+    ]
+    listed = job.item_ids.take(pa.array(made.items[0][made.items[0] > 0].numpy() - 1)).to_pylist()
+    return Explanation(songs, changed=listed != [item[ITEM_ID] for item in served_listener(day, user)["items"]])
+
+
+def render_explanation(explanation: Explanation, console: "Console | None" = None) -> None:
+    """Print the songs passed over, and how many each rule kept out."""
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    console = console or Console()
+    counts = Counter(song["rule"] for song in explanation.songs)
+    said = ", ".join(f"{rule} {count}" for rule, count in counts.most_common()) or "none"
+    console.print(Text(f"Better-ranked songs that are not listed: {said}", style="bold"))
+    text = partial(Column, overflow="ellipsis", no_wrap=True)
+    songs = Table(text("Title"), text("Artist"), Column("Score", justify="right"), Column("Rule", no_wrap=True))
+    for song in explanation.songs[:PASSED_OVER]:
+        songs.add_row(Text(song["title"]), Text(song["artist"]), f"{song[SCORE]:.3f}", song["rule"])
+    if explanation.songs:
+        console.print(songs)
+    if len(explanation.songs) > PASSED_OVER:
+        console.print(f"and {len(explanation.songs) - PASSED_OVER} more")
+    if explanation.changed:
+        console.print("The rules, or what they know, have changed since: they would make another list now.")
 
 
 def render(shown: ServedListener, console: "Console | None" = None) -> None:

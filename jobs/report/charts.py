@@ -77,31 +77,57 @@ def loss_chart(curve: Sequence[Sequence[float]], *, epochs: int | None = None) -
     return Chart(_svg("loss", label, draw))
 
 
-def trend_chart(trend: Mapping[str, Mapping[dt.date, float]], *, labels: Mapping[str, str]) -> Chart | None:
+def trend_chart(
+    trend: Mapping[str, Mapping[dt.date, float]], *, labels: Mapping[str, str], name: str = "trend"
+) -> Chart | None:
     """A metric over days, a line a recommender. trend: name -> ds -> value; None without a finite value.
 
-    labels: name -> what the legend says; its order fixes colours, so a missing recommender shifts none.
+    labels: name -> what the legend says; its order fixes colours, so a missing recommender shifts none. name: of the
+    chart, one of its own for each on a page.
     """
     days = sorted({ds for values in trend.values() for ds, value in values.items() if _finite(value)})
     if not days:
         return None
     lines = {
-        name: Line(label, n % 6 + 1, STROKES[n % 3]) for n, (name, label) in enumerate(labels.items()) if name in trend
+        key: Line(label, n % 6 + 1, STROKES[n % 3]) for n, (key, label) in enumerate(labels.items()) if key in trend
     }
     every_day = range(days[0].toordinal(), days[-1].toordinal() + 1)
 
     def draw(axes: "Axes") -> None:
-        for name, line in reversed(lines.items()):  # the first name's line lies on top
-            values = [trend[name].get(dt.date.fromordinal(day), math.nan) for day in every_day]
+        for key, line in reversed(lines.items()):  # the first name's line lies on top
+            values = [trend[key].get(dt.date.fromordinal(day), math.nan) for day in every_day]
             _draw_line(axes, every_day, values, line, marker="o")
         _day_axis(axes, every_day)
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
 
     newest = "; ".join(
-        f"{line.label} {trend[name][days[-1]]:.3f}" for name, line in lines.items() if days[-1] in trend[name]
+        f"{line.label} {trend[key][days[-1]]:.3f}" for key, line in lines.items() if days[-1] in trend[key]
     )
     label = f"{len(days)} days from {days[0]} to {days[-1]}; on the last: {newest}"
-    return Chart(_svg("trend", label, draw), tuple(lines.values()))
+    return Chart(_svg(name, label, draw), tuple(lines.values()))
+
+
+def position_chart(hits: Mapping[int, float], skips: Mapping[int, float]) -> Chart | None:
+    """Hits and skips at each position of the lists, side by side. None if there are neither.
+
+    hits, skips: position, 1 is the first -> count.
+    """
+    positions = sorted(hits.keys() | skips.keys())
+    if not any((*hits.values(), *skips.values())):
+        return None
+    bars = {Line("hits", 1): (hits, -0.2), Line("skips", 2): (skips, 0.2)}
+
+    def draw(axes: "Axes") -> None:
+        for line, (counts, shift) in bars.items():
+            places = [position + shift for position in positions]
+            axes.bar(places, [counts.get(position, 0) for position in positions], 0.4, color=SERIES[line.series - 1])
+        axes.locator_params(integer=True)
+        axes.set_xlim(positions[0] - 0.7, positions[-1] + 0.7)
+        axes.set_xlabel("position in the list")
+
+    totals = ", ".join(f"{sum(counts.values()):,.0f} {line.label}" for line, (counts, _) in bars.items())
+    label = f"{totals} at positions {positions[0]} to {positions[-1]}; {hits.get(1, 0):,.0f} hits at the first"
+    return Chart(_svg("positions", label, draw), tuple(bars))
 
 
 def panel_chart(panels: Sequence[Panel]) -> Chart | None:

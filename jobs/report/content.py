@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from fuxi_beta.evaluation.metrics import metric_of, metric_order, metric_title
+from fuxi_beta.evaluation.metrics import SERVED, metric_of, metric_order, metric_title
 from jobs.day import STAGES, Day, StageMarker, StageResult
 from jobs.report.charts import loss_chart, temporal_chart, trend_chart
 from jobs.report.examples import example_lists
+from jobs.report.hits import hits_section
 from jobs.report.quality import quality_lines, trailing_chart
 from pipelines import delta_tables, storage
 from pipelines.schema import DS, METRIC, MODEL_VERSION, PROTOCOL, SLICE, VALUE
@@ -86,6 +87,7 @@ def content(day: Day) -> dict[str, Any]:
         "temporal": temporal_chart(train.get("temporal", ())),
         "trend": trend_chart(trend, labels=RECOMMENDERS),
         "trend_days": len({ds for values in trend.values() for ds in values}),
+        "hits": hits_section(day, days=TREND_DAYS),
         "examples": examples,
         "no_examples": no_examples,
     }
@@ -129,9 +131,9 @@ def _missing_stages(day: Day, results: Results) -> list[str]:
         why = _sentence(day.failure("sessionize") or "no reason was noted")
         notes.append(f"The input of this day was refused; the sequences of {day.sequences_ds} serve, {age}. {why}")
         notes.append("Training and evaluation were skipped: there is no new sequence to learn from.")
-    expected = [name for name in SHOWN_STAGES if not (stale and name in ("sessionize", "train", "evaluate"))]
+    expected = [name for name in SHOWN_STAGES if not (stale and name in ("sessionize", "hits", "train", "evaluate"))]
     for name in expected:
-        if name in results:
+        if name in results or (name == "hits" and day.failure(name) is None):  # days of earlier releases lack it
             continue
         if name == "evaluate" and "train" not in results:
             notes.append("Evaluation was skipped: there is no newly trained model.")
@@ -153,18 +155,26 @@ def headline_metric(wanted: str, metrics: Mapping[str, Mapping[str, Mapping[str,
 
 
 def metric_tables(measured: Mapping[str, Any], headline: str) -> list[dict[str, Any]]:
-    """The table of metrics; with more than eight columns two, the second with other cut-offs than the headline's.
+    """The tables of metrics of raw lists, and of lists as served where they were measured.
 
-    Each has columns (metric names) and groups, one a slice: title, listeners, and rows of a recommender's name and its
+    With more than eight columns there are two of each, the second with other cut-offs than the headline's. Each has a
+    title, columns (metric names) and groups, one a slice: title, listeners, and rows of a recommender's name and its
     cells. A cell is a value and whether it is the best of its group.
     """
     metrics = measured.get("metrics", {})
     names = {name for slices in metrics.values() for values in slices.values() for name in values}
-    columns = sorted(names, key=lambda name: (name != headline, metric_order(name)))
+    raw = sorted((n for n in names if not n.startswith(SERVED)), key=lambda n: (n != headline, metric_order(n)))
+    served = sorted(names - set(raw), key=lambda n: (n != f"{SERVED}{headline}", metric_order(n)))
     at = headline.partition("_")[2]
-    first = [column for column in columns if len(columns) <= MAX_COLUMNS or column.partition("_")[2] in (at, "")]
-    rest = [column for column in columns if column not in first]
-    return [_metric_table(measured, columns) for columns in (first, rest) if columns]
+    tables = []
+    for kind, columns in (("", raw), (", as served under the list rules", served)):
+        plain = {name: name.removeprefix(SERVED) for name in columns}
+        few = len(columns) <= MAX_COLUMNS
+        first = [name for name, metric in plain.items() if few or metric.partition("_")[2] in (at, "")]
+        rest = [name for name in columns if name not in first]
+        titled = ((f"Metrics{kind}", first), (f"Metrics at other cut-offs{kind}", rest))
+        tables += [{"title": title} | _metric_table(measured, some) for title, some in titled if some]
+    return tables
 
 
 def _metric_table(measured: Mapping[str, Any], columns: list[str]) -> dict[str, Any]:

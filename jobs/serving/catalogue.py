@@ -44,9 +44,10 @@ def titles(day: Day, item_ids: Iterable[Any]) -> Titles:
 
 
 def catalogue_files(day: Day) -> Sequence[str]:
-    """URIs of the catalogue's files: those of the run record, else those that `logs.catalogue` has now."""
+    """URIs of the catalogue: the files of the run record; if there are none, or not any more, what is there now."""
     frozen = [file.uri for file in day.record.catalogue_files] if day.has_record else []
-    if frozen or not day.config.logs.catalogue:
+    still_there = bool(frozen) and all(storage.file_infos(frozen))
+    if still_there or not day.config.logs.catalogue:
         return frozen
     return [file.uri for file in storage.list_files(storage.absolute(day.config.logs.catalogue))]
 

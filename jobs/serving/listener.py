@@ -5,6 +5,7 @@ import re
 from typing import Any, TypedDict
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -13,11 +14,11 @@ from jobs.serving.catalogue import Titles, read_vocabulary, titles
 from jobs.tables.recommendations import published_days, read_list
 from pipelines.errors import InputError
 from pipelines.histories.buckets import user_bucket
+from pipelines.histories.histories import Histories
 from pipelines.histories.shards import read_manifest
 from pipelines.schema import (
     COMPLETION,
     ITEM_ID,
-    ITEM_INDEX,
     ITEMS,
     MODEL_VERSION,
     SOURCE,
@@ -66,8 +67,8 @@ def served_listener(day: Day, user: str) -> ServedListener:
         model_version=row[MODEL_VERSION],
         stale_days=row[STALE_DAYS],
         timezone=workspace.spec.timezone,
-        recent=[_named(play, names) for play in recent],
-        items=[_named({"rank": n, **item}, names) for n, item in enumerate(row[ITEMS], start=1)],
+        recent=[named(play, names) for play in recent],
+        items=[named({"rank": n, **item}, names) for n, item in enumerate(row[ITEMS], start=1)],
     )
 
 
@@ -80,8 +81,8 @@ def parse_user(text: str, user_id_type: str, source: str) -> int | str:
     raise InputError(f"{source} is not an int64 id: this workspace's listeners have numbers")
 
 
-def recent_plays(day: Day, user_id: int | str) -> list[dict[str, Any]]:
-    """The newest stored plays of a listener, newest first; none if the listener has no history."""
+def stored_history(day: Day, user_id: int | str) -> Histories | None:
+    """The stored history of a listener; None if there is none."""
     manifest = read_manifest(day.workspace.sequences(day.sequences_ds if day.has_record else day.ds))
     wanted = pa.scalar(user_id, id_type(manifest.user_id_type))
     bucket = int(user_bucket(pa.array([user_id], wanted.type), manifest.buckets)[0])
@@ -89,23 +90,27 @@ def recent_plays(day: Day, user_id: int | str) -> list[dict[str, Any]]:
         for group in range(len(file.row_groups)):
             place = pc.index(manifest.read(file, group, [USER_ID])[USER_ID], wanted).as_py()
             if place >= 0:
-                history = manifest.read(file, group, [ITEM_INDEX, TIMESTAMP, COMPLETION]).slice(place, 1)
-                return _plays(day, history.to_pylist()[0])
-    return []
+                return manifest.histories(file, group).take(np.array([place]))
+    return None
 
 
-def _plays(day: Day, history: dict[str, list[int]]) -> list[dict[str, Any]]:
-    """The newest plays of a row of a shard, newest first."""
+def recent_plays(day: Day, user_id: int | str) -> list[dict[str, Any]]:
+    """The newest stored plays of a listener, newest first; none if the listener has no history."""
+    history = stored_history(day, user_id)
+    if history is None:
+        return []
     zone, item_ids, plays = ZoneInfo(day.workspace.spec.timezone), read_vocabulary(day)[ITEM_ID], []
-    newest = list(zip(history[ITEM_INDEX], history[TIMESTAMP], history[COMPLETION], strict=True))[-RECENT_PLAYS:]
-    for index, timestamp, completion in reversed(newest):
+    columns = (
+        column[-RECENT_PLAYS:].tolist() for column in (history.item_index, history.timestamp, history.completion)
+    )
+    for index, timestamp, completion in reversed(list(zip(*columns, strict=True))):
         time = dt.datetime.fromtimestamp(timestamp, zone).isoformat(sep=" ", timespec="minutes")[:16]
         item_id = item_ids[index - 1].as_py()
         plays.append({ITEM_ID: item_id, TIMESTAMP: timestamp, "time": time, COMPLETION: completion})
     return plays
 
 
-def _named(song: dict[str, Any], names: Titles) -> dict[str, Any]:
+def named(song: dict[str, Any], names: Titles) -> dict[str, Any]:
     """The song with its title and artist; without a catalogue row its id stands for the title."""
     title, artist = names.get(song[ITEM_ID], ("", ""))
     return {**song, "title": title or str(song[ITEM_ID]), "artist": artist}

@@ -111,22 +111,22 @@ def _active(job: ListJob, histories: Histories) -> Iterator[Histories]:
 
 def _rows(job: ListJob, bucket: int | None, histories: Histories, facts: ListenerFacts | None = None) -> pa.Table:
     """Rows of the table for some listeners. facts: what is known of them, if not what the rules know."""
-    contexts = _contexts(job, histories)
+    contexts = contexts_of(job, histories)
     facts = facts or job.rules.listeners.facts(histories.user_id)
     by_model = np.zeros(len(histories), bool)
     if job.model is not None:
         made = job.rules.lists(job.model, contexts, job.k, facts=facts)
         by_model = contexts.batch(job.model).lengths.numpy() > 0
     else:
-        made = MadeLists.empty_of(facts.segment, job.k)
+        made = MadeLists.empty_of(facts, job.k)
     rest = np.flatnonzero(~by_model)
     if len(rest):
-        popular = job.rules.lists(job.popularity, _contexts(job, histories.take(rest)), job.k, facts=facts.of(rest))
+        popular = job.rules.lists(job.popularity, contexts_of(job, histories.take(rest)), job.k, facts=facts.of(rest))
         made.put(rest, popular)
     return list_table(job, histories.user_id, made, by_model, bucket=bucket)
 
 
-def _contexts(job: ListJob, histories: Histories) -> "Contexts":
+def contexts_of(job: ListJob, histories: Histories) -> "Contexts":
     """Listeners who request their lists at the request hour of ds."""
     from fuxi_beta.evaluation.protocol import Contexts
 

@@ -20,8 +20,7 @@ from jobs.runtime.console import log
 from jobs.serving.rule_tables import Named, RuleTable, read_rule_table
 from jobs.serving.rules import ListenerFacts, Listeners
 from jobs.serving.rules.facts import DEFAULT_SEGMENT, SongFacts
-from jobs.tables.recommendations import lists_of_bucket
-from pipelines import delta_tables
+from jobs.tables.published_lists import PublishedLists, published_lists
 from pipelines.histories.buckets import user_bucket
 from pipelines.histories.histories import gather, offsets_of, user_array
 from pipelines.schema import (
@@ -84,14 +83,13 @@ NONE = ByListener(np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.i
 class StoredListeners(Listeners):
     """Listeners of a workspace, as they are known for the lists of a day."""
 
-    lists_uri: str
-    lists_version: int | None  # of the table; None: there is none
-    days: list[dt.date]  # whose lists count
+    lists: list[PublishedLists]  # of the days that count
     buckets: int
     item_ids: pa.Array
     dislikes: "Dislikes"
     segments: tuple[str, ...]
     segment_of: ByListener  # number of the segment
+    undefined: int = 0
 
     def __post_init__(self) -> None:
         self._bucket: tuple[int, ByListener] | None = None
@@ -106,11 +104,8 @@ class StoredListeners(Listeners):
         return ListenerFacts(segment, self._listed(user_id, users), *disliked)
 
     def _listed(self, user_id: pa.Array, users: np.ndarray) -> Pairs:
-        if self.lists_version is None or not self.days:
-            nothing = torch.zeros(0, dtype=torch.int64)
-            return nothing, nothing
-        bucket = user_bucket(user_id, self.buckets)
-        parts = []
+        parts = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))]
+        bucket = user_bucket(user_id, self.buckets) if self.lists else np.zeros(0, np.int64)
         for number in np.unique(bucket):
             rows = np.flatnonzero(bucket == number)
             found, songs = self._lists_of(int(number)).pairs(users[rows])
@@ -119,8 +114,7 @@ class StoredListeners(Listeners):
 
     def _lists_of(self, bucket: int) -> ByListener:
         if self._bucket is None or self._bucket[0] != bucket:
-            assert self.lists_version is not None
-            rows = lists_of_bucket(self.lists_uri, self.lists_version, self.days, bucket)
+            rows = pa.concat_tables([lists.read(bucket) for lists in self.lists])
             self._bucket = bucket, _songs_by_listener(rows, self.item_ids)
         return self._bucket[1]
 
@@ -135,24 +129,19 @@ def _songs_by_listener(lists: pa.Table, item_ids: pa.Array) -> ByListener:
     return ByListener.of(users[known], songs.drop_null().to_numpy(zero_copy_only=False).astype(np.int64) + 1)
 
 
-def stored_listeners(
-    day: Day, ds: dt.date, item_ids: pa.Array, songs: SongFacts, *, lists_version: int | None = None
-) -> StoredListeners:
-    """Listeners as they are known for the lists of `ds`. lists_version: of the table of lists, by default the latest.
-
-    Raises InputError if a table of `rules` cannot be used.
-    """
+def stored_listeners(day: Day, ds: dt.date, item_ids: pa.Array, songs: SongFacts) -> StoredListeners:
+    """Listeners as they are known for the lists of `ds`. InputError if a table of `rules` cannot be used."""
     config, workspace = day.config.rules, day.workspace
-    table = delta_tables.open_table(workspace.recommendations) if lists_version is None else None
+    segment_of, undefined = _segments(config, id_type(workspace.spec.user_id_type))
+    days = [ds - dt.timedelta(days=back) for back in range(config.listed_days, 0, -1)]
     return StoredListeners(
-        lists_uri=workspace.recommendations,
-        lists_version=table.version() if table is not None else lists_version,
-        days=[ds - dt.timedelta(days=back) for back in range(config.listed_days, 0, -1)],
+        lists=[lists for lists in published_lists(workspace, days) if lists.files],
         buckets=workspace.spec.buckets,
         item_ids=item_ids,
         dislikes=_dislikes(day, ds, Named(item_ids, songs.artist_ids)),
         segments=tuple(config.segments),
-        segment_of=_segments(config, id_type(workspace.spec.user_id_type)),
+        segment_of=segment_of,
+        undefined=undefined,
     )
 
 
@@ -195,11 +184,11 @@ def _disliked(table: RuleTable, subject: np.ndarray, time: int) -> ByListener:
     return ByListener.of(user_array(rows[USER_ID].take(pa.array(holds))), subject[holds])
 
 
-def _segments(config: RulesConfig, user: pa.DataType) -> ByListener:
-    """The segment of each listener of `rules.listeners`; one that is not defined is the default, and is counted."""
+def _segments(config: RulesConfig, user: pa.DataType) -> tuple[ByListener, int]:
+    """The segment of each listener of `rules.listeners`, and how many have one that is not defined."""
     names = tuple(config.segments)
     if not config.listeners:
-        return NONE
+        return NONE, 0
     table = read_rule_table("rules.listeners", config.listeners, [USER_ID, SEGMENT], [])
     table.use_ids(USER_ID, user)
     table.need_one_of(USER_ID)
@@ -214,4 +203,4 @@ def _segments(config: RulesConfig, user: pa.DataType) -> ByListener:
     users = user_array(table.rows[USER_ID].filter(pa.array(known)))
     by_listener = ByListener.of(users, number.drop_null().to_numpy().astype(np.int64))
     last = by_listener.offsets[1:] - 1  # of several rows of a listener the last one counts
-    return ByListener(by_listener.users, np.arange(len(last) + 1), by_listener.values[last])
+    return ByListener(by_listener.users, np.arange(len(last) + 1), by_listener.values[last]), len(strange)

@@ -83,7 +83,12 @@ def _audited_result(
             f"the lists of {day.ds} failed the audit, nothing is published: {'; '.join(failed)}: "
             "find the cause, or change recommend.* in the configuration"
         )
-    return {**asdict(summary), MODEL_VERSION: job.model_version, "audit": [asdict(check) for check in checks]}
+    return {
+        **asdict(summary),
+        MODEL_VERSION: job.model_version,
+        "undefined_segments": job.rules.listeners.undefined,
+        "audit": [asdict(check) for check in checks],
+    }
 
 
 def list_job(day: Day) -> ListJob:

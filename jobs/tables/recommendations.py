@@ -4,15 +4,13 @@ Columns, partition and constraint are `schema.recommendations_table`; docs/outpu
 
 Tasks write `ds=D/part-<uuid>.parquet` below the table. Readers see none of them until the driver commits all parts of
 a day in one transaction that replaces exactly that day. Parts of a run that was killed are in no commit:
-`DeltaTable.vacuum(full=True)` removes them.
+`jobs.tables.maintenance` removes them.
 """
 
 import datetime as dt
 import hashlib
 import json
-import re
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.tables.audit import ListCounts, count_lists
+from jobs.tables.published_lists import bucket_named, part_name
 from pipelines import delta_tables, storage
 from pipelines.delta_tables import Row
 from pipelines.errors import InputError
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from deltalake.transaction import AddAction, RemoveAction
 
 _ROW_GROUP_ROWS = 65_536
-_BUCKET_PART = re.compile(r"/part-([0-9]+)-[^/]*$")
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,7 @@ def write_part(table_uri: str, ds: dt.date, rows: pa.Table) -> ListPart:
     rows: columns of `recommendations_table` without ds, sorted by user_id within a bucket. The name of a part of one
     bucket has its number.
     """
-    buckets = pc.unique(rows[BUCKET]).to_pylist()
-    bucket = f"{buckets[0]}-" if len(buckets) == 1 and buckets[0] is not None else ""
-    path = f"{DS}={ds}/part-{bucket}{uuid.uuid4().hex}.parquet"
+    path = f"{DS}={ds}/{part_name(pc.unique(rows[BUCKET]).to_pylist())}"
     sink = pa.BufferOutputStream()
     statistics = [name for name in rows.column_names if name not in (USER_ID, ITEMS)]
     pq.write_table(rows, sink, compression="zstd", row_group_size=_ROW_GROUP_ROWS, write_statistics=statistics)  # type: ignore[arg-type]
@@ -203,28 +199,9 @@ def listeners_before(table: "DeltaTable", ds: dt.date) -> tuple[dt.date, int] | 
     if not latest.is_valid:
         return None
     fragments = table.to_pyarrow_dataset().get_fragments(filter=pc.field(DS) == latest)
-    unnamed = [fragment for fragment in fragments if not _BUCKET_PART.search(fragment.path)]
+    unnamed = [fragment for fragment in fragments if bucket_named(fragment.path) is None]
     defaults = sum(fragment.count_rows(filter=pc.field(BUCKET).is_null()) for fragment in unnamed)
     return latest.as_py(), pc.sum(rows.filter(pc.equal(days, latest))).as_py() - defaults
-
-
-def lists_of_bucket(
-    uri: str, version: int, days: Sequence[dt.date], bucket: int, columns: Sequence[str] = (USER_ID, ITEMS)
-) -> pa.Table:
-    """The lists of a bucket's listeners on some days, in a version of the table. Only parts that may hold them are
-    opened."""
-    table = delta_tables.open_table(uri, version)
-    names = [*columns, BUCKET]
-    found = []
-    if table is not None and days:
-        dataset = table.to_pyarrow_dataset()
-        for fragment in dataset.get_fragments(filter=pc.field(DS).isin(list(days))):
-            named = _BUCKET_PART.search(fragment.path)
-            if named is None or int(named[1]) == bucket:
-                found.append(fragment.to_table(schema=dataset.schema, columns=names, filter=pc.field(BUCKET) == bucket))
-    if not found:
-        return pa.table({name: [] for name in columns})
-    return pa.concat_tables(found).select(list(columns))
 
 
 def read_list(workspace: Workspace, ds: dt.date, user_id: int | str | None) -> Row | None:

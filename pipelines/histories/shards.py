@@ -155,6 +155,18 @@ class Manifest(ShardSettings):
             return self._sizes(file, group).select(names)
         return self.histories(file, group).to_table(session_gap_s=self.session_gap_s, columns=names)
 
+    def added_after(self, file: ShardFile, group: int, ds: dt.date) -> Histories | None:
+        """What the days after `ds` wrote of a row group, None if nothing: all plays from ds 00:00 on are in it.
+
+        Plays before are in it, too, where such a day wrote a new base or took in late plays.
+        """
+        places = [(layer, place) for layer, place in self._places(file, group) if self._written_on(layer) > ds]
+        layers = [Histories.from_table(self._row_group(layer, place, HISTORY_COLUMNS)) for layer, place in places]
+        return overlay(layers, max_history=self.max_history) if layers else None
+
+    def _written_on(self, layer: ShardFile | IncrementFile) -> dt.date:
+        return dt.date.fromisoformat(layer.home) if layer.home else self.ds
+
     def layers(self, file: ShardFile, group: int) -> list[Histories]:
         """The base's row group, and what each increment adds to it, oldest first."""
         return [Histories.from_table(table) for table in self._tables(file, group, HISTORY_COLUMNS)]

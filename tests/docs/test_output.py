@@ -19,6 +19,7 @@ SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S))
 DAY = "2026-01-27"  # the second of the fixture's days
 TABLES = {
     "recommendations": 1,
+    "list_hits": 1,
     "metrics": 1,
     "quality": 1,
     "vocabulary": 1,
@@ -158,7 +159,7 @@ def test_every_query_runs_and_the_engines_agree(names: dict[str, Any], known: di
         assert first, f"the queries of {section} find nothing"
         assert set(found) == (set(ENGINES) if section != "quarantine" else {"DuckDB"})
         assert all(rows == first for rows in found.values()), (section, found)
-    assert {section for section, _ in answers} >= {"recommendations", "metrics", "quality", "vocabulary"}
+    assert {section for section, _ in answers} >= {"recommendations", "list_hits", "metrics", "quality", "vocabulary"}
     assert len(answers["recommendations", 0]["DuckDB"]) == 30
     markers = [answer for section, answer in others if section == "Stage markers"]
     trained_for, lists = [answer for section, answer in others if section == "Models"]

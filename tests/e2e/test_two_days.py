@@ -36,6 +36,28 @@ def test_every_active_listener_has_exactly_one_list_of_thirty_unheard_songs(two_
         assert len(items) == 30 or source == "popular" or len(heard[user]) > len(vocabulary) * 0.5
 
 
+def test_the_hits_of_day_one_are_those_of_the_whole_histories_of_day_two(two_days: Any) -> None:
+    request = int(dt.datetime(2026, 1, 26, 8, tzinfo=dt.UTC).timestamp())
+    end = int(dt.datetime(2026, 1, 27, tzinfo=dt.UTC).timestamp())
+    vocabulary = dict(
+        two_days.rows_of(f"select item_index, item_id from read_parquet({two_days.live_files('vocabulary')!r})")
+    )
+    lists = {user: set(items) for user, items, *_ in two_days.lists(DAY_ONE)}
+    manifest = read_manifest(str(two_days.root / "sequences" / f"ds={DAY_TWO}"))
+    listened, found, hits = 0, 0, 0
+    for row in (row for file in manifest.files for row in manifest.read(file).to_pylist()):
+        plays = zip(row["item_index"], row["timestamp"], row["completion"], strict=True)
+        played = {vocabulary[song] for song, time, percent in plays if request <= time < end and percent >= 30}
+        of_list = played & lists.get(row["user_id"], lists[None])
+        listened, found, hits = listened + bool(played), found + bool(of_list), hits + len(of_list)
+    assert two_days.config.train.min_completion == 30
+    (measured,) = two_days.results[1].stages["hits"]["days"]
+    assert (measured["ds"], measured["played"], measured["hits"]) == (str(DAY_ONE), listened, hits)
+    assert measured["hr_30"] == pytest.approx(found / listened, abs=1e-6)
+    assert hits > 0
+    assert two_days.results[0].stages["hits"] == {"days": []}
+
+
 def test_day_two_leaves_the_partition_of_day_one_as_it_was(two_days: Any) -> None:
     assert two_days.lists(DAY_ONE) == two_days.day_one_before_day_two
 

@@ -39,6 +39,7 @@ def test_help_names_every_verb_and_loads_no_engine() -> None:
         "recommend",
         "report",
         "show",
+        "maintain",
         "synth",
         "import",
     ):
@@ -46,7 +47,7 @@ def test_help_names_every_verb_and_loads_no_engine() -> None:
     assert "loaded []" in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["daily", "train", "show", "synth", "import", "doctor", "demo", "config"])
+@pytest.mark.parametrize("verb", ["daily", "train", "show", "maintain", "synth", "import", "doctor", "demo", "config"])
 def test_every_verb_explains_itself(verb: str) -> None:
     done = fuxi(verb, "--help")
     assert done.returncode == 0
@@ -56,6 +57,16 @@ def test_every_verb_explains_itself(verb: str) -> None:
 def test_a_mistyped_key_is_one_line_with_the_nearest_name(tmp_path: Path) -> None:
     line = refusal("daily", "--ds", "2026-03-02", "--workspace", str(tmp_path), "--set", "train.epoch=1")
     assert "did you mean train.epochs?" in line
+
+
+@pytest.mark.parametrize(("hours", "reason"), [(24, "give 48 or more"), (1000, "give 720 or less")])
+def test_a_retention_that_breaks_readers_is_one_line(tmp_path: Path, hours: int, reason: str) -> None:
+    line = refusal("maintain", "--workspace", str(tmp_path), "--set", f"maintain.retention_hours={hours}")
+    assert line.startswith("fuxi: maintain.retention_hours: ") and f"{reason} (found {hours})" in line
+
+
+def test_maintenance_of_no_workspace_is_one_line(tmp_path: Path) -> None:
+    assert "is not a workspace" in refusal("maintain", "--workspace", str(tmp_path))
 
 
 def test_a_future_ds_is_one_line(tmp_path: Path) -> None:

@@ -64,7 +64,10 @@ def test_a_missing_file_is_named() -> None:
 
 def test_the_hash_follows_what_is_computed_not_where(tmp_path: Path) -> None:
     base = load(tmp_path).hash()
-    assert load(tmp_path, overrides=["workspace=/elsewhere", "cluster.train_workers=4"]).hash() == base
+    assert (
+        load(tmp_path, overrides=["workspace=/elsewhere", "cluster.train_workers=4", "maintain.every_days=1"]).hash()
+        == base
+    )
     assert load(tmp_path, overrides=["train.seed=2"]).hash() != base
 
 

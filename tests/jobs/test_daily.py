@@ -7,12 +7,13 @@ import datetime as dt
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from jobs.config import load_config
+from jobs.config import MaintainConfig, load_config
 from jobs.daily import plan, run_day
 from jobs.day import STAGES, Day, Stage, open_day
-from pipelines import storage
+from pipelines import delta_tables, storage
 from pipelines.errors import BusyError, InputError
 
 DS = dt.date(2026, 3, 2)
@@ -78,14 +79,14 @@ def test_force_runs_everything_and_refresh_invalidates_everything(tmp_path: Path
     assert recorder.calls == list(STAGES) * 3
 
 
-@pytest.mark.parametrize("failing", ["train", "evaluate"])
-def test_the_day_is_published_when_training_or_evaluation_fails(tmp_path: Path, failing: str) -> None:
+@pytest.mark.parametrize("failing", ["hits", "train", "evaluate"])
+def test_the_day_is_published_when_hits_training_or_evaluation_fail(tmp_path: Path, failing: str) -> None:
     recorder = Recorder()
     recorder.failing[failing] = RuntimeError("out of memory")
     result = run_day(make_day(tmp_path), recorder.stages())
     assert result.failures == {failing: "RuntimeError: out of memory"}
     assert {"promote", "recommend", "report"} <= result.stages.keys()
-    assert ("evaluate" in recorder.calls) == (failing == "evaluate")
+    assert ("evaluate" in recorder.calls) == (failing != "train")
 
 
 def test_refused_input_is_served_from_the_last_good_sequences_and_tried_again(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_refused_input_is_served_from_the_last_good_sequences_and_tried_again(tm
     result = run_day(day, recorder.stages())
     assert result.degraded
     assert day.stale_days == 2
-    assert "train" not in recorder.calls
+    assert not {"hits", "train"} & set(recorder.calls)
     assert recorder.calls[-2:] == ["recommend", "report"]
     recorder.failing.clear()
     recorder.calls.clear()
@@ -140,9 +141,46 @@ def test_a_plan_says_what_is_left(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         run_day(make_day(tmp_path), recorder.stages())
     states = dict(plan(make_day(tmp_path)))
-    assert [states[name] for name in STAGES] == ["done"] * 3 + ["to run"] * 3
+    assert [states[name] for name in STAGES] == ["done"] * 4 + ["to run"] * 3
 
 
 def test_a_ds_in_the_future_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="in the future"):
         make_day(tmp_path, dt.date.today() + dt.timedelta(days=2))
+
+
+def test_the_tables_are_maintained_on_sundays_after_the_report(tmp_path: Path, capfd: Any) -> None:
+    recorder, sunday = Recorder(), dt.date(2026, 3, 1)
+    run_day(make_day(tmp_path), recorder.stages())
+    assert "maintain" not in capfd.readouterr().err and "maintain" not in dict(plan(make_day(tmp_path)))
+    day = make_day(tmp_path, sunday)
+    for number in range(20):
+        delta_tables.append(
+            day.workspace.metrics,
+            pa.table({"n": [number]}),
+            base=delta_tables.version(day.workspace.metrics),
+            transaction=("test", number),
+            metadata={},
+        )
+    assert plan(day)[-1] == ("maintain", "to run")
+    run_day(day, recorder.stages())
+    lines = capfd.readouterr().err.splitlines()
+    assert "report done" in lines[-2] and "maintain done" in lines[-1]
+    table = delta_tables.open_table(day.workspace.metrics)
+    assert table is not None and len(table.file_uris()) == 1
+
+
+def test_a_day_is_published_whatever_goes_wrong_in_maintenance(tmp_path: Path, capfd: Any) -> None:
+    day = make_day(tmp_path, dt.date(2026, 3, 1))
+    (Path(day.workspace.metrics) / "_delta_log").mkdir(parents=True)
+    (Path(day.workspace.metrics) / "_delta_log" / f"{0:020}.json").write_text("no JSON")
+    result = run_day(day, Recorder().stages())
+    assert not result.degraded and list(result.stages) == list(STAGES)
+    assert "maintain failed; the day is published" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_maintenance_can_be_switched_off(tmp_path: Path, capfd: Any) -> None:
+    day = make_day(tmp_path, dt.date(2026, 3, 1))
+    day.config = day.config.model_copy(update={"maintain": MaintainConfig(every_days=0)})  # type: ignore[call-arg]
+    run_day(day, Recorder().stages())
+    assert "maintain" not in capfd.readouterr().err

@@ -13,12 +13,12 @@ from deltalake.exceptions import DeltaError
 
 from pipelines import delta_tables, schema, storage
 from pipelines.errors import BusyError
-from pipelines.schema import METRICS_TABLE, TableSpec
+from pipelines.schema import LIST_HITS_TABLE, METRICS_TABLE, TableSpec
 from pipelines.workspace import WorkspaceSpec, open_workspace
 
 ONE, TWO, THREE = (dt.date(2026, 3, day) for day in (1, 2, 3))
 LISTS, VOCABULARY = schema.recommendations_table("int64", "string"), schema.vocabulary_table("string")
-SPECS = (VOCABULARY, LISTS, METRICS_TABLE, schema.QUALITY_TABLE)
+SPECS = schema.all_tables("int64", "string")
 
 
 def metric(ds: dt.date, name: str, value: float, protocol: str = "next_day") -> dict[str, Any]:
@@ -46,8 +46,9 @@ def test_a_table_is_created_as_specified_and_opened_as_it_is(spec: TableSpec, tm
 
 def test_every_table_of_a_workspace_is_in_the_folder_of_its_name(tmp_path: Path) -> None:
     workspace = open_workspace(str(tmp_path), WorkspaceSpec())
-    uris = {workspace.vocabulary, workspace.recommendations, workspace.metrics, workspace.quality}
-    assert {storage.join(workspace.uri, spec.name) for spec in SPECS} == uris and len(SPECS) == 4
+    uris = {getattr(workspace, spec.name) for spec in SPECS}
+    assert {uri for uri, _ in workspace.tables()} == uris
+    assert [storage.name(uri) for uri, _ in workspace.tables()] == [spec.name for spec in SPECS]
 
 
 def test_the_constraint_of_the_lists_keeps_its_name_and_is_added_where_it_is_missing(tmp_path: Path) -> None:
@@ -72,6 +73,25 @@ def replace_and_read(uri: str) -> None:
 
 def test_rows_are_replaced_where_their_columns_have_the_given_values(tmp_path: Path) -> None:
     replace_and_read(str(tmp_path / "metrics"))
+
+
+def test_rows_are_replaced_though_the_table_is_compacted_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, opened = str(tmp_path / "metrics"), delta_tables.open_or_create
+    for ds in (ONE, TWO):
+        delta_tables.overwrite(uri, METRICS_TABLE, [metric(ds, "ndcg_30", 0.1)], {"ds": ds})
+    compactions = []
+
+    def open_then_compact(uri: str, spec: TableSpec) -> DeltaTable:
+        table = opened(uri, spec)
+        compactions.append(delta_tables.compact(DeltaTable(uri)) and len(DeltaTable(uri).file_uris()))
+        return table
+
+    monkeypatch.setattr(delta_tables, "open_or_create", open_then_compact)
+    delta_tables.overwrite(uri, METRICS_TABLE, [metric(ONE, "ndcg_30", 0.4)], {"ds": ONE})
+    assert compactions == [1, 1]  # the first attempt lost to a compaction
+    assert values(uri) == [(ONE, "ndcg_30", 0.4), (TWO, "ndcg_30", 0.1)]
 
 
 def test_rows_are_replaced_on_an_object_store(s3: str) -> None:

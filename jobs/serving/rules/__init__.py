@@ -5,7 +5,8 @@
 | `facts`  | what rules know of songs, of listeners and of a request |
 | `rule`   | the rules, one class each, and `list_rules`, which chooses them by the configuration |
 | `greedy` | the walk down a ranking under rules that count, and the order of the songs listed |
-| `lists`  | `ListRules`: the lists of a batch, exact under all rules, and why songs are not in one |
+| `lists`  | `ListRules`: the lists of a batch, exact under all rules |
+| `explain` | which better-ranked songs are not in a list, and by which rule |
 
 Serving, evaluation "as served", the MLflow pyfunc and `fuxi show` all make their lists with `ListRules.lists`, so a
 rule that is added to `list_rules` holds in all of them. Every model version carries this folder.

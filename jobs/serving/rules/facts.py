@@ -3,7 +3,7 @@
 Shapes: `B` listeners, `V` songs and the padding row.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import numpy as np
@@ -102,16 +102,7 @@ class SongFacts:
         return torch.zeros(self.size, dtype=torch.int64) if group is None else group
 
 
-_COLUMNS = (
-    "artist",
-    "work",
-    "released",
-    "available_from",
-    "available_until",
-    "withdrawn",
-    "explicit",
-    "popularity",
-)
+_COLUMNS = tuple(column.name for column in fields(SongFacts) if "Tensor | None" in str(column.type))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +123,9 @@ class ListenerFacts:
 
 class Listeners:
     """Looks listeners up. This base knows nobody: every one is of the default segment, without lists and feedback."""
+
+    undefined: int = 0
+    """Listeners whose segment is not defined: they have the default."""
 
     def facts(self, user_id: pa.Array) -> ListenerFacts:
         """What is known of some listeners. [B]."""

@@ -42,13 +42,18 @@ class MadeLists:
     items: Tensor  # int64 [B, K], 0 behind the last
     scores: Tensor  # float32 [B, K], -inf there
     propensity: Tensor  # float32 [B, K]; of a song drawn to explore, how probable it was; NaN for others
-    segment: np.ndarray  # object [B]
+    facts: ListenerFacts  # under which they were made
 
     @staticmethod
-    def empty_of(segment: np.ndarray, k: int) -> "MadeLists":
-        """Lists without a song for listeners of some segments, object [B]."""
-        items = torch.zeros(len(segment), k, dtype=torch.int64)
-        return MadeLists(items, torch.full(items.shape, -torch.inf), torch.full(items.shape, torch.nan), segment)
+    def empty_of(facts: ListenerFacts, k: int) -> "MadeLists":
+        """Lists without a song."""
+        items = torch.zeros(len(facts.segment), k, dtype=torch.int64)
+        return MadeLists(items, torch.full(items.shape, -torch.inf), torch.full(items.shape, torch.nan), facts)
+
+    @property
+    def segment(self) -> np.ndarray:
+        """The segment of each listener. object [B]."""
+        return self.facts.segment
 
     def put(self, rows: np.ndarray, other: "MadeLists") -> None:
         """Take over the lists of some rows from others."""
@@ -79,7 +84,7 @@ class ListRules:
         request = self.request(recommender, contexts, facts)
         queries = contexts.queries(recommender)
         segment = request.listeners.segment
-        made = MadeLists.empty_of(segment, k)
+        made = MadeLists.empty_of(request.listeners, k)
         excluded = self._excluded(request)
         for name in np.unique(segment.astype(str)).tolist():
             rows = torch.from_numpy(np.flatnonzero(segment == name))

@@ -11,7 +11,7 @@ import torch
 from fuxi_beta.baselines.popularity import fit_popularity
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.evaluation.next_day import NextDayCases, evaluate_next_day
-from fuxi_beta.evaluation.protocol import Contexts
+from fuxi_beta.evaluation.protocol import Contexts, raw_lists
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.recommender import Queries, Recommender
 from fuxi_beta.training.checkpoint import TrainedModel
@@ -114,6 +114,23 @@ def test_next_day_by_hand(shards):
     assert everybody["ndcg_3"] == pytest.approx((1.5 / ideal + 0.5) / 4)
     assert everybody["coverage_2"] == pytest.approx(4 / 7)  # songs 1, 3, 4, 5 of seven known
     assert everybody["coverage_3"] == pytest.approx(6 / 7)
+
+
+def test_lists_as_served_are_measured_beside_the_raw_ones(shards):
+    recommender = Fixed({3: [4, 1, 5], 2: [1, 3, 7], 4: [3, 5, 6]})
+
+    def without_song_4(recommender, contexts, k):
+        items, scores = raw_lists(recommender, contexts, k + 1)
+        kept = [[song for song in row if song != 4][:k] for row in items.tolist()]
+        return torch.tensor(kept), scores[:, :k]
+
+    plain = next_day(shards, {"fixed": recommender}).metrics["fixed"]
+    both = next_day(shards, {"fixed": recommender}, served=without_song_4).metrics["fixed"]
+    assert {name: value for name, value in both["all"].items() if not name.startswith("served_")} == plain["all"]
+    assert {name.removeprefix("served_") for name in both["all"]} == set(plain["all"])
+    assert (both["heavy"]["recall_2"], both["heavy"]["served_recall_2"]) == (0.5, 0.5)  # song 5 has moved up
+    assert (both["heavy"]["recall_3"], both["heavy"]["served_recall_3"]) == (1, 0.5)
+    assert both["all"]["served_coverage_3"] == pytest.approx(5 / 7)
 
 
 def test_contexts_end_at_the_cut_and_ask_for_the_request_time(shards):

@@ -29,7 +29,7 @@ from deltalake import DeltaTable
 from jobs import cli
 from jobs.commands import forget, forget_stores, show
 from jobs.daily import run_day
-from jobs.day import Day, run_stage
+from jobs.day import LEASES, Day, run_stage
 from jobs.report.examples import pick_listeners
 from jobs.reproduce import runs
 from jobs.serving.make_lists import default_part, make_part
@@ -505,7 +505,7 @@ def small(deployment: Callable[..., Any], tmp_path: Path) -> Service:
     return found
 
 
-@pytest.mark.parametrize("lock", forget.LOCKS)
+@pytest.mark.parametrize("lock", LEASES)
 def test_while_a_day_runs_nothing_is_changed(small: Service, lock: str) -> None:
     day: Day = small.made.day(ds_of(5))
     uri = storage.join(day.workspace.run(day.ds), f"{lock}.lock")

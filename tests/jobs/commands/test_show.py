@@ -32,3 +32,30 @@ def test_an_unknown_listener_is_told_that_the_list_is_the_default(deployment: Ca
     made.published(DAY_ONE)
     text = printed(show.show(made.config, "123456", DAY_ONE))
     assert "the list for unknown listeners (123456 has none of their own)" in text
+
+
+def test_songs_passed_over_are_printed_with_their_rule(deployment: Callable[..., Deployment]) -> None:
+    made = deployment()
+    made.published(DAY_ONE)
+    found = show.explain(made.config, "3", DAY_ONE)
+    assert not found.changed
+    heard = {made.item_id(index) for index, _, _ in made.histories[3]}
+    assert found.songs and {song["rule"] for song in found.songs} == {"heard"}
+    assert {song["item_id"] for song in found.songs} <= heard
+    text = io.StringIO()
+    show.render_explanation(found, Console(file=text, width=80))
+    assert f"Better-ranked songs that are not listed: heard {len(found.songs)}" in text.getvalue()
+    assert all(line.count("heard") == 1 for line in text.getvalue().splitlines() if "0." in line)
+
+
+def test_an_unknown_listener_is_explained_by_popularity(deployment: Callable[..., Deployment]) -> None:
+    made = deployment()
+    made.published(DAY_ONE)
+    assert show.explain(made.config, "123456", DAY_ONE) == show.Explanation([], changed=False)
+
+
+def test_a_setting_changed_since_is_said(deployment: Callable[..., Deployment]) -> None:
+    made = deployment()
+    made.published(DAY_ONE)
+    other = made.config.model_copy(update={"rules": made.config.rules.model_copy(update={"heard_days": 0})})
+    assert show.explain(other, "3", DAY_ONE).changed

@@ -15,9 +15,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from fuxi_beta.evaluation.served import HitSums, ServedLists
 from jobs.config import load_config
 from jobs.daily import run_day
 from jobs.day import Day, open_day
@@ -25,6 +27,7 @@ from jobs.report.charts import Panel, loss_chart, panel_chart, temporal_chart, t
 from jobs.report.examples import pick_listeners
 from jobs.stages.report import run
 from jobs.tables import recommendations as lists
+from jobs.tables.list_hits import write_list_hits
 from jobs.tables.metrics import write_metrics
 from jobs.tables.quality import write_quality
 from pipelines import storage
@@ -243,6 +246,59 @@ def test_the_page_is_where_the_workspace_says_and_holds_the_figures_of_every_sta
         "Input over days the last 2 days judged, refused ones among them",
     ):
         assert figure in text, figure
+
+
+def measure_hits(day: Day, ds: dt.date, *, listeners: int = 4) -> None:
+    """Leave what hits leaves of the lists of `ds`: all but one play the second of three songs and skip the first."""
+    rows = np.arange(listeners)
+    items = np.stack([rows + 1, rows + 2, rows + 3], axis=1)
+    song = np.where(rows == 0, 99, rows + 2)
+    propensity = np.where(items == items[:, :1], np.nan, 0.5)
+    songs = np.stack([song, items[:, 0]], axis=1).ravel()
+    served = ServedLists(items, propensity, rows.repeat(2), songs, np.tile([False, True], listeners))
+    sums = HitSums((3,))
+    everyone = np.ones(listeners, bool)
+    groups = {("all", "all"): everyone, ("all", "model"): rows > 0, ("all", "default"): rows == 0}
+    groups |= {("kids", "all"): rows > 1}
+    sums.add_lists(groups)
+    sums.add(served, groups)
+    write_list_hits(day.workspace, ds, sums, measured_ds=ds + dt.timedelta(days=1))
+
+
+def test_what_listeners_did_with_the_lists_of_the_day_before(two_days: Any) -> None:
+    day = two_days.day(DAY_TWO)
+    for days in (1, 2, 9):
+        measure_hits(day, DAY_TWO - dt.timedelta(days=days))
+    page = page_of(day)
+    text = text_of(page)
+    assert "On 2026-03-02, from the request time on, 4 listeners played something, and 75.0% of them" in text
+    assert "75.0% of all plays were of listed songs" in text
+    assert "Of 8 songs listed to explore 37.5% were played, 37.5% by inverse propensity." in text
+    assert "HR@3 Recall@3 NDCG@3 Of plays Hits Skips All lists 4 4 0.750 0.750 0.473 75.0% 3 4" in text
+    assert "Default list, no list of their own 1 1 0.000 0.000 0.000 0.0% 0 1" in text
+    assert "Segment kids 2 2 1.000" in text
+    assert "Hits over days all lists; the last 3 days measured" in text
+    assert "3 hits, 4 skips at positions 1 to 3; 0 hits at the first" in page
+    assert "on the last: listeners with a hit 0.750; recall@3 0.750; plays of listed songs 0.750" in page
+    found = Elements()
+    found.feed(page)
+    assert len(found.ids) == len(set(found.ids))
+
+
+def test_a_day_without_lists_before_it_says_so_and_shows_the_newest_measured(two_days: Any) -> None:
+    assert "No lists were published for the day before." in text_of(page_of(two_days.day(DAY_ONE)))
+    day = two_days.day(DAY_TWO)
+    assert "The lists of the day before are not measured: none of its plays are there" in text_of(page_of(day))
+    measure_hits(day, DAY_ONE - dt.timedelta(days=1))
+    assert "The newest lists measured are those of 2026-03-01." in text_of(page_of(day))
+
+
+def test_hits_of_the_lists_before_that_failed_are_said_at_the_top(two_days: Any) -> None:
+    day = two_days.day(DAY_TWO)
+    day.note_failure("hits", "list_hits cannot be written")
+    top = text_of(page_of(day)).partition("Lists published")[0]
+    assert "Published, degraded: version 7 serves" in top
+    assert "The stage hits did not finish. List_hits cannot be written." in top
 
 
 def test_metrics_stand_beside_each_other_in_every_slice_and_the_best_is_set_off(two_days: Any) -> None:

@@ -143,6 +143,21 @@ def test_a_row_group_under_an_increment_is_read_as_whole_histories(tmp_path):
     assert (whole.users.tolist(), len(whole.timestamp)) == ([0, 1, 2, 3, 4, 5, 7], 51)
 
 
+def test_what_later_days_wrote_of_a_row_group_is_its_increments_or_its_new_base(tmp_path):
+    file = bucket_with_an_increment(tmp_path)
+    published = manifest(tmp_path, [file], max_history=30)
+    day = dt.timedelta(days=1)
+    old = replace(file, home=str(published.ds - 2 * day))
+    added = [published.added_after(old, group, published.ds - day) for group in range(3)]
+    assert added[0] is not None and (added[0].users.tolist(), added[0].lengths.tolist()) == ([0, 1], [2, 3])
+    assert added[0].timestamp.tolist() == [100, 101, 100, 101, 102]
+    assert added[1] is None
+    assert added[2] is not None and added[2].users.tolist() == [7]
+    assert published.added_after(old, 0, published.ds) is None
+    rewritten = published.added_after(file, 0, published.ds - day)
+    assert rewritten is not None and rewritten.lengths.tolist() == published.histories(file, 0).lengths.tolist()
+
+
 def test_sessions_are_cut_only_when_they_are_asked_for(tmp_path, monkeypatch):
     file = bucket_with_an_increment(tmp_path)
     published = manifest(tmp_path, [file])

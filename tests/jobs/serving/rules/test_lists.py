@@ -1,159 +1,163 @@
-"""List rules against a walk down the sorted catalogue, and that every way to a list takes the same ones."""
+"""Lists under rules against a walk down the sorted catalogue in plain Python."""
 
-import datetime as dt
-import re
-import types
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
 import torch
 
-from fuxi_beta.config import Mode
-from fuxi_beta.data.batches import Batch
-from fuxi_beta.ops.top_k import top_k_of_scores
-from fuxi_beta.recommender import Recommender
-from jobs.serving import rules
-from jobs.serving.rules import HeardSongs, ListRule, apply_rules, served_lists
+from jobs.serving.rules import ListenerFacts, SongFacts
+from jobs.serving.rules.explain import QUOTA, passed_over
+from tests.jobs.serving.rules.conftest import NOW, World, most_of, neighbours, random_world
 
-DAY_ONE = dt.date(2026, 3, 2)
-TEXT = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text()
-
-
-class ArtistCap(ListRule):
-    """At most `most` songs by one artist. artist: int64 [V], of each song."""
-
-    def __init__(self, artist: torch.Tensor, most: int) -> None:
-        self.artist, self.most = artist, most
-
-    def admitted(self, ranking: torch.Tensor) -> torch.Tensor:
-        artist = self.artist[ranking]
-        better = (artist[:, :, None] == artist[:, None, :]).tril(-1).sum(2)  # ranked above, by the same artist
-        return (ranking > 0) & (better < self.most)
+RULES: list[dict[str, Any]] = [
+    {},
+    {"max_per_artist": 1},
+    {"max_per_artist": 0, "one_version": False},
+    {"heard_days": 20},
+    {"heard_days": 0, "max_known_share": 0.25, "mode": "all"},
+    {"heard_days": 10, "mode": "all"},
+    {"mode": "all"},
+    {"new_releases": 3, "new_release_days": 14},
+    {"new_releases": 30, "new_release_min_score": 0.6, "max_per_artist": 3},
+    {"segments": {}},
+]
 
 
-class Scored(Recommender):
-    """Given scores [B, V]; counts how often it ranks."""
-
-    def __init__(self, scores: torch.Tensor, mode: Mode = "exclusive") -> None:
-        self.scores, self.mode, self.vocabulary_size, self.widths = scores, mode, scores.shape[1] - 1, []
-
-    def rank(self, batch: Batch, k: int, *, excluded: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
-        self.widths.append(k)
-        candidates = torch.arange(self.scores.shape[1]) > 0
-        return top_k_of_scores(self.scores, candidates=candidates, k=k, seen=excluded)
-
-
-def by_hand(scores: list[float], heard: set[int], artist: list[int], most: int, k: int) -> list[int]:
-    """Down the whole catalogue, best first and ties by lower index; 0 where nothing is left."""
-    kept: list[int] = []
-    for song in sorted(range(1, len(scores)), key=lambda song: (-scores[song], song)):
-        if song not in heard and sum(artist[other] == artist[song] for other in kept) < most and len(kept) < k:
-            kept.append(song)
-    return kept + [0] * (k - len(kept))
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("k", [1, 5, 12, 60])
+@pytest.mark.parametrize("rules", RULES, ids=str)
+def test_lists_are_what_a_walk_down_the_sorted_catalogue_gives(seed: int, k: int, rules: dict[str, Any]) -> None:
+    world = random_world(seed, space_artists=False, **rules)
+    made = world.rules(k).lists(world.recommender, world.contexts, k)
+    for row in range(len(world.histories)):
+        expected = world.expected(row, k)
+        assert made.items[row].tolist() == expected
+        scores = [float(world.scores[row, song]) if song else -torch.inf for song in expected]
+        assert made.scores[row].tolist() == scores
+    assert made.propensity.isnan().all()
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(("k", "most", "artists"), [(5, 1, 30), (8, 2, 3), (30, 2, 4), (1, 1, 1), (12, 40, 5)])
-def test_lists_are_what_a_walk_down_the_sorted_catalogue_gives(
-    make_batch: Callable[..., Batch], seed: int, k: int, most: int, artists: int
-) -> None:
-    random = np.random.default_rng(seed)
-    batch = make_batch([4, 0, 17, 40, 1], songs=60, seed=seed)
-    scores = torch.from_numpy(random.integers(0, 12, (5, 61)).astype(np.float32))  # many ties
-    artist = torch.from_numpy(random.integers(0, artists, 61))
-    items, values = apply_rules(Scored(scores), batch, k, [HeardSongs(), ArtistCap(artist, most)])
-    for row in range(5):
-        heard = set(batch.seen_items[batch.seen_listener == row].tolist())
-        expected = by_hand(scores[row].tolist(), heard, artist.tolist(), most, k)
-        assert items[row].tolist() == expected
-        assert values[row].tolist() == [float(scores[row, song]) if song else -torch.inf for song in expected]
+@pytest.mark.parametrize("seed", range(8))
+def test_artists_are_moved_apart_where_that_can_be_helped(seed: int) -> None:
+    plain = random_world(seed, space_artists=False, max_per_artist=4)
+    apart = replace(plain, config=plain.config.model_copy(update={"space_artists": True}))
+    before = plain.rules(10).lists(plain.recommender, plain.contexts, 10)
+    after = apart.rules(10).lists(apart.recommender, apart.contexts, 10)
+    assert plain.songs.artist is not None
+    for row in range(len(plain.histories)):
+        assert sorted(after.items[row].tolist()) == sorted(before.items[row].tolist())
+        songs = [song for song in after.items[row].tolist() if song]
+        assert after.items[row].tolist()[: len(songs)] == songs  # places without a song stay behind
+        assert [float(plain.scores[row, song]) for song in songs] == after.scores[row].tolist()[: len(songs)]
+        artists = plain.songs.artist[torch.tensor(songs, dtype=torch.int64)].tolist()
+        most = most_of(artists)
+        assert neighbours(artists) == max(0, most - (len(artists) - most) - 1)
 
 
-def test_a_ranking_is_widened_only_where_rules_cut_it_short(make_batch: Callable[..., Batch]) -> None:
-    batch, scores = make_batch([3, 3], songs=60), torch.arange(122, dtype=torch.float32).reshape(2, 61)
-    plain, capped = Scored(scores), Scored(scores)
-    apply_rules(plain, batch, 10, [HeardSongs()])
-    assert plain.widths == [10]
-    apply_rules(capped, batch, 10, [ArtistCap(torch.arange(61) // 20, 4)])
-    assert capped.widths == [10, 20, 40, 80]  # the tenth song is the 42nd of the ranking
+def test_a_ranking_is_widened_only_where_rules_cut_it_short() -> None:
+    world = random_world(1, listeners=2, space_artists=False, segments={})
+    world.facts = ListenerFacts(np.array(["", ""], object))
+    world.songs = SongFacts(61)
+    recommender = world.recommender
+    world.rules(10).lists(recommender, world.contexts, 10)
+    assert recommender.widths == [10]
+    world.songs = SongFacts(61, artist=torch.arange(61) // 20 + 1)
+    recommender = world.recommender
+    world.rules(10).lists(recommender, world.contexts, 10)
+    assert recommender.widths[0] == 20
+    assert recommender.widths[-1] >= 60  # six songs of three artists are all there are
 
 
-@pytest.mark.parametrize("mode", ["exclusive", "all"])
-def test_without_other_rules_a_served_list_is_the_raw_one(make_batch: Callable[..., Batch], mode: Mode) -> None:
-    batch = make_batch([5, 0, 30], songs=40)
-    recommender = Scored(torch.rand(3, 41, generator=torch.Generator().manual_seed(1)), mode)
-    for served, raw in zip(served_lists(recommender, batch, 30), recommender.recommend(batch, 30), strict=True):
-        assert torch.equal(served, raw)
+def test_popular_songs_are_damped_and_the_penalty_is_in_the_score() -> None:
+    world = random_world(3, popularity_dampening=5.0, space_artists=False, segments={})
+    popularity = world.songs.popularity
+    assert popularity is not None
+    penalty = 5.0 * popularity.log1p() / popularity.max().log1p()
+    made = world.rules(8).lists(world.recommender, world.contexts, 8)
+    world.scores = world.scores - penalty
+    for row in range(len(world.histories)):
+        assert made.items[row].tolist() == world.expected(row, 8)
 
 
-def test_the_rule_of_contributing_holds_after_its_two_edits(make_batch: Callable[..., Batch]) -> None:
-    text = TEXT.partition("## Add a list rule")[2]
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (edit,) = re.findall(r"```diff\n(.*?)```", text, re.DOTALL)
-    old, new = (line[1:] for line in edit.splitlines())
-    source = Path(str(rules.__file__)).read_text()
-    assert source.count(old) == 1
-    module = types.ModuleType("edited_rules")
-    exec(source.replace("def list_rules", f"{code}\n\ndef list_rules").replace(old, new), vars(module))
-
-    batch = make_batch([25, 0, 40, 1], songs=60)
-    month = 30 * 86_400
-    scores = torch.rand(4, 61, generator=torch.Generator().manual_seed(2))
-    items, _ = module.served_lists(Scored(scores, "all"), batch, 60)
-    excluded = 0
-    for row in range(4):
-        plays = (batch.listener == row).nonzero().squeeze(1).tolist()
-        recent = {
-            int(batch.item_index[play])
-            for play in plays
-            if int(batch.next_timestamp[plays[-1]]) - int(batch.timestamp[play]) < month
-        }
-        assert items[row].tolist() == by_hand(scores[row].tolist(), recent, [0] * 61, 61, 60)
-        excluded += len(recent)
-    assert 0 < excluded < len(batch.item_index.unique())  # some plays are older
-    assert module.served_lists(Scored(scores, "all"), make_batch([0, 0]), 5)[0].shape == (4, 5)
+def explored(seed: int, users: int, *, day: int = 0, **rules: Any) -> tuple[World, Any]:
+    world = random_world(seed, listeners=users, explore=2, explore_pool=6, segments={}, space_artists=False, **rules)
+    world.facts = ListenerFacts(np.full(users, "", object))
+    contexts = replace(world.contexts, request_time=NOW + day)
+    return world, world.rules(10).lists(world.recommender, contexts, 10)
 
 
-class OnlyFirstSongs(ListRule):
-    """Admits songs 1 to 9."""
+def test_explored_songs_come_from_behind_the_list_and_keep_the_rules() -> None:
+    world, made = explored(4, 30)
+    assert world.songs.artist is not None
+    for row in range(30):
+        plain = world.expected(row, 8)
+        assert made.items[row].tolist()[:8] == plain
+        assert made.propensity[row, :8].isnan().all()
+        for place in (8, 9):
+            song, before = int(made.items[row, place]), [song for song in made.items[row, :place].tolist() if song]
+            if song:
+                assert song not in world.excluded(row) and song not in before
+                assert world.room_for(row, song, before, 10)
+                assert 1 / 6 <= float(made.propensity[row, place]) <= 1
 
-    def admitted(self, ranking: torch.Tensor) -> torch.Tensor:
-        return (ranking > 0) & (ranking < 10)
+
+def test_a_song_is_drawn_as_often_as_its_propensity_says() -> None:
+    world = random_world(5, listeners=1, explore=1, explore_pool=5, segments={}, max_per_artist=0, one_version=False)
+    world.histories = replace(world.histories.take(np.zeros(4000, int)), user_id=pa.array(np.arange(4000)))
+    world.facts = ListenerFacts(np.full(4000, "", object))
+    world.scores = world.scores[:1].expand(4000, -1)
+    made = world.rules(6).lists(world.recommender, world.contexts, 6)
+    last = made.propensity.isnan().logical_not()
+    assert int(last.sum()) == 4000
+    assert torch.allclose(made.propensity[last], torch.tensor(1 / 5))
+    counts = np.unique(made.items[last].numpy(), return_counts=True)[1]
+    assert len(counts) == 5
+    assert np.abs(counts - 800).max() < 5 * np.sqrt(800 * 0.8)
 
 
-def test_serving_evaluation_and_the_pyfunc_take_the_same_rules(
-    deployment: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import mlflow
+def test_draws_are_the_same_again_and_others_on_another_day() -> None:
+    assert torch.equal(explored(6, 40)[1].items, explored(6, 40)[1].items)
+    assert not torch.equal(explored(6, 40)[1].items, explored(6, 40, day=86_400)[1].items)
+    assert not torch.equal(explored(6, 40)[1].items, explored(6, 40, explore_seed=1)[1].items)
 
-    from jobs.registry import versions
-    from jobs.serving.make_lists import default_part, make_part
-    from jobs.stages import evaluate, recommend
 
-    made = deployment(listeners=60)
-    made.sessionized(DAY_ONE)
-    version = made.trained(DAY_ONE)
-    made.choose(DAY_ONE, version)
-    plain = rules.list_rules
-    monkeypatch.setattr(rules, "list_rules", lambda mode: [*plain(mode), OnlyFirstSongs()])
-    first_ids = {made.item_id(index) for index in range(1, 10)}
+@pytest.mark.parametrize("rules", RULES, ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_every_better_song_that_is_not_listed_has_its_rule(seed: int, rules: dict[str, Any]) -> None:
+    world = random_world(seed, **rules)
+    engine, k = world.rules(8), 8
+    made = engine.lists(world.recommender, world.contexts, k)
+    named = set()
+    for row in range(len(world.histories)):
+        listed = [song for song in made.items[row].tolist() if song]
+        found = passed_over(engine, world.recommender, world.contexts, made, row)
+        if not listed:
+            assert not found
+            continue
+        last = min((float(world.scores[row, song]), -song) for song in listed)
+        better = [s for s in range(1, 61) if (float(world.scores[row, s]), -s) > last and s not in listed]
+        assert {each.item for each in found} == set(better)
+        for each in found:
+            named.add(each.rule)
+            forbidden = each.item in world.excluded(row) or not world._allowed(row, each.item)
+            ahead = [s for s in listed if (float(world.scores[row, s]), -s) > (each.score, -each.item)]
+            if each.rule in ("another version", "artist cap", "known share"):
+                assert not forbidden
+                assert not world.room_for(row, each.item, listed if world.config.new_releases else ahead, k)
+            elif each.rule == QUOTA:
+                assert not forbidden and world.config.new_releases
+            else:
+                assert forbidden
+    assert {"not available", "blocked"} & named
 
-    day = made.day(DAY_ONE)
-    job = recommend.list_job(day)
-    for part in [default_part(job), *(make_part(job, file) for file in job.manifest.files)]:
-        lists = pq.read_table(f"{job.table_uri}/{part.path}")["items"].to_pylist()
-        assert lists
-        assert all({song["item_id"] for song in listed} <= first_ids for listed in lists)
 
-    metrics = evaluate.run(day)["metrics"]
-    known = int(evaluate.known_songs(job.manifest, before=job.cut - 86_400).sum())
-    assert all(0 < values["all"]["coverage_30"] <= 9 / known for values in metrics.values())
-
-    model = mlflow.pyfunc.load_model(versions.model_uri(day, version))
-    (listed,) = model.predict(model.input_example)["items"]
-    assert 0 < len(listed) < 10
-    assert set(listed) <= first_ids
+def test_a_list_that_the_catalogue_cannot_fill_is_short_with_the_rest_empty() -> None:
+    world = random_world(2, listeners=3, segments={})
+    world.songs = SongFacts(61, artist=torch.ones(61, dtype=torch.int64))
+    world.facts = ListenerFacts(np.full(3, "", object))
+    made = world.rules(5).lists(world.recommender, world.contexts, 5)
+    assert (made.items > 0).sum(1).tolist() == [2, 2, 2]
+    assert made.scores[:, 2:].isneginf().all()
