@@ -21,9 +21,10 @@ from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.training.checkpoint import TrainedModel
 from jobs.config import RulesConfig
 from jobs.serving.make_lists import ListJob, list_table
-from jobs.serving.rules import ListRules, MadeLists, SongFacts
+from jobs.serving.rules import ListRules, MadeLists, SongFacts, strangers
 from jobs.serving.stored_listeners import NONE, Dislikes, StoredListeners
 from jobs.tables import recommendations
+from jobs.tables.published_lists import published_lists
 from jobs.tables.recommendations import write_part
 from pipelines.calendar import Calendar
 from pipelines.histories.buckets import user_bucket
@@ -114,7 +115,6 @@ def list_job(folder: Path, manifest: Manifest, size: Size, *, rules: bool) -> Li
         stale_days=0,
         k=K,
         active_days=365,
-        batch_size=256,
     )
     if rules:
         job.rules.listeners = _earlier_lists(workspace, job)
@@ -129,9 +129,7 @@ def _earlier_lists(workspace: Workspace, job: ListJob) -> StoredListeners:
         parts = [write_part(job.table_uri, day, _random_lists(job, file, random)) for file in job.manifest.files]
         recommendations.commit(table, day, parts, key=day.toordinal(), metadata={})
     return StoredListeners(
-        lists_uri=job.table_uri,
-        lists_version=table.version(),
-        days=days,
+        lists=published_lists(workspace, days),
         buckets=FILES,
         item_ids=job.item_ids,
         dislikes=Dislikes(NONE, NONE),
@@ -142,7 +140,7 @@ def _earlier_lists(workspace: Workspace, job: ListJob) -> StoredListeners:
 
 def _random_lists(job: ListJob, file: ShardFile, random: np.random.Generator) -> pa.Table:
     users = job.manifest.read(file, None, [USER_ID])[USER_ID].combine_chunks()
-    made = MadeLists.empty_of(np.full(len(users), "", object), job.k)
+    made = MadeLists.empty_of(strangers(len(users)), job.k)
     made.items[:] = torch.from_numpy(random.integers(1, len(job.item_ids) + 1, made.items.shape))
     made.scores[:] = 0.0
     return list_table(job, users, made, np.ones(len(users), bool), bucket=file.bucket)

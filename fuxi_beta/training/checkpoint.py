@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from fuxi_beta import models
 from fuxi_beta.config import Mode, ModelConfig, TrainConfig
-from fuxi_beta.data.batches import Batch, inference_batch
+from fuxi_beta.data.batches import Batch, cuts_by_tokens, inference_batch
 from fuxi_beta.models.base import SequenceModel, l2_normalise
 from fuxi_beta.ops import TopKSearch
 from fuxi_beta.recommender import Candidates, Pairs, Queries, Recommender, pairs_of_rows
@@ -29,6 +29,8 @@ from pipelines.histories.histories import Histories
 EXPORT_FORMAT = 1
 CONFIG_FILE, MODEL_FILE, TRAIN_STATE_FILE = "config.json", "model.safetensors", "train_state.safetensors"
 _NETWORK = "network."
+CACHED_NUMBERS = 1 << 18
+"""Tokens times their width that are encoded at once on a CPU: what a layer hands to the next stays in the cache."""
 
 Config = TypeVar("Config", ModelConfig, TrainConfig)
 
@@ -101,7 +103,14 @@ class TrainedModel(Recommender):
 
     def encode(self, batch: Batch) -> Tensor:
         """The vector of each listener, L2-normalised. batch: on this model's device. [B, D]."""
-        return self.model.encode_last(self.item_vectors[batch.item_index], batch)
+        most = max(CACHED_NUMBERS // self.model_config.dim, 1024)
+        if self.item_vectors.is_cuda or len(batch.item_index) <= most:
+            return self._encode(batch)
+        cuts = cuts_by_tokens(batch.lengths.numpy(), most)
+        return torch.cat([self._encode(batch.slice(start, stop)) for start, stop in cuts])
+
+    def _encode(self, batch: Batch) -> Tensor:
+        return self.model.encode_last(self.item_vectors.index_select(0, batch.item_index), batch)
 
     def songs(self, chosen: Candidates | None = None) -> TopKSearch:
         """The search of its candidates, or of a choice of them; prepared once for each choice.

@@ -5,7 +5,9 @@ Shapes: `B` listeners in a batch, `K` list length, `V` songs of the vocabulary.
 
 import datetime as dt
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fuxi_beta.config import Kernels, ModelConfig
+from fuxi_beta.data.batches import cuts_by_tokens
+from fuxi_beta.data.reader import ahead
 from jobs.serving.rules import ListenerFacts, ListRules, MadeLists
 from jobs.serving.rules.facts import DEFAULT_SEGMENT
 from jobs.tables.recommendations import ListPart, write_part
@@ -42,6 +46,12 @@ if TYPE_CHECKING:
     from fuxi_beta.training.checkpoint import TrainedModel
 
 
+BATCH_TOKENS = 1 << 16
+"""Tokens of the listeners whose lists are made at once, on a CPU."""
+LEAST_TOKENS = 64
+"""What a listener counts at least: `BATCH_TOKENS` are no more than 1,024 listeners."""
+
+
 @dataclass(frozen=True)
 class ListJob:
     """Everything the tasks of one ds share."""
@@ -58,7 +68,7 @@ class ListJob:
     stale_days: int
     k: int
     active_days: int
-    batch_size: int  # listeners scored at once
+    batch_tokens: int = BATCH_TOKENS  # of the listeners whose lists are made at once
     kernels: Kernels = "auto"
     device: str = "cpu"  # where the model makes its lists
 
@@ -80,11 +90,17 @@ class ListJob:
 
 
 def make_part(job: ListJob, file: ShardFile) -> ListPart:
-    """Lists of the active listeners of one shard file, written as one part, in the order of the file."""
+    """Lists of the active listeners of one shard file, written as one part, in the order of the file.
+
+    The next row group is read while lists are made. In memory are three row groups at most (`row_group_events`, by
+    default a million events of 13 bytes each), a batch of `batch_tokens`, the lists of the file (about 1 KB a
+    listener), those of the days before that rules look at, and the job itself: the model with its item table,
+    catalogue and feedback.
+    """
     tables = [job.schema.empty_table()]
-    for group in range(len(file.row_groups)):
-        histories = job.manifest.histories(file, group).before(job.cut)
-        tables += [_rows(job, file.bucket, batch) for batch in _active(job, histories)]
+    with closing(ahead(partial(_active, job, file), range(len(file.row_groups)), threads=1)) as groups:
+        for histories in groups:
+            tables += [_rows(job, file.bucket, batch) for batch in _batches(job, histories)]
     return write_part(job.table_uri, job.ds, pa.concat_tables(tables).combine_chunks())
 
 
@@ -99,14 +115,22 @@ def default_part(job: ListJob) -> ListPart:
     return write_part(job.table_uri, job.ds, _rows(replace(job, model=None), None, nobody, facts))
 
 
-def _active(job: ListJob, histories: Histories) -> Iterator[Histories]:
-    """The listeners heard of in the last active_days, a batch at a time."""
+def _active(job: ListJob, file: ShardFile, group: int) -> Histories:
+    """The listeners of a row group who were heard of in the last active_days."""
+    histories = job.manifest.histories(file, group).before(job.cut)
     newest = np.zeros(len(histories), np.int64)
     some = histories.lengths > 0
     newest[some] = histories.timestamp[histories.offsets[1:][some] - 1]
-    rows = np.flatnonzero(some & (newest >= job.cut - job.active_days * DAY_SECONDS))
-    for start in range(0, len(rows), job.batch_size):
-        yield histories.take(rows[start : start + job.batch_size])
+    active = some & (newest >= job.cut - job.active_days * DAY_SECONDS)
+    return histories if active.all() else histories.take(np.flatnonzero(active))
+
+
+def _batches(job: ListJob, histories: Histories) -> Iterator[Histories]:
+    longest = job.model.model_config.max_history if job.model else LEAST_TOKENS
+    for start, stop in cuts_by_tokens(
+        histories.lengths.clip(LEAST_TOKENS, max(longest, LEAST_TOKENS)), job.batch_tokens
+    ):
+        yield histories.slice(start, stop)
 
 
 def _rows(job: ListJob, bucket: int | None, histories: Histories, facts: ListenerFacts | None = None) -> pa.Table:
@@ -159,7 +183,7 @@ def list_table(
         SOURCE: pc.if_else(origin, SOURCE_MODEL, SOURCE_POPULAR),
         MODEL_VERSION: pc.if_else(origin, version, pa.scalar(None, pa.string())),
         STALE_DAYS: pa.repeat(pa.scalar(job.stale_days, pa.int32()), number),
-        SEGMENT: pa.array([name or None for name in made.segment], pa.string()),
+        SEGMENT: pa.array(made.segment, pa.string(), mask=made.segment == DEFAULT_SEGMENT),
         SHORT: pa.array(there.sum(axis=1) < job.k),
     }
     return pa.table(columns, job.schema)

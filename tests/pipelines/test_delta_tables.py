@@ -13,7 +13,7 @@ from deltalake.exceptions import DeltaError
 
 from pipelines import delta_tables, schema, storage
 from pipelines.errors import BusyError
-from pipelines.schema import LIST_HITS_TABLE, METRICS_TABLE, TableSpec
+from pipelines.schema import METRICS_TABLE, TableSpec
 from pipelines.workspace import WorkspaceSpec, open_workspace
 
 ONE, TWO, THREE = (dt.date(2026, 3, day) for day in (1, 2, 3))
