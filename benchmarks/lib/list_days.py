@@ -1,4 +1,4 @@
-"""A day on which lists are due, small or large, for the benchmarks that make or measure lists: shards, model, catalogue.
+"""A day on which lists are due: shards, a model and a catalogue, for benchmarks that make or measure lists.
 
 The model is not trained. Item vectors are an artist's and the song's own in equal parts, as training makes them, so
 that rankings hold many songs by few artists and the artist cap has to pass over them.
@@ -40,13 +40,16 @@ SONGS_OF_AN_ARTIST = 4  # on average
 FIRST_ID = 10_000  # item_id of the first song
 
 
+MODEL = ModelConfig(dim=64, layers=2)
+
+
 @dataclass(frozen=True)
 class Size:
     """How many listeners and songs, and the model's shape."""
 
     listeners: int
     songs: int = SONGS
-    model: ModelConfig = ModelConfig(dim=64, layers=2)
+    model: ModelConfig = MODEL
 
 
 def write_histories(folder: Path, size: Size) -> Manifest:

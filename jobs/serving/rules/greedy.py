@@ -158,9 +158,10 @@ def _spaced(group: Tensor, there: Tensor) -> Tensor:
     listeners, k = group.shape
     order, every = torch.arange(k).repeat(listeners, 1), torch.arange(listeners)
     same = (group[:, :, None] == group[:, None, :]) & there[:, None, :]  # [R, K, K]
-    left, size, before = there.clone(), same.sum(2), torch.zeros(listeners, dtype=torch.int64)  # no group is 0
-    for place in range(int(there.sum(1).max())):
-        rest = left.sum(1, keepdim=True)
+    left, size, before = there.clone(), same.sum(2, dtype=torch.int16), torch.zeros(listeners, dtype=group.dtype)
+    songs = there.sum(1)
+    for place in range(int(songs.max())):
+        rest = (songs - place).to(torch.int16)[:, None]
         other = left & (group != before[:, None])
         # Of n songs left, a group of more than n / 2 has to begin now.
         crowded = other & (size * 2 > rest)
@@ -169,6 +170,6 @@ def _spaced(group: Tensor, there: Tensor) -> Tensor:
         first, some = choice.to(torch.uint8).argmax(1), rest[:, 0] > 0
         rows, first = every[some], first[some]
         order[rows, place], left[rows, first] = first, False
-        size[rows] -= same[rows, first].to(torch.int64)
+        size[rows] -= same[rows, first].to(torch.int16)
         before[rows] = group[rows, first]
     return order
