@@ -36,6 +36,7 @@ from pipelines.workspace import Workspace, WorkspaceSpec
 DS = dt.date(2026, 3, 4)
 CALENDAR = Calendar()
 SONGS, EVENTS, LONGEST, K, LISTED_DAYS = 33_162, 100.0, 201, 30, 7
+LAST_HOURS = 12  # before DS in which everybody's last play is
 SONGS_OF_AN_ARTIST = 4  # on average
 FIRST_ID = 10_000  # item_id of the first song
 
@@ -53,7 +54,9 @@ class Size:
 
 
 def write_histories(folder: Path, size: Size) -> Manifest:
-    """Shards of listeners with `EVENTS` plays on average that end at DS 00:00, in the buckets of their ids."""
+    """Shards of listeners with `EVENTS` plays on average, the last on the evening before DS, in the buckets of their
+    ids.
+    """
     ids = np.arange(size.listeners)
     bucket = user_bucket(pa.array(ids), FILES)
     end = CALENDAR.day_start(DS)
@@ -63,7 +66,9 @@ def write_histories(folder: Path, size: Size) -> Manifest:
             own = ids[bucket == number]
             scale = Scale(len(own) * FILES, songs=size.songs, mean=EVENTS, longest=LONGEST)
             histories = industrial_shards.histories_of(number, scale)
-            times = histories.timestamp - (industrial_shards.NOW - end)
+            newest = histories.timestamp[histories.offsets[1:] - 1]
+            late = end - np.random.default_rng(number).integers(1, LAST_HOURS * 3600, len(own)) - newest
+            times = histories.timestamp + late[histories.listener]
             yield replace(histories, user_id=pa.array(own), timestamp=times)
 
     return write_buckets(folder, buckets(), songs=size.songs, data_end=end, row_group_events=1_000_000)
