@@ -31,6 +31,22 @@ class Candidates:
         return both
 
 
+@dataclass(frozen=True, eq=False)
+class Reasons:
+    """The plays that pulled songs into the lists of B listeners most, strongest first."""
+
+    token: Tensor  # int64 [B, K, n], packed tokens of the batch; -1 where no further play contributes positively
+    weight: Tensor  # float32 [B, K, n], contributions in units of the score, zero there
+    remainder: Tensor  # float32 [B, K], the part of the score that is no play's
+
+    @staticmethod
+    def none(count: int, k: int, n: int, *, device: torch.device, dtype: torch.dtype) -> "Reasons":
+        """No reasons for anything."""
+        token = torch.full((count, k, n), -1, dtype=torch.int64, device=device)
+        weight = torch.zeros(token.shape, dtype=dtype, device=device)
+        return Reasons(token, weight, torch.zeros(count, k, dtype=dtype, device=device))
+
+
 class Queries(ABC):
     """The listeners of a batch as a recommender encoded them, to be ranked any number of times."""
 
@@ -44,6 +60,13 @@ class Queries(ABC):
         pairs of others are passed over. Returns items int64 [R, K], best first and ties by lower index, 0 where there
         are fewer, and their scores float32 [R, K], -inf there; in host memory.
         """
+
+    def reasons(self, items: Tensor, n: int) -> Reasons | None:
+        """The n plays of each listener that pulled each song most; None if the recommender cannot say.
+
+        items: int64 [B, K], 0: no song. The plays of one song count as one, named by the newest. In host memory.
+        """
+        return None
 
 
 class Recommender(ABC):

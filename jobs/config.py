@@ -26,6 +26,18 @@ RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
 """Keys of earlier releases: refused with the name to write now."""
 _NEWER_SECTIONS = {"serving", "rules"}
 """Sections that run records of earlier releases do not know: they count where they are not the default."""
+_NEWER_KEYS = {"recommend": {"reasons"}}
+"""The same for single keys of older sections."""
+_LIST_BOUNDS = {
+    "max_empty_share",
+    "max_short_share",
+    "max_overlap",
+    "min_artists",
+    "max_artist_share",
+    "min_novelty",
+    "max_gini",
+}
+"""Bounds of `recommend` that earlier releases lack. They decide only whether lists are refused, and do not count."""
 
 
 class Section(BaseModel):
@@ -121,12 +133,28 @@ class RecommendConfig(Section):
     """The daily list and the audit before it is published."""
 
     k: int = Field(30, ge=1)
+    reasons: int = Field(2, ge=0, description="plays that are named as the reasons of a song; 0: none")
     active_days: int = Field(365, ge=1, description="listeners without an event for longer get no list")
     serve_stale: bool = Field(True, description="publish from the last good sequences when a day's input is refused")
     max_listener_drop: float = Field(0.5, description="audit: largest allowed fall of listeners against yesterday")
     max_fallback_share: float = Field(0.5, description="audit: largest allowed share of popular lists")
     min_coverage: float = Field(0.01, description="audit: least share of eligible songs in any list")
     max_top_share: float = Field(0.9, description="audit: largest share of lists one song may be in")
+    max_empty_share: float = Field(0.05, ge=0, le=1, description="audit: largest share of lists without a song")
+    max_short_share: float | None = Field(
+        None, ge=0, le=1, description="audit: largest share of lists with fewer songs than k; null: any"
+    )
+    max_overlap: float = Field(
+        0.9, ge=0, le=1, description="audit: largest mean share of a list that was in the listener's list before"
+    )
+    min_artists: float | None = Field(None, ge=0, description="audit: least mean number of artists a list; null: any")
+    max_artist_share: float | None = Field(
+        None, ge=0, le=1, description="audit: largest mean share of a list by its commonest artist; null: any"
+    )
+    min_novelty: float | None = Field(None, ge=0, description="audit: least mean novelty of a song, bits; null: any")
+    max_gini: float | None = Field(
+        None, ge=0, le=1, description="audit: largest Gini coefficient of lists by song; null: any"
+    )
 
 
 class SegmentRules(Section):
@@ -272,16 +300,18 @@ class Config(Section):
             "maintain": True,
             **dict.fromkeys(_NEWER_SECTIONS, True),
             "logs": {"path", "catalogue", "max_rejected_share"},
+            "recommend": _LIST_BOUNDS | _NEWER_KEYS["recommend"],
         }
         content = self.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]
         for old, new in RENAMED.items():
             (old_section, old_key), (section, key) = old.split("."), new.split(".")
             if key in content.get(section, {}):
                 content.setdefault(old_section, {})[old_key] = content[section].pop(key)
-        newer = self.model_dump(mode="json", include=_NEWER_SECTIONS, exclude_defaults=True)
+        included = {**dict.fromkeys(_NEWER_SECTIONS, True), **_NEWER_KEYS}
+        newer = self.model_dump(mode="json", include=included, exclude_defaults=True)  # type: ignore[arg-type]
         for key in ("song_lists", "feedback", "listeners"):  # where tables are stored
             newer.get("rules", {}).pop(key, None)
-        return content | {section: values for section, values in newer.items() if values}
+        return content | {section: content.get(section, {}) | values for section, values in newer.items() if values}
 
 
 def load_config(

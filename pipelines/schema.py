@@ -87,9 +87,9 @@ SOURCE_DEFAULT = "default"
 """In the table of hits: the listener had no list and saw the default list."""
 
 EVERY = "all"
-"""In the table of hits: of every segment, of every source."""
+"""In the tables of hits and of list quality: of every segment, of every source."""
 DEFAULT_SEGMENT = "default"
-"""In the table of hits: lists whose `segment` is null."""
+"""In the tables of hits and of list quality: lists whose `segment` is null."""
 
 MAX_LIST_ITEMS = 1000
 """Songs in a list: the constraint of the table; `recommend.k` is usually far below."""
@@ -188,9 +188,9 @@ def recommendations_table(user_id_type: str, item_id_type: str) -> TableSpec:
     """One row a listener and ds; `items` is in rank order. `user_id` null is the list for unknown listeners.
 
     propensity: of a song drawn to explore, the probability with which it was drawn; null for all others. reasons: the
-    plays that pulled the song in most (`item_id` played on `ds`), weights in units of the score; null where there are
-    none. segment: whose rules made the list, null for the default. short: the rules and the catalogue left fewer songs
-    than were asked for.
+    plays that pulled the song in most (`item_id` played on `ds`), weights in units of the score; null where nothing
+    explains the list. segment: whose rules made the list, null for the default. short: the rules and the catalogue
+    left fewer songs than were asked for.
     """
     song = id_type(item_id_type)
     reason = pa.struct([(ITEM_ID, song), (DS, pa.date32()), (WEIGHT, pa.float32())])
@@ -233,6 +233,15 @@ _LIST_HITS_COLUMNS = [
 ]
 LIST_HITS_TABLE = TableSpec("list_hits", pa.schema(_LIST_HITS_COLUMNS))
 
+_LIST_QUALITY_COLUMNS = [
+    pa.field(DS, pa.date32(), nullable=False),
+    pa.field(SEGMENT, pa.string(), nullable=False),  # EVERY, DEFAULT_SEGMENT or a segment's name
+    pa.field(METRIC, pa.string(), nullable=False),  # of `jobs.tables.list_quality`
+    pa.field(VALUE, pa.float64(), nullable=False),
+    pa.field(LISTENERS, pa.int64(), nullable=False),
+]
+LIST_QUALITY_TABLE = TableSpec("list_quality", pa.schema(_LIST_QUALITY_COLUMNS))
+
 _QUALITY_COLUMNS = [
     pa.field(DS, pa.date32(), nullable=False),
     pa.field(METRIC, pa.string(), nullable=False),  # a statistic of `pipelines.logs.quality.DayStats`
@@ -248,7 +257,7 @@ QUALITY_TABLE = TableSpec("quality", pa.schema(_QUALITY_COLUMNS))
 def all_tables(user_id_type: str, item_id_type: str) -> tuple[TableSpec, ...]:
     """Every Delta table of a workspace with ids of these types."""
     lists = recommendations_table(user_id_type, item_id_type)
-    return vocabulary_table(item_id_type), lists, METRICS_TABLE, QUALITY_TABLE, LIST_HITS_TABLE
+    return vocabulary_table(item_id_type), lists, METRICS_TABLE, QUALITY_TABLE, LIST_HITS_TABLE, LIST_QUALITY_TABLE
 
 
 def parse_ds(text: str) -> dt.date:

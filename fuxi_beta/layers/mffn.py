@@ -1,12 +1,13 @@
 """MFFN, the multistage feed-forward network of FuXi-alpha that closes each block (section 5.4, equation 16).
 
-Shapes: `T` packed tokens, `D` width, `C` channels of the token mixer: 2 D in FuXi-beta, 3 D in FuXi-alpha.
+Shapes: `T` packed tokens, `R` of them, `D` width, `C` channels of the token mixer: 2 D in FuXi-beta, 3 D in FuXi-alpha.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fuxi_beta import ops
@@ -38,6 +39,20 @@ class MFFN(nn.Module):
         normed = operators.rms_norm(joined, mask, mixed.dtype)
         inner = operators.swiglu(product(self.gate_and_up, normed, bf16=self.bf16))
         return product(self.down, inner, bf16=self.bf16) + joined
+
+    def pull_back(self, towards: Tensor, mixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """<towards, y> as a linear function of mixed, with SiLU(W1 m) and the norm held at their values.
+
+        towards: [R, K, D] for the tokens mixed [R, C] and x [R, D]. Returns the factors of mixed [R, K, C], and what x
+        and the bias of the first stage add [R, K].
+        """
+        joined = self.merge(mixed) + x
+        scale = (joined.square().mean(-1, keepdim=True) + reference.RMS_EPS).rsqrt()
+        gate, up = self.gate_and_up.weight.chunk(2)
+        gate = F.silu(joined * scale @ gate.t()) * scale  # of W3 o, where W3 m = W3 o / rms(o)
+        of_joined = towards + (towards @ self.down.weight * gate[:, None]) @ up
+        stream = (x + self.merge.bias)[..., None]
+        return of_joined @ self.merge.weight, (of_joined @ stream).squeeze(-1)
 
 
 def compile_all(layers: Sequence[MFFN], dropout: float) -> None:

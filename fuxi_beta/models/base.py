@@ -21,6 +21,7 @@ from fuxi_beta.data.padding import Padding
 from fuxi_beta.data.stateless_random import DROPOUT, DropoutKey, Mask
 from fuxi_beta.layers.elapsed_functions import Mixed
 from fuxi_beta.layers.frab import FRAB, TemporalFunction
+from fuxi_beta.models.reasons import Trace
 from fuxi_beta.ops import PreparedTimes
 from fuxi_beta.ops.elapsed import Elapsed
 
@@ -109,6 +110,10 @@ class SequenceModel(nn.Module, ABC):
     def encode_last(self, item_vectors: Tensor, batch: Batch) -> Tensor:
         """`forward` without dropout at each listener's last token; zeros for an empty history. [T, D] -> [B, D]."""
         return last_rows(self(item_vectors, batch), batch)
+
+    def trace_last(self, item_vectors: Tensor, batch: Batch) -> Trace | None:
+        """`encode_last` with what its vectors are made of; None for a model that cannot say, as by default."""
+        return None
 
     def embed(self, item_vectors: Tensor, batch: Batch) -> Tensor:
         """Equation 10: item vectors times sqrt(D) plus the vector of the position, 0 = oldest retained event."""

@@ -14,7 +14,8 @@
 | combine, integers                                    | `tokenwise`   | `random.cpp`      | `triton.tokenwise`   |
 | sampled_softmax                                      | `loss`        | `loss.cpp`        | `triton.loss`        |
 | rowwise_adagrad                                      | `optimizer`   |                   | `triton.optimizer`   |
-| TopKSearch                                           | `search`      |                   | `triton.top_k`       |
+| TopKSearch                                           | `search`      | `search.cpp`      | `triton.top_k`       |
+| top_k_of_scores                                      | `top_k`       | `top_k.cpp`       |                      |
 
 `use("reference")` forces an implementation, `use("auto")` is the default. All compute the same functions, so the
 choice is no hyperparameter: it changes results by rounding only.

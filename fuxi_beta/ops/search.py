@@ -1,4 +1,4 @@
-"""Exact top-k search of a catalogue as an operator. `top_k` is plain torch, `triton/top_k` runs on GPUs.
+"""Exact top-k search of a catalogue as an operator: plain torch (`top_k`), `cpu/top_k` in C++, `triton/top_k` on GPUs.
 
 Shapes: `B` listeners, `V` rows of the item table, `D` width, `K` list length.
 """
@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fuxi_beta.ops.dispatch import takes_triton
+from fuxi_beta.ops import cpu
+from fuxi_beta.ops.dispatch import kernels_for, takes_triton
 from fuxi_beta.ops.top_k import BLOCK, blocked_top_k
 
 
@@ -19,7 +20,7 @@ class TopKSearch:
 
     def __init__(self, table: Tensor, candidates: Tensor) -> None:
         self.table, self.candidates = table, candidates
-        self._catalogue: Any = None
+        self._catalogues: dict[str, Any] = {}  # by the module that prepared them
 
     def top_k(
         self, queries: Tensor, *, k: int, seen: tuple[Tensor, Tensor] | None = None, block: int = BLOCK
@@ -27,15 +28,24 @@ class TopKSearch:
         """The k candidates with the largest inner product for each query, best first; ties by the lower item index.
 
         queries: [B, D]; seen: (listener, item) int64 pairs to leave out. Returns items int64 [B, K], 0 where there are
-        fewer candidates than k, and their scores [B, K] in fp32, -inf there. float32 on a GPU goes to
-        `fuxi_beta.ops.triton.top_k`, everything else to `blocked_top_k`.
+        fewer candidates than k, and their scores [B, K] in fp32, -inf there. Raises ValueError if a score that is
+        computed is not a number. float32 goes to `fuxi_beta.ops.triton.top_k` on a GPU and to `fuxi_beta.ops.cpu.top_k`
+        on the CPU, everything else to `blocked_top_k`.
         """
+        fused = self._fused(queries, k)
+        if fused is None:
+            return blocked_top_k(queries, self.table, candidates=self.candidates, k=k, seen=seen, block=block)
+        if fused.__name__ not in self._catalogues:
+            self._catalogues[fused.__name__] = fused.prepare(self.table, self.candidates)
+        lists = fused.search(queries, self._catalogues[fused.__name__], k=k, seen=seen)
+        return lists.items, lists.scores
+
+    def _fused(self, queries: Tensor, k: int) -> Any:
+        """The module that searches without a matrix of scores, None where there is none for these arguments."""
         if takes_triton(queries.device):
             from fuxi_beta.ops.triton import top_k as fused
-
-            if fused.takes(queries, self.table, k):
-                if self._catalogue is None:
-                    self._catalogue = fused.prepare(self.table, self.candidates)
-                lists = fused.search(queries, self._catalogue, k=k, seen=seen)
-                return lists.items, lists.scores
-        return blocked_top_k(queries, self.table, candidates=self.candidates, k=k, seen=seen, block=block)
+        elif kernels_for(queries, self.table) is cpu:
+            from fuxi_beta.ops.cpu import top_k as fused
+        else:
+            return None
+        return fused if fused.takes(queries, self.table, k) else None

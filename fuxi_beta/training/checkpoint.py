@@ -20,8 +20,9 @@ from fuxi_beta import models
 from fuxi_beta.config import Mode, ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch, cuts_by_tokens, inference_batch
 from fuxi_beta.models.base import SequenceModel, l2_normalise
+from fuxi_beta.models.reasons import Trace, strongest_plays
 from fuxi_beta.ops import TopKSearch
-from fuxi_beta.recommender import Candidates, Pairs, Queries, Recommender, pairs_of_rows
+from fuxi_beta.recommender import Candidates, Pairs, Queries, Reasons, Recommender, pairs_of_rows
 from pipelines.calendar import REQUEST_HOUR, Calendar
 from pipelines.errors import InputError
 from pipelines.histories.histories import Histories
@@ -103,14 +104,22 @@ class TrainedModel(Recommender):
 
     def encode(self, batch: Batch) -> Tensor:
         """The vector of each listener, L2-normalised. batch: on this model's device. [B, D]."""
+        parts = self.in_cache(batch)
+        return torch.cat([self.model.encode_last(self._tokens(part), part) for part in parts])
+
+    def trace(self, batch: Batch) -> Trace | None:
+        """How it comes to the vector of each listener; None if the model does not say. batch: on its device."""
+        return self.model.trace_last(self._tokens(batch), batch)
+
+    def in_cache(self, batch: Batch) -> list[Batch]:
+        """The batch in parts of consecutive listeners that are encoded at once; on a GPU it is one part."""
         most = max(CACHED_NUMBERS // self.model_config.dim, 1024)
         if self.item_vectors.is_cuda or len(batch.item_index) <= most:
-            return self._encode(batch)
-        cuts = cuts_by_tokens(batch.lengths.numpy(), most)
-        return torch.cat([self._encode(batch.slice(start, stop)) for start, stop in cuts])
+            return [batch]
+        return [batch.slice(start, stop) for start, stop in cuts_by_tokens(batch.lengths.numpy(), most)]
 
-    def _encode(self, batch: Batch) -> Tensor:
-        return self.model.encode_last(self.item_vectors.index_select(0, batch.item_index), batch)
+    def _tokens(self, batch: Batch) -> Tensor:
+        return self.item_vectors.index_select(0, batch.item_index)
 
     def songs(self, chosen: Candidates | None = None) -> TopKSearch:
         """The search of its candidates, or of a choice of them; prepared once for each choice.
@@ -136,7 +145,9 @@ class EncodedBatch(Queries):
         self.trained = trained
         self.batch = batch.to(trained.item_vectors.device)
         with torch.inference_mode():
-            self.vectors = trained.encode(self.batch)  # [B, D]
+            self._parts = [(part, trained.trace(part)) for part in trained.in_cache(self.batch)]
+            traced = [trace.vectors for _, trace in self._parts if trace is not None]
+            self.vectors = torch.cat(traced) if traced else trained.encode(self.batch)  # [B, D]
 
     @override
     @torch.inference_mode()
@@ -154,6 +165,20 @@ class EncodedBatch(Queries):
         items, scores = self.trained.songs(candidates).top_k(vectors, k=k, seen=excluded)
         nobody = nobody[:, None]
         return items.masked_fill(nobody, 0).cpu(), scores.masked_fill(nobody, -torch.inf).cpu()
+
+    @override
+    @torch.inference_mode()
+    def reasons(self, items: Tensor, n: int) -> Reasons | None:
+        """See `Queries.reasons`. What a penalty takes off a score is in no part."""
+        table, found, rows, tokens = self.trained.songs().table, [], 0, 0
+        items = items.to(table.device)
+        for part, trace in self._parts:
+            if trace is None:
+                return None
+            of_part = strongest_plays(trace, part, table, items[rows : rows + part.num_listeners], n)
+            found.append((of_part.token + tokens * (of_part.token >= 0), of_part.weight, of_part.remainder))
+            rows, tokens = rows + part.num_listeners, tokens + len(part.item_index)
+        return Reasons(*(torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
 
 
 def save_export(folder: str, trained: TrainedModel, *, train_state: dict[str, Tensor] | None = None) -> None:

@@ -13,7 +13,7 @@ from jobs.day import Day
 from jobs.serving.catalogue import titles
 from jobs.serving.listener import ServedListener, named, parse_user, served_listener, stored_history
 from pipelines.histories.histories import Histories
-from pipelines.schema import COMPLETION, ITEM_ID, SCORE, id_type
+from pipelines.schema import COMPLETION, ITEM_ID, REASONS, SCORE, id_type
 from pipelines.workspace import open_workspace
 
 if TYPE_CHECKING:
@@ -89,23 +89,26 @@ def render_explanation(explanation: Explanation, console: "Console | None" = Non
 
 
 def render(shown: ServedListener, console: "Console | None" = None) -> None:
-    """Print the plays, then the list."""
+    """Print the plays, then the list, below each song the play that pulled it in most."""
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text  # titles are text: "[Intro]" is no markup
 
     console = console or Console()
-    text = partial(Column, overflow="ellipsis", no_wrap=True)
+    text, figure = partial(Text, no_wrap=True, overflow="ellipsis"), partial(Column, justify="right", no_wrap=True)
     if shown["recent"]:
         console.print(Text(f"Listener {shown['user']}, last plays before {shown['ds']}", style="bold"))
-        plays = Table(text("When"), text("Title"), text("Artist"), Column("Played", justify="right", min_width=6))
+        plays = Table(Column("When", no_wrap=True), "Title", "Artist", figure("Played"))
         for play in shown["recent"]:
-            plays.add_row(play["time"], Text(play["title"]), Text(play["artist"]), f"{play[COMPLETION]} %")
+            plays.add_row(play["time"], text(play["title"]), text(play["artist"]), f"{play[COMPLETION]} %")
         console.print(plays)
     console.print(Text(_headline(shown), style="bold"))
-    songs = Table(Column(justify="right"), text("Title"), text("Artist"), Column("Score", justify="right"))
+    songs = Table(figure(), "Title", "Artist", figure("Score"))
     for item in shown["items"]:
-        songs.add_row(str(item["rank"]), Text(item["title"]), Text(item["artist"]), f"{item[SCORE]:.3f}")
+        songs.add_row(str(item["rank"]), text(item["title"]), text(item["artist"]), f"{item[SCORE]:.3f}")
+        for play in item[REASONS][:1]:
+            because, when = f"because you played {play['title']}", f"on {play['day']}"
+            songs.add_row("", text(because, style="dim"), text(when, style="dim"))
     console.print(songs)
 
 

@@ -130,8 +130,11 @@ def position_chart(hits: Mapping[int, float], skips: Mapping[int, float]) -> Cha
     return Chart(_svg("positions", label, draw), tuple(bars))
 
 
-def panel_chart(panels: Sequence[Panel]) -> Chart | None:
-    """Panels over the same days above each other; those without a value are left out. None if none has a value."""
+def panel_chart(panels: Sequence[Panel], *, name: str = "panels") -> Chart | None:
+    """Panels over the same days above each other; those without a value are left out. None if none has a value.
+
+    name: of the chart, one of its own for each on a page.
+    """
     panels = [panel for panel in panels if panel.values]
     if not panels:
         return None
@@ -151,7 +154,7 @@ def panel_chart(panels: Sequence[Panel]) -> Chart | None:
     legend += [Line("allowed", 4, "band")] if any(panel.lower or panel.upper for panel in panels) else []
     legend += [Line("beyond its bound", 6, "point")] if any(panel.broken for panel in panels) else []
     size = (_SIZE[0], 0.4 + 1.15 * len(panels))
-    return Chart(_svg("panels", label, draw, size=size, panels=len(panels)), tuple(legend))
+    return Chart(_svg(name, label, draw, size=size, panels=len(panels)), tuple(legend))
 
 
 def _draw_panel(axes: "Axes", panel: Panel, every_day: range) -> None:
@@ -171,7 +174,9 @@ def _draw_panel(axes: "Axes", panel: Panel, every_day: range) -> None:
 
 
 def _panel_number(panel: Panel, number: float) -> str:
-    return f"{100 * number:.3g}%" if panel.share else f"{number:,.0f}"
+    if panel.share:
+        return f"{100 * number:.3g}%"
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
 
 
 def _day_axis(axes: "Axes", every_day: range) -> None:

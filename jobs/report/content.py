@@ -12,6 +12,7 @@ from jobs.day import STAGES, Day, StageMarker, StageResult
 from jobs.report.charts import loss_chart, temporal_chart, trend_chart
 from jobs.report.examples import example_lists
 from jobs.report.hits import hits_section
+from jobs.report.list_quality import list_quality_section
 from jobs.report.quality import quality_lines, trailing_chart
 from pipelines import delta_tables, storage
 from pipelines.schema import DS, METRIC, MODEL_VERSION, PROTOCOL, SLICE, VALUE
@@ -87,6 +88,7 @@ def content(day: Day) -> dict[str, Any]:
         "temporal": temporal_chart(train.get("temporal", ())),
         "trend": trend_chart(trend, labels=RECOMMENDERS),
         "trend_days": len({ds for values in trend.values() for ds in values}),
+        "list_quality": list_quality_section(day, _last_days(day, day.workspace.list_quality)),
         "hits": hits_section(day, days=TREND_DAYS),
         "examples": examples,
         "no_examples": no_examples,

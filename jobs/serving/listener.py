@@ -18,9 +18,11 @@ from pipelines.histories.histories import Histories
 from pipelines.histories.shards import read_manifest
 from pipelines.schema import (
     COMPLETION,
+    DS,
     ITEM_ID,
     ITEMS,
     MODEL_VERSION,
+    REASONS,
     SOURCE,
     SOURCE_POPULAR,
     STALE_DAYS,
@@ -43,7 +45,7 @@ class ServedListener(TypedDict):
     stale_days: int
     timezone: str
     recent: list[dict[str, Any]]  # newest first: timestamp, time (wall clock), item_id, title, artist, completion
-    items: list[dict[str, Any]]  # best first: rank, item_id, title, artist, score
+    items: list[dict[str, Any]]  # best first: rank, item_id, title, artist, score, reasons (see `_explained`)
 
 
 def served_listener(day: Day, user: str) -> ServedListener:
@@ -58,7 +60,8 @@ def served_listener(day: Day, user: str) -> ServedListener:
     row = own or read_list(workspace, day.ds, None)
     row = row or {ITEMS: [], SOURCE: SOURCE_POPULAR, MODEL_VERSION: None, STALE_DAYS: 0}
     recent = recent_plays(day, user_id)
-    names = titles(day, [song[ITEM_ID] for song in [*row[ITEMS], *recent]])
+    played = [reason for item in row[ITEMS] for reason in item.get(REASONS) or ()]
+    names = titles(day, [song[ITEM_ID] for song in [*row[ITEMS], *recent, *played]])
     return ServedListener(
         user=user,
         ds=str(day.ds),
@@ -68,7 +71,7 @@ def served_listener(day: Day, user: str) -> ServedListener:
         stale_days=row[STALE_DAYS],
         timezone=workspace.spec.timezone,
         recent=[named(play, names) for play in recent],
-        items=[named({"rank": n, **item}, names) for n, item in enumerate(row[ITEMS], start=1)],
+        items=[_explained({"rank": n, **item}, names, day.ds) for n, item in enumerate(row[ITEMS], start=1)],
     )
 
 
@@ -108,6 +111,21 @@ def recent_plays(day: Day, user_id: int | str) -> list[dict[str, Any]]:
         item_id = item_ids[index - 1].as_py()
         plays.append({ITEM_ID: item_id, TIMESTAMP: timestamp, "time": time, COMPLETION: completion})
     return plays
+
+
+def _explained(item: dict[str, Any], names: Titles, today: dt.date) -> dict[str, Any]:
+    """A named song with its reasons, strongest first: item_id, title, artist, ds, day (ds in words), weight."""
+    plays = [{**play, "day": day_in_words(play[DS], today)} for play in item.get(REASONS) or ()]
+    return named({**item, REASONS: [named(play, names) for play in plays]}, names)
+
+
+def day_in_words(day: dt.date, today: dt.date) -> str:
+    """A day with its weekday, and the year if that is not this one.
+
+    >>> day_in_words(dt.date(2026, 2, 24), dt.date(2026, 3, 3)), day_in_words(dt.date(2025, 12, 1), dt.date(2026, 3, 3))
+    ('Tuesday 24 February', 'Monday 1 December 2025')
+    """
+    return f"{day:%A} {day.day} {day:%B}" + (f" {day.year}" if day.year != today.year else "")
 
 
 def named(song: dict[str, Any], names: Titles) -> dict[str, Any]:

@@ -17,8 +17,11 @@ import pyarrow.compute as pc
 from fuxi_beta.config import Kernels, ModelConfig
 from fuxi_beta.data.batches import cuts_by_tokens
 from fuxi_beta.data.reader import ahead
+from jobs.serving.count_quality import QualityCount
+from jobs.serving.reasons import reasons_column
 from jobs.serving.rules import ListenerFacts, ListRules, MadeLists
 from jobs.serving.rules.facts import DEFAULT_SEGMENT
+from jobs.tables.list_quality import QualitySums, add_up
 from jobs.tables.recommendations import ListPart, write_part
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.histories.histories import Histories
@@ -51,6 +54,9 @@ BATCH_TOKENS = 1 << 16
 LEAST_TOKENS = 64
 """What a listener counts at least: `BATCH_TOKENS` are no more than 1,024 listeners."""
 
+CUT_SAMPLE, CUT_SHARE = 512, 0.02
+"""Of about so many listeners a day, and of no larger share, it is counted which rules cut how much: it is dear."""
+
 
 @dataclass(frozen=True)
 class ListJob:
@@ -71,6 +77,7 @@ class ListJob:
     batch_tokens: int = BATCH_TOKENS  # of the listeners whose lists are made at once
     kernels: Kernels = "auto"
     device: str = "cpu"  # where the model makes its lists
+    reasons: int = 0  # plays named for each song
 
     @property
     def cut(self) -> int:
@@ -83,6 +90,12 @@ class ListJob:
         return recommendations_table(self.manifest.user_id_type, self.manifest.item_id_type)
 
     @property
+    def quality_count(self) -> QualityCount:
+        """Counts the lists that are made."""
+        sample = min(CUT_SHARE, CUT_SAMPLE / max(self.manifest.rows, 1))
+        return QualityCount(self.rules, self.model, self.popularity, sample)
+
+    @property
     def schema(self) -> pa.Schema:
         """The columns of a part; ds is the name of its folder."""
         schema = self.spec.schema
@@ -93,15 +106,16 @@ def make_part(job: ListJob, file: ShardFile) -> ListPart:
     """Lists of the active listeners of one shard file, written as one part, in the order of the file.
 
     The next row group is read while lists are made. In memory are three row groups at most (`row_group_events`, by
-    default a million events of 13 bytes each), a batch of `batch_tokens`, the lists of the file (about 1 KB a
+    default a million events of 13 bytes each), a batch of `batch_tokens`, the lists of the file (about 2 KB a
     listener), those of the days before that rules look at, and the job itself: the model with its item table,
     catalogue and feedback.
     """
-    tables = [job.schema.empty_table()]
+    tables, counted = [job.schema.empty_table()], []
     with closing(ahead(partial(_active, job, file), range(len(file.row_groups)), threads=1)) as groups:
         for histories in groups:
-            tables += [_rows(job, file.bucket, batch) for batch in _batches(job, histories)]
-    return write_part(job.table_uri, job.ds, pa.concat_tables(tables).combine_chunks())
+            tables += [_rows(job, file.bucket, batch, counted=counted) for batch in _batches(job, histories)]
+    part = write_part(job.table_uri, job.ds, pa.concat_tables(tables).combine_chunks())
+    return replace(part, quality=add_up(counted))
 
 
 def default_part(job: ListJob) -> ListPart:
@@ -126,15 +140,24 @@ def _active(job: ListJob, file: ShardFile, group: int) -> Histories:
 
 
 def _batches(job: ListJob, histories: Histories) -> Iterator[Histories]:
-    longest = job.model.model_config.max_history if job.model else LEAST_TOKENS
-    for start, stop in cuts_by_tokens(
-        histories.lengths.clip(LEAST_TOKENS, max(longest, LEAST_TOKENS)), job.batch_tokens
-    ):
+    longest = job.model.model_config.max_history if job.model else 0
+    tokens = histories.lengths.clip(LEAST_TOKENS, max(longest, LEAST_TOKENS))
+    for start, stop in cuts_by_tokens(tokens, job.batch_tokens):
         yield histories.slice(start, stop)
 
 
-def _rows(job: ListJob, bucket: int | None, histories: Histories, facts: ListenerFacts | None = None) -> pa.Table:
-    """Rows of the table for some listeners. facts: what is known of them, if not what the rules know."""
+def _rows(
+    job: ListJob,
+    bucket: int | None,
+    histories: Histories,
+    facts: ListenerFacts | None = None,
+    *,
+    counted: list[dict[str, QualitySums]] | None = None,
+) -> pa.Table:
+    """Rows of the table for some listeners.
+
+    facts: what is known of them, if not what the rules know. counted: takes what is counted of their lists.
+    """
     contexts = contexts_of(job, histories)
     facts = facts or job.rules.listeners.facts(histories.user_id)
     by_model = np.zeros(len(histories), bool)
@@ -147,7 +170,22 @@ def _rows(job: ListJob, bucket: int | None, histories: Histories, facts: Listene
     if len(rest):
         popular = job.rules.lists(job.popularity, contexts_of(job, histories.take(rest)), job.k, facts=facts.of(rest))
         made.put(rest, popular)
-    return list_table(job, histories.user_id, made, by_model, bucket=bucket)
+    if counted is not None:
+        counted.append(job.quality_count.count(contexts, made, by_model))
+    reasons = _reasons(job, contexts, made)
+    return list_table(job, histories.user_id, made, by_model, bucket=bucket, reasons=reasons)
+
+
+def _reasons(job: ListJob, contexts: "Contexts", made: MadeLists) -> pa.Array | None:
+    """The reasons of every listed song; None where there is no model, or one that explains nothing."""
+    if job.model is None or not job.reasons:
+        return None
+    found = contexts.queries(job.model).reasons(made.items, job.reasons)
+    if found is None:
+        return None
+    type = job.schema.field(ITEMS).type.value_type.field(REASONS).type
+    batch, listed = contexts.batch(job.model), made.items.numpy() > 0
+    return reasons_column(found, batch, listed, job.item_ids, calendar=job.calendar, type=type)
 
 
 def contexts_of(job: ListJob, histories: Histories) -> "Contexts":
@@ -159,9 +197,18 @@ def contexts_of(job: ListJob, histories: Histories) -> "Contexts":
 
 
 def list_table(
-    job: ListJob, user_id: pa.Array, made: MadeLists, by_model: np.ndarray, *, bucket: int | None
+    job: ListJob,
+    user_id: pa.Array,
+    made: MadeLists,
+    by_model: np.ndarray,
+    *,
+    bucket: int | None,
+    reasons: pa.Array | None = None,
 ) -> pa.Table:
-    """Lists as rows of a part. by_model: bool [B], whether the model made them; popularity made the others."""
+    """Lists as rows of a part. by_model: bool [B], whether the model made them; popularity made the others.
+
+    reasons: of every listed song.
+    """
     items, number = made.items.numpy(), len(user_id)
     there = items > 0
     offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
@@ -171,7 +218,7 @@ def list_table(
         job.item_ids.take(pa.array(items[there] - 1)),
         pa.array(made.scores.numpy()[there], pa.float32()),
         pa.array(propensity, pa.float32(), mask=np.isnan(propensity)),
-        pa.nulls(int(there.sum()), type.field(REASONS).type),
+        pa.nulls(int(there.sum()), type.field(REASONS).type) if reasons is None else reasons,
     ]
     element = pa.StructArray.from_arrays(songs, fields=list(type))
     origin = pa.array(by_model)

@@ -19,8 +19,9 @@ from jobs.day import Day
 from jobs.runtime.console import log
 from jobs.serving.rule_tables import Named, RuleTable, read_rule_table
 from jobs.serving.rules import ListenerFacts, Listeners
-from jobs.serving.rules.facts import DEFAULT_SEGMENT, SongFacts
+from jobs.serving.rules.facts import DEFAULT_SEGMENT, NOBODY, SongFacts
 from jobs.tables.published_lists import PublishedLists, published_lists
+from jobs.tables.recommendations import published_days
 from pipelines.histories.buckets import user_bucket
 from pipelines.histories.histories import gather, offsets_of, user_array
 from pipelines.schema import (
@@ -76,6 +77,8 @@ class Dislikes:
     artists: ByListener
 
 
+_LISTED, _BEFORE = 0, 1
+"""Places in what `StoredListeners` keeps of a bucket."""
 NONE = ByListener(np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int64))
 
 
@@ -84,6 +87,7 @@ class StoredListeners(Listeners):
     """Listeners of a workspace, as they are known for the lists of a day."""
 
     lists: list[PublishedLists]  # of the days that count
+    before: PublishedLists | None  # of the latest earlier day that has lists
     buckets: int
     item_ids: pa.Array
     dislikes: "Dislikes"
@@ -92,7 +96,7 @@ class StoredListeners(Listeners):
     undefined: int = 0
 
     def __post_init__(self) -> None:
-        self._bucket: tuple[int, ByListener] | None = None
+        self._bucket: tuple[int, tuple[ByListener, ByListener]] | None = None
 
     def facts(self, user_id: pa.Array) -> ListenerFacts:
         """Listeners of one bucket are found fastest."""
@@ -101,27 +105,34 @@ class StoredListeners(Listeners):
         rows, places = self.segment_of.rows(users)
         segment[rows] = np.array(self.segments, object)[self.segment_of.values[places]] if len(rows) else segment[rows]
         disliked = self.dislikes.songs.pairs(users), self.dislikes.artists.pairs(users)
-        return ListenerFacts(segment, self._listed(user_id, users), *disliked)
+        return ListenerFacts(segment, self._songs_of(user_id, users, _LISTED) if self.lists else NOBODY, *disliked)
 
-    def _listed(self, user_id: pa.Array, users: np.ndarray) -> Pairs:
-        parts = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))]
-        bucket = user_bucket(user_id, self.buckets) if self.lists else np.zeros(0, np.int64)
+    def lists_before(self, user_id: pa.Array) -> Pairs:
+        """The songs of some listeners' lists of the latest earlier day, whatever days the rules look at."""
+        return self._songs_of(user_id, user_array(user_id), _BEFORE) if self.before else NOBODY
+
+    def _songs_of(self, user_id: pa.Array, users: np.ndarray, lists: int) -> Pairs:
+        parts, bucket = [NOBODY], user_bucket(user_id, self.buckets)
         for number in np.unique(bucket):
             rows = np.flatnonzero(bucket == number)
-            found, songs = self._lists_of(int(number)).pairs(users[rows])
+            found, songs = self._lists_of(int(number))[lists].pairs(users[rows])
             parts.append((torch.from_numpy(rows)[found], songs))
         return torch.cat([rows for rows, _ in parts]), torch.cat([songs for _, songs in parts])
 
-    def _lists_of(self, bucket: int) -> ByListener:
+    def _lists_of(self, bucket: int) -> tuple[ByListener, ByListener]:
+        """Songs of the lists of the days that count, and of the latest earlier day."""
         if self._bucket is None or self._bucket[0] != bucket:
-            rows = pa.concat_tables([lists.read(bucket) for lists in self.lists])
-            self._bucket = bucket, _songs_by_listener(rows, self.item_ids)
+            before = [self.before.read(bucket)] if self.before else []
+            listed = [before[0] if lists is self.before else lists.read(bucket) for lists in self.lists]
+            songs = _songs_by_listener(listed, self.item_ids), _songs_by_listener(before, self.item_ids)
+            self._bucket = bucket, songs
         return self._bucket[1]
 
 
-def _songs_by_listener(lists: pa.Table, item_ids: pa.Array) -> ByListener:
-    if not lists.num_rows:
+def _songs_by_listener(tables: list[pa.Table], item_ids: pa.Array) -> ByListener:
+    if not any(table.num_rows for table in tables):
         return NONE
+    lists = pa.concat_tables(tables)
     items = lists[ITEMS].combine_chunks()
     songs = pc.index_in(pc.struct_field(pc.list_flatten(items), ITEM_ID), value_set=item_ids)
     users = user_array(lists[USER_ID])[np.asarray(pc.list_parent_indices(items))]
@@ -134,8 +145,12 @@ def stored_listeners(day: Day, ds: dt.date, item_ids: pa.Array, songs: SongFacts
     config, workspace = day.config.rules, day.workspace
     segment_of, undefined = _segments(config, id_type(workspace.spec.user_id_type))
     days = [ds - dt.timedelta(days=back) for back in range(config.listed_days, 0, -1)]
+    earlier = [other for other in published_days(workspace) if other < ds][-1:]
+    wanted = sorted({*days, *earlier})
+    by_day = {of: lists for of, lists in zip(wanted, published_lists(workspace, wanted), strict=True) if lists.files}
     return StoredListeners(
-        lists=[lists for lists in published_lists(workspace, days) if lists.files],
+        lists=[by_day[of] for of in days if of in by_day],
+        before=by_day.get(earlier[0]) if earlier else None,
         buckets=workspace.spec.buckets,
         item_ids=item_ids,
         dislikes=_dislikes(day, ds, Named(item_ids, songs.artist_ids)),

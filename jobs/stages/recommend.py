@@ -14,10 +14,12 @@ from jobs.day import Day
 from jobs.registry import versions
 from jobs.runtime.console import progress
 from jobs.runtime.engines import need_gpus, ray_session
+from jobs.serving.count_quality import songs_of_day
 from jobs.serving.day_rules import day_rules, read_item_ids, recent_popularity
 from jobs.serving.make_lists import BATCH_TOKENS, ListJob, default_part, make_part
 from jobs.tables import recommendations as lists
-from jobs.tables.audit import audit, summarize
+from jobs.tables.audit import audit, audit_quality, summarize
+from jobs.tables.list_quality import add_up, list_quality, write_list_quality
 from jobs.tables.recommendations import ListPart
 from pipelines.errors import InputError
 from pipelines.histories.shards import ShardFile, read_manifest
@@ -37,20 +39,26 @@ _jobs: dict[str, ListJob] = {}
 def run(day: Day) -> dict[str, Any]:
     """Publish the lists of `day.ds`, replacing exactly that day.
 
-    Returns the counts, the audit, the Delta version and the model version. After a run that was killed behind its
-    commit, that commit's result is returned and nothing is published twice. Raises InputError if the audit fails.
+    Returns the counts, the audit, the quality of the lists, the Delta version and the model version. After a run that
+    was killed behind its commit, that commit's result is returned and nothing is published twice. Raises InputError if
+    the audit fails.
     """
     if day.marker("promote") is None:
         raise InputError(f"no model is chosen for {day.ds}: run `fuxi promote --ds {day.ds}` first")
     record = day.record
-    config = day.config.hash()
-    key = lists.commit_key(record.run_id, record.chosen_model, config, str(day.sequences_ds))
+    key = lists.commit_key(record.run_id, record.chosen_model, day.config.hash(), str(day.sequences_ds))
     table = lists.open_lists(day.workspace)
     published = None if day.force else lists.published_result(table, day.ds, key)
-    if published is not None:
-        return published
+    if published is None:
+        published = _publish(day, table, key)
+    if "quality" in published:  # a run that was killed behind its commit has not written them
+        write_list_quality(day.workspace, day.ds, published["quality"])
+    return published
 
-    job = list_job(day)
+
+def _publish(day: Day, table: "lists.DeltaTable", key: int) -> dict[str, Any]:
+    """Make the lists, audit them and commit them on top of `table`."""
+    record, job = day.record, list_job(day)
     parts = [default_part(job)]
     try:
         make_parts(day, job, parts)
@@ -58,7 +66,7 @@ def run(day: Day) -> dict[str, Any]:
         metadata = {
             DS: str(day.ds),
             "run_id": record.run_id,
-            "config_hash": config,
+            "config_hash": day.config.hash(),
             MODEL_VERSION: record.chosen_model or "",
             "result": json.dumps(result),
         }
@@ -73,10 +81,13 @@ def _audited_result(
     day: Day, job: ListJob, parts: Sequence[ListPart], earlier: tuple[dt.date, int] | None
 ) -> dict[str, Any]:
     """The counts and the audit of the lists. InputError if a check fails."""
-    eligible = int((job.model or job.popularity).candidates.sum())
+    eligible = (job.model or job.popularity).candidates
     counts = [part.counts for part in parts]
-    summary = summarize(counts, eligible=eligible)
+    summary = summarize(counts, eligible=int(eligible.sum()))
+    songs = songs_of_day(job.rules, eligible, job.cut)
+    quality = list_quality(add_up(part.quality for part in parts), songs)
     checks = audit(counts, summary, config=day.config.recommend, earlier=earlier)
+    checks += audit_quality(quality, config=day.config.recommend)
     failed = [f"{check.check} ({check.detail})" for check in checks if not check.passed]
     if failed:
         raise InputError(
@@ -88,6 +99,7 @@ def _audited_result(
         MODEL_VERSION: job.model_version,
         "undefined_segments": job.rules.listeners.undefined,
         "audit": [asdict(check) for check in checks],
+        "quality": quality,
     }
 
 
@@ -104,8 +116,7 @@ def list_job(day: Day) -> ListJob:
     on_gpu = config.cluster.recommend_gpus_per_task > 0
     item_ids, popular = read_item_ids(day, manifest), recent_popularity(day, manifest, train)
     rules = day_rules(day, day.ds, item_ids, popular)
-    for recommender in (popular, model) if model else (popular,):
-        rules.check(recommender, day.calendar.request_time(day.ds))
+    rules.check(model or popular, day.calendar.request_time(day.ds))
     return ListJob(
         ds=day.ds,
         calendar=day.calendar,
@@ -122,6 +133,7 @@ def list_job(day: Day) -> ListJob:
         batch_tokens=GPU_TOKENS if on_gpu else BATCH_TOKENS,
         kernels=config.cluster.kernels,
         device="cuda" if on_gpu else "cpu",
+        reasons=config.recommend.reasons,
     )
 
 

@@ -8,7 +8,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.config import RecommendConfig
-from pipelines.schema import ITEM_ID, ITEMS, SCORE, SOURCE, SOURCE_MODEL, SOURCE_POPULAR, USER_ID
+from jobs.tables.list_quality import (
+    ARTISTS,
+    EMPTY_SHARE,
+    GINI,
+    NOVELTY,
+    OVERLAP,
+    SHARES,
+    SHORT_SHARE,
+    TOP_ARTIST_SHARE,
+    ListQuality,
+)
+from pipelines.schema import EVERY, ITEM_ID, ITEMS, SCORE, SOURCE, SOURCE_MODEL, SOURCE_POPULAR, USER_ID
 
 _LISTS = "lists"
 
@@ -101,6 +112,40 @@ def audit(
         detail = f"{listeners:,} listeners, {before:,} on {day}, at least {least:,.0f}"
         checks.insert(1, AuditCheck("listeners_kept", listeners >= least, detail))
     return checks
+
+
+def audit_quality(quality: ListQuality, *, config: RecommendConfig) -> list[AuditCheck]:
+    """Whether the lists of all segments together keep the bounds of their quality that are set.
+
+    A bound that is set by default is passed over where the figure could not be taken; another one fails.
+    """
+    found, checks = quality.get(EVERY, {}), []
+    for setting, (metric, what) in _QUALITY_BOUNDS.items():
+        limit, least = getattr(config, setting), setting.startswith("min_")
+        if limit is None:
+            continue
+        if metric in found:
+            value = found[metric][0]
+            passed, side = (value >= limit, "least") if least else (value <= limit, "most")
+            number = f"{value:.2f} {what}, at {side} {limit:g}"
+            detail = _share(value, limit, what, side) if metric in SHARES else number
+            checks.append(AuditCheck(metric, passed, detail))
+        elif RecommendConfig.model_fields[setting].default is None:
+            detail = f"not known, recommend.{setting} asks for {limit:g}: check the columns of the catalogue"
+            checks.append(AuditCheck(metric, False, detail))
+    return checks
+
+
+_QUALITY_BOUNDS = {
+    "max_empty_share": (EMPTY_SHARE, "of lists without a song"),
+    "max_short_share": (SHORT_SHARE, "of lists with fewer songs than asked for"),
+    "max_overlap": (OVERLAP, "of a list was in the list before"),
+    "min_artists": (ARTISTS, "artists a list"),
+    "max_artist_share": (TOP_ARTIST_SHARE, "of a list by one artist"),
+    "min_novelty": (NOVELTY, "bits of novelty"),
+    "max_gini": (GINI, "Gini coefficient of lists by song"),
+}
+"""Setting -> metric and what the check says of it."""
 
 
 def _share(value: float, limit: float, what: str, side: str = "most") -> str:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.tables.audit import ListCounts, count_lists
+from jobs.tables.list_quality import QualitySums
 from jobs.tables.published_lists import bucket_named, part_name
 from pipelines import delta_tables, storage
 from pipelines.delta_tables import Row
@@ -43,6 +44,7 @@ class ListPart:
     size: int  # bytes
     rows: int
     counts: ListCounts
+    quality: dict[str, QualitySums] = field(default_factory=dict)  # by segment
 
 
 def open_lists(workspace: Workspace) -> "DeltaTable":

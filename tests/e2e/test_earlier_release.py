@@ -159,6 +159,13 @@ def test_the_next_day_is_laid_over_the_old_shards_and_starts_from_the_old_champi
     assert lists_of(day)["user_id"].n_unique() == lists_of(day).height > 90
 
 
+def test_what_lists_are_like_is_known_from_the_first_new_day_on(config: Config, day_three: DayResult) -> None:
+    rows = pl.read_delta(f"{config.workspace}/list_quality")
+    assert rows["ds"].unique().to_list() == [DAY_THREE] and rows["segment"].unique().to_list() == ["all"]
+    overlap, listeners = rows.row(by_predicate=pl.col("metric") == "overlap")[3:]
+    assert (overlap, listeners > 90) == (0.0, True)  # songs of the old table's lists are kept out, and counted
+
+
 def test_the_lists_of_earlier_days_stay_as_they_were(config: Config, day_three: DayResult, tmp_path: Path) -> None:
     then = configuration(unpacked(tmp_path))
     for ds in (DAY_ONE, DAY_TWO):

@@ -139,13 +139,13 @@ class Deployment:
         self.day(ds).update_record(chosen_model=version)
         self.day(ds).finish("promote", {"chosen": version}, 0.0)
 
-    def published(self, ds: dt.date) -> None:
+    def published(self, ds: dt.date, histories: dict[Any, list[tuple[int, int, int]]] | None = None) -> None:
         """Publish lists of an untrained model, made as the Ray tasks make them but in this process."""
         from jobs.serving.make_lists import default_part, make_part
         from jobs.stages.recommend import list_job
         from jobs.tables import recommendations
 
-        self.sessionized(ds)
+        self.sessionized(ds, histories)
         self.choose(ds, self.trained(ds))
         job = list_job(self.day(ds))
         table = recommendations.open_lists(self.day(ds).workspace)

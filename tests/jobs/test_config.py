@@ -99,6 +99,7 @@ def test_renamed_keys_exist_and_count_in_the_hash_under_their_old_names() -> Non
 def test_bounds_that_only_refuse_a_day_are_no_part_of_the_hash() -> None:
     base = load_config(environment={}).hash()
     bounds = ["logs.max_rejected_share=0.9", "quality.min_plays=1", "quality.max_null_shares={play_ms: 0.5}"]
+    bounds += ["recommend.max_overlap=0.5", "recommend.max_empty_share=0", "recommend.min_artists=3"]
     assert load_config(overrides=bounds, environment={}).hash() == base
     assert load_config(overrides=["logs.max_late_days=3"], environment={}).hash() != base
 
@@ -109,9 +110,18 @@ def test_the_request_hour_is_part_of_the_hash_once_it_is_set() -> None:
     assert load_config(overrides=["serving.request_hour=9"], environment={}).hash() != base
 
 
+def test_reasons_are_part_of_the_hash_where_they_are_not_the_default() -> None:
+    config = load_config(environment={})
+    assert "reasons" not in config.hashed()["recommend"]  # as in run records from before it was a setting
+    assert load_config(overrides=["recommend.reasons=2"], environment={}).hash() == config.hash()
+    off = load_config(overrides=["recommend.reasons=0"], environment={})
+    assert off.hash() != config.hash() and off.hashed()["recommend"]["k"] == 30
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["recommend.reasons=-1"], r"recommend\.reasons: .* greater than or equal to 0 \(found '?-1'?\)"),
         (["serving.request_hour=24"], r"serving\.request_hour: .* less than or equal to 23 \(found '?24'?\)"),
         (["quality.max_null_shares={plays: 0.5}"], r"quality\.max_null_shares: plays is no column: .*, play_ms,"),
         (["quality.max_null_shares={play_ms: 50}"], r"quality\.max_null_shares\.play_ms: .* less than or equal to 1"),

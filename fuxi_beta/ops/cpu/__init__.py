@@ -150,3 +150,20 @@ class _Dropout(torch.autograd.Function):
 def integers(keys: Tensor, count: int, below: int) -> Tensor:
     """See `fuxi_beta.data.stateless_random.integers`."""
     return torch.ops.fuxi_beta.integers(keys.contiguous(), count, below)
+
+
+def top_k_of_scores(
+    scores: Tensor, *, candidates: Tensor, k: int, seen: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """See `fuxi_beta.ops.top_k.top_k_of_scores`. k: at least 1."""
+    scores = scores.detach()
+    rows = scores if scores.stride(1) == 1 or not scores.numel() else scores.contiguous()
+    return torch.ops.fuxi_beta.top_k_of_scores(rows, candidates.contiguous(), *seen_pairs(seen), k)
+
+
+def seen_pairs(seen: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Seen pairs as the kernels take them."""
+    if seen is None:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return nothing, nothing
+    return seen[0].contiguous(), seen[1].contiguous()

@@ -127,7 +127,66 @@ Tensor integers(const Tensor& keys, int64_t draws, int64_t below) {
   return out;
 }
 
+fuxi::SeenPairs pairs_of(const Tensor& listener, const Tensor& item) {
+  return {listener.const_data_ptr<int64_t>(), item.const_data_ptr<int64_t>(), listener.size(0)};
+}
+
+using Ranked = std::tuple<Tensor, Tensor>;  // items int64 [B, K], scores [B, K]
+
+Ranked no_lists(int64_t listeners, int64_t k, const Tensor& like) {
+  return {at::empty({listeners, k}, like.options().dtype(at::kLong)), at::empty({listeners, k}, like.options())};
+}
+
+fuxi::Lists lists_of(Ranked& lists) {
+  return {std::get<0>(lists).mutable_data_ptr<int64_t>(), result(std::get<1>(lists))};
+}
+
+void check_numbers(bool numbers) {
+  TORCH_CHECK_VALUE(numbers, "a score is not a number: the model or its item table is broken");
+}
+
+// scores [B, V] with contiguous rows, candidates bool [V], seen pairs int64.
+Ranked top_k_of_scores(const Tensor& scores, const Tensor& candidates, const Tensor& listener, const Tensor& item,
+                       int64_t k) {
+  Ranked lists = no_lists(scores.size(0), k, scores);
+  check_numbers(fuxi::top_k_of_scores(floats(scores), scores.size(0), scores.size(1), scores.stride(0),
+                                      candidates.const_data_ptr<bool>(), pairs_of(listener, item), k,
+                                      lists_of(lists)));
+  return lists;
+}
+
+// table [V, D], items int32 [C] -> their rows rounded to bf16 or fp32 [C, W], and two numbers a tile of them.
+std::tuple<Tensor, Tensor, Tensor> pack_rows(const Tensor& table, const Tensor& items, bool half, int64_t width) {
+  const int64_t count = items.size(0), tiles = (count + fuxi::SONG_TILE - 1) / fuxi::SONG_TILE;
+  Tensor rows = at::empty({count, width}, table.options().dtype(half ? at::kBFloat16 : at::kFloat));
+  Tensor norm = at::empty({tiles}, table.options()), error = like(norm);
+  fuxi::pack(floats(table), table.size(1), items.const_data_ptr<int32_t>(), count, half, width,
+             rows.mutable_data_ptr(), result(norm), result(error));
+  return {rows, norm, error};
+}
+
+// queries [B, D], table [V, D], items int32 [C] ascending, and the result of pack_rows with its items and each row's
+// place in it, int32 [V] -> lists, and the number of listeners who were searched for without a shortlist.
+std::tuple<Tensor, Tensor, int64_t> search(const Tensor& queries, const Tensor& table, const Tensor& items,
+                                           const Tensor& rows, const Tensor& norm, const Tensor& error,
+                                           const Tensor& order, const Tensor& place, const Tensor& listener,
+                                           const Tensor& item, int64_t k) {
+  Ranked lists = no_lists(queries.size(0), k, queries);
+  const fuxi::Songs songs{floats(table), items.const_data_ptr<int32_t>(), items.size(0), table.size(1)};
+  const fuxi::Packed packed{rows.const_data_ptr(), rows.scalar_type() == at::kBFloat16,
+                            order.const_data_ptr<int32_t>(), place.const_data_ptr<int32_t>(), floats(norm),
+                            floats(error), rows.size(1), table.size(0)};
+  const int64_t searched_again =
+      fuxi::search(floats(queries), queries.size(0), songs, packed, pairs_of(listener, item), k, lists_of(lists));
+  check_numbers(searched_again >= 0);
+  return {std::get<0>(lists), std::get<1>(lists), searched_again};
+}
+
 }  // namespace
+
+void fuxi::check_listener(int64_t listener, int64_t listeners) {
+  TORCH_CHECK_INDEX(listener >= 0 && listener < listeners, "seen names listener ", listener, " of ", listeners);
+}
 
 TORCH_LIBRARY(fuxi_beta, library) {
   library.def("token_mixer", token_mixer);
@@ -141,4 +200,7 @@ TORCH_LIBRARY(fuxi_beta, library) {
   library.def("swiglu_backward", swiglu_backward);
   library.def("dropout", dropout);
   library.def("integers", integers);
+  library.def("top_k_of_scores", top_k_of_scores);
+  library.def("pack_rows", pack_rows);
+  library.def("search", search);
 }

@@ -9,7 +9,9 @@ from fuxi_beta.data import stateless_random
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import cpu, reference
+from fuxi_beta.ops.cpu import top_k
 from fuxi_beta.ops.token_mixer import PreparedTimes
+from fuxi_beta.ops.top_k import blocked_top_k
 
 
 def run() -> None:
@@ -17,6 +19,7 @@ def run() -> None:
     generator = torch.Generator().manual_seed(0)
     _check_token_mixer(generator)
     _check_loss(generator)
+    _check_top_k(generator)
     keys = torch.randint(1 << 62, (33,), generator=generator)
     x = torch.randn(33, 70, generator=generator)
     mask = Mask(keys, 0.2)
@@ -60,6 +63,21 @@ def _check_loss(generator: torch.Generator) -> None:
         lambda states, table: reference.sampled_softmax_gathered(states, table, *drawn),
         [states, table],
     )
+
+
+def _check_top_k(generator: torch.Generator) -> None:
+    """Integers, whose scores every implementation gets exactly."""
+    queries, table = (torch.randint(-2, 3, (rows, 33), generator=generator).float() for rows in (70, 5000))
+    candidates = torch.rand(5000, generator=generator) < 0.8
+    seen = torch.arange(70).repeat_interleave(9), torch.randint(5000, (630,), generator=generator)
+    expected = blocked_top_k(queries, table, candidates=candidates, k=20, seen=seen)
+    of_scores = cpu.top_k_of_scores(queries @ table.t(), candidates=candidates, k=20, seen=seen)
+    searches = [
+        top_k.search(queries, top_k.prepare(table, candidates, half=half), k=20, seen=seen) for half in (False, True)
+    ]
+    for items, scores in (of_scores, *(found[:2] for found in searches)):
+        torch.testing.assert_close(items, expected[0], rtol=0, atol=0)
+        torch.testing.assert_close(scores, expected[1], rtol=0, atol=0)
 
 
 def _compare(ours, reference, inputs: list[Tensor]) -> None:

@@ -1,6 +1,7 @@
 // The kernels that bindings.cpp registers. Plain pointers to contiguous arrays; all sizes in elements.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 namespace fuxi {
 
@@ -73,5 +74,56 @@ void gate_backward(const float* gradient, const float* projected, const float* m
 
 // Counter-based random integers in [0, below): [count, draws].
 void integers(const int64_t* keys, int64_t count, int64_t draws, int64_t below, int64_t* out);
+
+// Pairs of a listener and a song to leave out, in any order; songs that do not exist are left out of them.
+struct SeenPairs {
+  const int64_t* listener;
+  const int64_t* item;
+  int64_t count;
+};
+
+void check_listener(int64_t listener, int64_t listeners);  // throws for one that does not exist
+
+// Lists of k songs a listener, best first, ties by the lower item; 0 and -inf where there are fewer.
+struct Lists {
+  int64_t* items;  // [B, k]
+  float* scores;   // [B, k]
+};
+
+// scores: row b starts at b * stride. candidates: [songs]. Returns whether the scores looked at were numbers, which all
+// candidates' are: one that is not a number passes every comparison.
+bool top_k_of_scores(const float* scores, int64_t listeners, int64_t songs, int64_t stride, const bool* candidates,
+                     const SeenPairs& seen, int64_t k, const Lists& out);
+
+struct Songs {
+  const float* table;    // [V, D]
+  const int32_t* items;  // [C], the candidates, ascending
+  int64_t count, dim;
+};
+
+// The lists of some of the listeners by the exact scores of all candidates.
+bool search_all(const float* queries, int64_t listeners, const Songs& songs, const std::vector<int64_t>& some,
+                const SeenPairs& seen, int64_t k, const Lists& out);
+
+// The candidates' vectors as they are scanned, in an order of their own.
+struct Packed {
+  const void* rows;      // [C, W] in the scanning precision, zeros behind D
+  bool half;             // bf16, else fp32
+  const int32_t* items;  // [C], song of each row
+  const int32_t* place;  // [V], row of each song, -1 for none
+  const float* norm;     // largest norm of the vectors of each tile
+  const float* error;    // ... and of their rounding errors
+  int64_t width, rows_of_table;
+};
+
+constexpr int64_t SONG_TILE = 2048;
+
+// Rounds rows to the scanning precision; norm, error: one number a tile.
+void pack(const float* table, int64_t dim, const int32_t* items, int64_t count, bool half, int64_t width, void* rows,
+          float* norm, float* error);
+
+// Returns the number of listeners that `search_all` had to search for, -1 if a score is not a number.
+int64_t search(const float* queries, int64_t listeners, const Songs& songs, const Packed& packed,
+               const SeenPairs& seen, int64_t k, const Lists& out);
 
 }  // namespace fuxi

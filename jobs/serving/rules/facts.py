@@ -133,6 +133,10 @@ class Listeners:
         """What is known of some listeners. [B]."""
         return strangers(len(user_id))
 
+    def lists_before(self, user_id: pa.Array) -> Pairs:
+        """The songs of some listeners' lists of the latest earlier day, which no rule needs."""
+        return NOBODY
+
 
 def strangers(listeners: int, segment: str = DEFAULT_SEGMENT) -> ListenerFacts:
     """Of listeners of whom nothing but a segment is known."""

@@ -56,6 +56,11 @@ class MadeLists:
         """The segment of each listener. object [B]."""
         return self.facts.segment
 
+    def of(self, rows: np.ndarray) -> "MadeLists":
+        """Those of some rows."""
+        items, scores, propensity = (part[torch.from_numpy(rows)] for part in self._parts)
+        return MadeLists(items, scores, propensity, self.facts.of(rows))
+
     def put(self, rows: np.ndarray, other: "MadeLists") -> None:
         """Take over the lists of some rows from others."""
         for mine, theirs in zip(self._parts, other._parts, strict=True):

@@ -82,7 +82,7 @@ def test_last_token_alone_equals_the_full_mixer_at_the_last_token(make_batch):
     batch = make_batch([4, 0, 11, 1])
     mixer = AFTM(DIM, 2, REACH, temporal=True).double()
     normed = torch.randn(16, DIM, dtype=torch.float64)
-    full, last = mixer(normed, PaddedTimes(batch, torch.float64), None), mixer.last(normed, batch)
+    full, last = mixer(normed, PaddedTimes(batch, torch.float64), None), mixer.last(normed, batch).output
     torch.testing.assert_close(last[[0, 2, 3]], full[[3, 14, 15]])
     assert not last[1].any()
 

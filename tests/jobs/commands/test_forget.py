@@ -411,6 +411,7 @@ WHOLE = (
     "train.batch_size=4",
     "train.checkpoint_every_steps=2",
     "train.min_listeners=2",
+    "recommend.k=10",
     "recommend.max_top_share=1",
     "recommend.max_fallback_share=1",
 )

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 
+import pytest
 from rich.console import Console
 
 from jobs.commands import show
@@ -25,6 +26,24 @@ def test_every_song_and_play_is_printed_markup_or_not(deployment: Callable[..., 
     assert "30 songs for 2026-03-02 for listener 3: model version 1" in text
     assert all(f"[Song] {rank}" in text for rank in range(1, 31)) and text.count("[b]") == 30
     assert all(play["time"] in text and play["title"] in text for play in shown["recent"])
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_below_a_song_stands_the_play_that_pulled_it_in_most(deployment: Callable[..., Deployment], width: int) -> None:
+    made = deployment()
+    made.published(DAY_ONE)
+    shown = show.show(made.config, "3", DAY_ONE)
+    shown["items"] = [item | {"title": "Crooked Meadow in Lisbon and in Many Other Towns"} for item in shown["items"]]
+    lines = printed(shown, width).splitlines()
+    found = 0
+    for item in shown["items"]:
+        place = next(n for n, line in enumerate(lines) if line.startswith(f"│ {item['rank']:2} │ Crooked Meadow in"))
+        assert f" {item['score']:.3f} │" in lines[place] and len(lines[place]) <= width
+        for play in item["reasons"][:1]:
+            when = f"{play['ds']:%A} {play['ds'].day} {play['ds']:%B}"
+            assert f"because you played {play['title']} " in lines[place + 1] and f" on {when} " in lines[place + 1]
+            found += 1
+    assert found > 15
 
 
 def test_an_unknown_listener_is_told_that_the_list_is_the_default(deployment: Callable[..., Deployment]) -> None:

@@ -28,6 +28,7 @@ from jobs.report.examples import pick_listeners
 from jobs.stages.report import run
 from jobs.tables import recommendations as lists
 from jobs.tables.list_hits import write_list_hits
+from jobs.tables.list_quality import write_list_quality
 from jobs.tables.metrics import write_metrics
 from jobs.tables.quality import write_quality
 from pipelines import storage
@@ -137,7 +138,9 @@ def publish_lists(made: Any, ds: dt.date) -> None:
     table = lists.open_lists(day.workspace)
     schema = recommendations_table(made.user_id_type, made.item_id_type).schema
     schema = schema.remove(schema.get_field_index("ds"))
-    items = [{"item_id": made.item_id(n), "score": 1.0 - n / 100} for n in range(1, 31)]
+    items: list[dict[str, Any]] = [{"item_id": made.item_id(n), "score": 1.0 - n / 100} for n in range(1, 31)]
+    plays = [(9, dt.date(2026, 2, 24), 0.2), (8, dt.date(2025, 12, 1), 0.1)]
+    items[1]["reasons"] = [{"item_id": made.item_id(n), "ds": played, "weight": pull} for n, played, pull in plays]
     parts = []
     for bucket in (None, *sorted({file.bucket for file in read_manifest(day.workspace.sequences(ds)).files})):
         rows = [
@@ -235,6 +238,7 @@ def test_the_page_is_where_the_workspace_says_and_holds_the_figures_of_every_sta
         "layer 1: a 0.214, b 0.351",
         "layer 2: a -0.121, b 0.702",
         "Song 9 Artist 2",
+        "because they played Song 9 on Tuesday 24 February and Song 8 on Monday 1 December 2025 0.98",
         "Plays pass 46,030 ≥ 1",
         "Rejected rows pass 1.67% ≤ 25%",
         "Plays a landing day pass 46,030 22,000 to 132,000",
@@ -263,6 +267,30 @@ def measure_hits(day: Day, ds: dt.date, *, listeners: int = 4) -> None:
     sums.add_lists(groups)
     sums.add(served, groups)
     write_list_hits(day.workspace, ds, sums, measured_ds=ds + dt.timedelta(days=1))
+
+
+def test_what_the_lists_are_like_by_segment_and_over_days(two_days: Any) -> None:
+    day = two_days.day(DAY_TWO)
+    figures = {"artists": [19.849, 9], "overlap": [0.1234, 9], "age_days": [1293.5, 9], "gini": [0.5, 9]}
+    cuts = {"cut:artist cap": [2.5, 4], "cut:heard": [31.25, 4], "cut:blocked": [0.0, 4]}
+    write_list_quality(day.workspace, DAY_ONE, {"all": figures | {"artists": [12.0, 8]}})
+    write_list_quality(day.workspace, DAY_TWO, {"all": figures | cuts, "kids": {"artists": [7.0, 2]}})
+    page = page_of(day)
+    text = text_of(page)
+    assert "All lists Segment kids Artists a list 19.85 7.00 Of a list, by its commonest artist – –" in text
+    assert "Of a list, in the listener's list before 12.3% – Days since a song's release, median 1294 –" in text
+    assert "mean over 4 listeners; a song counts for the first rule against it All lists Segment kids heard" in text
+    assert "heard 31.25 – artist cap 2.50 –" in text and "blocked" not in text
+    assert "The songs of a list all lists; the last 2 days counted" in text
+    assert "on the last: artists a list 19.8; in the list before, share of a list 12.3%" in page
+    found = Elements()
+    found.feed(page)
+    assert len(found.ids) == len(set(found.ids))
+
+
+def test_lists_of_an_earlier_release_were_not_counted(two_days: Any) -> None:
+    text = text_of(page_of(two_days.day(DAY_TWO)))
+    assert "What these lists are like was not counted." in text and "Artists a list" not in text
 
 
 def test_what_listeners_did_with_the_lists_of_the_day_before(two_days: Any) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.config import RecommendConfig
-from jobs.tables.audit import ListCounts, audit, count_lists, summarize
+from jobs.tables.audit import ListCounts, audit, audit_quality, count_lists, summarize
 from pipelines.schema import recommendations_table
 
 DAY_ONE = dt.date(2026, 3, 2)
@@ -65,3 +65,43 @@ def test_the_default_list_counts_for_no_share() -> None:
         "coverage": 0.5,
         "top_share": 0.75,
     }
+
+
+FIGURES = {
+    "overlap": [0.5, 2],
+    "empty_share": [0.02, 2],
+    "short_share": [0.1, 2],
+    "artists": [12.5, 2],
+    "top_artist_share": [0.2, 2],
+    "novelty": [4.0, 2],
+    "gini": [0.6, 2],
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "failed"),
+    [
+        ({}, []),
+        ({"max_overlap": 0.5}, []),
+        ({"max_overlap": 0.49}, ["overlap"]),
+        ({"max_empty_share": 0.01}, ["empty_share"]),
+        ({"max_short_share": 0.05}, ["short_share"]),
+        ({"min_artists": 12.5}, []),
+        ({"min_artists": 13}, ["artists"]),
+        ({"max_artist_share": 0.1}, ["top_artist_share"]),
+        ({"min_novelty": 5}, ["novelty"]),
+        ({"max_gini": 0.5}, ["gini"]),
+    ],
+)
+def test_a_bound_of_quality_is_kept_by_all_lists_together(changes: dict[str, float], failed: list[str]) -> None:
+    quality = {"all": FIGURES, "kids": {metric: [99.0, 1] for metric in FIGURES}}
+    checks = audit_quality(quality, config=CONFIG.model_copy(update=changes))
+    assert [check.check for check in checks if not check.passed] == failed
+    assert len(checks) == 2 + len(changes.keys() - {"max_overlap", "max_empty_share"})  # on by default
+
+
+def test_only_a_bound_that_was_asked_for_fails_where_its_figure_is_not_known() -> None:
+    assert audit_quality({"all": {}}, config=CONFIG) == []
+    (check,) = audit_quality({"all": {}}, config=CONFIG.model_copy(update={"min_artists": 3}))
+    assert not check.passed
+    assert check.detail == "not known, recommend.min_artists asks for 3: check the columns of the catalogue"

@@ -1,0 +1,140 @@
+"""What a task counts of the lists it makes, for the table of list quality.
+
+Shapes: `B` listeners, `K` list length, `V` songs and the padding row.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from fuxi_beta.evaluation.protocol import Contexts
+from fuxi_beta.recommender import Pairs, Recommender
+from jobs.serving.rules import ListRules, MadeLists
+from jobs.serving.rules.explain import QUOTA, passed_over
+from jobs.tables.list_quality import (
+    ARTISTS,
+    CUT,
+    EMPTY_SHARE,
+    NEW_ARTIST_SHARE,
+    OVERLAP,
+    POPULAR_SHARE,
+    SHORT_SHARE,
+    TOP_ARTIST_SHARE,
+    QualitySums,
+    SongsOfDay,
+)
+from pipelines.calendar import DAY_SECONDS
+from pipelines.histories.buckets import user_hash
+from pipelines.histories.histories import Histories
+
+
+@dataclass(frozen=True)
+class QualityCount:
+    """Counts lists as they are made."""
+
+    rules: ListRules
+    model: Recommender | None
+    popularity: Recommender
+    sample: float  # share of the listeners of whom it is counted which rules cut how much
+
+    def count(self, contexts: Contexts, made: MadeLists, by_model: np.ndarray) -> dict[str, QualitySums]:
+        """What is counted of the lists of a batch, by segment. by_model: bool [B]; other lists are of popular songs."""
+        histories, items, artist = contexts.histories, made.items.numpy(), self.rules.songs.artist
+        length = (items > 0).sum(axis=1)
+        values = {
+            POPULAR_SHARE: (~by_model).astype(float),
+            SHORT_SHARE: (length < items.shape[1]).astype(float),
+            EMPTY_SHARE: (length == 0).astype(float),
+            OVERLAP: _overlap(items, self.rules.listeners.lists_before(histories.user_id), self.rules.songs.size),
+        }
+        if artist is not None:
+            values |= _artists(items, artist.numpy(), histories)
+        values |= self._cut(contexts, made, by_model)
+        counted = {}
+        for name in np.unique(made.segment.astype(str)).tolist():
+            rows = np.flatnonzero(made.segment == name)
+            counted[name] = QualitySums.of(items[rows], {metric: value[rows] for metric, value in values.items()})
+        return counted
+
+    def _cut(self, contexts: Contexts, made: MadeLists, by_model: np.ndarray) -> dict[str, np.ndarray]:
+        """Better-ranked songs that each rule keeps out of the list, NaN of listeners not in the sample. [B] each."""
+        names = [*(rule.name for rule in self.rules.rules), QUOTA]
+        values = {f"{CUT}{name}": np.full(len(by_model), np.nan) for name in names}
+        sampled = _hash_share(contexts.histories) < self.sample
+        for recommender, theirs in ((self.model, by_model), (self.popularity, ~by_model)):
+            rows = np.flatnonzero(sampled & theirs)
+            if recommender is None or not len(rows):
+                continue
+            chosen = replace(contexts, histories=contexts.histories.take(rows), _made={}, _encoded={})
+            lists = made.of(rows)
+            for place, row in enumerate(rows.tolist()):
+                cut = Counter(song.rule for song in passed_over(self.rules, recommender, chosen, lists, place))
+                for name in names:
+                    values[f"{CUT}{name}"][row] = cut[name]
+        return values
+
+
+def songs_of_day(rules: ListRules, eligible: torch.Tensor, time: int) -> SongsOfDay:
+    """What the figures of a day need to know of songs. eligible: bool [V'], of the recommender. time: Unix seconds."""
+    songs = rules.songs
+    may = np.zeros(songs.size, bool)
+    may[: len(eligible)] = eligible[: songs.size].numpy()
+    age = None
+    if songs.released is not None:
+        released = songs.released.numpy()
+        known = released > np.iinfo(np.int64).min
+        age = np.where(known, (time - np.where(known, released, time)) / DAY_SECONDS, np.nan)
+    return SongsOfDay(may, None if songs.popularity is None else songs.popularity.numpy(), age)
+
+
+def _hash_share(histories: Histories) -> np.ndarray:
+    """A fixed number in [0, 1) for each listener, by other bits of the hash than the bucket. float [B]."""
+    return (user_hash(histories.user_id).view(np.uint64) >> np.uint64(32)) / 2.0**32
+
+
+def _overlap(items: np.ndarray, before: Pairs, songs: int) -> np.ndarray:
+    """Share of each list that was in the listener's earlier list; NaN without one of the two. float [B]."""
+    rows, earlier = before[0].numpy(), before[1].numpy()
+    had = np.bincount(rows, minlength=len(items)) > 0
+    known = _in_pairs(items, np.arange(len(items)), np.sort(rows * songs + earlier), songs)
+    return np.where(had, _share(known & (items > 0), items > 0), np.nan)
+
+
+def _artists(items: np.ndarray, artist: np.ndarray, histories: Histories) -> dict[str, np.ndarray]:
+    """Figures of artists of each list, over the songs whose artist is known; NaN without one. float [B] each."""
+    by = artist[items]
+    there = by > 0
+    ordered = np.sort(by, axis=1)
+    first = np.diff(ordered, axis=1, prepend=0) > 0  # of each run of one artist; unknown ones stand ahead
+    places = np.arange(by.shape[1])
+    run = 1 + places - np.maximum.accumulate(np.where(first, places, 0), axis=1)
+    commonest = np.where(ordered > 0, run, 0).max(axis=1)
+    size = int(artist.max()) + 1
+    older = np.repeat(np.arange(len(histories)), np.diff(histories.heard_offsets))
+    played = np.concatenate(
+        [histories.listener * size + artist[histories.item_index], older * size + artist[histories.heard_items]]
+    )
+    heard = _in_pairs(by, np.arange(len(items)), np.sort(played), size)
+    some = there.any(axis=1)
+    return {
+        ARTISTS: np.where(some, first.sum(axis=1), np.nan),
+        TOP_ARTIST_SHARE: np.where(some, commonest / np.maximum(there.sum(axis=1), 1), np.nan),
+        NEW_ARTIST_SHARE: _share(there & ~heard, there),
+    }
+
+
+def _share(some: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """Trues of each row as a share of others; NaN where these are none. bool [B, K] each -> float [B]."""
+    number = of.sum(axis=1)
+    return np.where(number > 0, some.sum(axis=1) / np.maximum(number, 1), np.nan)
+
+
+def _in_pairs(values: np.ndarray, rows: np.ndarray, pairs: np.ndarray, size: int) -> np.ndarray:
+    """Which values of each row are among its pairs (`row * size + value`, ascending). [B, K] -> bool [B, K]."""
+    wanted = rows[:, None] * size + values
+    if not len(pairs):
+        return np.zeros(wanted.shape, bool)
+    places = np.searchsorted(pairs, wanted)
+    return pairs[np.minimum(places, len(pairs) - 1)] == wanted
