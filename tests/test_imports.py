@@ -17,7 +17,16 @@ ROOMS = {
     "jobs": "config day runtime tables serving registry training report stages daily reproduce commands cli",
 }
 """The folders and files of each package; each imports those before it alone."""
-SHARED = {"errors", "schema", "storage", "calendar", "histories.histories", "histories.shards", "imports.plays"}
+SHARED = {
+    "errors",
+    "schema",
+    "storage",
+    "calendar",
+    "histories.buckets",
+    "histories.histories",
+    "histories.shards",
+    "imports.plays",
+}
 """What `fuxi_beta` may import of `pipelines`: neither Spark nor Delta is behind it."""
 ENGINES = {"pyspark", "ray", "mlflow", "deltalake"}
 HOMES = {

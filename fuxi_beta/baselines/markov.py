@@ -17,6 +17,7 @@ from pipelines.histories.shards import Manifest
 
 DECAY = 0.8
 LATEST = 10
+_AT_ONCE = 32  # listeners whose transitions are added up together: few enough that they stay in the cache
 _PRIOR = 1e-4  # popularity decides only between songs that the transitions leave equal
 
 
@@ -34,16 +35,23 @@ class Markov(ScoredBaseline):
 
     def scores(self, batch: Batch) -> Tensor:
         """Decayed sum of the transition shares out of the latest plays. float32 [B, V]."""
+        scores = self.prior.repeat(batch.num_listeners, 1)
+        for start in range(0, batch.num_listeners, _AT_ONCE):
+            part = batch.slice(start, min(start + _AT_ONCE, batch.num_listeners))
+            cells, values = self._shares(part)
+            scores[start : start + _AT_ONCE].view(-1).index_add_(0, cells, values)
+        return scores
+
+    def _shares(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cells of [B, V] and the decayed shares to add to them, in the order of the plays."""
         age = ages(batch)
         latest = (age < LATEST).nonzero().squeeze(1)
         item, listener = batch.item_index[latest], batch.listener[latest]
         count = self.starts[item + 1] - self.starts[item]
         token = torch.repeat_interleave(torch.arange(len(item)), count)
         entry = torch.arange(len(token)) + (self.starts[item] - (count.cumsum(0) - count))[token]
-        width = len(self.candidates)
-        scores = self.prior.repeat(batch.num_listeners)
         values = self.shares[entry] * (DECAY ** age[latest].float())[token]
-        return scores.index_add_(0, listener[token] * width + self.songs[entry], values).view(-1, width)
+        return listener[token] * len(self.candidates) + self.songs[entry], values
 
 
 def fit_markov(manifest: Manifest, *, end: int, train: TrainConfig, candidates: Tensor | None = None) -> Markov:

@@ -4,7 +4,7 @@ Shapes: `B` listeners in a batch, `T` packed tokens (sum of history lengths), `N
 Tokens of a listener are contiguous, oldest first. Times are Unix seconds, UTC.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -72,6 +72,20 @@ class Batch:
         rows = torch.arange(self.num_listeners, device=self.offsets.device)
         return torch.repeat_interleave(rows, self.seen_offsets.diff(), output_size=self.seen_items.shape[0])
 
+    def slice(self, start: int, stop: int) -> "Batch":
+        """The listeners start..stop - 1, as views."""
+        tokens, seen = (slice(int(ends[start]), int(ends[stop])) for ends in (self.offsets, self.seen_offsets))
+        return Batch(
+            offsets=self.offsets[start : stop + 1] - tokens.start,
+            item_index=self.item_index[tokens],
+            timestamp=self.timestamp[tokens],
+            next_timestamp=self.next_timestamp[tokens],
+            target=self.target[tokens],
+            sample=self.sample[start:stop],
+            seen_offsets=self.seen_offsets[start : stop + 1] - seen.start,
+            seen_items=self.seen_items[seen],
+        )
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device; copies from page-locked memory to a GPU are asynchronous."""
         device = torch.device(device)
@@ -93,6 +107,19 @@ class Batch:
         moved = Batch(**{field.name: move(getattr(self, field.name)) for field in fields(self)})
         moved.__dict__.update(longest=self.longest, positions=move(self.positions))
         return moved
+
+
+def cuts_by_tokens(tokens: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """Consecutive listeners, start to stop - 1, with at most so many tokens together, at least one listener each.
+
+    tokens: int64 [B], of each listener.
+    """
+    ends, start = np.cumsum(tokens), 0
+    while start < len(tokens):
+        before = ends[start] - tokens[start]
+        stop = max(int(np.searchsorted(ends, before + most, side="right")), start + 1)
+        yield start, stop
+        start = stop
 
 
 def inference_batch(

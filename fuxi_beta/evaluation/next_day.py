@@ -4,7 +4,6 @@ Shapes: `B` listeners, `V` songs and the padding row, `K` list length. Times are
 """
 
 import datetime as dt
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from fuxi_beta.evaluation.protocol import Contexts, ListMaker, Means, Metrics, P
 from fuxi_beta.recommender import Recommender
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.errors import InputError
+from pipelines.histories.buckets import user_hash
 from pipelines.histories.histories import Histories
 from pipelines.histories.shards import Manifest
 
@@ -113,7 +113,7 @@ def evaluate_next_day(
             f"run `fuxi sessionize --ds {ds}` first"
         )
     makers = {"": raw_lists} if served is None else {"": raw_lists, SERVED: served}
-    sums = _ListMeans(config.at, int(cases.known.sum()))
+    sums = _ListMeans(config.at, cases.known)
     songs, excluded, done = len(cases.known), 0, 0
     for histories, truth in cases.row_groups():
         relevant = np.bincount(truth // songs, minlength=len(histories))
@@ -122,16 +122,17 @@ def evaluate_next_day(
         for start in range(0, len(rows), config.batch_size):
             chunk = rows[start : start + config.batch_size]
             context = histories.take(chunk).before(cases.cut)
+            played = _truth_of(truth, chunk, songs)
             slices = _slices(context, cases.cut, config)
             contexts = Contexts(context, cases.request_time, model, train, calendar)
             sums.count(slices)
             for name, recommender in recommenders.items():
                 batch = contexts.batch(recommender)
-                heard = chunk[batch.seen_listener.numpy()] * songs + batch.seen_items.numpy()
+                heard = batch.seen_listener.numpy() * songs + batch.seen_items.numpy()
                 for prefix, lists in makers.items():
                     items = _items(lists, recommender, fallback, contexts, max(config.at))
-                    keys = np.where(items > 0, chunk[:, None] * songs + items, -1)
-                    ranked = RankedLists(items, np.isin(keys, truth), relevant[chunk], np.isin(keys, heard))
+                    keys = np.where(items > 0, np.arange(len(chunk))[:, None] * songs + items, -1)
+                    ranked = RankedLists(items, _among(keys, played), relevant[chunk], _among(keys, heard))
                     sums.add_lists(name, slices, ranked, prefix=prefix)
         done += len(histories)
         if on_progress:
@@ -142,22 +143,23 @@ def evaluate_next_day(
 class _ListMeans(Means):
     """Means over listeners of the list metrics, and coverage, which is of all lists together."""
 
-    def __init__(self, at: tuple[int, ...], songs: int) -> None:
+    def __init__(self, at: tuple[int, ...], known: np.ndarray) -> None:
+        """known: bool [V], the songs that coverage is a share of."""
         super().__init__()
-        self.at, self.songs = at, songs
-        self.listed: dict[tuple[str, str, str], set[int]] = {}
+        self.at, self.songs, self.known = at, len(known), int(known.sum())
+        self.listed: dict[tuple[str, str, str], np.ndarray] = {}  # bool [V] each
 
     def add_lists(self, name: str, slices: dict[str, np.ndarray], lists: RankedLists, *, prefix: str) -> None:
         for k in self.at:
             for slice_name, members in slices.items():
-                listed = self.listed.setdefault((name, slice_name, f"{prefix}coverage_{k}"), set())
-                listed.update(np.unique(lists.items[members, :k]).tolist())
+                key = (name, slice_name, f"{prefix}coverage_{k}")
+                self.listed.setdefault(key, np.zeros(self.songs, bool))[lists.items[members, :k]] = True
         self.add(name, slices, {f"{prefix}{metric}": values for metric, values in list_metrics(lists, self.at).items()})
 
     def means(self) -> Metrics:
         means = super().means()
         for (name, slice_name, metric), listed in self.listed.items():
-            means[name][slice_name][metric] = len(listed - {0}) / max(self.songs, 1)
+            means[name][slice_name][metric] = listed[1:].sum() / max(self.known, 1)
         return means
 
 
@@ -190,7 +192,20 @@ def _slices(context: Histories, cut: int, config: EvaluateConfig) -> dict[str, n
     return {"all": np.ones(len(context), bool), "new": new, "light": light, "heavy": ~new & ~light}
 
 
+def _truth_of(truth: np.ndarray, rows: np.ndarray, songs: int) -> np.ndarray:
+    """The keys `row * V + song` of some rows, both ascending, with each row's place among them. int64."""
+    first, last = np.searchsorted(truth, [rows[0] * songs, (rows[-1] + 1) * songs])
+    own = truth[first:last]  # rows between are without truth
+    return np.searchsorted(rows, own // songs) * songs + own % songs
+
+
+def _among(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """Which keys are among some that are sorted. bool, shape of `keys`."""
+    if not len(ascending):
+        return np.zeros(keys.shape, bool)
+    return ascending[np.searchsorted(ascending, keys).clip(max=len(ascending) - 1)] == keys
+
+
 def _hash_share(user_ids: pa.Array) -> np.ndarray:
-    """A fixed number in [0, 1) for each user id, by its text: the same sample on every day and machine."""
-    digests = (hashlib.blake2b(str(user).encode(), digest_size=8).digest() for user in user_ids.to_pylist())
-    return np.frombuffer(b"".join(digests), "<u8") / 2.0**64
+    """A fixed number in [0, 1) for each user id: the same sample on every day and machine, in every bucket."""
+    return (user_hash(user_ids).view(np.uint64) >> np.uint64(11)) / 2.0**53  # buckets are of the lowest bits

@@ -18,9 +18,9 @@ from typing_extensions import override
 
 from fuxi_beta import models
 from fuxi_beta.config import Mode, ModelConfig, TrainConfig
-from fuxi_beta.data.batches import Batch, inference_batch
+from fuxi_beta.data.batches import Batch, cuts_by_tokens, inference_batch
 from fuxi_beta.models.base import SequenceModel, l2_normalise
-from fuxi_beta.models.reasons import strongest_plays
+from fuxi_beta.models.reasons import Trace, strongest_plays
 from fuxi_beta.ops import TopKSearch
 from fuxi_beta.recommender import Candidates, Pairs, Queries, Reasons, Recommender, pairs_of_rows
 from pipelines.calendar import REQUEST_HOUR, Calendar
@@ -30,6 +30,8 @@ from pipelines.histories.histories import Histories
 EXPORT_FORMAT = 1
 CONFIG_FILE, MODEL_FILE, TRAIN_STATE_FILE = "config.json", "model.safetensors", "train_state.safetensors"
 _NETWORK = "network."
+CACHED_NUMBERS = 1 << 18
+"""Tokens times their width that are encoded at once on a CPU: what a layer hands to the next stays in the cache."""
 
 Config = TypeVar("Config", ModelConfig, TrainConfig)
 
@@ -102,7 +104,22 @@ class TrainedModel(Recommender):
 
     def encode(self, batch: Batch) -> Tensor:
         """The vector of each listener, L2-normalised. batch: on this model's device. [B, D]."""
-        return self.model.encode_last(self.item_vectors[batch.item_index], batch)
+        parts = self.in_cache(batch)
+        return torch.cat([self.model.encode_last(self._tokens(part), part) for part in parts])
+
+    def trace(self, batch: Batch) -> Trace | None:
+        """How it comes to the vector of each listener; None if the model does not say. batch: on its device."""
+        return self.model.trace_last(self._tokens(batch), batch)
+
+    def in_cache(self, batch: Batch) -> list[Batch]:
+        """The batch in parts of consecutive listeners that are encoded at once; on a GPU it is one part."""
+        most = max(CACHED_NUMBERS // self.model_config.dim, 1024)
+        if self.item_vectors.is_cuda or len(batch.item_index) <= most:
+            return [batch]
+        return [batch.slice(start, stop) for start, stop in cuts_by_tokens(batch.lengths.numpy(), most)]
+
+    def _tokens(self, batch: Batch) -> Tensor:
+        return self.item_vectors.index_select(0, batch.item_index)
 
     def songs(self, chosen: Candidates | None = None) -> TopKSearch:
         """The search of its candidates, or of a choice of them; prepared once for each choice.
@@ -128,8 +145,9 @@ class EncodedBatch(Queries):
         self.trained = trained
         self.batch = batch.to(trained.item_vectors.device)
         with torch.inference_mode():
-            self._trace = trained.model.trace_last(trained.item_vectors[self.batch.item_index], self.batch)
-            self.vectors = trained.encode(self.batch) if self._trace is None else self._trace.vectors  # [B, D]
+            self._parts = [(part, trained.trace(part)) for part in trained.in_cache(self.batch)]
+            traced = [trace.vectors for _, trace in self._parts if trace is not None]
+            self.vectors = torch.cat(traced) if traced else trained.encode(self.batch)  # [B, D]
 
     @override
     @torch.inference_mode()
@@ -152,11 +170,15 @@ class EncodedBatch(Queries):
     @torch.inference_mode()
     def reasons(self, items: Tensor, n: int) -> Reasons | None:
         """See `Queries.reasons`. What a penalty takes off a score is in no part."""
-        if self._trace is None:
-            return None
-        table = self.trained.songs().table
-        found = strongest_plays(self._trace, self.batch, table, items.to(table.device), n)
-        return Reasons(found.token.cpu(), found.weight.cpu(), found.remainder.cpu())
+        table, found, rows, tokens = self.trained.songs().table, [], 0, 0
+        items = items.to(table.device)
+        for part, trace in self._parts:
+            if trace is None:
+                return None
+            of_part = strongest_plays(trace, part, table, items[rows : rows + part.num_listeners], n)
+            found.append((of_part.token + tokens * (of_part.token >= 0), of_part.weight, of_part.remainder))
+            rows, tokens = rows + part.num_listeners, tokens + len(part.item_index)
+        return Reasons(*(torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
 
 
 def save_export(folder: str, trained: TrainedModel, *, train_state: dict[str, Tensor] | None = None) -> None:

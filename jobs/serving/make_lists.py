@@ -5,7 +5,9 @@ Shapes: `B` listeners in a batch, `K` list length, `V` songs of the vocabulary.
 
 import datetime as dt
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fuxi_beta.config import Kernels, ModelConfig
+from fuxi_beta.data.batches import cuts_by_tokens
+from fuxi_beta.data.reader import ahead
 from jobs.serving.count_quality import QualityCount
 from jobs.serving.reasons import reasons_column
 from jobs.serving.rules import ListenerFacts, ListRules, MadeLists
@@ -45,6 +49,11 @@ if TYPE_CHECKING:
     from fuxi_beta.training.checkpoint import TrainedModel
 
 
+BATCH_TOKENS = 1 << 16
+"""Tokens of the listeners whose lists are made at once, on a CPU."""
+LEAST_TOKENS = 64
+"""What a listener counts at least: `BATCH_TOKENS` are no more than 1,024 listeners."""
+
 CUT_SAMPLE, CUT_SHARE = 512, 0.02
 """Of about so many listeners a day, and of no larger share, it is counted which rules cut how much: it is dear."""
 
@@ -65,7 +74,7 @@ class ListJob:
     stale_days: int
     k: int
     active_days: int
-    batch_size: int  # listeners scored at once
+    batch_tokens: int = BATCH_TOKENS  # of the listeners whose lists are made at once
     kernels: Kernels = "auto"
     device: str = "cpu"  # where the model makes its lists
     reasons: int = 0  # plays named for each song
@@ -94,11 +103,17 @@ class ListJob:
 
 
 def make_part(job: ListJob, file: ShardFile) -> ListPart:
-    """Lists of the active listeners of one shard file, written as one part, in the order of the file."""
+    """Lists of the active listeners of one shard file, written as one part, in the order of the file.
+
+    The next row group is read while lists are made. In memory are three row groups at most (`row_group_events`, by
+    default a million events of 13 bytes each), a batch of `batch_tokens`, the lists of the file (about 2 KB a
+    listener), those of the days before that rules look at, and the job itself: the model with its item table,
+    catalogue and feedback.
+    """
     tables, counted = [job.schema.empty_table()], []
-    for group in range(len(file.row_groups)):
-        histories = job.manifest.histories(file, group).before(job.cut)
-        tables += [_rows(job, file.bucket, batch, counted=counted) for batch in _active(job, histories)]
+    with closing(ahead(partial(_active, job, file), range(len(file.row_groups)), threads=1)) as groups:
+        for histories in groups:
+            tables += [_rows(job, file.bucket, batch, counted=counted) for batch in _batches(job, histories)]
     part = write_part(job.table_uri, job.ds, pa.concat_tables(tables).combine_chunks())
     return replace(part, quality=add_up(counted))
 
@@ -114,14 +129,21 @@ def default_part(job: ListJob) -> ListPart:
     return write_part(job.table_uri, job.ds, _rows(replace(job, model=None), None, nobody, facts))
 
 
-def _active(job: ListJob, histories: Histories) -> Iterator[Histories]:
-    """The listeners heard of in the last active_days, a batch at a time."""
+def _active(job: ListJob, file: ShardFile, group: int) -> Histories:
+    """The listeners of a row group who were heard of in the last active_days."""
+    histories = job.manifest.histories(file, group).before(job.cut)
     newest = np.zeros(len(histories), np.int64)
     some = histories.lengths > 0
     newest[some] = histories.timestamp[histories.offsets[1:][some] - 1]
-    rows = np.flatnonzero(some & (newest >= job.cut - job.active_days * DAY_SECONDS))
-    for start in range(0, len(rows), job.batch_size):
-        yield histories.take(rows[start : start + job.batch_size])
+    active = some & (newest >= job.cut - job.active_days * DAY_SECONDS)
+    return histories if active.all() else histories.take(np.flatnonzero(active))
+
+
+def _batches(job: ListJob, histories: Histories) -> Iterator[Histories]:
+    longest = job.model.model_config.max_history if job.model else 0
+    tokens = histories.lengths.clip(LEAST_TOKENS, max(longest, LEAST_TOKENS))
+    for start, stop in cuts_by_tokens(tokens, job.batch_tokens):
+        yield histories.slice(start, stop)
 
 
 def _rows(
@@ -151,7 +173,7 @@ def _rows(
     if counted is not None:
         counted.append(job.quality_count.count(contexts, made, by_model))
     reasons = _reasons(job, contexts, made)
-    return _table(job, histories.user_id, made, by_model, bucket=bucket, reasons=reasons)
+    return list_table(job, histories.user_id, made, by_model, bucket=bucket, reasons=reasons)
 
 
 def _reasons(job: ListJob, contexts: "Contexts", made: MadeLists) -> pa.Array | None:
@@ -174,16 +196,19 @@ def contexts_of(job: ListJob, histories: Histories) -> "Contexts":
     return Contexts(histories, calendar.request_time(job.ds), ModelConfig(), job.popularity.train, calendar)
 
 
-def _table(
+def list_table(
     job: ListJob,
     user_id: pa.Array,
     made: MadeLists,
     by_model: np.ndarray,
     *,
     bucket: int | None,
-    reasons: pa.Array | None,
+    reasons: pa.Array | None = None,
 ) -> pa.Table:
-    """Rows of the table. by_model: bool [B]. reasons: of every listed song."""
+    """Lists as rows of a part. by_model: bool [B], whether the model made them; popularity made the others.
+
+    reasons: of every listed song.
+    """
     items, number = made.items.numpy(), len(user_id)
     there = items > 0
     offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
@@ -205,7 +230,7 @@ def _table(
         SOURCE: pc.if_else(origin, SOURCE_MODEL, SOURCE_POPULAR),
         MODEL_VERSION: pc.if_else(origin, version, pa.scalar(None, pa.string())),
         STALE_DAYS: pa.repeat(pa.scalar(job.stale_days, pa.int32()), number),
-        SEGMENT: pa.array([name or None for name in made.segment], pa.string()),
+        SEGMENT: pa.array(made.segment, pa.string(), mask=made.segment == DEFAULT_SEGMENT),
         SHORT: pa.array(there.sum(axis=1) < job.k),
     }
     return pa.table(columns, job.schema)

@@ -16,7 +16,7 @@ from jobs.runtime.console import progress
 from jobs.runtime.engines import need_gpus, ray_session
 from jobs.serving.count_quality import songs_of_day
 from jobs.serving.day_rules import day_rules, read_item_ids, recent_popularity
-from jobs.serving.make_lists import ListJob, default_part, make_part
+from jobs.serving.make_lists import BATCH_TOKENS, ListJob, default_part, make_part
 from jobs.tables import recommendations as lists
 from jobs.tables.audit import audit, audit_quality, summarize
 from jobs.tables.list_quality import add_up, list_quality, write_list_quality
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
 
-GPU_BATCH = 4096
-"""Listeners in a batch on a GPU: enough to fill it; a few GB of memory if all histories have full length."""
+GPU_TOKENS = 1 << 19
+"""Tokens in a batch on a GPU: enough to fill it; a few GB of memory."""
 
 _jobs: dict[str, ListJob] = {}
 """In a Ray worker: the job it works on, by the reference it was fetched with."""
@@ -130,7 +130,7 @@ def list_job(day: Day) -> ListJob:
         stale_days=day.stale_days,
         k=config.recommend.k,
         active_days=config.recommend.active_days,
-        batch_size=max(config.evaluate.batch_size, GPU_BATCH if on_gpu else 0),
+        batch_tokens=GPU_TOKENS if on_gpu else BATCH_TOKENS,
         kernels=config.cluster.kernels,
         device="cuda" if on_gpu else "cpu",
         reasons=config.recommend.reasons,

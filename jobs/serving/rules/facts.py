@@ -48,6 +48,8 @@ class SongGroups:
 
     def with_siblings(self, pairs: Pairs) -> Pairs:
         """(row, song) and every other song of its group."""
+        if len(self._by_group[1]) == UNKNOWN + 2:  # nothing is in a group
+            return pairs
         known = self.group[pairs[1].clamp(max=len(self.group) - 1)]
         known = torch.where(pairs[1] < len(self.group), known, UNKNOWN)
         rows, songs = self.songs_of((pairs[0], known))

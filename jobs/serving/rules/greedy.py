@@ -49,6 +49,15 @@ class Chosen:
             mine[rows, place] = group[rows]
         self.number[rows] += 1
 
+    def extend(
+        self, rows: Tensor, at: Tensor, songs: tuple[Tensor, Tensor], ids: Sequence[Tensor], places: Tensor
+    ) -> None:
+        """Put songs[rows, places] at the places `at` of the lists of `rows`. songs: items and scores, [R, M] each."""
+        parts = zip((self.items, self.scores, *self.groups), (*songs, *ids), strict=True)
+        for mine, ranked in parts:
+            mine[rows, at] = ranked[rows, places]
+        self.number += rows.bincount(minlength=len(self.number))
+
     def admits(self, groups: Sequence[Groups]) -> Tensor:
         """Which songs may be added on their own: not there yet, and no group of theirs full. bool [R, P]."""
         free: Tensor | None = None
@@ -70,20 +79,63 @@ def walk(chosen: Chosen, items: Tensor, scores: Tensor, groups: Sequence[Groups]
 
     A song chosen before is passed over. Returns how far down each ranking the walk went: int64 [R], M at its end.
     """
-    ranked = items.shape[1]
-    stopped = torch.full((len(items),), ranked)
-    fresh = (items > 0) & ~chosen.has(items)
-    for place in range(ranked):
-        wanted = chosen.number < want
-        stopped = torch.where(wanted, stopped, stopped.clamp(max=place))
-        takes = wanted & fresh[:, place]
-        if not bool(wanted.any()):
-            break
-        ids = [rule.ids[:, place] for rule in groups]
-        for mine, rule, group in zip(chosen.groups, groups, ids, strict=True):
-            takes &= (group == 0) | ((mine == group[:, None]).sum(1) < rule.most)
-        chosen.add(takes, items[:, place], scores[:, place], ids)
-    return stopped
+    fresh = items > 0
+    if bool(chosen.number.any()):
+        fresh &= ~chosen.has(items)
+    missing = (want - chosen.number).clamp(min=0)[:, None]
+    taken = _admitted(chosen, fresh, groups)
+    order = taken.cumsum(1)
+    taken &= order <= missing
+    rows, places = taken.nonzero(as_tuple=True)
+    chosen.extend(
+        rows, chosen.number[rows] + order[rows, places] - 1, (items, scores), [rule.ids for rule in groups], places
+    )
+    reached = torch.cat([torch.zeros_like(missing), order], dim=1) >= missing  # [R, M + 1]
+    return torch.where(reached.any(1), reached.to(torch.uint8).argmax(1), items.shape[1])
+
+
+def _admitted(chosen: Chosen, fresh: Tensor, groups: Sequence[Groups]) -> Tensor:
+    """The songs that a walk to the end of each ranking takes. fresh: bool [R, M], songs not chosen yet; bool [R, M].
+
+    A song is taken for certain if all fresh songs before it leave room in its groups, and refused for certain if those
+    taken for certain already fill one. Each round decides at least the first song that was open, and mostly all.
+    """
+    counts = [_Counts(rule, mine) for rule, mine in zip(groups, chosen.groups, strict=True)]
+    possible = fresh
+    while True:
+        taken = possible
+        for count in counts:
+            taken = taken & count.fits(possible)
+        if torch.equal(taken, possible):
+            return taken
+        still = possible
+        for count in counts:
+            still = still & count.fits(taken)
+        possible = still
+
+
+class _Counts:
+    """Counts songs of one rule's groups along rankings."""
+
+    def __init__(self, rule: Groups, mine: Tensor) -> None:
+        """mine: int64 [R, K], the groups of songs chosen before; 0 for none."""
+        self.order = rule.ids.argsort(dim=1, stable=True)
+        ids = rule.ids.gather(1, self.order)
+        change = torch.ones_like(ids, dtype=torch.bool)
+        change[:, 1:] = ids[:, 1:] != ids[:, :-1]
+        self.first = (torch.arange(ids.shape[1]) * change).cummax(1).values  # [R, M], where the group of each begins
+        self.back = torch.empty_like(self.order).scatter_(1, self.order, torch.arange(ids.shape[1]).expand_as(ids))
+        most = torch.as_tensor(rule.most).expand(len(ids))[:, None]
+        self.room = torch.where(rule.ids == 0, torch.iinfo(torch.int64).max, most)
+        if bool(mine.any()):
+            self.room = self.room - (rule.ids[:, :, None] == mine[:, None, :]).sum(2)
+
+    def fits(self, songs: Tensor) -> Tensor:
+        """Whether the songs of a mask that come before leave room in each song's group. bool [R, M] each."""
+        there = songs.gather(1, self.order)
+        before = there.cumsum(1) - there.to(torch.int64)
+        before -= before.gather(1, self.first)
+        return before.gather(1, self.back) < self.room
 
 
 def spaced(group: Tensor, there: Tensor) -> Tensor:
@@ -106,9 +158,10 @@ def _spaced(group: Tensor, there: Tensor) -> Tensor:
     listeners, k = group.shape
     order, every = torch.arange(k).repeat(listeners, 1), torch.arange(listeners)
     same = (group[:, :, None] == group[:, None, :]) & there[:, None, :]  # [R, K, K]
-    left, size, before = there.clone(), same.sum(2), torch.zeros(listeners, dtype=torch.int64)  # no group is 0
-    for place in range(int(there.sum(1).max())):
-        rest = left.sum(1, keepdim=True)
+    left, size, before = there.clone(), same.sum(2, dtype=torch.int16), torch.zeros(listeners, dtype=group.dtype)
+    songs = there.sum(1)
+    for place in range(int(songs.max())):
+        rest = (songs - place).to(torch.int16)[:, None]
         other = left & (group != before[:, None])
         # Of n songs left, a group of more than n / 2 has to begin now.
         crowded = other & (size * 2 > rest)
@@ -117,6 +170,6 @@ def _spaced(group: Tensor, there: Tensor) -> Tensor:
         first, some = choice.to(torch.uint8).argmax(1), rest[:, 0] > 0
         rows, first = every[some], first[some]
         order[rows, place], left[rows, first] = first, False
-        size[rows] -= same[rows, first].to(torch.int64)
+        size[rows] -= same[rows, first].to(torch.int16)
         before[rows] = group[rows, first]
     return order

@@ -29,10 +29,11 @@ from jobs.serving.rules.greedy import Chosen, spaced, walk
 from jobs.serving.rules.rule import Groups, ListRule, list_rules
 from pipelines.calendar import DAY_SECONDS
 from pipelines.errors import InputError
-from pipelines.schema import MAX_LIST_ITEMS
 
 NEW_RELEASES = "new releases first"
 _WIDEN = 2
+_AT_ONCE = 0.9
+"""Share of the listeners whose lists are to be full after their first ranking; the others are ranked again, deeper."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class ListRules:
         self.listeners = listeners or Listeners()
         self.rules = list_rules(config, songs, mode=mode, k=k)
         self._candidates: dict[bytes, Candidates] = {}
+        self._widths: dict[int, int] = {}
 
     def lists(
         self, recommender: Recommender, contexts: Contexts, k: int, *, facts: ListenerFacts | None = None
@@ -139,6 +141,21 @@ class ListRules:
             self._candidates[key] = Candidates(songs, self._penalty(strength))
         return self._candidates[key]
 
+    def width(self, want: int) -> int:
+        """How many songs are ranked at first for listeners who want some: by how far the walks of the last batch went.
+
+        Where songs are counted some are passed over. Lists do not depend on it.
+        """
+        counted = any(type(rule).groups is not ListRule.groups for rule in self.rules)
+        return self._widths.get(want, 2 * want) if counted else want
+
+    def learn_width(self, want: int, walks: Sequence[Tensor]) -> None:
+        """walks: how far down their rankings listeners had to go."""
+        far = torch.cat([torch.zeros(0, dtype=torch.int64), *walks])
+        if len(far):
+            enough = int(far.float().quantile(_AT_ONCE))
+            self._widths[want] = min(max(enough, want), 8 * want)
+
     def _penalty(self, strength: float) -> Tensor | None:
         """The most popular song loses `strength`, one that nobody played nothing, between them by the logarithm."""
         popularity = self.songs.popularity
@@ -191,19 +208,24 @@ class _Walker:
         """Add songs until each listener has `want`, as the walk down the ranking of all `songs` would."""
         candidates = self.owner.candidates(songs, self.segment)
         left = (chosen.number < want).nonzero().squeeze(1)
-        start, width = chosen.of(left), want + _margin(want, self.owner.rules)
+        start, width = chosen.of(left), self.owner.width(want)
+        walks = []
         while len(left):
-            rows = self.rows[left]
+            rows = None if len(left) == len(self.request.batch.lengths) else self.rows[left]
             items, scores = self.queries.rank(width, excluded=self.excluded, candidates=candidates, rows=rows)
             ended = items[:, -1] == 0
             if floor > -torch.inf:
                 ended |= scores[:, -1] < floor
                 items = items.masked_fill(scores < floor, 0)
             now = start.of(torch.arange(len(left)))
-            walk(now, items, scores, self.groups(items, rows), want=torch.full((len(left),), want))
+            groups = self.groups(items, self.rows[left])
+            far = walk(now, items, scores, groups, want=torch.full((len(left),), want))
             chosen.put(left, now)
-            unfinished = ((now.number < want) & ~ended).nonzero().squeeze(1)
+            full = now.number >= want
+            walks.append(far[full])
+            unfinished = (~full & ~ended).nonzero().squeeze(1)
             left, start, width = left[unfinished], start.of(unfinished), width * _WIDEN
+        self.owner.learn_width(want, walks)
 
     def _new_releases(self) -> Tensor:
         released = self.request.songs.released
@@ -250,12 +272,6 @@ def _by_score(chosen: Chosen) -> Chosen:
     order = by_item.gather(1, (-chosen.scores.gather(1, by_item)).argsort(dim=1, stable=True))
     parts = [part.gather(1, order) for part in (chosen.items, chosen.scores, *chosen.groups)]
     return Chosen(parts[0], parts[1], parts[2:])
-
-
-def _margin(want: int, rules: Sequence[ListRule]) -> int:
-    """How many more songs than are wanted are ranked at first: where songs are counted some are passed over."""
-    counted = any(type(rule).groups is not ListRule.groups for rule in rules)
-    return min(want, MAX_LIST_ITEMS) if counted else 0
 
 
 def _uniform(texts: Sequence[str], songs: Tensor) -> Tensor:
