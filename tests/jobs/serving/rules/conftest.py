@@ -59,7 +59,7 @@ class World:
     histories: Histories
     facts: ListenerFacts
     scores: torch.Tensor  # [B, V]
-    config: RulesConfig = field(default_factory=lambda: RulesConfig())  # type: ignore[call-arg]
+    config: RulesConfig
     mode: Mode = "exclusive"
 
     @property
