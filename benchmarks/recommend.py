@@ -4,7 +4,8 @@ A task reads a shard file, makes the lists of its listeners and writes them as a
 thread, as Ray gives it. 33,162 songs, D 64, two layers of FuXi-beta, listeners with 100 plays on average, lists of 30:
 
 - with no rule but that nobody gets a song heard before;
-- under the default rules with a catalogue that names artists, two songs each, and the lists of seven days before.
+- under the default rules with a catalogue that names artists, two songs each, and the lists of seven days before,
+  with the two plays that are the reasons of each song.
 
 The rate of one core is by processor time, which other programs change less than wall time, in a process of its own;
 then two processes at once against one, by wall time. A profile in another process says where the time goes.
@@ -47,9 +48,11 @@ CASES = {"heard songs only": False, "default rules": True}
 PARTS = {
     "reading": ("_active",),
     "batches": ("inference_batch",),
-    "network": ("encode",),
+    "network": ("trace",),
     "search": ("top_k",),
     "rules": ("lists",),
+    "reasons": ("_reasons",),
+    "quality": ("count",),
     "rows": ("list_table",),
     "writing": ("write_part",),
 }

@@ -19,7 +19,7 @@ from fuxi_beta import models
 from fuxi_beta.baselines.popularity import Popularity, fit_popularity
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.training.checkpoint import TrainedModel
-from jobs.config import RulesConfig
+from jobs.config import RecommendConfig, RulesConfig
 from jobs.serving.make_lists import ListJob, list_table
 from jobs.serving.rules import ListRules, MadeLists, SongFacts, strangers
 from jobs.serving.stored_listeners import NONE, Dislikes, StoredListeners
@@ -101,7 +101,8 @@ def untrained(size: Size, artist: np.ndarray, *, mode: str = "exclusive", seed: 
 
 def list_job(folder: Path, manifest: Manifest, size: Size, *, rules: bool) -> ListJob:
     """The job of the day, as `fuxi recommend` makes it. rules: the defaults with a catalogue of artists, and lists of
-    the days before in the table; otherwise no rule but that nobody gets a song that they have heard.
+    the days before in the table, and reasons of the songs; otherwise no rule but that nobody gets a song that
+    they have heard, and no reasons.
     """
     train, item_ids = TrainConfig(), pa.array(np.arange(size.songs) + FIRST_ID)
     popular = fit_popularity(manifest, end=CALENDAR.day_start(DS), train=train, config=EvaluateConfig())
@@ -123,6 +124,7 @@ def list_job(folder: Path, manifest: Manifest, size: Size, *, rules: bool) -> Li
         stale_days=0,
         k=K,
         active_days=365,
+        reasons=RecommendConfig().reasons if rules else 0,
     )
     if rules:
         job.rules.listeners = _earlier_lists(workspace, job)
@@ -136,8 +138,10 @@ def _earlier_lists(workspace: Workspace, job: ListJob) -> StoredListeners:
     for day in days:
         parts = [write_part(job.table_uri, day, _random_lists(job, file, random)) for file in job.manifest.files]
         recommendations.commit(table, day, parts, key=day.toordinal(), metadata={})
+    lists = published_lists(workspace, days)
     return StoredListeners(
-        lists=published_lists(workspace, days),
+        lists=lists,
+        before=lists[-1],
         buckets=FILES,
         item_ids=job.item_ids,
         dislikes=Dislikes(NONE, NONE),
