@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from fuxi_beta.config import Mode, TrainConfig
 from fuxi_beta.data.batches import Batch, is_play, without_newest
-from fuxi_beta.ops.top_k import top_k_of_scores
+from fuxi_beta.ops import top_k_of_scores
 from fuxi_beta.recommender import Candidates, Pairs, Queries, Recommender, pairs_of_rows
 from pipelines.histories.histories import Histories
 from pipelines.histories.shards import Manifest

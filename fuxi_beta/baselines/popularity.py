@@ -11,7 +11,7 @@ from typing_extensions import override
 from fuxi_beta.baselines.base import ScoredBaseline, or_all_songs, plays_before
 from fuxi_beta.config import EvaluateConfig, TrainConfig
 from fuxi_beta.data.batches import Batch
-from fuxi_beta.ops.top_k import top_k_of_scores
+from fuxi_beta.ops import top_k_of_scores
 from fuxi_beta.recommender import Candidates, Pairs, Queries, pairs_of_rows
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.histories.shards import Manifest

@@ -15,7 +15,7 @@
 | sampled_softmax                                      | `loss`        | `loss.cpp`        | `triton.loss`        |
 | rowwise_adagrad                                      | `optimizer`   |                   | `triton.optimizer`   |
 | TopKSearch                                           | `search`      | `search.cpp`      | `triton.top_k`       |
-| top_k_of_scores                                      | `top_k`       | `top_k.cpp`       |                      |
+| top_k_of_scores                                      | `search`      | `top_k.cpp`       |                      |
 
 `use("reference")` forces an implementation, `use("auto")` is the default. All compute the same functions, so the
 choice is no hyperparameter: it changes results by rounding only.
@@ -24,7 +24,7 @@ choice is no hyperparameter: it changes results by rounding only.
 from fuxi_beta.ops.dispatch import CHOICES, describe, prepare_times, takes_triton, use, why_no_cpu_kernels
 from fuxi_beta.ops.loss import sampled_softmax
 from fuxi_beta.ops.optimizer import rowwise_adagrad
-from fuxi_beta.ops.search import TopKSearch
+from fuxi_beta.ops.search import TopKSearch, top_k_of_scores
 from fuxi_beta.ops.token_mixer import PreparedTimes, apply_maps, token_mixer
 from fuxi_beta.ops.tokenwise import combine, dropout, integers, rms_norm, swiglu
 
@@ -44,6 +44,7 @@ __all__ = [
     "swiglu",
     "takes_triton",
     "token_mixer",
+    "top_k_of_scores",
     "use",
     "why_no_cpu_kernels",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fuxi_beta.ops import cpu
 from fuxi_beta.ops.dispatch import kernels_for, takes_triton
-from fuxi_beta.ops.top_k import BLOCK, blocked_top_k
+from fuxi_beta.ops.top_k import BLOCK, blocked_top_k, blocked_top_k_of_scores
 
 
 class TopKSearch:
@@ -49,3 +49,12 @@ class TopKSearch:
         else:
             return None
         return fused if fused.takes(queries, self.table, k) else None
+
+
+def top_k_of_scores(
+    scores: Tensor, *, candidates: Tensor, k: int, seen: tuple[Tensor, Tensor] | None = None, block: int = BLOCK
+) -> tuple[Tensor, Tensor]:
+    """`TopKSearch.top_k` of scores that are computed already. scores: [B, V]; float32 on the CPU goes to C++."""
+    if k > 0 and kernels_for(scores) is cpu:
+        return cpu.top_k_of_scores(scores, candidates=candidates, k=k, seen=seen)
+    return blocked_top_k_of_scores(scores, candidates=candidates, k=k, seen=seen, block=block)

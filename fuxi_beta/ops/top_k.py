@@ -8,9 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fuxi_beta.ops import cpu
-from fuxi_beta.ops.dispatch import kernels_for
-
 BLOCK = 8192  # candidates scored at once
 NO_SONG = torch.iinfo(torch.int64).min
 
@@ -35,12 +32,10 @@ def blocked_top_k(
     return _blocked(score, len(queries), candidates=candidates, k=k, seen=seen, block=block)
 
 
-def top_k_of_scores(
+def blocked_top_k_of_scores(
     scores: Tensor, *, candidates: Tensor, k: int, seen: tuple[Tensor, Tensor] | None = None, block: int = BLOCK
 ) -> tuple[Tensor, Tensor]:
-    """`blocked_top_k` of scores that are computed already. scores: [B, V]; float32 on the CPU goes to C++."""
-    if kernels_for(scores) is cpu and k > 0:
-        return cpu.top_k_of_scores(scores, candidates=candidates, k=k, seen=seen)
+    """`blocked_top_k` of scores that are computed already. scores: [B, V]."""
     return _blocked(
         lambda items: scores.index_select(1, items), len(scores), candidates=candidates, k=k, seen=seen, block=block
     )

@@ -155,7 +155,7 @@ def integers(keys: Tensor, count: int, below: int) -> Tensor:
 def top_k_of_scores(
     scores: Tensor, *, candidates: Tensor, k: int, seen: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """See `fuxi_beta.ops.top_k.top_k_of_scores`. k: at least 1."""
+    """See `fuxi_beta.ops.top_k_of_scores`. k: at least 1."""
     scores = scores.detach()
     rows = scores if scores.stride(1) == 1 or not scores.numel() else scores.contiguous()
     return torch.ops.fuxi_beta.top_k_of_scores(rows, candidates.contiguous(), *seen_pairs(seen), k)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from fuxi_beta.ops import TopKSearch
-from fuxi_beta.ops.top_k import top_k_of_scores
+from fuxi_beta.ops import TopKSearch, top_k_of_scores
 
 
 def brute_force(scores: torch.Tensor, candidates: torch.Tensor, seen: list[set[int]], k: int):

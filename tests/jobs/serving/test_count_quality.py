@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fuxi_beta.recommender import Pairs
+from jobs.config import RulesConfig
 from jobs.day import run_stage
 from jobs.serving.count_quality import QualityCount, songs_of_day
 from jobs.serving.rules import ListenerFacts, MadeLists, SongFacts
@@ -40,7 +41,7 @@ def small_world() -> World:
         np.array([3], np.int32),  # and, long ago, one by artist 2
     )
     facts = ListenerFacts(np.array(["", "kids", ""], object))
-    return World(songs, histories, facts, torch.zeros(3, 7))
+    return World(songs, histories, facts, torch.zeros(3, 7), RulesConfig())  # type: ignore[call-arg]
 
 
 def counted(world: World, items: list[list[int]], before: Pairs, *, sample: float = 0.0) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
 
-from jobs.serving import rules
 from jobs.serving.make_lists import default_part, make_part
 from jobs.serving.rules import ListRule
+from jobs.serving.rules import lists as engine
 from jobs.stages import evaluate, recommend
 from jobs.tables import recommendations as lists
 from pipelines.errors import InputError
@@ -270,12 +270,12 @@ def test_serving_evaluation_and_the_pyfunc_take_the_same_rules(
     made.sessionized(DAY_ONE)
     version = made.trained(DAY_ONE)
     made.choose(DAY_ONE, version)
-    plain = rules.lists.list_rules
+    plain = engine.list_rules
 
     def with_one_more(config: Any, facts: Any, **given: Any) -> list[ListRule]:
         return [*plain(config, facts, **given), OnlyFirstSongs(facts.size)]
 
-    monkeypatch.setattr(rules.lists, "list_rules", with_one_more)
+    monkeypatch.setattr(engine, "list_rules", with_one_more)
     first_ids = {made.item_id(index) for index in range(1, 40)}
     rows = parts_of(made, DAY_ONE)
     assert rows and all(row["items"] and set(songs_of(row)) <= first_ids for row in rows)
@@ -290,6 +290,7 @@ def test_serving_evaluation_and_the_pyfunc_take_the_same_rules(
 
     model = mlflow.pyfunc.load_model(versions.model_uri(day, version))
     example = model.input_example
+    assert example is not None
     (listed,) = model.predict(example)["items"]
     assert 0 < len(listed) <= 10 and set(listed) <= first_ids
     asked = example.assign(listed_item_ids=[listed[:2]], disliked_item_ids=[listed[2:3]])

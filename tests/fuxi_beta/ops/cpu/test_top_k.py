@@ -6,9 +6,9 @@ from torch import Tensor
 
 from fuxi_beta import ops
 from fuxi_beta.models.base import l2_normalise
-from fuxi_beta.ops import TopKSearch
+from fuxi_beta.ops import TopKSearch, top_k_of_scores
 from fuxi_beta.ops.cpu import top_k as fused
-from fuxi_beta.ops.top_k import blocked_top_k, top_k_of_scores
+from fuxi_beta.ops.top_k import blocked_top_k
 
 pytestmark = pytest.mark.skipif(bool(ops.why_no_cpu_kernels()), reason=f"no C++ kernels: {ops.why_no_cpu_kernels()}")
 

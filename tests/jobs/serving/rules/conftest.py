@@ -1,7 +1,7 @@
 """Listeners, songs and scores at random, and the lists that the rules are to make of them, worked out one by one."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -59,7 +59,7 @@ class World:
     histories: Histories
     facts: ListenerFacts
     scores: torch.Tensor  # [B, V]
-    config: RulesConfig = field(default_factory=RulesConfig)
+    config: RulesConfig
     mode: Mode = "exclusive"
 
     @property
