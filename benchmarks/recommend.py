@@ -8,20 +8,18 @@ thread, as Ray gives it. 33,162 songs, D 64, two layers of FuXi-beta, listeners 
   with the two plays that are the reasons of each song.
 
 The rate of one core is by processor time, which other programs change less than wall time, in a process of its own;
-then two processes at once against one, by wall time. A profile in another process says where the time goes.
+then two processes at once against one, by wall time, which needs two idle cores.
 
 --evaluate: instead, the protocol `next_day` for two models, popularity and Markov, raw and as served.
 """
 
 import argparse
-import cProfile
 import datetime as dt
+import functools
 import json
 import multiprocessing
 import pickle
-import pstats
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +27,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -40,24 +39,63 @@ from benchmarks.lib.timing import say
 from fuxi_beta.baselines.markov import fit_markov
 from fuxi_beta.baselines.popularity import fit_popularity
 from fuxi_beta.config import EvaluateConfig, TrainConfig
+from fuxi_beta.evaluation import protocol
 from fuxi_beta.evaluation.next_day import evaluate_next_day
+from fuxi_beta.ops import TopKSearch
+from fuxi_beta.training.checkpoint import TrainedModel
 from jobs.runtime import machine
-from jobs.serving.make_lists import ListJob, make_part
+from jobs.serving import make_lists
+from jobs.serving.count_quality import QualityCount
+from jobs.serving.make_lists import ListJob
+from jobs.serving.rules import ListRules
+from jobs.serving.stored_listeners import StoredListeners
 
 CASES = {"heard songs only": False, "default rules": True}
-PARTS = {
-    "reading": ("_active",),
-    "batches": ("inference_batch",),
-    "network": ("trace",),
-    "search": ("top_k",),
-    "rules": ("lists",),
-    "reasons": ("_reasons",),
-    "quality": ("count",),
-    "rows": ("list_table",),
-    "writing": ("write_part",),
+PARTS: dict[str, tuple[tuple[object, str], ...]] = {
+    "batches": ((protocol, "inference_batch"),),
+    "network": ((TrainedModel, "trace"),),
+    "search": ((TopKSearch, "top_k"),),
+    "rules": ((ListRules, "lists"), (StoredListeners, "facts")),
+    "reasons": ((make_lists, "_reasons"),),
+    "quality": ((QualityCount, "count"),),
+    "rows": ((make_lists, "list_table"),),
+    "writing": ((make_lists, "write_part"),),
 }
-"""Functions by what they do; `lists` calls those above it, which are not counted twice."""
-_INSIDE_LISTS = ("batches", "network", "search")
+"""Functions by what they do. The rest is mostly the wait for the thread that reads."""
+_WHOLE = "quality"  # whatever is called for it is a part of it
+
+
+class Watch:
+    """Divides time among PARTS: what a part calls of another is the other's. For one process that ends soon after."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._open: list[str] = []
+        self._since = 0.0
+        for part, functions in PARTS.items():
+            for owner, name in functions:
+                setattr(owner, name, self._timed(part, getattr(owner, name)))
+
+    def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            if _WHOLE in self._open:
+                return function(*arguments, **options)
+            self._charge()
+            self._open.append(part)
+            try:
+                return function(*arguments, **options)
+            finally:
+                self._charge()
+                self._open.pop()
+
+        return call
+
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
 
 
 @dataclass(frozen=True)
@@ -68,44 +106,28 @@ class Worked:
     wall_s: float
     cpu_s: float
     peak_mb: float
-    shares: dict[str, float]  # of the time, by PARTS; empty without a profile
+    shares: dict[str, float]  # of the time, by PARTS
 
 
-def work(path: Path, places: Sequence[int], start: Barrier, done: "Queue[Worked]", *, profiled: bool = False) -> None:
+def work(path: Path, places: Sequence[int], start: Barrier, done: "Queue[Worked]") -> None:
     """Make the lists of some files of a stored job, after those of one to warm up."""
     torch.set_num_threads(1)
     job: ListJob = pickle.loads(path.read_bytes())
-    make_part(job, job.manifest.files[places[0]])
-    profile = cProfile.Profile()
+    make_lists.make_part(job, job.manifest.files[places[0]])
     start.wait()
-    started, cpu = time.perf_counter(), time.process_time()
-    if profiled:
-        profile.enable()
-    parts = [make_part(job, job.manifest.files[place]) for place in places]
-    profile.disable()
+    watch, started, cpu = Watch(), time.perf_counter(), time.process_time()
+    parts = [make_lists.make_part(job, job.manifest.files[place]) for place in places]
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    shares = {part: spent / seconds for part, spent in watch.seconds.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    done.put(Worked(sum(part.rows for part in parts), seconds, cpu, peak, _shares(profile) if profiled else {}))
+    done.put(Worked(sum(part.rows for part in parts), seconds, cpu, peak, shares | {"rest": 1 - sum(shares.values())}))
 
 
-def _shares(profile: cProfile.Profile) -> dict[str, float]:
-    """Shares of the time of the main thread; reading is of another, so it is what the main thread waits for it."""
-    stats = pstats.Stats(profile)
-    spent: dict[str, float] = {}
-    for (_, _, name), (_, _, _, seconds, _) in stats.stats.items():  # type: ignore[attr-defined]
-        spent[name] = max(spent.get(name, 0.0), seconds)
-    of_part = {part: sum(spent.get(name, 0.0) for name in names) for part, names in PARTS.items()}
-    of_part["reading"] = spent.get("<method 'acquire' of '_thread.lock' objects>", 0.0)
-    of_part["rules"] -= sum(of_part[part] for part in _INSIDE_LISTS)
-    return {part: seconds / stats.total_tt for part, seconds in of_part.items()}  # type: ignore[attr-defined]
-
-
-def at_once(path: Path, shares: Sequence[Sequence[int]], *, profiled: bool = False) -> list[Worked]:
+def at_once(path: Path, shares: Sequence[Sequence[int]]) -> list[Worked]:
     """A process for each share of the files, all started together."""
     context = multiprocessing.get_context("spawn")
     start, done = context.Barrier(len(shares)), context.Queue()
-    options = {"profiled": profiled}
-    processes = [context.Process(target=work, args=(path, share, start, done), kwargs=options) for share in shares]
+    processes = [context.Process(target=work, args=(path, share, start, done)) for share in shares]
     for process in processes:
         process.start()
     worked = [done.get() for _ in processes]
@@ -128,14 +150,13 @@ def measure_tasks(folder: Path, size: Size) -> list[dict[str, object]]:
         path.write_bytes(pickle.dumps(list_days.list_job(folder / path.stem, manifest, size, rules=rules)))
         say(f"{case}: {manifest.rows:,} listeners, {manifest.events:,} plays")
         (one,), two = at_once(path, [files]), at_once(path, [files[::2], files[1::2]])
-        (profile,) = at_once(path, [files[: len(files) // 4]], profiled=True)
         row: dict[str, object] = {
             "case": case,
             "lists/s/core": round(one.listeners / one.cpu_s),
             "two processes": round(rate(two) / rate([one]), 2),
             "peak MB": round(one.peak_mb),
         }
-        rows.append(row | {part: round(share, 3) for part, share in profile.shares.items()})
+        rows.append(row | {part: round(share, 3) for part, share in one.shares.items()})
     return rows
 
 
@@ -199,7 +220,6 @@ def main() -> None:
     parser.add_argument("--evaluate", action="store_true", help="measure evaluation instead of the task")
     options = parser.parse_args()
     run(Size(6_400 if options.quick else 64_000), evaluate=options.evaluate)
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from pipelines.errors import InputError
 
 NEW_RELEASES = "new releases first"
 _WIDEN = 2
-_AT_ONCE = 0.9
+_AT_ONCE = 0.8
 """Share of the listeners whose lists are to be full after their first ranking; the others are ranked again, deeper."""
 
 
