@@ -119,12 +119,12 @@ def list_job(folder: Path, manifest: Manifest, size: Size, *, rules: bool) -> Li
         item_ids=item_ids,
         popularity=popular,
         model=untrained(size, artist),
-        rules=ListRules(RulesConfig(), facts, mode="exclusive", k=K),
+        rules=ListRules(RulesConfig(), facts, mode="exclusive", k=K),  # type: ignore[call-arg]
         model_version="1",
         stale_days=0,
         k=K,
         active_days=365,
-        reasons=RecommendConfig().reasons if rules else 0,
+        reasons=RecommendConfig().reasons if rules else 0,  # type: ignore[call-arg]
     )
     if rules:
         job.rules.listeners = _earlier_lists(workspace, job)
