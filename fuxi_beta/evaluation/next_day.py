@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
@@ -17,8 +16,8 @@ from fuxi_beta.evaluation.protocol import Contexts, ListMaker, Means, Metrics, P
 from fuxi_beta.recommender import Recommender
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.errors import InputError
-from pipelines.histories.buckets import user_hash
-from pipelines.histories.histories import Histories
+from pipelines.histories.buckets import hash_share
+from pipelines.histories.histories import Histories, places_in
 from pipelines.histories.shards import Manifest
 
 
@@ -66,7 +65,7 @@ class NextDayCases:
         for file, group, _ in self.manifest.row_groups():
             histories = self.manifest.histories(file, group)
             if share < 1:
-                histories = histories.take(np.flatnonzero(_hash_share(histories.user_id) < share))
+                histories = histories.take(np.flatnonzero(hash_share(histories.user_id) < share))
             yield histories, self._truth(histories)
 
     def _truth(self, histories: Histories) -> np.ndarray:
@@ -113,31 +112,39 @@ def evaluate_next_day(
             f"run `fuxi sessionize --ds {ds}` first"
         )
     makers = {"": raw_lists} if served is None else {"": raw_lists, SERVED: served}
-    sums = _ListMeans(config.at, cases.known)
-    songs, excluded, done = len(cases.known), 0, 0
+    sums, done = _ListMeans(config.at, cases.known), 0
     for histories, truth in cases.row_groups():
-        relevant = np.bincount(truth // songs, minlength=len(histories))
-        rows = np.flatnonzero(relevant)
-        excluded += len(histories) - len(rows)
-        for start in range(0, len(rows), config.batch_size):
-            chunk = rows[start : start + config.batch_size]
-            context = histories.take(chunk).before(cases.cut)
-            played = _truth_of(truth, chunk, songs)
+        for context, played in _chunks(cases, histories, truth, config.batch_size):
             slices = _slices(context, cases.cut, config)
             contexts = Contexts(context, cases.request_time, model, train, calendar)
             sums.count(slices)
             for name, recommender in recommenders.items():
                 batch = contexts.batch(recommender)
-                heard = batch.seen_listener.numpy() * songs + batch.seen_items.numpy()
+                heard = batch.seen_listener.numpy() * len(cases.known) + batch.seen_items.numpy()
                 for prefix, lists in makers.items():
                     items = _items(lists, recommender, fallback, contexts, max(config.at))
-                    keys = np.where(items > 0, np.arange(len(chunk))[:, None] * songs + items, -1)
-                    ranked = RankedLists(items, _among(keys, played), relevant[chunk], _among(keys, heard))
-                    sums.add_lists(name, slices, ranked, prefix=prefix)
+                    sums.add_lists(name, slices, _marked(items, played, heard, len(cases.known)), prefix=prefix)
         done += len(histories)
         if on_progress:
             on_progress(done, min(manifest.rows, config.max_listeners))
-    return NextDayResult(sums.means(), excluded, sums.listeners, cases.request_time)
+    return NextDayResult(sums.means(), done - sums.listeners["all"], sums.listeners, cases.request_time)
+
+
+def _chunks(
+    cases: NextDayCases, histories: Histories, truth: np.ndarray, size: int
+) -> Iterator[tuple[Histories, np.ndarray]]:
+    """Some listeners with something to predict at a time: their contexts, and their truth as `row * V + song`."""
+    rows = np.unique(truth // len(cases.known))
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
+        yield histories.take(chunk).before(cases.cut), _truth_of(truth, chunk, len(cases.known))
+
+
+def _marked(items: np.ndarray, played: np.ndarray, heard: np.ndarray, songs: int) -> RankedLists:
+    """Lists with what was played and heard of them. played, heard: ascending keys `row * V + song`."""
+    keys = np.where(items > 0, np.arange(len(items))[:, None] * songs + items, -1)
+    relevant = np.bincount(played // songs, minlength=len(items))
+    return RankedLists(items, places_in(played, keys) >= 0, relevant, places_in(heard, keys) >= 0)
 
 
 class _ListMeans(Means):
@@ -197,15 +204,3 @@ def _truth_of(truth: np.ndarray, rows: np.ndarray, songs: int) -> np.ndarray:
     first, last = np.searchsorted(truth, [rows[0] * songs, (rows[-1] + 1) * songs])
     own = truth[first:last]  # rows between are without truth
     return np.searchsorted(rows, own // songs) * songs + own % songs
-
-
-def _among(keys: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """Which keys are among some that are sorted. bool, shape of `keys`."""
-    if not len(ascending):
-        return np.zeros(keys.shape, bool)
-    return ascending[np.searchsorted(ascending, keys).clip(max=len(ascending) - 1)] == keys
-
-
-def _hash_share(user_ids: pa.Array) -> np.ndarray:
-    """A fixed number in [0, 1) for each user id: the same sample on every day and machine, in every bucket."""
-    return (user_hash(user_ids).view(np.uint64) >> np.uint64(11)) / 2.0**53  # buckets are of the lowest bits

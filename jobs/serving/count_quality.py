@@ -26,8 +26,8 @@ from jobs.tables.list_quality import (
     SongsOfDay,
 )
 from pipelines.calendar import DAY_SECONDS
-from pipelines.histories.buckets import user_hash
-from pipelines.histories.histories import Histories
+from pipelines.histories.buckets import hash_share
+from pipelines.histories.histories import Histories, places_in
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class QualityCount:
         """Better-ranked songs that each rule keeps out of the list, NaN of listeners not in the sample. [B] each."""
         names = [*(rule.name for rule in self.rules.rules), QUOTA]
         values = {f"{CUT}{name}": np.full(len(by_model), np.nan) for name in names}
-        sampled = _hash_share(contexts.histories) < self.sample
+        sampled = hash_share(contexts.histories.user_id) < self.sample
         for recommender, theirs in ((self.model, by_model), (self.popularity, ~by_model)):
             rows = np.flatnonzero(sampled & theirs)
             if recommender is None or not len(rows):
@@ -89,16 +89,11 @@ def songs_of_day(rules: ListRules, eligible: torch.Tensor, time: int) -> SongsOf
     return SongsOfDay(may, None if songs.popularity is None else songs.popularity.numpy(), age)
 
 
-def _hash_share(histories: Histories) -> np.ndarray:
-    """A fixed number in [0, 1) for each listener, by other bits of the hash than the bucket. float [B]."""
-    return (user_hash(histories.user_id).view(np.uint64) >> np.uint64(32)) / 2.0**32
-
-
 def _overlap(items: np.ndarray, before: Pairs, songs: int) -> np.ndarray:
     """Share of each list that was in the listener's earlier list; NaN without one of the two. float [B]."""
     rows, earlier = before[0].numpy(), before[1].numpy()
     had = np.bincount(rows, minlength=len(items)) > 0
-    known = _in_pairs(items, np.arange(len(items)), np.sort(rows * songs + earlier), songs)
+    known = places_in(np.sort(rows * songs + earlier), np.arange(len(items))[:, None] * songs + items) >= 0
     return np.where(had, _share(known & (items > 0), items > 0), np.nan)
 
 
@@ -116,7 +111,7 @@ def _artists(items: np.ndarray, artist: np.ndarray, histories: Histories) -> dic
     played = np.concatenate(
         [histories.listener * size + artist[histories.item_index], older * size + artist[histories.heard_items]]
     )
-    heard = _in_pairs(by, np.arange(len(items)), np.sort(played), size)
+    heard = places_in(np.sort(played), np.arange(len(items))[:, None] * size + by) >= 0
     some = there.any(axis=1)
     return {
         ARTISTS: np.where(some, first.sum(axis=1), np.nan),
@@ -129,12 +124,3 @@ def _share(some: np.ndarray, of: np.ndarray) -> np.ndarray:
     """Trues of each row as a share of others; NaN where these are none. bool [B, K] each -> float [B]."""
     number = of.sum(axis=1)
     return np.where(number > 0, some.sum(axis=1) / np.maximum(number, 1), np.nan)
-
-
-def _in_pairs(values: np.ndarray, rows: np.ndarray, pairs: np.ndarray, size: int) -> np.ndarray:
-    """Which values of each row are among its pairs (`row * size + value`, ascending). [B, K] -> bool [B, K]."""
-    wanted = rows[:, None] * size + values
-    if not len(pairs):
-        return np.zeros(wanted.shape, bool)
-    places = np.searchsorted(pairs, wanted)
-    return pairs[np.minimum(places, len(pairs) - 1)] == wanted

@@ -23,7 +23,7 @@ from jobs.serving.rules.facts import DEFAULT_SEGMENT, NOBODY, SongFacts
 from jobs.tables.published_lists import PublishedLists, published_lists
 from jobs.tables.recommendations import published_days
 from pipelines.histories.buckets import user_bucket
-from pipelines.histories.histories import gather, offsets_of, user_array
+from pipelines.histories.histories import gather, offsets_of, places_in, user_array
 from pipelines.schema import (
     ACTION,
     ARTIST_ID,
@@ -63,9 +63,8 @@ class ByListener:
 
     def rows(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of some listeners are known, and where. int64 each."""
-        places = np.searchsorted(self.users, users)
-        found = np.flatnonzero(places < len(self.users))
-        found = found[self.users[places[found]] == users[found]]
+        places = places_in(self.users, users)
+        found = np.flatnonzero(places >= 0)
         return found, places[found]
 
 
@@ -103,7 +102,7 @@ class StoredListeners(Listeners):
         users = user_array(user_id)
         segment = np.full(len(users), DEFAULT_SEGMENT, object)
         rows, places = self.segment_of.rows(users)
-        segment[rows] = np.array(self.segments, object)[self.segment_of.values[places]] if len(rows) else segment[rows]
+        segment[rows] = np.array(self.segments, object)[self.segment_of.values[places]]
         disliked = self.dislikes.songs.pairs(users), self.dislikes.artists.pairs(users)
         return ListenerFacts(segment, self._songs_of(user_id, users, _LISTED) if self.lists else NOBODY, *disliked)
 

@@ -18,6 +18,14 @@ def user_bucket(user_ids: pa.Array | pa.ChunkedArray, buckets: int) -> np.ndarra
     return (user_hash(user_ids) & (buckets - 1)).astype(np.int32)
 
 
+def hash_share(user_ids: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """A fixed number in [0, 1) for each listener, float64: the same sample on every day and machine.
+
+    It is of the highest bits of the hash, and buckets of the lowest, so a sample takes from every bucket alike.
+    """
+    return (user_hash(user_ids).view(np.uint64) >> np.uint64(11)) / 2.0**53
+
+
 def by_bucket(histories: Histories, buckets: int) -> Iterator[tuple[int, Histories]]:
     """The listeners of each bucket that has any, in the order they were in."""
     bucket = user_bucket(histories.user_id, buckets)

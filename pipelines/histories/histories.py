@@ -226,6 +226,14 @@ def distinct(values: np.ndarray) -> np.ndarray:
     return values[first]
 
 
+def places_in(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Where each value is in an ascending array (its first place there); -1 where it is not. Shape of `values`."""
+    if not len(ascending):
+        return np.full(values.shape, -1, np.int64)
+    place = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    return np.where(ascending[place] == values, place, -1)
+
+
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
     array = column.combine_chunks()
     return pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array

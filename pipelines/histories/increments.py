@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.histories.histories import Histories, pair, songs_of_pairs
+from pipelines.histories.histories import Histories, pair, places_in, songs_of_pairs
 from pipelines.schema import COMPLETION, TIMESTAMP
 
 _FILTER_BITS = 20  # a megabyte, which stays in the cache
@@ -101,11 +101,11 @@ class _Matches:
         events = np.flatnonzero(_bloom_filter(pairs)[slots])
         row = np.repeat(np.arange(len(rank), dtype=np.int32), lengths)[events]
         events, row = events[touched[row]], row[touched[row]]
-        place = _places(pairs, pair(rank[row], layer.item_index[events]))
+        place = places_in(pairs, pair(rank[row], layer.item_index[events]))
         events, place = events[place >= 0], place[place >= 0]
         heard_lengths = np.diff(layer.heard_offsets)
         heard = np.repeat(touched, heard_lengths)
-        heard_place = _places(pairs, pair(np.repeat(rank, heard_lengths)[heard], layer.heard_items[heard]))
+        heard_place = places_in(pairs, pair(np.repeat(rank, heard_lengths)[heard], layer.heard_items[heard]))
         places = np.concatenate([place, heard_place[heard_place >= 0]])
         return _Matches(layer, rank[touched], layer.num_events[touched], events, place, places)
 
@@ -129,20 +129,12 @@ def _filter_slots(rank_hash: np.ndarray, item: np.ndarray) -> np.ndarray:
     return slot
 
 
-def _places(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Where each value is in a distinct ascending array; -1 where it is not."""
-    if not len(ascending):
-        return np.full(len(values), -1, np.int64)
-    place = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
-    return np.where(ascending[place] == values, place, -1)
-
-
 def _duplicates(matches: Sequence[_Matches], pairs: np.ndarray, timestamp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which of the given plays (places of their pairs, times) a layer has, and the furthest each was played there."""
     wanted = np.unique(pairs)
     stored: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for match in matches if len(wanted) else ():
-        some = np.flatnonzero(_places(wanted, match.pair_of) >= 0)
+        some = np.flatnonzero(places_in(wanted, match.pair_of) >= 0)
         if len(some):
             times = match.layer.read(TIMESTAMP)[match.events[some]]
             possible = np.isin(times, timestamp)
