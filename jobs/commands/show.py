@@ -41,7 +41,7 @@ class Explanation:
 def explain(config: Config, user: str, ds: dt.date) -> Explanation:
     """Make a listener's list of `ds` again, with the same model and rules, and say what the rules kept out of it."""
     from jobs.serving.make_lists import contexts_of
-    from jobs.serving.rules.explain import passed_over
+    from jobs.serving.rules.explain import Explanations
     from jobs.stages.recommend import list_job
 
     day = Day(config, ds, open_workspace(config.workspace))
@@ -55,7 +55,7 @@ def explain(config: Config, user: str, ds: dt.date) -> Explanation:
     if job.model is not None and bool(contexts.batch(job.model).lengths[0] > 0):
         recommender = job.model
     made = job.rules.lists(recommender, contexts, job.k)
-    found = passed_over(job.rules, recommender, contexts, made, 0)
+    found = Explanations(job.rules, recommender, contexts, made).passed_over(0)
     ids = job.item_ids.take(pa.array([each.item - 1 for each in found], pa.int64())).to_pylist()
     names = titles(day, ids)
     songs = [

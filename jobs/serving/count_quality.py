@@ -4,7 +4,7 @@ Shapes: `B` listeners, `K` list length, `V` songs and the padding row.
 """
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ import torch
 from fuxi_beta.evaluation.protocol import Contexts
 from fuxi_beta.recommender import Pairs, Recommender
 from jobs.serving.rules import ListRules, MadeLists
-from jobs.serving.rules.explain import QUOTA, passed_over
+from jobs.serving.rules.explain import QUOTA, Explanations
 from jobs.tables.list_quality import (
     ARTISTS,
     CUT,
@@ -67,10 +67,9 @@ class QualityCount:
             rows = np.flatnonzero(sampled & theirs)
             if recommender is None or not len(rows):
                 continue
-            chosen = replace(contexts, histories=contexts.histories.take(rows), _made={}, _encoded={})
-            lists = made.of(rows)
-            for place, row in enumerate(rows.tolist()):
-                cut = Counter(song.rule for song in passed_over(self.rules, recommender, chosen, lists, place))
+            explanations = Explanations(self.rules, recommender, contexts, made)
+            for row in rows.tolist():
+                cut = Counter(song.rule for song in explanations.passed_over(row))
                 for name in names:
                     values[f"{CUT}{name}"][row] = cut[name]
         return values

@@ -170,9 +170,9 @@ def _rows(
     if len(rest):
         popular = job.rules.lists(job.popularity, contexts_of(job, histories.take(rest)), job.k, facts=facts.of(rest))
         made.put(rest, popular)
-    if counted is not None:
-        counted.append(job.quality_count.count(contexts, made, by_model))
     reasons = _reasons(job, contexts, made)
+    if counted is not None:  # last: of the recommenders that it asks `contexts` keeps only the latest encoded
+        counted.append(job.quality_count.count(contexts, made, by_model))
     return list_table(job, histories.user_id, made, by_model, bucket=bucket, reasons=reasons)
 
 

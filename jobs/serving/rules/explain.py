@@ -1,7 +1,9 @@
 """Why songs that a recommender ranks above the end of a list are not in it."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,62 +27,66 @@ class PassedOver:
     rule: str  # `ListRule.name` of the first rule that keeps it out, or `QUOTA`
 
 
-def passed_over(
-    rules: ListRules, recommender: Recommender, contexts: Contexts, made: MadeLists, row: int
-) -> list[PassedOver]:
-    """Songs that the rules keep out of a list that `rules.lists` made, best first."""
-    request = rules.request(recommender, contexts, made.facts)
-    segment = str(request.listeners.segment[row])
-    items, scores = _ranking(rules, recommender, contexts, made, row)
-    listed = set(made.items[row].tolist())
-    forbids = _Forbids(rules, request, segment, row)
-    counted = _Counted(rules, request, made, row, items)
-    found = []
-    for place, (item, score) in enumerate(zip(items.tolist(), scores.tolist(), strict=True)):
-        if item not in listed:
-            found.append(PassedOver(item, score, forbids.rule(item) or counted.rule(place) or QUOTA))
-        counted.pass_by(place, listed=item in listed)
-    return found
+class Explanations:
+    """Says what the rules keep out of the lists of a batch; what holds for all its listeners is worked out once."""
 
+    def __init__(self, rules: ListRules, recommender: Recommender, contexts: Contexts, made: MadeLists) -> None:
+        """made: of `rules.lists`, for the listeners of `contexts`."""
+        self.rules, self.made, self.queries = rules, made, contexts.queries(recommender)
+        self.request = rules.request(recommender, contexts, made.facts)
+        excluded = ((rule.name, rule.excluded(self.request)) for rule in rules.rules)
+        self._excluded = [(name, pairs) for name, pairs in excluded if pairs is not None]
 
-def _ranking(
-    rules: ListRules, recommender: Recommender, contexts: Contexts, made: MadeLists, row: int
-) -> tuple[Tensor, Tensor]:
-    """The listener's ranking without any rule, down to the last song of the list that was not drawn to explore."""
-    own = (made.items[row] > 0) & made.propensity[row].isnan()
-    if not bool(own.any()):
-        return torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-    worst = made.scores[row][own].min()
-    last = made.items[row][own & (made.scores[row] == worst)].max()  # of songs with one score the lower index is better
-    segment, rows = str(made.segment[row]), torch.tensor([row])
-    candidates = rules.candidates(torch.arange(rules.songs.size) > 0, segment)
-    width = 4 * made.items.shape[1]
-    while True:
-        items, scores = contexts.queries(recommender).rank(width, candidates=candidates, rows=rows)
-        place = (items[0] == last).nonzero()
-        if len(place) or int(items[0, -1]) == 0:
-            above = int(place[0]) if len(place) else int((items[0] > 0).sum())
-            return items[0, :above], scores[0, :above]
-        width *= 4
+    def passed_over(self, row: int) -> list[PassedOver]:
+        """Songs that the rules keep out of the list of a listener, best first."""
+        items, scores = self._ranking(row)
+        listed = set(self.made.items[row].tolist())
+        forbidden, counted = self._forbidden(row), _Counted(self.rules, self.request, self.made, row, items)
+        found = []
+        for place, (item, score) in enumerate(zip(items.tolist(), scores.tolist(), strict=True)):
+            if item not in listed:
+                found.append(PassedOver(item, score, forbidden(item) or counted.rule(place) or QUOTA))
+            counted.pass_by(place, listed=item in listed)
+        return found
 
+    def _ranking(self, row: int) -> tuple[Tensor, Tensor]:
+        """The listener's ranking without any rule, down to the last song of the list that was not drawn to explore."""
+        made = self.made
+        own = (made.items[row] > 0) & made.propensity[row].isnan()
+        if not bool(own.any()):
+            return torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+        worst = made.scores[row][own].min()
+        last = made.items[row][own & (made.scores[row] == worst)].max()  # of one score the lower index is better
+        candidates = self.rules.candidates(torch.arange(self.rules.songs.size) > 0, str(made.segment[row]))
+        width = 4 * made.items.shape[1]
+        while True:
+            items, scores = self.queries.rank(width, candidates=candidates, rows=torch.tensor([row]))
+            place = (items[0] == last).nonzero()
+            if len(place) or int(items[0, -1]) == 0:
+                above = int(place[0]) if len(place) else int((items[0] > 0).sum())
+                return items[0, :above], scores[0, :above]
+            width *= 4
 
-class _Forbids:
-    """Rules that forbid a song, whatever else is in the list."""
+    @cached_property
+    def _masks(self) -> dict[str, list[tuple[str, Tensor]]]:
+        """Segment -> (rule, songs that it allows)."""
+        time = int(np.max(self.request.time))
+        masks: dict[str, list[tuple[str, Tensor]]] = {}
+        for segment in set(self.made.segment.tolist()):
+            allowed = ((rule.name, rule.songs(segment, time)) for rule in self.rules.rules)
+            masks[segment] = [(name, songs) for name, songs in allowed if songs is not None]
+        return masks
 
-    def __init__(self, rules: ListRules, request: Request, segment: str, row: int) -> None:
-        time = int(np.max(request.time))
-        self.masks, self.songs = [], []
-        for rule in rules.rules:
-            mask, pairs = rule.songs(segment, time), rule.excluded(request)
-            if mask is not None:
-                self.masks.append((rule.name, mask))
-            if pairs is not None:
-                self.songs.append((rule.name, set(pairs[1][pairs[0] == row].tolist())))
+    def _forbidden(self, row: int) -> Callable[[int], str | None]:
+        """The first rule that forbids a song to a listener, whatever else is in the list."""
+        masks = self._masks[self.made.segment[row]]
+        songs = [(name, set(pairs[1][pairs[0] == row].tolist())) for name, pairs in self._excluded]
 
-    def rule(self, item: int) -> str | None:
-        """The first that forbids a song."""
-        by_mask = (name for name, mask in self.masks if not bool(mask[item]))
-        return next(by_mask, None) or next((name for name, songs in self.songs if item in songs), None)
+        def rule(item: int) -> str | None:
+            by_mask = (name for name, mask in masks if not bool(mask[item]))
+            return next(by_mask, None) or next((name for name, own in songs if item in own), None)
+
+        return rule
 
 
 class _Counted:

@@ -30,7 +30,6 @@ from jobs.serving.rules.rule import Groups, ListRule, list_rules
 from pipelines.calendar import DAY_SECONDS
 from pipelines.errors import InputError
 
-NEW_RELEASES = "new releases first"
 _WIDEN = 2
 _AT_ONCE = 0.8
 """Share of the listeners whose lists are to be full after their first ranking; the others are ranked again, deeper."""
@@ -55,11 +54,6 @@ class MadeLists:
     def segment(self) -> np.ndarray:
         """The segment of each listener. object [B]."""
         return self.facts.segment
-
-    def of(self, rows: np.ndarray) -> "MadeLists":
-        """Those of some rows."""
-        items, scores, propensity = (part[torch.from_numpy(rows)] for part in self._parts)
-        return MadeLists(items, scores, propensity, self.facts.of(rows))
 
     def put(self, rows: np.ndarray, other: "MadeLists") -> None:
         """Take over the lists of some rows from others."""

@@ -17,7 +17,7 @@ from jobs.config import RulesConfig
 from jobs.day import run_stage
 from jobs.serving.count_quality import QualityCount, songs_of_day
 from jobs.serving.rules import ListenerFacts, MadeLists, SongFacts
-from jobs.serving.rules.explain import passed_over
+from jobs.serving.rules.explain import Explanations
 from jobs.stages import recommend
 from pipelines import delta_tables
 from pipelines.errors import InputError
@@ -117,7 +117,7 @@ def test_what_rules_cut_is_counted_of_every_sampled_listener() -> None:
     found = QualityCount(rules, recommender, recommender, 1.0).count(world.contexts, made, np.ones(12, bool))
     expected = Counter[str]()
     for row in range(12):
-        for song in passed_over(rules, recommender, world.contexts, made, row):
+        for song in Explanations(rules, recommender, world.contexts, made).passed_over(row):
             expected[f"cut:{song.rule}"] += 1
     totals = Counter[str]()
     for part in found.values():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jobs.serving.rules import ListenerFacts, SongFacts
-from jobs.serving.rules.explain import QUOTA, passed_over
+from jobs.serving.rules.explain import QUOTA, Explanations
 from tests.jobs.serving.rules.conftest import NOW, World, most_of, neighbours, random_world
 
 RULES: list[dict[str, Any]] = [
@@ -133,7 +133,7 @@ def test_every_better_song_that_is_not_listed_has_its_rule(seed: int, rules: dic
     named = set()
     for row in range(len(world.histories)):
         listed = [song for song in made.items[row].tolist() if song]
-        found = passed_over(engine, world.recommender, world.contexts, made, row)
+        found = Explanations(engine, world.recommender, world.contexts, made).passed_over(row)
         if not listed:
             assert not found
             continue
