@@ -5,9 +5,10 @@ Tokens of a listener are contiguous, oldest first. Times are Unix seconds, UTC.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from fuxi_beta.config import ModelConfig, TrainConfig
 from pipelines.calendar import Calendar
 from pipelines.histories.histories import Histories, gather, offsets_of, ranges
 
+Packed = TypeVar("Packed", "Batch", "Samples")
 _SORTED_AT_ONCE = 1 << 15
 """Events and listeners whose songs are sorted together: few enough that the arrays of a sort stay in the CPU cache."""
 
@@ -74,17 +76,7 @@ class Batch:
 
     def slice(self, start: int, stop: int) -> "Batch":
         """The listeners start..stop - 1, as views."""
-        tokens, seen = (slice(int(ends[start]), int(ends[stop])) for ends in (self.offsets, self.seen_offsets))
-        return Batch(
-            offsets=self.offsets[start : stop + 1] - tokens.start,
-            item_index=self.item_index[tokens],
-            timestamp=self.timestamp[tokens],
-            next_timestamp=self.next_timestamp[tokens],
-            target=self.target[tokens],
-            sample=self.sample[start:stop],
-            seen_offsets=self.seen_offsets[start : stop + 1] - seen.start,
-            seen_items=self.seen_items[seen],
-        )
+        return _consecutive(self, start, stop)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device; copies from page-locked memory to a GPU are asynchronous."""
@@ -183,18 +175,23 @@ class Samples:
 
     def slice(self, start: int, stop: int) -> "Samples":
         """The samples start..stop - 1, as views."""
-        tokens = slice(self.offsets[start], self.offsets[stop])
-        seen = slice(self.seen_offsets[start], self.seen_offsets[stop])
-        return Samples(
-            offsets=self.offsets[start : stop + 1] - tokens.start,
-            item_index=self.item_index[tokens],
-            timestamp=self.timestamp[tokens],
-            next_timestamp=self.next_timestamp[tokens],
-            target=self.target[tokens],
-            sample=self.sample[start:stop],
-            seen_offsets=self.seen_offsets[start : stop + 1] - seen.start,
-            seen_items=self.seen_items[seen],
-        )
+        return _consecutive(self, start, stop)
+
+
+def _consecutive(packed: Packed, start: int, stop: int) -> Packed:
+    """The listeners start..stop - 1, as views."""
+    tokens, seen = (slice(int(ends[start]), int(ends[stop])) for ends in (packed.offsets, packed.seen_offsets))
+    return replace(
+        packed,
+        offsets=packed.offsets[start : stop + 1] - tokens.start,
+        item_index=packed.item_index[tokens],
+        timestamp=packed.timestamp[tokens],
+        next_timestamp=packed.next_timestamp[tokens],
+        target=packed.target[tokens],
+        sample=packed.sample[start:stop],
+        seen_offsets=packed.seen_offsets[start : stop + 1] - seen.start,
+        seen_items=packed.seen_items[seen],
+    )
 
 
 def collate(pieces: Sequence[Samples]) -> Batch:

@@ -20,7 +20,7 @@ from fuxi_beta.evaluation.protocol import Contexts
 from fuxi_beta.training.checkpoint import load_export
 from jobs.config import RulesConfig
 from jobs.serving.rules import ListenerFacts, ListRules, SongFacts
-from jobs.serving.rules.facts import DEFAULT_SEGMENT
+from jobs.serving.rules.facts import NO_SEGMENT
 from pipelines.calendar import Calendar
 from pipelines.histories.histories import Histories
 from pipelines.schema import ITEM_ID, ITEM_INDEX
@@ -73,7 +73,7 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
         """What the row says of the listener besides the history."""
         named = [self._indices(row.get(name)) for name in ("listed_item_ids", "disliked_item_ids")]
         listed, disliked = ((torch.zeros(len(songs), dtype=torch.int64), torch.from_numpy(songs)) for songs in named)
-        segment = np.array([row.get("segment") or DEFAULT_SEGMENT], object)
+        segment = np.array([row.get("segment") or NO_SEGMENT], object)
         return ListenerFacts(segment, listed=listed, disliked_songs=disliked)
 
     def _indices(self, item_ids: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ from jobs.day import Day
 from jobs.runtime.console import log
 from pipelines import storage
 from pipelines.histories import vocabulary
-from pipelines.logs.formats import by_ending
+from pipelines.logs.formats import read_small
 from pipelines.schema import ARTIST, ITEM_ID, ITEM_INDEX, TITLE, id_type
 
 Titles = dict[Any, tuple[str, str]]
@@ -54,10 +54,7 @@ def catalogue_files(day: Day) -> Sequence[str]:
 
 def _read(uri: str, item: pa.DataType) -> pa.Table:
     """item_id, title, artist of one file; a missing title or artist column reads as null."""
-    format = by_ending(uri)
-    if format is None:
-        raise ValueError("no catalogue format for this file ending")
-    table = format.table(uri, (ITEM_ID, TITLE, ARTIST))
+    table = read_small(uri, (ITEM_ID, TITLE, ARTIST))
     for name in (TITLE, ARTIST):
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))

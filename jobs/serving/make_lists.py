@@ -20,7 +20,7 @@ from fuxi_beta.data.reader import ahead
 from jobs.serving.count_quality import QualityCount
 from jobs.serving.reasons import reasons_column
 from jobs.serving.rules import ListenerFacts, ListRules, MadeLists
-from jobs.serving.rules.facts import DEFAULT_SEGMENT
+from jobs.serving.rules.facts import NO_SEGMENT
 from jobs.tables.list_quality import QualitySums, add_up
 from jobs.tables.recommendations import ListPart, write_part
 from pipelines.calendar import DAY_SECONDS, Calendar
@@ -123,7 +123,7 @@ def default_part(job: ListJob) -> ListPart:
 
     One for everybody, and one for each segment.
     """
-    segments = [DEFAULT_SEGMENT, *job.rules.config.segments]
+    segments = [NO_SEGMENT, *job.rules.config.segments]
     nobody = Histories.without_plays(pa.nulls(len(segments), job.schema.field(USER_ID).type))
     facts = ListenerFacts(np.array(segments, object))
     return write_part(job.table_uri, job.ds, _rows(replace(job, model=None), None, nobody, facts))
@@ -230,7 +230,7 @@ def list_table(
         SOURCE: pc.if_else(origin, SOURCE_MODEL, SOURCE_POPULAR),
         MODEL_VERSION: pc.if_else(origin, version, pa.scalar(None, pa.string())),
         STALE_DAYS: pa.repeat(pa.scalar(job.stale_days, pa.int32()), number),
-        SEGMENT: pa.array(made.segment, pa.string(), mask=made.segment == DEFAULT_SEGMENT),
+        SEGMENT: pa.array(made.segment, pa.string(), mask=made.segment == NO_SEGMENT),
         SHORT: pa.array(there.sum(axis=1) < job.k),
     }
     return pa.table(columns, job.schema)

@@ -18,7 +18,7 @@ from jobs.runtime.console import log
 from pipelines import delta_tables, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
-from pipelines.logs.formats import by_ending
+from pipelines.logs.formats import read_small
 from pipelines.logs.formats.base import iso_seconds
 from pipelines.schema import ARTIST_ID, ITEM_ID
 
@@ -114,13 +114,7 @@ def _read(uri: str, columns: list[str]) -> pa.Table:
     files = [info for info in infos if info] or storage.list_files(uri)
     if not files:
         raise FileNotFoundError("there is no such file or folder")
-    parts = []
-    for file in files:
-        format = by_ending(file.uri)
-        if format is None:
-            raise ValueError(f"no format for the ending of {storage.name(file.uri)}")
-        parts.append(format.table(file.uri, columns))
-    return pa.concat_tables(parts, promote_options="permissive")
+    return pa.concat_tables([read_small(file.uri, columns) for file in files], promote_options="permissive")
 
 
 def _texts(values: pa.ChunkedArray) -> pa.Array:

@@ -14,10 +14,10 @@ from jobs.runtime.console import log
 from jobs.serving.catalogue import catalogue_files
 from jobs.serving.rule_tables import Named, as_seconds, read_rule_table
 from jobs.serving.rules import SongFacts
-from jobs.serving.rules.facts import DEFAULT_SEGMENT
+from jobs.serving.rules.facts import NO_SEGMENT
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
-from pipelines.logs.formats import by_ending
+from pipelines.logs.formats import read_small
 from pipelines.schema import (
     ACTION,
     ARTIST,
@@ -74,11 +74,8 @@ def _catalogue(day: Day, item_ids: pa.Array) -> dict[str, pa.Array]:
 
 
 def _read(uri: str, item: pa.DataType) -> pa.Table:
-    format = by_ending(uri)
     try:
-        if format is None:
-            raise ValueError("no catalogue format for this file ending")
-        rows = format.table(uri, (ITEM_ID, *COLUMNS))
+        rows = read_small(uri, (ITEM_ID, *COLUMNS))
         return rows.set_column(rows.column_names.index(ITEM_ID), ITEM_ID, rows[ITEM_ID].cast(item))
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
@@ -139,7 +136,7 @@ def _with_song_lists(config: RulesConfig, facts: SongFacts, item_ids: pa.Array) 
     if unknown := int(((songs == 0) & (artists == 0)).sum()):
         log("rules.song_lists: songs and artists that nobody has played", rows=unknown)
     actions = np.array(table.rows[ACTION].to_pylist(), object)
-    segments = np.array([name or DEFAULT_SEGMENT for name in table.rows[SEGMENT].to_pylist()], object)
+    segments = np.array([name or NO_SEGMENT for name in table.rows[SEGMENT].to_pylist()], object)
     chosen = {}
     for action in (BLOCK, ALLOW):
         for segment in sorted(set(segments[actions == action])):

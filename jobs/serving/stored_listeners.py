@@ -19,7 +19,7 @@ from jobs.day import Day
 from jobs.runtime.console import log
 from jobs.serving.rule_tables import Named, RuleTable, read_rule_table
 from jobs.serving.rules import ListenerFacts, Listeners
-from jobs.serving.rules.facts import DEFAULT_SEGMENT, NOBODY, SongFacts
+from jobs.serving.rules.facts import NO_SEGMENT, NOBODY, SongFacts
 from jobs.tables.published_lists import PublishedLists, published_lists
 from jobs.tables.recommendations import published_days
 from pipelines.histories.buckets import user_bucket
@@ -100,7 +100,7 @@ class StoredListeners(Listeners):
     def facts(self, user_id: pa.Array) -> ListenerFacts:
         """Listeners of one bucket are found fastest."""
         users = user_array(user_id)
-        segment = np.full(len(users), DEFAULT_SEGMENT, object)
+        segment = np.full(len(users), NO_SEGMENT, object)
         rows, places = self.segment_of.rows(users)
         segment[rows] = np.array(self.segments, object)[self.segment_of.values[places]]
         disliked = self.dislikes.songs.pairs(users), self.dislikes.artists.pairs(users)
@@ -207,9 +207,9 @@ def _segments(config: RulesConfig, user: pa.DataType) -> tuple[ByListener, int]:
     table.use_ids(USER_ID, user)
     table.need_one_of(USER_ID)
     table.finish(config.max_rejected_share)
-    texts = pc.fill_null(table.rows[SEGMENT].cast(pa.string()), DEFAULT_SEGMENT)
+    texts = pc.fill_null(table.rows[SEGMENT].cast(pa.string()), NO_SEGMENT)
     number = pc.index_in(texts, value_set=pa.array(names, pa.string()))
-    strange = texts.filter(pc.and_(pc.is_null(number), pc.not_equal(texts, DEFAULT_SEGMENT)))
+    strange = texts.filter(pc.and_(pc.is_null(number), pc.not_equal(texts, NO_SEGMENT)))
     if len(strange):
         found = ", ".join(pc.unique(strange).to_pylist()[:5])
         log("rules.listeners: segments that rules.segments does not define", listeners=len(strange), segments=found)

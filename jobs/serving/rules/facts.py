@@ -17,7 +17,7 @@ from pipelines.histories.histories import Histories
 
 UNKNOWN = 0
 """Number of the artist or work of a song of which the catalogue says none: such songs have nothing in common."""
-DEFAULT_SEGMENT = ""
+NO_SEGMENT = ""
 NOBODY: Pairs = (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 
 
@@ -111,7 +111,7 @@ _COLUMNS = tuple(column.name for column in fields(SongFacts) if "Tensor | None" 
 class ListenerFacts:
     """What is known of B listeners besides their histories. Pairs are (row, item index) or (row, artist number)."""
 
-    segment: np.ndarray  # object [B], names; `DEFAULT_SEGMENT` for most
+    segment: np.ndarray  # object [B], names; `NO_SEGMENT` for most
     listed: Pairs = NOBODY  # in their lists of the last days
     disliked_songs: Pairs = NOBODY
     disliked_artists: Pairs = NOBODY
@@ -138,7 +138,7 @@ class Listeners:
         return NOBODY
 
 
-def strangers(listeners: int, segment: str = DEFAULT_SEGMENT) -> ListenerFacts:
+def strangers(listeners: int, segment: str = NO_SEGMENT) -> ListenerFacts:
     """Of listeners of whom nothing but a segment is known."""
     return ListenerFacts(np.full(listeners, segment, object))
 

@@ -24,7 +24,7 @@ from fuxi_beta.config import Mode
 from fuxi_beta.evaluation.protocol import Contexts
 from fuxi_beta.recommender import Candidates, Pairs, Queries, Recommender
 from jobs.config import RulesConfig
-from jobs.serving.rules.facts import ListenerFacts, Listeners, Request, SongFacts
+from jobs.serving.rules.facts import NO_SEGMENT, ListenerFacts, Listeners, Request, SongFacts
 from jobs.serving.rules.greedy import Chosen, spaced, walk
 from jobs.serving.rules.rule import Groups, ListRule, list_rules
 from pipelines.calendar import DAY_SECONDS
@@ -118,7 +118,7 @@ class ListRules:
 
     def check(self, recommender: Recommender, time: int) -> None:
         """InputError if the rules and a recommender leave a segment fewer songs than a list has."""
-        for segment in ("", *self.config.segments):
+        for segment in (NO_SEGMENT, *self.config.segments):
             left = int(Candidates(self.allowed(segment, time)).among(recommender.candidates).sum())
             if left < self.k:
                 name = f"segment {segment!r}" if segment else "everybody"

@@ -12,7 +12,7 @@ from torch import Tensor
 from fuxi_beta.config import Mode
 from fuxi_beta.recommender import Pairs
 from jobs.config import RulesConfig
-from jobs.serving.rules.facts import DEFAULT_SEGMENT, Request, SongFacts
+from jobs.serving.rules.facts import NO_SEGMENT, Request, SongFacts
 from pipelines.errors import InputError
 
 
@@ -88,9 +88,9 @@ class SongLists(ListRule):
     def songs(self, segment: str, time: int) -> Tensor | None:
         """What is blocked for everybody is blocked for each segment; a segment's own allow list takes the place."""
         there = torch.ones(self.facts.size, dtype=torch.bool)
-        for name in {DEFAULT_SEGMENT, segment} & self.facts.blocked.keys():
+        for name in {NO_SEGMENT, segment} & self.facts.blocked.keys():
             there &= ~self.facts.blocked[name]
-        allowed = self.facts.allowed.get(segment, self.facts.allowed.get(DEFAULT_SEGMENT))
+        allowed = self.facts.allowed.get(segment, self.facts.allowed.get(NO_SEGMENT))
         return there if allowed is None else there & allowed
 
 

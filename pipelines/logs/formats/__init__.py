@@ -11,6 +11,9 @@ A new format is a file in this folder and its name in `_MODULES` (CONTRIBUTING.m
 """
 
 import importlib
+from collections.abc import Sequence
+
+import pyarrow as pa
 
 from pipelines import storage
 from pipelines.errors import InputError
@@ -44,6 +47,17 @@ def format_of(spec: LogSpec, uri: str) -> Format:
             f"{uri}: no log format for this file ending: set logs.format, or move the file out of the logs"
         )
     return found
+
+
+def read_small(uri: str, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a small file with the types it gives them; ValueError if its ending names no format.
+
+    Columns that it lacks are left out.
+    """
+    format = by_ending(uri)
+    if format is None:
+        raise ValueError(f"no format for the ending of {storage.name(uri)}")
+    return format.table(uri, columns)
 
 
 def by_ending(uri: str) -> Format | None:
