@@ -51,7 +51,7 @@ class ItemKNN(DecayedBaseline):
         cells = (batch.listener.numpy(), batch.item_index.numpy())
         plays = sparse.csr_array((weights, cells), shape=(batch.num_listeners, len(self.candidates)))
         sums: Any = plays @ self.similarities
-        return torch.from_numpy(sums.toarray()) + self.prior
+        return torch.from_numpy(sums.toarray()).add_(self.prior)
 
 
 def fit_item_knn(

@@ -6,6 +6,8 @@ i that j came right after. A neural model below this one is broken.
 Shapes: `B` listeners, `T` packed tokens, `V` songs and the padding row.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,43 +17,35 @@ from fuxi_beta.config import TrainConfig
 from fuxi_beta.data.batches import Batch
 from pipelines.histories.shards import Manifest
 
+if TYPE_CHECKING:
+    from scipy import sparse
+
 DECAY = 0.8
 LATEST = 10
-_AT_ONCE = 32  # listeners whose transitions are added up together: few enough that they stay in the cache
 _PRIOR = 1e-4  # popularity decides only between songs that the transitions leave equal
 
 
 class Markov(ScoredBaseline):
     """Transition shares in compressed rows: row i holds the songs that followed i."""
 
-    def __init__(
-        self, starts: Tensor, songs: Tensor, shares: Tensor, *, train: TrainConfig, candidates: Tensor
-    ) -> None:
+    def __init__(self, transitions: "sparse.csr_array", *, train: TrainConfig, candidates: Tensor) -> None:
+        """transitions: float32 [V, V], rows sum to 1 or are empty."""
         super().__init__(train=train, candidates=candidates)
-        self.starts, self.songs, self.shares = starts, songs, shares  # int64 [V + 1], int64 and float32 [transitions]
-        width = len(candidates)
-        followed = torch.zeros(width).index_add_(0, songs, torch.ones_like(shares))
+        self.transitions = transitions
+        followed = torch.from_numpy(np.bincount(transitions.indices, minlength=len(candidates))).float()
         self.prior = _PRIOR * followed / followed.sum().clamp(min=1)
 
     def scores(self, batch: Batch) -> Tensor:
         """Decayed sum of the transition shares out of the latest plays. float32 [B, V]."""
-        scores = self.prior.repeat(batch.num_listeners, 1)
-        for start in range(0, batch.num_listeners, _AT_ONCE):
-            part = batch.slice(start, min(start + _AT_ONCE, batch.num_listeners))
-            cells, values = self._shares(part)
-            scores[start : start + _AT_ONCE].view(-1).index_add_(0, cells, values)
-        return scores
+        from scipy import sparse
 
-    def _shares(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cells of [B, V] and the decayed shares to add to them, in the order of the plays."""
         age = ages(batch)
-        latest = (age < LATEST).nonzero().squeeze(1)
-        item, listener = batch.item_index[latest], batch.listener[latest]
-        count = self.starts[item + 1] - self.starts[item]
-        token = torch.repeat_interleave(torch.arange(len(item)), count)
-        entry = torch.arange(len(token)) + (self.starts[item] - (count.cumsum(0) - count))[token]
-        values = self.shares[entry] * (DECAY ** age[latest].float())[token]
-        return listener[token] * len(self.candidates) + self.songs[entry], values
+        latest = age < LATEST
+        weights = (DECAY ** age[latest].float()).numpy()
+        cells = (batch.listener[latest].numpy(), batch.item_index[latest].numpy())
+        plays = sparse.csr_array((weights, cells), shape=(batch.num_listeners, len(self.candidates)))
+        sums: Any = plays @ self.transitions
+        return torch.from_numpy(sums.toarray()).add_(self.prior)
 
 
 def fit_markov(manifest: Manifest, *, end: int, train: TrainConfig, candidates: Tensor | None = None) -> Markov:
@@ -64,11 +58,5 @@ def fit_markov(manifest: Manifest, *, end: int, train: TrainConfig, candidates: 
         same = np.diff(plays.listener) == 0
         pairs = plays.item_index[:-1][same], plays.item_index[1:][same]
         counts += sparse.csr_array((np.ones(len(pairs[0])), pairs), shape=counts.shape)
-    shares = counts.data / np.repeat(counts.sum(axis=1), np.diff(counts.indptr))
-    return Markov(
-        torch.from_numpy(counts.indptr).long(),
-        torch.from_numpy(counts.indices).long(),
-        torch.from_numpy(shares).float(),
-        train=train,
-        candidates=or_all_songs(candidates, manifest),
-    )
+    counts.data = (counts.data / np.repeat(counts.sum(axis=1), np.diff(counts.indptr))).astype(np.float32)
+    return Markov(counts, train=train, candidates=or_all_songs(candidates, manifest))

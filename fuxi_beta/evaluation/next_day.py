@@ -12,7 +12,16 @@ import torch
 
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.evaluation.metrics import SERVED, RankedLists, list_metrics
-from fuxi_beta.evaluation.protocol import Contexts, ListMaker, Means, Metrics, Progress, Result, raw_lists
+from fuxi_beta.evaluation.protocol import (
+    Contexts,
+    ListMaker,
+    Means,
+    Metrics,
+    Progress,
+    Result,
+    on_every_core,
+    raw_lists,
+)
 from fuxi_beta.recommender import Recommender
 from pipelines.calendar import DAY_SECONDS, Calendar
 from pipelines.errors import InputError
@@ -113,31 +122,65 @@ def evaluate_next_day(
         )
     makers = {"": raw_lists} if served is None else {"": raw_lists, SERVED: served}
     sums, done = _ListMeans(config.at, cases.known), 0
-    for histories, truth in cases.row_groups():
-        for context, played in _chunks(cases, histories, truth, config.batch_size):
-            slices = _slices(context, cases.cut, config)
-            contexts = Contexts(context, cases.request_time, model, train, calendar)
-            sums.count(slices)
-            for name, recommender in recommenders.items():
-                batch = contexts.batch(recommender)
-                heard = batch.seen_listener.numpy() * len(cases.known) + batch.seen_items.numpy()
-                for prefix, lists in makers.items():
-                    items = _items(lists, recommender, fallback, contexts, max(config.at))
-                    sums.add_lists(name, slices, _marked(items, played, heard, len(cases.known)), prefix=prefix)
-        done += len(histories)
+
+    def ranked(chunk: _Chunk) -> tuple[_Chunk, list[tuple[str, str, RankedLists]]]:
+        contexts = Contexts(chunk.context, cases.request_time, model, train, calendar)
+        return chunk, list(_ranked(chunk, contexts, recommenders, makers, fallback, max(config.at), len(cases.known)))
+
+    for chunk, found in on_every_core(ranked, _chunks(cases, config.batch_size)):
+        slices = _slices(chunk.context, cases.cut, config)
+        sums.count(slices)
+        for name, prefix, lists in found:
+            sums.add_lists(name, slices, lists, prefix=prefix)
+        done += chunk.listeners
         if on_progress:
             on_progress(done, min(manifest.rows, config.max_listeners))
     return NextDayResult(sums.means(), done - sums.listeners["all"], sums.listeners, cases.request_time)
 
 
-def _chunks(
-    cases: NextDayCases, histories: Histories, truth: np.ndarray, size: int
-) -> Iterator[tuple[Histories, np.ndarray]]:
-    """Some listeners with something to predict at a time: their contexts, and their truth as `row * V + song`."""
-    rows = np.unique(truth // len(cases.known))
-    for start in range(0, len(rows), size):
-        chunk = rows[start : start + size]
-        yield histories.take(chunk).before(cases.cut), _truth_of(truth, chunk, len(cases.known))
+@dataclass(frozen=True)
+class _Chunk:
+    """Some listeners with something to predict."""
+
+    context: Histories
+    played: np.ndarray  # their truth, ascending keys `row * V + song`
+    listeners: int  # measured with this chunk, those with nothing to predict among them
+
+
+def _chunks(cases: NextDayCases, size: int) -> Iterator[_Chunk]:
+    """All cases, `size` listeners at a time."""
+    songs = len(cases.known)
+    for histories, truth in cases.row_groups():
+        rows = np.unique(truth // songs)
+        others = len(histories) - len(rows)
+        for start in range(0, max(len(rows), 1), size):
+            chunk = rows[start : start + size]
+            context = histories.take(chunk).before(cases.cut)
+            yield _Chunk(context, _truth_of(truth, chunk, songs), len(chunk) + others)
+            others = 0
+
+
+def _ranked(
+    chunk: _Chunk,
+    contexts: Contexts,
+    recommenders: dict[str, Recommender],
+    makers: dict[str, ListMaker],
+    fallback: Recommender | None,
+    k: int,
+    songs: int,
+) -> Iterator[tuple[str, str, RankedLists]]:
+    """Recommender, prefix of its metrics, and its lists with what was played and heard of them."""
+    if not len(chunk.context):
+        return
+    every = [*recommenders.values()] + ([] if fallback is None else [fallback])
+    # All lists of one recommender in a row, since `contexts` keeps but the latest one's queries.
+    made = {each: {prefix: lists(each, contexts, k)[0] for prefix, lists in makers.items()} for each in every}
+    for name, recommender in recommenders.items():
+        batch = contexts.batch(recommender)
+        heard = batch.seen_listener.numpy() * songs + batch.seen_items.numpy()
+        for prefix, items in made[recommender].items():
+            own = items if fallback is None else torch.where(items[:, :1] == 0, made[fallback][prefix], items)
+            yield name, prefix, _marked(own.numpy(), chunk.played, heard, songs)
 
 
 def _marked(items: np.ndarray, played: np.ndarray, heard: np.ndarray, songs: int) -> RankedLists:
@@ -170,16 +213,6 @@ class _ListMeans(Means):
         return means
 
 
-def _items(
-    lists: ListMaker, recommender: Recommender, fallback: Recommender | None, contexts: Contexts, k: int
-) -> np.ndarray:
-    items, _ = lists(recommender, contexts, k)
-    empty = items[:, 0] == 0
-    if fallback is not None and bool(empty.any()):
-        items = torch.where(empty[:, None], lists(fallback, contexts, k)[0], items)
-    return items.numpy()
-
-
 def _known(manifest: Manifest, known_items: int | np.ndarray | None) -> np.ndarray:
     songs = np.arange(manifest.vocabulary_size + 1)
     if known_items is None or isinstance(known_items, int):
@@ -201,6 +234,8 @@ def _slices(context: Histories, cut: int, config: EvaluateConfig) -> dict[str, n
 
 def _truth_of(truth: np.ndarray, rows: np.ndarray, songs: int) -> np.ndarray:
     """The keys `row * V + song` of some rows, both ascending, with each row's place among them. int64."""
+    if not len(rows):
+        return truth[:0]
     first, last = np.searchsorted(truth, [rows[0] * songs, (rows[-1] + 1) * songs])
     own = truth[first:last]  # rows between are without truth
     return np.searchsorted(rows, own // songs) * songs + own % songs

@@ -1,18 +1,24 @@
 """What every protocol shares: who makes lists, what they read of a listener, and means over listeners."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch, inference_batch
+from fuxi_beta.data.reader import ahead
 from fuxi_beta.recommender import Queries, Recommender, heard_songs
 from fuxi_beta.training.checkpoint import TrainedModel
 from pipelines.calendar import Calendar
 from pipelines.histories.histories import Histories
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 Progress = Callable[[int, int], None]
 """Called with (listeners done, listeners in all)."""
@@ -90,6 +96,24 @@ def raw_lists(recommender: Recommender, contexts: Contexts, k: int) -> tuple[Ten
     """The list maker without list rules."""
     excluded = heard_songs(contexts.batch(recommender)) if recommender.mode == "exclusive" else None
     return contexts.queries(recommender).rank(k, excluded=excluded)
+
+
+def on_every_core(function: Callable[[S], T], arguments: Iterable[S]) -> Iterator[T]:
+    """function(argument) of each argument, in their order, by as many threads as torch uses.
+
+    Within the function torch uses one thread: operators of a few thousand listeners' size are too short to share.
+    """
+    cores = torch.get_num_threads()
+
+    def alone(argument: S) -> T:
+        torch.set_num_threads(1)  # of this thread, and of those that start later
+        return function(argument)
+
+    try:
+        with closing(ahead(alone, arguments, threads=cores)) as results:
+            yield from results
+    finally:
+        torch.set_num_threads(cores)
 
 
 class Means:

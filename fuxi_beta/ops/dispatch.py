@@ -1,5 +1,6 @@
 """Which implementation of an operator runs: chosen by device, dtype and what could be built, or forced by `use`."""
 
+import threading
 import warnings
 from functools import cache
 from typing import Any, get_args
@@ -18,6 +19,7 @@ LONG_FROM_WITHOUT_KERNELS = 512  # ... and plain torch, by `benchmarks.long_sequ
 CHOICES: tuple[str, ...] = get_args(Kernels)
 
 _choice: str = "auto"
+_loading = threading.Lock()
 _cpu_failure: str | None = None  # why there are no C++ kernels; empty: there are; None: not tried yet
 
 
@@ -37,13 +39,14 @@ def use(choice: Kernels) -> None:
 def why_no_cpu_kernels() -> str:
     """Why the C++ kernels cannot be used here, empty if they can. Builds them at the first call (half a minute)."""
     global _cpu_failure
-    if _cpu_failure is None:
-        try:
-            build.load()
-            _cpu_failure = ""
-        except build.KernelError as error:
-            _cpu_failure = str(error)
-    return _cpu_failure
+    with _loading:
+        if _cpu_failure is None:
+            try:
+                build.load()
+                _cpu_failure = ""
+            except build.KernelError as error:
+                _cpu_failure = str(error)
+        return _cpu_failure
 
 
 def describe(device: torch.device | str = "cpu") -> str:

@@ -134,7 +134,7 @@ class TrainedModel(Recommender):
                 size = min(len(table), len(chosen.penalty))
                 column[:size, 0] = -chosen.penalty[:size].to(table)
                 table = torch.cat([table, column], dim=1)
-            self._searches[chosen] = TopKSearch(table, candidates)
+            self._searches.setdefault(chosen, TopKSearch(table, candidates))
         return self._searches[chosen]
 
 
@@ -154,17 +154,21 @@ class EncodedBatch(Queries):
     def rank(
         self, k: int, *, excluded: Pairs | None = None, candidates: Candidates | None = None, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        device, vectors, nobody = self.vectors.device, self.vectors, self.batch.lengths == 0
+        device, every = self.vectors.device, torch.arange(self.batch.num_listeners, device=self.vectors.device)
+        wanted = every if rows is None else rows.to(device)
+        items = torch.zeros(len(wanted), k, dtype=torch.int64)
+        scores = torch.full(items.shape, -torch.inf)
+        known = (self.batch.lengths[wanted] > 0).nonzero().squeeze(1)  # who has no vector is not searched for
+        some = wanted[known]
         if excluded is not None:
             excluded = excluded[0].to(device), excluded[1].to(device)
-        if rows is not None:
-            rows = rows.to(device)
-            excluded, vectors, nobody = pairs_of_rows(excluded, rows), vectors[rows], nobody[rows]
+            excluded = excluded if torch.equal(some, every) else pairs_of_rows(excluded, some)
+        vectors = self.vectors[some]
         if candidates is not None and candidates.penalty is not None:
             vectors = torch.cat([vectors, vectors.new_ones(len(vectors), 1)], dim=1)
-        items, scores = self.trained.songs(candidates).top_k(vectors, k=k, seen=excluded)
-        nobody = nobody[:, None]
-        return items.masked_fill(nobody, 0).cpu(), scores.masked_fill(nobody, -torch.inf).cpu()
+        found = self.trained.songs(candidates).top_k(vectors, k=k, seen=excluded)
+        items[known.cpu()], scores[known.cpu()] = found[0].cpu(), found[1].cpu()
+        return items, scores
 
     @override
     @torch.inference_mode()

@@ -55,7 +55,7 @@ def explain(config: Config, user: str, ds: dt.date) -> Explanation:
     if job.model is not None and bool(contexts.batch(job.model).lengths[0] > 0):
         recommender = job.model
     made = job.rules.lists(recommender, contexts, job.k)
-    found = Explanations(job.rules, recommender, contexts, made).passed_over(0)
+    found = Explanations(job.rules, recommender, contexts, made).passed_over([0])[0]
     ids = job.item_ids.take(pa.array([each.item - 1 for each in found], pa.int64())).to_pylist()
     names = titles(day, ids)
     songs = [

@@ -67,9 +67,9 @@ class QualityCount:
             rows = np.flatnonzero(sampled & theirs)
             if recommender is None or not len(rows):
                 continue
-            explanations = Explanations(self.rules, recommender, contexts, made)
-            for row in rows.tolist():
-                cut = Counter(song.rule for song in explanations.passed_over(row))
+            passed_over = Explanations(self.rules, recommender, contexts, made).passed_over(rows.tolist())
+            for row, songs in zip(rows, passed_over, strict=True):
+                cut = Counter(song.rule for song in songs)
                 for name in names:
                     values[f"{CUT}{name}"][row] = cut[name]
         return values

@@ -120,12 +120,13 @@ class StoredListeners(Listeners):
 
     def _lists_of(self, bucket: int) -> tuple[ByListener, ByListener]:
         """Songs of the lists of the days that count, and of the latest earlier day."""
-        if self._bucket is None or self._bucket[0] != bucket:
+        kept = self._bucket  # one reference: threads may replace it
+        if kept is None or kept[0] != bucket:
             before = [self.before.read(bucket)] if self.before else []
             listed = [before[0] if lists is self.before else lists.read(bucket) for lists in self.lists]
             songs = _songs_by_listener(listed, self.item_ids), _songs_by_listener(before, self.item_ids)
-            self._bucket = bucket, songs
-        return self._bucket[1]
+            self._bucket = kept = bucket, songs
+        return kept[1]
 
 
 def _songs_by_listener(tables: list[pa.Table], item_ids: pa.Array) -> ByListener:

@@ -134,15 +134,6 @@ void pack_as(const float* table, int64_t dim, const int32_t* items, int64_t coun
   });
 }
 
-// Bits of floats to integers that sort like them, and back.
-int32_t ordered_bits(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
-
-int32_t ordered(float x) {
-  int32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return ordered_bits(bits);
-}
-
 struct Candidate {
   float low, high;  // bounds of the exact score
   int32_t item;
@@ -177,9 +168,10 @@ struct Shortlist {
 
   // The k-th largest lower bound, by bisection of the floats' ordered bits: counting takes no branches.
   float kth_low(int64_t k) const {
-    thread_local std::vector<int32_t> keys;
-    keys.clear();
-    for (const Candidate& song : songs) keys.push_back(ordered(song.low));
+    thread_local std::vector<int32_t> of_thread;
+    std::vector<int32_t>& keys = of_thread;  // looked up once
+    keys.resize(songs.size());
+    for (size_t i = 0; i < keys.size(); ++i) keys[i] = ordered(songs[i].low);
     int64_t least = *std::min_element(keys.begin(), keys.end()), most = *std::max_element(keys.begin(), keys.end());
     while (least < most) {
       const auto middle = static_cast<int32_t>(least + (most - least + 1) / 2);
@@ -330,18 +322,22 @@ std::vector<std::vector<Strike>> strikes_of(const SeenLists& seen, int64_t first
 }
 
 // Scores a shortlist exactly.
-void score_exactly(const float* query, const Songs& songs, std::vector<Candidate>& shortlist, Best* best) {
-  constexpr int N = 4;
+std::vector<Rank> score_exactly(const float* query, const Songs& songs, const std::vector<Candidate>& shortlist) {
+  constexpr int N = 4, AHEAD = 16;
   const int64_t count = shortlist.size();
+  std::vector<Rank> ranks(count);
   for (int64_t i = 0; i < count; i += N) {
     const float *rows[N], *queries[N] = {query, query, query, query};
-    for (int n = 0; n < N; ++n) rows[n] = songs.table + shortlist[std::min(i + n, count - 1)].item * songs.dim;
+    for (int n = 0; n < N; ++n) {
+      rows[n] = songs.table + shortlist[std::min(i + n, count - 1)].item * songs.dim;
+      const float* later = songs.table + shortlist[std::min(i + n + AHEAD, count - 1)].item * songs.dim;
+      for (int64_t d = 0; d < songs.dim; d += 16) __builtin_prefetch(later + d);
+    }
     float scores[N];
     exact_scores<N>(queries, rows, songs.dim, scores);
-    for (int n = 0; n < N && i + n < count; ++n) shortlist[i + n].low = scores[n];
+    for (int n = 0; n < N && i + n < count; ++n) ranks[i + n] = rank_of(scores[n], shortlist[i + n].item);
   }
-  std::sort(shortlist.begin(), shortlist.end(), [](const Candidate& a, const Candidate& b) { return a.item < b.item; });
-  for (const Candidate& song : shortlist) best->offer(song.low, song.item);
+  return ranks;
 }
 
 template <typename P>
@@ -370,9 +366,8 @@ int64_t search_as(const float* queries, int64_t listeners, const Songs& songs, c
       if (plan.splits > 1 && !all.given_up) all.tighten(k);
       given_up[b] = all.given_up;
       if (all.given_up) continue;
-      Best best(k);
-      score_exactly(queries + b * songs.dim, songs, all.songs, &best);
-      best.write(out.items + b * k, out.scores + b * k);
+      std::vector<Rank> ranks = score_exactly(queries + b * songs.dim, songs, all.songs);
+      write_best(&ranks, k, out.items + b * k, out.scores + b * k);
     }
   });
   std::vector<int64_t> rest;

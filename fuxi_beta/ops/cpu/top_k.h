@@ -1,6 +1,7 @@
 // What both exact top-k kernels use: the running k best of exact scores, heard songs, and the exact score of a pair.
 #pragma once
 #include <algorithm>
+#include <functional>
 #include <limits>
 #include <vector>
 
@@ -72,6 +73,50 @@ SeenLists seen_lists(const SeenPairs& seen, int64_t listeners, const Place& plac
   return lists;
 }
 
+// Bits of floats to integers that sort like them, and back.
+inline int32_t ordered_bits(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
+
+inline int32_t ordered(float x) {
+  int32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return ordered_bits(bits);
+}
+
+// A song with its score as one number: the larger the score, and of equal scores the lower the item, the larger.
+using Rank = uint64_t;
+
+inline Rank rank_of(float score, int32_t item) {
+  const auto bits = static_cast<uint32_t>(ordered(score + 0.f)) ^ 0x80000000u;  // -0.0 becomes 0.0
+  return static_cast<uint64_t>(bits) << 32 | ~static_cast<uint32_t>(item);
+}
+
+inline int32_t item_of(Rank rank) { return static_cast<int32_t>(~static_cast<uint32_t>(rank)); }
+
+inline float score_of(Rank rank) {
+  const int32_t bits = ordered_bits(static_cast<int32_t>(static_cast<uint32_t>(rank >> 32) ^ 0x80000000u));
+  float score;
+  std::memcpy(&score, &bits, sizeof score);
+  return score;
+}
+
+// Leaves the k best, in any order.
+inline void keep_best(std::vector<Rank>* ranks, int64_t k) {
+  if (static_cast<int64_t>(ranks->size()) <= k) return;
+  std::nth_element(ranks->begin(), ranks->begin() + (k - 1), ranks->end(), std::greater<Rank>());
+  ranks->resize(k);
+}
+
+// Writes the k best, best first; 0 and -inf where there are fewer.
+inline void write_best(std::vector<Rank>* ranks, int64_t k, int64_t* items, float* scores) {
+  keep_best(ranks, k);
+  std::sort(ranks->begin(), ranks->end(), std::greater<Rank>());
+  const int64_t count = ranks->size();
+  for (int64_t place = 0; place < k; ++place) {
+    items[place] = place < count ? item_of((*ranks)[place]) : 0;
+    scores[place] = place < count ? score_of((*ranks)[place]) : -INFINITE;
+  }
+}
+
 // The k best of scores that come in ascending order of items.
 class Best {
  public:
@@ -81,41 +126,25 @@ class Best {
   uint32_t entering(Vec scores) const { return full_ ? above<true>(scores, broadcast(cut_)) : ALL_LANES; }
 
   void offer(float score, int32_t item) {
-    kept_.push_back({score + 0.f, item});  // -0.0 becomes 0.0
+    kept_.push_back(rank_of(score, item));
     if (static_cast<int64_t>(kept_.size()) == 2 * k_ + SLACK) tighten();
   }
 
-  // Best first; 0 and -inf where fewer than k were offered.
-  void write(int64_t* items, float* scores) {
-    const int64_t count = std::min<int64_t>(k_, kept_.size());
-    std::partial_sort(kept_.begin(), kept_.begin() + count, kept_.end(), before);
-    for (int64_t rank = 0; rank < k_; ++rank) {
-      items[rank] = rank < count ? kept_[rank].item : 0;
-      scores[rank] = rank < count ? kept_[rank].score : -INFINITE;
-    }
-  }
+  void write(int64_t* items, float* scores) { write_best(&kept_, k_, items, scores); }
 
  private:
   static constexpr int64_t SLACK = 64;
-  struct Scored {
-    float score;
-    int32_t item;
-  };
-  static bool before(const Scored& a, const Scored& b) {
-    return a.score != b.score ? a.score > b.score : a.item < b.item;
-  }
 
   void tighten() {
-    std::nth_element(kept_.begin(), kept_.begin() + k_ - 1, kept_.end(), before);
-    kept_.resize(k_);
-    cut_ = kept_[k_ - 1].score;  // an equal score comes with a higher item, which loses
+    keep_best(&kept_, k_);
+    cut_ = score_of(kept_[k_ - 1]);  // an equal score comes with a higher item, which loses
     full_ = true;
   }
 
   int64_t k_;
   bool full_ = false;
   float cut_ = -INFINITE;
-  std::vector<Scored> kept_;
+  std::vector<Rank> kept_;
 };
 
 // Offers a row of scores to the k best but for the seen songs, ascending from *seen to seen_end; *seen moves on.

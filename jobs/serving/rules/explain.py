@@ -1,7 +1,7 @@
 """Why songs that a recommender ranks above the end of a list are not in it."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,9 +37,12 @@ class Explanations:
         excluded = ((rule.name, rule.excluded(self.request)) for rule in rules.rules)
         self._excluded = [(name, pairs) for name, pairs in excluded if pairs is not None]
 
-    def passed_over(self, row: int) -> list[PassedOver]:
-        """Songs that the rules keep out of the list of a listener, best first."""
-        items, scores = self._ranking(row)
+    def passed_over(self, rows: Sequence[int]) -> list[list[PassedOver]]:
+        """Songs that the rules keep out of the list of each of some listeners, best first."""
+        rankings = self._rankings(rows)
+        return [self._of_ranking(row, *rankings[row]) for row in rows]
+
+    def _of_ranking(self, row: int, items: Tensor, scores: Tensor) -> list[PassedOver]:
         listed = set(self.made.items[row].tolist())
         forbidden, counted = self._forbidden(row), _Counted(self.rules, self.request, self.made, row, items)
         found = []
@@ -49,23 +52,33 @@ class Explanations:
             counted.pass_by(place, listed=item in listed)
         return found
 
-    def _ranking(self, row: int) -> tuple[Tensor, Tensor]:
-        """The listener's ranking without any rule, down to the last song of the list that was not drawn to explore."""
+    def _rankings(self, rows: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
+        """Rankings without any rule, each down to the last song of the list that was not drawn to explore."""
+        lasts = {row: last for row in rows if (last := self._last(row))}
+        found = {row: (torch.zeros(0, dtype=torch.int64), torch.zeros(0)) for row in rows}
+        everything = torch.arange(self.rules.songs.size) > 0
+        for segment in {str(self.made.segment[row]) for row in lasts}:
+            candidates = self.rules.candidates(everything, segment)
+            left, width = [row for row in lasts if self.made.segment[row] == segment], 4 * self.made.items.shape[1]
+            while left:
+                ranked = self.queries.rank(width, candidates=candidates, rows=torch.tensor(left))
+                for row, items, scores in zip(left, *ranked, strict=True):
+                    place = (items == lasts[row]).nonzero()
+                    if len(place) or int(items[-1]) == 0:
+                        above = int(place[0]) if len(place) else int((items > 0).sum())
+                        found[row] = items[:above], scores[:above]
+                        del lasts[row]
+                left, width = [row for row in left if row in lasts], 4 * width
+        return found
+
+    def _last(self, row: int) -> int:
+        """The worst song of a list that was not drawn to explore; 0 if there is none."""
         made = self.made
         own = (made.items[row] > 0) & made.propensity[row].isnan()
         if not bool(own.any()):
-            return torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+            return 0
         worst = made.scores[row][own].min()
-        last = made.items[row][own & (made.scores[row] == worst)].max()  # of one score the lower index is better
-        candidates = self.rules.candidates(torch.arange(self.rules.songs.size) > 0, str(made.segment[row]))
-        width = 4 * made.items.shape[1]
-        while True:
-            items, scores = self.queries.rank(width, candidates=candidates, rows=torch.tensor([row]))
-            place = (items[0] == last).nonzero()
-            if len(place) or int(items[0, -1]) == 0:
-                above = int(place[0]) if len(place) else int((items[0] > 0).sum())
-                return items[0, :above], scores[0, :above]
-            width *= 4
+        return int(made.items[row][own & (made.scores[row] == worst)].max())  # of one score the lower index is better
 
     @cached_property
     def _masks(self) -> dict[str, list[tuple[str, Tensor]]]:

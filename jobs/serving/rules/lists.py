@@ -132,7 +132,7 @@ class ListRules:
         strength = self.config.of(segment).popularity_dampening
         key = xxhash.xxh3_128_digest(songs.numpy().tobytes()) + np.float64(strength).tobytes()
         if key not in self._candidates:
-            self._candidates[key] = Candidates(songs, self._penalty(strength))
+            self._candidates.setdefault(key, Candidates(songs, self._penalty(strength)))
         return self._candidates[key]
 
     def width(self, want: int) -> int:

@@ -116,8 +116,8 @@ def test_what_rules_cut_is_counted_of_every_sampled_listener() -> None:
     recommender = world.recommender
     found = QualityCount(rules, recommender, recommender, 1.0).count(world.contexts, made, np.ones(12, bool))
     expected = Counter[str]()
-    for row in range(12):
-        for song in Explanations(rules, recommender, world.contexts, made).passed_over(row):
+    for songs in Explanations(rules, recommender, world.contexts, made).passed_over(range(12)):
+        for song in songs:
             expected[f"cut:{song.rule}"] += 1
     totals = Counter[str]()
     for part in found.values():

@@ -131,9 +131,9 @@ def test_every_better_song_that_is_not_listed_has_its_rule(seed: int, rules: dic
     engine, k = world.rules(8), 8
     made = engine.lists(world.recommender, world.contexts, k)
     named = set()
-    for row in range(len(world.histories)):
+    rows = range(len(world.histories))
+    for row, found in enumerate(Explanations(engine, world.recommender, world.contexts, made).passed_over(rows)):
         listed = [song for song in made.items[row].tolist() if song]
-        found = Explanations(engine, world.recommender, world.contexts, made).passed_over(row)
         if not listed:
             assert not found
             continue
