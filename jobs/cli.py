@@ -275,6 +275,17 @@ def movielens(path: str, ds: str | None, movies: str | None, config: "Config") -
     show_default=True,
     help="The paper's; the first event after nine tenths of all; or the daily job's: new songs of the last day.",
 )
+@click.option(
+    "--days", type=click.IntRange(1), default=1, show_default=True, help="next_day: measure the newest N days."
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Settings of model or train over the preset's, for example model.dim=128.",
+)
+@click.option("--label", metavar="NAME", help="Names the runs made with --set. [default: made of the settings]")
 @click.option("--validation", is_flag=True, help="Pick the epoch on the second-newest event, test on the newest once.")
 @click.option("--workspace", metavar="FOLDER", help="[default: ./ml-1m, ./ml-20m, or DATASET itself]")
 @click.option("--ds", metavar="DATE", help="Whose sequences to use. [default: the newest]")

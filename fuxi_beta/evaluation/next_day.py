@@ -4,8 +4,9 @@ Shapes: `B` listeners, `V` songs and the padding row, `K` list length. Times are
 """
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -61,14 +62,27 @@ class NextDayCases:
 
     def row_groups(self) -> Iterator[tuple[Histories, np.ndarray]]:
         """Each row group's sampled listeners and their truth as sorted keys `listener * V + song`."""
-        share = self.max_listeners / max(self.manifest.rows, 1)
-        for file, group, _ in self.manifest.row_groups():
-            histories = self.manifest.histories(file, group)
-            if share < 1:
-                histories = histories.take(np.flatnonzero(hash_share(histories.user_id) < share))
-            yield histories, self._truth(histories)
+        for histories in sampled_histories(self.manifest, self.max_listeners):
+            yield histories, self.truth(histories)
 
-    def _truth(self, histories: Histories) -> np.ndarray:
+    def chunks(self, histories: Histories, size: int) -> "Iterator[Chunk]":
+        """The listeners of a row group who have something to predict, `size` at a time."""
+        truth, songs = self.truth(histories), len(self.known)
+        rows = np.unique(truth // songs)
+        for start in range(0, len(rows), size):
+            chunk = rows[start : start + size]
+            yield Chunk(self, histories.take(chunk), _truth_of(truth, chunk, songs))
+
+    def refuse_missing_events(self) -> None:
+        """InputError if the sequences end before the day does."""
+        if self.manifest.data_end < self.end:
+            raise InputError(
+                f"{self.manifest.folder}: sequences end before {self.ds} 00:00, so the day before cannot be "
+                f"evaluated: run `fuxi sessionize --ds {self.ds}` first"
+            )
+
+    def truth(self, histories: Histories) -> np.ndarray:
+        """What these listeners played on the day, as sorted keys `listener * V + song`. int64."""
         songs = len(self.known)
         keys = histories.listener * songs + histories.item_index
         on_the_day = (histories.timestamp >= self.request_time) & (histories.timestamp < self.end)
@@ -80,6 +94,63 @@ class NextDayCases:
             heard = np.concatenate([keys[histories.timestamp < self.request_time], older + histories.heard_items])
             truth = truth[~np.isin(truth, heard)]
         return truth
+
+
+def sampled_histories(manifest: Manifest, max_listeners: int) -> Iterator[Histories]:
+    """Each row group's listeners; above `max_listeners` a hash sample of about so many."""
+    share = max_listeners / max(manifest.rows, 1)
+    for file, group, _ in manifest.row_groups():
+        histories = manifest.histories(file, group)
+        yield histories.take(np.flatnonzero(hash_share(histories.user_id) < share)) if share < 1 else histories
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some listeners with something to predict on a day."""
+
+    cases: NextDayCases
+    histories: Histories  # whole ones
+    truth: np.ndarray  # int64, ascending keys `row * V + song`
+
+    @cached_property
+    def context(self) -> Histories:
+        """What is known of them."""
+        return self.histories.before(self.cases.cut)
+
+    def marked(self, items: np.ndarray, heard: np.ndarray) -> RankedLists:
+        """Lists (int [B, K], 0 where shorter) with what was played and heard of them. heard: keys as of the truth."""
+        songs = len(self.cases.known)
+        keys = np.where(items > 0, np.arange(len(items))[:, None] * songs + items, -1)
+        relevant = np.bincount(self.truth // songs, minlength=len(items))
+        return RankedLists(items, places_in(self.truth, keys) >= 0, relevant, places_in(heard, keys) >= 0)
+
+
+@dataclass(frozen=True)
+class ListMakers:
+    """Several recommenders, and how their lists of k songs are made: raw, and as served if `served` is given.
+
+    `model` and `train` shape the contexts of recommenders that are no TrainedModel; `fallback` makes the list where a
+    recommender has none.
+    """
+
+    recommenders: Mapping[str, Recommender]
+    model: ModelConfig
+    train: TrainConfig
+    k: int
+    fallback: Recommender | None = None
+    served: ListMaker | None = None
+
+    def lists(self, chunk: Chunk) -> Iterator[tuple[str, str, RankedLists]]:
+        """(recommender, "" or SERVED, its lists) of a chunk of listeners."""
+        cases, songs = chunk.cases, len(chunk.cases.known)
+        contexts = Contexts(chunk.context, cases.request_time, self.model, self.train, cases.calendar)
+        makers = {"": raw_lists} if self.served is None else {"": raw_lists, SERVED: self.served}
+        for name, recommender in self.recommenders.items():
+            batch = contexts.batch(recommender)
+            heard = batch.seen_listener.numpy() * songs + batch.seen_items.numpy()
+            for prefix, lists in makers.items():
+                items = _items(lists, recommender, self.fallback, contexts, self.k)
+                yield name, prefix, chunk.marked(items, heard)
 
 
 def evaluate_next_day(
@@ -106,64 +177,46 @@ def evaluate_next_day(
     `heavy`.
     """
     cases = NextDayCases(manifest, ds, calendar, train, _known(manifest, known_items), config.max_listeners)
-    if manifest.data_end < cases.end:
-        raise InputError(
-            f"{manifest.folder}: sequences end before {ds} 00:00, so the day before cannot be evaluated: "
-            f"run `fuxi sessionize --ds {ds}` first"
-        )
-    makers = {"": raw_lists} if served is None else {"": raw_lists, SERVED: served}
-    sums, done = _ListMeans(config.at, cases.known), 0
-    for histories, truth in cases.row_groups():
-        for context, played in _chunks(cases, histories, truth, config.batch_size):
-            slices = _slices(context, cases.cut, config)
-            contexts = Contexts(context, cases.request_time, model, train, calendar)
+    cases.refuse_missing_events()
+    makers = ListMakers(recommenders, model, train, max(config.at), fallback, served)
+    sums, done = ListMeans(config.at, cases.known), 0
+    for histories in sampled_histories(manifest, config.max_listeners):
+        for chunk in cases.chunks(histories, config.batch_size):
+            slices = kind_slices(chunk.context, cases.cut, config)
             sums.count(slices)
-            for name, recommender in recommenders.items():
-                batch = contexts.batch(recommender)
-                heard = batch.seen_listener.numpy() * len(cases.known) + batch.seen_items.numpy()
-                for prefix, lists in makers.items():
-                    items = _items(lists, recommender, fallback, contexts, max(config.at))
-                    sums.add_lists(name, slices, _marked(items, played, heard, len(cases.known)), prefix=prefix)
+            for name, prefix, lists in makers.lists(chunk):
+                sums.add_lists(name, slices, lists, prefix=prefix)
         done += len(histories)
         if on_progress:
             on_progress(done, min(manifest.rows, config.max_listeners))
     return NextDayResult(sums.means(), done - sums.listeners["all"], sums.listeners, cases.request_time)
 
 
-def _chunks(
-    cases: NextDayCases, histories: Histories, truth: np.ndarray, size: int
-) -> Iterator[tuple[Histories, np.ndarray]]:
-    """Some listeners with something to predict at a time: their contexts, and their truth as `row * V + song`."""
-    rows = np.unique(truth // len(cases.known))
-    for start in range(0, len(rows), size):
-        chunk = rows[start : start + size]
-        yield histories.take(chunk).before(cases.cut), _truth_of(truth, chunk, len(cases.known))
+class ListMeans(Means):
+    """Means over listeners of the list metrics, and coverage, which is of all lists together.
 
-
-def _marked(items: np.ndarray, played: np.ndarray, heard: np.ndarray, songs: int) -> RankedLists:
-    """Lists with what was played and heard of them. played, heard: ascending keys `row * V + song`."""
-    keys = np.where(items > 0, np.arange(len(items))[:, None] * songs + items, -1)
-    relevant = np.bincount(played // songs, minlength=len(items))
-    return RankedLists(items, places_in(played, keys) >= 0, relevant, places_in(heard, keys) >= 0)
-
-
-class _ListMeans(Means):
-    """Means over listeners of the list metrics, and coverage, which is of all lists together."""
+    known: bool [V], the songs that coverage is a share of.
+    """
 
     def __init__(self, at: tuple[int, ...], known: np.ndarray) -> None:
-        """known: bool [V], the songs that coverage is a share of."""
         super().__init__()
         self.at, self.songs, self.known = at, len(known), int(known.sum())
         self.listed: dict[tuple[str, str, str], np.ndarray] = {}  # bool [V] each
 
-    def add_lists(self, name: str, slices: dict[str, np.ndarray], lists: RankedLists, *, prefix: str) -> None:
+    def add_lists(
+        self, name: str, slices: dict[str, np.ndarray], lists: RankedLists, *, prefix: str
+    ) -> dict[str, np.ndarray]:
+        """Add one recommender's lists. Returns the metrics of each listener."""
         for k in self.at:
             for slice_name, members in slices.items():
                 key = (name, slice_name, f"{prefix}coverage_{k}")
                 self.listed.setdefault(key, np.zeros(self.songs, bool))[lists.items[members, :k]] = True
-        self.add(name, slices, {f"{prefix}{metric}": values for metric, values in list_metrics(lists, self.at).items()})
+        values = {f"{prefix}{metric}": values for metric, values in list_metrics(lists, self.at).items()}
+        self.add(name, slices, values)
+        return values
 
     def means(self) -> Metrics:
+        """Means over the listeners of each slice, with coverage."""
         means = super().means()
         for (name, slice_name, metric), listed in self.listed.items():
             means[name][slice_name][metric] = listed[1:].sum() / max(self.known, 1)
@@ -190,7 +243,8 @@ def _known(manifest: Manifest, known_items: int | np.ndarray | None) -> np.ndarr
     return known
 
 
-def _slices(context: Histories, cut: int, config: EvaluateConfig) -> dict[str, np.ndarray]:
+def kind_slices(context: Histories, cut: int, config: EvaluateConfig) -> dict[str, np.ndarray]:
+    """Members (bool [B]) of `all` and of its partition into `new`, `light` and `heavy` listeners."""
     events, older = np.diff(context.offsets), np.diff(context.heard_offsets)
     first = np.full(len(context), cut)
     first[events > 0] = context.timestamp[context.offsets[:-1][events > 0]]

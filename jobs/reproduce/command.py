@@ -15,6 +15,7 @@ from jobs.reproduce import runs
 from jobs.reproduce.paper import DATASETS, PAPER_METRICS, TABLES, Counts, PaperDataset, title_of
 from jobs.reproduce.runs import Dataset, ExperimentRun
 from jobs.reproduce.series import run_missing
+from jobs.reproduce.settings import different_settings
 from jobs.reproduce.single import RunTask
 from jobs.reproduce.specs import RunSelection, specs
 from jobs.runtime.console import log
@@ -27,7 +28,10 @@ from pipelines.workspace import open_workspace
 KNOWN: dict[str, PaperDataset] = {"ml-1m": "ML-1M", "ml-20m": "ML-20M"}
 SETTINGS = (*KNOWN.values(), "daily", "demo")
 FOLDER, TIMING_FILE = "reproduce", "reproduce-timing.json"
-_SELECTING = ("models", "table", "epochs", "layers", "conditions", "validation", "scaling", "protocol")
+_SELECTING = (
+    *("models", "table", "epochs", "layers", "conditions", "validation", "scaling", "protocol"),
+    *("days", "overrides", "label"),
+)
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,23 @@ def reproduce(
     dataset = describe(source, manifest)
     selected = specs(selection)
     tasks = [RunTask(spec, selection.preset, dataset, manifest, folder, command, device) for spec in selected]
+    _refuse_other_settings(tasks, folder)
     failed = run_missing(tasks, workers=workers)
     names = {spec.name for spec in selected}
     return [run for run in runs.read(folder) if run.name in names], failed
+
+
+def _refuse_other_settings(tasks: Sequence[RunTask], folder: str) -> None:
+    """InputError if a run of the name is finished that was trained otherwise, or on sequences of another ds."""
+    before = {run.name: run for run in runs.read(folder)}
+    for task in (task for task in tasks if task.spec.name in before):
+        run, ds = before[task.spec.name], str(task.manifest.ds)
+        if not run.ds:
+            continue  # of an earlier release, which did not store them
+        others = [f"ds is {run.ds}, not {ds}"] if run.ds != ds else different_settings(run.settings, task.settings)
+        if others:
+            file = Path(folder, f"{run.name}.json")
+            raise InputError(f"{file} is of other settings ({others[0]}): name these by --label, or remove the file")
 
 
 def runs_folder(source: DatasetSource) -> str:

@@ -1,4 +1,5 @@
-"""Files of finished runs: `NAME.json`, and beside it `NAME.ranks.parquet` with the rank of each listener's song.
+"""Files of finished runs: `NAME.json`, and beside it `NAME.ranks.parquet` with the rank of each listener's song, or
+under next_day `NAME.cases.parquet` with the metrics of each listener's day.
 
 A run is one training (or one baseline) on one data set with one seed. Its JSON is written last and atomically, so a run
 that was killed has none, and a folder of runs can be read at any time.
@@ -19,6 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from fuxi_beta.config import Protocol, TemporalName
 from fuxi_beta.evaluation.metrics import metric_order
 from jobs.reproduce.paper import PAPER_METRICS, PaperDataset
+from jobs.reproduce.settings import Settings
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.schema import USER_ID
@@ -86,6 +88,10 @@ class ExperimentRun:
     command: str
     kernels: str
     hidden: _Count = 0  # width of the recurrent state where that is varied (gru4rec), else 0
+    label: str = ""  # names settings that are not the preset's
+    settings: Settings = dataclasses.field(default_factory=dict)  # of what is trained; {} in runs of earlier releases
+    days: _PositiveCount = 1  # next_day: how many days one training was measured on
+    ds: str = ""  # whose sequences were used; "" in runs of earlier releases
 
     def __post_init__(self) -> None:
         if "all" not in self.metrics:
@@ -123,6 +129,13 @@ def write_ranks(
     """Write the ranks of run `name` atomically, listeners in any order. Returns the file's path."""
     path = Path(folder, f"{name}.ranks.parquet")
     storage.write_table(str(path), pa.table({USER_ID: pa.array(users), RANK: np.asarray(ranks, dtype=float)}))
+    return path
+
+
+def write_cases(folder: str | Path, name: str, cases: pa.Table) -> Path:
+    """Write the cases of run `name` atomically, as of `NextDaysResult`. Returns the file's path."""
+    path = Path(folder, f"{name}.cases.parquet")
+    storage.write_table(str(path), cases)
     return path
 
 

@@ -1,4 +1,4 @@
-"""One run: train, rank, write `NAME.ranks.parquet` and then `NAME.json`.
+"""One run: train, rank, write `NAME.ranks.parquet` (`NAME.cases.parquet` under next_day) and then `NAME.json`.
 
 Runs are independent of each other and deterministic in their spec, so a series may make them in any order and process,
 and repeat them.
@@ -31,17 +31,17 @@ from fuxi_beta.evaluation.leave_one_out import (
     evaluate_leave_one_out,
     split_time,
 )
-from fuxi_beta.evaluation.next_day import NextDayResult, evaluate_next_day
+from fuxi_beta.evaluation.next_days import NextDaysResult, evaluate_next_days, first_events, newest_days
 from fuxi_beta.presets import Preset
 from fuxi_beta.recommender import Recommender
 from fuxi_beta.training.checkpoint import TrainedModel
 from fuxi_beta.training.fit import fit
 from jobs.reproduce import runs
 from jobs.reproduce.runs import Dataset, ExperimentRun, TemporalCurves, TimeCondition
+from jobs.reproduce.settings import Settings, settings_of
 from jobs.reproduce.specs import RunSpec
 from jobs.reproduce.systems import SANITY
 from jobs.runtime import machine
-from jobs.stages.evaluate import known_songs
 from pipelines.calendar import Calendar
 from pipelines.histories.shards import Manifest
 
@@ -70,13 +70,23 @@ class RunTask:
         if self.spec.protocol == "temporal_split":
             return split_time(manifest)
         if self.spec.protocol == "next_day":
-            return Calendar(manifest.timezone).day_start(manifest.ds - dt.timedelta(days=1))
+            return Calendar(manifest.timezone).day_start(manifest.ds - dt.timedelta(days=self.spec.days))
         return manifest.data_end
+
+    @property
+    def settings(self) -> Settings:
+        """Of the network and its training; none of a baseline without training."""
+        return {} if self.spec.system in SANITY else settings_of(*self.spec.configs(self.preset))
 
     @cached_property
     def known(self) -> np.ndarray:
         """Songs with an event before `data_end`. bool [V]."""
-        return known_songs(self.manifest, before=self.data_end)
+        return (self.first_event < self.data_end) & (np.arange(len(self.first_event)) > 0)
+
+    @cached_property
+    def first_event(self) -> np.ndarray:
+        """As of `first_events`. int64 [V]."""
+        return first_events(self.manifest)
 
 
 @dataclass
@@ -183,7 +193,7 @@ def _validated(task: RunTask, model: ModelConfig, train: TrainConfig) -> Callabl
 
 def _measure(
     task: RunTask, spec: RunSpec, scorer: Scorer | ListenerScorer, model: ModelConfig, train: TrainConfig
-) -> LeaveOneOutResult | NextDayResult:
+) -> LeaveOneOutResult | NextDaysResult:
     """Under the run's protocol and time condition."""
     manifest, config = task.manifest, EvaluateConfig()
     if spec.protocol != "next_day":
@@ -192,25 +202,37 @@ def _measure(
         return evaluate_leave_one_out(
             manifest, {"run": scorer}, model=model, train=train, config=config, permute_gaps=permute, split=split
         )
+    return _measure_days(task, cast(Recommender, scorer), model)
+
+
+def _measure_days(task: RunTask, recommender: Recommender, model: ModelConfig) -> NextDaysResult:
+    """On the newest days. Cases and lists are of new songs, whatever the run's settings learned from."""
+    manifest, config = task.manifest, EvaluateConfig()
+    _, train = replace(task.spec, overrides=()).configs(task.preset)
+    if isinstance(recommender, TrainedModel):
+        recommender = replace(recommender, train_config=replace(recommender.train_config, mode=train.mode))
     known = torch.from_numpy(task.known)
-    return evaluate_next_day(
+    return evaluate_next_days(
         manifest,
-        {"run": cast(Recommender, scorer)},
-        ds=manifest.ds,
+        {"run": recommender},
+        days=newest_days(manifest, task.spec.days),
         calendar=Calendar(manifest.timezone),
         model=model,
         train=train,
         config=config,
-        known_items=task.known,
+        first_event=task.first_event,
         fallback=fit_popularity(manifest, end=task.data_end, train=train, config=config, candidates=known),
     )
 
 
 def _write(
-    task: RunTask, spec: RunSpec, trained: _Trained, result: LeaveOneOutResult | NextDayResult, seconds: float
+    task: RunTask, spec: RunSpec, trained: _Trained, result: LeaveOneOutResult | NextDaysResult, seconds: float
 ) -> ExperimentRun:
+    fields = asdict(spec if spec.system == "gru4rec" else replace(spec, hidden=0))
     run = ExperimentRun(
-        **asdict(spec if spec.system == "gru4rec" else replace(spec, hidden=0)),
+        **{name: value for name, value in fields.items() if name != "overrides"},
+        settings=task.settings,
+        ds=str(task.manifest.ds),
         name=spec.name,
         dataset=task.dataset,
         published_epochs=task.spec.epochs if task.spec.system == "bprmf" else task.preset.train.epochs,
@@ -230,5 +252,7 @@ def _write(
     )
     if isinstance(result, LeaveOneOutResult):
         runs.write_ranks(task.folder, run.name, result.user_id.to_numpy(zero_copy_only=False), result.ranks["run"])
+    else:
+        runs.write_cases(task.folder, run.name, result.cases["run"])
     runs.write(task.folder, run)
     return run
