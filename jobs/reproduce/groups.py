@@ -103,7 +103,7 @@ def group_by_setting(runs: Sequence[ExperimentRun]) -> list[SeedGroup]:
     by_setting: dict[tuple, dict[int, ExperimentRun]] = defaultdict(dict)
     for run in runs:
         key = (run.system, run.layers, run.temporal, run.hidden, run.condition, run.validation, run.epochs)
-        key += (run.label, run.days)
+        key += (run.label, run.days, run.ds if run.protocol == "next_day" else "")
         if twin := by_setting[key].get(run.seed):
             raise InputError(f"{twin.name} and {run.name} are the same setting with the same seed: leave one out")
         by_setting[key][run.seed] = run

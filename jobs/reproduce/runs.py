@@ -23,7 +23,7 @@ from jobs.reproduce.paper import PAPER_METRICS, PaperDataset
 from jobs.reproduce.settings import Settings
 from pipelines import storage
 from pipelines.errors import InputError
-from pipelines.schema import USER_ID
+from pipelines.schema import DS, USER_ID
 
 RANK = "rank"
 TimeCondition = Literal["true", "previous", "permuted", "fixed-hour"]
@@ -187,12 +187,29 @@ def read_ranks(folder: str | Path, run: ExperimentRun) -> Ranks:
     return Ranks(users, ranks)
 
 
+def read_cases(folder: str | Path, run: ExperimentRun) -> pa.Table:
+    """A run's cases, sorted by ds and listener. Raises InputError if the file is missing or damaged."""
+    path = Path(folder, f"{run.name}.cases.parquet")
+    try:
+        cases = pq.read_table(path).sort_by([(DS, "ascending"), (USER_ID, "ascending")])
+    except (OSError, KeyError, ValueError) as error:  # Arrow's own errors are among them
+        text = str(error).splitlines()[0]
+        raise InputError(f"{path} holds no cases ({text}): remove {run.name}.json and run again") from None
+    if cases.num_rows != (said := run.listeners["all"]):
+        raise InputError(f"{path} holds {cases.num_rows} cases, {run.name}.json says {said}: remove both, run again")
+    return cases
+
+
 def ranks_in(folders: Sequence[str | Path]) -> Callable[[ExperimentRun], Ranks]:
     """A function that reads a run's ranks from the folder that holds its file. Names may repeat between folders."""
+    return lambda run: read_ranks(_home(folders, run), run)
 
-    def ranks_of(run: ExperimentRun) -> Ranks:
-        files = ((folder, Path(folder, f"{run.name}.json")) for folder in folders)
-        home = next((folder for folder, file in files if file.exists() and _read_one(file) == run), folders[0])
-        return read_ranks(home, run)
 
-    return ranks_of
+def cases_in(folders: Sequence[str | Path]) -> Callable[[ExperimentRun], pa.Table]:
+    """The same for a run's cases."""
+    return lambda run: read_cases(_home(folders, run), run)
+
+
+def _home(folders: Sequence[str | Path], run: ExperimentRun) -> str | Path:
+    files = ((folder, Path(folder, f"{run.name}.json")) for folder in folders)
+    return next((folder for folder, file in files if file.exists() and _read_one(file) == run), folders[0])

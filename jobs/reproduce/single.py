@@ -31,16 +31,24 @@ from fuxi_beta.evaluation.leave_one_out import (
     evaluate_leave_one_out,
     split_time,
 )
-from fuxi_beta.evaluation.next_days import NextDaysResult, evaluate_next_days, first_events, newest_days
+from fuxi_beta.evaluation.next_days import (
+    NextDaysResult,
+    cases_of_days,
+    evaluate_next_days,
+    first_events,
+    measure_cases,
+    newest_days,
+)
 from fuxi_beta.presets import Preset
 from fuxi_beta.recommender import Recommender
 from fuxi_beta.training.checkpoint import TrainedModel
 from fuxi_beta.training.fit import fit
 from jobs.reproduce import runs
+from jobs.reproduce.ceiling import OracleLists, oracle
 from jobs.reproduce.runs import Dataset, ExperimentRun, TemporalCurves, TimeCondition
 from jobs.reproduce.settings import Settings, settings_of
 from jobs.reproduce.specs import RunSpec
-from jobs.reproduce.systems import SANITY
+from jobs.reproduce.systems import CEILINGS, SANITY, UNTRAINED
 from jobs.runtime import machine
 from pipelines.calendar import Calendar
 from pipelines.histories.shards import Manifest
@@ -76,7 +84,7 @@ class RunTask:
     @property
     def settings(self) -> Settings:
         """Of the network and its training; none of a baseline without training."""
-        return {} if self.spec.system in SANITY else settings_of(*self.spec.configs(self.preset))
+        return {} if self.spec.system in UNTRAINED else settings_of(*self.spec.configs(self.preset))
 
     @cached_property
     def known(self) -> np.ndarray:
@@ -93,7 +101,7 @@ class RunTask:
 class _Trained:
     """A fitted scorer, and the figures of its training."""
 
-    scorer: Scorer | ListenerScorer
+    scorer: Scorer | ListenerScorer | OracleLists
     epoch_losses: list[float]
     epoch_seconds: list[float]
     parameters: int
@@ -114,7 +122,7 @@ def perform(task: RunTask, on_step: OnStep | None = None) -> list[ExperimentRun]
     written = []
     for condition in reversed(_conditions(task.spec)):  # so that the requested run is written last
         spec = replace(task.spec, condition=condition)
-        written.insert(0, _write(task, spec, trained, _measure(task, spec, trained.scorer, model, train), seconds))
+        written.insert(0, _write(task, spec, trained, _measure(task, spec, trained, model, train), seconds))
     return written
 
 
@@ -127,6 +135,8 @@ def _conditions(spec: RunSpec) -> tuple[TimeCondition, ...]:
 
 
 def _train(task: RunTask, model: ModelConfig, train: TrainConfig, on_step: OnStep | None) -> _Trained:
+    if task.spec.system in CEILINGS:
+        return _Trained(oracle(task.manifest, task.spec.system, k=max(EvaluateConfig().at)), [], [], 0)
     if task.spec.system in SANITY:
         return _Trained(_sanity(task, train), [], [], 0)
     if task.spec.system == "bprmf":
@@ -192,35 +202,45 @@ def _validated(task: RunTask, model: ModelConfig, train: TrainConfig) -> Callabl
 
 
 def _measure(
-    task: RunTask, spec: RunSpec, scorer: Scorer | ListenerScorer, model: ModelConfig, train: TrainConfig
+    task: RunTask, spec: RunSpec, trained: _Trained, model: ModelConfig, train: TrainConfig
 ) -> LeaveOneOutResult | NextDaysResult:
     """Under the run's protocol and time condition."""
-    manifest, config = task.manifest, EvaluateConfig()
-    if spec.protocol != "next_day":
-        permute = spec.seed if spec.condition == "permuted" else None
-        split = task.data_end if spec.protocol == "temporal_split" else None
-        return evaluate_leave_one_out(
-            manifest, {"run": scorer}, model=model, train=train, config=config, permute_gaps=permute, split=split
-        )
-    return _measure_days(task, cast(Recommender, scorer), model)
+    if spec.protocol == "next_day":
+        return _measure_days(task, cast(Recommender | OracleLists, trained.scorer), model)
+    permute = spec.seed if spec.condition == "permuted" else None
+    split = task.data_end if spec.protocol == "temporal_split" else None
+    scorers = {"run": cast(Scorer | ListenerScorer, trained.scorer)}
+    return evaluate_leave_one_out(
+        task.manifest,
+        scorers,
+        model=model,
+        train=train,
+        config=EvaluateConfig(),
+        permute_gaps=permute,
+        split=split,
+    )
 
 
-def _measure_days(task: RunTask, recommender: Recommender, model: ModelConfig) -> NextDaysResult:
+def _measure_days(task: RunTask, recommender: Recommender | OracleLists, model: ModelConfig) -> NextDaysResult:
     """On the newest days. Cases and lists are of new songs, whatever the run's settings learned from."""
-    manifest, config = task.manifest, EvaluateConfig()
+    manifest, config, calendar = task.manifest, EvaluateConfig(), Calendar(task.manifest.timezone)
+    days, first = newest_days(manifest, task.spec.days), task.first_event
     _, train = replace(task.spec, overrides=()).configs(task.preset)
+    if isinstance(recommender, OracleLists):
+        cases = cases_of_days(manifest, days, calendar=calendar, train=train, config=config, first_event=first)
+        return measure_cases(cases, recommender.lists, config=config, first_event=first)
     if isinstance(recommender, TrainedModel):
         recommender = replace(recommender, train_config=replace(recommender.train_config, mode=train.mode))
     known = torch.from_numpy(task.known)
     return evaluate_next_days(
         manifest,
         {"run": recommender},
-        days=newest_days(manifest, task.spec.days),
-        calendar=Calendar(manifest.timezone),
+        days=days,
+        calendar=calendar,
         model=model,
         train=train,
         config=config,
-        first_event=task.first_event,
+        first_event=first,
         fallback=fit_popularity(manifest, end=task.data_end, train=train, config=config, candidates=known),
     )
 

@@ -10,7 +10,7 @@ from fuxi_beta.presets import Preset
 from jobs.reproduce.paper import TABLES
 from jobs.reproduce.runs import RunProtocol, TimeCondition
 from jobs.reproduce.settings import label_of, with_settings
-from jobs.reproduce.systems import LARGE_LAYERS, NOT_TRAINED_BY_STEPS, SANITY, WITHOUT_DEPTH
+from jobs.reproduce.systems import CEILINGS, LARGE_LAYERS, NOT_TRAINED_BY_STEPS, SANITY, UNTRAINED, WITHOUT_DEPTH
 from pipelines.errors import InputError
 
 TIMED: tuple[str, ...] = (*TABLES[5].systems, "hstu", "sasrec-gap", "llama-gap")
@@ -47,7 +47,7 @@ class RunSpec:
         parts += [self.temporal] if self.temporal != "pow" else []
         parts += [f"L{self.layers}"] if self.system not in WITHOUT_DEPTH else []
         parts += [f"h{self.hidden}"] if self.system == "gru4rec" else []
-        parts += [f"e{self.epochs}", f"s{self.seed}"] if self.system not in SANITY else []
+        parts += [f"e{self.epochs}", f"s{self.seed}"] if self.system not in UNTRAINED else []
         parts += [self.condition] if self.condition != "true" else []
         parts += [self.protocol.replace("_", "-")] if self.protocol != "leave_one_out" else []
         parts += [f"{self.days}d"] if self.days > 1 else []
@@ -102,12 +102,14 @@ def specs(selection: RunSelection) -> list[RunSpec]:
     for seed in selection.seeds or (selection.preset.train.seed,):
         for spec in _one_seed(selection, seed):
             common = replace(spec, validation=selection.validation, protocol=protocol, days=selection.days)
-            if spec.system not in SANITY:
+            if spec.system not in UNTRAINED:
                 label = label_of(selection.overrides, selection.label)
                 common = replace(common, label=label, overrides=selection.overrides)
             timed = selection.conditions and spec.system in TIMED
             for condition in selection.conditions if timed else ("true",):
                 selected[replace(common, condition=condition)] = None
+    if protocol != "next_day" and any(spec.system in CEILINGS for spec in selected):
+        raise InputError(f"--model {CEILINGS[0]}: the ceiling belongs to --protocol next_day")
     for spec in selected:
         spec.configs(selection.preset)  # refuses settings that cannot be before anything runs
     return list(selected)
@@ -138,10 +140,10 @@ def _named(name: str, base: RunSpec, *, large: int) -> RunSpec:
     system, _, variant = name.lower().partition(":")
     is_large = name.lower().endswith("-large")
     system, variant = system.removesuffix("-large"), variant.removesuffix("-large")
-    known = (*models.SYSTEMS, "bprmf", *SANITY, BASELINES)
+    known = (*models.SYSTEMS, "bprmf", *SANITY, BASELINES, *CEILINGS)
     if system not in known:
         raise InputError(f"--model {name}: there is no such system: use one of {', '.join(known)}")
-    if system in SANITY and not variant:
+    if system in UNTRAINED and not variant:
         return RunSpec(system, 0, 0)
     spec = replace(base, system=system, layers=large if is_large else base.layers)
     if not variant:
