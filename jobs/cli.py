@@ -286,6 +286,7 @@ def movielens(path: str, ds: str | None, movies: str | None, config: "Config") -
     help="Settings of model or train over the preset's, for example model.dim=128.",
 )
 @click.option("--label", metavar="NAME", help="Names the runs made with --set. [default: made of the settings]")
+@click.option("--served", is_flag=True, help="next_day: measure lists under the default list rules, too.")
 @click.option("--against", metavar="NAME", help="next_day: the run to compare with. [default: the best baseline]")
 @click.option("--validation", is_flag=True, help="Pick the epoch on the second-newest event, test on the newest once.")
 @click.option("--workspace", metavar="FOLDER", help="[default: ./ml-1m, ./ml-20m, or DATASET itself]")

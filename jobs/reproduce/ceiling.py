@@ -14,14 +14,12 @@ import numpy as np
 
 from fuxi_beta.evaluation.metrics import RankedLists
 from fuxi_beta.evaluation.next_day import Chunk
+from jobs.reproduce.served import item_ids
 from pipelines import storage
 from pipelines.errors import InputError
-from pipelines.histories import vocabulary
 from pipelines.histories.shards import Manifest
-from pipelines.schema import ITEM_ID
 from pipelines.synthetic.ceiling import oracle_lists
 from pipelines.synthetic.config import GENERATOR_VERSION
-from pipelines.workspace import open_workspace
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,7 @@ class OracleLists:
     @cached_property
     def item_ids(self) -> np.ndarray:
         """By item index, 0 for the padding. int64 [V]."""
-        workspace = open_workspace(storage.parent(storage.parent(self.manifest.folder)))
-        songs = vocabulary.read(workspace.vocabulary, self.manifest.item_id_type).table[ITEM_ID].to_numpy()
-        return np.concatenate([[0], songs[: self.manifest.vocabulary_size]])
+        return np.concatenate([[0], item_ids(self.manifest).to_numpy()])
 
     def lists(self, chunk: Chunk) -> Iterator[tuple[str, str, RankedLists]]:
         """One recommender, "run", and its raw lists."""

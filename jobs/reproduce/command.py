@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fuxi_beta.evaluation.metrics import metric_title
+from fuxi_beta.evaluation.metrics import SERVED, metric_title
 from fuxi_beta.presets import preset
 from jobs.reproduce import runs
 from jobs.reproduce.ceiling import synthetic_logs
@@ -33,7 +33,7 @@ SETTINGS = (*KNOWN.values(), "daily", "demo")
 FOLDER, TIMING_FILE = "reproduce", "reproduce-timing.json"
 _SELECTING = (
     *("models", "table", "epochs", "layers", "conditions", "validation", "scaling", "protocol"),
-    *("days", "overrides", "label"),
+    *("days", "overrides", "label", "served"),
 )
 
 
@@ -100,9 +100,12 @@ def _refuse_other_settings(tasks: Sequence[RunTask], folder: str) -> None:
         if not run.ds:
             continue  # of an earlier release, which did not store them
         others = [f"ds is {run.ds}, not {ds}"] if run.ds != ds else different_settings(run.settings, task.settings)
+        if task.spec.served and f"{SERVED}ndcg_30" not in run.metrics["all"]:
+            others.append("without lists as served")
         if others:
             file = Path(folder, f"{run.name}.json")
-            raise InputError(f"{file} is of other settings ({others[0]}): name these by --label, or remove the file")
+            remedy = "remove the file" if run.system in UNTRAINED else "name these by --label, or remove the file"
+            raise InputError(f"{file} was made otherwise ({others[0]}): {remedy}")
 
 
 def runs_folder(source: DatasetSource) -> str:
@@ -196,14 +199,20 @@ def show_days(source: DatasetSource, finished: Sequence[ExperimentRun], against:
     wanted |= {run.name for run in kept if run.system in UNTRAINED}
     wanted |= {run.name for g in group_by_setting(kept) if against in names_of(g) for run in g.runs}
     groups = group_by_setting([run for run in kept if run.name in wanted])
+    console = Console(width=None if sys.stdout.isatty() else 160)
     for (ds, days), of_days in on_the_same_days(groups).items():
-        header, rows = DayRuns(of_days, CaseMetrics(runs.cases_in([folder])), against).table()
-        title = f"{of_days[0].first.dataset.title}: {of_days[0].first.listeners['all']:,} cases on {days} days to {ds}"
-        columns = [Column(header[0], overflow="fold"), *(Column(name, justify="right") for name in header[1:])]
-        shown = Table(*columns, title=title, title_justify="left")
-        for cells in rows:
-            shown.add_row(*(cell.replace("**", "") for cell in cells), style="bold" if "**" in "".join(cells) else None)
-        Console(width=None if sys.stdout.isatty() else 160).print(shown, highlight=False)
+        measured = DayRuns(of_days, CaseMetrics(runs.cases_in([folder])), against)
+        first = of_days[0].first
+        for prefix, how in (("", ""), (SERVED, ", as served")):
+            header, rows = measured.table(prefix)
+            columns = [Column(header[0], overflow="fold"), *(Column(name, justify="right") for name in header[1:])]
+            title = f"{first.dataset.title}: {first.listeners['all']:,} cases on {days} days to {ds}{how}"
+            shown = Table(*columns, title=title, title_justify="left")
+            for cells in rows:
+                told_apart = "bold" if any("**" in cell for cell in cells) else None
+                shown.add_row(*(cell.replace("**", "") for cell in cells), style=told_apart)
+            if rows:
+                console.print(shown, highlight=False)
 
 
 def write(workspaces: Sequence[str], file: str) -> None:

@@ -125,9 +125,13 @@ class DayRuns:
     def table(self, prefix: str = "") -> tuple[list[str], list[list[str]]]:
         """Header and rows: seeds, values with half their interval, differences with their interval and ratio.
 
-        prefix: SERVED for lists as served, of the runs that have them.
+        prefix: SERVED for lists as served, of the runs that have them; both empty if none has.
         """
-        measured = replace(self, groups=[g for g in self.rows if self.cases.has(g, prefix + HEADLINE[0])])
+        groups = [g for g in self.rows if self.cases.has(g, prefix + HEADLINE[0])]
+        if not groups:
+            return [], []
+        named = self.against if any(self.against in names_of(g) for g in groups) or not prefix else None
+        measured = replace(self, groups=groups, against=named)
         references = {metric: measured.reference(prefix + metric) for metric in COMPARED}
         header = ["recommender", "seeds", *map(metric_title, HEADLINE)]
         header += [f"{metric_title(m)} against {g.name if g else 'the best baseline'}" for m, g in references.items()]

@@ -46,6 +46,7 @@ from fuxi_beta.training.fit import fit
 from jobs.reproduce import runs
 from jobs.reproduce.ceiling import OracleLists, oracle
 from jobs.reproduce.runs import Dataset, ExperimentRun, TemporalCurves, TimeCondition
+from jobs.reproduce.served import default_rules
 from jobs.reproduce.settings import Settings, settings_of
 from jobs.reproduce.specs import RunSpec
 from jobs.reproduce.systems import CEILINGS, SANITY, UNTRAINED
@@ -232,6 +233,7 @@ def _measure_days(task: RunTask, recommender: Recommender | OracleLists, model: 
     if isinstance(recommender, TrainedModel):
         recommender = replace(recommender, train_config=replace(recommender.train_config, mode=train.mode))
     known = torch.from_numpy(task.known)
+    popular = fit_popularity(manifest, end=task.data_end, train=train, config=config, candidates=known)
     return evaluate_next_days(
         manifest,
         {"run": recommender},
@@ -241,7 +243,8 @@ def _measure_days(task: RunTask, recommender: Recommender | OracleLists, model: 
         train=train,
         config=config,
         first_event=first,
-        fallback=fit_popularity(manifest, end=task.data_end, train=train, config=config, candidates=known),
+        fallback=popular,
+        served=default_rules(manifest, popular) if task.spec.served else None,
     )
 
 
@@ -250,7 +253,7 @@ def _write(
 ) -> ExperimentRun:
     fields = asdict(spec if spec.system == "gru4rec" else replace(spec, hidden=0))
     run = ExperimentRun(
-        **{name: value for name, value in fields.items() if name != "overrides"},
+        **{name: value for name, value in fields.items() if name not in {"overrides", "served"}},
         settings=task.settings,
         ds=str(task.manifest.ds),
         name=spec.name,

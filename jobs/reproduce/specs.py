@@ -38,6 +38,7 @@ class RunSpec:
     days: int = 1  # next_day: the newest days that one training is measured on
     label: str = ""  # names the run where its settings are not the preset's
     overrides: tuple[str, ...] = ()  # of `settings.with_settings`, over everything else
+    served: bool = False  # next_day: lists under the default list rules are measured, too
 
     @property
     def name(self) -> str:
@@ -88,6 +89,7 @@ class RunSelection:
     days: int = 1
     overrides: tuple[str, ...] = ()
     label: str | None = None
+    served: bool = False
     on_gpu: bool = False
 
 
@@ -96,12 +98,13 @@ def specs(selection: RunSelection) -> list[RunSpec]:
     protocol = selection.protocol
     if protocol != "leave_one_out" and (selection.validation or selection.conditions):
         raise InputError(f"--protocol {protocol}: --validation and --time-condition belong to leave_one_out")
-    if selection.days > 1 and protocol != "next_day":
-        raise InputError(f"--days {selection.days}: it belongs to --protocol next_day")
+    if protocol != "next_day" and (selection.days > 1 or selection.served):
+        raise InputError(f"--protocol {protocol}: --days and --served belong to next_day")
     selected: dict[RunSpec, None] = {}
     for seed in selection.seeds or (selection.preset.train.seed,):
         for spec in _one_seed(selection, seed):
             common = replace(spec, validation=selection.validation, protocol=protocol, days=selection.days)
+            common = replace(common, served=selection.served and spec.system not in CEILINGS)
             if spec.system not in UNTRAINED:
                 label = label_of(selection.overrides, selection.label)
                 common = replace(common, label=label, overrides=selection.overrides)

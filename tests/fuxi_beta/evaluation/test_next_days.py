@@ -44,7 +44,7 @@ class FollowingQueries(Queries):
         self.batch = batch
 
     def rank(self, k, *, excluded=None, candidates=None, rows=None):
-        barred = set(zip(*(side.tolist() for side in excluded), strict=True))
+        barred = set(zip(*(side.tolist() for side in excluded or ()), strict=True))
         lists = []
         for row, (start, end) in enumerate(zip(self.batch.offsets[:-1], self.batch.offsets[1:], strict=True)):
             last = int(self.batch.item_index[end - 1]) if end > start else 0

@@ -65,5 +65,9 @@ def test_settings_of_a_stored_run_are_compared_and_those_it_lacks_had_their_defa
 
 
 def test_days_belong_to_the_daily_protocol():
-    with pytest.raises(InputError, match="--days 7"):
+    with pytest.raises(InputError, match="--days and --served belong to next_day"):
         select(protocol="leave_one_out")
+    with pytest.raises(InputError, match="--days and --served belong to next_day"):
+        select(protocol="leave_one_out", days=1, served=True)
+    with pytest.raises(InputError, match="the ceiling belongs to --protocol next_day"):
+        select("ceiling-history", protocol="leave_one_out", days=1)
