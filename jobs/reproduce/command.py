@@ -205,14 +205,15 @@ def show_days(source: DatasetSource, finished: Sequence[ExperimentRun], against:
         first = of_days[0].first
         for prefix, how in (("", ""), (SERVED, ", as served")):
             header, rows = measured.table(prefix)
+            if not rows:
+                continue
             columns = [Column(header[0], overflow="fold"), *(Column(name, justify="right") for name in header[1:])]
             title = f"{first.dataset.title}: {first.listeners['all']:,} cases on {days} days to {ds}{how}"
             shown = Table(*columns, title=title, title_justify="left")
             for cells in rows:
                 told_apart = "bold" if any("**" in cell for cell in cells) else None
                 shown.add_row(*(cell.replace("**", "") for cell in cells), style=told_apart)
-            if rows:
-                console.print(shown, highlight=False)
+            console.print(shown, highlight=False)
 
 
 def write(workspaces: Sequence[str], file: str) -> None:
