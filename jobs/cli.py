@@ -192,7 +192,7 @@ def maintain(dry_run: bool, config: "Config") -> None:
 @click.option(
     "--days",
     type=click.IntRange(1),
-    help="Landing days; run again with more to add days. [default: 57, with --preset 25]",
+    help="Landing days; run again with more to add days. [default: 57, of industrial presets 25]",
 )
 @click.option("--seed", default=1, show_default=True)
 @click.option(
@@ -206,7 +206,7 @@ def maintain(dry_run: bool, config: "Config") -> None:
     "--preset",
     metavar="NAME",
     help="daily-recommendations (1.02 billion plays) or all-scenarios (1.31 billion): the paper's industrial sizes, "
-    "exact over 25 days, three columns, no dirt.",
+    "exact over 25 days, three columns, no dirt; or frozen, the setting that nothing is tuned on.",
 )
 @click.option("--scale", type=float, help="With --preset: this share of its listeners and plays. [default: 1]")
 @click.option("--interactions", type=click.IntRange(1), help="With --preset: this many plays in 25 days, instead.")
@@ -223,7 +223,8 @@ def synth(context: click.Context, first_day: str, **options: Any) -> None:
     """
     from jobs.commands import synth as synth_job
 
-    written = {name for name in options if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE}
+    typed = click.core.ParameterSource.COMMANDLINE
+    written = {name for name in (*options, "first_day") if context.get_parameter_source(name) == typed}
     result = synth_job.main({**options, "first_day": parse_ds(first_day)}, written)
     click.echo(f"{result}")
 
@@ -275,6 +276,19 @@ def movielens(path: str, ds: str | None, movies: str | None, config: "Config") -
     show_default=True,
     help="The paper's; the first event after nine tenths of all; or the daily job's: new songs of the last day.",
 )
+@click.option(
+    "--days", type=click.IntRange(1), default=1, show_default=True, help="next_day: measure the newest N days."
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Settings of model or train over the preset's, for example model.dim=128.",
+)
+@click.option("--label", metavar="NAME", help="Names the runs made with --set. [default: made of the settings]")
+@click.option("--served", is_flag=True, help="next_day: measure lists under the default list rules, too.")
+@click.option("--against", metavar="NAME", help="next_day: the run to compare with. [default: the best baseline]")
 @click.option("--validation", is_flag=True, help="Pick the epoch on the second-newest event, test on the newest once.")
 @click.option("--workspace", metavar="FOLDER", help="[default: ./ml-1m, ./ml-20m, or DATASET itself]")
 @click.option("--ds", metavar="DATE", help="Whose sequences to use. [default: the newest]")

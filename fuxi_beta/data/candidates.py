@@ -10,8 +10,13 @@ from pipelines.histories.shards import Manifest, read_item_counts
 _COLUMNS = [schema.ITEM_INDEX, schema.TIMESTAMP, schema.COMPLETION]
 
 
-def candidate_songs(manifest: Manifest, *, train: TrainConfig, data_end: int) -> np.ndarray:
+def candidate_songs(
+    manifest: Manifest, *, train: TrainConfig, data_end: int, counted_before: int | None = None
+) -> np.ndarray:
     """bool [V + 1]: songs played before `data_end` (Unix seconds) that at least `min_listeners` have heard.
+
+    counted_before: Unix second; only listeners who heard a song before it count, which takes a further pass over the
+    shards. By default all of the shards count, those after `data_end` too.
 
     A song nobody played before training's end has no trained vector, however popular it became since. Under
     `leave_one_out` every song of the catalogue is a candidate (the protocol ranks all of it).
@@ -20,10 +25,19 @@ def candidate_songs(manifest: Manifest, *, train: TrainConfig, data_end: int) ->
     if train.protocol == "leave_one_out":
         eligible[1:] = True
         return eligible
-    counts = read_item_counts(manifest)
+    counts = read_item_counts(manifest) if counted_before is None else _listeners(manifest, before=counted_before)
     eligible[: len(counts)] = (counts >= train.min_listeners)[: len(eligible)]
     eligible[schema.PADDING_INDEX] = False
     return eligible & _played(manifest, train=train, before=data_end)
+
+
+def _listeners(manifest: Manifest, *, before: int) -> np.ndarray:
+    """Distinct listeners of each song among the events before a Unix second. int64 [V + 1]."""
+    counts = np.zeros(manifest.vocabulary_size + 1, np.int64)
+    for file, group, _ in manifest.row_groups():
+        songs = manifest.histories(file, group).before(before).lifetime_songs()
+        counts += np.bincount(songs, minlength=len(counts))[: len(counts)]
+    return counts
 
 
 def _played(manifest: Manifest, *, train: TrainConfig, before: int) -> np.ndarray:

@@ -4,8 +4,9 @@ Shapes: `B` listeners, `V` songs and the padding row, `K` list length. Times are
 """
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -70,14 +71,29 @@ class NextDayCases:
 
     def row_groups(self) -> Iterator[tuple[Histories, np.ndarray]]:
         """Each row group's sampled listeners and their truth as sorted keys `listener * V + song`."""
-        share = self.max_listeners / max(self.manifest.rows, 1)
-        for file, group, _ in self.manifest.row_groups():
-            histories = self.manifest.histories(file, group)
-            if share < 1:
-                histories = histories.take(np.flatnonzero(hash_share(histories.user_id) < share))
-            yield histories, self._truth(histories)
+        for histories in sampled_histories(self.manifest, self.max_listeners):
+            yield histories, self.truth(histories)
 
-    def _truth(self, histories: Histories) -> np.ndarray:
+    def chunks(self, histories: Histories, size: int) -> "Iterator[Chunk]":
+        """The listeners of a row group who have something to predict, `size` at a time."""
+        truth, songs = self.truth(histories), len(self.known)
+        rows = np.unique(truth // songs)
+        others = len(histories) - len(rows)
+        for start in range(0, max(len(rows), 1), size):
+            chunk = rows[start : start + size]
+            yield Chunk(self, histories.take(chunk), _truth_of(truth, chunk, songs), len(chunk) + others)
+            others = 0
+
+    def refuse_missing_events(self) -> None:
+        """InputError if the sequences end before the day does."""
+        if self.manifest.data_end < self.end:
+            raise InputError(
+                f"{self.manifest.folder}: sequences end before {self.ds} 00:00, so the day before cannot be "
+                f"evaluated: run `fuxi sessionize --ds {self.ds}` first"
+            )
+
+    def truth(self, histories: Histories) -> np.ndarray:
+        """What these listeners played on the day, as sorted keys `listener * V + song`. int64."""
         songs = len(self.known)
         keys = histories.listener * songs + histories.item_index
         on_the_day = (histories.timestamp >= self.request_time) & (histories.timestamp < self.end)
@@ -89,6 +105,71 @@ class NextDayCases:
             heard = np.concatenate([keys[histories.timestamp < self.request_time], older + histories.heard_items])
             truth = truth[~np.isin(truth, heard)]
         return truth
+
+
+def sampled_histories(manifest: Manifest, max_listeners: int) -> Iterator[Histories]:
+    """Each row group's listeners; above `max_listeners` a hash sample of about so many."""
+    share = max_listeners / max(manifest.rows, 1)
+    for file, group, _ in manifest.row_groups():
+        histories = manifest.histories(file, group)
+        yield histories.take(np.flatnonzero(hash_share(histories.user_id) < share)) if share < 1 else histories
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some listeners with something to predict on a day."""
+
+    cases: NextDayCases
+    histories: Histories  # whole ones
+    truth: np.ndarray  # int64, ascending keys `row * V + song`
+    counted: int  # listeners done with this chunk: its own, and those of the row group with nothing to predict
+
+    @cached_property
+    def context(self) -> Histories:
+        """What is known of them."""
+        return self.histories.before(self.cases.cut)
+
+    def marked(self, items: np.ndarray, heard: np.ndarray) -> RankedLists:
+        """Lists (int [B, K], 0 where shorter) with what was played and heard of them. heard: keys as of the truth."""
+        songs = len(self.cases.known)
+        keys = np.where(items > 0, np.arange(len(items))[:, None] * songs + items, -1)
+        relevant = np.bincount(self.truth // songs, minlength=len(items))
+        return RankedLists(items, places_in(self.truth, keys) >= 0, relevant, places_in(heard, keys) >= 0)
+
+
+@dataclass(frozen=True)
+class ListMakers:
+    """Several recommenders, and how their lists of k songs are made: raw, and as served if `served` is given.
+
+    `model` and `train` shape the contexts of recommenders that are no TrainedModel; `fallback` makes the list where a
+    recommender has none.
+    """
+
+    recommenders: Mapping[str, Recommender]
+    model: ModelConfig
+    train: TrainConfig
+    k: int
+    fallback: Recommender | None = None
+    served: ListMaker | None = None
+
+    def lists(self, chunk: Chunk) -> Iterator[tuple[str, str, RankedLists]]:
+        """(recommender, "" or SERVED, its lists) of a chunk of listeners."""
+        if not len(chunk.histories):
+            return
+        cases, songs = chunk.cases, len(chunk.cases.known)
+        contexts = Contexts(chunk.context, cases.request_time, self.model, self.train, cases.calendar)
+        makers = {"": raw_lists} if self.served is None else {"": raw_lists, SERVED: self.served}
+        every = [*self.recommenders.values()] + ([] if self.fallback is None else [self.fallback])
+        # All lists of one recommender in a row, since `contexts` keeps but the latest one's queries.
+        made = {each: {prefix: lists(each, contexts, self.k)[0] for prefix, lists in makers.items()} for each in every}
+        for name, recommender in self.recommenders.items():
+            batch = contexts.batch(recommender)
+            heard = batch.seen_listener.numpy() * songs + batch.seen_items.numpy()
+            for prefix, items in made[recommender].items():
+                own = items
+                if self.fallback is not None:
+                    own = torch.where(items[:, :1] == 0, made[self.fallback][prefix], items)
+                yield name, prefix, chunk.marked(own.numpy(), heard)
 
 
 def evaluate_next_day(
@@ -115,98 +196,47 @@ def evaluate_next_day(
     `heavy`.
     """
     cases = NextDayCases(manifest, ds, calendar, train, _known(manifest, known_items), config.max_listeners)
-    if manifest.data_end < cases.end:
-        raise InputError(
-            f"{manifest.folder}: sequences end before {ds} 00:00, so the day before cannot be evaluated: "
-            f"run `fuxi sessionize --ds {ds}` first"
-        )
-    makers = {"": raw_lists} if served is None else {"": raw_lists, SERVED: served}
-    sums, done = _ListMeans(config.at, cases.known), 0
-
-    def ranked(chunk: _Chunk) -> tuple[_Chunk, list[tuple[str, str, RankedLists]]]:
-        contexts = Contexts(chunk.context, cases.request_time, model, train, calendar)
-        return chunk, list(_ranked(chunk, contexts, recommenders, makers, fallback, max(config.at), len(cases.known)))
-
-    for chunk, found in on_every_core(ranked, _chunks(cases, config.batch_size)):
-        slices = _slices(chunk.context, cases.cut, config)
+    cases.refuse_missing_events()
+    makers = ListMakers(recommenders, model, train, max(config.at), fallback, served)
+    sums, done = ListMeans(config.at, cases.known), 0
+    groups = sampled_histories(manifest, config.max_listeners)
+    chunks = (chunk for histories in groups for chunk in cases.chunks(histories, config.batch_size))
+    for chunk, found in on_every_core(lambda chunk: (chunk, list(makers.lists(chunk))), chunks):
+        slices = kind_slices(chunk.context, cases.cut, config)
         sums.count(slices)
         for name, prefix, lists in found:
             sums.add_lists(name, slices, lists, prefix=prefix)
-        done += chunk.listeners
+        done += chunk.counted
         if on_progress:
             on_progress(done, min(manifest.rows, config.max_listeners))
     return NextDayResult(sums.means(), done - sums.listeners["all"], sums.listeners, cases.request_time)
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Some listeners with something to predict."""
+class ListMeans(Means):
+    """Means over listeners of the list metrics, and coverage, which is of all lists together.
 
-    context: Histories
-    played: np.ndarray  # their truth, ascending keys `row * V + song`
-    listeners: int  # measured with this chunk, those with nothing to predict among them
-
-
-def _chunks(cases: NextDayCases, size: int) -> Iterator[_Chunk]:
-    """All cases, `size` listeners at a time."""
-    songs = len(cases.known)
-    for histories, truth in cases.row_groups():
-        rows = np.unique(truth // songs)
-        others = len(histories) - len(rows)
-        for start in range(0, max(len(rows), 1), size):
-            chunk = rows[start : start + size]
-            context = histories.take(chunk).before(cases.cut)
-            yield _Chunk(context, _truth_of(truth, chunk, songs), len(chunk) + others)
-            others = 0
-
-
-def _ranked(
-    chunk: _Chunk,
-    contexts: Contexts,
-    recommenders: dict[str, Recommender],
-    makers: dict[str, ListMaker],
-    fallback: Recommender | None,
-    k: int,
-    songs: int,
-) -> Iterator[tuple[str, str, RankedLists]]:
-    """Recommender, prefix of its metrics, and its lists with what was played and heard of them."""
-    if not len(chunk.context):
-        return
-    every = [*recommenders.values()] + ([] if fallback is None else [fallback])
-    # All lists of one recommender in a row, since `contexts` keeps but the latest one's queries.
-    made = {each: {prefix: lists(each, contexts, k)[0] for prefix, lists in makers.items()} for each in every}
-    for name, recommender in recommenders.items():
-        batch = contexts.batch(recommender)
-        heard = batch.seen_listener.numpy() * songs + batch.seen_items.numpy()
-        for prefix, items in made[recommender].items():
-            own = items if fallback is None else torch.where(items[:, :1] == 0, made[fallback][prefix], items)
-            yield name, prefix, _marked(own.numpy(), chunk.played, heard, songs)
-
-
-def _marked(items: np.ndarray, played: np.ndarray, heard: np.ndarray, songs: int) -> RankedLists:
-    """Lists with what was played and heard of them. played, heard: ascending keys `row * V + song`."""
-    keys = np.where(items > 0, np.arange(len(items))[:, None] * songs + items, -1)
-    relevant = np.bincount(played // songs, minlength=len(items))
-    return RankedLists(items, places_in(played, keys) >= 0, relevant, places_in(heard, keys) >= 0)
-
-
-class _ListMeans(Means):
-    """Means over listeners of the list metrics, and coverage, which is of all lists together."""
+    known: bool [V], the songs that coverage is a share of.
+    """
 
     def __init__(self, at: tuple[int, ...], known: np.ndarray) -> None:
-        """known: bool [V], the songs that coverage is a share of."""
         super().__init__()
         self.at, self.songs, self.known = at, len(known), int(known.sum())
         self.listed: dict[tuple[str, str, str], np.ndarray] = {}  # bool [V] each
 
-    def add_lists(self, name: str, slices: dict[str, np.ndarray], lists: RankedLists, *, prefix: str) -> None:
+    def add_lists(
+        self, name: str, slices: dict[str, np.ndarray], lists: RankedLists, *, prefix: str
+    ) -> dict[str, np.ndarray]:
+        """Add one recommender's lists. Returns the metrics of each listener."""
         for k in self.at:
             for slice_name, members in slices.items():
                 key = (name, slice_name, f"{prefix}coverage_{k}")
                 self.listed.setdefault(key, np.zeros(self.songs, bool))[lists.items[members, :k]] = True
-        self.add(name, slices, {f"{prefix}{metric}": values for metric, values in list_metrics(lists, self.at).items()})
+        values = {f"{prefix}{metric}": values for metric, values in list_metrics(lists, self.at).items()}
+        self.add(name, slices, values)
+        return values
 
     def means(self) -> Metrics:
+        """Means over the listeners of each slice, with coverage."""
         means = super().means()
         for (name, slice_name, metric), listed in self.listed.items():
             means[name][slice_name][metric] = listed[1:].sum() / max(self.known, 1)
@@ -223,7 +253,8 @@ def _known(manifest: Manifest, known_items: int | np.ndarray | None) -> np.ndarr
     return known
 
 
-def _slices(context: Histories, cut: int, config: EvaluateConfig) -> dict[str, np.ndarray]:
+def kind_slices(context: Histories, cut: int, config: EvaluateConfig) -> dict[str, np.ndarray]:
+    """Members (bool [B]) of `all` and of its partition into `new`, `light` and `heavy` listeners."""
     events, older = np.diff(context.offsets), np.diff(context.heard_offsets)
     first = np.full(len(context), cut)
     first[events > 0] = context.timestamp[context.offsets[:-1][events > 0]]

@@ -54,13 +54,18 @@ class Agreement:
     discordant: tuple[Discordant, ...]
 
 
-def paired_difference(a: np.ndarray, b: np.ndarray, *, seed: int, draws: int = 2000) -> Difference:
+def paired_difference(
+    a: np.ndarray, b: np.ndarray, *, seed: int, draws: int = 2000, cases: np.ndarray | None = None
+) -> Difference:
     """Compare two systems on the same listeners by a bootstrap over listeners and over seeds.
 
     a, b: a metric of each listener, [S, U] (the numbers of seeds may differ, column u is the same listener). Each draw
     takes listeners with replacement, the same ones for both systems, and seeds with replacement, each system's for
     itself. Deviations by seeds are widened by sqrt(S / (S - 1)), without which few seeds look too much alike. A system
-    with one seed adds no uncertainty by seeds: then the interval speaks of that one training. Raises ValueError.
+    with one seed adds no uncertainty by seeds: then the interval speaks of that one training.
+
+    cases: [U], where a listener's value is the mean of so many cases (days, say): means are then over cases, and a
+    listener's cases are drawn together. Raises ValueError.
     """
     sides = [np.asarray(side, dtype=float) for side in (a, b)]
     if any(side.ndim != 2 or 0 in side.shape for side in sides) or sides[0].shape[1] != sides[1].shape[1]:
@@ -68,11 +73,14 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, seed: int, draws: int = 2
     generator = np.random.default_rng(seed)
     seed_weights = [_seed_weights(generator, len(side), draws) for side in sides]
     listeners = sides[0].shape[1]
+    counts = np.ones(listeners) if cases is None else np.asarray(cases, dtype=float)
+    if counts.shape != (listeners,) or not (counts > 0).all():
+        raise ValueError(f"expected a number of cases above 0 for each of {listeners} listeners, got {counts.shape}")
     differences = np.empty(draws)
     block = max(_BLOCK // listeners, 1)
     for start in range(0, draws, block):
         rows = slice(start, min(start + block, draws))
-        weights = _listener_weights(generator, listeners, rows.stop - start)
+        weights = _listener_weights(generator, counts, rows.stop - start)
         means = [
             (weights @ side.T * by_seed[rows]).sum(axis=1) for side, by_seed in zip(sides, seed_weights, strict=True)
         ]
@@ -80,12 +88,17 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, seed: int, draws: int = 2
     low, high = np.quantile(differences, [0.025, 0.975])
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
     return Difference(
-        mean=float(sides[0].mean() - sides[1].mean()),
+        mean=float(np.average(sides[0].mean(axis=0) - sides[1].mean(axis=0), weights=counts)),
         low=float(low),
         high=float(high),
         p=float(min(1.0, 2 * (tail + 1) / (draws + 1))),
         seeds=(len(sides[0]), len(sides[1])),
     )
+
+
+def mean_interval(a: np.ndarray, *, seed: int, draws: int = 2000, cases: np.ndarray | None = None) -> Difference:
+    """The mean of one system and its 95 % interval; arguments as of `paired_difference`."""
+    return paired_difference(a, np.zeros((1, np.shape(a)[-1])), seed=seed, draws=draws, cases=cases)
 
 
 def order_agreement(ours: Mapping[str, np.ndarray], paper: Mapping[str, float], *, seed: int) -> Agreement:
@@ -120,7 +133,10 @@ def _seed_weights(generator: np.random.Generator, seeds: int, draws: int) -> np.
     return 1 / seeds + np.sqrt(seeds / (seeds - 1)) * (drawn - 1 / seeds)
 
 
-def _listener_weights(generator: np.random.Generator, listeners: int, draws: int) -> np.ndarray:
-    """How often each listener is drawn, over their number. [draws, U]."""
+def _listener_weights(generator: np.random.Generator, cases: np.ndarray, draws: int) -> np.ndarray:
+    """How often each listener is drawn times their cases, as shares: rows add up to 1. [draws, U]."""
+    listeners = len(cases)
     counts = [np.bincount(generator.integers(listeners, size=listeners), minlength=listeners) for _ in range(draws)]
-    return np.stack(counts) / listeners
+    weights = np.stack(counts) * cases
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights

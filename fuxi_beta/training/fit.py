@@ -55,7 +55,7 @@ def fit(
     on_step: called with (steps done, steps in all). Raises DivergedError if the loss is not finite.
     """
     data_end = manifest.data_end if data_end is None else data_end
-    candidates = candidate_songs(manifest, train=train, data_end=data_end)
+    candidates = candidate_songs(manifest, train=train, data_end=data_end, counted_before=data_end)
     trainer = new_trainer(manifest, candidates, model=model, train=train, device=device)
     batches = all_batches(manifest, model=model, train=train, data_end=data_end)
     losses, seconds, qualities, best = [], [], [], None

@@ -2,16 +2,19 @@
 
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 from jobs.runtime.console import progress
 from pipelines.errors import InputError
-from pipelines.synthetic import SyntheticConfig, generate
+from pipelines.synthetic import FROZEN, SyntheticConfig, generate
 from pipelines.synthetic.industrial import plan as industrial
 from pipelines.synthetic.industrial.config import BASE_DAYS, IndustrialConfig, industrial_config
 
 _DEMO_ONLY = ("listeners", "songs", "artists", "elapsed_time")
 _PRESET_ONLY = ("scale", "interactions", "workers")
+_NOT_FROZEN = (*_PRESET_ONLY, "seed", "first_day")
+FROZEN_PRESET = "frozen"
 
 
 def main(options: dict[str, Any], given: set[str]) -> dict[str, Any]:
@@ -25,6 +28,9 @@ def main(options: dict[str, Any], given: set[str]) -> dict[str, Any]:
         _refuse(given, _PRESET_ONLY, "{} goes with --preset only: add --preset, or leave it out")
         return synth(SyntheticConfig(**options), out)
     _refuse(given, _DEMO_ONLY, "{} does not go with --preset, which sets it: leave one of the two out")
+    if preset == FROZEN_PRESET:
+        _refuse(given, _NOT_FROZEN, "{} does not go with --preset frozen, which sets it: leave one of the two out")
+        return synth(replace(FROZEN, days=options.get("days", FROZEN.days)), out)
     if {"scale", "interactions"} <= given:
         raise InputError("--scale and --interactions both set the number of plays: leave one of the two out")
     days, workers = options.pop("days", BASE_DAYS), options.pop("workers", len(os.sched_getaffinity(0)))

@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fuxi_beta.evaluation.metrics import metric_title
+from fuxi_beta.evaluation.metrics import SERVED, metric_title
 from fuxi_beta.presets import preset
 from jobs.reproduce import runs
+from jobs.reproduce.ceiling import synthetic_logs
+from jobs.reproduce.groups import group_by_setting
 from jobs.reproduce.paper import DATASETS, PAPER_METRICS, TABLES, Counts, PaperDataset, title_of
 from jobs.reproduce.runs import Dataset, ExperimentRun
 from jobs.reproduce.series import run_missing
+from jobs.reproduce.settings import different_settings
 from jobs.reproduce.single import RunTask
-from jobs.reproduce.specs import RunSelection, specs
+from jobs.reproduce.specs import RunSelection, RunSpec, specs
+from jobs.reproduce.systems import CEILINGS, UNTRAINED
 from jobs.runtime.console import log
 from pipelines import storage
 from pipelines.errors import InputError
@@ -27,7 +31,10 @@ from pipelines.workspace import open_workspace
 KNOWN: dict[str, PaperDataset] = {"ml-1m": "ML-1M", "ml-20m": "ML-20M"}
 SETTINGS = (*KNOWN.values(), "daily", "demo")
 FOLDER, TIMING_FILE = "reproduce", "reproduce-timing.json"
-_SELECTING = ("models", "table", "epochs", "layers", "conditions", "validation", "scaling", "protocol")
+_SELECTING = (
+    *("models", "table", "epochs", "layers", "conditions", "validation", "scaling", "protocol"),
+    *("days", "overrides", "label", "served"),
+)
 
 
 @dataclass(frozen=True)
@@ -68,11 +75,37 @@ def reproduce(
     folder = runs_folder(source)
     Path(folder).mkdir(parents=True, exist_ok=True)
     dataset = describe(source, manifest)
-    selected = specs(selection)
+    selected = selected_specs(selection, manifest)
     tasks = [RunTask(spec, selection.preset, dataset, manifest, folder, command, device) for spec in selected]
+    _refuse_other_settings(tasks, folder)
     failed = run_missing(tasks, workers=workers)
     names = {spec.name for spec in selected}
     return [run for run in runs.read(folder) if run.name in names], failed
+
+
+def selected_specs(selection: RunSelection, manifest: Manifest) -> list[RunSpec]:
+    """The selected runs; under next_day with the ceiling of the logs where they are synthetic."""
+    selected = specs(selection)
+    if selection.protocol == "next_day" and synthetic_logs(manifest):
+        ceiling = RunSpec(CEILINGS[0], 0, 0, protocol="next_day", days=selection.days)
+        selected = [*(spec for spec in selected if spec != ceiling), ceiling]
+    return selected
+
+
+def _refuse_other_settings(tasks: Sequence[RunTask], folder: str) -> None:
+    """InputError if a run of the name is finished that was trained otherwise, or on sequences of another ds."""
+    before = {run.name: run for run in runs.read(folder)}
+    for task in (task for task in tasks if task.spec.name in before):
+        run, ds = before[task.spec.name], str(task.manifest.ds)
+        if not run.ds:
+            continue  # of an earlier release, which did not store them
+        others = [f"ds is {run.ds}, not {ds}"] if run.ds != ds else different_settings(run.settings, task.settings)
+        if task.spec.served and f"{SERVED}ndcg_30" not in run.metrics["all"]:
+            others.append("without lists as served")
+        if others:
+            file = Path(folder, f"{run.name}.json")
+            remedy = "remove the file" if run.system in UNTRAINED else "name these by --label, or remove the file"
+            raise InputError(f"{file} was made otherwise ({others[0]}): {remedy}")
 
 
 def runs_folder(source: DatasetSource) -> str:
@@ -115,8 +148,8 @@ def main(options: dict[str, Any]) -> None:
     source = DatasetSource(options["dataset"], options["workspace"], ds, options["title"], options["preset"])
     selection = _selection(source, options)
     if options["dry_run"]:
-        folder, _ = runs_folder(source), manifest_of(source)
-        for spec in specs(selection):
+        folder, manifest = runs_folder(source), manifest_of(source)
+        for spec in selected_specs(selection, manifest):
             print(f"{spec.name:<44} {'finished' if runs.finished(folder, spec.name) else 'to do'}")
         return
     if options["timing"]:
@@ -129,7 +162,7 @@ def main(options: dict[str, Any]) -> None:
         workers = options["workers"] or max(1, min(4, len(os.sched_getaffinity(0))))
         device = _device(options["device"])
         finished, failed = reproduce(source, selection, workers=workers, device=device, command=_command())
-        show(finished)
+        show_days(source, finished, options["against"]) if selection.protocol == "next_day" else show(finished)
     if options["write"]:
         write([source.folder, *options["also"]], options["write"])
     if failed:
@@ -153,6 +186,36 @@ def show(finished: Sequence[ExperimentRun]) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(table, highlight=False)
 
 
+def show_days(source: DatasetSource, finished: Sequence[ExperimentRun], against: str | None) -> None:
+    """Print runs under next_day, the baselines and ceilings of the same days among them, with intervals."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from jobs.reproduce.days import CaseMetrics, DayRuns, names_of, on_the_same_days
+
+    folder, wanted = runs_folder(source), {run.name for run in finished}
+    measured = {(run.ds, run.days) for run in finished}
+    kept = [run for run in runs.read(folder) if run.protocol == "next_day" and (run.ds, run.days) in measured]
+    wanted |= {run.name for run in kept if run.system in UNTRAINED}
+    wanted |= {run.name for g in group_by_setting(kept) if against in names_of(g) for run in g.runs}
+    groups = group_by_setting([run for run in kept if run.name in wanted])
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for (ds, days), of_days in on_the_same_days(groups).items():
+        measured = DayRuns(of_days, CaseMetrics(runs.cases_in([folder])), against)
+        first = of_days[0].first
+        for prefix, how in (("", ""), (SERVED, ", as served")):
+            header, rows = measured.table(prefix)
+            if not rows:
+                continue
+            columns = [Column(header[0], overflow="fold"), *(Column(name, justify="right") for name in header[1:])]
+            title = f"{first.dataset.title}: {first.listeners['all']:,} cases on {days} days to {ds}{how}"
+            shown = Table(*columns, title=title, title_justify="left")
+            for cells in rows:
+                told_apart = "bold" if any("**" in cell for cell in cells) else None
+                shown.add_row(*(cell.replace("**", "") for cell in cells), style=told_apart)
+            console.print(shown, highlight=False)
+
+
 def write(workspaces: Sequence[str], file: str) -> None:
     """Render every finished run of some workspaces as Markdown, with figures in `figures/` beside the file."""
     from jobs.reproduce import figures, tables
@@ -165,7 +228,8 @@ def write(workspaces: Sequence[str], file: str) -> None:
     files = {storage.name(root): storage.join(root, TIMING_FILE) for root in roots}
     timings = {name: storage.read_json(uri) for name, uri in files.items() if storage.exists(uri)}
     drawn = figures.draw(finished, Path(file).parent / "figures")
-    text = tables.render(finished, timings, runs.ranks_in(folders), figures=drawn)
+    cases_of = runs.cases_in(folders)
+    text = tables.render(finished, timings, runs.ranks_in(folders), cases_of=cases_of, figures=drawn)
     storage.write_bytes(storage.absolute(file), text.encode())
     log("written", file=file, runs=len(finished), figures=len(drawn))
 
@@ -214,7 +278,7 @@ def _command() -> str:
     """The command as typed, without the options that only say where files are or how many workers there are."""
     kept, words = [], iter(sys.argv[1:])
     for word in words:
-        if word in {"--workspace", "--workers", "--write", "--also"}:
+        if word in {"--workspace", "--workers", "--write", "--also", "--against"}:
             next(words, None)
         elif word != "--dry-run":
             kept.append(word)

@@ -87,7 +87,7 @@ class SeedGroup:
     @property
     def notes(self) -> str:
         """The differences from the published setting in brackets; empty if there are none."""
-        run, notes = self.first, []
+        run, notes = self.first, [self.first.label] if self.first.label else []
         if run.hidden:
             notes.append(f"state of {run.hidden}")
         if 0 < run.epochs < run.published_epochs:
@@ -103,6 +103,7 @@ def group_by_setting(runs: Sequence[ExperimentRun]) -> list[SeedGroup]:
     by_setting: dict[tuple, dict[int, ExperimentRun]] = defaultdict(dict)
     for run in runs:
         key = (run.system, run.layers, run.temporal, run.hidden, run.condition, run.validation, run.epochs)
+        key += (run.label, run.days, run.ds if run.protocol == "next_day" else "")
         if twin := by_setting[key].get(run.seed):
             raise InputError(f"{twin.name} and {run.name} are the same setting with the same seed: leave one out")
         by_setting[key][run.seed] = run
@@ -111,7 +112,8 @@ def group_by_setting(runs: Sequence[ExperimentRun]) -> list[SeedGroup]:
 
     def order(g: SeedGroup) -> tuple:
         run = g.first
-        return g.layers, place[g.system], run.temporal, run.hidden, -run.epochs, run.validation, run.condition
+        order = (g.layers, place[g.system], run.temporal, run.hidden, -run.epochs, run.validation, run.condition)
+        return (*order, run.label, run.days)
 
     return sorted(groups, key=order)
 

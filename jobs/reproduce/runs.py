@@ -1,4 +1,5 @@
-"""Files of finished runs: `NAME.json`, and beside it `NAME.ranks.parquet` with the rank of each listener's song.
+"""Files of finished runs: `NAME.json`, and beside it `NAME.ranks.parquet` with the rank of each listener's song, or
+under next_day `NAME.cases.parquet` with the metrics of each listener's day.
 
 A run is one training (or one baseline) on one data set with one seed. Its JSON is written last and atomically, so a run
 that was killed has none, and a folder of runs can be read at any time.
@@ -19,9 +20,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from fuxi_beta.config import Protocol, TemporalName
 from fuxi_beta.evaluation.metrics import metric_order
 from jobs.reproduce.paper import PAPER_METRICS, PaperDataset
+from jobs.reproduce.settings import Settings
 from pipelines import storage
 from pipelines.errors import InputError
-from pipelines.schema import USER_ID
+from pipelines.schema import DS, USER_ID
 
 RANK = "rank"
 TimeCondition = Literal["true", "previous", "permuted", "fixed-hour"]
@@ -86,6 +88,10 @@ class ExperimentRun:
     command: str
     kernels: str
     hidden: _Count = 0  # width of the recurrent state where that is varied (gru4rec), else 0
+    label: str = ""  # names settings that are not the preset's
+    settings: Settings = dataclasses.field(default_factory=dict)  # of what is trained; {} in runs of earlier releases
+    days: _PositiveCount = 1  # next_day: how many days one training was measured on
+    ds: str = ""  # whose sequences were used; "" in runs of earlier releases
 
     def __post_init__(self) -> None:
         if "all" not in self.metrics:
@@ -123,6 +129,13 @@ def write_ranks(
     """Write the ranks of run `name` atomically, listeners in any order. Returns the file's path."""
     path = Path(folder, f"{name}.ranks.parquet")
     storage.write_table(str(path), pa.table({USER_ID: pa.array(users), RANK: np.asarray(ranks, dtype=float)}))
+    return path
+
+
+def write_cases(folder: str | Path, name: str, cases: pa.Table) -> Path:
+    """Write the cases of run `name` atomically, as of `NextDaysResult`. Returns the file's path."""
+    path = Path(folder, f"{name}.cases.parquet")
+    storage.write_table(str(path), cases)
     return path
 
 
@@ -174,12 +187,29 @@ def read_ranks(folder: str | Path, run: ExperimentRun) -> Ranks:
     return Ranks(users, ranks)
 
 
+def read_cases(folder: str | Path, run: ExperimentRun) -> pa.Table:
+    """A run's cases, sorted by ds and listener. Raises InputError if the file is missing or damaged."""
+    path = Path(folder, f"{run.name}.cases.parquet")
+    try:
+        cases = pq.read_table(path).sort_by([(DS, "ascending"), (USER_ID, "ascending")])
+    except (OSError, KeyError, ValueError) as error:  # Arrow's own errors are among them
+        text = str(error).splitlines()[0]
+        raise InputError(f"{path} holds no cases ({text}): remove {run.name}.json and run again") from None
+    if cases.num_rows != (said := run.listeners["all"]):
+        raise InputError(f"{path} holds {cases.num_rows} cases, {run.name}.json says {said}: remove both, run again")
+    return cases
+
+
 def ranks_in(folders: Sequence[str | Path]) -> Callable[[ExperimentRun], Ranks]:
     """A function that reads a run's ranks from the folder that holds its file. Names may repeat between folders."""
+    return lambda run: read_ranks(_home(folders, run), run)
 
-    def ranks_of(run: ExperimentRun) -> Ranks:
-        files = ((folder, Path(folder, f"{run.name}.json")) for folder in folders)
-        home = next((folder for folder, file in files if file.exists() and _read_one(file) == run), folders[0])
-        return read_ranks(home, run)
 
-    return ranks_of
+def cases_in(folders: Sequence[str | Path]) -> Callable[[ExperimentRun], pa.Table]:
+    """The same for a run's cases."""
+    return lambda run: read_cases(_home(folders, run), run)
+
+
+def _home(folders: Sequence[str | Path], run: ExperimentRun) -> str | Path:
+    files = ((folder, Path(folder, f"{run.name}.json")) for folder in folders)
+    return next((folder for folder, file in files if file.exists() and _read_one(file) == run), folders[0])

@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
+from jobs.reproduce.days import HEADLINE
 from jobs.reproduce.runs import finished
 from jobs.reproduce.single import RunTask, perform
 from jobs.runtime.console import bars, interactive, log
@@ -105,14 +106,15 @@ def _end_with_parent() -> None:
 
 
 def _perform(task: RunTask) -> dict[str, float]:
-    """One run, in a worker. Returns the metrics over all listeners and the seconds of training."""
+    """One run, in a worker. Returns its main metrics over all listeners and the seconds of training."""
 
     def on_step(done: int, total: int) -> None:
         if _steps and (done % 8 == 0 or done == total):
             _steps.put((task.spec.name, done, total))
 
     run = perform(task, on_step)[0]
-    return {**run.metrics["all"], "seconds": run.train_seconds}
+    shown = HEADLINE if run.protocol == "next_day" else run.metrics["all"]
+    return {**{name: run.metrics["all"][name] for name in shown}, "seconds": run.train_seconds}
 
 
 class _ProgressDisplay:

@@ -1,4 +1,4 @@
-"""One run: train, rank, write `NAME.ranks.parquet` and then `NAME.json`.
+"""One run: train, rank, write `NAME.ranks.parquet` (`NAME.cases.parquet` under next_day) and then `NAME.json`.
 
 Runs are independent of each other and deterministic in their spec, so a series may make them in any order and process,
 and repeat them.
@@ -31,17 +31,26 @@ from fuxi_beta.evaluation.leave_one_out import (
     evaluate_leave_one_out,
     split_time,
 )
-from fuxi_beta.evaluation.next_day import NextDayResult, evaluate_next_day
+from fuxi_beta.evaluation.next_days import (
+    NextDaysResult,
+    cases_of_days,
+    evaluate_next_days,
+    first_events,
+    measure_cases,
+    newest_days,
+)
 from fuxi_beta.presets import Preset
 from fuxi_beta.recommender import Recommender
 from fuxi_beta.training.checkpoint import TrainedModel
 from fuxi_beta.training.fit import fit
 from jobs.reproduce import runs
+from jobs.reproduce.ceiling import OracleLists, oracle
 from jobs.reproduce.runs import Dataset, ExperimentRun, TemporalCurves, TimeCondition
+from jobs.reproduce.served import default_rules
+from jobs.reproduce.settings import Settings, settings_of
 from jobs.reproduce.specs import RunSpec
-from jobs.reproduce.systems import SANITY
+from jobs.reproduce.systems import CEILINGS, SANITY, UNTRAINED
 from jobs.runtime import machine
-from jobs.stages.evaluate import known_songs
 from pipelines.calendar import Calendar
 from pipelines.histories.shards import Manifest
 
@@ -70,20 +79,30 @@ class RunTask:
         if self.spec.protocol == "temporal_split":
             return split_time(manifest)
         if self.spec.protocol == "next_day":
-            return Calendar(manifest.timezone).day_start(manifest.ds - dt.timedelta(days=1))
+            return Calendar(manifest.timezone).day_start(manifest.ds - dt.timedelta(days=self.spec.days))
         return manifest.data_end
+
+    @property
+    def settings(self) -> Settings:
+        """Of the network and its training; none of a baseline without training."""
+        return {} if self.spec.system in UNTRAINED else settings_of(*self.spec.configs(self.preset))
 
     @cached_property
     def known(self) -> np.ndarray:
         """Songs with an event before `data_end`. bool [V]."""
-        return known_songs(self.manifest, before=self.data_end)
+        return (self.first_event < self.data_end) & (np.arange(len(self.first_event)) > 0)
+
+    @cached_property
+    def first_event(self) -> np.ndarray:
+        """As of `first_events`. int64 [V]."""
+        return first_events(self.manifest)
 
 
 @dataclass
 class _Trained:
     """A fitted scorer, and the figures of its training."""
 
-    scorer: Scorer | ListenerScorer
+    scorer: Scorer | ListenerScorer | OracleLists
     epoch_losses: list[float]
     epoch_seconds: list[float]
     parameters: int
@@ -104,7 +123,7 @@ def perform(task: RunTask, on_step: OnStep | None = None) -> list[ExperimentRun]
     written = []
     for condition in reversed(_conditions(task.spec)):  # so that the requested run is written last
         spec = replace(task.spec, condition=condition)
-        written.insert(0, _write(task, spec, trained, _measure(task, spec, trained.scorer, model, train), seconds))
+        written.insert(0, _write(task, spec, trained, _measure(task, spec, trained, model, train), seconds))
     return written
 
 
@@ -117,6 +136,8 @@ def _conditions(spec: RunSpec) -> tuple[TimeCondition, ...]:
 
 
 def _train(task: RunTask, model: ModelConfig, train: TrainConfig, on_step: OnStep | None) -> _Trained:
+    if task.spec.system in CEILINGS:
+        return _Trained(oracle(task.manifest, task.spec.system, k=max(EvaluateConfig().at)), [], [], 0)
     if task.spec.system in SANITY:
         return _Trained(_sanity(task, train), [], [], 0)
     if task.spec.system == "bprmf":
@@ -182,35 +203,59 @@ def _validated(task: RunTask, model: ModelConfig, train: TrainConfig) -> Callabl
 
 
 def _measure(
-    task: RunTask, spec: RunSpec, scorer: Scorer | ListenerScorer, model: ModelConfig, train: TrainConfig
-) -> LeaveOneOutResult | NextDayResult:
+    task: RunTask, spec: RunSpec, trained: _Trained, model: ModelConfig, train: TrainConfig
+) -> LeaveOneOutResult | NextDaysResult:
     """Under the run's protocol and time condition."""
-    manifest, config = task.manifest, EvaluateConfig()
-    if spec.protocol != "next_day":
-        permute = spec.seed if spec.condition == "permuted" else None
-        split = task.data_end if spec.protocol == "temporal_split" else None
-        return evaluate_leave_one_out(
-            manifest, {"run": scorer}, model=model, train=train, config=config, permute_gaps=permute, split=split
-        )
+    if spec.protocol == "next_day":
+        return _measure_days(task, cast(Recommender | OracleLists, trained.scorer), model)
+    permute = spec.seed if spec.condition == "permuted" else None
+    split = task.data_end if spec.protocol == "temporal_split" else None
+    scorers = {"run": cast(Scorer | ListenerScorer, trained.scorer)}
+    return evaluate_leave_one_out(
+        task.manifest,
+        scorers,
+        model=model,
+        train=train,
+        config=EvaluateConfig(),
+        permute_gaps=permute,
+        split=split,
+    )
+
+
+def _measure_days(task: RunTask, recommender: Recommender | OracleLists, model: ModelConfig) -> NextDaysResult:
+    """On the newest days. Cases and lists are of new songs, whatever the run's settings learned from."""
+    manifest, config, calendar = task.manifest, EvaluateConfig(), Calendar(task.manifest.timezone)
+    days, first = newest_days(manifest, task.spec.days), task.first_event
+    _, train = replace(task.spec, overrides=()).configs(task.preset)
+    if isinstance(recommender, OracleLists):
+        cases = cases_of_days(manifest, days, calendar=calendar, train=train, config=config, first_event=first)
+        return measure_cases(cases, recommender.lists, config=config, first_event=first)
+    if isinstance(recommender, TrainedModel):
+        recommender = replace(recommender, train_config=replace(recommender.train_config, mode=train.mode))
     known = torch.from_numpy(task.known)
-    return evaluate_next_day(
+    popular = fit_popularity(manifest, end=task.data_end, train=train, config=config, candidates=known)
+    return evaluate_next_days(
         manifest,
-        {"run": cast(Recommender, scorer)},
-        ds=manifest.ds,
-        calendar=Calendar(manifest.timezone),
+        {"run": recommender},
+        days=days,
+        calendar=calendar,
         model=model,
         train=train,
         config=config,
-        known_items=task.known,
-        fallback=fit_popularity(manifest, end=task.data_end, train=train, config=config, candidates=known),
+        first_event=first,
+        fallback=popular,
+        served=default_rules(manifest, popular) if task.spec.served else None,
     )
 
 
 def _write(
-    task: RunTask, spec: RunSpec, trained: _Trained, result: LeaveOneOutResult | NextDayResult, seconds: float
+    task: RunTask, spec: RunSpec, trained: _Trained, result: LeaveOneOutResult | NextDaysResult, seconds: float
 ) -> ExperimentRun:
+    fields = asdict(spec if spec.system == "gru4rec" else replace(spec, hidden=0))
     run = ExperimentRun(
-        **asdict(spec if spec.system == "gru4rec" else replace(spec, hidden=0)),
+        **{name: value for name, value in fields.items() if name not in {"overrides", "served"}},
+        settings=task.settings,
+        ds=str(task.manifest.ds),
         name=spec.name,
         dataset=task.dataset,
         published_epochs=task.spec.epochs if task.spec.system == "bprmf" else task.preset.train.epochs,
@@ -230,5 +275,7 @@ def _write(
     )
     if isinstance(result, LeaveOneOutResult):
         runs.write_ranks(task.folder, run.name, result.user_id.to_numpy(zero_copy_only=False), result.ranks["run"])
+    else:
+        runs.write_cases(task.folder, run.name, result.cases["run"])
     runs.write(task.folder, run)
     return run

@@ -9,11 +9,14 @@ from fuxi_beta.config import ModelConfig, RequestTime, TemporalName, TrainConfig
 from fuxi_beta.presets import Preset
 from jobs.reproduce.paper import TABLES
 from jobs.reproduce.runs import RunProtocol, TimeCondition
-from jobs.reproduce.systems import LARGE_LAYERS, NOT_TRAINED_BY_STEPS, SANITY, WITHOUT_DEPTH
+from jobs.reproduce.settings import label_of, with_settings
+from jobs.reproduce.systems import CEILINGS, LARGE_LAYERS, NOT_TRAINED_BY_STEPS, SANITY, UNTRAINED, WITHOUT_DEPTH
 from pipelines.errors import InputError
 
 TIMED: tuple[str, ...] = (*TABLES[5].systems, "hstu", "sasrec-gap", "llama-gap")
 """Systems that read times, and so have runs under other time conditions."""
+BASELINES = "baselines"
+"""As a `--model`: every baseline without training."""
 DEPTHS, GPU_DEPTHS = (2, 4, 8, 16), (2, 4, 8, 16, 32)
 # More than one head where the published Large setting has them and the head size stays whole.
 _LARGE_HEADS = {50: 2, 256: 8}
@@ -32,17 +35,23 @@ class RunSpec:
     validation: bool = False
     hidden: int = 100  # width of the recurrent state of gru4rec and narm
     protocol: RunProtocol = "leave_one_out"
+    days: int = 1  # next_day: the newest days that one training is measured on
+    label: str = ""  # names the run where its settings are not the preset's
+    overrides: tuple[str, ...] = ()  # of `settings.with_settings`, over everything else
+    served: bool = False  # next_day: lists under the default list rules are measured, too
 
     @property
     def name(self) -> str:
         """The run's file name without ending: all that differs between runs on the same data."""
         parts = [self.system]
+        parts += [self.label] if self.label else []
         parts += [self.temporal] if self.temporal != "pow" else []
         parts += [f"L{self.layers}"] if self.system not in WITHOUT_DEPTH else []
         parts += [f"h{self.hidden}"] if self.system == "gru4rec" else []
-        parts += [f"e{self.epochs}", f"s{self.seed}"] if self.system not in SANITY else []
+        parts += [f"e{self.epochs}", f"s{self.seed}"] if self.system not in UNTRAINED else []
         parts += [self.condition] if self.condition != "true" else []
         parts += [self.protocol.replace("_", "-")] if self.protocol != "leave_one_out" else []
+        parts += [f"{self.days}d"] if self.days > 1 else []
         return "-".join([*parts, *(["validated"] if self.validation else [])])
 
     def configs(self, preset: Preset) -> tuple[ModelConfig, TrainConfig]:
@@ -60,7 +69,7 @@ class RunSpec:
             train = replace(train, held_out=0)
         if self.protocol == "next_day":
             train = replace(train, protocol="next_day", mode="exclusive", min_listeners=TrainConfig.min_listeners)
-        return model, train
+        return with_settings(model, train, self.overrides)
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,10 @@ class RunSelection:
     validation: bool = False
     scaling: bool = False
     protocol: RunProtocol = "leave_one_out"
+    days: int = 1
+    overrides: tuple[str, ...] = ()
+    label: str | None = None
+    served: bool = False
     on_gpu: bool = False
 
 
@@ -85,12 +98,23 @@ def specs(selection: RunSelection) -> list[RunSpec]:
     protocol = selection.protocol
     if protocol != "leave_one_out" and (selection.validation or selection.conditions):
         raise InputError(f"--protocol {protocol}: --validation and --time-condition belong to leave_one_out")
+    if protocol != "next_day" and (selection.days > 1 or selection.served):
+        raise InputError(f"--protocol {protocol}: --days and --served belong to next_day")
     selected: dict[RunSpec, None] = {}
     for seed in selection.seeds or (selection.preset.train.seed,):
         for spec in _one_seed(selection, seed):
+            common = replace(spec, validation=selection.validation, protocol=protocol, days=selection.days)
+            common = replace(common, served=selection.served and spec.system not in CEILINGS)
+            if spec.system not in UNTRAINED:
+                label = label_of(selection.overrides, selection.label)
+                common = replace(common, label=label, overrides=selection.overrides)
             timed = selection.conditions and spec.system in TIMED
             for condition in selection.conditions if timed else ("true",):
-                selected[replace(spec, condition=condition, validation=selection.validation, protocol=protocol)] = None
+                selected[replace(common, condition=condition)] = None
+    if protocol != "next_day" and any(spec.system in CEILINGS for spec in selected):
+        raise InputError(f"--model {CEILINGS[0]}: the ceiling belongs to --protocol next_day")
+    for spec in selected:
+        spec.configs(selection.preset)  # refuses settings that cannot be before anything runs
     return list(selected)
 
 
@@ -99,7 +123,8 @@ def _one_seed(selection: RunSelection, seed: int) -> list[RunSpec]:
     base = RunSpec("fuxi-beta", epochs, seed, selection.layers or selection.preset.model.layers)
     large = replace(base, layers=selection.layers or LARGE_LAYERS)
     if selection.models:
-        selected = [_named(name, base, large=large.layers) for name in selection.models]
+        names = [one for name in selection.models for one in (SANITY if name == BASELINES else (name,))]
+        selected = [_named(name, base, large=large.layers) for name in names]
     elif selection.scaling:
         selected = [replace(base, layers=depth) for depth in (GPU_DEPTHS if selection.on_gpu else DEPTHS)]
     else:
@@ -118,10 +143,10 @@ def _named(name: str, base: RunSpec, *, large: int) -> RunSpec:
     system, _, variant = name.lower().partition(":")
     is_large = name.lower().endswith("-large")
     system, variant = system.removesuffix("-large"), variant.removesuffix("-large")
-    known = (*models.SYSTEMS, "bprmf", *SANITY)
+    known = (*models.SYSTEMS, "bprmf", *SANITY, BASELINES, *CEILINGS)
     if system not in known:
         raise InputError(f"--model {name}: there is no such system: use one of {', '.join(known)}")
-    if system in SANITY and not variant:
+    if system in UNTRAINED and not variant:
         return RunSpec(system, 0, 0)
     spec = replace(base, system=system, layers=large if is_large else base.layers)
     if not variant:

@@ -7,7 +7,11 @@ BASE_LAYERS, LARGE_LAYERS = 2, 8
 SanityBaseline = Literal["popularity", "recency", "markov", "item-knn", "ease"]
 SANITY: tuple[SanityBaseline, ...] = get_args(SanityBaseline)
 """Baselines without training. The paper has none: a sequence model that ranks below one of them is faulty."""
-NOT_TRAINED_BY_STEPS = {*SANITY, "bprmf"}
+CEILINGS = ("ceiling-history", "ceiling-state")
+"""What the process of synthetic logs allows, under next_day."""
+UNTRAINED = {*SANITY, *CEILINGS}
+"""Systems without training, seeds and settings."""
+NOT_TRAINED_BY_STEPS = {*UNTRAINED, "bprmf"}
 WITHOUT_DEPTH = {*NOT_TRAINED_BY_STEPS, "gru4rec", "narm"}
 LABELS = {
     "popularity": "popularity",
@@ -33,6 +37,8 @@ LABELS = {
     "fuxi-beta-frab-no-position": "FuXi-β-FRAB without positions",
     "fuxi-beta-frab-no-time": "FuXi-β-FRAB without time",
     "fuxi-beta": "FuXi-β",
+    "ceiling-history": "ceiling, knows the history",
+    "ceiling-state": "ceiling, knows the state",
 }
 """Name in files -> name in tables, in the order of rows. Systems that are not the paper's follow, by name."""
 
@@ -45,7 +51,8 @@ def label(system: str) -> str:
 def in_order(systems: Iterable[str]) -> list[str]:
     """Each system once, in the order of rows."""
     names = set(systems)
-    return [*(system for system in LABELS if system in names), *sorted(names - set(LABELS))]
+    ours = [system for system in LABELS if system in names and system not in CEILINGS]
+    return [*ours, *sorted(names - set(LABELS)), *(system for system in CEILINGS if system in names)]
 
 
 def label_at_depth(system: str, layers: int) -> str:

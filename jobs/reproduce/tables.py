@@ -5,8 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from fuxi_beta.evaluation.metrics import metric_title
 from jobs.reproduce.comparisons import agreement, conditions, differences
+from jobs.reproduce.days import day_tables
 from jobs.reproduce.groups import EpochTimes, ListenerMetrics, SeedGroup, by_dataset, group_by_setting, one_each
 from jobs.reproduce.markdown import column, multiple, table, table_of
 from jobs.reproduce.paper import COUNTS, PAPER_METRICS, TITLES
@@ -49,13 +52,15 @@ def render(
     timing: Mapping[str, Mapping[str, float]] | None,
     ranks_of: Callable[[ExperimentRun], Ranks],
     *,
+    cases_of: Callable[[ExperimentRun], pa.Table] | None = None,
     figures: Sequence["FigureFile"] = (),
 ) -> str:
     """The report in Markdown.
 
     timing: data set's name -> `systems.timing_key` -> seconds an epoch, measured by turns on a quiet machine;
-    data sets without take the runs' own times. ranks_of: a run's ranks (`runs.ranks_in`). figures: as `figures.draw`
-    returns them; they are shown from "figures/" beside the report. Raises InputError.
+    data sets without take the runs' own times. ranks_of: a run's ranks (`runs.ranks_in`). cases_of: its cases
+    (`runs.cases_in`), of which the tables of next_day are made. figures: as `figures.draw` returns them; they are
+    shown from "figures/" beside the report. Raises InputError.
     """
     lines = [_INTRO]
     for (dataset, protocol), in_chapter in by_dataset(runs).items():
@@ -63,9 +68,10 @@ def render(
         times = EpochTimes(groups, (timing or {}).get(dataset.name))
         if protocol != "leave_one_out":
             dataset = replace(dataset, paper="")  # noqa: PLW2901 - the paper has no numbers under it
-        tables = sections(groups, dataset.paper)
+        days = day_tables(groups, cases_of) if cases_of else []
+        tables = [] if days else sections(groups, dataset.paper)
         chapter = Chapter(dataset, protocol, groups, times, ListenerMetrics(ranks_of), tables)
-        lines += _header(dataset, protocol, in_chapter)
+        lines += [*_header(dataset, protocol, in_chapter), *days]
         lines += _chapter(chapter, {f.kind: f for f in figures if f.dataset == dataset and f.protocol == protocol})
     return "\n".join(lines).rstrip() + "\n"
 
@@ -82,7 +88,8 @@ def _chapter(chapter: Chapter, figures: Mapping[str, "FigureFile"]) -> list[str]
         lines += agreement(chapter.sections, chapter.listeners)
         lines += conditions(chapter.groups, chapter.listeners)
     lines += [*_scaling(chapter), *_image(figures, "depth")]
-    lines += _slices(chapter.groups)
+    if not any(g.first.protocol == "next_day" and g.first.ds for g in chapter.groups):  # `days` has these
+        lines += _slices(chapter.groups)
     lines += _seconds_an_epoch(chapter)
     return lines
 

@@ -18,12 +18,9 @@ ON_SHARE = COME_BACK / (COME_BACK + 1 - STAY_AROUND)
 _STARTERS = 0.75  # share of listeners on the first day; the others join after an exponential time
 _MEAN_ARRIVAL_DAYS = 28.0
 _ACTIVITY_SIGMA = 0.8
-_HOME_HOURS, _OTHER_HOURS = 11.0, 6.0  # median dwell in a taste
-_STYLE_WIDTH = 0.15  # of the circle of styles of a genre that a listener likes
 _STYLE_FLOOR = 0.02
 _FEWEST_TASTES = 2
 _REPEAT_LOW = 0.1
-_SESSION_LOW, _SESSION_SPREAD = 5.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,10 @@ class Traits:
     genre: np.ndarray  # [n, K] of each taste
     centre: np.ndarray  # [n, K] position on the circle of styles of that genre
     log_dwell: np.ndarray  # [n, K] mean of the logarithm of a dwell time in seconds of the taste clock
+    style_width: np.ndarray  # [n] of the circle of styles of a genre that they like
+    loyalty: np.ndarray  # [n] probability that the next explored play, at once, is of the same artist
+    discovery: np.ndarray  # [n] share of explored artists that come from the whole catalogue
+    weekend: np.ndarray  # [n] sessions on Saturdays and Sundays, as a multiple of those on other days
 
     def take(self, rows: np.ndarray) -> "Traits":
         """The traits of selected rows, which may repeat."""
@@ -54,11 +55,11 @@ def make_listeners(config: SyntheticConfig, low: int, high: int) -> Traits:
     number = np.arange(low, high)
     key = keys(config.seed ^ 0x5EED, number)
     u = uniform(key, 0, Stream.LISTENER, 10)
-    mean_session = _SESSION_LOW + _SESSION_SPREAD * u[3]  # plays
+    mean_session = config.shortest_session + (config.longest_session - config.shortest_session) * u[3]  # plays
     activity = np.exp(_ACTIVITY_SIGMA * normal(u[2]) - _ACTIVITY_SIGMA**2 / 2)
     arrival = np.where(u[0] < _STARTERS, 0, 1 + (-np.log(u[1]) * _MEAN_ARRIVAL_DAYS).astype(np.int64))
     genre, centre = _tastes(config, key)
-    median = np.where(np.arange(MAX_TASTES) == 0, _HOME_HOURS, _OTHER_HOURS)
+    median = np.where(np.arange(MAX_TASTES) == 0, config.home_hours, config.other_hours)
     restless = np.exp(0.3 * normal(u[8]))
     return Traits(
         number=number,
@@ -67,13 +68,17 @@ def make_listeners(config: SyntheticConfig, low: int, high: int) -> Traits:
         is_bot=np.isin(number, bot_numbers(config)),
         rate=config.plays_per_day * activity / (ON_SHARE * mean_session),
         stay=1 - 1 / mean_session,
-        hours=_hours(u[4], u[5]),
+        hours=_hours(config, u[4], u[5]),
         skip=0.05 + 0.2 * u[6],
         repeat=_REPEAT_LOW + 0.2 * u[7],
         tastes=np.minimum(_FEWEST_TASTES + (u[9] * (MAX_TASTES + 1 - _FEWEST_TASTES)).astype(np.int64), MAX_TASTES),
         genre=genre,
         centre=centre,
         log_dwell=np.log(median * 3600)[None, :] + np.log(restless)[:, None],
+        style_width=np.full(len(number), config.style_width),
+        loyalty=np.full(len(number), config.loyalty),
+        discovery=np.full(len(number), config.discovery),
+        weekend=np.full(len(number), config.weekend),
     )
 
 
@@ -89,7 +94,8 @@ def artist_weights(artists: Artists, listeners: Traits) -> np.ndarray:
     popularity, style = artists.weight.reshape(GENRES, each), artists.style.reshape(GENRES, each)
     distance = np.abs(style[listeners.genre] - listeners.centre[:, :, None])
     distance = np.minimum(distance, 1 - distance)
-    weight = popularity[listeners.genre] * (np.exp(-((distance / _STYLE_WIDTH) ** 2) / 2) + _STYLE_FLOOR)
+    width = listeners.style_width[:, None, None]
+    weight = popularity[listeners.genre] * (np.exp(-((distance / width) ** 2) / 2) + _STYLE_FLOOR)
     return weight / weight.sum(axis=2, keepdims=True)
 
 
@@ -102,7 +108,7 @@ def _tastes(config: SyntheticConfig, key: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.ascontiguousarray(genre), np.ascontiguousarray(u[GENRES:].T)
 
 
-def _hours(shift: np.ndarray, evening: np.ndarray) -> np.ndarray:
+def _hours(config: SyntheticConfig, shift: np.ndarray, evening: np.ndarray) -> np.ndarray:
     """Cumulative hours of session starts: a morning and an evening peak, shifted for each listener."""
     hour = np.arange(24) + 0.5
 
@@ -112,6 +118,10 @@ def _hours(shift: np.ndarray, evening: np.ndarray) -> np.ndarray:
 
     move = 4 * shift - 2
     share = evening[:, None]
-    density = 0.06 + (1 - share) * peak(8.5 + move, 1.8) + (0.5 + share) * peak(19.0 + move, 2.8)
+    density = (
+        0.06
+        + (1 - share) * peak(config.morning_hour + move, 1.8)
+        + (0.5 + share) * peak(config.evening_hour + move, 2.8)
+    )
     cumulative = np.concatenate([np.zeros((len(shift), 1)), density.cumsum(axis=1)], axis=1)
     return cumulative / cumulative[:, -1:]

@@ -28,9 +28,7 @@ PLAY_SECONDS = 3600.0  # of the taste clock per play where the dial is 0
 FAVOURITES = 48  # M
 _DWELL_SIGMA = 1.0
 _HOME_RETURN = 0.55  # probability that a taste other than home is followed by home
-_RUN = 0.35  # probability that the next explored play, at once, is of the same artist
 _RUN_SECONDS = 7200.0
-_DISCOVERY = 0.08  # share of explored artists that come from the whole catalogue
 _CLOCK_SPAN = float(2**26)  # more than any clock value within a segment
 
 
@@ -208,6 +206,8 @@ def _next_session(
     day_start = (end - 1) // DAY_SECONDS * DAY_SECONDS
     now = _share_of_day(listeners.hours, rows, after - day_start)
     whole = listeners.rate[rows]
+    if _is_weekend(day_start):
+        whole = whole * listeners.weekend[rows]
     if force:
         left = (_share_of_day(listeners.hours, rows, np.full(len(rows), end - day_start)) - now) * whole
         u = 1 - u * -np.expm1(-left)
@@ -218,6 +218,11 @@ def _next_session(
     second = (hour + np.minimum((target - low) / (high - low), 1)) * 3600
     begin = day_start + np.maximum(second.astype(np.int64), after - day_start)
     return np.where(target < 1, begin, day_start + DAY_SECONDS)
+
+
+def _is_weekend(day_start: int) -> bool:
+    """Whether the day that starts at this Unix second is a Saturday or a Sunday; 1970 began on a Thursday."""
+    return (day_start // DAY_SECONDS + 3) % 7 >= 5
 
 
 def _share_of_day(hours: np.ndarray, rows: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -296,9 +301,9 @@ def _choose_kinds(listeners: Traits, state: State, plays: SegmentPlays, elapsed:
     last_time, last_taste = np.empty(len(draw), np.int64), np.empty(len(draw), np.int64)
     last_time[1:], last_taste[1:] = time[draw[:-1]], taste[draw[:-1]]
     last_time[first], last_taste[first] = state.draw_time[row[begin]], state.draw_taste[row[begin]]
-    going_on = _RUN * np.exp(-elapsed * (time[draw] - last_time) / _RUN_SECONDS)
+    going_on = listeners.loyalty[row[draw]] * np.exp(-elapsed * (time[draw] - last_time) / _RUN_SECONDS)
     fresh = np.zeros(len(row), bool)
     fresh[draw] = (last_taste != taste[draw]) | (u[1, draw] >= going_on)
     last = draw[np.flatnonzero(np.diff(row[draw], append=-1))]
     state.draw_time[row[last]], state.draw_taste[row[last]] = time[last], taste[last]
-    return replace(plays, repeat=repeat, fresh=fresh, discovery=fresh & (u[2] < _DISCOVERY))
+    return replace(plays, repeat=repeat, fresh=fresh, discovery=fresh & (u[2] < listeners.discovery[row]))

@@ -16,10 +16,7 @@ from pipelines.synthetic.stateless_random import Stream, keys, normal, uniform
 
 FIRST_ITEM_ID = 100_001
 _FIRST_ARTIST_ID = 501
-_ARTIST_ZIPF = 0.6  # within a genre
-_GENRE_ZIPF = 0.35
-_SONG_TAIL = 0.45  # song popularity within an artist is u^-0.45: a Zipf tail
-_FRESH_DAYS, _FRESH_BOOST = 7, 2.0  # a release is played twice as much in its first week
+_FRESH_DAYS = 7  # a release is played more in its first week
 _OLDEST_DAYS = 6000  # releases before the first day
 
 
@@ -63,9 +60,9 @@ def make_artists(config: SyntheticConfig) -> Artists:
     each = config.artists_per_genre
     u = uniform(keys(config.seed, np.arange(config.artists)), 0, Stream.ARTIST, 2)
     rank = u[0].reshape(GENRES, each).argsort(axis=1).argsort(axis=1)
-    weight = (rank + 1.0) ** -_ARTIST_ZIPF
+    weight = (rank + 1.0) ** -config.artist_zipf
     weight /= weight.sum(axis=1, keepdims=True)
-    genre = (np.arange(GENRES) + 1.0) ** -_GENRE_ZIPF
+    genre = (np.arange(GENRES) + 1.0) ** -config.genre_zipf
     genre /= genre.sum()
     cumulative = (weight * genre[:, None]).ravel().cumsum()
     return Artists(weight.ravel(), u[1], cumulative / cumulative[-1])
@@ -81,7 +78,7 @@ def make_songs(config: SyntheticConfig, artists: Artists, day: int) -> Songs:
     artist[: config.artists] = np.arange(config.artists)
     later = (number - config.songs) // max(config.new_songs_per_day, 1) + 1
     release = np.where(number < config.songs, -1 - (u[2] ** 2 * _OLDEST_DAYS).astype(np.int64), later)
-    weight = u[1] ** -_SONG_TAIL * np.where(day - release < _FRESH_DAYS, _FRESH_BOOST, 1.0)
+    weight = u[1] ** -config.song_tail * np.where(day - release < _FRESH_DAYS, config.fresh_boost, 1.0)
     duration = np.clip(215 + 38 * normal(u[3]), 125, 420) * 1000
     order = np.argsort(artist, kind="stable")
     cumulative = np.concatenate([[0.0], weight[order].cumsum()])

@@ -91,7 +91,7 @@ def industrial_config(
     interactions: the number of plays in 25 days instead of a scale. Raises InputError for an unknown preset or scale.
     """
     if preset not in PRESETS:
-        raise InputError(f"preset {preset!r} is unknown: use one of {', '.join(PRESETS)}")
+        raise InputError(f"preset {preset!r} is unknown: use one of {', '.join(PRESETS)}, or frozen")
     listeners, songs, plays = PRESETS[preset]
     if interactions is not None:
         scale = interactions / plays

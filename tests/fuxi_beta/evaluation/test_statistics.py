@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fuxi_beta.evaluation.statistics import order_agreement, paired_difference
+from fuxi_beta.evaluation.statistics import mean_interval, order_agreement, paired_difference
 
 SEEDS, LISTENERS = 5, 120
 
@@ -44,6 +44,38 @@ def test_the_interval_is_that_of_the_bootstrap_written_as_loops(seeds):
     assert found.mean == pytest.approx(a.mean() - b.mean())
     assert [found.low, found.high] == pytest.approx([low, high], abs=0.08 * (high - low))
     assert found.seeds == (seeds, seeds)
+
+
+def test_the_days_of_a_listener_are_drawn_together_and_the_mean_is_over_days():
+    """Against a loop over draws that repeats every listener's own days, and not against days drawn one by one."""
+    generator = np.random.default_rng(4)
+    cases = generator.integers(1, 8, 40)
+    days = [generator.normal(taste, 0.1, count) for taste, count in zip(generator.normal(0, 1, 40), cases, strict=True)]
+    means = np.array([own.mean() for own in days])[None]
+    found = mean_interval(means, seed=1, draws=6000, cases=cases)
+    drawn = [
+        np.concatenate([days[u] for u in generator.integers(40, size=40)]).mean()  # one listener, all of their days
+        for _ in range(4000)
+    ]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert found.mean == pytest.approx(np.concatenate(days).mean())
+    assert [found.low, found.high] == pytest.approx([low, high], abs=0.08 * (high - low))
+    every_day = np.concatenate(days)
+    alone = mean_interval(every_day[None], seed=1)  # as if every day were another listener's: far too narrow
+    assert alone.high - alone.low < 0.7 * (found.high - found.low)
+
+
+def test_a_known_difference_of_means_over_days_is_found_and_none_is_not():
+    generator = np.random.default_rng(8)
+    taste, cases = generator.normal(0, 1, 400), generator.integers(1, 8, 400)
+    a, b = (taste + generator.normal(0, 0.3, (3, 400)) for _ in range(2))
+    better = paired_difference(a + 0.1, b, seed=1, cases=cases)
+    assert better.detectable and better.low < 0.1 < better.high
+    assert not paired_difference(a, b, seed=1, cases=cases).detectable
+    alike, plain = paired_difference(a, b, seed=1, cases=np.full(400, 3)), paired_difference(a, b, seed=1)
+    assert [alike.mean, alike.low, alike.high] == pytest.approx([plain.mean, plain.low, plain.high])
+    with pytest.raises(ValueError, match="number of cases above 0"):
+        paired_difference(a, b, seed=1, cases=cases - 1)
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():

@@ -241,7 +241,10 @@ def test_the_daily_protocol_measures_new_songs_of_the_last_day(deployment, tmp_p
         *("fuxi-beta-L2-e1-s42-next-day", "sasrec-L2-e1-s42-next-day", "markov-next-day", "recency-next-day")
     }
     run = found["fuxi-beta-L2-e1-s42-next-day"]
-    assert run.protocol == "next_day" and set(run.metrics) == {"all", "new", "light", "heavy"}
+    assert run.protocol == "next_day" and set(run.metrics) == {
+        *("all", "new", "light", "heavy", "gap_day", "gap_week", "gap_longer", "no_play"),
+        *("recent_songs", "untrained_songs"),
+    }
     assert {"hr_30", "ndcg_30", "coverage_30", "mrr"} <= set(run.metrics["all"])
     assert run.dataset.paper == ""
     page = tmp_path / "results.md"

@@ -304,6 +304,9 @@ def test_the_command_line_writes_a_preset(tmp_path: Path) -> None:
     refused = subprocess.run([*command, *flags, "--songs", "9"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert refused.stderr == "fuxi: --songs does not go with --preset, which sets it: leave one of the two out\n"
+    flags = ["--preset", "frozen", "--days", "1", "--first-day", "2026-01-05"]
+    refused = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "--first-day does not go with --preset frozen" in refused.stderr
 
 
 def test_a_killed_run_leaves_no_process_behind(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.schema import CATALOGUE_SCHEMA
-from pipelines.synthetic import GENERATOR_VERSION, SyntheticConfig, generate, read_config
+from pipelines.synthetic import FROZEN, GENERATOR_VERSION, SyntheticConfig, generate, read_config
 from pipelines.synthetic.ceiling import oracle_lists, oracle_probabilities
 from pipelines.synthetic.listeners import FIRST_USER_ID, artist_weights, bot_numbers, make_listeners
 from pipelines.synthetic.log import UNKNOWN_EVENTS
@@ -88,6 +88,62 @@ def test_the_generator_is_frozen(small: Path):
     assert found["plays/ds=2026-01-05/part-00000.parquet"] == "9a861324fa93ed1b"
     assert found["plays/ds=2026-01-10/part-00000.parquet"] == "3469a6e9b11fe651"
     assert found["catalogue/ds=2026-01-07/part-00000.parquet"] == "960b1e45688af05c"
+
+
+def test_the_frozen_setting_is_the_same_for_ever(tmp_path: Path):
+    # It is for the last table alone. If this fails, restore the setting or the generator; do not write a new digest.
+    generate(dataclasses.replace(FROZEN, days=2), str(tmp_path))
+    found = digests(tmp_path)
+    assert found["plays/ds=2025-09-02/part-00000.parquet"] == "c32bc006f50005ef"
+    assert found["catalogue/ds=2025-09-02/part-00000.parquet"] == "18d97537825ea9ca"
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three weeks of a part of the frozen setting's listeners."""
+    out = tmp_path_factory.mktemp("frozen")
+    generate(dataclasses.replace(FROZEN, listeners=600, days=21), str(out))
+    return out
+
+
+def test_the_frozen_setting_is_another_kind_of_listening(month: Path, frozen: Path):
+    """In what a log shows: the share of the most played tenth of songs, runs of one artist, and weekends."""
+    shown = []
+    for out in (month, frozen):
+        plays = clean_plays(out)
+        config = read_config(str(out))
+        artist = make_songs(config, make_artists(config), config.days - 1).artist
+        counts = np.sort(plays.item_id.value_counts().to_numpy())[::-1]
+        of_artist = artist[plays.item_id.to_numpy() - FIRST_ITEM_ID]
+        same = (np.diff(of_artist) == 0) & (np.diff(plays.user_id) == 0) & (np.diff(plays.timestamp) < 600)
+        close = (np.diff(plays.user_id) == 0) & (np.diff(plays.timestamp) < 600)
+        weekend = ((plays.timestamp // DAY + 3) % 7 >= 5).mean() / (2 / 7)
+        shown.append((counts[: len(counts) // 10].sum() / counts.sum(), same.sum() / close.sum(), weekend))
+    (skew, runs, flat), (more_skew, fewer_runs, weekends) = shown
+    assert more_skew > skew + 0.03 and fewer_runs < runs - 0.05
+    assert abs(flat - 1) < 0.08 and weekends > 1.25
+
+
+def test_the_frozen_setting_has_a_ceiling_that_is_one(frozen: Path):
+    """Its probabilities are those of what is then played: in sum over all songs, and by tenths of the best songs."""
+    day = FROZEN.first_day + dt.timedelta(days=20)
+    plays = clean_plays(frozen)
+    start = read_config(str(frozen)).day_start(20)
+    that_day = plays[(plays.timestamp >= start + 8 * 3600) & (plays.timestamp < start + DAY)]
+    users = np.unique(that_day.user_id.to_numpy())[:150]
+    played = {(u, i) for u, i in zip(that_day.user_id, that_day.item_id, strict=True)}
+    expected = found = 0.0
+    for positions, items, probability in oracle_probabilities(str(frozen), day, users, replicates=16):
+        best = np.argsort(-probability, axis=1)[:, :30]
+        expected += np.take_along_axis(probability, best, axis=1).sum()
+        found += sum((users[p], items[b]) in played for p, row in zip(positions, best, strict=True) for b in row)
+    assert found == pytest.approx(expected, rel=0.35) and found > 50
+
+
+@pytest.mark.parametrize("change", [{"weekend": 0.0}, {"loyalty": 1.0}, {"discovery": -0.1}, {"home_hours": -1.0}])
+def test_habits_that_cannot_be_are_refused(change: Any):
+    with pytest.raises(InputError, match=f"synthetic {next(iter(change))} is"):
+        SyntheticConfig(**change)
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_seed_others(small: Path, tmp_path: Path):
