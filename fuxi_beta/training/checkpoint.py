@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fuxi_beta import models
-from fuxi_beta.config import Mode, ModelConfig, TrainConfig
+from fuxi_beta.config import Mode, ModelConfig, TrainConfig, learn_from_before
 from fuxi_beta.data.batches import Batch, cuts_by_tokens, inference_batch
 from fuxi_beta.models.base import SequenceModel, l2_normalise
 from fuxi_beta.models.reasons import Trace, strongest_plays
@@ -268,9 +268,14 @@ def _read_config(file: Path) -> dict[str, Any]:
         | content
         | {  # exports of earlier releases do not name it
             "model": _config(file, "model", ModelConfig, content["model"]),
-            "train": _config(file, "train", TrainConfig, content["train"]),
+            "train": _config(file, "train", TrainConfig, _with_learn_from(content["train"])),
         }
     )
+
+
+def _with_learn_from(train: dict[str, Any]) -> dict[str, Any]:
+    """The section with `learn_from`, which exports of earlier releases lack."""
+    return {"learn_from": learn_from_before(train.get("mode", TrainConfig.mode))} | train
 
 
 def _config(file: Path, section: str, kind: type[Config], content: dict[str, Any]) -> Config:
