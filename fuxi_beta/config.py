@@ -27,12 +27,20 @@ class ModelConfig:
     temporal: TemporalName = "pow"  # the function of elapsed time in FRAB; "zero" switches the channel off
     hidden: int = 100  # width of the recurrent state of gru4rec and narm
     position_margin: int = 11  # positions and relative distances beyond max_history that have weights
+    side: tuple[str, ...] = ()  # columns of the catalogue whose values have vectors, added to the song's own
+    content: str | None = None  # column of the catalogue with a vector a song; a learned map of it is added
 
     def __post_init__(self) -> None:
         _check_choices(self, "model", temporal=TemporalName)
         _check_at_least_one(self, "model", "dim", "layers", "heads", "ffn_multiply", "max_history", "hidden")
         if self.dim % self.heads:
             raise ValueError(f"model.heads is {self.heads}: it must divide model.dim ({self.dim})")
+        columns = [*self.side, *([] if self.content is None else [self.content])]
+        for name in columns:
+            if not name or columns.count(name) > 1:
+                raise ValueError(
+                    f"model.side and model.content have {name!r} {columns.count(name)} times: name it once"
+                )
         if not 0 <= self.dropout <= 0.9999:  # sixteen bits decide a channel
             raise ValueError(f"model.dropout is {self.dropout}: it must be between 0 and 0.9999")
 

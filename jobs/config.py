@@ -26,7 +26,7 @@ RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
 """Keys of earlier releases: refused with the name to write now."""
 _NEWER_SECTIONS = {"serving", "rules"}
 """Sections that run records of earlier releases do not know: they count where they are not the default."""
-_NEWER_KEYS = {"recommend": {"reasons"}}
+_NEWER_KEYS = {"recommend": {"reasons"}, "model": {"side", "content"}}
 """The same for single keys of older sections."""
 _LIST_BOUNDS = {
     "max_empty_share",
@@ -300,6 +300,7 @@ class Config(Section):
             "maintain": True,
             **dict.fromkeys(_NEWER_SECTIONS, True),
             "logs": {"path", "catalogue", "max_rejected_share"},
+            **_NEWER_KEYS,
             "recommend": _LIST_BOUNDS | _NEWER_KEYS["recommend"],
         }
         content = self.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]
