@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,6 +24,7 @@ from fuxi_beta.models.base import SequenceModel, l2_normalise
 from fuxi_beta.models.reasons import Trace, strongest_plays
 from fuxi_beta.ops import TopKSearch
 from fuxi_beta.recommender import Candidates, Pairs, Queries, Reasons, Recommender, pairs_of_rows
+from pipelines import storage
 from pipelines.calendar import REQUEST_HOUR, Calendar
 from pipelines.errors import InputError
 from pipelines.histories.histories import Histories
@@ -218,7 +217,7 @@ def save_export(
     if train_state is not None:
         save_file(_plain(train_state), path / TRAIN_STATE_FILE)
     if side_vocabulary is not None:
-        pq.write_table(side_vocabulary.pairs, path / SIDE_VOCABULARY_FILE)
+        storage.write_table(str(path.absolute() / SIDE_VOCABULARY_FILE), side_vocabulary.pairs)
     content = {
         "format": EXPORT_FORMAT,
         "model": dataclasses.asdict(trained.model_config),
@@ -264,14 +263,12 @@ def load_train_state(folder: str) -> dict[str, Tensor]:
 
 
 def load_side_vocabulary(folder: str) -> SideVocabulary | None:
-    """What the rows of the side table of an export stand for; None for a model without side information."""
-    file = Path(folder) / SIDE_VOCABULARY_FILE
-    if not file.exists():
-        return None
-    try:
-        return SideVocabulary(pq.read_table(file))
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} cannot be read as Parquet ({error}): export the model again") from None
+    """What the rows of the side table of an export stand for; None for a model without side information.
+
+    folder: a local folder or a URI. Raises InputError if the file cannot be read.
+    """
+    uri = storage.join(folder, SIDE_VOCABULARY_FILE)
+    return SideVocabulary(storage.read_table(uri)) if storage.exists(uri) else None
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -176,6 +176,28 @@ class Trainer:
         with _no_single_process_warning():
             dcp.load(self.state(), checkpoint_id=folder, no_dist=not dist.is_initialized())
 
+    def warm_start_from(self, parent: TrainedModel, state: Mapping[str, Tensor]) -> None:
+        """`warm_start` from an export and what `trained_model` gave beside it.
+
+        Side information goes on by its rows if all that the parent took is taken still; else from the parent's vectors,
+        which are then the songs' own rows, with side information that begins at zero.
+        """
+        tensors = {MODEL + name: tensor for name, tensor in parent.model.state_dict().items()}
+        tensors |= {ITEM_WEIGHT: parent.item_vectors, **state}
+        if not self._takes_over(parent.model_config, state):
+            known = parent.item_vectors.any(dim=1, keepdim=True)  # a zero vector would have no direction to learn from
+            tensors[ITEM_WEIGHT] = torch.where(known, parent.item_vectors, tensors[ITEM_WEIGHT])
+            for name in [name for name in tensors if name.startswith((ITEMS + SIDE, ITEMS + CONTENT))]:
+                del tensors[name]
+        self.warm_start(tensors, known_rows=parent.vocabulary_size + 1)
+
+    def _takes_over(self, parent: ModelConfig, state: Mapping[str, Tensor]) -> bool:
+        """Whether the side information of another training has its place in this one."""
+        config, own = self.model.config, self.state()
+        content = f"{ITEMS}{CONTENT}weight"
+        same_map = content not in state or (content in own and state[content].shape == own[content].shape)
+        return set(parent.side) <= set(config.side) and parent.content in (None, config.content) and same_map
+
     @torch.no_grad()
     def warm_start(self, tensors: Mapping[str, Tensor], *, known_rows: int) -> None:
         """Initialise from another training's tensors, named as in `state`.

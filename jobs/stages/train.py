@@ -18,6 +18,7 @@ from jobs.runtime.console import log
 from jobs.training.position import CheckpointPosition
 from jobs.training.ray import fit
 from jobs.training.resume import recover
+from jobs.training.side import side_of
 from jobs.training.worker import LoopConfig
 from pipelines import storage
 from pipelines.errors import InputError
@@ -43,11 +44,11 @@ def run(day: Day) -> StageResult:
             raise InputError(
                 f"{manifest.folder}: no listener has a play to learn from before the training cut: add logs"
             )
-        curves = _export(day, loop, checkpoint, scratch, parent=parent)
+        exported = _export(day, loop, checkpoint, scratch, parent=parent)
         export = day.path(f"export-{day.record.run_id}")
         storage.delete_folder(export)
         storage.upload_folder(scratch, export)
-    result = _result(loop, position, parent) | {"export": export, "temporal": curves}
+    result: StageResult = {**_result(loop, position, parent), **exported, "export": export}
     mlflow_run_id = versions.log_training(
         day, result["parameters"], position.curve, run_key=name, metrics={"events_per_s": result["events_per_s"]}
     )
@@ -61,14 +62,16 @@ def run(day: Day) -> StageResult:
 
 
 def _loop_config(day: Day, manifest: Manifest, parent: str, *, resume: str = "") -> LoopConfig:
-    from fuxi_beta.data.candidates import candidate_songs
+    from fuxi_beta.data.candidates import candidate_songs, played_songs
+    from fuxi_beta.training.checkpoint import load_side_vocabulary
     from fuxi_beta.training.item_table import capacity_rows
 
     config, train = day.config, day.config.train
     data_end = manifest.data_end
     if train.protocol == "next_day":
         data_end = day.calendar.day_start(day.ds - dt.timedelta(days=1))
-    candidates = candidate_songs(manifest, train=train, data_end=data_end)
+    played = played_songs(manifest, train=train, before=data_end)
+    candidates = candidate_songs(manifest, train=train, data_end=data_end, played=played)
     if np.count_nonzero(candidates) < 2:
         raise InputError(
             f"{manifest.folder}: {np.count_nonzero(candidates)} songs have train.min_listeners ({train.min_listeners}) "
@@ -89,6 +92,13 @@ def _loop_config(day: Day, manifest: Manifest, parent: str, *, resume: str = "")
         threads=config.cluster.train_cpus_per_worker,
         deterministic=config.deterministic,
         kernels=config.cluster.kernels,
+        information=side_of(
+            day,
+            candidates=candidates,
+            played=played,
+            cut=data_end,
+            parent=load_side_vocabulary(parent) if parent else None,
+        ),
     )
 
 
@@ -105,7 +115,8 @@ def _parent(day: Day, manifest: Manifest) -> tuple[str | None, str]:
         return None, ""
     folder = versions.download_model(day, version)
     parent = load_export(folder)
-    wanted = dataclasses.replace(day.config.model, dropout=parent.model_config.dropout)
+    shape = parent.model_config
+    wanted = dataclasses.replace(day.config.model, dropout=shape.dropout, side=shape.side, content=shape.content)
     if parent.model_config != wanted or parent.vocabulary_size > manifest.vocabulary_size:
         reason = "another model shape" if parent.model_config != wanted else "a larger vocabulary"
         log("cold start", reason=f"model version {version} has {reason}")
@@ -117,12 +128,16 @@ def _parent(day: Day, manifest: Manifest) -> tuple[str | None, str]:
     return version, shared
 
 
-def _export(day: Day, loop: LoopConfig, checkpoint: str, folder: str, *, parent: str | None) -> list[dict[str, float]]:
-    """Write the export of a finished run to a local folder; returns the learned temporal curve of each layer."""
+def _export(day: Day, loop: LoopConfig, checkpoint: str, folder: str, *, parent: str | None) -> StageResult:
+    """Write the export of a finished run to a local folder; returns its candidates and its learned temporal curves."""
     from fuxi_beta.training.checkpoint import save_export
     from fuxi_beta.training.trainer import trained_model
 
-    trained, state = trained_model(checkpoint, model=loop.model, train=loop.train, candidates=loop.candidates)
+    information = loop.information
+    trained, state = trained_model(
+        checkpoint, model=loop.model, train=loop.train, candidates=loop.candidates, information=information
+    )
+    trained = trained.as_of(day.calendar.request_time(day.ds))
     trained = dataclasses.replace(
         trained,
         ds=str(day.ds),
@@ -135,9 +150,11 @@ def _export(day: Day, loop: LoopConfig, checkpoint: str, folder: str, *, parent:
             "warm_started_from": parent,
         },
     )
-    save_export(folder, trained, train_state=state)
+    vocabulary = information.vocabulary if information else None
+    save_export(folder, trained, train_state=state, side_vocabulary=vocabulary)
     curves = trained.model.temporal_curves()
-    return [{"layer": layer, "a": a, "b": b} for layer, (a, b) in enumerate(curves, start=1)]
+    layers = [{"layer": layer, "a": a, "b": b} for layer, (a, b) in enumerate(curves, start=1)]
+    return {"candidates": int(trained.candidates.sum()), "temporal": layers}
 
 
 def _result(loop: LoopConfig, position: CheckpointPosition, parent: str | None) -> StageResult:
@@ -153,7 +170,6 @@ def _result(loop: LoopConfig, position: CheckpointPosition, parent: str | None) 
         "loss_curve": position.curve,
         "final_loss": position.epoch_losses[-1],  # mean over all positions of the last epoch
         "warm_started_from": parent,
-        "candidates": int(np.count_nonzero(loop.candidates)),
         "parameters": {
             **{f"model.{key}": value for key, value in dataclasses.asdict(loop.model).items()},
             **{f"train.{key}": value for key, value in dataclasses.asdict(loop.train).items()},
