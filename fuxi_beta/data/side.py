@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from safetensors.numpy import load, save
 
 from fuxi_beta.config import ModelConfig
+from pipelines import storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.histories.histories import offsets_of
@@ -23,6 +25,7 @@ from pipelines.schema import AVAILABLE_FROM, ITEM_ID, RELEASE_DATE
 
 COLUMN, VALUE = "column", "value"
 _ROWS = pa.schema([pa.field(COLUMN, pa.string(), nullable=False), pa.field(VALUE, pa.string())])
+_ARRAYS = ("offsets", "rows", "weights", "content")
 LONG_AGO, NEVER = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 
@@ -85,6 +88,17 @@ class SongSide:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def write(self, uri: str) -> None:
+        """Write it as one file, for the workers of a training: it may be too large to send to each."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
+        storage.write_bytes(uri, save(arrays | {"size": np.array([self.size])}))
+
+    @staticmethod
+    def read(uri: str) -> "SongSide":
+        """What `write` wrote."""
+        arrays = load(storage.read_bytes(uri))
+        return SongSide(**{name: arrays.get(name) for name in _ARRAYS}, size=int(arrays["size"][0]))  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True, eq=False)
 class SideInformation:
@@ -94,6 +108,19 @@ class SideInformation:
     vocabulary: SideVocabulary
     own: np.ndarray  # bool [V], songs whose own row counts in an export; the others are what is known of them
     listed_from: np.ndarray  # int64 [V], Unix second from which a song may be listed; NEVER for no candidate
+
+
+@dataclass(frozen=True, eq=False)
+class KnownSongs:
+    """What a training knows of songs at its start."""
+
+    candidates: np.ndarray  # bool [V], that negatives are drawn from
+    information: SideInformation | None = None  # None for a model that takes none
+
+    @property
+    def side(self) -> SongSide | None:
+        """What the song table needs of it."""
+        return self.information.side if self.information else None
 
 
 def align(catalogue: pa.Table, item_ids: pa.Array | pa.ChunkedArray) -> pa.Table:

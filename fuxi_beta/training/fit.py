@@ -18,7 +18,7 @@ from fuxi_beta import models
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data.candidates import candidate_songs, played_songs
 from fuxi_beta.data.reader import TrainingBatches, prefetched
-from fuxi_beta.data.side import SideInformation, side_information, takes_side
+from fuxi_beta.data.side import KnownSongs, SongSide, side_information, takes_side
 from fuxi_beta.data.transfer import pinned
 from fuxi_beta.training.checkpoint import TrainedModel
 from fuxi_beta.training.item_table import PlainItemTable, capacity_rows
@@ -64,7 +64,7 @@ def fit(
     """
     data_end = manifest.data_end if data_end is None else data_end
     songs = known_songs(manifest, catalogue, model=model, train=train, data_end=data_end)
-    trainer = new_trainer(manifest, songs.candidates, model=model, train=train, device=device, side=songs.information)
+    trainer = new_trainer(manifest, songs.candidates, model=model, train=train, device=device, side=songs.side)
     batches = all_batches(manifest, model=model, train=train, data_end=data_end)
     losses, seconds, qualities, best = [], [], [], None
     for epoch in range(train.epochs):
@@ -84,20 +84,12 @@ def fit(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class KnownSongs:
-    """What a training knows of songs at its start."""
-
-    candidates: np.ndarray  # bool [vocabulary + 1], that negatives are drawn from
-    information: SideInformation | None
-
-
 def known_songs(
     manifest: Manifest, catalogue: pa.Table | None, *, model: ModelConfig, train: TrainConfig, data_end: int
 ) -> KnownSongs:
     """The candidates of a training, and its side information if the model takes any. Arguments as for `fit`."""
     if not takes_side(model):
-        return KnownSongs(candidate_songs(manifest, train=train, data_end=data_end), None)
+        return KnownSongs(candidate_songs(manifest, train=train, data_end=data_end))
     played = played_songs(manifest, train=train, before=data_end)
     candidates = candidate_songs(manifest, train=train, data_end=data_end, played=played)
     calendar = Calendar(manifest.timezone)
@@ -114,14 +106,14 @@ def new_trainer(
     model: ModelConfig,
     train: TrainConfig,
     device: torch.device | str = "cpu",
-    side: SideInformation | None = None,
+    side: SongSide | None = None,
 ) -> Trainer:
     """A network and its item table at the start, from `train.seed`. candidates: bool [vocabulary + 1]."""
     torch.manual_seed(train.seed)
     rows = capacity_rows(manifest.vocabulary_size, train.capacity_margin)
     return Trainer(
         models.build(model),
-        song_table(rows, model.dim, train=train, side=side.side if side else None, device=device, kind=PlainItemTable),
+        song_table(rows, model.dim, train=train, side=side, device=device, kind=PlainItemTable),
         train=train,
         candidates=torch.from_numpy(candidates.nonzero()[0]),
         device=device,

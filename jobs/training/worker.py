@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
-from fuxi_beta.data.side import SideInformation
+from fuxi_beta.data.side import SongSide
 from jobs.training.position import CheckpointPosition
 from pipelines import storage
 from pipelines.histories.shards import Manifest
@@ -50,7 +50,7 @@ class LoopConfig:
     threads: int
     deterministic: bool
     kernels: Kernels = "auto"
-    information: SideInformation | None = None
+    side: str = ""  # URI of side information, as `SongSide.write` wrote it; empty without any
 
 
 class ProgressFile:
@@ -162,7 +162,7 @@ def _new_trainer(loop: LoopConfig, device: "torch.device") -> "Trainer":
     from fuxi_beta.training.song_table import song_table
     from fuxi_beta.training.trainer import Trainer
 
-    side = loop.information.side if loop.information else None
+    side = SongSide.read(loop.side) if loop.side else None
     return Trainer(
         models.build(loop.model),
         song_table(loop.rows, loop.model.dim, train=loop.train, side=side, device=device),

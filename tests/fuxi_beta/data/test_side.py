@@ -1,13 +1,23 @@
 """Side information laid out by item index, against loops over songs and hand-worked examples."""
 
 import datetime as dt
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.data.side import LONG_AGO, NEVER, SideInformation, SideVocabulary, align, appearance, side_information
+from fuxi_beta.data.side import (
+    LONG_AGO,
+    NEVER,
+    SideInformation,
+    SideVocabulary,
+    SongSide,
+    align,
+    appearance,
+    side_information,
+)
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 
@@ -186,6 +196,18 @@ def test_a_catalogue_that_cannot_be_used_is_refused_in_one_line(values: dict, me
     with pytest.raises(InputError, match=message) as refused:
         information(**({"catalogue": catalogue} | values))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [None, "vector"])
+def test_what_is_written_for_workers_is_read_back(tmp_path: Path, content: str | None) -> None:
+    side = information(content=content).side
+    side.write(str(tmp_path / "side.safetensors"))
+    again = SongSide.read(str(tmp_path / "side.safetensors"))
+    for name in ("offsets", "rows", "weights", "content"):
+        ours, theirs = getattr(side, name), getattr(again, name)
+        assert (ours is None) == (theirs is None)
+        assert ours is None or (np.array_equal(ours, theirs) and ours.dtype == theirs.dtype)
+    assert again.size == side.size and len(again) == SONGS + 1
 
 
 def test_a_model_without_columns_takes_no_side_information() -> None:
