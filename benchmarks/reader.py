@@ -1,6 +1,7 @@
 """From shards to batches: `python -m benchmarks.reader [--quick]`.
 
-Events a second of `TrainingBatches` that the network reads, shards on the local disk, in both modes:
+Events a second of `TrainingBatches` that the network reads, shards on the local disk, learning from all plays and from
+first listens:
 
 - short histories (8 events on average) in batches of 4,096, and histories of 120 events in batches of 128;
 - the shape of a large service: 53 events on average with a heavy tail (log-normal, cut at 2,000), a fifth of them
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -30,7 +32,7 @@ import torch
 from benchmarks.lib.industrial_shards import write_buckets
 from benchmarks.lib.random_histories import NOW, SONGS, histories_of
 from benchmarks.lib.timing import Row, report
-from fuxi_beta.config import ModelConfig, TrainConfig
+from fuxi_beta.config import LearnFrom, ModelConfig, TrainConfig
 from fuxi_beta.data.reader import TrainingBatches, prefetched
 from pipelines import schema
 from pipelines.histories.shards import Manifest
@@ -127,7 +129,7 @@ def measure(folder: Path, manifest: Manifest, shape: Shape, train: TrainConfig, 
             if number:
                 rates[cores].append((listeners / seconds, events / seconds))
     size = f"{train.batch_tokens:,} events" if train.batch_tokens else f"{train.batch_size:,}"
-    case = f"{shape.events} events, batches of {size}, mode {train.mode}"
+    case = f"{shape.events} events, batches of {size}, learning from {train.learn_from}"
     return [
         Row(
             f"{case}, 2 cores" if cores > 1 else case,
@@ -157,8 +159,8 @@ def main() -> None:
             buckets = histories_of(shape.listeners // scale, shape.events, heavy_tail=shape.heavy_tail)
             manifest = write_buckets(folder, buckets, songs=SONGS, data_end=NOW, row_group_events=1_000_000)
             for batches in shape.batches:
-                for mode in ("all", "exclusive"):
-                    rows += measure(folder, manifest, shape, replace(batches, mode=mode), rounds)
+                for learn_from in get_args(LearnFrom):
+                    rows += measure(folder, manifest, shape, replace(batches, learn_from=learn_from), rounds)
     report("reader", rows, ours="ours", baseline="listener by listener")
 
 

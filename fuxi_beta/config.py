@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Mode = Literal["exclusive", "all"]
+LearnFrom = Literal["plays", "first_listens"]
 Protocol = Literal["next_day", "leave_one_out"]
 Precision = Literal["fp32", "bf16"]
 Kernels = Literal["auto", "reference", "cpu", "triton"]
@@ -26,12 +27,20 @@ class ModelConfig:
     temporal: TemporalName = "pow"  # the function of elapsed time in FRAB; "zero" switches the channel off
     hidden: int = 100  # width of the recurrent state of gru4rec and narm
     position_margin: int = 11  # positions and relative distances beyond max_history that have weights
+    side: tuple[str, ...] = ()  # columns of the catalogue whose values have vectors, added to the song's own
+    content: str | None = None  # column of the catalogue with a vector a song; a learned map of it is added
 
     def __post_init__(self) -> None:
         _check_choices(self, "model", temporal=TemporalName)
         _check_at_least_one(self, "model", "dim", "layers", "heads", "ffn_multiply", "max_history", "hidden")
         if self.dim % self.heads:
             raise ValueError(f"model.heads is {self.heads}: it must divide model.dim ({self.dim})")
+        columns = [*self.side, *([] if self.content is None else [self.content])]
+        for name in columns:
+            if not name or columns.count(name) > 1:
+                raise ValueError(
+                    f"model.side and model.content have {name!r} {columns.count(name)} times: name it once"
+                )
         if not 0 <= self.dropout <= 0.9999:  # sixteen bits decide a channel
             raise ValueError(f"model.dropout is {self.dropout}: it must be between 0 and 0.9999")
 
@@ -43,7 +52,8 @@ class TrainConfig:
     protocol: Protocol = "next_day"  # which targets are held out, and what t_{i+1} is at a day's end
     held_out: int = 1  # leave_one_out: newest plays kept from training: 0, 1, or 2 to validate on one of them
     request_time: RequestTime = "true"  # leave_one_out: t_{i+1}, as it was, := t_i, or the next request hour
-    mode: Mode = "exclusive"  # targets and candidates are first listens only, or all plays
+    mode: Mode = "exclusive"  # what is listed and evaluated: songs that a listener never heard, or all
+    learn_from: LearnFrom = "plays"  # targets: every play, or the first listen of each song only
     min_completion: int = 30  # percent played below which an event is a skip: neither context nor target
     epochs: int = 5
     warm_start_epochs: int = 2  # epochs when weights come from the previous champion
@@ -67,7 +77,7 @@ class TrainConfig:
     compile: bool = False  # MFFN by torch.compile instead of C++ kernels: for GPUs, and CPUs without kernels
 
     def __post_init__(self) -> None:
-        _check_choices(self, "train", precision=Precision, request_time=RequestTime)
+        _check_choices(self, "train", precision=Precision, request_time=RequestTime, mode=Mode, learn_from=LearnFrom)
         if self.held_out not in {0, 1, 2}:
             raise ValueError(
                 f"train.held_out is {self.held_out}: it must be 0, 1, or 2 to validate on the second-newest"
@@ -92,6 +102,11 @@ class EvaluateConfig:
     popularity_days: int = 28  # window of the popularity baseline and of the fallback list
     popularity_daily_cap: int = 200  # songs of one listener that count on one day; limits bots
     batch_size: int = field(default=256)
+
+
+def learn_from_before(mode: Mode) -> LearnFrom:
+    """What a training learned from in releases without `train.learn_from`, where `train.mode` decided it, too."""
+    return "first_listens" if mode == "exclusive" else "plays"
 
 
 def _check_choices(config: object, section: str, **literals: object) -> None:

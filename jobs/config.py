@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fuxi_beta.config import EvaluateConfig, Kernels, ModelConfig, TrainConfig
+from fuxi_beta.config import EvaluateConfig, Kernels, ModelConfig, TrainConfig, learn_from_before
 from pipelines import storage
 from pipelines.calendar import REQUEST_HOUR
 from pipelines.errors import InputError
@@ -26,7 +26,7 @@ RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
 """Keys of earlier releases: refused with the name to write now."""
 _NEWER_SECTIONS = {"serving", "rules"}
 """Sections that run records of earlier releases do not know: they count where they are not the default."""
-_NEWER_KEYS = {"recommend": {"reasons"}}
+_NEWER_KEYS = {"recommend": {"reasons"}, "model": {"side", "content"}}
 """The same for single keys of older sections."""
 _LIST_BOUNDS = {
     "max_empty_share",
@@ -171,7 +171,7 @@ class RulesConfig(Section):
     """Which songs may stand in a list: docs/lists.md has an example of each."""
 
     heard_days: Annotated[int, Field(ge=0)] | Literal["ever", "auto"] = Field(
-        "auto", description="no song heard in so many days; auto: ever where the model learns first listens, else 0"
+        "auto", description="no song heard in so many days; auto: ever where train.mode is exclusive, else 0"
     )
     listed_days: int = Field(7, ge=0, le=60, description="no song of the listener's lists of so many days before")
     one_version: bool | Literal["auto"] = Field(
@@ -300,9 +300,12 @@ class Config(Section):
             "maintain": True,
             **dict.fromkeys(_NEWER_SECTIONS, True),
             "logs": {"path", "catalogue", "max_rejected_share"},
+            **_NEWER_KEYS,
             "recommend": _LIST_BOUNDS | _NEWER_KEYS["recommend"],
         }
         content = self.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]
+        if self.train.learn_from == learn_from_before(self.train.mode):
+            del content["train"]["learn_from"]  # an earlier release did the same without having the key
         for old, new in RENAMED.items():
             (old_section, old_key), (section, key) = old.split("."), new.split(".")
             if key in content.get(section, {}):

@@ -168,7 +168,7 @@ class Samples:
     target: np.ndarray  # int32 [T]
     sample: np.ndarray  # int64 [B]
     seen_offsets: np.ndarray  # int64 [B + 1]
-    seen_items: np.ndarray  # int32; empty in mode "all", which does not use them
+    seen_items: np.ndarray  # int32; empty where all plays are learned from, which does not use them
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -222,8 +222,8 @@ def training_samples(
 ) -> Samples:
     """Contexts with the next play as target at every position that is trained on.
 
-    Tokens are the newest N plays that have a next play before `data_end`. In mode `exclusive` a target is a first
-    listen: a song in no earlier event of the listener, skipped ones included, nor in `heard_before`; only this mode's
+    Tokens are the newest N plays that have a next play before `data_end`. Learning from `first_listens` a target is a
+    first listen: a song in no earlier event of the listener, skipped ones included, nor in `heard_before`; only such
     samples have the songs seen. Under `leave_one_out` each listener's newest `held_out` plays, and all events after
     them, are removed first. sample: int64 [B]. rows: the listeners to make samples of, in that order; all unless given.
     """
@@ -241,7 +241,7 @@ def training_samples(
     tokens += 1
     target = plays.item_index[tokens]
     seen_offsets, seen_items = np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32)
-    if train.mode == "exclusive":
+    if train.learn_from == "first_listens":
         (all_offsets, all_items), first_listen = _seen_songs(histories)
         target *= first_listen[np.flatnonzero(counts)][tokens]
         seen_offsets, songs = gather(all_offsets, rows)

@@ -11,7 +11,12 @@ _COLUMNS = [schema.ITEM_INDEX, schema.TIMESTAMP, schema.COMPLETION]
 
 
 def candidate_songs(
-    manifest: Manifest, *, train: TrainConfig, data_end: int, counted_before: int | None = None
+    manifest: Manifest,
+    *,
+    train: TrainConfig,
+    data_end: int,
+    counted_before: int | None = None,
+    played: np.ndarray | None = None,
 ) -> np.ndarray:
     """bool [V + 1]: songs played before `data_end` (Unix seconds) that at least `min_listeners` have heard.
 
@@ -19,7 +24,8 @@ def candidate_songs(
     shards. By default all of the shards count, those after `data_end` too.
 
     A song nobody played before training's end has no trained vector, however popular it became since. Under
-    `leave_one_out` every song of the catalogue is a candidate (the protocol ranks all of it).
+    `leave_one_out` every song of the catalogue is a candidate (the protocol ranks all of it). played: what
+    `played_songs` found, if that is known already.
     """
     eligible = np.zeros(manifest.vocabulary_size + 1, bool)
     if train.protocol == "leave_one_out":
@@ -28,7 +34,7 @@ def candidate_songs(
     counts = read_item_counts(manifest) if counted_before is None else _listeners(manifest, before=counted_before)
     eligible[: len(counts)] = (counts >= train.min_listeners)[: len(eligible)]
     eligible[schema.PADDING_INDEX] = False
-    return eligible & _played(manifest, train=train, before=data_end)
+    return eligible & (played_songs(manifest, train=train, before=data_end) if played is None else played)
 
 
 def _listeners(manifest: Manifest, *, before: int) -> np.ndarray:
@@ -40,8 +46,8 @@ def _listeners(manifest: Manifest, *, before: int) -> np.ndarray:
     return counts
 
 
-def _played(manifest: Manifest, *, train: TrainConfig, before: int) -> np.ndarray:
-    """bool [V + 1]: songs with an event that is no skip, among those the shards keep."""
+def played_songs(manifest: Manifest, *, train: TrainConfig, before: int) -> np.ndarray:
+    """bool [V + 1]: songs with an event before a Unix second that is no skip, among those the shards keep."""
     played = np.zeros(manifest.vocabulary_size + 1, bool)
     for file, group, _ in manifest.row_groups():
         table = manifest.read(file, group, _COLUMNS)

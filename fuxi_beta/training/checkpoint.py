@@ -17,19 +17,22 @@ from torch import Tensor
 from typing_extensions import override
 
 from fuxi_beta import models
-from fuxi_beta.config import Mode, ModelConfig, TrainConfig
+from fuxi_beta.config import Mode, ModelConfig, TrainConfig, learn_from_before
 from fuxi_beta.data.batches import Batch, cuts_by_tokens, inference_batch
+from fuxi_beta.data.side import SideVocabulary
 from fuxi_beta.models.base import SequenceModel, l2_normalise
 from fuxi_beta.models.reasons import Trace, strongest_plays
 from fuxi_beta.ops import TopKSearch
 from fuxi_beta.recommender import Candidates, Pairs, Queries, Reasons, Recommender, pairs_of_rows
+from pipelines import storage
 from pipelines.calendar import REQUEST_HOUR, Calendar
 from pipelines.errors import InputError
 from pipelines.histories.histories import Histories
 
 EXPORT_FORMAT = 1
 CONFIG_FILE, MODEL_FILE, TRAIN_STATE_FILE = "config.json", "model.safetensors", "train_state.safetensors"
-_NETWORK = "network."
+SIDE_VOCABULARY_FILE = "side_vocabulary.parquet"
+_NETWORK, _LISTED_FROM = "network.", "listed_from"
 CACHED_NUMBERS = 1 << 18
 """Tokens times their width that are encoded at once on a CPU: what a layer hands to the next stays in the cache."""
 
@@ -50,6 +53,7 @@ class TrainedModel(Recommender):
     data_end: int  # Unix second; every target it learned from is before
     metadata: dict[str, Any] = field(default_factory=dict)
     request_hour: int = REQUEST_HOUR  # hour of the day for which it learned to make lists
+    listed_from: Tensor | None = None  # int64 [V], Unix second from which each song may be listed, by side information
 
     def __post_init__(self) -> None:
         rows, dim = self.item_vectors.shape
@@ -65,6 +69,15 @@ class TrainedModel(Recommender):
         """What it was trained for."""
         return self.train_config.mode
 
+    def as_of(self, time: int) -> "TrainedModel":
+        """The same model with the candidates of a time (Unix seconds): new songs are some from when they appear.
+
+        Without side information a model's candidates are always the same.
+        """
+        if self.listed_from is None:
+            return self
+        return dataclasses.replace(self, candidates=self.listed_from <= time)
+
     def to(self, device: torch.device | str) -> "TrainedModel":
         """The same model with its numbers on a device, where it then makes its lists; its network is moved, not copied.
 
@@ -75,6 +88,7 @@ class TrainedModel(Recommender):
             model=self.model.to(device),
             item_vectors=self.item_vectors.to(device),
             candidates=self.candidates.to(device),
+            listed_from=None if self.listed_from is None else self.listed_from.to(device),
         )
 
     def calendar(self, timezone: str) -> Calendar:
@@ -185,19 +199,29 @@ class EncodedBatch(Queries):
         return Reasons(*(torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
 
 
-def save_export(folder: str, trained: TrainedModel, *, train_state: dict[str, Tensor] | None = None) -> None:
+def save_export(
+    folder: str,
+    trained: TrainedModel,
+    *,
+    train_state: dict[str, Tensor] | None = None,
+    side_vocabulary: SideVocabulary | None = None,
+) -> None:
     """Write an export to a local folder, which is created.
 
-    train_state: named tensors a warm start needs (optimizer state); kept in a file of its own, since serving
-    does not read it.
+    train_state: named tensors a warm start needs (optimizer state). side_vocabulary: what the rows of the table of side
+    information stand for. Both are kept in files of their own, since serving does not read them.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     tensors = {_NETWORK + name: tensor for name, tensor in trained.model.state_dict().items()}
     tensors |= {"item_vectors": trained.item_vectors, "candidates": trained.candidates}
+    if trained.listed_from is not None:
+        tensors[_LISTED_FROM] = trained.listed_from
     save_file(_plain(tensors), path / MODEL_FILE)
     if train_state is not None:
         save_file(_plain(train_state), path / TRAIN_STATE_FILE)
+    if side_vocabulary is not None:
+        storage.write_table(str(path.absolute() / SIDE_VOCABULARY_FILE), side_vocabulary.pairs)
     content = {
         "format": EXPORT_FORMAT,
         "model": dataclasses.asdict(trained.model_config),
@@ -220,6 +244,7 @@ def load_export(folder: str) -> TrainedModel:
     model = _network(file, model_config)
     wanted = {_NETWORK + name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     wanted |= {"item_vectors": (None, model_config.dim), "candidates": (None,)}
+    wanted |= {_LISTED_FROM: (None,)} if _LISTED_FROM in tensors else {}
     _check_tensors(file, tensors, wanted)
     model.load_state_dict({name: tensors[_NETWORK + name] for name in model.state_dict()})
     try:
@@ -229,6 +254,7 @@ def load_export(folder: str) -> TrainedModel:
             train_config=train_config,
             item_vectors=tensors["item_vectors"],
             candidates=tensors["candidates"],
+            listed_from=tensors.get(_LISTED_FROM),
             **{key: content[key] for key in ("vocabulary_size", "ds", "data_end", "metadata", "request_hour")},
         )
     except ValueError as error:
@@ -238,6 +264,15 @@ def load_export(folder: str) -> TrainedModel:
 def load_train_state(folder: str) -> dict[str, Tensor]:
     """The named tensors saved for a warm start. InputError if the export has none or the file is damaged."""
     return _read_tensors(Path(folder) / TRAIN_STATE_FILE)
+
+
+def load_side_vocabulary(folder: str) -> SideVocabulary | None:
+    """What the rows of the side table of an export stand for; None for a model without side information.
+
+    folder: a local folder or a URI. Raises InputError if the file cannot be read.
+    """
+    uri = storage.join(folder, SIDE_VOCABULARY_FILE)
+    return SideVocabulary(storage.read_table(uri)) if storage.exists(uri) else None
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -272,9 +307,14 @@ def _read_config(file: Path) -> dict[str, Any]:
         | content
         | {  # exports of earlier releases do not name it
             "model": _config(file, "model", ModelConfig, content["model"]),
-            "train": _config(file, "train", TrainConfig, content["train"]),
+            "train": _config(file, "train", TrainConfig, _with_learn_from(content["train"])),
         }
     )
+
+
+def _with_learn_from(train: dict[str, Any]) -> dict[str, Any]:
+    """The section with `learn_from`, which exports of earlier releases lack."""
+    return {"learn_from": learn_from_before(train.get("mode", TrainConfig.mode))} | train
 
 
 def _config(file: Path, section: str, kind: type[Config], content: dict[str, Any]) -> Config:

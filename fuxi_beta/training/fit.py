@@ -7,20 +7,24 @@ steps.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from fuxi_beta import models
 from fuxi_beta.config import ModelConfig, TrainConfig
-from fuxi_beta.data.candidates import candidate_songs
+from fuxi_beta.data.candidates import candidate_songs, played_songs
 from fuxi_beta.data.reader import TrainingBatches, prefetched
+from fuxi_beta.data.side import KnownSongs, SongSide, side_information, takes_side
 from fuxi_beta.data.transfer import pinned
 from fuxi_beta.training.checkpoint import TrainedModel
 from fuxi_beta.training.item_table import PlainItemTable, capacity_rows
-from fuxi_beta.training.trainer import Trainer
+from fuxi_beta.training.song_table import song_table
+from fuxi_beta.training.trainer import Trainer, assembled
+from pipelines.calendar import Calendar
 from pipelines.histories.shards import Manifest
 
 Quality = Callable[[TrainedModel], float]
@@ -44,19 +48,23 @@ def fit(
     model: ModelConfig,
     train: TrainConfig,
     data_end: int | None = None,
+    catalogue: pa.Table | None = None,
     device: torch.device | str = "cpu",
     quality: Quality | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Fitted:
     """Train `train.epochs` epochs from `train.seed`. Same arguments, same result.
 
-    data_end: Unix second before which every target is, by default all of the shards. quality: measured after every
-    epoch; the weights of the best one are returned (validation), else the last ones.
-    on_step: called with (steps done, steps in all). Raises DivergedError if the loss is not finite.
+    data_end: Unix second before which every target is, by default all of the shards. catalogue: where `model.side` and
+    `model.content` are columns of, a row a song in the order of item indices (`fuxi_beta.data.side.align`); songs that
+    are released from `data_end` on are no candidates until `TrainedModel.as_of` a later time.
+    quality: measured after every epoch; the weights of the best one are returned (validation), else the last ones.
+    on_step: called with (steps done, steps in all). Raises DivergedError if the loss is not finite, InputError for a
+    catalogue without a column that is asked for.
     """
     data_end = manifest.data_end if data_end is None else data_end
-    candidates = candidate_songs(manifest, train=train, data_end=data_end, counted_before=data_end)
-    trainer = new_trainer(manifest, candidates, model=model, train=train, device=device)
+    songs = known_songs(manifest, catalogue, model=model, train=train, data_end=data_end)
+    trainer = new_trainer(manifest, songs.candidates, model=model, train=train, device=device, side=songs.side)
     batches = all_batches(manifest, model=model, train=train, data_end=data_end)
     losses, seconds, qualities, best = [], [], [], None
     for epoch in range(train.epochs):
@@ -64,16 +72,31 @@ def fit(
         losses.append(_epoch(trainer, batches, epoch, on_step))
         seconds.append(time.perf_counter() - started)
         if quality is not None:
-            trained = _trained(trainer, manifest, model, candidates, data_end)
+            trained = _trained(trainer, manifest, songs, data_end)
             qualities.append(quality(trained))
             best = trained if qualities[-1] > max(qualities[:-1], default=-math.inf) else best
     return Fitted(
-        model=best or _trained(trainer, manifest, model, candidates, data_end),
+        model=best or _trained(trainer, manifest, songs, data_end),
         epoch_losses=losses,
         epoch_seconds=seconds,
         qualities=qualities,
         best_epoch=1 + qualities.index(max(qualities)) if best else None,
     )
+
+
+def known_songs(
+    manifest: Manifest, catalogue: pa.Table | None, *, model: ModelConfig, train: TrainConfig, data_end: int
+) -> KnownSongs:
+    """The candidates of a training, and its side information if the model takes any. Arguments as for `fit`."""
+    if not takes_side(model):
+        return KnownSongs(candidate_songs(manifest, train=train, data_end=data_end, counted_before=data_end))
+    played = played_songs(manifest, train=train, before=data_end)
+    candidates = candidate_songs(manifest, train=train, data_end=data_end, counted_before=data_end, played=played)
+    calendar = Calendar(manifest.timezone)
+    information = side_information(
+        catalogue, model=model, calendar=calendar, candidates=candidates, played=played, cut=data_end
+    )
+    return KnownSongs(candidates, information)
 
 
 def new_trainer(
@@ -83,13 +106,14 @@ def new_trainer(
     model: ModelConfig,
     train: TrainConfig,
     device: torch.device | str = "cpu",
+    side: SongSide | None = None,
 ) -> Trainer:
     """A network and its item table at the start, from `train.seed`. candidates: bool [vocabulary + 1]."""
     torch.manual_seed(train.seed)
     rows = capacity_rows(manifest.vocabulary_size, train.capacity_margin)
     return Trainer(
         models.build(model),
-        PlainItemTable(rows, model.dim, train=train, device=device),
+        song_table(rows, model.dim, train=train, side=side, device=device, kind=PlainItemTable),
         train=train,
         candidates=torch.from_numpy(candidates.nonzero()[0]),
         device=device,
@@ -115,25 +139,13 @@ def _epoch(trainer: Trainer, batches: TrainingBatches, epoch: int, on_step: Call
     return loss / max(positions, 1)
 
 
-def _trained(
-    trainer: Trainer, manifest: Manifest, config: ModelConfig, candidates: np.ndarray, data_end: int
-) -> TrainedModel:
+def _trained(trainer: Trainer, manifest: Manifest, songs: KnownSongs, data_end: int) -> TrainedModel:
     """A copy of what is learned so far, on the CPU."""
-    network = models.build(config)
+    network = models.build(trainer.model.config)
     network.load_state_dict({name: _copy(tensor) for name, tensor in trainer.model.state_dict().items()})
-    item_vectors = trainer.table.full_weight()
-    mask = torch.zeros(len(item_vectors), dtype=torch.bool)
-    mask[: len(candidates)] = torch.from_numpy(candidates)
-    return TrainedModel(
-        model=network.eval(),
-        model_config=config,
-        train_config=trainer.train,
-        item_vectors=item_vectors,
-        candidates=mask,
-        vocabulary_size=manifest.vocabulary_size,
-        ds=str(manifest.ds),
-        data_end=data_end,
-    )
+    parts = trainer.table.full_parts()
+    trained = assembled(network, parts, train=trainer.train, candidates=songs.candidates, information=songs.information)
+    return replace(trained, ds=str(manifest.ds), data_end=data_end).as_of(data_end - 1)
 
 
 def _copy(tensor: Tensor) -> Tensor:

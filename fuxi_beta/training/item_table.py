@@ -80,6 +80,10 @@ class ItemTable(ABC):
     def full_weight(self) -> Tensor:
         """A copy of the whole table [V, D] on every rank, on the CPU. Collective."""
 
+    def full_parts(self) -> dict[str, Tensor]:
+        """A copy of every weight that a song's vector is made of, on every rank, on the CPU. Collective."""
+        return {"weight": self.full_weight()}
+
     @abstractmethod
     def full_optimizer_state(self) -> dict[str, Tensor]:
         """A copy of the whole optimizer state on every rank, on the CPU. Collective."""
@@ -101,18 +105,20 @@ def capacity_rows(vocabulary_size: int, margin: float) -> int:
     return -(-(1 + math.ceil(vocabulary_size * (1 + margin))) // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
-def initial_rows(start: int, stop: int, *, dim: int, seed: int) -> Tensor:
-    """Initial values of rows [start, stop), float32 [stop - start, dim]: normal(0, 0.02) cut at two sigma; row 0 is 0.
+def initial_rows(start: int, stop: int, *, dim: int, seed: int, std: float = INITIAL_STD) -> Tensor:
+    """Initial values of rows [start, stop), float32 [stop - start, dim]: normal(0, std) cut at two sigma; row 0 is 0.
 
     A pure function of (seed, row, column): counter-based uniform numbers through the inverse normal distribution.
     """
-    result = torch.empty(stop - start, dim)
+    result = torch.zeros(stop - start, dim)
+    if not std:
+        return result
     bound = math.erf(2 / math.sqrt(2))
     for first in range(start, stop, _CHUNK_ROWS):
         last = min(first + _CHUNK_ROWS, stop)
         bits = words(combine(seed, _SITE, torch.arange(first, last)), dim)  # [rows, dim]
         uniform = (((bits >> 11) & (1 << 53) - 1).double() + 0.5) * 2.0**-53  # in (0, 1)
-        values = torch.erfinv((2 * uniform - 1) * bound) * (math.sqrt(2) * INITIAL_STD)
+        values = torch.erfinv((2 * uniform - 1) * bound) * (math.sqrt(2) * std)
         result[first - start : last - start] = values.float()
     if start == 0 and stop > 0:
         result[0] = 0
@@ -125,9 +131,17 @@ class PlainItemTable(ItemTable):
     AdamW updates every row (moments decay, as the paper's code does); row-wise Adagrad only those a batch touched.
     """
 
-    def __init__(self, rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        rows: int,
+        dim: int,
+        *,
+        train: TrainConfig,
+        device: torch.device | str = "cpu",
+        initial_std: float = INITIAL_STD,
+    ) -> None:
         self.rows = rows
-        self.weight = nn.Parameter(initial_rows(0, rows, dim=dim, seed=train.seed).to(device))
+        self.weight = nn.Parameter(initial_rows(0, rows, dim=dim, seed=train.seed, std=initial_std).to(device))
         self.sparse = train.item_optimizer == "rowwise_adagrad"
         self._lookups = 0  # since the gradients were cleared
         self.optimizer: torch.optim.Optimizer = (
@@ -193,13 +207,22 @@ class ShardedItemTable(ItemTable):
 
     host_waits = True  # TorchRec exchanges sizes between ranks through the host
 
-    def __init__(self, rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        rows: int,
+        dim: int,
+        *,
+        train: TrainConfig,
+        device: torch.device | str = "cpu",
+        initial_std: float = INITIAL_STD,
+    ) -> None:
         self.rows, self.dim = rows, dim
         self.width = -(-dim // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
         self.sharded = _shard(rows, self.width, optimizer=self._fused(train), device=torch.device(device))
         self._state = self._make_state(train)
         for start, tensor in self._local("weight"):
-            tensor.zero_()[:, :dim] = initial_rows(start, start + tensor.shape[0], dim=dim, seed=train.seed)
+            rows_of_shard = initial_rows(start, start + len(tensor), dim=dim, seed=train.seed, std=initial_std)
+            tensor.zero_()[:, :dim] = rows_of_shard
 
     def _fused(self, train: TrainConfig) -> tuple[str, dict[str, float]]:
         """The optimizer that updates rows within the backward pass: its name in torchrec.optim and its settings."""
@@ -338,19 +361,22 @@ def logical_state(state: Mapping[str, Tensor], *, dim: int) -> dict[str, Tensor]
     return narrowed
 
 
-def item_table(rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu") -> ItemTable:
+def item_table(
+    rows: int, dim: int, *, train: TrainConfig, device: torch.device | str = "cpu", initial_std: float = INITIAL_STD
+) -> ItemTable:
     """The table of a training run: sharded, but plain without a process group or without torchrec.
 
     A single GPU has the plain one too, which does not make its host wait; a checkpoint of either loads into the other
     if both are D columns wide.
     """
+    options: dict[str, Any] = {"train": train, "device": device, "initial_std": initial_std}
     if not torch.distributed.is_initialized() or importlib.util.find_spec("torchrec") is None:
-        return PlainItemTable(rows, dim, train=train, device=device)
+        return PlainItemTable(rows, dim, **options)
     alone = torch.distributed.get_world_size() == 1 and torch.device(device).type == "cuda"
     if alone and dim % WIDTH_MULTIPLE == 0:
-        return PlainItemTable(rows, dim, train=train, device=device)
+        return PlainItemTable(rows, dim, **options)
     kind = ShardedAdamWTable if train.item_optimizer == "adamw" else ShardedItemTable
-    return kind(rows, dim, train=train, device=device)
+    return kind(rows, dim, **options)
 
 
 def _check_rows(weight: Tensor, rows: int) -> None:

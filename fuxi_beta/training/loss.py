@@ -37,9 +37,10 @@ def training_loss(
     """Sum of the sampled-softmax loss over this rank's positions that have a target, and their number.
 
     model: a SequenceModel, maybe wrapped. candidates: int64, the songs that negatives are drawn from, uniformly and
-    with replacement. A negative that equals the target is masked, in mode `exclusive` also one that the listener has
-    heard. Without positions the sum is a zero that still has a graph through the model and the lookup, so that every
-    rank can take every step. The lookup is called exactly once. Nothing waits for a device, unless the lookup does.
+    with replacement. A negative that equals the target is masked; learning from `first_listens`, where no target is a
+    song heard before, also one that the listener has heard. Without positions the sum is a zero that still has a graph
+    through the model and the lookup, so that every rank can take every step. The lookup is called exactly once. Nothing
+    waits for a device, unless the lookup does.
     """
     positions, target = batch.positions, batch.target[batch.positions]
     draws = _draw_negatives(batch, train=train, epoch=epoch, below=len(candidates))
@@ -57,7 +58,7 @@ def training_loss(
 
     target_row, negative_rows = row[target], row[candidates].take(draws)
     masked = negative_rows == target_row[:, None]
-    if train.mode == "exclusive":
+    if train.learn_from == "first_listens":
         masked |= _heard_negatives(batch, negative_rows, row, len(songs))
     states = states.index_select(0, positions)
     return ops.sampled_softmax(states, table, target_row, negative_rows, masked, train.temperature), len(positions)

@@ -23,12 +23,14 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from fuxi_beta import models
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.side import NEVER, SideInformation
 from fuxi_beta.data.transfer import to_device
 from fuxi_beta.models.base import SequenceModel
 from fuxi_beta.training.checkpoint import TrainedModel
-from fuxi_beta.training.item_table import ItemTable, logical_state
+from fuxi_beta.training.item_table import ItemTable
 from fuxi_beta.training.loss import training_loss
 from fuxi_beta.training.optimizers import adamw, named_state
+from fuxi_beta.training.song_table import CONTENT, SIDE, logical_song_state, song_vectors
 
 MODEL, DENSE, ITEMS = "model.", "dense.", "items."
 """Prefixes of the names in a checkpoint: weights of the network, its optimizer's state, the item table."""
@@ -174,21 +176,46 @@ class Trainer:
         with _no_single_process_warning():
             dcp.load(self.state(), checkpoint_id=folder, no_dist=not dist.is_initialized())
 
+    def warm_start_from(self, parent: TrainedModel, state: Mapping[str, Tensor]) -> None:
+        """`warm_start` from an export and what `trained_model` gave beside it.
+
+        Side information goes on by its rows if all that the parent took is taken still; else from the parent's vectors,
+        which are then the songs' own rows, with side information that begins at zero.
+        """
+        tensors = {MODEL + name: tensor for name, tensor in parent.model.state_dict().items()}
+        tensors |= {ITEM_WEIGHT: parent.item_vectors, **state}
+        if not self._takes_over(parent.model_config, state):
+            known = parent.item_vectors.any(dim=1, keepdim=True)  # a zero vector would have no direction to learn from
+            tensors[ITEM_WEIGHT] = torch.where(known, parent.item_vectors, tensors[ITEM_WEIGHT])
+            for name in [name for name in tensors if name.startswith((ITEMS + SIDE, ITEMS + CONTENT))]:
+                del tensors[name]
+        self.warm_start(tensors, known_rows=parent.vocabulary_size + 1)
+
+    def _takes_over(self, parent: ModelConfig, state: Mapping[str, Tensor]) -> bool:
+        """Whether the side information of another training has its place in this one."""
+        config, own = self.model.config, self.state()
+        content = f"{ITEMS}{CONTENT}weight"
+        same_map = content not in state or (content in own and state[content].shape == own[content].shape)
+        return set(parent.side) <= set(config.side) and parent.content in (None, config.content) and same_map
+
     @torch.no_grad()
     def warm_start(self, tensors: Mapping[str, Tensor], *, known_rows: int) -> None:
         """Initialise from another training's tensors, named as in `state`.
 
-        Rows from `known_rows` on stay as initialised; Adagrad's accumulators are decayed; optimizer state that the
-        other training lacks (it had another `item_optimizer`) starts at zero. Every rank passes the same tensors.
+        Songs' rows from `known_rows` on stay as initialised; Adagrad's accumulators are decayed; optimizer state that
+        the other training lacks (it had another `item_optimizer`, or no side information) starts at zero. Every rank
+        passes the same tensors.
         """
         own, items = self.state(), {}
         for name, tensor in tensors.items():
             if name.startswith(ITEMS) and name in own:
-                items[name.removeprefix(ITEMS)] = tensor[:known_rows] if tensor.ndim else tensor
+                of_songs = tensor.ndim and not name.startswith((ITEMS + SIDE, ITEMS + CONTENT))
+                items[name.removeprefix(ITEMS)] = tensor[:known_rows] if of_songs else tensor
             elif name in own:
                 own[name].copy_(tensor)
-        if "accumulator" in items:
-            items["accumulator"] = items["accumulator"] * self.train.accumulator_decay
+        for name in ("accumulator", f"{SIDE}accumulator"):
+            if name in items:
+                items[name] = items[name] * self.train.accumulator_decay
         self.table.load_full(items.pop("weight"), items)
 
 
@@ -243,16 +270,22 @@ def read_checkpoint(folder: str, *, dim: int) -> dict[str, Tensor]:
     with _no_single_process_warning():
         dcp.load(tensors, checkpoint_id=folder, no_dist=True)
     items = {name.removeprefix(ITEMS): tensors.pop(name) for name in list(tensors) if name.startswith(ITEMS)}
-    return tensors | {ITEMS + name: tensor for name, tensor in logical_state(items, dim=dim).items()}
+    return tensors | {ITEMS + name: tensor for name, tensor in logical_song_state(items, dim=dim).items()}
 
 
 def trained_model(
-    folder: str, *, model: ModelConfig, train: TrainConfig, candidates: np.ndarray
+    folder: str,
+    *,
+    model: ModelConfig,
+    train: TrainConfig,
+    candidates: np.ndarray,
+    information: SideInformation | None = None,
 ) -> tuple[TrainedModel, dict[str, Tensor]]:
-    """The model of a checkpoint, ready to export, and the optimizer state for a warm start.
+    """The model of a checkpoint, ready to export, and what else a warm start needs.
 
-    candidates: bool [vocabulary + 1]. The caller fills in `ds`, `data_end` and `metadata`.
-    Raises DivergedError if a weight is not finite.
+    That is the optimizer state, and with side information also the weights that songs' vectors are made of.
+    candidates: bool [vocabulary + 1], songs that negatives were drawn from. information: what the training had.
+    The caller fills in `ds`, `data_end` and `metadata`. Raises DivergedError if a weight is not finite.
     """
     tensors = read_checkpoint(folder, dim=model.dim)
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
@@ -260,17 +293,37 @@ def trained_model(
         raise DivergedError(f"{broken[0]} has values that are not finite")
     network = models.build(model)
     network.load_state_dict({name: tensors.pop(MODEL + name) for name in network.state_dict()})
-    item_vectors = tensors.pop(ITEM_WEIGHT)
-    mask = torch.zeros(item_vectors.shape[0], dtype=torch.bool)
+    parts = {name.removeprefix(ITEMS): tensor for name, tensor in tensors.items() if name.startswith(ITEMS)}
+    if information is None:
+        del tensors[ITEM_WEIGHT]  # they are the vectors
+    return assembled(network, parts, train=train, candidates=candidates, information=information), tensors
+
+
+def assembled(
+    network: SequenceModel,
+    parts: Mapping[str, Tensor],
+    *,
+    train: TrainConfig,
+    candidates: np.ndarray,
+    information: SideInformation | None,
+) -> TrainedModel:
+    """A model from its network and the weights of its table (`ItemTable.full_parts`); arguments as `trained_model`."""
+    vectors, listed_from = parts["weight"], None
+    mask = torch.zeros(len(vectors), dtype=torch.bool)
     mask[: len(candidates)] = torch.from_numpy(candidates)
-    trained = TrainedModel(
+    if information is not None:
+        vectors = song_vectors(parts, information.side, torch.from_numpy(information.own))
+        listed_from = torch.full((len(vectors),), NEVER)
+        listed_from[: len(candidates)] = torch.from_numpy(information.listed_from)
+        listed_from[~mask & ~vectors.any(dim=1)] = NEVER  # nothing that is known of it was learned from
+    return TrainedModel(
         model=network.eval(),
-        model_config=model,
+        model_config=network.config,
         train_config=train,
-        item_vectors=item_vectors,
+        item_vectors=vectors,
         candidates=mask,
         vocabulary_size=len(candidates) - 1,
         ds="",
         data_end=0,
+        listed_from=listed_from,
     )
-    return trained, tensors

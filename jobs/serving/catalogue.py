@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from jobs.day import Day
 from jobs.runtime.console import log
 from pipelines import storage
+from pipelines.errors import InputError
 from pipelines.histories import vocabulary
 from pipelines.logs.formats import read_small
 from pipelines.schema import ARTIST, ITEM_ID, ITEM_INDEX, TITLE, id_type
@@ -43,6 +44,16 @@ def titles(day: Day, item_ids: Iterable[Any]) -> Titles:
     return found
 
 
+def read_catalogue(day: Day, columns: Sequence[str], *, needed_by: str) -> pa.Table | None:
+    """item_id and those of some columns that any catalogue file has, all rows; None without a file.
+
+    needed_by: what "needs" the catalogue, for the InputError if a file cannot be read.
+    """
+    item = id_type(day.workspace.spec.item_id_type)
+    parts = [_read_strictly(uri, item, columns, needed_by) for uri in catalogue_files(day)]
+    return pa.concat_tables(parts, promote_options="permissive") if parts else None
+
+
 def catalogue_files(day: Day) -> Sequence[str]:
     """URIs of the catalogue: the files of the run record; if there are none, or not any more, what is there now."""
     frozen = [file.uri for file in day.record.catalogue_files] if day.has_record else []
@@ -50,6 +61,18 @@ def catalogue_files(day: Day) -> Sequence[str]:
     if still_there or not day.config.logs.catalogue:
         return frozen
     return [file.uri for file in storage.list_files(storage.absolute(day.config.logs.catalogue))]
+
+
+def _read_strictly(uri: str, item: pa.DataType, columns: Sequence[str], needed_by: str) -> pa.Table:
+    try:
+        rows = read_small(uri, list(dict.fromkeys((ITEM_ID, *columns))))
+        return rows.set_column(rows.column_names.index(ITEM_ID), ITEM_ID, rows[ITEM_ID].cast(item))
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"catalogue file {uri} cannot be read, and {needed_by} it ({reason}): repair it, or take it out of "
+            "logs.catalogue"
+        ) from None
 
 
 def _read(uri: str, item: pa.DataType) -> pa.Table:

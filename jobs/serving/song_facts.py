@@ -11,13 +11,12 @@ from torch import Tensor
 from jobs.config import RulesConfig
 from jobs.day import Day
 from jobs.runtime.console import log
-from jobs.serving.catalogue import catalogue_files
+from jobs.serving.catalogue import read_catalogue
 from jobs.serving.rule_tables import Named, as_seconds, read_rule_table
 from jobs.serving.rules import SongFacts
 from jobs.serving.rules.facts import NO_SEGMENT
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
-from pipelines.logs.formats import read_small
 from pipelines.schema import (
     ACTION,
     ARTIST,
@@ -63,26 +62,13 @@ def song_facts(day: Day, item_ids: pa.Array, *, popularity: Tensor | None = None
 
 def _catalogue(day: Day, item_ids: pa.Array) -> dict[str, pa.Array]:
     """The columns that any catalogue file has, a value a song; of several rows of a song the last one counts."""
-    parts = [_read(uri, item_ids.type) for uri in catalogue_files(day)]
-    if not parts:
+    rows = read_catalogue(day, COLUMNS, needed_by="list rules need")
+    if rows is None:
         return {}
-    rows = pa.concat_tables(parts, promote_options="permissive")
     numbered = rows.select([ITEM_ID]).append_column("row", pa.array(np.arange(rows.num_rows)))
     last = numbered.group_by(ITEM_ID).aggregate([("row", "max")])
     place = pc.take(last["row_max"], pc.index_in(item_ids, value_set=last[ITEM_ID].combine_chunks()))
     return {name: rows[name].take(place).combine_chunks() for name in COLUMNS if name in rows.column_names}
-
-
-def _read(uri: str, item: pa.DataType) -> pa.Table:
-    try:
-        rows = read_small(uri, (ITEM_ID, *COLUMNS))
-        return rows.set_column(rows.column_names.index(ITEM_ID), ITEM_ID, rows[ITEM_ID].cast(item))
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"catalogue file {uri} cannot be read, and list rules need it ({reason}): repair it, or take it out of "
-            "logs.catalogue"
-        ) from None
 
 
 def _numbered(values: pa.Array | None) -> tuple[Tensor | None, tuple[object, ...]]:

@@ -66,7 +66,8 @@ def _next_day(day: Day, manifest: Manifest, versions: dict[str, str]) -> "NextDa
     cut = day.calendar.day_start(eve)
     known = known_songs(manifest, before=cut)
     baselines = _baselines(day, manifest, end=cut, candidates=known)
-    recommenders: dict[str, Recommender] = {**_models(day, versions), **baselines}
+    models = _models(day, versions, day.calendar.request_time(eve))
+    recommenders: dict[str, Recommender] = {**models, **baselines}
     rules = day_rules(day, eve, read_item_ids(day, manifest), cast("Popularity", baselines[POPULARITY]))
     with progress("evaluate", min(manifest.rows, config.evaluate.max_listeners), unit="listeners") as advance:
         return evaluate_next_day(
@@ -77,7 +78,7 @@ def _next_day(day: Day, manifest: Manifest, versions: dict[str, str]) -> "NextDa
             model=config.model,
             train=config.train,
             config=config.evaluate,
-            known_items=known,
+            known_items=_listable(known, models),
             fallback=baselines[POPULARITY],
             served=rules.as_list_maker,
             on_progress=_increments(advance),
@@ -93,7 +94,7 @@ def _leave_one_out(day: Day, manifest: Manifest, versions: dict[str, str]) -> "L
     with progress("evaluate", manifest.rows, unit="listeners") as advance:
         return evaluate_leave_one_out(
             manifest,
-            _models(day, versions) | baselines,
+            _models(day, versions, day.calendar.request_time(day.ds)) | baselines,
             model=config.model,
             train=config.train,
             config=config.evaluate,
@@ -114,11 +115,21 @@ def known_songs(manifest: Manifest, *, before: int) -> np.ndarray:
     return known
 
 
-def _models(day: Day, versions: dict[str, str]) -> "dict[str, TrainedModel]":
+def _listable(known: np.ndarray, models: "dict[str, TrainedModel]") -> np.ndarray:
+    """Songs that may be truth: those with a play, and those that a model could list without one. bool [V]."""
+    listable = known.copy()
+    for model in models.values():
+        songs = model.candidates[: len(known)].numpy()
+        listable[: len(songs)] |= songs
+    return listable
+
+
+def _models(day: Day, versions: dict[str, str], time: int) -> "dict[str, TrainedModel]":
+    """The models with the songs that they could list at a time (Unix seconds)."""
     from fuxi_beta.training.checkpoint import load_export
 
     kernels.choose(day.config.cluster)
-    return {name: load_export(registry.download_model(day, version)) for name, version in versions.items()}
+    return {name: load_export(registry.download_model(day, version)).as_of(time) for name, version in versions.items()}
 
 
 def _baselines(day: Day, manifest: Manifest, *, end: int, candidates: np.ndarray) -> "dict[str, ScoredBaseline]":

@@ -5,12 +5,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from jobs.day import Day
 from jobs.runtime.console import log
 from jobs.runtime.engines import spark_progress, spark_session
 from jobs.runtime.resources import Usage
 from jobs.stages import quality_gate
 from jobs.stages.inputs import freeze, log_spec, parent_manifest, rules
+from jobs.training.side import songs_of_catalogue
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.forget import blocklist
@@ -67,7 +71,7 @@ def _sessionize(
     _enforce_bounds(day, stats, cleaned)
     songs = vocabulary.append(
         day.workspace.vocabulary,
-        cleaned.item_ids,
+        _with_catalogue(day, cleaned.item_ids),
         ds=day.ds,
         item_id_type=spec.logs.item_id_type,
         run_id=day.record.run_id,
@@ -82,6 +86,12 @@ def _sessionize(
     shards.remove_unlisted(manifest)
     _keep_only(day.workspace.quarantine(day.ds), cleaned.quarantined)
     return counts, manifest, sum(run.bytes for run in cleaned.runs)
+
+
+def _with_catalogue(day: Day, played: pa.Array) -> pa.Array:
+    """Distinct songs that were played, and those of the catalogue if the model can list them by side information."""
+    known = songs_of_catalogue(day)
+    return played if known is None else pc.unique(pa.concat_arrays([played, known.cast(played.type)]))
 
 
 def _check_space(day: Day, files: Sequence[logs.LogFile], splits: list[logs.Split]) -> None:

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 
+from fuxi_beta.data.side import KnownSongs
 from jobs.day import Day, StageResult
 from jobs.registry import versions
 from jobs.runtime import kernels
@@ -18,6 +19,7 @@ from jobs.runtime.console import log
 from jobs.training.position import CheckpointPosition
 from jobs.training.ray import fit
 from jobs.training.resume import recover
+from jobs.training.side import side_of
 from jobs.training.worker import LoopConfig
 from pipelines import storage
 from pipelines.errors import InputError
@@ -33,7 +35,8 @@ def run(day: Day) -> StageResult:
     if day.force and day.marker("train"):
         storage.delete_folder(storage.join(checkpoints, name))  # it has finished: start again instead of resuming
     parent, folder = _parent(day, manifest)
-    loop = _loop_config(day, manifest, folder, resume=recover(storage.join(checkpoints, name)))
+    songs = _known_songs(day, manifest, folder)
+    loop = _loop_config(day, manifest, folder, songs=songs, resume=recover(storage.join(checkpoints, name)))
     kernels.prepare_for_training(day.config.cluster)
     last = fit(day.config.cluster, loop, storage_uri=checkpoints, name=name)
     ended = time.time()
@@ -43,11 +46,11 @@ def run(day: Day) -> StageResult:
             raise InputError(
                 f"{manifest.folder}: no listener has a play to learn from before the training cut: add logs"
             )
-        curves = _export(day, loop, checkpoint, scratch, parent=parent)
+        exported = _export(day, loop, checkpoint, scratch, songs=songs, parent=parent)
         export = day.path(f"export-{day.record.run_id}")
         storage.delete_folder(export)
         storage.upload_folder(scratch, export)
-    result = _result(loop, position, parent) | {"export": export, "temporal": curves}
+    result: StageResult = {**_result(loop, position, parent), **exported, "export": export}
     mlflow_run_id = versions.log_training(
         day, result["parameters"], position.curve, run_key=name, metrics={"events_per_s": result["events_per_s"]}
     )
@@ -60,35 +63,56 @@ def run(day: Day) -> StageResult:
     return result | {"model_version": version, "mlflow_run_id": mlflow_run_id, "overhead": overhead}
 
 
-def _loop_config(day: Day, manifest: Manifest, parent: str, *, resume: str = "") -> LoopConfig:
-    from fuxi_beta.data.candidates import candidate_songs
-    from fuxi_beta.training.item_table import capacity_rows
+def _known_songs(day: Day, manifest: Manifest, parent: str) -> KnownSongs:
+    """The candidates of the day's training and its side information. parent: as in `LoopConfig`."""
+    from fuxi_beta.data.candidates import candidate_songs, played_songs
+    from fuxi_beta.training.checkpoint import load_side_vocabulary
 
-    config, train = day.config, day.config.train
-    data_end = manifest.data_end
-    if train.protocol == "next_day":
-        data_end = day.calendar.day_start(day.ds - dt.timedelta(days=1))
-    candidates = candidate_songs(manifest, train=train, data_end=data_end)
+    train, cut = day.config.train, _data_end(day, manifest)
+    played = played_songs(manifest, train=train, before=cut)
+    candidates = candidate_songs(manifest, train=train, data_end=cut, played=played)
     if np.count_nonzero(candidates) < 2:
         raise InputError(
             f"{manifest.folder}: {np.count_nonzero(candidates)} songs have train.min_listeners ({train.min_listeners}) "
-            f"listeners and a play before {dt.datetime.fromtimestamp(data_end, dt.UTC):%F %R} UTC: add logs or lower it"
+            f"listeners and a play before {dt.datetime.fromtimestamp(cut, dt.UTC):%F %R} UTC: add logs or lower it"
         )
+    rows = load_side_vocabulary(parent) if parent else None
+    return KnownSongs(candidates, side_of(day, candidates=candidates, played=played, cut=cut, parent=rows))
+
+
+def _data_end(day: Day, manifest: Manifest) -> int:
+    """Unix second before which every target is."""
+    if day.config.train.protocol == "next_day":
+        return day.calendar.day_start(day.ds - dt.timedelta(days=1))
+    return manifest.data_end
+
+
+def _loop_config(
+    day: Day, manifest: Manifest, parent: str, *, songs: KnownSongs | None = None, resume: str = ""
+) -> LoopConfig:
+    from fuxi_beta.training.item_table import capacity_rows
+
+    config, train = day.config, day.config.train
+    songs = songs or _known_songs(day, manifest, parent)
+    side = day.path("side.safetensors") if songs.side else ""
+    if songs.side:
+        songs.side.write(side)
     return LoopConfig(
         manifest=manifest,
         model=config.model,
         train=train,
         epochs=train.warm_start_epochs if parent else train.epochs,
-        data_end=data_end,
+        data_end=_data_end(day, manifest),
         request_hour=config.serving.request_hour,
         rows=capacity_rows(manifest.vocabulary_size, train.capacity_margin),
-        candidates=candidates,
+        candidates=songs.candidates,
         parent=parent,
         resume=resume,
         progress=day.path("train_progress.json"),
         threads=config.cluster.train_cpus_per_worker,
         deterministic=config.deterministic,
         kernels=config.cluster.kernels,
+        side=side,
     )
 
 
@@ -105,7 +129,8 @@ def _parent(day: Day, manifest: Manifest) -> tuple[str | None, str]:
         return None, ""
     folder = versions.download_model(day, version)
     parent = load_export(folder)
-    wanted = dataclasses.replace(day.config.model, dropout=parent.model_config.dropout)
+    shape = parent.model_config
+    wanted = dataclasses.replace(day.config.model, dropout=shape.dropout, side=shape.side, content=shape.content)
     if parent.model_config != wanted or parent.vocabulary_size > manifest.vocabulary_size:
         reason = "another model shape" if parent.model_config != wanted else "a larger vocabulary"
         log("cold start", reason=f"model version {version} has {reason}")
@@ -117,12 +142,18 @@ def _parent(day: Day, manifest: Manifest) -> tuple[str | None, str]:
     return version, shared
 
 
-def _export(day: Day, loop: LoopConfig, checkpoint: str, folder: str, *, parent: str | None) -> list[dict[str, float]]:
-    """Write the export of a finished run to a local folder; returns the learned temporal curve of each layer."""
+def _export(
+    day: Day, loop: LoopConfig, checkpoint: str, folder: str, *, songs: KnownSongs, parent: str | None
+) -> StageResult:
+    """Write the export of a finished run to a local folder; returns its candidates and its learned temporal curves."""
     from fuxi_beta.training.checkpoint import save_export
     from fuxi_beta.training.trainer import trained_model
 
-    trained, state = trained_model(checkpoint, model=loop.model, train=loop.train, candidates=loop.candidates)
+    information = songs.information
+    trained, state = trained_model(
+        checkpoint, model=loop.model, train=loop.train, candidates=loop.candidates, information=information
+    )
+    trained = trained.as_of(day.calendar.request_time(day.ds))
     trained = dataclasses.replace(
         trained,
         ds=str(day.ds),
@@ -135,9 +166,11 @@ def _export(day: Day, loop: LoopConfig, checkpoint: str, folder: str, *, parent:
             "warm_started_from": parent,
         },
     )
-    save_export(folder, trained, train_state=state)
+    vocabulary = information.vocabulary if information else None
+    save_export(folder, trained, train_state=state, side_vocabulary=vocabulary)
     curves = trained.model.temporal_curves()
-    return [{"layer": layer, "a": a, "b": b} for layer, (a, b) in enumerate(curves, start=1)]
+    layers = [{"layer": layer, "a": a, "b": b} for layer, (a, b) in enumerate(curves, start=1)]
+    return {"candidates": int(trained.candidates.sum()), "temporal": layers}
 
 
 def _result(loop: LoopConfig, position: CheckpointPosition, parent: str | None) -> StageResult:
@@ -153,7 +186,6 @@ def _result(loop: LoopConfig, position: CheckpointPosition, parent: str | None) 
         "loss_curve": position.curve,
         "final_loss": position.epoch_losses[-1],  # mean over all positions of the last epoch
         "warm_started_from": parent,
-        "candidates": int(np.count_nonzero(loop.candidates)),
         "parameters": {
             **{f"model.{key}": value for key, value in dataclasses.asdict(loop.model).items()},
             **{f"train.{key}": value for key, value in dataclasses.asdict(loop.train).items()},

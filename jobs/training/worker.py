@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
+from fuxi_beta.data.side import SongSide
 from jobs.training.position import CheckpointPosition
 from pipelines import storage
 from pipelines.histories.shards import Manifest
@@ -49,6 +50,7 @@ class LoopConfig:
     threads: int
     deterministic: bool
     kernels: Kernels = "auto"
+    side: str = ""  # URI of side information, as `SongSide.write` wrote it; empty without any
 
 
 class ProgressFile:
@@ -157,12 +159,13 @@ def _new_trainer(loop: LoopConfig, device: "torch.device") -> "Trainer":
     import torch
 
     from fuxi_beta import models
-    from fuxi_beta.training.item_table import item_table
+    from fuxi_beta.training.song_table import song_table
     from fuxi_beta.training.trainer import Trainer
 
+    side = SongSide.read(loop.side) if loop.side else None
     return Trainer(
         models.build(loop.model),
-        item_table(loop.rows, loop.model.dim, train=loop.train, device=device),
+        song_table(loop.rows, loop.model.dim, train=loop.train, side=side, device=device),
         train=loop.train,
         candidates=torch.from_numpy(loop.candidates.nonzero()[0]),
         device=device,
@@ -189,13 +192,9 @@ def _start(trainer: "Trainer", loop: LoopConfig) -> CheckpointPosition:
 def warm_start(trainer: "Trainer", parent: str) -> None:
     """Load the weights, item rows and optimizer state of an export (folder or URI) into a trainer."""
     from fuxi_beta.training.checkpoint import load_export, load_train_state
-    from fuxi_beta.training.trainer import ITEM_WEIGHT, MODEL
 
     with _local_folder(parent) as folder:
-        trained = load_export(folder)
-        tensors = {MODEL + name: tensor for name, tensor in trained.model.state_dict().items()}
-        tensors |= {ITEM_WEIGHT: trained.item_vectors, **load_train_state(folder)}
-        trainer.warm_start(tensors, known_rows=trained.vocabulary_size + 1)
+        trainer.warm_start_from(load_export(folder), load_train_state(folder))
 
 
 @contextlib.contextmanager

@@ -56,6 +56,7 @@ def configuration(root: Path) -> Config:
         "model.layers": 1,
         "model.max_history": 20,
         "train.epochs": 20,
+        "train.learn_from": "first_listens",  # as it did
         "train.batch_size": 16,
         "train.lr": 0.01,
         "train.item_optimizer": "adamw",

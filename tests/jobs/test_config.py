@@ -118,6 +118,20 @@ def test_reasons_are_part_of_the_hash_where_they_are_not_the_default() -> None:
     assert off.hash() != config.hash() and off.hashed()["recommend"]["k"] == 30
 
 
+@pytest.mark.parametrize(("mode", "learned_from"), [("exclusive", "first_listens"), ("all", "plays")])
+def test_what_is_learned_from_counts_in_the_hash_where_it_is_not_what_the_mode_once_meant(
+    mode: str, learned_from: str
+) -> None:
+    def configured(learn_from: str) -> Config:
+        overrides = [f"train.mode={mode}", f"train.learn_from={learn_from}"]
+        return load_config(overrides=overrides, environment={})
+
+    other = "plays" if learned_from == "first_listens" else "first_listens"
+    assert "learn_from" not in configured(learned_from).hashed()["train"]  # as in run records from before it was one
+    assert configured(other).hashed()["train"]["learn_from"] == other
+    assert configured(other).hash() != configured(learned_from).hash()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -22,7 +22,7 @@ from pipelines.errors import InputError
 HOUR, DAY = 3600, 86_400
 MONDAY = Calendar().day_start(dt.date(2026, 3, 2))
 MODEL = ModelConfig(dim=8, layers=2, max_history=10)
-TRAIN = TrainConfig(batch_size=6, negatives=4)
+TRAIN = TrainConfig(batch_size=6, negatives=4, learn_from="first_listens")
 
 
 def rows_of(batch: Batch, name: str) -> list[list[int]]:
@@ -74,7 +74,7 @@ def batch_of(manifest, train: TrainConfig, model: ModelConfig = MODEL, **values)
     )
 
 
-def test_exclusive_targets_are_first_listens_only(example):
+def test_targets_may_be_first_listens_only(example):
     batch = batch_of(example, TRAIN)
     assert rows_of(batch, "item_index") == [[4, 6, 5, 7, 4, 9]]
     assert rows_of(batch, "target") == [[6, 0, 7, 0, 0, 8]]
@@ -98,8 +98,16 @@ def test_next_timestamps_end_a_day_at_the_following_request(example):
     ]
 
 
-def test_mode_all_targets_every_play(example):
-    assert rows_of(batch_of(example, replace(TRAIN, mode="all")), "target") == [[6, 5, 7, 4, 9, 8]]
+@pytest.mark.parametrize("mode", ["exclusive", "all"])
+def test_every_play_is_a_target_whatever_is_listed(example, mode):
+    """Those of the songs heard before, too; what has been heard is not needed then, because it is a negative, too."""
+    batch = batch_of(example, replace(TRAIN, mode=mode, learn_from="plays"))
+    assert rows_of(batch, "target") == [[6, 5, 7, 4, 9, 8]]
+    assert seen_of(batch) == [[]]
+
+
+def test_first_listens_are_the_targets_where_repeats_may_be_listed(example):
+    assert rows_of(batch_of(example, replace(TRAIN, mode="all")), "target") == [[6, 0, 7, 0, 0, 8]]
 
 
 def test_context_is_the_newest_plays_that_have_a_target(example):
@@ -115,7 +123,7 @@ def test_songs_outside_the_vocabulary_are_dropped_but_stay_seen(example):
 
 
 def test_leave_one_out_hides_the_newest_play_and_keeps_true_times(example):
-    train = replace(TRAIN, protocol="leave_one_out", mode="all")
+    train = replace(TRAIN, protocol="leave_one_out", mode="all", learn_from="plays")
     batch = batch_of(example, train, data_end=MONDAY + 3 * DAY)
     assert rows_of(batch, "item_index") == [[4, 6, 5, 7, 4, 9]]
     assert rows_of(batch, "target") == [[6, 5, 7, 4, 9, 8]]

@@ -24,7 +24,11 @@ DAY, N, VOCABULARY, TIMEZONE = 86_400, 12, 30, "Europe/Berlin"
 END = Calendar(TIMEZONE).day_start(dt.date(2026, 3, 30))  # the clocks go forward the day before
 TRAIN = TrainConfig(batch_size=10, lanes=4, negatives=4)
 BUDGETS = [{"batch_size": 10}, {"batch_size": 64}, {"batch_tokens": 25}, {"batch_tokens": 300}]
-MODES = [{"mode": "exclusive"}, {"mode": "all"}, {"mode": "all", "protocol": "leave_one_out", "held_out": 2}]
+MODES = [
+    {"learn_from": "first_listens"},
+    {"learn_from": "plays"},
+    {"mode": "all", "protocol": "leave_one_out", "held_out": 2},
+]
 
 
 @pytest.fixture
@@ -90,9 +94,9 @@ def plain_sample(row: dict, sample: int, train: TrainConfig) -> Sample:
         (song, at, _), (target, then, _) = events[here], events[following]
         if train.protocol == "next_day" and calendar.date_of(then) != calendar.date_of(at):
             then = calendar.request_time(calendar.date_of(then))
-        tokens.append((song, at, then, target if train.mode == "all" or firsts[following] else 0))
+        tokens.append((song, at, then, target if train.learn_from == "plays" or firsts[following] else 0))
     columns = [list(column) for column in zip(*tokens[-N:], strict=True)] or [[], [], [], []]
-    return (*columns, sample, sorted(heard) if train.mode == "exclusive" else [])  # type: ignore[return-value]
+    return (*columns, sample, sorted(heard) if train.learn_from == "first_listens" else [])  # type: ignore[return-value]
 
 
 def plays(event: tuple[int, int, int], train: TrainConfig) -> bool:
@@ -167,7 +171,8 @@ def test_songs_seen_do_not_depend_on_how_many_events_are_sorted_together(shards,
         calendar, rows = Calendar(TIMEZONE), np.arange(len(histories))
         model = ModelConfig(max_history=N)
         options = {"model": model, "calendar": calendar, "data_end": END, "vocabulary_size": VOCABULARY}
-        return collate([training_samples(histories, sample=rows, train=TRAIN, **options)])
+        train = replace(TRAIN, learn_from="first_listens")
+        return collate([training_samples(histories, sample=rows, train=train, **options)])
 
     whole = batch()
     assert len(whole.seen_items)

@@ -60,6 +60,16 @@ def test_an_export_from_before_the_request_hour_was_a_setting_is_of_eight(folder
     assert load_export(str(folder)).request_hour == 8
 
 
+@pytest.mark.parametrize(("mode", "learned_from"), [("exclusive", "first_listens"), ("all", "plays")])
+def test_an_export_from_before_learn_from_was_a_setting_has_what_its_mode_meant_then(folder, mode, learned_from):
+    def as_then(content: dict) -> None:
+        del content["train"]["learn_from"]
+        content["train"]["mode"] = mode
+
+    edit(folder / "config.json", as_then)
+    assert load_export(str(folder)).train_config.learn_from == learned_from
+
+
 def test_a_model_moves_whole(folder):
     moved = load_export(str(folder)).to("meta")
     tensors = [moved.item_vectors, moved.candidates, *moved.model.parameters(), *moved.model.buffers()]

@@ -15,7 +15,7 @@ from fuxi_beta.ops.reference import sampled_softmax, sampled_softmax_gathered
 from fuxi_beta.training.loss import _unique_songs, training_loss
 
 SONGS = 20
-TRAIN = TrainConfig(mode="all", negatives=9, seed=3)
+TRAIN = TrainConfig(negatives=9, seed=3)
 
 
 @pytest.mark.parametrize(("positions", "rows", "negatives"), [(1, 3, 1), (40, 11, 16), (25, 200, 128)])
@@ -55,8 +55,9 @@ def setting(make_batch, lengths: list[int], **values):
 
 
 @pytest.mark.parametrize("mode", ["all", "exclusive"])
-def test_training_loss_equals_a_loop_over_positions(make_batch, mode):
-    model, table, batch, train = setting(make_batch, [4, 0, 16, 1], mode=mode)
+@pytest.mark.parametrize("learn_from", ["plays", "first_listens"])
+def test_training_loss_equals_a_loop_over_positions(make_batch, learn_from, mode):
+    model, table, batch, train = setting(make_batch, [4, 0, 16, 1], learn_from=learn_from, mode=mode)
     candidates = torch.tensor([2, 3, 5, 7, 11, 13, 17, 19])
     found, count = training_loss(model, Table(table), batch, train=train, epoch=2, candidates=candidates)
 
@@ -71,7 +72,7 @@ def test_training_loss_equals_a_loop_over_positions(make_batch, mode):
         sample = stateless_random.combine(train.seed, 2, int(batch.sample[row]))
         key = stateless_random.combine(sample, int(batch.position[token]), stateless_random.NEGATIVES)
         drawn = candidates[stateless_random.integers(key.reshape(1), train.negatives, len(candidates))[0]].tolist()
-        allowed = [n for n in drawn if n != batch.target[token] and not (mode == "exclusive" and n in heard)]
+        allowed = [n for n in drawn if n != batch.target[token] and not (learn_from == "first_listens" and n in heard)]
         masks += len(drawn) - len(allowed)
         cosines = [
             torch.dot(states[token], table[song] / table[song].norm()) / train.temperature

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,9 +17,12 @@ import torch.multiprocessing as mp
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data.candidates import candidate_songs
 from fuxi_beta.data.reader import TrainingBatches
+from fuxi_beta.data.side import SongSide, side_information
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.training.item_table import PlainItemTable, initial_rows, item_table
+from fuxi_beta.training.song_table import song_table
 from fuxi_beta.training.trainer import DivergedError, Trainer, read_checkpoint, trained_model
+from pipelines.calendar import Calendar
 from pipelines.histories.shards import Manifest, write_item_counts
 
 SONGS, DAY, DATA_END = 90, 86_400, 40 * 86_400
@@ -37,10 +41,21 @@ def manifest(make_shards) -> Manifest:
     return make_shards(buckets, vocabulary_size=SONGS, data_end=DATA_END, row_group_events=40)
 
 
+def side_of(model: ModelConfig) -> SongSide | None:
+    """Two columns and a vector for every song, if the model takes them."""
+    songs = range(1, SONGS + 1)
+    columns = {"artist": [song % 9 for song in songs], "genre": [[song % 2, song % 5] for song in songs]}
+    catalogue = pa.table(columns | {"vector": [[1.0, song % 3] for song in songs]})
+    every = np.arange(SONGS + 1) > 0
+    found = side_information(catalogue, model=model, calendar=Calendar(), candidates=every, played=every, cut=DATA_END)
+    return found.side if found else None
+
+
 def make_trainer(train: TrainConfig = TRAIN, *, plain: bool = False, model: ModelConfig = MODEL) -> Trainer:
     torch.manual_seed(train.seed)
     network = FuXiBeta(model)
-    table = PlainItemTable(128, model.dim, train=train) if plain else item_table(128, model.dim, train=train)
+    kind = PlainItemTable if plain else item_table
+    table = song_table(128, model.dim, train=train, side=side_of(model), kind=kind)
     return Trainer(network, table, train=train, candidates=torch.arange(1, SONGS + 1))
 
 
@@ -131,7 +146,7 @@ def assert_same_run(found, expected) -> None:
     np.testing.assert_allclose(results, expected_results[-len(results) :], rtol=1e-5)
     assert tensors.keys() == expected_tensors.keys()
     for name, tensor in tensors.items():
-        is_weight = name.startswith("model.") or name == "items.weight"
+        is_weight = name.startswith("model.") or name.endswith("weight")
         absolute, relative = (1e-5, 1e-4) if is_weight else (1e-3, 1e-3)  # moments are gradients: of another scale
         np.testing.assert_allclose(tensor, expected_tensors[name], atol=absolute, rtol=relative, err_msg=name)
 
@@ -158,6 +173,19 @@ def test_a_run_resumed_in_mid_epoch_at_another_world_size_equals_an_undisturbed_
     expected = undisturbed(tmp_path, manifest, stop=12, train=train)
     learn_in(worlds[0], tmp_path, manifest, stop=7, train=train)
     assert_same_run(learn_in(worlds[1], tmp_path, manifest, start=7, stop=12, train=train), expected)
+
+
+@pytest.mark.parametrize(("worlds", "optimizer"), [((2, 1), "rowwise_adagrad"), ((1, 2), "adamw")])
+def test_a_run_with_side_information_is_the_same_whatever_kills_it_and_on_however_many_ranks(
+    tmp_path: Path, manifest: Manifest, worlds: tuple[int, int], optimizer: Literal["adamw", "rowwise_adagrad"]
+) -> None:
+    train = dataclasses.replace(TRAIN, item_optimizer=optimizer)
+    model = dataclasses.replace(MODEL, side=("artist", "genre"), content="vector")
+    expected = undisturbed(tmp_path, manifest, stop=12, train=train, model=model)
+    assert expected[1]["items.side.weight"].any() and expected[1]["items.content.weight"].any()
+    learn_in(worlds[0], tmp_path, manifest, stop=7, train=train, model=model)
+    found = learn_in(worlds[1], tmp_path, manifest, start=7, stop=12, train=train, model=model)
+    assert_same_run(found, expected)
 
 
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adamw"])

@@ -32,7 +32,7 @@ ASKING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default}
 DEVICE = "cpu" if tuning.INTERPRETED else "cuda"
 MODEL = ModelConfig(dim=16, layers=2, heads=2, ffn_multiply=2, max_history=24, dropout=0.2)
-TRAIN = TrainConfig(negatives=16, mode="exclusive", seed=5, item_lr=0.02)
+TRAIN = TrainConfig(negatives=16, learn_from="first_listens", seed=5, item_lr=0.02)
 
 
 @pytest.fixture(autouse=True)
@@ -107,11 +107,11 @@ def no_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adamw"])
-@pytest.mark.parametrize("mode", ["all", "exclusive"])
-def test_no_step_asks_the_device(no_launches, monkeypatch, batches, mode, optimizer) -> None:
+@pytest.mark.parametrize("learn_from", ["plays", "first_listens"])
+def test_no_step_asks_the_device(no_launches, monkeypatch, batches, learn_from, optimizer) -> None:
     told = []
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: told.append(self.found_inf))
-    trainer = make_trainer(replace(TRAIN, mode=mode, item_optimizer=optimizer), "meta")
+    trainer = make_trainer(replace(TRAIN, learn_from=learn_from, item_optimizer=optimizer), "meta")
     trainer.runs_ahead = True
     steps = trainer.learn(batches, epoch=1)
     with NobodyAsks("meta") as watch, NothingIsSent(), pytest.raises(NotImplementedError, match="meta"):
