@@ -16,18 +16,20 @@ import pytest
 
 from fuxi_beta.evaluation.next_days import CASE_METRICS, GAP, KIND, RECENT, UNTRAINED
 from fuxi_beta.evaluation.statistics import paired_difference
+from fuxi_beta.presets import preset
 from jobs.reproduce import runs
 from jobs.reproduce.ceiling import synthetic_logs
+from jobs.reproduce.command import DatasetSource, reproduce, show_days, write
 from jobs.reproduce.days import CaseMetrics, DayRuns, day_tables
 from jobs.reproduce.groups import group_by_setting
 from jobs.reproduce.runs import Dataset, ExperimentRun
+from jobs.reproduce.specs import RunSelection
 from pipelines.errors import InputError
 from pipelines.histories.shards import read_manifest
 from pipelines.schema import DS, USER_ID
 
 FIRST, HISTORY = dt.date(2026, 1, 5), 24
 DAY = FIRST + dt.timedelta(HISTORY)
-SETTINGS = ("--set", "model.dim=8", "--set", "train.mode=all", "--set", "train.min_listeners=2")
 
 
 @pytest.fixture(scope="module")
@@ -49,30 +51,36 @@ def workspace(tmp_path_factory, spark: Any) -> Path:
     return root
 
 
-def reproduce(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def fuxi(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = ("reproduce", str(workspace), "--protocol", "next_day", "--days", "3", "--preset", "demo", *arguments)
     return subprocess.run(
         [sys.executable, "-m", "jobs.cli", *command], capture_output=True, text=True, timeout=200, check=False
     )
 
 
+def again(workspace: Path, *models: str, **options: Any) -> list[ExperimentRun]:
+    """The runs of a request of the command line, those that are missing made in this process."""
+    selection = RunSelection(preset("demo"), models=models, protocol="next_day", days=3, **options)
+    source = DatasetSource(str(workspace), preset="demo")
+    return reproduce(source, selection, workers=1, device="cpu", command="fuxi reproduce")[0]
+
+
 def test_a_resumed_series_equals_a_whole_one_and_knows_its_settings(workspace: Path, tmp_path: Path):
     request = ("--model", "sasrec", "--model", "item-knn", "--model", "markov", "--epochs", "1", "--seeds", "1,2")
-    done = reproduce(workspace, *request, *SETTINGS, "--label", "small")
+    sets = ("--set", "model.dim=8", "--set", "train.mode=all", "--set", "train.min_listeners=2", "--label", "small")
+    done = fuxi(workspace, *request, *sets)
     assert done.returncode == 0, done.stderr
-    names = {"item-knn-next-day-3d", "markov-next-day-3d", "ceiling-history-next-day-3d"}
+    baselines = {"item-knn-next-day-3d", "markov-next-day-3d", "ceiling-history-next-day-3d"}
     trained = {f"sasrec-small-L2-e1-s{seed}-next-day-3d" for seed in (1, 2)}
     folder = workspace / "reproduce"
     whole = {run.name: run for run in runs.read(folder)}
-    assert set(whole) == names | trained
+    assert set(whole) == baselines | trained
     first = whole["sasrec-small-L2-e1-s1-next-day-3d"]
     assert (first.days, first.ds, first.label) == (3, str(DAY), "small")
     assert (first.settings["model"]["dim"], first.settings["train"]["mode"]) == (8, "all")
     assert first.metrics["all"]["repeats_30"] == 0  # it learns from all plays, and lists new songs alone
-    assert (
-        whole["ceiling-history-next-day-3d"].metrics["all"]["ndcg_30"]
-        > whole["item-knn-next-day-3d"].metrics["all"]["ndcg_30"]
-    )
+    best, neighbours = (whole[f"{name}-next-day-3d"].metrics["all"] for name in ("ceiling-history", "item-knn"))
+    assert best["ndcg_30"] > neighbours["ndcg_30"] > 0
     cases = {run.name: runs.read_cases(folder, run) for run in whole.values()}
     assert len({tuple(table[USER_ID].to_pylist()) for table in cases.values()}) == 1
     assert len(set(cases[first.name][DS].to_pylist())) == 3
@@ -80,33 +88,43 @@ def test_a_resumed_series_equals_a_whole_one_and_knows_its_settings(workspace: P
     for name in (first.name, "markov-next-day-3d"):  # as if the series had been killed before them
         (folder / f"{name}.json").unlink()
     written = (folder / "item-knn-next-day-3d.json").stat().st_mtime_ns
-    again = reproduce(workspace, *request, *SETTINGS, "--label", "small")
-    assert again.returncode == 0, again.stderr
-    events = [json.loads(line) for line in again.stderr.splitlines() if line.startswith("{")]
+    resumed = fuxi(workspace, *request, *sets)
+    assert resumed.returncode == 0, resumed.stderr
+    events = [json.loads(line) for line in resumed.stderr.splitlines() if line.startswith("{")]
     assert [event["to_do"] for event in events if event["event"] == "reproduce"] == [2]
+    assert "SASRec (small;" in resumed.stdout and "against" in resumed.stdout
     assert (folder / "item-knn-next-day-3d.json").stat().st_mtime_ns == written
     for run in runs.read(folder):
         assert run.metrics == whole[run.name].metrics and run.epoch_losses == whole[run.name].epoch_losses
         assert repr(runs.read_cases(folder, run).to_pylist()) == repr(cases[run.name].to_pylist())  # NaN is itself
 
-    other = reproduce(workspace, *request, "--set", "model.dim=16", "--label", "small")
-    assert other.returncode == 2 and "model.dim is 8, not 16" in other.stderr and "--label" in other.stderr
-    unserved = reproduce(workspace, "--model", "markov", "--served")
-    assert unserved.returncode == 2 and "without lists as served" in unserved.stderr
-    (folder / "markov-next-day-3d.json").unlink()
-    assert reproduce(workspace, "--model", "markov", "--served").returncode == 0
+
+def test_a_finished_run_of_other_settings_is_refused_and_served_lists_are_asked_for(workspace: Path, tmp_path: Path):
+    """On the runs of the test above, or anew."""
+    small = {"epochs": 1, "seeds": (1,), "label": "small"}
+    again(workspace, "sasrec", overrides=("model.dim=8", "train.mode=all", "train.min_listeners=2"), **small)
+    with pytest.raises(InputError, match=r"model\.dim is 8, not 16.*--label"):
+        again(workspace, "sasrec", overrides=("model.dim=16", "train.mode=all", "train.min_listeners=2"), **small)
+    again(workspace, "markov")
+    with pytest.raises(InputError, match=r"without lists as served.*: remove the file"):
+        again(workspace, "markov", served=True)
+    (workspace / "reproduce" / "markov-next-day-3d.json").unlink()
+    served = again(workspace, "markov", served=True)[-1].metrics["all"]
+    assert 0 < served["served_hr_30"] != served["hr_30"]
     page = tmp_path / "days.md"
-    assert reproduce(workspace, "--write", str(page)).returncode == 0
+    write([str(workspace)], str(page))
     text = page.read_text()
     assert f"### 3 days to {DAY}" in text and "As served" in text and "ceiling, knows the history" in text
-    assert "SASRec (small; 1 of 10 epochs) | 2 |" in text and "Cold songs alone" in text
+    assert "SASRec (small; 1 of 10 epochs) | " in text and "Cold songs alone" in text
 
 
-def test_a_comparison_with_a_named_run_and_a_name_that_is_not_there(workspace: Path):
-    run = reproduce(workspace, "--model", "popularity", "--model", "recency", "--against", "recency")
-    assert run.returncode == 0 and "against" in run.stdout and "recency" in run.stdout
-    unknown = reproduce(workspace, "--model", "popularity", "--against", "fuxi-gamma")
-    assert unknown.returncode == 2 and "--against fuxi-gamma: nothing is called so" in unknown.stderr
+def test_runs_are_shown_beside_the_one_that_is_named(workspace: Path, capsys: pytest.CaptureFixture[str]):
+    finished, source = again(workspace, "popularity", "recency"), DatasetSource(str(workspace), preset="demo")
+    show_days(source, finished, "recency")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "NDCG@30 against recency" in shown and "ceiling, knows the history" in shown
+    with pytest.raises(InputError, match=r"--against fuxi-gamma: nothing is called so .* popularity, recency"):
+        show_days(source, finished, "fuxi-gamma")
 
 
 def test_the_ceiling_is_found_by_the_logs_alone(workspace: Path, tmp_path: Path):
