@@ -48,6 +48,7 @@ from jobs.reproduce.ceiling import OracleLists, oracle
 from jobs.reproduce.runs import Dataset, ExperimentRun, TemporalCurves, TimeCondition
 from jobs.reproduce.served import default_rules
 from jobs.reproduce.settings import Settings, settings_of
+from jobs.reproduce.side import catalogue_of
 from jobs.reproduce.specs import RunSpec
 from jobs.reproduce.systems import CEILINGS, SANITY, UNTRAINED
 from jobs.runtime import machine
@@ -148,6 +149,7 @@ def _train(task: RunTask, model: ModelConfig, train: TrainConfig, on_step: OnSte
         model=model,
         train=train,
         data_end=task.data_end,
+        catalogue=catalogue_of(task.manifest, model),
         device=task.device,
         quality=quality,
         on_step=on_step,

@@ -1,0 +1,27 @@
+"""The side information of a data set: what the catalogue of its workspace's day says of its songs."""
+
+import pyarrow as pa
+
+from fuxi_beta.config import ModelConfig
+from fuxi_beta.data.side import align, takes_side
+from jobs.config import load_config
+from jobs.day import Day
+from jobs.serving.catalogue import read_vocabulary
+from jobs.training.side import catalogue
+from pipelines import storage
+from pipelines.histories.shards import Manifest
+from pipelines.schema import ITEM_ID
+from pipelines.workspace import open_workspace
+
+
+def catalogue_of(manifest: Manifest, model: ModelConfig) -> pa.Table | None:
+    """The columns that a model takes, a row a song in the order of item indices; None if it takes none.
+
+    Raises InputError if the day has no catalogue, or one without such a column.
+    """
+    if not takes_side(model):
+        return None
+    workspace = open_workspace(storage.parent(storage.parent(manifest.folder)))
+    config = load_config(overrides=[f"workspace={workspace.uri}"], environment={}).model_copy(update={"model": model})
+    day = Day(config, manifest.ds, workspace)
+    return align(catalogue(day), read_vocabulary(day, size=manifest.vocabulary_size)[ITEM_ID])
