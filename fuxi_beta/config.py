@@ -1,6 +1,6 @@
 """Every hyperparameter of a model and of its training, with its default. Published settings are in `presets`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 Mode = Literal["exclusive", "all"]
@@ -9,6 +9,8 @@ Precision = Literal["fp32", "bf16"]
 Kernels = Literal["auto", "reference", "cpu", "triton"]
 """Implementations of the operators (`fuxi_beta.ops`). Not a hyperparameter: they differ by rounding only."""
 TemporalName = Literal["pow", "exp", "log", "linear", "sin", "nn", "mixed", "bucket", "zero"]
+FAST_TEMPORAL = ("pow", "zero")
+"""Functions of elapsed time with which FuXi-beta runs on kernels, and so with all of its options."""
 RequestTime = Literal["true", "previous", "fixed-hour"]
 
 
@@ -24,6 +26,7 @@ class ModelConfig:
     max_history: int = 200  # N, the newest events of a history that are a listener's context
     dropout: float = 0.2
     temporal: TemporalName = "pow"  # the function of elapsed time in FRAB; "zero" switches the channel off
+    content_channel: bool = False  # fuxi-beta: a third channel of the mixer, retention by queries and keys
     hidden: int = 100  # width of the recurrent state of gru4rec and narm
     position_margin: int = 11  # positions and relative distances beyond max_history that have weights
 
@@ -32,8 +35,23 @@ class ModelConfig:
         _check_at_least_one(self, "model", "dim", "layers", "heads", "ffn_multiply", "max_history", "hidden")
         if self.dim % self.heads:
             raise ValueError(f"model.heads is {self.heads}: it must divide model.dim ({self.dim})")
+        if self.content_channel and (self.name != "fuxi-beta" or self.temporal not in FAST_TEMPORAL):
+            raise ValueError(
+                f"model.content_channel is on: fuxi-beta with temporal {' or '.join(FAST_TEMPORAL)} alone has it, "
+                f"not {self.name} with {self.temporal}"
+            )
         if not 0 <= self.dropout <= 0.9999:  # sixteen bits decide a channel
             raise ValueError(f"model.dropout is {self.dropout}: it must be between 0 and 0.9999")
+
+    def contains(self, other: "ModelConfig") -> bool:
+        """Whether the weights of a model of another shape make one of this shape that computes the same.
+
+        So they do if the two differ in dropout, or in channels that the other one lacks: those start without effect.
+        """
+        wanted = replace(self, dropout=other.dropout)
+        if self.content_channel:
+            wanted = replace(wanted, content_channel=other.content_channel)
+        return wanted == other
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fuxi_beta.config import EvaluateConfig, Kernels, ModelConfig, TrainConfig
+from fuxi_beta.config import FAST_TEMPORAL, EvaluateConfig, Kernels, ModelConfig, TrainConfig
 from pipelines import storage
 from pipelines.calendar import REQUEST_HOUR
 from pipelines.errors import InputError
@@ -26,7 +26,7 @@ RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
 """Keys of earlier releases: refused with the name to write now."""
 _NEWER_SECTIONS = {"serving", "rules"}
 """Sections that run records of earlier releases do not know: they count where they are not the default."""
-_NEWER_KEYS = {"recommend": {"reasons"}}
+_NEWER_KEYS = {"recommend": {"reasons"}, "model": {"content_channel"}}
 """The same for single keys of older sections."""
 _LIST_BOUNDS = {
     "max_empty_share",
@@ -301,6 +301,7 @@ class Config(Section):
             **dict.fromkeys(_NEWER_SECTIONS, True),
             "logs": {"path", "catalogue", "max_rejected_share"},
             "recommend": _LIST_BOUNDS | _NEWER_KEYS["recommend"],
+            "model": _NEWER_KEYS["model"],
         }
         content = self.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]
         for old, new in RENAMED.items():
@@ -347,7 +348,7 @@ def load_config(
 def _check_model(config: Config) -> None:
     """Refuse an unknown model, or options that it does not offer, before any stage runs."""
     model, train = config.model, config.train
-    if model.name == ModelConfig.name and model.temporal in {"pow", "zero"}:
+    if model.name == ModelConfig.name and model.temporal in FAST_TEMPORAL:
         return  # it offers everything, so torch need not be imported
     from fuxi_beta import models
 
@@ -357,7 +358,9 @@ def _check_model(config: Config) -> None:
         raise InputError(str(error)) from None
     for name, on in (("train.precision=bf16", train.precision == "bf16"), ("train.compile=true", train.compile)):
         if on:
-            raise InputError(f"{name}: only fuxi-beta with temporal pow or zero offers it, not {model.name} here")
+            raise InputError(
+                f"{name}: only fuxi-beta with temporal {' or '.join(FAST_TEMPORAL)} offers it, not {model.name} here"
+            )
 
 
 def _read_yaml(file: str) -> dict[str, Any]:

@@ -68,6 +68,21 @@ class PaddedTimes:
         return self.padding.each(value, maps_times_value)
 
 
+def retained(decay: Tensor, n: int) -> Tensor:
+    """What a row retains of each past token: exp(-g (i - j + 1)) for j <= i, else 0. [H] -> [H, n, n]."""
+    lag = torch.arange(1, n + 1, dtype=decay.dtype, device=decay.device)
+    return torch.stack([toeplitz(torch.exp(-g * lag)) for g in decay])
+
+
+def retention(padded: Tensor, decay: Tensor) -> Tensor:
+    """The definition of Y of `fuxi_beta.ops.retention` on a padded group. [q | k | v] [n, G, 3 D] -> [n, G, D]."""
+    n, listeners, width = padded.shape
+    heads = padded.view(n, listeners, 3, len(decay), width // (3 * len(decay)))
+    query, key, value = heads.permute(2, 1, 3, 0, 4).unbind()  # [G, H, n, d]
+    out = (query @ key.mT * retained(decay, n)) @ value
+    return out.permute(2, 0, 1, 3).reshape(n, listeners, width // 3)
+
+
 def gate_and_value(projected: Tensor) -> tuple[Tensor, Tensor]:
     """[U | V] = SiLU(projected). [T, 3 D] -> [T, 2 D], [T, D]."""
     dim = projected.shape[1] // 3

@@ -70,6 +70,25 @@ class _TokenMixer(torch.autograd.Function):
         return of_projected, of_by_lag, *of_power, None, None, None, None
 
 
+def retention(projected: Tensor, decay: Tensor, batch: Batch, mask: Mask | None) -> Tensor:
+    """See `fuxi_beta.ops.retention`."""
+    return _Retention.apply(projected, decay, mask, batch.offsets)  # type: ignore[return-value]
+
+
+class _Retention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, decay: Tensor, mask: Mask | None, offsets: Tensor) -> Tensor:
+        projected, where, ctx.mask = projected.contiguous(), (offsets.contiguous(), decay.contiguous()), _mask(mask)
+        out, retained = torch.ops.fuxi_beta.retention(projected, *where, *ctx.mask)
+        ctx.save_for_backward(projected, retained, *where)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        of_inputs = torch.ops.fuxi_beta.retention_backward(gradients[0].contiguous(), *ctx.saved_tensors, *ctx.mask)
+        return *of_inputs, None, None
+
+
 def _mask(mask: Mask | None) -> tuple[Tensor | None, float]:
     return (None, 0.0) if mask is None else (mask.keys.contiguous(), mask.rate)
 

@@ -27,6 +27,8 @@ fuxi::Maps maps_of(const Tensor& by_lag, bool temporal, double scale, double dec
   return {floats(by_lag), by_lag.size(0), temporal, static_cast<float>(scale), static_cast<float>(decay)};
 }
 
+fuxi::Projected rows_of(const Tensor& projected) { return {floats(projected), projected.size(0), projected.size(1)}; }
+
 // projected [T, 3 D] -> the gated output [T, 2 D], and V [T, D] and the mixed values [T, 2 D] for the backward pass.
 std::tuple<Tensor, Tensor, Tensor> token_mixer(const Tensor& projected, const Tensor& offsets, const Tensor& timestamp,
                                                const Tensor& next_timestamp, const Tensor& by_lag, bool temporal,
@@ -34,10 +36,10 @@ std::tuple<Tensor, Tensor, Tensor> token_mixer(const Tensor& projected, const Te
   const int64_t tokens = projected.size(0), dim = projected.size(1) / 3;
   Tensor value = at::empty({tokens, dim}, projected.options());
   Tensor mixed = at::empty({tokens, 2 * dim}, projected.options()), out = like(mixed);
-  fuxi::values(floats(projected), tokens, dim, result(value));
+  fuxi::values(rows_of(projected), 2 * dim, result(value));
   fuxi::apply_maps(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
                     floats(value), dim, result(mixed));
-  fuxi::gate(floats(projected), floats(mixed), mask_of(keys, rate), tokens, dim, result(out));
+  fuxi::gate(rows_of(projected), floats(mixed), mask_of(keys, rate), 2 * dim, result(out));
   return {out, value, mixed};
 }
 
@@ -47,15 +49,15 @@ std::tuple<Tensor, Tensor, double, double> token_mixer_backward(const Tensor& gr
                                                                 const Tensor& next_timestamp, const Tensor& by_lag,
                                                                 bool temporal, double scale, double decay,
                                                                 const Keys& keys, double rate) {
-  const int64_t tokens = value.size(0), dim = value.size(1);
+  const int64_t dim = value.size(1);
   Tensor of_projected = like(projected), of_mixed = like(mixed), of_value = like(value), of_by_lag = like(by_lag);
   double of_scale = 0, of_decay = 0;
-  fuxi::gate_backward(floats(gradient), floats(projected), floats(mixed), mask_of(keys, rate), tokens, dim,
+  fuxi::gate_backward(floats(gradient), rows_of(projected), floats(mixed), mask_of(keys, rate), 2 * dim,
                       result(of_projected), result(of_mixed));
   fuxi::apply_maps_backward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
                      floats(value), dim, floats(of_mixed), result(of_value),
                      {result(of_by_lag), &of_scale, &of_decay});
-  fuxi::values_backward(floats(of_value), floats(projected), tokens, dim, result(of_projected));
+  fuxi::values_backward(floats(of_value), rows_of(projected), 2 * dim, result(of_projected));
   return {of_projected, of_by_lag, of_scale, of_decay};
 }
 
@@ -78,6 +80,30 @@ std::tuple<Tensor, Tensor, double, double> apply_maps_backward(const Tensor& gra
                      floats(value), value.size(1), floats(gradient), result(of_value),
                      {result(of_by_lag), &of_scale, &of_decay});
   return {of_value, of_by_lag, of_scale, of_decay};
+}
+
+fuxi::Heads heads_of(const Tensor& projected, const Tensor& offsets, const Tensor& decay) {
+  return {offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, floats(decay), decay.size(0),
+          projected.size(1) / (4 * decay.size(0))};
+}
+
+// projected [T, 4 D], offsets [B + 1], decay [H] -> the gated output [T, D], and the retained values [T, D] for the
+// backward pass.
+std::tuple<Tensor, Tensor> retention(const Tensor& projected, const Tensor& offsets, const Tensor& decay,
+                                     const Keys& keys, double rate) {
+  Tensor retained = at::empty({projected.size(0), projected.size(1) / 4}, projected.options()), out = like(retained);
+  fuxi::retention(heads_of(projected, offsets, decay), rows_of(projected), mask_of(keys, rate), result(out),
+                  result(retained));
+  return {out, retained};
+}
+
+std::tuple<Tensor, Tensor> retention_backward(const Tensor& gradient, const Tensor& projected, const Tensor& retained,
+                                              const Tensor& offsets, const Tensor& decay, const Keys& keys,
+                                              double rate) {
+  Tensor of_projected = like(projected), of_decay = like(decay);
+  fuxi::retention_backward(heads_of(projected, offsets, decay), rows_of(projected), mask_of(keys, rate),
+                           floats(retained), floats(gradient), result(of_projected), result(of_decay));
+  return {of_projected, of_decay};
 }
 
 std::tuple<double, Tensor, Tensor> sampled_softmax(const Tensor& states, const Tensor& table, const Tensor& target,
@@ -193,6 +219,8 @@ TORCH_LIBRARY(fuxi_beta, library) {
   library.def("token_mixer_backward", token_mixer_backward);
   library.def("apply_maps", apply_maps);
   library.def("apply_maps_backward", apply_maps_backward);
+  library.def("retention", retention);
+  library.def("retention_backward", retention_backward);
   library.def("sampled_softmax", sampled_softmax);
   library.def("rms_norm", rms_norm);
   library.def("rms_norm_backward", rms_norm_backward);
