@@ -8,8 +8,9 @@ Protocol = Literal["next_day", "leave_one_out"]
 Precision = Literal["fp32", "bf16"]
 Kernels = Literal["auto", "reference", "cpu", "triton"]
 """Implementations of the operators (`fuxi_beta.ops`). Not a hyperparameter: they differ by rounding only."""
-TemporalName = Literal["pow", "exp", "log", "linear", "sin", "nn", "mixed", "bucket", "zero"]
-FAST_TEMPORAL = ("pow", "zero")
+PaperTemporalName = Literal["pow", "exp", "log", "linear", "sin", "nn", "mixed", "bucket", "zero"]
+TemporalName = Literal[PaperTemporalName, "exppow"]
+FAST_TEMPORAL = ("pow", "exppow", "zero")
 """Functions of elapsed time with which FuXi-beta runs on kernels, and so with all of its options."""
 RequestTime = Literal["true", "previous", "fixed-hour"]
 
@@ -46,9 +47,12 @@ class ModelConfig:
     def contains(self, other: "ModelConfig") -> bool:
         """Whether the weights of a model of another shape make one of this shape that computes the same.
 
-        So they do if the two differ in dropout, or in channels that the other one lacks: those start without effect.
+        So they do if the two differ in dropout, in channels that the other one lacks, which start without effect, or if
+        `exppow` follows `pow`, where it starts.
         """
         wanted = replace(self, dropout=other.dropout)
+        if (self.temporal, other.temporal) == ("exppow", "pow"):
+            wanted = replace(wanted, temporal="pow")
         if self.content_channel:
             wanted = replace(wanted, content_channel=other.content_channel)
         return wanted == other

@@ -13,17 +13,20 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fuxi_beta import ops
-from fuxi_beta.config import ModelConfig
+from fuxi_beta.config import FAST_TEMPORAL, ModelConfig
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.layers.aftm import AFTM
 from fuxi_beta.layers.channel import Channel
 from fuxi_beta.layers.content import ContentChannel
+from fuxi_beta.layers.frab import FRAB, ExpPow
 from fuxi_beta.layers.mffn import MFFN, compile_all
 from fuxi_beta.layers.precision import operand_dtype
 from fuxi_beta.models.base import NORM_CLAMP, Dropout, ForwardContext, SequenceModel, l2_normalise, last_rows
 from fuxi_beta.models.fuxi_alpha import FuXiAlpha
 from fuxi_beta.models.reasons import Contributions, Trace, gathered
 from fuxi_beta.models.registry import register
+
+_TEMPORAL = {"pow": FRAB, "exppow": ExpPow, "zero": None}
 
 
 class Block(nn.Module):
@@ -32,7 +35,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         reach = config.max_history + config.position_margin
-        self.mixer = AFTM(config.dim, config.heads, reach, temporal=config.temporal != "zero")
+        self.mixer = AFTM(config.dim, config.heads, reach, temporal=_TEMPORAL[config.temporal])
         self.channels = nn.ModuleDict({"content": ContentChannel(config.dim)} if config.content_channel else {})
         self.ffn = MFFN(config.dim, config.ffn_multiply * config.dim)
 
@@ -97,7 +100,7 @@ class LastBlock(Trace):
 
 
 class FuXiBeta(SequenceModel):
-    """FuXi-beta with FRAB or without the temporal channel, on the fast operators."""
+    """FuXi-beta with FRAB or `ExpPow`, or without the temporal channel, on the fast operators."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -144,7 +147,7 @@ class FuXiBeta(SequenceModel):
 
 def _build(config: ModelConfig) -> SequenceModel:
     """FuXi-beta with the function of elapsed time that the configuration names."""
-    if config.temporal in {"pow", "zero"}:
+    if config.temporal in FAST_TEMPORAL:
         return FuXiBeta(config)
     return FuXiAlpha(config, ("position", "time"), config.temporal)
 

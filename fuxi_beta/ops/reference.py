@@ -39,6 +39,11 @@ def apply_map(weights: Tensor, padded: Tensor) -> Tensor:
     return torch.bmm(weights, padded.transpose(0, 1)).transpose(0, 1)
 
 
+def stretched(log_elapsed: Tensor, exponent: Tensor | None = None) -> Tensor:
+    """log(1 + x)^c; without c as it is. Same shape."""
+    return log_elapsed if exponent is None else log_elapsed**exponent
+
+
 class PaddedTimes:
     """The elapsed times of a batch as padded maps of log(1 + x), computed once and shared by all layers."""
 
@@ -60,8 +65,8 @@ class PaddedTimes:
             if power is None:
                 by_time = torch.zeros_like(padded)
             else:
-                scale, decay = power
-                decayed = torch.exp(self.log_elapsed[number] * -decay).tril()
+                scale, decay, *exponent = power
+                decayed = torch.exp(stretched(self.log_elapsed[number], *exponent) * -decay).tril()
                 by_time = scale * apply_map(decayed, padded)
             return torch.cat([by_position, by_time], dim=-1)
 

@@ -23,8 +23,9 @@ fuxi::Sequences sequences_of(const Tensor& offsets, const Tensor& timestamp, con
           next_timestamp.const_data_ptr<int64_t>()};
 }
 
-fuxi::Maps maps_of(const Tensor& by_lag, bool temporal, double scale, double decay) {
-  return {floats(by_lag), by_lag.size(0), temporal, static_cast<float>(scale), static_cast<float>(decay)};
+fuxi::Maps maps_of(const Tensor& by_lag, bool temporal, double scale, double decay, double exponent) {
+  return {floats(by_lag), by_lag.size(0), temporal, static_cast<float>(scale), static_cast<float>(decay),
+          static_cast<float>(exponent)};
 }
 
 fuxi::Projected rows_of(const Tensor& projected) { return {floats(projected), projected.size(0), projected.size(1)}; }
@@ -32,54 +33,58 @@ fuxi::Projected rows_of(const Tensor& projected) { return {floats(projected), pr
 // projected [T, 3 D] -> the gated output [T, 2 D], and V [T, D] and the mixed values [T, 2 D] for the backward pass.
 std::tuple<Tensor, Tensor, Tensor> token_mixer(const Tensor& projected, const Tensor& offsets, const Tensor& timestamp,
                                                const Tensor& next_timestamp, const Tensor& by_lag, bool temporal,
-                                               double scale, double decay, const Keys& keys, double rate) {
+                                               double scale, double decay, double exponent, const Keys& keys,
+                                               double rate) {
   const int64_t tokens = projected.size(0), dim = projected.size(1) / 3;
   Tensor value = at::empty({tokens, dim}, projected.options());
   Tensor mixed = at::empty({tokens, 2 * dim}, projected.options()), out = like(mixed);
   fuxi::values(rows_of(projected), 2 * dim, result(value));
-  fuxi::apply_maps(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
+  fuxi::apply_maps(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay, exponent),
                     floats(value), dim, result(mixed));
   fuxi::gate(rows_of(projected), floats(mixed), mask_of(keys, rate), 2 * dim, result(out));
   return {out, value, mixed};
 }
 
-std::tuple<Tensor, Tensor, double, double> token_mixer_backward(const Tensor& gradient, const Tensor& projected,
+using MixerGradients = std::tuple<Tensor, Tensor, double, double, double>;  // of the input, by_lag, a, b and c
+
+MixerGradients token_mixer_backward(const Tensor& gradient, const Tensor& projected,
                                                                 const Tensor& value, const Tensor& mixed,
                                                                 const Tensor& offsets, const Tensor& timestamp,
                                                                 const Tensor& next_timestamp, const Tensor& by_lag,
                                                                 bool temporal, double scale, double decay,
-                                                                const Keys& keys, double rate) {
+                                                                double exponent, const Keys& keys, double rate) {
   const int64_t dim = value.size(1);
   Tensor of_projected = like(projected), of_mixed = like(mixed), of_value = like(value), of_by_lag = like(by_lag);
-  double of_scale = 0, of_decay = 0;
+  double of_scale = 0, of_decay = 0, of_exponent = 0;
   fuxi::gate_backward(floats(gradient), rows_of(projected), floats(mixed), mask_of(keys, rate), 2 * dim,
                       result(of_projected), result(of_mixed));
-  fuxi::apply_maps_backward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
+  fuxi::apply_maps_backward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay, exponent),
                      floats(value), dim, floats(of_mixed), result(of_value),
-                     {result(of_by_lag), &of_scale, &of_decay});
+                     {result(of_by_lag), &of_scale, &of_decay, &of_exponent});
   fuxi::values_backward(floats(of_value), rows_of(projected), 2 * dim, result(of_projected));
-  return {of_projected, of_by_lag, of_scale, of_decay};
+  return {of_projected, of_by_lag, of_scale, of_decay, of_exponent};
 }
 
 // value [T, D] -> both maps times the values [T, 2 D].
 Tensor apply_maps(const Tensor& value, const Tensor& offsets, const Tensor& timestamp, const Tensor& next_timestamp,
-                  const Tensor& by_lag, bool temporal, double scale, double decay) {
+                  const Tensor& by_lag, bool temporal, double scale, double decay, double exponent) {
   Tensor mixed = at::empty({value.size(0), 2 * value.size(1)}, value.options());
-  fuxi::apply_maps(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
+  fuxi::apply_maps(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay, exponent),
                     floats(value), value.size(1), result(mixed));
   return mixed;
 }
 
-std::tuple<Tensor, Tensor, double, double> apply_maps_backward(const Tensor& gradient, const Tensor& value,
+MixerGradients apply_maps_backward(const Tensor& gradient, const Tensor& value,
                                                                const Tensor& offsets, const Tensor& timestamp,
                                                                const Tensor& next_timestamp, const Tensor& by_lag,
-                                                               bool temporal, double scale, double decay) {
+                                                               bool temporal, double scale, double decay,
+                                                               double exponent) {
   Tensor of_value = like(value), of_by_lag = like(by_lag);
-  double of_scale = 0, of_decay = 0;
-  fuxi::apply_maps_backward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
+  double of_scale = 0, of_decay = 0, of_exponent = 0;
+  fuxi::apply_maps_backward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay, exponent),
                      floats(value), value.size(1), floats(gradient), result(of_value),
-                     {result(of_by_lag), &of_scale, &of_decay});
-  return {of_value, of_by_lag, of_scale, of_decay};
+                     {result(of_by_lag), &of_scale, &of_decay, &of_exponent});
+  return {of_value, of_by_lag, of_scale, of_decay, of_exponent};
 }
 
 fuxi::Heads heads_of(const Tensor& projected, const Tensor& offsets, const Tensor& decay) {

@@ -18,6 +18,7 @@ struct Maps {
   int64_t reach;
   bool temporal;
   float scale, decay;  // a (1 + x)^-b
+  float exponent;      // c of a exp(-b log(1 + x)^c); 0: there is none, as if it were 1
 };
 
 // value [T, D] -> [B V | B^t V] [T, 2 D].
@@ -27,6 +28,7 @@ struct MapGradients {
   float* by_lag;  // [reach]
   double* scale;  // one number each
   double* decay;
+  double* exponent;
 };
 
 void apply_maps_backward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim,

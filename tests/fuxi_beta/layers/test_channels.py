@@ -123,6 +123,8 @@ def test_a_warm_start_takes_the_champions_weights_and_trains_on(make_batch):
 
 def test_a_shape_contains_those_without_its_channels():
     assert WITH_CONTENT.contains(CONFIG) and WITH_CONTENT.contains(replace(WITH_CONTENT, dropout=0.5))
+    assert replace(WITH_CONTENT, temporal="exppow").contains(CONFIG)
+    assert not CONFIG.contains(replace(CONFIG, temporal="exppow"))
     assert not CONFIG.contains(WITH_CONTENT) and not WITH_CONTENT.contains(replace(CONFIG, layers=3))
 
 

@@ -20,6 +20,7 @@ SHAPES = [
     replace(CONFIG, dim=12, heads=3, layers=3, ffn_multiply=2),
     replace(CONFIG, dim=9, temporal="zero"),
     replace(CONFIG, dim=8, heads=2, temporal="zero", layers=1),
+    replace(CONFIG, temporal="exppow"),
     replace(CONFIG, content_channel=True),
     replace(CONFIG, dim=12, heads=3, temporal="zero", content_channel=True, ffn_multiply=2),
 ]
