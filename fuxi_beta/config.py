@@ -12,6 +12,8 @@ PaperTemporalName = Literal["pow", "exp", "log", "linear", "sin", "nn", "mixed",
 TemporalName = Literal[PaperTemporalName, "exppow"]
 FAST_TEMPORAL = ("pow", "exppow", "zero")
 """Functions of elapsed time with which FuXi-beta runs on kernels, and so with all of its options."""
+CHANNELS = ("content_channel", "periodic_channel")
+"""Options of FuXi-beta: channels of the mixer beside position and time."""
 RequestTime = Literal["true", "previous", "fixed-hour"]
 
 
@@ -27,7 +29,8 @@ class ModelConfig:
     max_history: int = 200  # N, the newest events of a history that are a listener's context
     dropout: float = 0.2
     temporal: TemporalName = "pow"  # the function of elapsed time in FRAB; "zero" switches the channel off
-    content_channel: bool = False  # fuxi-beta: a third channel of the mixer, retention by queries and keys
+    content_channel: bool = False  # fuxi-beta: a channel of the mixer by queries and keys (retention)
+    periodic_channel: bool = False  # fuxi-beta: a channel of damped waves of an hour, a day and a week
     hidden: int = 100  # width of the recurrent state of gru4rec and narm
     position_margin: int = 11  # positions and relative distances beyond max_history that have weights
 
@@ -36,11 +39,12 @@ class ModelConfig:
         _check_at_least_one(self, "model", "dim", "layers", "heads", "ffn_multiply", "max_history", "hidden")
         if self.dim % self.heads:
             raise ValueError(f"model.heads is {self.heads}: it must divide model.dim ({self.dim})")
-        if self.content_channel and (self.name != "fuxi-beta" or self.temporal not in FAST_TEMPORAL):
-            raise ValueError(
-                f"model.content_channel is on: fuxi-beta with temporal {' or '.join(FAST_TEMPORAL)} alone has it, "
-                f"not {self.name} with {self.temporal}"
-            )
+        for channel in CHANNELS:
+            if getattr(self, channel) and (self.name != "fuxi-beta" or self.temporal not in FAST_TEMPORAL):
+                raise ValueError(
+                    f"model.{channel} is on: fuxi-beta with temporal {' or '.join(FAST_TEMPORAL)} alone has it, "
+                    f"not {self.name} with {self.temporal}"
+                )
         if not 0 <= self.dropout <= 0.9999:  # sixteen bits decide a channel
             raise ValueError(f"model.dropout is {self.dropout}: it must be between 0 and 0.9999")
 
@@ -53,8 +57,9 @@ class ModelConfig:
         wanted = replace(self, dropout=other.dropout)
         if (self.temporal, other.temporal) == ("exppow", "pow"):
             wanted = replace(wanted, temporal="pow")
-        if self.content_channel:
-            wanted = replace(wanted, content_channel=other.content_channel)
+        for channel in CHANNELS:
+            if getattr(self, channel):
+                wanted = replace(wanted, **{channel: getattr(other, channel)})
         return wanted == other
 
 

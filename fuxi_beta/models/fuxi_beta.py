@@ -20,6 +20,7 @@ from fuxi_beta.layers.channel import Channel
 from fuxi_beta.layers.content import ContentChannel
 from fuxi_beta.layers.frab import FRAB, ExpPow
 from fuxi_beta.layers.mffn import MFFN, compile_all
+from fuxi_beta.layers.periodic import PeriodicChannel
 from fuxi_beta.layers.precision import operand_dtype
 from fuxi_beta.models.base import NORM_CLAMP, Dropout, ForwardContext, SequenceModel, l2_normalise, last_rows
 from fuxi_beta.models.fuxi_alpha import FuXiAlpha
@@ -36,7 +37,11 @@ class Block(nn.Module):
         super().__init__()
         reach = config.max_history + config.position_margin
         self.mixer = AFTM(config.dim, config.heads, reach, temporal=_TEMPORAL[config.temporal])
-        self.channels = nn.ModuleDict({"content": ContentChannel(config.dim)} if config.content_channel else {})
+        self.channels = nn.ModuleDict()
+        if config.content_channel:
+            self.channels["content"] = ContentChannel(config.dim)
+        if config.periodic_channel:
+            self.channels["periodic"] = PeriodicChannel(config.dim)
         self.ffn = MFFN(config.dim, config.ffn_multiply * config.dim)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:

@@ -60,7 +60,7 @@ class LongHistoryTimes:
     def __init__(self, batch: Batch, quadratic: Callable[[], PreparedTimes]) -> None:
         self.longest, self._quadratic = batch.longest, quadratic
         self.times = (batch.timestamp, batch.next_timestamp, batch.offsets)
-        self.in_order = _in_order(*self.times)
+        self.in_order = in_order(batch)
 
     @cached_property
     def quadratic(self) -> PreparedTimes:
@@ -104,6 +104,11 @@ def _approximates(decay: Tensor, exponent: Tensor | None = None) -> bool:
     if exponent is None:
         return LOWEST_DECAY - 1e-6 <= decay.item() <= HIGHEST_DECAY + 1e-6  # -0.1 in fp32 is a little less
     return fit_error(decay, exponent) <= FIT_BOUND
+
+
+def in_order(batch: Batch) -> bool:
+    """Whether plays and query times of every listener are in order of time, over at most 10^8 seconds."""
+    return _in_order(batch.timestamp, batch.next_timestamp, batch.offsets)
 
 
 def _in_order(timestamp: Tensor, next_timestamp: Tensor, offsets: Tensor) -> bool:

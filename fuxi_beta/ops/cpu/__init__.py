@@ -72,6 +72,26 @@ class _TokenMixer(torch.autograd.Function):
         return of_projected, of_by_lag, None, None, None, None, *map(of_by_lag.new_tensor, of_power[: ctx.count])
 
 
+def periodic(projected: Tensor, rate: Tensor, waves: Sequence[Tensor], mask: Mask | None) -> Tensor:
+    """See `fuxi_beta.ops.periodic`. waves: offsets, then phases [T, K, 4], gaps [T, 2] and bounds as in kernels.h."""
+    return _Periodic.apply(projected, rate, mask, *waves)  # type: ignore[return-value]
+
+
+class _Periodic(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, rate: Tensor, mask: Mask | None, offsets: Tensor, *rest: Tensor) -> Tensor:
+        projected, ctx.mask = projected.contiguous(), _mask(mask)
+        where = tuple(tensor.contiguous() for tensor in (offsets, rate, *rest))
+        out, mixed = torch.ops.fuxi_beta.periodic(projected, *where, *ctx.mask)
+        ctx.save_for_backward(projected, mixed, *where)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        of_inputs = torch.ops.fuxi_beta.periodic_backward(gradients[0].contiguous(), *ctx.saved_tensors, *ctx.mask)
+        return *of_inputs, None, None, None, None, None
+
+
 def retention(projected: Tensor, decay: Tensor, batch: Batch, mask: Mask | None) -> Tensor:
     """See `fuxi_beta.ops.retention`."""
     return _Retention.apply(projected, decay, mask, batch.offsets)  # type: ignore[return-value]

@@ -111,6 +111,33 @@ std::tuple<Tensor, Tensor> retention_backward(const Tensor& gradient, const Tens
   return {of_projected, of_decay};
 }
 
+fuxi::Waves waves_of(const Tensor& projected, const Tensor& offsets, const Tensor& rate, const Tensor& phases,
+                     const Tensor& gaps, const Tensor& bounds) {
+  return {offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, floats(rate), floats(phases), floats(gaps),
+          bounds.const_data_ptr<int64_t>(), rate.size(0), projected.size(1) / 2};
+}
+
+// projected [T, 2 D], the rest as in Waves -> the gated output [T, D], and the mixed values [T, D] for the way back.
+std::tuple<Tensor, Tensor> periodic(const Tensor& projected, const Tensor& offsets, const Tensor& rate,
+                                    const Tensor& phases, const Tensor& gaps, const Tensor& bounds, const Keys& keys,
+                                    double dropped) {
+  Tensor mixed = at::empty({projected.size(0), projected.size(1) / 2}, projected.options()), out = like(mixed);
+  fuxi::periodic(waves_of(projected, offsets, rate, phases, gaps, bounds), rows_of(projected), mask_of(keys, dropped),
+                 result(out), result(mixed));
+  return {out, mixed};
+}
+
+std::tuple<Tensor, Tensor> periodic_backward(const Tensor& gradient, const Tensor& projected, const Tensor& mixed,
+                                             const Tensor& offsets, const Tensor& rate, const Tensor& phases,
+                                             const Tensor& gaps, const Tensor& bounds, const Keys& keys,
+                                             double dropped) {
+  Tensor of_projected = like(projected), of_rate = like(rate);
+  fuxi::periodic_backward(waves_of(projected, offsets, rate, phases, gaps, bounds), rows_of(projected),
+                          mask_of(keys, dropped), floats(mixed), floats(gradient), result(of_projected),
+                          result(of_rate));
+  return {of_projected, of_rate};
+}
+
 std::tuple<double, Tensor, Tensor> sampled_softmax(const Tensor& states, const Tensor& table, const Tensor& target,
                                                    const Tensor& negatives, const Tensor& masked, double temperature) {
   Tensor of_states = like(states), of_table = like(table);
@@ -224,6 +251,8 @@ TORCH_LIBRARY(fuxi_beta, library) {
   library.def("token_mixer_backward", token_mixer_backward);
   library.def("apply_maps", apply_maps);
   library.def("apply_maps_backward", apply_maps_backward);
+  library.def("periodic", periodic);
+  library.def("periodic_backward", periodic_backward);
   library.def("retention", retention);
   library.def("retention_backward", retention_backward);
   library.def("sampled_softmax", sampled_softmax);

@@ -11,6 +11,7 @@ from fuxi_beta.data.padding import Padding
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import cpu, reference
 from fuxi_beta.ops.cpu import top_k
+from fuxi_beta.ops.periodic import waves_dense, waves_of
 from fuxi_beta.ops.token_mixer import PreparedTimes
 from fuxi_beta.ops.top_k import blocked_top_k
 
@@ -20,6 +21,7 @@ def run() -> None:
     generator = torch.Generator().manual_seed(0)
     _check_token_mixer(generator)
     _check_retention(generator)
+    _check_periodic(generator)
     _check_loss(generator)
     _check_top_k(generator)
     keys = torch.randint(1 << 62, (33,), generator=generator)
@@ -70,6 +72,24 @@ def _check_retention(generator: torch.Generator) -> None:
         return reference.gated(gate, retained, mask)
 
     _compare(lambda projected, decay: cpu.retention(projected, decay, batch, mask), plain, inputs)
+
+
+def _check_periodic(generator: torch.Generator) -> None:
+    batch, mask = _ragged_batch(generator), Mask(torch.arange(90), 0.1)
+    periods, padding = (3600, 86_400), Padding(batch)
+    projected, scale = torch.randn(90, 2 * 50, generator=generator), torch.tensor([1e-4, 1e-6])
+    where = batch.offsets, *waves_of(batch, periods, projected)
+
+    def plain(projected: Tensor, rate: Tensor) -> Tensor:
+        gate, value = torch.nn.functional.silu(projected).chunk(2, dim=1)
+        (group,) = padding.groups
+        times = group.by_listener(batch.next_timestamp), group.by_listener(batch.timestamp)
+        mixed = padding.each(value, lambda rows, _: waves_dense(rows, rate, periods, *times))
+        return reference.gated(gate, mixed, mask)
+
+    # In rates of about 1, as `_compare` allows errors of a hundredth.
+    inputs = [projected, torch.ones(2)]
+    _compare(lambda x, r: cpu.periodic(x, r * scale, where, mask), lambda x, r: plain(x, r * scale), inputs)
 
 
 def _check_loss(generator: torch.Generator) -> None:

@@ -94,6 +94,22 @@ void retention(const Heads& heads, const Projected& projected, const Mask& mask,
 void retention_backward(const Heads& heads, const Projected& projected, const Mask& mask, const float* retained,
                         const float* gradient, float* of_projected, float* of_decay);
 
+// Periods of the periodic channel, and the times of a batch of packed sequences as the kernel needs them.
+struct Waves {
+  const int64_t* offsets;  // [sequences + 1]
+  int64_t sequences;
+  const float* rate;      // [count], r: 1 / seconds
+  const float* phases;    // [T, count, 4]: cosine and sine of the phase of t_n, cosine and sine of that of t_{n+1}
+  const float* gaps;      // [T, 2]: seconds since the token before, and until t_{n+1}; not negative
+  const int64_t* bounds;  // [2 count + 1], channels: of the sines of all periods, then of the cosines
+  int64_t count, dim;
+};
+
+// projected: [U | v], D each -> the mixed values and what is gated of them, [T, D] each.
+void periodic(const Waves& waves, const Projected& projected, const Mask& mask, float* out, float* mixed);
+void periodic_backward(const Waves& waves, const Projected& projected, const Mask& mask, const float* mixed,
+                       const float* gradient, float* of_projected, float* of_rate);
+
 // Counter-based random integers in [0, below): [count, draws].
 void integers(const int64_t* keys, int64_t count, int64_t draws, int64_t below, int64_t* out);
 

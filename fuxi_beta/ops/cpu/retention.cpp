@@ -16,22 +16,12 @@
 #include <cmath>
 #include <vector>
 
+#include "chunks.h"
 #include "kernels.h"
 #include "vec.h"
 
 namespace fuxi {
 namespace {
-
-constexpr int CHUNKS = 64;  // a fixed number, so that sums do not depend on the number of threads
-
-// The first sequence of each of CHUNKS chunks of about equally many tokens.
-std::vector<int64_t> chunk_starts(const int64_t* offsets, int64_t count) {
-  std::vector<int64_t> starts(CHUNKS + 1, count);
-  for (int c = 0; c < CHUNKS; ++c)
-    starts[c] = std::lower_bound(offsets, offsets + count, offsets[count] * c / CHUNKS) - offsets;
-  starts[0] = 0;
-  return starts;
-}
 
 // One head's rows of d numbers, `stride` apart.
 template <typename Float>
@@ -107,41 +97,11 @@ double run(const Scan& scan, int64_t begin, int64_t end, int64_t step, int64_t s
   return total;
 }
 
-// One thread's copies of the tokens of a chunk: activations, and their gradients.
-struct Scratch {
-  std::vector<float> packed, of_packed, of_retained, state;
-
-  explicit Scratch(int64_t size) : state(2 * size * 4 * LANES) {}
-};
-
-// Calls chunk(scratch, number, first sequence, end of its sequences) for chunks of whole sequences in parallel.
-template <typename Chunk>
-void for_each_chunk(const Heads& heads, const Chunk& chunk) {
-  const auto starts = chunk_starts(heads.offsets, heads.sequences);
-#pragma omp parallel
-  {
-    Scratch scratch(heads.size);
-#pragma omp for schedule(dynamic)
-    for (int number = 0; number < CHUNKS; ++number)
-      if (starts[number] < starts[number + 1]) chunk(scratch, number, starts[number], starts[number + 1]);
-  }
-}
-
-// The tokens of a chunk: SiLU of all columns but U into scratch.
-Projected activate(const Projected& projected, int64_t first, int64_t end, int64_t dim, Scratch& scratch) {
-  const Projected own{projected.rows + first * projected.width, end - first, projected.width};
-  scratch.packed.resize(own.tokens * 3 * dim);
-  values(own, dim, scratch.packed.data());
-  return own;
-}
-
-Mask from(const Mask& mask, int64_t token) { return {mask.keys ? mask.keys + token : nullptr, mask.rate}; }
-
 }  // namespace
 
 void retention(const Heads& heads, const Projected& projected, const Mask& mask, float* out, float* retained) {
   const int64_t dim = heads.count * heads.size, wide = 3 * dim, size = heads.size;
-  for_each_chunk(heads, [&](Scratch& scratch, int, int64_t sequence, int64_t last) {
+  for_each_chunk(heads.offsets, heads.sequences, 8 * size * LANES, [&](Scratch& scratch, int, int64_t sequence, int64_t last) {
     const int64_t first = heads.offsets[sequence];
     const Projected own = activate(projected, first, heads.offsets[last], dim, scratch);
     for (; sequence < last; ++sequence)
@@ -161,13 +121,13 @@ void retention_backward(const Heads& heads, const Projected& projected, const Ma
                         const float* gradient, float* of_projected, float* of_decay) {
   const int64_t dim = heads.count * heads.size, wide = 3 * dim, size = heads.size;
   std::vector<double> sums(CHUNKS * heads.count, 0.);
-  for_each_chunk(heads, [&](Scratch& scratch, int number, int64_t sequence, int64_t last) {
+  for_each_chunk(heads.offsets, heads.sequences, 8 * size * LANES, [&](Scratch& scratch, int number, int64_t sequence, int64_t last) {
     const int64_t first = heads.offsets[sequence];
     const Projected own = activate(projected, first, heads.offsets[last], dim, scratch);
     float* of_own = of_projected + first * projected.width;
-    scratch.of_packed.resize(scratch.packed.size()), scratch.of_retained.resize(own.tokens * dim);
+    scratch.of_packed.resize(scratch.packed.size()), scratch.of_mixed.resize(own.tokens * dim);
     gate_backward(gradient + first * dim, own, retained + first * dim, from(mask, first), dim, of_own,
-                  scratch.of_retained.data());
+                  scratch.of_mixed.data());
     for (; sequence < last; ++sequence)
       for (int64_t head = 0; head < heads.count; ++head) {
         const int64_t begin = heads.offsets[sequence] - first, end = heads.offsets[sequence + 1] - first;
@@ -175,7 +135,7 @@ void retention_backward(const Heads& heads, const Projected& projected, const Ma
         const float* query = scratch.packed.data() + head * size;
         float *of_query = scratch.of_packed.data() + head * size, *state = scratch.state.data();
         const In q{query, wide}, k{query + dim, wide}, v{query + 2 * dim, wide};
-        const In dy{scratch.of_retained.data() + head * size, dim};
+        const In dy{scratch.of_mixed.data() + head * size, dim};
         const Out dq{of_query, wide}, dk{of_query + dim, wide}, dv{of_query + 2 * dim, wide};
         sums[number * heads.count + head] -= run<true>({v, k, dy, dq, q, keep, keep, 1.f}, begin, end, 1, size, state);
         run<false>({dy, q, v, dk, q, keep, 1.f, keep}, end - 1, begin - 1, -1, size, state);

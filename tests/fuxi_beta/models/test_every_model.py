@@ -28,6 +28,7 @@ CASES = [
         for name in ("fuxi-beta", "fuxi-alpha", "fuxi-beta-frab-no-time", "hstu", "llama", "sasrec")
     ),
     pytest.param(replace(CONFIG, content_channel=True), id="fuxi-beta, content"),
+    pytest.param(replace(CONFIG, content_channel=True, periodic_channel=True), id="fuxi-beta, content and periodic"),
     pytest.param(replace(CONFIG, content_channel=True, temporal="zero", dim=12), id="fuxi-beta:zero, content"),
 ]
 every_model = pytest.mark.parametrize("config", CASES)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fuxi_beta import models
-from fuxi_beta.config import ModelConfig, TrainConfig
+from fuxi_beta.config import CHANNELS, ModelConfig, TrainConfig
 from fuxi_beta.models import reasons
 from fuxi_beta.training.checkpoint import EncodedBatch, TrainedModel
 
@@ -22,11 +22,17 @@ SHAPES = [
     replace(CONFIG, dim=8, heads=2, temporal="zero", layers=1),
     replace(CONFIG, temporal="exppow"),
     replace(CONFIG, content_channel=True),
+    replace(CONFIG, content_channel=True, periodic_channel=True),
     replace(CONFIG, dim=12, heads=3, temporal="zero", content_channel=True, ffn_multiply=2),
 ]
-every_shape = pytest.mark.parametrize(
-    "config", SHAPES, ids=lambda config: f"D{config.dim} {config.temporal}{' content' * config.content_channel}"
-)
+
+
+def label(config: ModelConfig) -> str:
+    channels = [name for name in CHANNELS if getattr(config, name)]
+    return " ".join([f"D{config.dim}", config.temporal, *channels])
+
+
+every_shape = pytest.mark.parametrize("config", SHAPES, ids=label)
 LENGTHS = [5, 0, 40, 1, 17, 0, 2, 33]
 
 
@@ -36,7 +42,7 @@ def trained(config: ModelConfig, dtype: torch.dtype = torch.float32) -> TrainedM
     model: Any = models.build(config).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim and "temporal" not in name and "decay" not in name:
+            if parameter.ndim and "temporal" not in name and not name.endswith(".raw"):
                 parameter.mul_(4)
             if name.endswith(".out"):  # a channel starts without effect
                 parameter.normal_(std=0.3)
