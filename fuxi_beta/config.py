@@ -1,6 +1,6 @@
 """Every hyperparameter of a model and of its training, with its default. Published settings are in `presets`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 Mode = Literal["exclusive", "all"]
@@ -9,7 +9,12 @@ Protocol = Literal["next_day", "leave_one_out"]
 Precision = Literal["fp32", "bf16"]
 Kernels = Literal["auto", "reference", "cpu", "triton"]
 """Implementations of the operators (`fuxi_beta.ops`). Not a hyperparameter: they differ by rounding only."""
-TemporalName = Literal["pow", "exp", "log", "linear", "sin", "nn", "mixed", "bucket", "zero"]
+PaperTemporalName = Literal["pow", "exp", "log", "linear", "sin", "nn", "mixed", "bucket", "zero"]
+TemporalName = Literal[PaperTemporalName, "exppow"]
+FAST_TEMPORAL = ("pow", "exppow", "zero")
+"""Functions of elapsed time with which FuXi-beta runs on kernels, and so with all of its options."""
+CHANNELS = ("content_channel", "periodic_channel")
+"""Options of FuXi-beta: channels of the mixer beside position and time."""
 RequestTime = Literal["true", "previous", "fixed-hour"]
 
 
@@ -25,6 +30,8 @@ class ModelConfig:
     max_history: int = 200  # N, the newest events of a history that are a listener's context
     dropout: float = 0.2
     temporal: TemporalName = "pow"  # the function of elapsed time in FRAB; "zero" switches the channel off
+    content_channel: bool = False  # fuxi-beta: a channel of the mixer by queries and keys (retention)
+    periodic_channel: bool = False  # fuxi-beta: a channel of damped waves of an hour, a day and a week
     hidden: int = 100  # width of the recurrent state of gru4rec and narm
     position_margin: int = 11  # positions and relative distances beyond max_history that have weights
     side: tuple[str, ...] = ()  # columns of the catalogue whose values have vectors, added to the song's own
@@ -35,6 +42,12 @@ class ModelConfig:
         _check_at_least_one(self, "model", "dim", "layers", "heads", "ffn_multiply", "max_history", "hidden")
         if self.dim % self.heads:
             raise ValueError(f"model.heads is {self.heads}: it must divide model.dim ({self.dim})")
+        for channel in CHANNELS:
+            if getattr(self, channel) and (self.name != "fuxi-beta" or self.temporal not in FAST_TEMPORAL):
+                raise ValueError(
+                    f"model.{channel} is on: fuxi-beta with temporal {' or '.join(FAST_TEMPORAL)} alone has it, "
+                    f"not {self.name} with {self.temporal}"
+                )
         columns = [*self.side, *([] if self.content is None else [self.content])]
         for name in columns:
             if not name or columns.count(name) > 1:
@@ -43,6 +56,20 @@ class ModelConfig:
                 )
         if not 0 <= self.dropout <= 0.9999:  # sixteen bits decide a channel
             raise ValueError(f"model.dropout is {self.dropout}: it must be between 0 and 0.9999")
+
+    def contains(self, other: "ModelConfig") -> bool:
+        """Whether the weights of a model of another shape make one of this shape that computes the same.
+
+        So they do if the two differ in dropout, in side information (songs' vectors are taken over whole), in channels
+        that the other one lacks, which start without effect, or if `exppow` follows `pow`, where it starts.
+        """
+        wanted = replace(self, dropout=other.dropout, side=other.side, content=other.content)
+        if (self.temporal, other.temporal) == ("exppow", "pow"):
+            wanted = replace(wanted, temporal="pow")
+        for channel in CHANNELS:
+            if getattr(self, channel):
+                wanted = replace(wanted, **{channel: getattr(other, channel)})
+        return wanted == other
 
 
 @dataclass(frozen=True)

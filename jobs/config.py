@@ -14,7 +14,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from fuxi_beta.config import EvaluateConfig, Kernels, ModelConfig, TrainConfig, learn_from_before
+from fuxi_beta.config import (
+    FAST_TEMPORAL,
+    EvaluateConfig,
+    Kernels,
+    ModelConfig,
+    TrainConfig,
+    learn_from_before,
+)
 from pipelines import storage
 from pipelines.calendar import REQUEST_HOUR
 from pipelines.errors import InputError
@@ -26,7 +33,7 @@ RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
 """Keys of earlier releases: refused with the name to write now."""
 _NEWER_SECTIONS = {"serving", "rules"}
 """Sections that run records of earlier releases do not know: they count where they are not the default."""
-_NEWER_KEYS = {"recommend": {"reasons"}, "model": {"side", "content"}}
+_NEWER_KEYS = {"recommend": {"reasons"}, "model": {"side", "content", "content_channel", "periodic_channel"}}
 """The same for single keys of older sections."""
 _LIST_BOUNDS = {
     "max_empty_share",
@@ -350,7 +357,7 @@ def load_config(
 def _check_model(config: Config) -> None:
     """Refuse an unknown model, or options that it does not offer, before any stage runs."""
     model, train = config.model, config.train
-    if model.name == ModelConfig.name and model.temporal in {"pow", "zero"}:
+    if model.name == ModelConfig.name and model.temporal in FAST_TEMPORAL:
         return  # it offers everything, so torch need not be imported
     from fuxi_beta import models
 
@@ -360,7 +367,9 @@ def _check_model(config: Config) -> None:
         raise InputError(str(error)) from None
     for name, on in (("train.precision=bf16", train.precision == "bf16"), ("train.compile=true", train.compile)):
         if on:
-            raise InputError(f"{name}: only fuxi-beta with temporal pow or zero offers it, not {model.name} here")
+            raise InputError(
+                f"{name}: only fuxi-beta with temporal {' or '.join(FAST_TEMPORAL)} offers it, not {model.name} here"
+            )
 
 
 def _read_yaml(file: str) -> dict[str, Any]:

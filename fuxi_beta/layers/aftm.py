@@ -45,12 +45,12 @@ class AFTM(nn.Module):
     [position | time] head by head.
     """
 
-    def __init__(self, dim: int, heads: int, reach: int, *, temporal: bool) -> None:
+    def __init__(self, dim: int, heads: int, reach: int, *, temporal: type[FRAB] | None) -> None:
         super().__init__()
         self.dim, self.heads = dim, heads
         self.project = nn.Parameter(torch.empty(dim, 3 * dim).normal_(std=0.02))  # W: 2 D of U, then D of V
         self.positional = RAB(reach)
-        self.temporal = FRAB() if temporal else None
+        self.temporal = temporal() if temporal else None
         self.bf16 = False  # the projection; never the maps
 
     def forward(self, normed: Tensor, times: PreparedTimes, mask: Mask | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fuxi_beta.layers.frab import FRAB, TemporalFunction, uniform
+from fuxi_beta.layers.frab import FRAB, ExpPow, TemporalFunction, uniform
 from fuxi_beta.ops.elapsed import BUCKETS, Elapsed, bucket_of
 
 _NN_WIDTH = 5
@@ -151,5 +151,6 @@ FUNCTIONS: dict[str, type[TemporalFunction]] = {
     "zero": Zero,
     "bucket": Bucket,
     "pow": FRAB,
+    "exppow": ExpPow,
 }
-"""By the names of Table 6."""
+"""By the names of Table 6, but for the last, which is later than the paper."""

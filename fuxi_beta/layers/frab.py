@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fuxi_beta.ops.elapsed import Elapsed
+from fuxi_beta.ops.reference import stretched
 from fuxi_beta.ops.token_mixer import Power
+
+_LOWEST_EXPONENT = 0.01
 
 
 class TemporalFunction(nn.Module):
@@ -51,6 +54,28 @@ class FRAB(TemporalFunction):
     @override
     def forward(self, elapsed: Elapsed) -> Tensor:
         return (self.scale * self.decayed(elapsed.log)).tril()
+
+
+class ExpPow(FRAB):
+    """f(x) = a exp(-b log(1 + x)^c), FuXi-gamma's exponential of a power (arXiv 2512.12740) of log(1 + x).
+
+    On raw seconds a exp(-b x^c) underflows; nested so, FRAB is c = 1, where c starts (choice): below it distant plays
+    weigh more than under a power law, above it less. c is at least 0.01.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exponent = nn.Parameter(torch.ones(()))  # c
+
+    @property
+    @override
+    def power(self) -> Power:
+        """(a, b, c), as operators take them."""
+        return self.scale, self.decay, self.exponent.clamp(min=_LOWEST_EXPONENT)
+
+    @override
+    def decayed(self, log_elapsed: Tensor) -> Tensor:
+        return super().decayed(stretched(log_elapsed, self.power[2]))
 
 
 def uniform(low: float, high: float) -> nn.Parameter:

@@ -40,19 +40,17 @@ class MFFN(nn.Module):
         inner = operators.swiglu(product(self.gate_and_up, normed, bf16=self.bf16))
         return product(self.down, inner, bf16=self.bf16) + joined
 
-    def pull_back(self, towards: Tensor, mixed: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """<towards, y> as a linear function of mixed, with SiLU(W1 m) and the norm held at their values.
+    def pull_back(self, towards: Tensor, mixed: Tensor, x: Tensor) -> Tensor:
+        """<towards, y> as a linear function of stage one's sum o, with SiLU(W1 m) and the norm held at their values.
 
-        towards: [R, K, D] for the tokens mixed [R, C] and x [R, D]. Returns the factors of mixed [R, K, C], and what x
-        and the bias of the first stage add [R, K].
+        towards: [R, K, D] for the tokens mixed [R, C] and x [R, D]. It equals <result, o>, and so the sum of
+        <result, Linear(mixed)> and <result, x>. [R, K, D].
         """
         joined = self.merge(mixed) + x
         scale = (joined.square().mean(-1, keepdim=True) + reference.RMS_EPS).rsqrt()
         gate, up = self.gate_and_up.weight.chunk(2)
         gate = F.silu(joined * scale @ gate.t()) * scale  # of W3 o, where W3 m = W3 o / rms(o)
-        of_joined = towards + (towards @ self.down.weight * gate[:, None]) @ up
-        stream = (x + self.merge.bias)[..., None]
-        return of_joined @ self.merge.weight, (of_joined @ stream).squeeze(-1)
+        return towards + (towards @ self.down.weight * gate[:, None]) @ up
 
 
 def compile_all(layers: Sequence[MFFN], dropout: float) -> None:

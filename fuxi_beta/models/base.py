@@ -123,7 +123,7 @@ class SequenceModel(nn.Module, ABC):
 
     def temporal_curves(self) -> list[tuple[float, float]]:
         """(a, b) of a (1 + x)^(-b) of each layer, empty for a model without that function."""
-        return [(m.scale.item(), m.decay.item()) for m in self.modules() if isinstance(m, FRAB)]
+        return [(m.scale.item(), m.decay.item()) for m in self.modules() if type(m) is FRAB]
 
     def temporal_weights(self, seconds: Tensor) -> list[Tensor]:
         """Each layer's function of elapsed time at some seconds, same shape; empty for a model without one."""

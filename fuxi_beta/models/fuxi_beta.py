@@ -1,7 +1,8 @@
 """FuXi-beta (arXiv 2508.10615): a stack of attention-free blocks over a listener's history.
 
 Notable choices, all as in the authors' code: pre-norm with weightless RMSNorm; maps of position and elapsed time
-instead of query-key attention; no final norm.
+instead of query-key attention; no final norm. Not in the paper, and off by default: further channels of the mixer
+(`fuxi_beta.layers.channel`).
 
 Shapes: `B` listeners, `R` some of them, `T` packed tokens, `n` plays of the longest of the R, `D` width, `C` = 2 D
 channels, `K` songs of each listener.
@@ -12,68 +13,99 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fuxi_beta import ops
-from fuxi_beta.config import ModelConfig
+from fuxi_beta.config import FAST_TEMPORAL, ModelConfig
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.layers.aftm import AFTM
+from fuxi_beta.layers.channel import Channel
+from fuxi_beta.layers.content import ContentChannel
+from fuxi_beta.layers.frab import FRAB, ExpPow
 from fuxi_beta.layers.mffn import MFFN, compile_all
+from fuxi_beta.layers.periodic import PeriodicChannel
 from fuxi_beta.layers.precision import operand_dtype
 from fuxi_beta.models.base import NORM_CLAMP, Dropout, ForwardContext, SequenceModel, l2_normalise, last_rows
 from fuxi_beta.models.fuxi_alpha import FuXiAlpha
 from fuxi_beta.models.reasons import Contributions, Trace, gathered
 from fuxi_beta.models.registry import register
-from fuxi_beta.ops import PreparedTimes
+
+_TEMPORAL = {"pow": FRAB, "exppow": ExpPow, "zero": None}
 
 
 class Block(nn.Module):
-    """One FuXi-beta block (section 5.4): y = MFFN(AFTM(RMSNorm(x), t), x)."""
+    """One FuXi-beta block (section 5.4): y = MFFN(AFTM(RMSNorm(x), t), x + what further channels add)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         reach = config.max_history + config.position_margin
-        self.mixer = AFTM(config.dim, config.heads, reach, temporal=config.temporal != "zero")
+        self.mixer = AFTM(config.dim, config.heads, reach, temporal=_TEMPORAL[config.temporal])
+        self.channels = nn.ModuleDict()
+        if config.content_channel:
+            self.channels["content"] = ContentChannel(config.dim)
+        if config.periodic_channel:
+            self.channels["periodic"] = PeriodicChannel(config.dim)
         self.ffn = MFFN(config.dim, config.ffn_multiply * config.dim)
 
-    def forward(self, x: Tensor, times: PreparedTimes, dropout: Dropout) -> Tensor:
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, D] -> [T, D]."""
         normed = ops.rms_norm(x, None, operand_dtype(x, bf16=self.mixer.bf16))
-        return self.ffn(self.mixer(normed, times, dropout.mask()), x, dropout.mask())
+        mixed = self.mixer(normed, ctx.times, ctx.dropout.mask())
+        stage_two = ctx.dropout.mask()  # drawn before those of channels, which so leave the other masks as they are
+        for channel in self.further_channels():
+            x = x + channel(normed, ctx, ctx.dropout.mask())
+        return self.ffn(mixed, x, stage_two)
+
+    def further_channels(self) -> list[Channel]:
+        """Those beside position and time."""
+        return [channel for channel in self.channels.values() if isinstance(channel, Channel)]
 
 
 class LastBlock(Trace):
     """The last block at each listener's last token, without dropout; zeros for a listener without tokens.
 
-    Once the gates are known (U, both norms, SiLU(W1 m), the length of the state), a score is linear in the value
-    vectors V of the plays and in the residual stream. So it is exactly the sum of what each play's V and the stream,
-    with the bias of the MFFN's first stage, contribute.
+    Once the gates are known (U, norms, SiLU(W1 m), the length of the state, and queries and keys), a score is linear in
+    the value vectors V of the plays and in the residual stream. So it is exactly the sum of what each play's V and the
+    stream, with the bias of the MFFN's first stage, contribute.
     """
 
     def __init__(self, block: Block, x: Tensor, batch: Batch) -> None:
         """x: the block's input [T, D]."""
         self._block, self._batch = block, batch
-        self._row = block.mixer.last(ops.rms_norm(x), batch)
+        normed = ops.rms_norm(x)
+        self._row = block.mixer.last(normed, batch)
+        self._channels = [(channel, channel.last(normed, batch)) for channel in block.further_channels()]
         self._x = last_rows(x, batch)
-        self._state = block.ffn(self._row.output, self._x, None) * (batch.lengths > 0)[:, None]
+        self._stream = sum((row.output for _, row in self._channels), self._x)
+        self._state = block.ffn(self._row.output, self._stream, None) * (batch.lengths > 0)[:, None]
         self.vectors = l2_normalise(self._state)
 
     @override
     def contributions(self, songs: Tensor, rows: Tensor) -> Contributions:
-        mixer, ffn, row = self._block.mixer, self._block.ffn, self._row
+        ffn, row = self._block.ffn, self._row
         towards = songs / self._state[rows].norm(dim=-1).clamp(min=NORM_CLAMP)[:, None, None]
-        of_mixed, remainder = ffn.pull_back(towards, row.output[rows], self._x[rows])
-        by_position, by_time = mixer.pull_back(of_mixed, row, rows)
+        of_joined = ffn.pull_back(towards, row.output[rows], self._stream[rows])
         lengths = self._batch.lengths[rows, None]
         step = torch.arange(int(lengths.max()), device=rows.device)
         there = step < lengths
         tokens = (self._batch.offsets[rows, None] + step) * there  # [R, n]
+        weight = self._of_mixer(of_joined @ ffn.merge.weight, rows, tokens)
+        for channel, of_channel in self._channels:
+            towards_addends = channel.pull_back(of_joined, of_channel, rows)
+            weight.baddbmm_(gathered(of_channel.addend, tokens), towards_addends.mT)
+        remainder = (of_joined @ (self._x[rows] + ffn.merge.bias)[..., None]).squeeze(-1)
+        return Contributions(tokens.masked_fill(~there, -1), weight.mul_(there[..., None]), remainder)
+
+    def _of_mixer(self, of_mixed: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+        """What plays contribute by position and by elapsed time, and any numbers behind the newest. [R, n, K]."""
+        row = self._row
+        by_position, by_time = self._block.mixer.pull_back(of_mixed, row, rows)
         value = gathered(row.value, tokens)
-        weight = (value @ by_position.mT).mul_((gathered(row.by_position, tokens) * there)[..., None])
+        weight = (value @ by_position.mT).mul_(gathered(row.by_position, tokens)[..., None])
         if by_time is not None and row.decayed is not None:
-            weight.addcmul_(value @ by_time.mT, (gathered(row.decayed, tokens) * there)[..., None])
-        return Contributions(tokens.masked_fill_(~there, -1), weight, remainder)
+            weight.addcmul_(value @ by_time.mT, gathered(row.decayed, tokens)[..., None])
+        return weight
 
 
 class FuXiBeta(SequenceModel):
-    """FuXi-beta with FRAB or without the temporal channel, on the fast operators."""
+    """FuXi-beta with FRAB or `ExpPow`, or without the temporal channel, on the fast operators."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -82,7 +114,7 @@ class FuXiBeta(SequenceModel):
     @override
     def encode(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         for block in self.blocks:
-            x = block(x, ctx.times, ctx.dropout)
+            x = block(x, ctx)
         return x
 
     @override
@@ -97,17 +129,17 @@ class FuXiBeta(SequenceModel):
     def trace_last(self, item_vectors: Tensor, batch: Batch) -> LastBlock:
         x = self.embed(item_vectors, batch)
         *body, last = self._blocks()
-        if body:
-            times = ops.prepare_times(batch, like=x)
-            for block in body:
-                x = block(x, times, Dropout(None, batch, 0.0))
+        ctx = ForwardContext(batch, x, Dropout(None, batch, 0.0))
+        for block in body:
+            x = block(x, ctx)
         return LastBlock(last, x, batch)
 
     @override
     def multiply_in_bf16(self) -> None:
         """From now on compute token-wise matrix products in bf16; see `fuxi_beta.layers.precision`."""
         for block in self._blocks():
-            block.mixer.bf16 = block.ffn.bf16 = True
+            for layer in (block.mixer, block.ffn, *block.further_channels()):
+                layer.bf16 = True
 
     @override
     def compile_ffn(self) -> None:
@@ -120,7 +152,7 @@ class FuXiBeta(SequenceModel):
 
 def _build(config: ModelConfig) -> SequenceModel:
     """FuXi-beta with the function of elapsed time that the configuration names."""
-    if config.temporal in {"pow", "zero"}:
+    if config.temporal in FAST_TEMPORAL:
         return FuXiBeta(config)
     return FuXiAlpha(config, ("position", "time"), config.temporal)
 

@@ -10,6 +10,8 @@
 | operator                                             | here          | C++               | Triton               |
 | ---------------------------------------------------- | ------------- | ----------------- | -------------------- |
 | token_mixer, apply_maps, with times by prepare_times | `token_mixer` | `token_mixer.cpp` | `triton.token_mixer` |
+| retention                                            | `retention`   | `retention.cpp`   |                      |
+| periodic                                             | `periodic`    | `periodic.cpp`    |                      |
 | rms_norm, swiglu, dropout                            | `tokenwise`   | `tokenwise.cpp`   | `triton.tokenwise`   |
 | combine, integers                                    | `tokenwise`   | `random.cpp`      | `triton.tokenwise`   |
 | sampled_softmax                                      | `loss`        | `loss.cpp`        | `triton.loss`        |
@@ -24,20 +26,26 @@ choice is no hyperparameter: it changes results by rounding only.
 from fuxi_beta.ops.dispatch import CHOICES, describe, prepare_times, takes_triton, use, why_no_cpu_kernels
 from fuxi_beta.ops.loss import sampled_softmax
 from fuxi_beta.ops.optimizer import rowwise_adagrad
+from fuxi_beta.ops.periodic import channel_bounds, periodic
+from fuxi_beta.ops.retention import Packed, retention
 from fuxi_beta.ops.search import TopKSearch, top_k_of_scores
 from fuxi_beta.ops.token_mixer import PreparedTimes, apply_maps, token_mixer
 from fuxi_beta.ops.tokenwise import combine, dropout, integers, rms_norm, swiglu
 
 __all__ = [
     "CHOICES",
+    "Packed",
     "PreparedTimes",
     "TopKSearch",
     "apply_maps",
+    "channel_bounds",
     "combine",
     "describe",
     "dropout",
     "integers",
+    "periodic",
     "prepare_times",
+    "retention",
     "rms_norm",
     "rowwise_adagrad",
     "sampled_softmax",

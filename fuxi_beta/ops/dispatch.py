@@ -115,6 +115,11 @@ def prepare_times(batch: Batch, like: Tensor) -> PreparedTimes:
     return quadratic()
 
 
+def in_linear_time(batch: Batch) -> bool:
+    """Whether plain torch should take the linear-time form of an operator that is exact in it, for this batch."""
+    return _choice != "reference" and effective_length(batch) >= LONG_FROM_WITHOUT_KERNELS
+
+
 def effective_length(batch: Batch) -> float:
     """Twice the mean number of past events that a token looks back at; n where all histories have n events."""
     lengths = batch.lengths.double()

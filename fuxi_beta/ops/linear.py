@@ -9,6 +9,10 @@ exponential of an elapsed time factors into one of the query time and one of the
 for the whole past of a row. The packed tokens are cut into chunks whatever the ends of sequences: inside a chunk the
 map is exact, and the K sums are carried over a boundary between chunks only within the sequence that crosses it.
 
+a exp(-b log(1 + x)^c) is a mixture of exponentials as well, for 0 < c <= 1 with weights that are not negative, but they
+have no closed form: those of the same nodes are fitted to its values at many gaps by least squares. That is linear in
+the values, and so differentiable in b and c.
+
 `positional_toeplitz` is RAB (equation 8), a causal convolution: a matrix product when short, an FFT when long.
 
 Shapes: `T` packed tokens, `B` sequences, `D` channels, `K` nodes, `c` chunks of `m` tokens in a block.
@@ -18,7 +22,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -28,7 +32,7 @@ from torch.autograd.function import once_differentiable
 
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
-from fuxi_beta.ops.reference import gate_and_value, gated, toeplitz
+from fuxi_beta.ops.reference import gate_and_value, gated, stretched, toeplitz
 from fuxi_beta.ops.token_mixer import Power, PreparedTimes
 
 LOWEST_DECAY, HIGHEST_DECAY = -0.1, 3.0
@@ -36,6 +40,12 @@ LONGEST_SPAN = 10**8  # seconds, a little over three years
 CHUNK = 64  # m: tokens between which the map is taken exactly
 BLOCK = 64 * CHUNK  # tokens worked on at once, which bounds the scratch memory whatever T
 
+FIT_BOUND = 1e-5  # of fitted weights, relative to f(0) = 1
+
+_FIT_CUT = (
+    1e-7  # singular values below this share of the largest are noise: larger weights would fit float64's rounding
+)
+_LEAST_LOG = 1e-30
 _STEP = 0.52  # of u. The rule's own error is 2 |Gamma(b + 2 pi i / step)| / Gamma(b): 7e-6 at b = 3, less below
 _NODES = 48  # K, the node s = 0 among them
 _TOP = 2.5  # u of the fastest node: beyond it e^(-s) is negligible
@@ -50,7 +60,7 @@ class LongHistoryTimes:
     def __init__(self, batch: Batch, quadratic: Callable[[], PreparedTimes]) -> None:
         self.longest, self._quadratic = batch.longest, quadratic
         self.times = (batch.timestamp, batch.next_timestamp, batch.offsets)
-        self.in_order = _in_order(*self.times)
+        self.in_order = in_order(batch)
 
     @cached_property
     def quadratic(self) -> PreparedTimes:
@@ -73,22 +83,32 @@ class LongHistoryTimes:
         return torch.cat([by_position, by_time], dim=1)
 
     def _is_linear(self, power: Power | None) -> bool:
-        return power is None or (self.in_order and _in_range(power[1]))
+        return power is None or (self.in_order and _approximates(*power[1:]))
 
 
-def linear_applies(timestamp: Tensor, next_timestamp: Tensor, offsets: Tensor, decay: Tensor) -> bool:
+def linear_applies(
+    timestamp: Tensor, next_timestamp: Tensor, offsets: Tensor, decay: Tensor, exponent: Tensor | None = None
+) -> bool:
     """Whether `temporal_linear` approximates the temporal map here.
 
-    True if the decay is within [-0.1, 3] and, in every sequence, events are in order of time, no query time precedes
-    its own event, and the last query time is at most 10^8 seconds after the first event.
+    True if the decay is within [-0.1, 3], or with an exponent the fit of the weights is within 10^-5 of 1 everywhere,
+    and, in every sequence, events are in order of time, no query time precedes its own event, and the last query time
+    is at most 10^8 seconds after the first event.
 
-    timestamp, next_timestamp: int64 [T], Unix seconds. offsets: int64 [B + 1]. decay: b, 0-d.
+    timestamp, next_timestamp: int64 [T], Unix seconds. offsets: int64 [B + 1]. decay, exponent: b and c, 0-d.
     """
-    return _in_range(decay) and _in_order(timestamp, next_timestamp, offsets)
+    return _approximates(decay, exponent) and _in_order(timestamp, next_timestamp, offsets)
 
 
-def _in_range(decay: Tensor) -> bool:
-    return LOWEST_DECAY - 1e-6 <= decay.item() <= HIGHEST_DECAY + 1e-6  # -0.1 in fp32 is a little less
+def _approximates(decay: Tensor, exponent: Tensor | None = None) -> bool:
+    if exponent is None:
+        return LOWEST_DECAY - 1e-6 <= decay.item() <= HIGHEST_DECAY + 1e-6  # -0.1 in fp32 is a little less
+    return fit_error(decay, exponent) <= FIT_BOUND
+
+
+def in_order(batch: Batch) -> bool:
+    """Whether plays and query times of every listener are in order of time, over at most 10^8 seconds."""
+    return _in_order(batch.timestamp, batch.next_timestamp, batch.offsets)
 
 
 def _in_order(timestamp: Tensor, next_timestamp: Tensor, offsets: Tensor) -> bool:
@@ -99,19 +119,29 @@ def _in_order(timestamp: Tensor, next_timestamp: Tensor, offsets: Tensor) -> boo
 
 
 def temporal_linear(
-    value: Tensor, timestamp: Tensor, next_timestamp: Tensor, offsets: Tensor, scale: Tensor, decay: Tensor
+    value: Tensor,
+    timestamp: Tensor,
+    next_timestamp: Tensor,
+    offsets: Tensor,
+    scale: Tensor,
+    decay: Tensor,
+    exponent: Tensor | None = None,
 ) -> Tensor:
     """FRAB times values: row i is the sum over j <= i of a (1 + max(t_{i+1} - t_j, 0))^(-b) v_j. [T, D].
 
+    With an exponent c it is a exp(-b log(1 + max(t_{i+1} - t_j, 0))^c) instead.
+
     Only where `linear_applies`: there each weight of the map is within 2e-5 of itself (8e-6 from the nodes at b = 3,
     1e-6 for b in [0, 1], the rest is fp32), and its derivative in b within 1.5e-4 of the weight (2e-5 for b in [0, 1]).
-    Differentiable once in value, scale and decay. Saves only its arguments for the backward pass.
+    With an exponent each weight is within 1.2e-5 of a, and its derivatives in b and c within 2e-4 of a.
+    Differentiable once in value, scale, decay and exponent. Saves only its arguments for the backward pass.
 
     value: float32 [T, D], sequence k at offsets[k] : offsets[k + 1]; rows may lie apart, as in a slice of columns.
     timestamp, next_timestamp: int64 [T], Unix seconds of each event and of the event it predicts.
-    offsets: int64 [B + 1], from 0 to T. scale, decay: a and b, 0-d.
+    offsets: int64 [B + 1], from 0 to T. scale, decay, exponent: a, b and c, 0-d.
     """
-    result: Tensor = _TemporalLinear.apply(value, timestamp, next_timestamp, offsets, scale, decay)  # pyright: ignore
+    times = timestamp, next_timestamp, offsets
+    result: Tensor = _TemporalLinear.apply(value, *times, scale, decay, exponent)  # pyright: ignore
     return result
 
 
@@ -157,13 +187,13 @@ class _Block:
     """The factors of the map in one block, without a and without the weights of the nodes. No exponent is positive."""
 
     log_elapsed: Tensor  # [c, m, m], log(1 + x)
-    power: Tensor  # [c, m, m], (1 + x)^(-b) within the chunk, 0 above the diagonal and between sequences
+    power: Tensor  # [c, m, m], the map without a, within the chunk; 0 above the diagonal and between sequences
     since: Tensor  # [c, m, K], e^(-s (t_{i+1} - r)), r the last event before the chunk; 0 unless of the same sequence
     until: Tensor  # [c, m, K], e^(-s (r' - t_j)), r' the last event of the chunk; 0 unless of the same sequence
     across: Tensor  # [c, K, 1], e^(-s (r' - r)) if r and r' are of one sequence, else 0
 
 
-def _block(times: _Times, span: tuple[int, int], speed: Tensor, decay: Tensor) -> _Block:
+def _block(times: _Times, span: tuple[int, int], speed: Tensor, decay: Tensor, exponent: Tensor | None) -> _Block:
     """speed: s of the nodes [K]."""
     sequence, key, query = (_chunks(rows[1:], span) for rows in (times.sequence, times.key, times.query))
     length = sequence.shape[1]
@@ -171,7 +201,7 @@ def _block(times: _Times, span: tuple[int, int], speed: Tensor, decay: Tensor) -
     sequence_last, last = sequence[:, -1:], key[:, -1:]
     elapsed = (query[:, :, None] - key[:, None, :]).clamp_(min=0)
     log_elapsed = elapsed.add_(1).to(speed.dtype).log_()
-    power = (log_elapsed * -decay).exp_().tril_()
+    power = (stretched(log_elapsed, exponent) * -decay).exp_().tril_()
     since = _exponentials(query - before, speed)
     until = _exponentials(last - key, speed)
     across = _exponentials(last - before, speed)
@@ -197,14 +227,15 @@ class _TemporalLinear(torch.autograd.Function):
         offsets: Tensor,
         scale: Tensor,
         decay: Tensor,
+        exponent: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(value, timestamp, next_timestamp, offsets, scale, decay)
+        ctx.save_for_backward(value, timestamp, next_timestamp, offsets, scale, decay, exponent)
         times, speed = _times(timestamp, next_timestamp, offsets), _speeds(value)
-        weight = (scale * _weights(decay)).to(value.dtype)
+        weight = (scale * _node_weights(decay, exponent)).to(value.dtype)
         output = torch.empty(value.shape, dtype=value.dtype, device=value.device)
         sums = value.new_zeros(BLOCK // CHUNK + 1, _NODES, value.shape[1])  # sums[i]: of all that precedes chunk i
         for span in _spans(len(value)):
-            block = _block(times, span, speed, decay)
+            block = _block(times, span, speed, decay, exponent)
             rows, result = _chunks(value, span), _chunks(output, span)
             count = len(rows)
             torch.bmm(block.until.mT, rows, out=sums[1 : count + 1])
@@ -220,16 +251,16 @@ class _TemporalLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The forward pass mirrored: gradients are summed from the last chunk to the first."""
         (upstream,) = grads
-        value, timestamp, next_timestamp, offsets, scale, decay = ctx.saved_tensors
+        value, timestamp, next_timestamp, offsets, scale, decay, exponent = ctx.saved_tensors
         times, speed = _times(timestamp, next_timestamp, offsets), _speeds(value)
-        weight = (scale * _weights(decay)).to(value.dtype)
+        weight = (scale * _node_weights(decay, exponent)).to(value.dtype)
         grad_value = torch.empty(value.shape, dtype=value.dtype, device=value.device)
         grad_scale = torch.zeros((), dtype=torch.float64, device=value.device)
-        grad_decay = torch.zeros_like(grad_scale)
+        grad_decay, grad_exponent = torch.zeros_like(grad_scale), torch.zeros_like(grad_scale)
         grad_node = torch.zeros(_NODES, dtype=torch.float64, device=value.device)
         sums = value.new_zeros(BLOCK // CHUNK + 1, _NODES, value.shape[1])  # sums[i + 1]: from all after chunk i
         for span in reversed(_spans(len(value))):
-            block = _block(times, span, speed, decay)
+            block = _block(times, span, speed, decay, exponent)
             rows, above, result = _chunks(value, span), _chunks(upstream, span), _chunks(grad_value, span)
             count = len(rows)
             sums[count] = sums[0]
@@ -238,17 +269,22 @@ class _TemporalLinear(torch.autograd.Function):
                 sums[chunk].addcmul_(block.across[chunk], sums[chunk + 1])
             by_pair = torch.bmm(above, rows.mT).mul_(block.power)  # [c, m, m], the share of each weight of the map
             grad_scale += by_pair.sum()
-            grad_decay -= by_pair.mul_(block.log_elapsed).sum()
+            grad_decay -= by_pair.mul_(stretched(block.log_elapsed, exponent)).sum()
+            if exponent is not None:  # at a gap of 0 the exponent changes nothing
+                grad_exponent -= by_pair.mul_(block.log_elapsed.clamp(min=_LEAST_LOG).log_()).sum()
             grad_node += torch.bmm(rows, sums[1 : count + 1].mT).mul_(block.until).sum((0, 1))
             torch.bmm(block.power.mul_(scale).mT, above, out=result)
             result.baddbmm_(block.until.mul_(weight), sums[1 : count + 1])
         with torch.enable_grad():
-            free = decay.detach().double().requires_grad_()
-            weighted = grad_node @ _weights(free)
-            (through_nodes,) = torch.autograd.grad(weighted, free)
+            free = [number.detach().double().requires_grad_() for number in (decay, exponent) if number is not None]
+            weighted = grad_node @ _node_weights(*free)
+            through_nodes = torch.autograd.grad(weighted, free)
         grad_scale += weighted.detach()
-        grad_decay = scale * (grad_decay + through_nodes)
-        return grad_value, None, None, None, grad_scale.to(scale.dtype), grad_decay.to(decay.dtype)
+        grad_decay = scale * (grad_decay + through_nodes[0])
+        of_power = [grad_scale.to(scale.dtype), grad_decay.to(decay.dtype), None]
+        if exponent is not None:
+            of_power[2] = (scale * (decay * grad_exponent + through_nodes[1])).to(exponent.dtype)
+        return grad_value, None, None, None, *of_power
 
 
 def _speeds(like: Tensor) -> Tensor:
@@ -259,6 +295,30 @@ def _speeds(like: Tensor) -> Tensor:
 def _logarithms() -> Tensor:
     """u of the nodes but the first, rising. float64 [K - 1]."""
     return _TOP - _STEP * torch.arange(_NODES - 2, -1, -1, dtype=torch.float64)
+
+
+def fit_error(decay: Tensor, exponent: Tensor) -> float:
+    """The largest error of the nodes' sum for exp(-b log(1 + x)^c), over gaps up to 10^8 seconds; f(0) is 1."""
+    gaps, nodes, _ = _fit(decay.device)
+    with torch.no_grad():
+        exact = torch.exp(-decay.double() * stretched(gaps.log1p(), exponent.double()))
+        return float((nodes @ _node_weights(decay, exponent) - exact).abs().max())
+
+
+def _node_weights(decay: Tensor, exponent: Tensor | None = None) -> Tensor:
+    """Weights of the nodes. float64 [K]."""
+    if exponent is None:
+        return _weights(decay)
+    gaps, _, inverse = _fit(decay.device)
+    return inverse @ torch.exp(-decay.double() * stretched(gaps.log1p(), exponent.double()))
+
+
+@cache
+def _fit(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Gaps in seconds [601], the nodes' exponentials at them [601, K], and their pseudo-inverse. float64."""
+    gaps = torch.cat([torch.zeros(1), torch.logspace(0, math.log10(LONGEST_SPAN), 600)]).double()
+    nodes = torch.exp(-gaps[:, None] * _speeds(gaps))
+    return gaps.to(device), nodes.to(device), torch.linalg.pinv(nodes, rtol=_FIT_CUT).to(device)
 
 
 def _weights(decay: Tensor) -> Tensor:

@@ -39,6 +39,11 @@ def apply_map(weights: Tensor, padded: Tensor) -> Tensor:
     return torch.bmm(weights, padded.transpose(0, 1)).transpose(0, 1)
 
 
+def stretched(log_elapsed: Tensor, exponent: Tensor | None = None) -> Tensor:
+    """log(1 + x)^c; without c as it is. Same shape."""
+    return log_elapsed if exponent is None else log_elapsed**exponent
+
+
 class PaddedTimes:
     """The elapsed times of a batch as padded maps of log(1 + x), computed once and shared by all layers."""
 
@@ -60,12 +65,27 @@ class PaddedTimes:
             if power is None:
                 by_time = torch.zeros_like(padded)
             else:
-                scale, decay = power
-                decayed = torch.exp(self.log_elapsed[number] * -decay).tril()
+                scale, decay, *exponent = power
+                decayed = torch.exp(stretched(self.log_elapsed[number], *exponent) * -decay).tril()
                 by_time = scale * apply_map(decayed, padded)
             return torch.cat([by_position, by_time], dim=-1)
 
         return self.padding.each(value, maps_times_value)
+
+
+def retained(decay: Tensor, n: int) -> Tensor:
+    """What a row retains of each past token: exp(-g (i - j + 1)) for j <= i, else 0. [H] -> [H, n, n]."""
+    lag = torch.arange(1, n + 1, dtype=decay.dtype, device=decay.device)
+    return torch.stack([toeplitz(torch.exp(-g * lag)) for g in decay])
+
+
+def retention(padded: Tensor, decay: Tensor) -> Tensor:
+    """The definition of Y of `fuxi_beta.ops.retention` on a padded group. [q | k | v] [n, G, 3 D] -> [n, G, D]."""
+    n, listeners, width = padded.shape
+    heads = padded.view(n, listeners, 3, len(decay), width // (3 * len(decay)))
+    query, key, value = heads.permute(2, 1, 3, 0, 4).unbind()  # [G, H, n, d]
+    out = (query @ key.mT * retained(decay, n)) @ value
+    return out.permute(2, 0, 1, 3).reshape(n, listeners, width // 3)
 
 
 def gate_and_value(projected: Tensor) -> tuple[Tensor, Tensor]:

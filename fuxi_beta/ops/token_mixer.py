@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fuxi_beta.data.stateless_random import Mask
 
-Power = tuple[Tensor, Tensor]
-"""a and b of FRAB's a (1 + x)^(-b), each 0-d."""
+Power = tuple[Tensor, ...]
+"""a and b of FRAB's a (1 + x)^(-b), or a, b and c of a exp(-b log(1 + x)^c), each 0-d. c = 1 is the power, c > 0."""
 
 
 class PreparedTimes(Protocol):
@@ -41,7 +41,8 @@ def token_mixer(
         B[i, j]   = by_lag[i - j]                          RAB, equation 8
         B^t[i, j] = a (1 + max(t_{i+1} - t_j, 0))^(-b)     FRAB, equations 11 and 12
 
-    by_lag: at least `times.longest` weights. power: (a, b); None: B^t is zero. mask: of the dropout, if there is any.
+    by_lag: at least `times.longest` weights. power: (a, b), or (a, b, c) for a exp(-b log(1 + x)^c); None: B^t is zero.
+    mask: of the dropout, if there is any.
     """
     return times.token_mixer(projected, by_lag, power, mask)
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
 
-from fuxi_beta.config import TemporalName
+from fuxi_beta.config import PaperTemporalName
 from jobs.reproduce.systems import LARGE_LAYERS, SANITY, in_order, of_function
 
 PaperDataset = Literal["ML-1M", "ML-20M"]
@@ -145,7 +145,7 @@ fuxi-beta-large      0.1947 0.2523 0.3428 0.6022 0.1645 0.869  0.2117 0.2677 0.3
 """,
 )
 
-_FUNCTIONS = {of_function(name): name for name in get_args(TemporalName)}
+_FUNCTIONS = {of_function(name): name for name in get_args(PaperTemporalName)}
 _TABLE_6 = PaperTable(
     number=6,
     title="functions of elapsed time, FuXi-β with {layers} layers",

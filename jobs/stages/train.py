@@ -129,10 +129,9 @@ def _parent(day: Day, manifest: Manifest) -> tuple[str | None, str]:
         return None, ""
     folder = versions.download_model(day, version)
     parent = load_export(folder)
-    shape = parent.model_config
-    wanted = dataclasses.replace(day.config.model, dropout=shape.dropout, side=shape.side, content=shape.content)
-    if parent.model_config != wanted or parent.vocabulary_size > manifest.vocabulary_size:
-        reason = "another model shape" if parent.model_config != wanted else "a larger vocabulary"
+    contained = day.config.model.contains(parent.model_config)
+    if not contained or parent.vocabulary_size > manifest.vocabulary_size:
+        reason = "a larger vocabulary" if contained else "another model shape"
         log("cold start", reason=f"model version {version} has {reason}")
         return None, ""
     if day.config.cluster.ray_address == "local":

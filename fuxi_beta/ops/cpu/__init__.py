@@ -1,5 +1,6 @@
 """The operators as C++ kernels for float32 on the CPU; `build` compiles them. See `fuxi_beta.ops` for what they do."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,25 +21,27 @@ class PackedTimes:
 
     def token_mixer(self, projected: Tensor, by_lag: Tensor, power: Power | None, mask: Mask | None) -> Tensor:
         """See `fuxi_beta.ops.token_mixer`."""
-        scale, decay = power or (None, None)
-        return _TokenMixer.apply(projected, by_lag, scale, decay, mask, *self.times)  # type: ignore[return-value]
+        return _TokenMixer.apply(projected, by_lag, mask, *self.times, *(power or ()))  # type: ignore[return-value]
 
     def apply_maps(self, value: Tensor, by_lag: Tensor, power: Power | None) -> Tensor:
         """See `fuxi_beta.ops.apply_maps`."""
-        return _ApplyMaps.apply(value, by_lag, *(power or (None, None)), *self.times)  # type: ignore[return-value]
+        return _ApplyMaps.apply(value, by_lag, *self.times, *(power or ()))  # type: ignore[return-value]
 
 
-def _power_arguments(scale: Tensor | None, decay: Tensor | None) -> tuple[bool, float, float]:
-    """Whether there is a temporal map, and its a and b."""
-    return (False, 0.0, 0.0) if scale is None or decay is None else (True, scale.item(), decay.item())
+def _power_arguments(power: Sequence[Tensor]) -> tuple[bool, float, float, float]:
+    """Whether there is a temporal map, and its a, b and c; c is 0 where there is none."""
+    numbers = [number.item() for number in power]
+    scale, decay, exponent = numbers + [0.0] * (3 - len(numbers))
+    return bool(numbers), scale, decay, exponent
 
 
 class _ApplyMaps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, by_lag: Tensor, *rest: Any) -> Tensor:
-        scale, decay, *times = rest
+    def forward(ctx: Any, value: Tensor, by_lag: Tensor, *rest: Tensor) -> Tensor:
+        times, power = rest[:3], rest[3:]
         value, by_lag = value.contiguous(), by_lag.contiguous()
-        ctx.power = _power_arguments(scale, decay)
+        ctx.power = _power_arguments(power)
+        ctx.count = len(power)
         ctx.save_for_backward(value, *times, by_lag)
         return torch.ops.fuxi_beta.apply_maps(value, *times, by_lag, *ctx.power)
 
@@ -47,16 +50,16 @@ class _ApplyMaps(torch.autograd.Function):
         of_value, of_by_lag, *of_power = torch.ops.fuxi_beta.apply_maps_backward(
             gradients[0].contiguous(), *ctx.saved_tensors, *ctx.power
         )
-        of_power = [of_by_lag.new_tensor(number) if ctx.power[0] else None for number in of_power]
-        return of_value, of_by_lag, *of_power, None, None, None
+        return of_value, of_by_lag, None, None, None, *map(of_by_lag.new_tensor, of_power[: ctx.count])
 
 
 class _TokenMixer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, projected: Tensor, by_lag: Tensor, *rest: Any) -> Tensor:
-        scale, decay, mask, *times = rest
+    def forward(ctx: Any, projected: Tensor, by_lag: Tensor, mask: Mask | None, *rest: Tensor) -> Tensor:
+        times, power = rest[:3], rest[3:]
         projected, by_lag = projected.contiguous(), by_lag.contiguous()
-        ctx.settings = (*_power_arguments(scale, decay), *_mask(mask))
+        ctx.settings = (*_power_arguments(power), *_mask(mask))
+        ctx.count = len(power)
         out, value, mixed = torch.ops.fuxi_beta.token_mixer(projected, *times, by_lag, *ctx.settings)
         ctx.save_for_backward(projected, value, mixed, *times, by_lag)
         return out
@@ -66,8 +69,46 @@ class _TokenMixer(torch.autograd.Function):
         of_projected, of_by_lag, *of_power = torch.ops.fuxi_beta.token_mixer_backward(
             gradients[0].contiguous(), *ctx.saved_tensors, *ctx.settings
         )
-        of_power = [of_by_lag.new_tensor(number) if ctx.settings[0] else None for number in of_power]
-        return of_projected, of_by_lag, *of_power, None, None, None, None
+        return of_projected, of_by_lag, None, None, None, None, *map(of_by_lag.new_tensor, of_power[: ctx.count])
+
+
+def periodic(projected: Tensor, rate: Tensor, waves: Sequence[Tensor], mask: Mask | None) -> Tensor:
+    """See `fuxi_beta.ops.periodic`. waves: offsets, then phases [T, K, 4], gaps [T, 2] and bounds as in kernels.h."""
+    return _Periodic.apply(projected, rate, mask, *waves)  # type: ignore[return-value]
+
+
+class _Periodic(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, rate: Tensor, mask: Mask | None, offsets: Tensor, *rest: Tensor) -> Tensor:
+        projected, ctx.mask = projected.contiguous(), _mask(mask)
+        where = tuple(tensor.contiguous() for tensor in (offsets, rate, *rest))
+        out, mixed = torch.ops.fuxi_beta.periodic(projected, *where, *ctx.mask)
+        ctx.save_for_backward(projected, mixed, *where)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        of_inputs = torch.ops.fuxi_beta.periodic_backward(gradients[0].contiguous(), *ctx.saved_tensors, *ctx.mask)
+        return *of_inputs, None, None, None, None, None
+
+
+def retention(projected: Tensor, decay: Tensor, batch: Batch, mask: Mask | None) -> Tensor:
+    """See `fuxi_beta.ops.retention`."""
+    return _Retention.apply(projected, decay, mask, batch.offsets)  # type: ignore[return-value]
+
+
+class _Retention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, decay: Tensor, mask: Mask | None, offsets: Tensor) -> Tensor:
+        projected, where, ctx.mask = projected.contiguous(), (offsets.contiguous(), decay.contiguous()), _mask(mask)
+        out, retained = torch.ops.fuxi_beta.retention(projected, *where, *ctx.mask)
+        ctx.save_for_backward(projected, retained, *where)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        of_inputs = torch.ops.fuxi_beta.retention_backward(gradients[0].contiguous(), *ctx.saved_tensors, *ctx.mask)
+        return *of_inputs, None, None
 
 
 def _mask(mask: Mask | None) -> tuple[Tensor | None, float]:

@@ -23,61 +23,119 @@ fuxi::Sequences sequences_of(const Tensor& offsets, const Tensor& timestamp, con
           next_timestamp.const_data_ptr<int64_t>()};
 }
 
-fuxi::Maps maps_of(const Tensor& by_lag, bool temporal, double scale, double decay) {
-  return {floats(by_lag), by_lag.size(0), temporal, static_cast<float>(scale), static_cast<float>(decay)};
+fuxi::Maps maps_of(const Tensor& by_lag, bool temporal, double scale, double decay, double exponent) {
+  return {floats(by_lag), by_lag.size(0), temporal, static_cast<float>(scale), static_cast<float>(decay),
+          static_cast<float>(exponent)};
 }
+
+fuxi::Projected rows_of(const Tensor& projected) { return {floats(projected), projected.size(0), projected.size(1)}; }
 
 // projected [T, 3 D] -> the gated output [T, 2 D], and V [T, D] and the mixed values [T, 2 D] for the backward pass.
 std::tuple<Tensor, Tensor, Tensor> token_mixer(const Tensor& projected, const Tensor& offsets, const Tensor& timestamp,
                                                const Tensor& next_timestamp, const Tensor& by_lag, bool temporal,
-                                               double scale, double decay, const Keys& keys, double rate) {
+                                               double scale, double decay, double exponent, const Keys& keys,
+                                               double rate) {
   const int64_t tokens = projected.size(0), dim = projected.size(1) / 3;
   Tensor value = at::empty({tokens, dim}, projected.options());
   Tensor mixed = at::empty({tokens, 2 * dim}, projected.options()), out = like(mixed);
-  fuxi::values(floats(projected), tokens, dim, result(value));
-  fuxi::apply_maps(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
+  fuxi::values(rows_of(projected), 2 * dim, result(value));
+  fuxi::apply_maps(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay, exponent),
                     floats(value), dim, result(mixed));
-  fuxi::gate(floats(projected), floats(mixed), mask_of(keys, rate), tokens, dim, result(out));
+  fuxi::gate(rows_of(projected), floats(mixed), mask_of(keys, rate), 2 * dim, result(out));
   return {out, value, mixed};
 }
 
-std::tuple<Tensor, Tensor, double, double> token_mixer_backward(const Tensor& gradient, const Tensor& projected,
+using MixerGradients = std::tuple<Tensor, Tensor, double, double, double>;  // of the input, by_lag, a, b and c
+
+MixerGradients token_mixer_backward(const Tensor& gradient, const Tensor& projected,
                                                                 const Tensor& value, const Tensor& mixed,
                                                                 const Tensor& offsets, const Tensor& timestamp,
                                                                 const Tensor& next_timestamp, const Tensor& by_lag,
                                                                 bool temporal, double scale, double decay,
-                                                                const Keys& keys, double rate) {
-  const int64_t tokens = value.size(0), dim = value.size(1);
+                                                                double exponent, const Keys& keys, double rate) {
+  const int64_t dim = value.size(1);
   Tensor of_projected = like(projected), of_mixed = like(mixed), of_value = like(value), of_by_lag = like(by_lag);
-  double of_scale = 0, of_decay = 0;
-  fuxi::gate_backward(floats(gradient), floats(projected), floats(mixed), mask_of(keys, rate), tokens, dim,
+  double of_scale = 0, of_decay = 0, of_exponent = 0;
+  fuxi::gate_backward(floats(gradient), rows_of(projected), floats(mixed), mask_of(keys, rate), 2 * dim,
                       result(of_projected), result(of_mixed));
-  fuxi::apply_maps_backward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
+  fuxi::apply_maps_backward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay, exponent),
                      floats(value), dim, floats(of_mixed), result(of_value),
-                     {result(of_by_lag), &of_scale, &of_decay});
-  fuxi::values_backward(floats(of_value), floats(projected), tokens, dim, result(of_projected));
-  return {of_projected, of_by_lag, of_scale, of_decay};
+                     {result(of_by_lag), &of_scale, &of_decay, &of_exponent});
+  fuxi::values_backward(floats(of_value), rows_of(projected), 2 * dim, result(of_projected));
+  return {of_projected, of_by_lag, of_scale, of_decay, of_exponent};
 }
 
 // value [T, D] -> both maps times the values [T, 2 D].
 Tensor apply_maps(const Tensor& value, const Tensor& offsets, const Tensor& timestamp, const Tensor& next_timestamp,
-                  const Tensor& by_lag, bool temporal, double scale, double decay) {
+                  const Tensor& by_lag, bool temporal, double scale, double decay, double exponent) {
   Tensor mixed = at::empty({value.size(0), 2 * value.size(1)}, value.options());
-  fuxi::apply_maps(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
+  fuxi::apply_maps(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay, exponent),
                     floats(value), value.size(1), result(mixed));
   return mixed;
 }
 
-std::tuple<Tensor, Tensor, double, double> apply_maps_backward(const Tensor& gradient, const Tensor& value,
+MixerGradients apply_maps_backward(const Tensor& gradient, const Tensor& value,
                                                                const Tensor& offsets, const Tensor& timestamp,
                                                                const Tensor& next_timestamp, const Tensor& by_lag,
-                                                               bool temporal, double scale, double decay) {
+                                                               bool temporal, double scale, double decay,
+                                                               double exponent) {
   Tensor of_value = like(value), of_by_lag = like(by_lag);
-  double of_scale = 0, of_decay = 0;
-  fuxi::apply_maps_backward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay),
+  double of_scale = 0, of_decay = 0, of_exponent = 0;
+  fuxi::apply_maps_backward(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay, exponent),
                      floats(value), value.size(1), floats(gradient), result(of_value),
-                     {result(of_by_lag), &of_scale, &of_decay});
-  return {of_value, of_by_lag, of_scale, of_decay};
+                     {result(of_by_lag), &of_scale, &of_decay, &of_exponent});
+  return {of_value, of_by_lag, of_scale, of_decay, of_exponent};
+}
+
+fuxi::Heads heads_of(const Tensor& projected, const Tensor& offsets, const Tensor& decay) {
+  return {offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, floats(decay), decay.size(0),
+          projected.size(1) / (4 * decay.size(0))};
+}
+
+// projected [T, 4 D], offsets [B + 1], decay [H] -> the gated output [T, D], and the retained values [T, D] for the
+// backward pass.
+std::tuple<Tensor, Tensor> retention(const Tensor& projected, const Tensor& offsets, const Tensor& decay,
+                                     const Keys& keys, double rate) {
+  Tensor retained = at::empty({projected.size(0), projected.size(1) / 4}, projected.options()), out = like(retained);
+  fuxi::retention(heads_of(projected, offsets, decay), rows_of(projected), mask_of(keys, rate), result(out),
+                  result(retained));
+  return {out, retained};
+}
+
+std::tuple<Tensor, Tensor> retention_backward(const Tensor& gradient, const Tensor& projected, const Tensor& retained,
+                                              const Tensor& offsets, const Tensor& decay, const Keys& keys,
+                                              double rate) {
+  Tensor of_projected = like(projected), of_decay = like(decay);
+  fuxi::retention_backward(heads_of(projected, offsets, decay), rows_of(projected), mask_of(keys, rate),
+                           floats(retained), floats(gradient), result(of_projected), result(of_decay));
+  return {of_projected, of_decay};
+}
+
+fuxi::Waves waves_of(const Tensor& projected, const Tensor& offsets, const Tensor& rate, const Tensor& phases,
+                     const Tensor& gaps, const Tensor& bounds) {
+  return {offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, floats(rate), floats(phases), floats(gaps),
+          bounds.const_data_ptr<int64_t>(), rate.size(0), projected.size(1) / 2};
+}
+
+// projected [T, 2 D], the rest as in Waves -> the gated output [T, D], and the mixed values [T, D] for the way back.
+std::tuple<Tensor, Tensor> periodic(const Tensor& projected, const Tensor& offsets, const Tensor& rate,
+                                    const Tensor& phases, const Tensor& gaps, const Tensor& bounds, const Keys& keys,
+                                    double dropped) {
+  Tensor mixed = at::empty({projected.size(0), projected.size(1) / 2}, projected.options()), out = like(mixed);
+  fuxi::periodic(waves_of(projected, offsets, rate, phases, gaps, bounds), rows_of(projected), mask_of(keys, dropped),
+                 result(out), result(mixed));
+  return {out, mixed};
+}
+
+std::tuple<Tensor, Tensor> periodic_backward(const Tensor& gradient, const Tensor& projected, const Tensor& mixed,
+                                             const Tensor& offsets, const Tensor& rate, const Tensor& phases,
+                                             const Tensor& gaps, const Tensor& bounds, const Keys& keys,
+                                             double dropped) {
+  Tensor of_projected = like(projected), of_rate = like(rate);
+  fuxi::periodic_backward(waves_of(projected, offsets, rate, phases, gaps, bounds), rows_of(projected),
+                          mask_of(keys, dropped), floats(mixed), floats(gradient), result(of_projected),
+                          result(of_rate));
+  return {of_projected, of_rate};
 }
 
 std::tuple<double, Tensor, Tensor> sampled_softmax(const Tensor& states, const Tensor& table, const Tensor& target,
@@ -193,6 +251,10 @@ TORCH_LIBRARY(fuxi_beta, library) {
   library.def("token_mixer_backward", token_mixer_backward);
   library.def("apply_maps", apply_maps);
   library.def("apply_maps_backward", apply_maps_backward);
+  library.def("periodic", periodic);
+  library.def("periodic_backward", periodic_backward);
+  library.def("retention", retention);
+  library.def("retention_backward", retention_backward);
   library.def("sampled_softmax", sampled_softmax);
   library.def("rms_norm", rms_norm);
   library.def("rms_norm_backward", rms_norm_backward);

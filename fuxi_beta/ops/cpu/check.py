@@ -7,9 +7,11 @@ from torch import Tensor
 
 from fuxi_beta.data import stateless_random
 from fuxi_beta.data.batches import Batch
+from fuxi_beta.data.padding import Padding
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import cpu, reference
 from fuxi_beta.ops.cpu import top_k
+from fuxi_beta.ops.periodic import waves_dense, waves_of
 from fuxi_beta.ops.token_mixer import PreparedTimes
 from fuxi_beta.ops.top_k import blocked_top_k
 
@@ -18,6 +20,8 @@ def run() -> None:
     """Raises AssertionError if a kernel disagrees with its reference, forward or backward."""
     generator = torch.Generator().manual_seed(0)
     _check_token_mixer(generator)
+    _check_retention(generator)
+    _check_periodic(generator)
     _check_loss(generator)
     _check_top_k(generator)
     keys = torch.randint(1 << 62, (33,), generator=generator)
@@ -29,12 +33,12 @@ def run() -> None:
     torch.testing.assert_close(cpu.integers(keys, 7, 1000), stateless_random.integers(keys, 7, 1000), rtol=0, atol=0)
 
 
-def _check_token_mixer(generator: torch.Generator) -> None:
+def _ragged_batch(generator: torch.Generator) -> Batch:
     lengths = torch.tensor([0, 1, 77, 12])
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
     timestamp = torch.randint(1 << 27, (90,), generator=generator).sort().values + 1_700_000_000
     zeros = torch.zeros(90, dtype=torch.int64)
-    batch = Batch(
+    return Batch(
         offsets=offsets,
         item_index=zeros,
         timestamp=timestamp,
@@ -44,6 +48,10 @@ def _check_token_mixer(generator: torch.Generator) -> None:
         seen_offsets=zeros[:5],
         seen_items=zeros[:0],
     )
+
+
+def _check_token_mixer(generator: torch.Generator) -> None:
+    batch = _ragged_batch(generator)
     projected, by_lag = torch.randn(90, 99, generator=generator), torch.randn(77, generator=generator)
     mask = Mask(torch.arange(90), 0.1)
 
@@ -52,6 +60,36 @@ def _check_token_mixer(generator: torch.Generator) -> None:
 
     inputs = [projected, by_lag, torch.tensor(0.3), torch.tensor(0.2)]
     _compare(mixer(cpu.PackedTimes(batch)), mixer(reference.PaddedTimes(batch, torch.float32)), inputs)
+
+
+def _check_retention(generator: torch.Generator) -> None:
+    batch, mask = _ragged_batch(generator), Mask(torch.arange(90), 0.1)
+    inputs = [torch.randn(90, 4 * 60, generator=generator), torch.tensor([0.7, 0.01, 0.1])]
+
+    def plain(projected: Tensor, decay: Tensor) -> Tensor:
+        gate, packed = torch.nn.functional.silu(projected).split([60, 180], dim=1)
+        retained = Padding(batch).each(packed, lambda padded, _: reference.retention(padded, decay))
+        return reference.gated(gate, retained, mask)
+
+    _compare(lambda projected, decay: cpu.retention(projected, decay, batch, mask), plain, inputs)
+
+
+def _check_periodic(generator: torch.Generator) -> None:
+    batch, mask = _ragged_batch(generator), Mask(torch.arange(90), 0.1)
+    periods, padding = (3600, 86_400), Padding(batch)
+    projected, scale = torch.randn(90, 2 * 50, generator=generator), torch.tensor([1e-4, 1e-6])
+    where = batch.offsets, *waves_of(batch, periods, projected)
+
+    def plain(projected: Tensor, rate: Tensor) -> Tensor:
+        gate, value = torch.nn.functional.silu(projected).chunk(2, dim=1)
+        (group,) = padding.groups
+        times = group.by_listener(batch.next_timestamp), group.by_listener(batch.timestamp)
+        mixed = padding.each(value, lambda rows, _: waves_dense(rows, rate, periods, *times))
+        return reference.gated(gate, mixed, mask)
+
+    # In rates of about 1, as `_compare` allows errors of a hundredth.
+    inputs = [projected, torch.ones(2)]
+    _compare(lambda x, r: cpu.periodic(x, r * scale, where, mask), lambda x, r: plain(x, r * scale), inputs)
 
 
 def _check_loss(generator: torch.Generator) -> None:

@@ -18,6 +18,7 @@ struct Maps {
   int64_t reach;
   bool temporal;
   float scale, decay;  // a (1 + x)^-b
+  float exponent;      // c of a exp(-b log(1 + x)^c); 0: there is none, as if it were 1
 };
 
 // value [T, D] -> [B V | B^t V] [T, 2 D].
@@ -27,6 +28,7 @@ struct MapGradients {
   float* by_lag;  // [reach]
   double* scale;  // one number each
   double* decay;
+  double* exponent;
 };
 
 void apply_maps_backward(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim,
@@ -65,12 +67,48 @@ void rms_norm_backward(const float* gradient, const float* x, const Mask& mask, 
 void swiglu(const float* x, int64_t tokens, int64_t hidden, float* out);
 void swiglu_backward(const float* gradient, const float* x, int64_t tokens, int64_t hidden, float* of_x);
 
-// projected: rows [U (2 D) | V (D)] before their SiLU.
-void values(const float* projected, int64_t tokens, int64_t dim, float* out);
-void values_backward(const float* gradient, const float* projected, int64_t tokens, int64_t dim, float* of_projected);
-void gate(const float* projected, const float* mixed, const Mask& mask, int64_t tokens, int64_t dim, float* out);
-void gate_backward(const float* gradient, const float* projected, const float* mixed, const Mask& mask, int64_t tokens,
-                   int64_t dim, float* of_projected, float* of_mixed);
+// Projected rows before their SiLU: [U | what the mixer reads], `width` numbers each.
+struct Projected {
+  const float* rows;
+  int64_t tokens, width;
+};
+
+// SiLU of the columns from `first` on -> [T, width - first]; the gradient goes to those columns of of_projected.
+void values(const Projected& projected, int64_t first, float* out);
+void values_backward(const float* gradient, const Projected& projected, int64_t first, float* of_projected);
+// U * RMSNorm(mixed), dropped out, with U = SiLU(the first `channels` columns) -> [T, channels].
+void gate(const Projected& projected, const float* mixed, const Mask& mask, int64_t channels, float* out);
+void gate_backward(const float* gradient, const Projected& projected, const float* mixed, const Mask& mask,
+                   int64_t channels, float* of_projected, float* of_mixed);
+
+// Retention's heads in a batch of packed sequences.
+struct Heads {
+  const int64_t* offsets;  // [sequences + 1]
+  int64_t sequences;
+  const float* decay;   // [count], g of each head
+  int64_t count, size;  // heads and their width d, together D
+};
+
+// projected: [U | q | k | v], D each -> the retained values and what is gated of them, [T, D] each.
+void retention(const Heads& heads, const Projected& projected, const Mask& mask, float* out, float* retained);
+void retention_backward(const Heads& heads, const Projected& projected, const Mask& mask, const float* retained,
+                        const float* gradient, float* of_projected, float* of_decay);
+
+// Periods of the periodic channel, and the times of a batch of packed sequences as the kernel needs them.
+struct Waves {
+  const int64_t* offsets;  // [sequences + 1]
+  int64_t sequences;
+  const float* rate;      // [count], r: 1 / seconds
+  const float* phases;    // [T, count, 4]: cosine and sine of the phase of t_n, cosine and sine of that of t_{n+1}
+  const float* gaps;      // [T, 2]: seconds since the token before, and until t_{n+1}; not negative
+  const int64_t* bounds;  // [2 count + 1], channels: of the sines of all periods, then of the cosines
+  int64_t count, dim;
+};
+
+// projected: [U | v], D each -> the mixed values and what is gated of them, [T, D] each.
+void periodic(const Waves& waves, const Projected& projected, const Mask& mask, float* out, float* mixed);
+void periodic_backward(const Waves& waves, const Projected& projected, const Mask& mask, const float* mixed,
+                       const float* gradient, float* of_projected, float* of_rate);
 
 // Counter-based random integers in [0, below): [count, draws].
 void integers(const int64_t* keys, int64_t count, int64_t draws, int64_t below, int64_t* out);

@@ -46,13 +46,14 @@ struct Scratch {
   int64_t n, width, columns;  // tokens, padded D, padded n
   std::vector<float> value, transposed, gradient, of_value;
   std::vector<int64_t> timestamp;
-  std::vector<float> decayed, scaled, log_elapsed;  // [ROWS, columns]
+  std::vector<float> decayed, scaled, log_elapsed, slope;  // [ROWS, columns]
   std::vector<float> pair;                      // [2 * ROWS, columns]
 
   void start(int64_t tokens, int64_t dim) {
     n = tokens, width = padded(dim), columns = padded(n + ROWS);
     timestamp.assign(columns, 0);
     decayed.resize(ROWS * columns), scaled.resize(ROWS * columns), log_elapsed.resize(ROWS * columns);
+    slope.resize(ROWS * columns);
     pair.resize(2 * ROWS * columns);
   }
 };
@@ -74,9 +75,11 @@ void transpose_padded(const float* from, int64_t n, int64_t dim, int64_t columns
 }
 
 // Row `row` of the temporal map: log(1 + x) and (1 + x)^-decay for columns <= i, zeros in the rest of the tiles.
-void temporal_row(Scratch& scratch, int row, int64_t i, int64_t query_time, float decay) {
+// With an exponent c: log(1 + x)^c, exp(-decay log(1 + x)^c), and the slope of the former in c.
+void temporal_row(Scratch& scratch, int row, int64_t i, int64_t query_time, const Maps& maps) {
   float* elapsed = &scratch.log_elapsed[row * scratch.columns];
   float* decayed = &scratch.decayed[row * scratch.columns];
+  float* slope = &scratch.slope[row * scratch.columns];
   const int64_t* key_time = scratch.timestamp.data();
   const int64_t stop = std::min((i / TILE_WIDTH + 1) * TILE_WIDTH, scratch.columns);
   for (int64_t j = 0; j < stop; ++j) {
@@ -84,9 +87,15 @@ void temporal_row(Scratch& scratch, int row, int64_t i, int64_t query_time, floa
     elapsed[j] = 1.f + static_cast<float>(seconds > 0 ? seconds : 0);
   }
   for (int64_t j = 0; j < stop; j += LANES) {
-    const Vec logarithm = log(load(elapsed + j));
+    Vec logarithm = log(load(elapsed + j));
+    if (maps.exponent > 0.f) {
+      const auto later = logarithm > 0.1f;  // seconds are whole: the logarithm is 0 or at least log(2)
+      const Vec twice = log(later ? logarithm : broadcast(1.f));
+      logarithm = later ? exp(twice * maps.exponent) : Vec{};
+      store(slope + j, logarithm * twice);
+    }
     store(elapsed + j, logarithm);
-    store(decayed + j, exp(logarithm * -decay));
+    store(decayed + j, exp(logarithm * -maps.decay));
   }
   for (int64_t j = i + 1; j < scratch.columns && j < i + 1 + ROWS + TILE_WIDTH; ++j)
     decayed[j] = 0.f, elapsed[j] = 0.f;
@@ -116,7 +125,7 @@ void forward_rows(Scratch& scratch, const PositionalRows& positional, const Maps
 }
 
 struct RowSums {
-  double scale = 0, decay = 0;
+  double scale = 0, decay = 0, exponent = 0;
 };
 
 // Adds the gradients of the value, the positional weights, a and b that come from rows i .. i + R - 1 of the output.
@@ -160,6 +169,13 @@ void backward_rows(Scratch& scratch, const PositionalRows& positional, const Map
       }
       sums.scale += sum(of_scale);
       sums.decay -= maps.scale * static_cast<double>(sum(of_decay));
+      if (maps.exponent > 0.f) {
+        const float* slope = &scratch.slope[r * scratch.columns];
+        Vec of_exponent = {};
+        for (int64_t j = 0; j <= i + r; j += LANES)
+          of_exponent += load(decayed + j) * load(by_time + j) * load(slope + j);
+        sums.exponent -= static_cast<double>(maps.scale) * maps.decay * sum(of_exponent);
+      }
     }
   }
   for (int64_t tile = 0; tile < scratch.width; tile += TILE_WIDTH) {
@@ -181,7 +197,7 @@ void for_each_rows(Scratch& scratch, const Sequences& sequences, const Maps& map
   for (int64_t i = 0; i < scratch.n; i += ROWS) {
     const int64_t count = std::min<int64_t>(ROWS, scratch.n - i);
     for (int r = 0; maps.temporal && r < count; ++r)
-      temporal_row(scratch, r, i + r, sequences.next_timestamp[start + i + r], maps.decay);
+      temporal_row(scratch, r, i + r, sequences.next_timestamp[start + i + r], maps);
     maps.temporal ? with_count(i, count, std::true_type{}) : with_count(i, count, std::false_type{});
   }
 }
@@ -244,6 +260,7 @@ void apply_maps_backward(const Sequences& sequences, const Maps& maps, const flo
   std::fill_n(of_maps.by_lag, maps.reach, 0.f);
   for (int chunk = 0; chunk < CHUNKS; ++chunk) {
     *of_maps.scale += sums[chunk].scale, *of_maps.decay += sums[chunk].decay;
+    *of_maps.exponent += sums[chunk].exponent;
     for (int64_t lag = 0; lag < maps.reach; ++lag)
       of_maps.by_lag[lag] += of_reversed[chunk * window + maps.reach - 1 - lag];
   }

@@ -102,26 +102,27 @@ void swiglu_backward(const float* gradient, const float* x, int64_t tokens, int6
   }
 }
 
-void values(const float* projected, int64_t tokens, int64_t dim, float* out) {
+void values(const Projected& projected, int64_t first, float* out) {
+  const int64_t width = projected.width - first;
 #pragma omp parallel for schedule(static)
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t c = 0; c < dim; c += LANES)
-      store(out + t * dim + c, silu(load(projected + (t * 3 + 2) * dim + c, dim - c)), dim - c);
+  for (int64_t t = 0; t < projected.tokens; ++t)
+    for (int64_t c = 0; c < width; c += LANES)
+      store(out + t * width + c, silu(load(projected.rows + t * projected.width + first + c, width - c)), width - c);
 }
 
-void values_backward(const float* gradient, const float* projected, int64_t tokens, int64_t dim, float* of_projected) {
+void values_backward(const float* gradient, const Projected& projected, int64_t first, float* of_projected) {
+  const int64_t width = projected.width - first;
 #pragma omp parallel for schedule(static)
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t c = 0; c < dim; c += LANES) {
-      const int64_t at = (t * 3 + 2) * dim + c, left = dim - c;
-      store(of_projected + at, load(gradient + t * dim + c, left) * silu_slope(load(projected + at, left)), left);
+  for (int64_t t = 0; t < projected.tokens; ++t)
+    for (int64_t c = 0; c < width; c += LANES) {
+      const int64_t at = t * projected.width + first + c, left = width - c;
+      store(of_projected + at, load(gradient + t * width + c, left) * silu_slope(load(projected.rows + at, left)), left);
     }
 }
 
-void gate(const float* projected, const float* mixed, const Mask& mask, int64_t tokens, int64_t dim, float* out) {
-  const int64_t channels = 2 * dim;
-  for_each_token(mask, tokens, channels, [&](int64_t t, const float* factors) {
-    const float *u = projected + t * 3 * dim, *row = mixed + t * channels;
+void gate(const Projected& projected, const float* mixed, const Mask& mask, int64_t channels, float* out) {
+  for_each_token(mask, projected.tokens, channels, [&](int64_t t, const float* factors) {
+    const float *u = projected.rows + t * projected.width, *row = mixed + t * channels;
     const float inverse = inverse_rms(row, channels);
     for (int64_t c = 0; c < channels; c += LANES) {
       const int64_t left = channels - c;
@@ -130,12 +131,12 @@ void gate(const float* projected, const float* mixed, const Mask& mask, int64_t 
   });
 }
 
-void gate_backward(const float* gradient, const float* projected, const float* mixed, const Mask& mask, int64_t tokens,
-                   int64_t dim, float* of_projected, float* of_mixed) {
-  const int64_t channels = 2 * dim;
-  for_each_token(mask, tokens, channels, [&](int64_t t, const float* factors) {
-    const float *g = gradient + t * channels, *u = projected + t * 3 * dim, *row = mixed + t * channels;
-    float *of_u = of_projected + t * 3 * dim, *of_row = of_mixed + t * channels;
+void gate_backward(const float* gradient, const Projected& projected, const float* mixed, const Mask& mask,
+                   int64_t channels, float* of_projected, float* of_mixed) {
+  for_each_token(mask, projected.tokens, channels, [&](int64_t t, const float* factors) {
+    const int64_t start = t * projected.width;
+    const float *g = gradient + t * channels, *u = projected.rows + start, *row = mixed + t * channels;
+    float *of_u = of_projected + start, *of_row = of_mixed + t * channels;
     const float inverse = inverse_rms(row, channels);
     Vec along = {};
     for (int64_t c = 0; c < channels; c += LANES) {

@@ -31,6 +31,7 @@ Shapes: `T` packed tokens, `D` width, `C` = 2 D channels, `S` places for tiles, 
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from torch.autograd.function import once_differentiable
 
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
+from fuxi_beta.ops.reference import PaddedTimes
 from fuxi_beta.ops.token_mixer import Power
 from fuxi_beta.ops.triton import tuning
 from fuxi_beta.ops.triton.launch import device_function, kernel, on_device
@@ -346,11 +348,18 @@ class PackedTimes:
     """The times of a batch cut into tiles: the kernels compute the maps where they use them."""
 
     def __init__(self, batch: Batch) -> None:
-        self.longest = batch.longest
+        self.longest, self._batch = batch.longest, batch
         self.sequences = Sequences.of(batch)
+
+    @cached_property
+    def _plain(self) -> PaddedTimes:
+        """The times for a function of elapsed time that these kernels do not have."""
+        return PaddedTimes(self._batch, torch.float32)
 
     def token_mixer(self, projected: Tensor, by_lag: Tensor, power: Power | None, mask: Mask | None) -> Tensor:
         """See `fuxi_beta.ops.token_mixer`."""
+        if power is not None and len(power) > 2:
+            return self._plain.token_mixer(projected.float(), by_lag, power, mask).to(projected.dtype)
         tensors = (projected, by_lag, *(power or ()))
         differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         rest = (*(power or (None, None)), mask, self.sequences, differentiated)
@@ -358,6 +367,8 @@ class PackedTimes:
 
     def apply_maps(self, value: Tensor, by_lag: Tensor, power: Power | None) -> Tensor:
         """See `fuxi_beta.ops.apply_maps`."""
+        if power is not None and len(power) > 2:
+            return self._plain.apply_maps(value.float(), by_lag, power).to(value.dtype)
         return _ApplyMaps.apply(value, by_lag, *(power or (None, None)), self.sequences)  # type: ignore[return-value]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fuxi_beta.layers.aftm import AFTM
+from fuxi_beta.layers.frab import FRAB
 from fuxi_beta.ops.reference import PaddedTimes
 
 DIM, REACH = 6, 21
@@ -56,7 +57,7 @@ def loop_mixer(mixer: AFTM, normed: Tensor, batch, heads: int) -> Tensor:
 def test_mixer_equals_the_loop_in_value_and_every_gradient(make_batch, lengths, decay, heads, temporal):
     torch.manual_seed(0)
     batch = make_batch(lengths)
-    mixer = AFTM(DIM, heads, REACH, temporal=temporal).double()
+    mixer = AFTM(DIM, heads, REACH, temporal=FRAB if temporal else None).double()
     with torch.no_grad():
         mixer.project.mul_(20)
         if mixer.temporal is not None:
@@ -80,7 +81,7 @@ def test_mixer_equals_the_loop_in_value_and_every_gradient(make_batch, lengths, 
 def test_last_token_alone_equals_the_full_mixer_at_the_last_token(make_batch):
     torch.manual_seed(1)
     batch = make_batch([4, 0, 11, 1])
-    mixer = AFTM(DIM, 2, REACH, temporal=True).double()
+    mixer = AFTM(DIM, 2, REACH, temporal=FRAB).double()
     normed = torch.randn(16, DIM, dtype=torch.float64)
     full, last = mixer(normed, PaddedTimes(batch, torch.float64), None), mixer.last(normed, batch).output
     torch.testing.assert_close(last[[0, 2, 3]], full[[3, 14, 15]])
@@ -92,7 +93,7 @@ def test_a_huge_negative_decay_gives_finite_values_and_gradients_for_short_gaps(
     batch = make_batch([3, 9])
     second = batch.timestamp.new_tensor([0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7, 8]) + 1_700_000_000
     batch = replace(batch, timestamp=second, next_timestamp=second + 1)
-    mixer = AFTM(DIM, 1, REACH, temporal=True)
+    mixer = AFTM(DIM, 1, REACH, temporal=FRAB)
     assert mixer.temporal is not None
     torch.nn.init.constant_(mixer.temporal.decay, -8.0)
     normed = torch.randn(12, DIM)

@@ -17,6 +17,7 @@ FORMULAS = {
     "exp": lambda p, x: p["a"] * math.exp(-math.exp(p["b"]) * x),
     "sin": lambda p, x: p["c"] * math.sin(p["a"] * x + p["b"]) + p["d"],
     "pow": lambda p, x: p["scale"] * (1 + x) ** -p["decay"],
+    "exppow": lambda p, x: p["scale"] * math.exp(-p["decay"] * math.log(1 + x) ** p["exponent"]),
     "zero": lambda p, x: 0.0,
 }
 
@@ -101,6 +102,7 @@ def test_every_parameter_has_the_gradient_of_finite_differences(make_batch, name
         ("exp", {"a": (-0.2, 0.2), "b": (-2.0, 0.0)}),
         ("sin", {"a": (-0.02, 0.02), "b": (-math.pi, math.pi), "c": (-2.0, 2.0), "d": (0.0, 0.0)}),
         ("pow", {"scale": (-0.2, 0.2), "decay": (0.4, 0.8)}),
+        ("exppow", {"scale": (-0.2, 0.2), "decay": (0.4, 0.8), "exponent": (1.0, 1.0)}),
     ],
 )
 def test_parameters_start_in_their_published_ranges(name, bounds):

@@ -15,6 +15,7 @@ from fuxi_beta import ops
 from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.layers.aftm import AFTM
+from fuxi_beta.layers.frab import FRAB
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.training.checkpoint import load_export, save_export
 from fuxi_beta.training.item_table import PlainItemTable
@@ -74,7 +75,7 @@ def test_the_same_seed_gives_the_same_losses_bit_by_bit(batches: list[Batch], tr
 def exact_mixer() -> tuple[AFTM, Tensor]:
     """A mixer and its input whose product is exact in bf16: small whole numbers, one of them a channel."""
     torch.manual_seed(0)
-    mixer = AFTM(8, 2, 24, temporal=True)
+    mixer = AFTM(8, 2, 24, temporal=FRAB)
     with torch.no_grad():
         mixer.project.copy_(torch.eye(8).repeat(1, 3) * torch.tensor([1.0, -1.0, 0.5]).repeat_interleave(8))
     return mixer, torch.randint(-3, 4, (20, 8)).float()

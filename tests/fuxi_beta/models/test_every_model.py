@@ -27,6 +27,9 @@ CASES = [
         pytest.param(replace(CONFIG, name=name, heads=2, dim=12, ffn_multiply=2), id=f"{name}, two heads")
         for name in ("fuxi-beta", "fuxi-alpha", "fuxi-beta-frab-no-time", "hstu", "llama", "sasrec")
     ),
+    pytest.param(replace(CONFIG, content_channel=True), id="fuxi-beta, content"),
+    pytest.param(replace(CONFIG, content_channel=True, periodic_channel=True), id="fuxi-beta, content and periodic"),
+    pytest.param(replace(CONFIG, content_channel=True, temporal="zero", dim=12), id="fuxi-beta:zero, content"),
 ]
 every_model = pytest.mark.parametrize("config", CASES)
 TIMELESS_FUNCTIONS = {"zero"}
@@ -42,6 +45,8 @@ def network(config: ModelConfig) -> SequenceModel:
                 parameter.mul_(3)
             if name.endswith(("temporal.weight", "gap.weight")):
                 parameter.mul_(30)
+            if ".channels." in name and name.endswith(".out"):  # a channel starts without effect
+                parameter.normal_(std=0.3)
     return model
 
 

@@ -54,7 +54,8 @@ def slow_listener(model: Any, vectors: Tensor, timestamp: list[int], next_timest
                 position_map[i, j] = mixer.positional.weight[reach - 1 + j - i]
                 if mixer.temporal is not None:
                     gap = max(next_timestamp[i] - timestamp[j], 0)
-                    time_map[i, j] = mixer.temporal.scale * (1.0 + gap) ** (-mixer.temporal.decay)
+                    stretched = math.log(1.0 + gap) ** getattr(mixer.temporal, "exponent", 1.0)
+                    time_map[i, j] = mixer.temporal.scale * torch.exp(-mixer.temporal.decay * stretched)
         projected = silu(rms(x) @ mixer.project)
         gate, value = projected[:, : 2 * config.dim], projected[:, 2 * config.dim :]
         channels = []
@@ -70,9 +71,13 @@ def slow_listener(model: Any, vectors: Tensor, timestamp: list[int], next_timest
     return x / x.norm(dim=1, keepdim=True).clamp(min=1e-6)
 
 
-@pytest.mark.parametrize("temporal", ["pow", "zero"])
+@pytest.mark.parametrize("temporal", ["pow", "exppow", "zero"])
 def test_network_equals_the_slow_reference(make_batch, temporal):
     model, batch = network(replace(CONFIG, temporal=temporal)), make_batch([5, 0, 16, 1])
+    if temporal == "exppow":
+        with torch.no_grad():
+            for number, block in enumerate(model.blocks):
+                block.mixer.temporal.exponent.fill_(0.6 + number)
     vectors = vectors_of(batch)
     found = model(vectors, batch)
     for start, end in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True):
@@ -89,6 +94,20 @@ def test_encode_last_is_the_last_row_of_forward(make_batch, layers):
     full, last = model(vectors, batch), model.encode_last(vectors, batch)
     torch.testing.assert_close(last[[0, 2, 3]], full[[4, 20, 21]])
     assert not last[1].any()
+
+
+def test_exppow_starts_where_pow_ended(make_batch):
+    """So a champion's weights carry over."""
+    champion, batch = network(), make_batch([5, 0, 16, 1])
+    later = network(replace(CONFIG, temporal="exppow"), seed=1)
+    missing, unknown = later.load_state_dict(champion.state_dict(), strict=False)
+    assert not unknown and {name.split(".")[-1] for name in missing} == {"exponent"}
+    vectors = vectors_of(batch)
+    torch.testing.assert_close(later(vectors, batch), champion(vectors, batch))
+    torch.testing.assert_close(later.encode_last(vectors, batch), champion.encode_last(vectors, batch))
+    assert later.temporal_curves() == [] and len(later.temporal_weights(torch.ones(3))) == 2
+    later(vectors, batch)[:, 0].sum().backward()
+    assert all(block.mixer.temporal.exponent.grad != 0 for block in later.blocks)
 
 
 def test_temporal_zero_has_no_temporal_parameters_and_ignores_time(make_batch):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fuxi_beta import models
-from fuxi_beta.config import ModelConfig, TrainConfig
+from fuxi_beta.config import CHANNELS, ModelConfig, TrainConfig
 from fuxi_beta.models import reasons
 from fuxi_beta.training.checkpoint import EncodedBatch, TrainedModel
 
@@ -20,8 +20,19 @@ SHAPES = [
     replace(CONFIG, dim=12, heads=3, layers=3, ffn_multiply=2),
     replace(CONFIG, dim=9, temporal="zero"),
     replace(CONFIG, dim=8, heads=2, temporal="zero", layers=1),
+    replace(CONFIG, temporal="exppow"),
+    replace(CONFIG, content_channel=True),
+    replace(CONFIG, content_channel=True, periodic_channel=True),
+    replace(CONFIG, dim=12, heads=3, temporal="zero", content_channel=True, ffn_multiply=2),
 ]
-every_shape = pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"D{config.dim} {config.temporal}")
+
+
+def label(config: ModelConfig) -> str:
+    channels = [name for name in CHANNELS if getattr(config, name)]
+    return " ".join([f"D{config.dim}", config.temporal, *channels])
+
+
+every_shape = pytest.mark.parametrize("config", SHAPES, ids=label)
 LENGTHS = [5, 0, 40, 1, 17, 0, 2, 33]
 
 
@@ -31,8 +42,10 @@ def trained(config: ModelConfig, dtype: torch.dtype = torch.float32) -> TrainedM
     model: Any = models.build(config).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim and "temporal" not in name:
+            if parameter.ndim and "temporal" not in name and not name.endswith(".raw"):
                 parameter.mul_(4)
+            if name.endswith(".out"):  # a channel starts without effect
+                parameter.normal_(std=0.3)
     candidates = torch.arange(SONGS) > 0
     vectors = torch.randn(SONGS, config.dim, dtype=dtype)
     return TrainedModel(model, config, TrainConfig(mode="all"), vectors, candidates, SONGS - 1, "2026-03-02", 0)
@@ -74,13 +87,15 @@ def test_a_play_contributes_what_the_score_loses_without_its_value(ragged, confi
     block: Any = model.model.blocks[-1]  # type: ignore[index]
     trace: Any = model.model.trace_last(model.item_vectors[ragged.item_index], ragged)
     row, x = trace._row, trace._x
+    channels = trace._channels
     rms = (row.sums.square().mean(1, keepdim=True) + 1e-6).sqrt()
-    joined = block.ffn.merge(row.output) + x
+    joined = block.ffn.merge(row.output) + x + sum(of_channel.output for _, of_channel in channels)
     normed = joined / (joined.square().mean(1, keepdim=True) + 1e-6).sqrt()
     first, third = block.ffn.gate_and_up.weight.chunk(2)
     silu = torch.nn.functional.silu(normed @ first.T)
 
-    def linearised(value: Tensor, number: int) -> Tensor:  # V of all tokens -> scores of every song of a listener
+    def linearised(value: Tensor, addends: list[Tensor], number: int) -> Tensor:
+        """V and the addends of channels of all tokens -> scores of every song of a listener."""
         start, end = ragged.offsets[number], ragged.offsets[number + 1]
         own = value[start:end]
         of_time = torch.zeros_like(own[0])
@@ -89,16 +104,20 @@ def test_a_play_contributes_what_the_score_loses_without_its_value(ragged, confi
         sums = torch.cat([(row.by_position[start:end, None] * own).sum(0), of_time])
         output = block.mixer.by_head(row.gate[number] * sums / rms[number])
         stage_one = block.ffn.merge(output) + x[number]
+        for (channel, of_channel), addend in zip(channels, addends, strict=True):
+            stage_one = stage_one + (of_channel.factor[number] * addend[start:end].sum(0)) @ channel.out
         up = third @ (stage_one / (joined[number].square().mean() + 1e-6).sqrt())
         state = block.ffn.down(silu[number] * up) + stage_one
         return model.songs().table @ state / trace._state[number].norm()
 
     for place, number in enumerate(rows):
-        whole, start = linearised(row.value, number), int(ragged.offsets[number])
+        addends = [of_channel.addend for _, of_channel in channels]
+        whole, start = linearised(row.value, addends, number), int(ragged.offsets[number])
         for play in range(int(ragged.lengths[number])):
-            without = row.value.clone()
-            without[start + play] = 0
-            torch.testing.assert_close(whole - linearised(without, number), parts.weight[place, play])
+            without = [row.value.clone(), *(addend.clone() for addend in addends)]
+            for value in without:
+                value[start + play] = 0
+            torch.testing.assert_close(whole - linearised(without[0], without[1:], number), parts.weight[place, play])
 
 
 def strongest_of(batch: Any, number: int, weight: Tensor, count: int) -> tuple[list[int], list[float]]:

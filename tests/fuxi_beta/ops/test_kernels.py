@@ -43,6 +43,11 @@ def mixer(times: PreparedTimes, mask: Mask | None = None):
     return lambda projected, by_lag, *power: times.token_mixer(projected, by_lag, power or None, mask)
 
 
+def maps(times: PreparedTimes):
+    """The maps alone."""
+    return lambda value, by_lag, *power: times.apply_maps(value, by_lag, power or None)
+
+
 LENGTHS = {
     "ragged": [5, 0, 1, 70, 3, 200, 64, 65, 2],
     "all empty": [0, 0, 0],
@@ -72,6 +77,24 @@ def test_mixer_at_every_decay_and_with_a_scale_of_zero(make_batch, decay):
         inputs = [torch.randn(134, 60), torch.randn(90) * 0.1, torch.tensor(scale), torch.tensor(decay)]
         ours, exact = cpu.PackedTimes(batch), reference.PaddedTimes(batch, torch.float64)
         compare(mixer(ours), mixer(exact), inputs)
+
+
+@pytest.mark.parametrize("exponent", [0.05, 0.7, 1.0, 1.6])
+@pytest.mark.parametrize("decay", [0.1, 0.6, 2.0])
+def test_mixer_with_the_exponential_of_a_power(make_batch, decay, exponent):
+    batch = make_batch([90, 0, 3, 41, 1])
+    torch.manual_seed(1)
+    inputs = [torch.randn(135, 60), torch.randn(90) * 0.1, *map(torch.tensor, (-0.8, decay, exponent))]
+    ours, exact = cpu.PackedTimes(batch), reference.PaddedTimes(batch, torch.float64)
+    compare(mixer(ours), mixer(exact), inputs)
+    compare(maps(ours), maps(exact), [torch.randn(135, 20), *inputs[1:]])
+
+
+def test_mixer_with_an_exponent_of_one_is_the_power(make_batch):
+    times = cpu.PackedTimes(make_batch([50, 7]))
+    projected, by_lag, power = torch.randn(57, 24), torch.randn(50), (torch.tensor(0.3), torch.tensor(0.6))
+    one = times.token_mixer(projected, by_lag, (*power, torch.tensor(1.0)), None)
+    torch.testing.assert_close(one, times.token_mixer(projected, by_lag, power, None))
 
 
 def test_mixer_with_equal_and_with_falling_timestamps(make_batch):

@@ -43,6 +43,14 @@ def dense_temporal(value, timestamp, next_timestamp, offsets, scale, decay) -> T
     return torch.cat(rows)
 
 
+def dense_stretched(value, timestamp, next_timestamp, offsets, scale, decay, exponent) -> Tensor:
+    rows = []
+    for start, end in itertools.pairwise(offsets.tolist()):
+        gap = (next_timestamp[start:end, None] - timestamp[None, start:end]).clamp(min=0)
+        rows.append(scale * torch.exp(-decay * gap.double().log1p() ** exponent).tril() @ value[start:end])
+    return torch.cat(rows)
+
+
 def dense_positional(value, offsets, weight_by_lag) -> Tensor:
     rows = [value[:0]]
     for start, end in itertools.pairwise(offsets.tolist()):
@@ -130,6 +138,54 @@ def test_the_nodes_give_the_power_and_its_derivative_over_three_years(b):
     derivative = exponentials @ torch.autograd.functional.jacobian(linear._weights, decay)  # pyright: ignore
     assert float((found / power - 1).abs().max()) < 0.8e-5
     assert float((derivative / power + torch.log1p(gap)).abs().max()) < DERIVATIVE_BOUND
+
+
+@pytest.mark.parametrize("kind", ["every scale", "bursts", "ties", "three years"])
+@pytest.mark.parametrize(("b", "c"), [(0.01, 0.2), (0.6, 0.5), (0.6, 1.0), (2.0, 0.9), (0.1, 1.5)])
+def test_the_exponential_of_a_power_equals_dense_in_value_and_every_gradient(b, c, kind):
+    """Errors relative to the sums of the weights' bounds: a weight is within 1.2e-5 of a, a derivative within 2e-4."""
+    torch.manual_seed(6)
+    where, value = times(RAGGED, kind), torch.rand(sum(RAGGED), 5).requires_grad_()
+    power = [torch.tensor(number, requires_grad=True) for number in (0.7, b, c)]
+    assert linear_applies(*where, *power[1:])
+    upstream = torch.rand(value.shape)
+    found = temporal_linear(value, *where, power[0], *power[1:])
+    grads = torch.autograd.grad(found, (value, *power), upstream)
+
+    exactly = [exact(tensor) for tensor in (value, *power)]
+    expected = dense_stretched(exactly[0], *where, *exactly[1:])
+    expected_grads = torch.autograd.grad(expected, exactly, upstream.double())
+    one = torch.tensor(1.0, dtype=torch.float64)
+    allowed = dense_stretched(exactly[0].detach(), *where, one, 0 * one, one)  # the sum over plays of the values
+    assert ((found.double() - expected).abs() <= 0.7 * 1.2e-5 * allowed + 2e-6 * expected.abs()).all()
+    of_one = dense_stretched(exactly[0], *where, one, 0 * one, one)
+    (of_value,) = torch.autograd.grad(of_one, exactly[0], upstream.double())
+    assert ((grads[0].double() - expected_grads[0]).abs() <= 0.7 * 1.2e-5 * of_value + 2e-6 * expected_grads[0]).all()
+    pairs = float((allowed * upstream).sum())
+    for mine, theirs, bound in zip(grads[1:], expected_grads[1:], (1.2e-5, 2e-4, 2e-4), strict=True):
+        assert abs(float(mine) - float(theirs)) <= bound * pairs + 1e-5 * abs(float(theirs))
+
+
+@pytest.mark.parametrize("c", [0.05, 0.3, 0.8, 1.0, 1.3])
+@pytest.mark.parametrize("b", [0.01, 0.3, 1.0, 3.0])
+def test_fitted_nodes_give_the_exponential_of_a_power_over_three_years(b, c):
+    """At gaps between those of the fit; weights that do not cancel, so float32 loses nothing."""
+    torch.manual_seed(0)
+    gap = torch.cat([torch.arange(100.0), torch.exp(torch.rand(3000) * 18.4).floor()]).double()
+    decay, exponent = torch.tensor(b, dtype=torch.float64), torch.tensor(c, dtype=torch.float64)
+    weights = linear._node_weights(decay, exponent)
+    found = torch.exp(-gap[:, None] * linear._speeds(gap)) @ weights
+    assert float((found - torch.exp(-decay * gap.log1p() ** exponent)).abs().max()) <= 1.2e-6
+    assert float(weights.abs().sum()) < 2
+    assert linear.fit_error(decay, exponent) < linear.FIT_BOUND / 5
+
+
+def test_an_exponent_that_cannot_be_fitted_takes_the_dense_map():
+    nothing = torch.zeros(0, dtype=torch.int64)
+    where = (nothing, nothing, torch.tensor([0, 0]))
+    assert linear_applies(*where, torch.tensor(0.5), torch.tensor(0.9))
+    assert not linear_applies(*where, torch.tensor(0.5), torch.tensor(3.0))
+    assert not linear_applies(*where, torch.tensor(float("nan")), torch.tensor(1.0))
 
 
 def test_no_tokens():

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from fuxi_beta.config import TemporalName
+from fuxi_beta.config import PaperTemporalName
 from fuxi_beta.evaluation.metrics import rank_metrics
 from jobs.reproduce import figures, paper, runs, tables
 from jobs.reproduce.markdown import table
@@ -389,7 +389,7 @@ def test_numbers_of_the_paper_as_printed():
     assert TABLES[3].numbers["ML-20M"]["bprmf"].time is None
     assert TABLES[7].numbers["ML-20M"]["fuxi-beta-frab-no-time"].time == 0.914
     assert [len(TABLES[n].numbers["ML-20M"]) for n in (3, 5, 7, 8)] == [15, 8, 4, 6]
-    assert {TABLES[6].labels[key] for key in TABLES[6].numbers["ML-1M"]} == set(get_args(TemporalName))
+    assert {TABLES[6].labels[key] for key in TABLES[6].numbers["ML-1M"]} == set(get_args(PaperTemporalName))
     sums = {  # of all numbers of MovieLens-1M and of MovieLens-20M, added up from the paper's text
         3: (32.0458, 31.7399),
         5: (19.8249, 19.9321),

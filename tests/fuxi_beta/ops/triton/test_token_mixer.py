@@ -260,3 +260,20 @@ def test_gradients_are_the_same_bits_every_time(make_batch):
 
     for first, second in zip(gradients(), gradients(), strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_exponential_of_a_power_runs_in_plain_torch(make_batch, dtype):
+    """The kernels do not have it; the result has the dtype of its input all the same."""
+    batch = make_batch([6, 0, 20])
+    torch.manual_seed(0)
+    projected, by_lag, power = torch.randn(26, 12), torch.randn(20), [torch.tensor(x) for x in (0.3, 0.5, 0.8)]
+    on_device = [tensor.to(DEVICE) for tensor in (by_lag, *power)]
+    times = token_mixer.PackedTimes(batch.to(DEVICE))
+    found = times.token_mixer(projected.to(DEVICE, dtype), on_device[0], tuple(on_device[1:]), None)
+    exact = reference.PaddedTimes(batch, torch.float64)
+    expected = exact.token_mixer(
+        projected.to(dtype).double(), by_lag.double(), tuple(number.double() for number in power), None
+    )
+    assert found.dtype == dtype
+    close(found, expected, 2 * TOLERANCE[dtype])
