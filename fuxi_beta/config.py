@@ -81,6 +81,7 @@ class TrainConfig:
     request_time: RequestTime = "true"  # leave_one_out: t_{i+1}, as it was, := t_i, or the next request hour
     mode: Mode = "exclusive"  # what is listed and evaluated: songs that a listener never heard, or all
     learn_from: LearnFrom = "plays"  # targets: every play, or the first listen of each song only
+    target_window: int = 1  # the target is one of so many plays that follow, drawn anew in each epoch; 1: the next
     min_completion: int = 30  # percent played below which an event is a skip: neither context nor target
     epochs: int = 5
     warm_start_epochs: int = 2  # epochs when weights come from the previous champion
@@ -110,6 +111,7 @@ class TrainConfig:
                 f"train.held_out is {self.held_out}: it must be 0, 1, or 2 to validate on the second-newest"
             )
         counts = ("epochs", "warm_start_epochs", "batch_size", "negatives", "checkpoint_every_steps", "lanes")
+        counts += ("target_window",)
         _check_at_least_one(self, "train", *counts)
         if self.batch_tokens < 0:
             raise ValueError(f"train.batch_tokens is {self.batch_tokens}: it must be 0 (off) or more")

@@ -33,7 +33,11 @@ RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
 """Keys of earlier releases: refused with the name to write now."""
 _NEWER_SECTIONS = {"serving", "rules"}
 """Sections that run records of earlier releases do not know: they count where they are not the default."""
-_NEWER_KEYS = {"recommend": {"reasons"}, "model": {"side", "content", "content_channel", "periodic_channel"}}
+_NEWER_KEYS = {
+    "recommend": {"reasons"},
+    "model": {"side", "content", "content_channel", "periodic_channel"},
+    "train": {"target_window"},
+}
 """The same for single keys of older sections."""
 _LIST_BOUNDS = {
     "max_empty_share",

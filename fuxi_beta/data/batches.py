@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fuxi_beta.config import ModelConfig, TrainConfig
+from fuxi_beta.data import stateless_random
 from pipelines.calendar import Calendar
 from pipelines.histories.histories import Histories, gather, offsets_of, ranges
 
@@ -219,13 +220,15 @@ def training_samples(
     data_end: int,
     vocabulary_size: int,
     rows: np.ndarray | None = None,
+    epoch: int = 0,
 ) -> Samples:
     """Contexts with the next play as target at every position that is trained on.
 
     Tokens are the newest N plays that have a next play before `data_end`. Learning from `first_listens` a target is a
     first listen: a song in no earlier event of the listener, skipped ones included, nor in `heard_before`; only such
     samples have the songs seen. Under `leave_one_out` each listener's newest `held_out` plays, and all events after
-    them, are removed first. sample: int64 [B]. rows: the listeners to make samples of, in that order; all unless given.
+    them, are removed first. With a `target_window` the target is drawn anew in each epoch, and t_{i+1} stays that of
+    the next play. sample: int64 [B]. rows: the listeners to make samples of, in that order; all unless given.
     """
     if rows is None:
         rows = np.arange(len(histories))
@@ -239,11 +242,15 @@ def training_samples(
     offsets, tokens = ranges(newest - lengths, lengths)
     item_index, timestamp = plays.item_index[tokens], plays.timestamp[tokens]
     tokens += 1
-    target = plays.item_index[tokens]
+    targets = tokens
+    if train.target_window > 1:
+        left = np.repeat(newest, lengths) - tokens  # plays after the next one
+        targets = tokens + np.minimum(_plays_passed_over(offsets, sample[rows], train, epoch), left)
+    target = plays.item_index[targets]
     seen_offsets, seen_items = np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32)
     if train.learn_from == "first_listens":
         (all_offsets, all_items), first_listen = _seen_songs(histories)
-        target *= first_listen[np.flatnonzero(counts)][tokens]
+        target *= first_listen[np.flatnonzero(counts)][targets]
         seen_offsets, songs = gather(all_offsets, rows)
         seen_items = all_items[songs]
     return Samples(
@@ -256,6 +263,15 @@ def training_samples(
         seen_offsets=seen_offsets,
         seen_items=seen_items,
     )
+
+
+def _plays_passed_over(offsets: np.ndarray, sample: np.ndarray, train: TrainConfig, epoch: int) -> np.ndarray:
+    """How many plays after each token the target leaves out: below `target_window`, by counter. int64 [T]."""
+    listener = np.repeat(np.arange(len(sample)), np.diff(offsets))
+    position = torch.from_numpy(np.arange(offsets[-1]) - offsets[listener])
+    keys = stateless_random.combine(train.seed, epoch, stateless_random.TARGETS, torch.from_numpy(sample)[listener])
+    keys = stateless_random.combine(keys, position)
+    return stateless_random.integers(keys, 1, train.target_window)[:, 0].numpy()
 
 
 def held_out(histories: Histories, train: TrainConfig, vocabulary_size: int) -> tuple[Histories, np.ndarray]:

@@ -126,6 +126,7 @@ class TrainingBatches:
             data_end=self.data_end,
             vocabulary_size=self.vocabulary_size,
             rows=order,
+            epoch=load.epoch,
         )
         return _Loaded(samples, ends)
 

@@ -106,6 +106,23 @@ def test_every_play_is_a_target_whatever_is_listed(example, mode):
     assert seen_of(batch) == [[]]
 
 
+@pytest.mark.parametrize("learn_from", ["plays", "first_listens"])
+def test_targets_are_drawn_from_the_window_anew_in_each_epoch(make_shards, learn_from):
+    manifest = make_shards([random_users(1, 4)], vocabulary_size=20, data_end=MONDAY + 3 * DAY)
+    train = replace(TRAIN, learn_from=learn_from)
+    plain, window = batch_of(manifest, train), 4
+    drawn = [batch_of(manifest, replace(train, target_window=window), epoch=epoch) for epoch in range(60)]
+    again = batch_of(manifest, replace(train, target_window=window), epoch=7)
+    assert torch.equal(again.target, drawn[7].target) and not torch.equal(again.target, drawn[8].target)
+    assert torch.equal(again.next_timestamp, plain.next_timestamp)
+    targets = [rows_of(batch, "target") for batch in drawn]
+    for row, follows in enumerate(rows_of(plain, "target")):
+        for place in range(len(follows)):
+            # The last play stands for those that would follow it.
+            may = {follows[min(place + step, len(follows) - 1)] for step in range(window)}
+            assert {of_epoch[row][place] for of_epoch in targets} == may
+
+
 def test_first_listens_are_the_targets_where_repeats_may_be_listed(example):
     assert rows_of(batch_of(example, replace(TRAIN, mode="all")), "target") == [[6, 0, 7, 0, 0, 8]]
 
