@@ -249,7 +249,7 @@ def test_the_daily_protocol_measures_new_songs_of_the_last_day(deployment, tmp_p
     assert run.dataset.paper == ""
     page = tmp_path / "results.md"
     assert fuxi("reproduce", workspace, "--write", str(page)).returncode == 0
-    assert "By listener" in page.read_text() and "paper (" not in page.read_text()
+    assert "by listener and by the time" in page.read_text() and "paper (" not in page.read_text()
 
 
 def test_times_are_taken_in_turns_and_kept_beside_the_runs(workspace: Path):
