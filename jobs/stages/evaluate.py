@@ -116,11 +116,12 @@ def known_songs(manifest: Manifest, *, before: int) -> np.ndarray:
 
 
 def _listable(known: np.ndarray, models: "dict[str, TrainedModel]") -> np.ndarray:
-    """Songs that may be truth: those with a play, and those that a model could list without one. bool [V]."""
+    """Songs that may be truth: those with a play, and those that a model lists by side information. bool [V]."""
     listable = known.copy()
     for model in models.values():
-        songs = model.candidates[: len(known)].numpy()
-        listable[: len(songs)] |= songs
+        if model.listed_from is not None:
+            songs = model.candidates[: len(known)].numpy()
+            listable[: len(songs)] |= songs
     return listable
 
 

@@ -3,10 +3,13 @@
 import datetime as dt
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from fuxi_beta.training.checkpoint import load_export
 from jobs.day import run_stage
@@ -136,6 +139,15 @@ def test_a_song_first_played_on_the_measured_day_is_no_truth(deployment: Callabl
     made.trained(DAY_ONE)
     result = evaluate.run(made.day(DAY_ONE))
     assert (result["listeners"], result["excluded"]) == (0, made.listeners)
+
+
+def test_a_song_without_a_play_is_truth_if_a_model_lists_it_by_side_information() -> None:
+    known = np.array([False, True, False, False, False])
+    lists_new = SimpleNamespace(listed_from=torch.zeros(4), candidates=torch.tensor([False, True, False, True]))
+    of_before = SimpleNamespace(listed_from=None, candidates=torch.ones(5, dtype=torch.bool))
+    found = evaluate._listable(known, {"challenger": lists_new, "champion": of_before})  # type: ignore[dict-item]
+    assert found.tolist() == [False, True, False, True, False]
+    assert known.sum() == 1
 
 
 def test_leave_one_out_is_measured_with_its_own_metrics(deployment: Callable[..., Any]) -> None:

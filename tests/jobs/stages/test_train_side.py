@@ -15,7 +15,7 @@ from fuxi_beta.data.side import align
 from fuxi_beta.training.checkpoint import load_export, load_side_vocabulary, load_train_state
 from fuxi_beta.training.trainer import ITEM_WEIGHT
 from jobs.registry import versions as registry
-from jobs.stages import recommend, train
+from jobs.stages import evaluate, recommend, train
 from jobs.training.side import catalogue, songs_of_catalogue
 from pipelines.errors import InputError
 
@@ -85,6 +85,10 @@ def test_a_day_lists_new_songs_by_side_information_and_the_next_goes_on_by_value
     state = load_train_state(first["export"])
     assert {"items.side.weight", "items.side.accumulator", "items.content.exp_avg"} <= state.keys()
     assert not torch.equal(state[ITEM_WEIGHT], one.item_vectors)
+
+    house.day(DAY_ONE).finish("train", first, 0.0)
+    measured = evaluate.run(house.day(DAY_ONE))
+    assert measured["listeners"] > 0 and set(measured["metrics"]) == {"challenger", "popularity", "markov"}
 
     registry.promote(house.day(DAY_ONE), first["model_version"])
     write_catalogue(tmp_path / "catalogue", house, songs=120, artists=9)
