@@ -1,4 +1,4 @@
-"""The sums of the periodic channel (`fuxi_beta.ops.periodic`) in plain torch, and its times as its C++ kernel takes them.
+"""The sums of the periodic channel (`fuxi_beta.ops.periodic`) in plain torch, and its times as its kernel takes them.
 
 Shapes: `T` packed tokens, `D` width, `K` periods, `n` padded length of a group of `G` listeners, `q` rows and `k`
 columns of a map.
