@@ -9,22 +9,14 @@ import argparse
 
 import torch
 
-from benchmarks.lib.movielens_batch import SONGS, TRAIN, movielens_like_batch
+from benchmarks.lib.movielens_batch import SONGS, TRAIN, movielens_like_batch, our_trainer
 from benchmarks.lib.naive import NaiveTrainer
 from benchmarks.lib.timing import Row, interleaved, report
 from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import DropoutKey
-from fuxi_beta.models.fuxi_beta import FuXiBeta
-from fuxi_beta.training.item_table import PlainItemTable, capacity_rows
 from fuxi_beta.training.trainer import Trainer
-
-
-def our_trainer(config: ModelConfig) -> Trainer:
-    """The trainer of a worker of `fuxi train`, with an unsharded item table."""
-    table = PlainItemTable(capacity_rows(SONGS, TRAIN.capacity_margin), config.dim, train=TRAIN)
-    return Trainer(FuXiBeta(config), table, train=TRAIN, candidates=torch.arange(1, SONGS + 1))
 
 
 def encode_and_backward(trainer: Trainer, batch: Batch) -> None:

@@ -2,8 +2,11 @@
 
 import torch
 
-from fuxi_beta.config import TrainConfig
+from fuxi_beta import models
+from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch
+from fuxi_beta.training.item_table import PlainItemTable, capacity_rows
+from fuxi_beta.training.trainer import Trainer
 
 SONGS, LISTENERS = 3706, 128
 
@@ -37,3 +40,9 @@ def movielens_like_batch(listeners: int = LISTENERS, longest: int = 200, filled:
         seen_offsets=offsets,
         seen_items=items,
     )
+
+
+def our_trainer(config: ModelConfig) -> Trainer:
+    """The trainer of a worker of `fuxi train`, with an unsharded item table."""
+    table = PlainItemTable(capacity_rows(SONGS, TRAIN.capacity_margin), config.dim, train=TRAIN)
+    return Trainer(models.build(config), table, train=TRAIN, candidates=torch.arange(1, SONGS + 1))

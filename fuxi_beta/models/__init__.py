@@ -4,8 +4,10 @@
 | ------------ | -------------------------------------------------------------------------------------- |
 | `fuxi_beta`  | fuxi-beta, with any of the paper's functions of elapsed time                           |
 | `fuxi_alpha` | fuxi-alpha, and the steps between it and FuXi-beta: each channel can be taken away     |
+| `fuxi_linear` | fuxi-linear, FuXi-Linear as published                                                 |
 | `hstu`       | hstu, hstu-beta                                                                        |
 | `llama`      | llama, llama-beta, llama-gap                                                           |
+| `esasrec`    | esasrec, attention in LiGR layers                                                      |
 | `sasrec`     | sasrec, sasrec-gap                                                                     |
 | `retnet`, `flash`, `gru4rec`, `narm` | one each                                                       |
 

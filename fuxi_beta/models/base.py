@@ -65,9 +65,13 @@ class ForwardContext:
         """The times of the batch, for `ops.token_mixer` and `ops.apply_maps`."""
         return ops.prepare_times(self.batch, like=self._like)
 
-    @cached_property
+    @property
     def padding(self) -> Padding:
         """Listeners of like length, padded together."""
+        return self._padding
+
+    @cached_property
+    def _padding(self) -> Padding:
         return Padding(self.batch)
 
     @cached_property

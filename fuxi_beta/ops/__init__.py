@@ -23,17 +23,27 @@
 choice is no hyperparameter: it changes results by rounding only.
 """
 
-from fuxi_beta.ops.dispatch import CHOICES, describe, prepare_times, takes_triton, use, why_no_cpu_kernels
+from fuxi_beta.ops.damped_waves import channel_bounds
+from fuxi_beta.ops.dispatch import (
+    CHOICES,
+    describe,
+    in_linear_time,
+    prepare_times,
+    takes_triton,
+    use,
+    why_no_cpu_kernels,
+)
 from fuxi_beta.ops.loss import sampled_softmax
 from fuxi_beta.ops.optimizer import rowwise_adagrad
-from fuxi_beta.ops.periodic import channel_bounds, periodic
-from fuxi_beta.ops.retention import Packed, retention
+from fuxi_beta.ops.periodic import periodic, waves
+from fuxi_beta.ops.retention import CHUNK, Packed, retained, retention
 from fuxi_beta.ops.search import TopKSearch, top_k_of_scores
 from fuxi_beta.ops.token_mixer import PreparedTimes, apply_maps, token_mixer
 from fuxi_beta.ops.tokenwise import combine, dropout, integers, rms_norm, swiglu
 
 __all__ = [
     "CHOICES",
+    "CHUNK",
     "Packed",
     "PreparedTimes",
     "TopKSearch",
@@ -42,9 +52,11 @@ __all__ = [
     "combine",
     "describe",
     "dropout",
+    "in_linear_time",
     "integers",
     "periodic",
     "prepare_times",
+    "retained",
     "retention",
     "rms_norm",
     "rowwise_adagrad",
@@ -54,5 +66,6 @@ __all__ = [
     "token_mixer",
     "top_k_of_scores",
     "use",
+    "waves",
     "why_no_cpu_kernels",
 ]

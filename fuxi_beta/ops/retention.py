@@ -57,8 +57,13 @@ def retention(projected: Tensor, decay: Tensor, packed: Packed, mask: Mask | Non
         return cpu.retention(projected, decay, packed.batch, mask)
     dim = projected.shape[1] // 4
     gate, query_key_value = F.silu(projected).split([dim, 3 * dim], dim=1)
-    chunked = retention_chunked if dispatch.in_linear_time(packed.batch) else reference.retention
-    return gated(gate, packed.padding.each(query_key_value, lambda padded, _: chunked(padded, decay)), mask)
+    return gated(gate, retained(query_key_value, decay, packed), mask)
+
+
+def retained(query_key_value: Tensor, decay: Tensor, packed: Packed) -> Tensor:
+    """Y in plain torch, in linear time for long histories. [q | k | v], [T, 3 D] -> [T, D]."""
+    retain = retention_chunked if dispatch.in_linear_time(packed.batch) else reference.retention
+    return packed.padding.each(query_key_value, lambda padded, _: retain(padded, decay))
 
 
 def retention_chunked(padded: Tensor, decay: Tensor, chunk: int = CHUNK) -> Tensor:

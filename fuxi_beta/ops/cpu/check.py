@@ -11,7 +11,7 @@ from fuxi_beta.data.padding import Padding
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import cpu, reference
 from fuxi_beta.ops.cpu import top_k
-from fuxi_beta.ops.periodic import waves_dense, waves_of
+from fuxi_beta.ops.damped_waves import waves_dense, waves_of
 from fuxi_beta.ops.token_mixer import PreparedTimes
 from fuxi_beta.ops.top_k import blocked_top_k
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fuxi_beta import models
+from fuxi_beta import models, ops
 from fuxi_beta.config import ModelConfig
 
 CONFIG = ModelConfig(dim=8, layers=2, ffn_multiply=3, max_history=16, position_margin=5)
@@ -169,6 +169,65 @@ def slow_alpha(model: Any, listener: Listener) -> Tensor:
     return x
 
 
+def slow_esasrec(model: Any, listener: Listener) -> Tensor:
+    x = embedded(model, listener)
+
+    def affine(layer: Any, rows: Tensor) -> Tensor:
+        return rows @ layer.weight.T + layer.bias
+
+    for block in model.blocks:
+        normed = layer_norm(x, 1e-5, block.norm.weight, block.norm.bias)
+        q, k, v = affine(block.query_key_value, normed).chunk(3, dim=1)
+        heads = [softmax_attention(*columns) for columns in by_head(block.heads, q, k, v)]
+        x = x + torch.sigmoid(affine(block.gate, x)) * affine(block.out, torch.cat(heads, dim=1))
+        normed = layer_norm(x, 1e-5, block.ffn_norm.weight, block.ffn_norm.bias)
+        x = x + torch.sigmoid(affine(block.ffn_gate, x)) * swiglu(block, normed)
+    return x
+
+
+def products(q: Tensor, k: Tensor) -> Tensor:
+    """q k^T, causal."""
+    return cells(len(q), lambda i, j: (q[i] * k[j]).sum())
+
+
+def slow_waves(listener: Listener, value: Tensor, gammas: Tensor) -> Tensor:
+    """FuXi-Linear's time channel: period 8^k on channels k D / 16 to (k + 1) D / 16, then the cosines."""
+    dim, rows = value.shape[1], []
+    for n in range(listener.n):
+        row = torch.zeros(dim, dtype=value.dtype)
+        for channel in range(dim):
+            group = next(g for g in range(16) if channel < (g + 1) * dim // 16)
+            period, wave = 8 ** (group % 8), math.sin if group < 8 else math.cos
+            for m in range(n + 1):
+                x, speed = listener.gap(n, m), 2 * math.pi / period
+                left = gammas[group % 8] ** (speed * max(x, 0)) * wave(speed * (x % period))
+                row = row + left * value[m, channel] * (torch.arange(dim) == channel)
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def slow_fuxi_linear(model: Any, listener: Listener) -> Tensor:
+    x, dim = embedded(model, listener), model.config.dim
+    gammas = torch.sigmoid(model.damping.raw)  # one set for all layers
+    for block in model.blocks:
+        normed = layer_norm(x, 1e-6)
+        projected = silu(normed @ block.project)
+        u, (q, k, v) = projected[:, : 3 * dim], projected[:, 3 * dim :].chunk(3, dim=1)
+        (rate,) = torch.exp(-torch.log(1 + torch.exp(block.decay.raw)))  # one head: 8 channels
+        retained = (cells(listener.n, lambda i, j, g=rate: torch.exp(-g * (i - j + 1))) * products(q, k)) @ v
+        v_time, v_position = normed @ block.of_time, normed @ block.of_position
+        group = [next(g for g in range(16) if channel < (g + 1) * dim // 16) for channel in range(dim)]
+        by_time = block.time_alpha[group] * slow_waves(listener, v_time, gammas) + block.time_beta[group] * v_time
+        place = block.positional.weight
+        positional = products(place[: listener.n], place[: listener.n]) / 16 @ v_position
+        by_position = block.position_alpha * positional + block.position_beta * v_position
+        z = u * torch.cat([layer_norm(channel, 1e-6) for channel in (retained, by_time, by_position)], dim=1)
+        joined = z @ block.out + x
+        first, third = (rms(joined) @ block.gate_and_up).chunk(2, dim=1)
+        x = (silu(first) * third) @ block.down + joined
+    return x
+
+
 def embedded(model: Any, listener: Listener) -> Tensor:
     x = listener.vectors * math.sqrt(model.config.dim) + model.positions[: listener.n]
     if getattr(model, "gap", None) is not None:
@@ -182,6 +241,8 @@ SLOW = {
     "llama": slow_llama,
     "llama-gap": slow_llama,
     "llama-beta": slow_llama,
+    "esasrec": slow_esasrec,
+    "fuxi-linear": slow_fuxi_linear,
     "hstu": slow_hstu,
     "hstu-beta": slow_hstu,
     "fuxi-alpha": slow_alpha,
@@ -219,6 +280,37 @@ def test_model_and_every_gradient_equal_the_slow_reference(make_batch, name, hea
     theirs = torch.autograd.grad((expected * weight).sum(), list(inputs.values()), materialize_grads=True)
     for key, mine, slow in zip(inputs, ours, theirs, strict=True):
         torch.testing.assert_close(mine, slow, rtol=1e-6, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("chunk", [4, 64])
+def test_fuxi_linear_in_linear_time_equals_its_maps(make_batch, monkeypatch, chunk):
+    from fuxi_beta.ops import dispatch
+
+    torch.manual_seed(0)
+    config = replace(CONFIG, name="fuxi-linear", dim=64, max_history=200)
+    model: Any = models.build(config).double()
+    batch = make_batch([200, 3, 0, 77])
+    vectors = torch.randn(280, 64, dtype=torch.float64)
+    whole = model(vectors, batch)
+    monkeypatch.setattr(dispatch, "LONG_FROM_WITHOUT_KERNELS", 0)
+    monkeypatch.setattr(ops, "CHUNK", chunk)
+    torch.testing.assert_close(model(vectors, batch), whole)
+    assert [len(block.decay.raw) for block in model.blocks] == [2, 2]
+
+
+def test_fuxi_linear_starts_at_the_published_values():
+    torch.manual_seed(0)
+    model: Any = models.build(replace(CONFIG, name="fuxi-linear", dim=128))
+    block = model.blocks[0]
+    torch.testing.assert_close(block.decay(), torch.tensor([0.5, 0.25, 0.125, 0.0625]), rtol=0.1, atol=0)
+    torch.testing.assert_close(torch.sigmoid(model.damping.raw), torch.full((8,), 0.5), rtol=0, atol=0.03)
+    assert not [name for name, _ in model.named_parameters() if "bias" in name]
+    for weight in (block.project, block.of_time, block.of_position, block.out, block.gate_and_up, block.down):
+        torch.testing.assert_close(weight.std().item(), 0.02, rtol=0.05, atol=0)
+    place = block.positional.weight
+    near, far = place[3] @ place[5] / 16, place[9] @ place[11] / 16  # a function of the distance
+    torch.testing.assert_close(near, far)
+    torch.testing.assert_close(place[7] @ place[7] / 16, torch.tensor(1.0))
 
 
 @pytest.mark.parametrize("heads", [1, 2])

@@ -1,6 +1,5 @@
 """The periodic channel against loops written from its formula in float64: every implementation and every gradient."""
 
-import importlib
 import math
 from dataclasses import replace
 from typing import Any
@@ -12,9 +11,7 @@ from torch import Tensor
 from fuxi_beta import ops
 from fuxi_beta.data.padding import Padding
 from fuxi_beta.data.stateless_random import Mask, dropout
-from fuxi_beta.ops import cpu, why_no_cpu_kernels
-
-operator: Any = importlib.import_module("fuxi_beta.ops.periodic")  # the function has the module's name
+from fuxi_beta.ops import cpu, damped_waves, why_no_cpu_kernels
 
 PERIODS = (60, 3600, 86_400)
 RATES = (1e-3, 2e-5, 3e-7)
@@ -87,8 +84,8 @@ def test_chunks_equal_the_whole_map(n, chunk):
     times = 1_700_000_000 + torch.randint(0, 40_000, (3, n + 1)).cumsum(1)
     inputs = [torch.randn(n, 3, 13).double().requires_grad_(), torch.tensor(RATES).double().requires_grad_()]
     where = PERIODS, times[:, 1:], times[:, :-1]
-    found = with_gradients(lambda v, r: operator.waves_chunked(v, r, *where, chunk), inputs)
-    expected = with_gradients(lambda v, r: operator.waves_dense(v, r, *where), inputs)
+    found = with_gradients(lambda v, r: damped_waves.waves_chunked(v, r, *where, chunk), inputs)
+    expected = with_gradients(lambda v, r: damped_waves.waves_dense(v, r, *where), inputs)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
@@ -114,25 +111,21 @@ def test_the_kernel_equals_the_loop(make_batch, lengths, dim):
 
 
 @needs_kernels
-def test_a_thousand_plays_within_the_bounds_of_float32():
+def test_a_thousand_plays_within_the_bounds_of_float32(make_batch):
     """Over five months; errors relative to the largest number."""
     torch.manual_seed(1)
     times = 1_700_000_000 + torch.randint(0, 30_000, (1001,)).cumsum(0)
-
-    class Batch:
-        offsets, timestamp, next_timestamp = torch.tensor([0, 1000]), times[:-1], times[1:]
-        position = torch.arange(1000)
-
+    batch = replace(make_batch([1000]), timestamp=times[:-1], next_timestamp=times[1:])
     value, rate = torch.randn(1000, 12), torch.tensor(RATES)
     where = PERIODS, times[None, 1:], times[None, :-1]
-    exact = operator.waves_dense(value[:, None].double(), rate.double(), *where)[:, 0]
-    chunked = operator.waves_chunked(value[:, None], rate, *where)[:, 0]
+    exact = damped_waves.waves_dense(value[:, None].double(), rate.double(), *where)[:, 0]
+    chunked = damped_waves.waves_chunked(value[:, None], rate, *where)[:, 0]
     assert relative_error(chunked, exact) < 1e-5
     raw = torch.cat([torch.full_like(value, 30.0), value], dim=1)  # U is 30, V is SiLU of the value
     activated = value.double() * torch.sigmoid(value.double())
-    exact = operator.waves_dense(activated[:, None], rate.double(), *where)[:, 0]
+    exact = damped_waves.waves_dense(activated[:, None], rate.double(), *where)[:, 0]
     exact = 30 * exact / torch.sqrt((exact**2).mean(1, keepdim=True) + 1e-6)
-    found = cpu.periodic(raw, rate, (Batch.offsets, *operator.waves_of(Batch, PERIODS, raw)), None)
+    found = cpu.periodic(raw, rate, (batch.offsets, *damped_waves.waves_of(batch, PERIODS, raw)), None)
     assert relative_error(found, exact) < 1e-5
 
 
