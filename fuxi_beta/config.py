@@ -15,6 +15,7 @@ FAST_TEMPORAL = ("pow", "exppow", "zero")
 """Functions of elapsed time with which FuXi-beta runs on kernels, and so with all of its options."""
 CHANNELS = ("content_channel", "periodic_channel")
 """Options of FuXi-beta: channels of the mixer beside position and time."""
+BaselineName = Literal["markov", "item-knn", "ease"]
 RequestTime = Literal["true", "previous", "fixed-hour"]
 
 
@@ -131,6 +132,14 @@ class EvaluateConfig:
     popularity_days: int = 28  # window of the popularity baseline and of the fallback list
     popularity_daily_cap: int = 200  # songs of one listener that count on one day; limits bots
     batch_size: int = field(default=256)
+    baselines: tuple[BaselineName, ...] = ("markov", "item-knn", "ease")  # measured beside popularity every day
+    baseline_events: int = 20_000_000  # above so many stored plays item-kNN and EASE are left out: they are held whole
+    baseline_songs: int = 5_000  # above so many songs EASE is left out: its time grows with their cube
+
+    def __post_init__(self) -> None:
+        strange = [name for name in self.baselines if name not in get_args(BaselineName)]
+        if strange:
+            raise ValueError(f"evaluate.baselines has {strange[0]!r}: use some of {', '.join(get_args(BaselineName))}")
 
 
 def learn_from_before(mode: Mode) -> LearnFrom:

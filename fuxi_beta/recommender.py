@@ -76,6 +76,10 @@ class Recommender(ABC):
     candidates: Tensor  # bool [V], the songs it ranks
     mode: Mode  # whether it recommends first listens only (`exclusive`) or any play
 
+    def as_of(self, time: int) -> "Recommender":
+        """The same recommender with the candidates of a time (Unix seconds), where they change with it."""
+        return self
+
     @abstractmethod
     def queries(self, batch: Batch) -> Queries:
         """Encode the listeners of a batch."""

@@ -125,7 +125,7 @@ _stage_command(
 )
 _stage_command("hits", "Measure the lists of the day before by what listeners played of them.")
 _stage_command("train", "Fit FuXi-beta on the shards and register it as challenger (Ray Train, TorchRec, MLflow).")
-_stage_command("evaluate", "Measure challenger, champion, popularity and Markov on the same listeners.")
+_stage_command("evaluate", "Measure challenger, champion and baselines on the same listeners.")
 _stage_command("promote", "Apply the gates and write the model version that serves this ds into the run record.")
 _stage_command(
     "recommend", "Score every active listener, audit the lists, publish them in one transaction (Ray, Delta)."

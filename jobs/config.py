@@ -37,6 +37,7 @@ _NEWER_KEYS = {
     "recommend": {"reasons"},
     "model": {"side", "content", "content_channel", "periodic_channel"},
     "train": {"target_window"},
+    "evaluate": {"baselines", "baseline_events", "baseline_songs"},
 }
 """The same for single keys of older sections."""
 _LIST_BOUNDS = {

@@ -10,13 +10,14 @@ Shapes: `B` listeners of a chunk, `C` cases, `V` songs and the padding row. Time
 """
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
+from fuxi_beta.data.side import LONG_AGO
 from fuxi_beta.evaluation.metrics import SERVED, RankedLists, list_metrics
 from fuxi_beta.evaluation.next_day import (
     Chunk,
@@ -91,6 +92,7 @@ def evaluate_next_days(
     train: TrainConfig,
     config: EvaluateConfig,
     first_event: np.ndarray | None = None,
+    appears: np.ndarray | None = None,
     fallback: Recommender | None = None,
     served: ListMaker | None = None,
     on_progress: Progress | None = None,
@@ -101,10 +103,19 @@ def evaluate_next_days(
     `first_events`, if it is there already. Other arguments as of `evaluate_next_day`; slices are those, GAPS, RECENT
     and UNTRAINED. Raises InputError if the shards end before the last day does.
     """
-    makers = ListMakers(recommenders, model, train, max(config.at), fallback, served)
     first = first_events(manifest) if first_event is None else first_event
-    cases = cases_of_days(manifest, days, calendar=calendar, train=train, config=config, first_event=first)
-    return measure_cases(cases, makers.lists, config=config, first_event=first, on_progress=on_progress)
+    cases = cases_of_days(
+        manifest, days, calendar=calendar, train=train, config=config, first_event=first, appears=appears
+    )
+    makers = {}
+    for day in cases:
+        of_day = {name: recommender.as_of(day.request_time) for name, recommender in recommenders.items()}
+        makers[day.ds] = ListMakers(of_day, model, train, max(config.at), fallback, served)
+
+    def lists(chunk: Chunk) -> Iterator[tuple[str, str, RankedLists]]:
+        return makers[chunk.cases.ds].lists(chunk)
+
+    return measure_cases(cases, lists, config=config, first_event=first, on_progress=on_progress)
 
 
 def cases_of_days(
@@ -115,13 +126,21 @@ def cases_of_days(
     train: TrainConfig,
     config: EvaluateConfig,
     first_event: np.ndarray,
+    appears: np.ndarray | None = None,
 ) -> list[NextDayCases]:
-    """The cases of each day, with the songs that were known before that day's cut."""
+    """The cases of each day, with the songs that are known by then: played before the cut, or out by the catalogue.
+
+    first_event: int64 [V], as of `first_events`. appears: int64 [V], Unix second of each song's release as of
+    `fuxi_beta.data.side.appearance`; one from before the request makes a song known.
+    """
     if not days:
         raise InputError("no day to evaluate is given: give at least one")
     found = []
     for ds in days:
-        known = first_event < calendar.day_start(ds - dt.timedelta(days=1))
+        eve = ds - dt.timedelta(days=1)
+        known = first_event < calendar.day_start(eve)
+        if appears is not None:
+            known |= (appears > LONG_AGO) & (appears <= calendar.request_time(eve))
         known[0] = False
         found.append(NextDayCases(manifest, ds, calendar, train, known, config.max_listeners))
         found[-1].refuse_missing_events()

@@ -69,6 +69,7 @@ class TrainedModel(Recommender):
         """What it was trained for."""
         return self.train_config.mode
 
+    @override
     def as_of(self, time: int) -> "TrainedModel":
         """The same model with the candidates of a time (Unix seconds): new songs are some from when they appear.
 

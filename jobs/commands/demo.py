@@ -29,6 +29,8 @@ METRIC_COLUMNS = {"ndcg_30": "NDCG@30", "hr_30": "HR@30", "recall_30": "Recall@3
 NAMES = {
     "challenger": "FuXi-beta, new",
     "champion": "FuXi-beta, before",
+    "item-knn": "Item-kNN",
+    "ease": "EASE",
     "markov": "Markov",
     "popularity": "Popularity",
 }

@@ -19,7 +19,14 @@ from pipelines.schema import DS, METRIC, MODEL_VERSION, PROTOCOL, SLICE, VALUE
 
 SHOWN_STAGES = STAGES[: STAGES.index("report")]
 TREND_DAYS = 28
-RECOMMENDERS = {"challenger": "Challenger", "champion": "Champion", "markov": "Markov", "popularity": "Popularity"}
+RECOMMENDERS = {
+    "challenger": "Challenger",
+    "champion": "Champion",
+    "item-knn": "Item-kNN",
+    "ease": "EASE",
+    "markov": "Markov",
+    "popularity": "Popularity",
+}
 SLICES = {"all": "All listeners", "new": "New listeners", "light": "Light listeners", "heavy": "Heavy listeners"}
 MAX_COLUMNS = 8
 REASONS = {

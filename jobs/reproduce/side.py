@@ -1,16 +1,18 @@
 """The side information of a data set: what the catalogue of its workspace's day says of its songs."""
 
+import numpy as np
 import pyarrow as pa
 
 from fuxi_beta.config import ModelConfig
-from fuxi_beta.data.side import align, takes_side
+from fuxi_beta.data.side import align, appearance, takes_side
 from jobs.config import load_config
 from jobs.day import Day
-from jobs.serving.catalogue import read_vocabulary
+from jobs.serving.catalogue import catalogue_files, read_vocabulary
 from jobs.training.side import catalogue
 from pipelines import storage
+from pipelines.calendar import Calendar
 from pipelines.histories.shards import Manifest
-from pipelines.schema import ITEM_ID
+from pipelines.schema import AVAILABLE_FROM, ITEM_ID, RELEASE_DATE
 from pipelines.workspace import open_workspace
 
 
@@ -21,7 +23,21 @@ def catalogue_of(manifest: Manifest, model: ModelConfig) -> pa.Table | None:
     """
     if not takes_side(model):
         return None
+    return _aligned(manifest, model)
+
+
+def appearances(manifest: Manifest) -> np.ndarray | None:
+    """When each song of the catalogue is out, Unix seconds, int64 [V]; None without a catalogue that says so."""
+    rows = _aligned(manifest, ModelConfig())
+    if rows is None or not {RELEASE_DATE, AVAILABLE_FROM} & set(rows.column_names):
+        return None
+    return appearance(rows, Calendar(manifest.timezone))
+
+
+def _aligned(manifest: Manifest, model: ModelConfig) -> pa.Table | None:
     workspace = open_workspace(storage.parent(storage.parent(manifest.folder)))
     config = load_config(overrides=[f"workspace={workspace.uri}"], environment={}).model_copy(update={"model": model})
     day = Day(config, manifest.ds, workspace)
+    if not takes_side(model) and not catalogue_files(day):
+        return None
     return align(catalogue(day), read_vocabulary(day, size=manifest.vocabulary_size)[ITEM_ID])

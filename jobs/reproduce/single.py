@@ -48,7 +48,7 @@ from jobs.reproduce.ceiling import OracleLists, oracle
 from jobs.reproduce.runs import Dataset, ExperimentRun, TemporalCurves, TimeCondition
 from jobs.reproduce.served import default_rules
 from jobs.reproduce.settings import Settings, settings_of
-from jobs.reproduce.side import catalogue_of
+from jobs.reproduce.side import appearances, catalogue_of
 from jobs.reproduce.specs import RunSpec
 from jobs.reproduce.systems import CEILINGS, SANITY, UNTRAINED
 from jobs.runtime import machine
@@ -227,10 +227,12 @@ def _measure(
 def _measure_days(task: RunTask, recommender: Recommender | OracleLists, model: ModelConfig) -> NextDaysResult:
     """On the newest days. Cases and lists are of new songs, whatever the run's settings learned from."""
     manifest, config, calendar = task.manifest, EvaluateConfig(), Calendar(task.manifest.timezone)
-    days, first = newest_days(manifest, task.spec.days), task.first_event
+    days, first, appears = newest_days(manifest, task.spec.days), task.first_event, appearances(manifest)
     _, train = replace(task.spec, overrides=()).configs(task.preset)
     if isinstance(recommender, OracleLists):
-        cases = cases_of_days(manifest, days, calendar=calendar, train=train, config=config, first_event=first)
+        cases = cases_of_days(
+            manifest, days, calendar=calendar, train=train, config=config, first_event=first, appears=appears
+        )
         return measure_cases(cases, recommender.lists, config=config, first_event=first)
     if isinstance(recommender, TrainedModel):
         recommender = replace(recommender, train_config=replace(recommender.train_config, mode=train.mode))
@@ -245,6 +247,7 @@ def _measure_days(task: RunTask, recommender: Recommender | OracleLists, model: 
         train=train,
         config=config,
         first_event=first,
+        appears=appears,
         fallback=popular,
         served=default_rules(manifest, popular) if task.spec.served else None,
     )

@@ -1,4 +1,4 @@
-"""`fuxi evaluate`: challenger, champion, popularity and first-order Markov measured on the same listeners."""
+"""`fuxi evaluate`: challenger, champion and baselines measured on the same listeners."""
 
 import datetime as dt
 from typing import TYPE_CHECKING, cast
@@ -8,7 +8,7 @@ import numpy as np
 from jobs.day import Day, StageResult
 from jobs.registry import versions as registry
 from jobs.runtime import kernels
-from jobs.runtime.console import Advance, progress
+from jobs.runtime.console import Advance, log, progress
 from jobs.serving.day_rules import day_rules, read_item_ids
 from jobs.tables.metrics import write_metrics
 from pipelines.errors import InputError
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from fuxi_beta.recommender import Recommender
     from fuxi_beta.training.checkpoint import TrainedModel
 
-CHALLENGER, CHAMPION, POPULARITY, MARKOV = "challenger", "champion", "popularity", "markov"
+CHALLENGER, CHAMPION, POPULARITY = "challenger", "champion", "popularity"
+MARKOV, ITEM_KNN, EASE = "markov", "item-knn", "ease"
 
 
 def run(day: Day) -> StageResult:
@@ -136,12 +137,31 @@ def _models(day: Day, versions: dict[str, str], time: int) -> "dict[str, Trained
 def _baselines(day: Day, manifest: Manifest, *, end: int, candidates: np.ndarray) -> "dict[str, ScoredBaseline]":
     import torch
 
+    from fuxi_beta.baselines.ease import fit_ease
+    from fuxi_beta.baselines.item_knn import fit_item_knn
     from fuxi_beta.baselines.markov import fit_markov
     from fuxi_beta.baselines.popularity import fit_popularity
 
-    train, mask = day.config.train, torch.from_numpy(candidates)
-    popularity = fit_popularity(manifest, end=end, train=train, config=day.config.evaluate, candidates=mask)
-    return {POPULARITY: popularity, MARKOV: fit_markov(manifest, end=end, train=train, candidates=mask)}
+    train, config, mask = day.config.train, day.config.evaluate, torch.from_numpy(candidates)
+    popularity = fit_popularity(manifest, end=end, train=train, config=config, candidates=mask)
+    fits = {MARKOV: fit_markov, ITEM_KNN: fit_item_knn, EASE: fit_ease}
+    found: dict[str, ScoredBaseline] = {POPULARITY: popularity}
+    for name in config.baselines:
+        if reason := _too_large(name, manifest, day):
+            log("baseline left out", baseline=name, reason=reason)
+        else:
+            found[name] = fits[name](manifest, end=end, train=train, candidates=mask)
+    return found
+
+
+def _too_large(name: str, manifest: Manifest, day: Day) -> str:
+    """Why a baseline is not fitted to these sequences; "" if it is."""
+    config = day.config.evaluate
+    if name in {ITEM_KNN, EASE} and manifest.events > config.baseline_events:
+        return f"{manifest.events:,} plays, evaluate.baseline_events is {config.baseline_events:,}"
+    if name == EASE and manifest.vocabulary_size > config.baseline_songs:
+        return f"{manifest.vocabulary_size:,} songs, evaluate.baseline_songs is {config.baseline_songs:,}"
+    return ""
 
 
 def _increments(advance: Advance) -> "Progress":

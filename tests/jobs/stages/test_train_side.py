@@ -88,7 +88,7 @@ def test_a_day_lists_new_songs_by_side_information_and_the_next_goes_on_by_value
 
     house.day(DAY_ONE).finish("train", first, 0.0)
     measured = evaluate.run(house.day(DAY_ONE))
-    assert measured["listeners"] > 0 and set(measured["metrics"]) == {"challenger", "popularity", "markov"}
+    assert measured["listeners"] > 0 and set(measured["metrics"]) == {"challenger", "popularity", "markov", "item-knn", "ease"}
 
     registry.promote(house.day(DAY_ONE), first["model_version"])
     write_catalogue(tmp_path / "catalogue", house, songs=120, artists=9)
