@@ -58,7 +58,10 @@ def _map(rate: Tensor, period: int, query_time: Tensor, key_time: Tensor) -> Ten
     """e^((-r + 2 pi i / P) x), x = query time - key time. int64 [G, q] and [G, k] -> complex [G, q, k]."""
     difference = query_time[:, :, None] - key_time[:, None, :]
     phase = difference.remainder(period).to(rate.dtype) * (2 * math.pi / period)
-    return torch.polar(torch.exp(-rate * difference.clamp(min=0).to(rate.dtype)), phase)
+    left = torch.exp(-rate * difference.clamp(min=0).to(rate.dtype))
+    return torch.complex(
+        left * phase.cos(), left * phase.sin()
+    )  # the gradient of torch.polar is NaN where it underflows
 
 
 def _products(maps: Sequence[Tensor], values: Tensor) -> Tensor:

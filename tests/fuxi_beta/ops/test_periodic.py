@@ -136,3 +136,16 @@ def test_later_tokens_and_other_listeners_change_nothing(make_batch):
     changed[30:] += 1
     before, after = (ops.periodic(rows, rate, PERIODS, PackedBatch(batch)) for rows in (projected, changed))
     assert torch.equal(before[:30], after[:30]) and not torch.equal(before[30], after[30])
+
+
+def test_waves_that_have_all_but_vanished_have_a_finite_gradient():
+    """The fastest of FuXi-Linear's waves is 1e-38 after 20 seconds, and no number at all after 25."""
+    times = torch.arange(60)[None]
+    inputs = [torch.ones(60, 1, 4), torch.tensor([4.36, 0.54])]
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    found = with_gradients(
+        lambda v, r: damped_waves.waves_dense(v, r, (1, 8), times, times), [x.requires_grad_() for x in inputs]
+    )
+    expected = with_gradients(lambda v, r: damped_waves.waves_dense(v, r, (1, 8), times, times), exact)
+    for one, other in zip(found, expected, strict=True):
+        assert relative_error(one, other) < 1e-5
