@@ -44,9 +44,11 @@ PRESETS: dict[str, Preset] = {
     # Width and depth are published; heads, ffn_multiply and history length are the ML-20M values, a choice.
     "Industrial": Preset(replace(_ML_20M, layers=4), TrainConfig()),
     "daily": Preset(ModelConfig(), TrainConfig()),
-    # Thousands of listeners instead of millions: small batches, so that an epoch has enough steps (`fuxi demo`).
+    # Thousands of listeners instead of millions: small batches, so that an epoch has enough steps (`fuxi demo`,
+    # which adds the artists of its catalogue and the content channel: not every data set and system has them).
     "demo": Preset(
-        ModelConfig(dim=64), TrainConfig(item_optimizer="adamw", lr=3e-3, batch_size=32, epochs=10, warm_start_epochs=1)
+        ModelConfig(dim=64),
+        TrainConfig(item_optimizer="adamw", lr=3e-3, batch_size=32, epochs=6, warm_start_epochs=1, target_window=20),
     ),
 }
 
