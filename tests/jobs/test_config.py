@@ -152,7 +152,7 @@ def test_a_bound_that_cannot_be_is_refused(overrides: list[str], message: str) -
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.name=bert4rec"], r"model\.name is 'bert4rec': it must be one of flash, "),
+        (["model.name=bert4rec"], r"model\.name is 'bert4rec': it must be one of esasrec, flash, "),
         (["model.temporal=cosine"], r"model\.temporal: Input should be 'pow', 'exp', .* \(found 'cosine'\)"),
         (["model.name=hstu", "train.precision=bf16"], r"train\.precision=bf16: only fuxi-beta .*, not hstu"),
         (

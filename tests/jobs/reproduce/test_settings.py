@@ -45,7 +45,7 @@ def test_a_setting_that_cannot_be_is_refused_in_one_line_before_anything_runs(ov
 
 def test_runs_are_named_by_a_label_and_baselines_are_not():
     assert [spec.name for spec in select("fuxi-beta", "item-knn", overrides=("model.dim=128", "train.mode=all"))] == [
-        "fuxi-beta-dim-128-mode-all-L2-e10-s1-next-day-7d",
+        "fuxi-beta-dim-128-mode-all-L2-e6-s1-next-day-7d",
         "item-knn-next-day-7d",
     ]
     (named,) = select(overrides=("model.dim=128",), label="wide", seeds=(4,))
