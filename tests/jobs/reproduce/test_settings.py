@@ -49,7 +49,7 @@ def test_runs_are_named_by_a_label_and_baselines_are_not():
         "item-knn-next-day-7d",
     ]
     (named,) = select(overrides=("model.dim=128",), label="wide", seeds=(4,))
-    assert named.name == "fuxi-beta-wide-L2-e10-s4-next-day-7d"
+    assert named.name == "fuxi-beta-wide-L2-e6-s4-next-day-7d"
     assert [spec.system for spec in select("baselines")] == ["popularity", "recency", "markov", "item-knn", "ease"]
     with pytest.raises(InputError, match="--label a/b"):
         label_of((), "a/b")
