@@ -45,7 +45,7 @@ from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.reader import TrainingBatches, prefetched
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.data.transfer import pinned
-from fuxi_beta.models.base import Dropout
+from fuxi_beta.models.base import ForwardContext
 from fuxi_beta.models.fuxi_beta import Block, FuXiBeta
 from fuxi_beta.ops import PreparedTimes, reference, triton
 from fuxi_beta.presets import preset
@@ -169,10 +169,10 @@ def contestants(case: Case, manifest: Manifest) -> dict[str, Contestant]:
 
 
 def through(trainer: Trainer, layer: Callable[..., Tensor]) -> Trainer:
-    """Replace a trainer's layers by a function of block, input, times and masks."""
+    """Replace a trainer's layers, which have no further channels, by a function of block, input, times and masks."""
 
-    def forward(block: nn.Module, x: Tensor, times: PreparedTimes, dropout: Dropout) -> Tensor:
-        return layer(block, x, times, dropout.mask(), dropout.mask())
+    def forward(block: nn.Module, x: Tensor, ctx: ForwardContext) -> Tensor:
+        return layer(block, x, ctx.times, ctx.dropout.mask(), ctx.dropout.mask())
 
     assert isinstance(trainer.model, FuXiBeta)
     for block in trainer.model.blocks:
