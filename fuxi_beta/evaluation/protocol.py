@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fuxi_beta import ops
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch, inference_batch
 from fuxi_beta.data.reader import ahead
@@ -101,8 +102,12 @@ def raw_lists(recommender: Recommender, contexts: Contexts, k: int) -> tuple[Ten
 def on_every_core(function: Callable[[S], T], arguments: Iterable[S]) -> Iterator[T]:
     """function(argument) of each argument, in their order, by as many threads as torch uses.
 
-    Within the function torch uses one thread: operators of a few thousand listeners' size are too short to share.
+    Within the function torch uses one thread: operators on a few hundred listeners are too short to share. Where a GPU
+    or Triton's interpreter computes, everything runs in the caller's thread.
     """
+    if torch.cuda.is_available() or ops.takes_triton(torch.device("cpu")):
+        yield from map(function, arguments)
+        return
     cores = torch.get_num_threads()
 
     def alone(argument: S) -> T:

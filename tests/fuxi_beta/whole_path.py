@@ -27,7 +27,7 @@ from pipelines.histories.shards import Manifest, read_manifest
 DS, DAYS, BUCKETS, LISTENERS, SONGS, K = dt.date(2026, 3, 4), 20, 2, 24, 40, 5
 CALENDAR = Calendar("UTC")
 MODEL = ModelConfig(dim=16, layers=2, heads=2, ffn_multiply=2, max_history=12, dropout=0.1)
-TRAIN = TrainConfig(epochs=1, batch_size=8, negatives=8, min_listeners=1, lanes=2, seed=3)
+TRAIN = TrainConfig(epochs=1, batch_size=8, negatives=8, min_listeners=1, lanes=2, seed=3, learn_from="first_listens")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
