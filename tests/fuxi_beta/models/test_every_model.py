@@ -60,7 +60,7 @@ def takes_time(config: ModelConfig) -> bool:
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are():
-    with pytest.raises(ValueError, match=r"model\.name is 'bert4rec': it must be one of flash, fuxi-alpha, "):
+    with pytest.raises(ValueError, match=r"model\.name is 'bert4rec': it must be one of esasrec, flash, fuxi-alpha, "):
         models.build(replace(CONFIG, name="bert4rec"))
 
 

@@ -115,7 +115,7 @@ def test_a_finished_run_of_other_settings_is_refused_and_served_lists_are_asked_
     write([str(workspace)], str(page))
     text = page.read_text()
     assert f"### 3 days to {DAY}" in text and "As served" in text and "ceiling, knows the history" in text
-    assert "SASRec (small; 1 of 10 epochs) | " in text and "Cold songs alone" in text
+    assert "SASRec (small; 1 of 6 epochs) | " in text and "Cold songs alone" in text
 
 
 def test_runs_are_shown_beside_the_one_that_is_named(workspace: Path, capsys: pytest.CaptureFixture[str]):
