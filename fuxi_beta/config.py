@@ -112,8 +112,7 @@ class TrainConfig:
                 f"train.held_out is {self.held_out}: it must be 0, 1, or 2 to validate on the second-newest"
             )
         counts = ("epochs", "warm_start_epochs", "batch_size", "negatives", "checkpoint_every_steps", "lanes")
-        counts += ("target_window",)
-        _check_at_least_one(self, "train", *counts)
+        _check_at_least_one(self, "train", *counts, "target_window")
         if self.batch_tokens < 0:
             raise ValueError(f"train.batch_tokens is {self.batch_tokens}: it must be 0 (off) or more")
         for name in ("lr", "item_lr", "item_eps", "temperature"):
@@ -137,9 +136,7 @@ class EvaluateConfig:
     baseline_songs: int = 5_000  # above so many songs EASE is left out: its time grows with their cube
 
     def __post_init__(self) -> None:
-        strange = [name for name in self.baselines if name not in get_args(BaselineName)]
-        if strange:
-            raise ValueError(f"evaluate.baselines has {strange[0]!r}: use some of {', '.join(get_args(BaselineName))}")
+        _check_choices(self, "evaluate", baselines=BaselineName)
 
 
 def learn_from_before(mode: Mode) -> LearnFrom:
@@ -148,10 +145,12 @@ def learn_from_before(mode: Mode) -> LearnFrom:
 
 
 def _check_choices(config: object, section: str, **literals: object) -> None:
+    """Every one of several values, if the setting is a tuple."""
     for name, literal in literals.items():
         value, choices = getattr(config, name), get_args(literal)
-        if value not in choices:
-            raise ValueError(f"{section}.{name} is {value!r}: it must be one of {', '.join(choices)}")
+        for one in value if isinstance(value, tuple) else (value,):
+            if one not in choices:
+                raise ValueError(f"{section}.{name} is {one!r}: it must be one of {', '.join(choices)}")
 
 
 def _check_at_least_one(config: object, section: str, *names: str) -> None:

@@ -82,6 +82,20 @@ class DecayedBaseline(ScoredBaseline):
         return self.decay ** ages(batch).float()
 
 
+def sums_of_rows(batch: Batch, weight: Tensor, rows: "sparse.csr_array") -> Tensor:
+    """For each listener the sum of the rows of their plays' songs, weighted. float32 [B, V].
+
+    weight: float32 [T], 0 for a play that does not count. rows: float32 [V, V], a row a song.
+    """
+    from scipy import sparse
+
+    counts = weight > 0
+    cells = (batch.listener[counts].numpy(), batch.item_index[counts].numpy())
+    plays = sparse.csr_array((weight[counts].numpy(), cells), shape=(batch.num_listeners, len(rows.indptr) - 1))
+    sums: Any = plays @ rows
+    return torch.from_numpy(sums.toarray())
+
+
 def ages(batch: Batch) -> Tensor:
     """Plays of the same listener after each token: 0 for the newest. int64 [T]."""
     return batch.offsets[1:][batch.listener] - 1 - torch.arange(len(batch.item_index))

@@ -8,13 +8,13 @@ Only the `neighbours` most similar songs j of each i count. decay = 1 is the met
 Shapes: `B` listeners of a batch, `U` listeners of the shards, `T` packed tokens, `V` songs and the padding row.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fuxi_beta.baselines.base import DecayedBaseline, heard_songs, or_all_songs, shared_listeners
+from fuxi_beta.baselines.base import DecayedBaseline, heard_songs, or_all_songs, shared_listeners, sums_of_rows
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.data.batches import Batch
 from pipelines.histories.shards import Manifest
@@ -45,13 +45,7 @@ class ItemKNN(DecayedBaseline):
 
     def scores(self, batch: Batch) -> Tensor:
         """Decayed sum of the similarities to the plays in the context. float32 [B, V]."""
-        from scipy import sparse
-
-        weights = self.play_weights(batch).numpy()
-        cells = (batch.listener.numpy(), batch.item_index.numpy())
-        plays = sparse.csr_array((weights, cells), shape=(batch.num_listeners, len(self.candidates)))
-        sums: Any = plays @ self.similarities
-        return torch.from_numpy(sums.toarray()).add_(self.prior)
+        return sums_of_rows(batch, self.play_weights(batch), self.similarities).add_(self.prior)
 
 
 def fit_item_knn(

@@ -6,13 +6,13 @@ i that j came right after. A neural model below this one is broken.
 Shapes: `B` listeners, `T` packed tokens, `V` songs and the padding row.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fuxi_beta.baselines.base import ScoredBaseline, ages, or_all_songs, plays_before
+from fuxi_beta.baselines.base import ScoredBaseline, ages, or_all_songs, plays_before, sums_of_rows
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.data.batches import Batch
 from pipelines.histories.shards import Manifest
@@ -37,15 +37,9 @@ class Markov(ScoredBaseline):
 
     def scores(self, batch: Batch) -> Tensor:
         """Decayed sum of the transition shares out of the latest plays. float32 [B, V]."""
-        from scipy import sparse
-
         age = ages(batch)
-        latest = age < LATEST
-        weights = (DECAY ** age[latest].float()).numpy()
-        cells = (batch.listener[latest].numpy(), batch.item_index[latest].numpy())
-        plays = sparse.csr_array((weights, cells), shape=(batch.num_listeners, len(self.candidates)))
-        sums: Any = plays @ self.transitions
-        return torch.from_numpy(sums.toarray()).add_(self.prior)
+        weight = DECAY ** age.float() * (age < LATEST)
+        return sums_of_rows(batch, weight, self.transitions).add_(self.prior)
 
 
 def fit_markov(manifest: Manifest, *, end: int, train: TrainConfig, candidates: Tensor | None = None) -> Markov:

@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.evaluation.metrics import SERVED, RankedLists, list_metrics
@@ -159,16 +160,19 @@ class ListMakers:
         cases, songs = chunk.cases, len(chunk.cases.known)
         contexts = Contexts(chunk.context, cases.request_time, self.model, self.train, cases.calendar)
         makers = {"": raw_lists} if self.served is None else {"": raw_lists, SERVED: self.served}
-        every = [*self.recommenders.values()] + ([] if self.fallback is None else [self.fallback])
+
+        def of(recommender: Recommender) -> dict[str, Tensor]:
+            return {prefix: lists(recommender, contexts, self.k)[0] for prefix, lists in makers.items()}
+
         # All lists of one recommender in a row, since `contexts` keeps but the latest one's queries.
-        made = {each: {prefix: lists(each, contexts, self.k)[0] for prefix, lists in makers.items()} for each in every}
+        made = {recommender: of(recommender) for recommender in self.recommenders.values()}
+        empty = any(bool((items[:, 0] == 0).any()) for lists in made.values() for items in lists.values())
+        rest = made.get(self.fallback) or of(self.fallback) if self.fallback is not None and empty else None
         for name, recommender in self.recommenders.items():
             batch = contexts.batch(recommender)
             heard = batch.seen_listener.numpy() * songs + batch.seen_items.numpy()
             for prefix, items in made[recommender].items():
-                own = items
-                if self.fallback is not None:
-                    own = torch.where(items[:, :1] == 0, made[self.fallback][prefix], items)
+                own = items if rest is None else torch.where(items[:, :1] == 0, rest[prefix], items)
                 yield name, prefix, chunk.marked(own.numpy(), heard)
 
 
