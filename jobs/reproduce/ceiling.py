@@ -14,7 +14,7 @@ import numpy as np
 
 from fuxi_beta.evaluation.metrics import RankedLists
 from fuxi_beta.evaluation.next_day import Chunk
-from jobs.reproduce.served import item_ids
+from jobs.reproduce.side import item_ids
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest

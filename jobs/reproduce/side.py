@@ -34,10 +34,20 @@ def appearances(manifest: Manifest) -> np.ndarray | None:
     return appearance(rows, Calendar(manifest.timezone))
 
 
-def _aligned(manifest: Manifest, model: ModelConfig) -> pa.Table | None:
+def day_of(manifest: Manifest, model: ModelConfig | None = None) -> Day:
+    """The day of some sequences, under an unchanged configuration but for the model."""
     workspace = open_workspace(storage.parent(storage.parent(manifest.folder)))
-    config = load_config(overrides=[f"workspace={workspace.uri}"], environment={}).model_copy(update={"model": model})
-    day = Day(config, manifest.ds, workspace)
+    config = load_config(overrides=[f"workspace={workspace.uri}"], environment={})
+    return Day(config.model_copy(update={"model": model or config.model}), manifest.ds, workspace)
+
+
+def item_ids(manifest: Manifest) -> pa.Array:
+    """item_id of the songs 1..V."""
+    return read_vocabulary(day_of(manifest), size=manifest.vocabulary_size)[ITEM_ID].combine_chunks()
+
+
+def _aligned(manifest: Manifest, model: ModelConfig) -> pa.Table | None:
+    day = day_of(manifest, model)
     if not takes_side(model) and not catalogue_files(day):
         return None
-    return align(catalogue(day), read_vocabulary(day, size=manifest.vocabulary_size)[ITEM_ID])
+    return align(catalogue(day), item_ids(manifest))

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from fuxi_beta.data.side import LONG_AGO, NEVER, align
 from jobs.config import RulesConfig
 from jobs.day import Day
 from jobs.runtime.console import log
@@ -32,8 +33,6 @@ from pipelines.schema import (
 )
 
 COLUMNS = (ARTIST_ID, ARTIST, WORK_ID, RELEASE_DATE, AVAILABLE_FROM, AVAILABLE_UNTIL, WITHDRAWN, EXPLICIT)
-_LONG_AGO = np.iinfo(np.int64).min
-_NEVER = np.iinfo(np.int64).max
 BLOCK, ALLOW = "block", "allow"
 
 
@@ -49,9 +48,9 @@ def song_facts(day: Day, item_ids: pa.Array, *, popularity: Tensor | None = None
         size=len(item_ids) + 1,
         artist=artist,
         work=_numbered(columns.get(WORK_ID))[0],
-        released=_times(columns, RELEASE_DATE, calendar, _LONG_AGO),
-        available_from=_times(columns, AVAILABLE_FROM, calendar, _LONG_AGO),
-        available_until=_times(columns, AVAILABLE_UNTIL, calendar, _NEVER),
+        released=_times(columns, RELEASE_DATE, calendar, LONG_AGO),
+        available_from=_times(columns, AVAILABLE_FROM, calendar, LONG_AGO),
+        available_until=_times(columns, AVAILABLE_UNTIL, calendar, NEVER),
         withdrawn=_flags(columns, WITHDRAWN),
         explicit=_flags(columns, EXPLICIT),
         popularity=popularity,
@@ -65,10 +64,8 @@ def _catalogue(day: Day, item_ids: pa.Array) -> dict[str, pa.Array]:
     rows = read_catalogue(day, COLUMNS, needed_by="list rules need")
     if rows is None:
         return {}
-    numbered = rows.select([ITEM_ID]).append_column("row", pa.array(np.arange(rows.num_rows)))
-    last = numbered.group_by(ITEM_ID).aggregate([("row", "max")])
-    place = pc.take(last["row_max"], pc.index_in(item_ids, value_set=last[ITEM_ID].combine_chunks()))
-    return {name: rows[name].take(place).combine_chunks() for name in COLUMNS if name in rows.column_names}
+    aligned = align(rows, item_ids)
+    return {name: aligned[name].combine_chunks() for name in COLUMNS if name in rows.column_names}
 
 
 def _numbered(values: pa.Array | None) -> tuple[Tensor | None, tuple[object, ...]]:
