@@ -340,6 +340,15 @@ def test_metrics_stand_beside_each_other_in_every_slice_and_the_best_is_set_off(
     assert [float(value) for value in best] == values
 
 
+def test_the_baselines_that_were_measured_stand_at_the_top_whichever_they_are(two_days: Any) -> None:
+    day, found = two_days.day(DAY_TWO), measured()
+    assert "NDCG@30 0.087 champion 0.086, Markov 0.060, popularity 0.021" in text_of(page_of(day))
+    found["metrics"]["item-knn"] = found["metrics"].pop("markov")
+    del found["metrics"]["champion"]
+    day.finish("evaluate", found, 1.0)
+    assert "NDCG@30 0.087 Item-kNN 0.060, popularity 0.021" in text_of(page_of(day))
+
+
 def test_metrics_at_many_cut_offs_are_folded_and_a_tie_is_no_best(two_days: Any) -> None:
     day, found = two_days.day(DAY_TWO), measured()
     for slices in found["metrics"].values():
