@@ -88,13 +88,17 @@ def daily(day: "Day", dry_run: bool) -> None:
 
     Exit code 0: published. 3: published, but by the champion or from older sequences. 2: refused, nothing published.
     """
-    from jobs.daily import plan, run_day
+    from jobs.daily import other_settings, plan, run_day
 
     if dry_run:
-        for name, state in plan(day):
-            click.echo(f"{name:<12} {state}")
+        for stage in plan(day):
+            click.echo(str(stage))
+        for note in other_settings(day):
+            click.echo(f"fuxi: {note}", err=True)
         return
     result = run_day(day)
+    for note in result.notes:
+        click.echo(f"fuxi: {note}", err=True)
     for stage, message in result.failures.items():
         click.echo(f"fuxi: {stage} failed, published without it: {message}", err=True)
     if result.degraded:
@@ -107,14 +111,15 @@ def _stage_command(name: str, help_text: str, option: Decorator = lambda command
     @_stage_options
     @option
     def run_one(day: "Day", dry_run: bool) -> None:
-        from jobs.daily import stage_function
+        from jobs.daily import other_settings, plan, stage_function
         from jobs.day import run_stage
 
         if dry_run:
-            skipped = day.marker(name) and not day.force
-            click.echo(f"{name} --ds {day.ds}: {'done, would be skipped' if skipped else 'would run'}")
+            click.echo(str(next(stage for stage in plan(day) if stage.name == name)))
             return
         result = run_stage(day, name, stage_function(name))
+        for note in other_settings(day):
+            click.echo(f"fuxi: {note}", err=True)
         click.echo(json.dumps(result, indent=2, default=str))
 
 

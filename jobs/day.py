@@ -1,31 +1,41 @@
 """One serving day: its run record (the frozen inputs), its stages and what each of them returned."""
 
 import datetime as dt
+import hashlib
+import json
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from pydantic import TypeAdapter
 
 from jobs.config import Config
+from jobs.stage_inputs import STAGE_INPUTS, differences, settings_of
 from pipelines import leases, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.logs.files import LogFile
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 
-STAGES = ("sessionize", "hits", "train", "evaluate", "promote", "recommend", "report")
-"""Every stage of a day, in order: `jobs/stages/NAME.py` each."""
+STAGES = tuple(STAGE_INPUTS)
+"""Every stage of a day, in order."""
 
 LEASES = ("daily", *STAGES)
 """Leases of a ds; a run that reads or writes the ds holds at least one of them."""
 
 StageResult = dict[str, Any]
 """What a stage returns: figures that fit in JSON."""
+
+
+class MarkerInputs(TypedDict):
+    """What a stage was made from, beside the run record."""
+
+    settings: dict[str, Any]  # "section.key": value
+    stages: dict[str, str | None]  # a stage before it: the digest of its marker then, None if it had not finished
 
 
 class StageMarker(TypedDict):
@@ -36,6 +46,17 @@ class StageMarker(TypedDict):
     seconds: float
     finished_at: str  # ISO, UTC
     result: StageResult
+    inputs: NotRequired[MarkerInputs]  # markers of releases before 0.3 lack them
+    withdrawn: NotRequired[bool]  # the stage runs again, or was to
+
+
+@dataclass(frozen=True)
+class StageState:
+    """Whether a stage has finished under the run record, and what has changed since of what it was made from."""
+
+    finished: bool
+    stages: tuple[str, ...] = ()  # that ran again, or did not finish again
+    settings: tuple[str, ...] = ()  # "key: old -> new"
 
 
 @dataclass(frozen=True)
@@ -56,6 +77,7 @@ class RunRecord:
     chosen_reason: str = ""
 
 
+_NOT_DIGESTED = ("seconds", "finished_at", "withdrawn")
 _RECORD = TypeAdapter(RunRecord)  # ignores keys of other releases
 
 
@@ -126,21 +148,88 @@ class Day:
 
     def marker(self, stage: str) -> StageMarker | None:
         """The marker of a stage, None if it has not finished under the present run record."""
-        return self._of_this_record(self.path(f"{stage}.json"))
+        marker = self._of_this_record(self.path(f"{stage}.json"))
+        return None if marker is None or marker.get("withdrawn") else marker
+
+    def has_finished_before(self, stage: str) -> bool:
+        """Whether a stage has a marker of the present run record, be it withdrawn."""
+        return self._of_this_record(self.path(f"{stage}.json")) is not None
+
+    def withdraw(self, stage: str, *, withdrawn: bool = True) -> None:
+        """Say that a stage is not finished any more, because it runs again or what it was made from is gone.
+
+        withdrawn: False takes that back.
+        """
+        uri = self.path(f"{stage}.json")
+        if marker := self._of_this_record(uri):
+            storage.write_json(uri, {**marker, "withdrawn": withdrawn})
+
+    def inputs(self, stage: str) -> MarkerInputs:
+        """What a stage would be made from now."""
+        spec = STAGE_INPUTS[stage]
+        stages = {name: self._digest(name, failures=spec.failures) for name in spec.after}
+        return {"settings": settings_of(stage, self.config), "stages": stages}
+
+    def state(self, stage: str) -> StageState:
+        """Whether a stage has finished, and whether what it was made from is still what it would be made from now.
+
+        A marker of a release before 0.3 names no inputs: what finished after it has changed since, and its settings
+        count as the present ones.
+        """
+        marker = self.marker(stage)
+        if marker is None:
+            return StageState(finished=False)
+        then, now = marker.get("inputs"), self.inputs(stage)
+        if then is None:
+            markers = {name: self.marker(name) for name in now["stages"]}
+            later = [name for name, other in markers.items() if other and other["finished_at"] > marker["finished_at"]]
+            return StageState(True, stages=tuple(later))
+        changed = tuple(name for name, digest in now["stages"].items() if then["stages"].get(name) != digest)
+        return StageState(True, changed, differences(then["settings"], now["settings"]))
+
+    def must_run(self, stage: str) -> bool:
+        """Whether a stage has not finished, or is stale.
+
+        Settings make it stale only while the lists of the day are not published: what was published does not change
+        because the configuration did.
+        """
+        state = self.state(stage)
+        return not state.finished or bool(state.stages) or bool(state.settings and not self.marker("recommend"))
+
+    def _digest(self, stage: str, *, failures: bool = False) -> str | None:
+        """Digest of what a stage was made from and what it returned; None if it has not finished.
+
+        failures: in place of None the digest of why it did not finish, if that was noted.
+        """
+        marker = self.marker(stage)
+        if marker is None:
+            content: Any = self.failure(stage) if failures else None
+        else:
+            content = {key: value for key, value in marker.items() if key not in _NOT_DIGESTED}
+        return digest(content) if content else None
+
+    @property
+    def is_built(self) -> bool:
+        """Whether anything was published under the present run record: shards, or what a later stage makes."""
+        if any(map(self.marker, STAGES)):
+            return True
+        manifest = storage.join(self.workspace.sequences(self.ds), "_manifest.json")
+        return storage.exists(manifest) and storage.read_json(manifest)["run_id"] == self.record.run_id
 
     def result(self, stage: str) -> StageResult | None:
         """What a stage returned, None if it has not finished under the present run record."""
         marker = self.marker(stage)
         return marker["result"] if marker else None
 
-    def finish(self, stage: str, result: StageResult, seconds: float) -> None:
-        """Write the marker of a stage: the last write of every stage."""
+    def finish(self, stage: str, result: StageResult, seconds: float, *, inputs: MarkerInputs | None = None) -> None:
+        """Write the marker of a stage: the last write of every stage. inputs: as they were when it began."""
         marker = StageMarker(
             stage=stage,
             run_id=self.record.run_id,
             seconds=round(seconds, 2),
             finished_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             result=result,
+            inputs=inputs or self.inputs(stage),
         )
         storage.write_json(self.path(f"{stage}.json"), marker)
 
@@ -215,14 +304,27 @@ def running(workspace: Workspace, *, besides: str = "") -> tuple[str, str] | Non
 
 
 def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
-    """Run one stage unless it has finished under this run record; note the time and the result."""
+    """Run one stage unless it has finished from the same inputs (`Day.must_run`); note the time and the result."""
     done = day.result(name)
-    if done is not None and not day.force and not (day.refresh_inputs and name == "sessionize"):
+    forced = day.force or (day.refresh_inputs and name == "sessionize")
+    if done is not None and not forced and not day.must_run(name):
         day.timings[name] = 0.0
         return {**done, "skipped": True}
     with leases.lease(day.path(f"{name}.lock"), purpose=f"fuxi {name} --ds {day.ds}"):
-        started = time.monotonic()
-        result = stage(day)
+        started, inputs = time.monotonic(), day.inputs(name)
+        up_to_date = done is not None and not day.must_run(name)
+        day.withdraw(name)
+        try:
+            result = stage(day)
+        except InputError:
+            if up_to_date:  # it was forced, and what it published before is still there
+                day.withdraw(name, withdrawn=False)
+            raise
         day.timings[name] = time.monotonic() - started
-        day.finish(name, result, day.timings[name])
+        day.finish(name, result, day.timings[name], inputs=inputs)
     return result
+
+
+def digest(content: Any) -> str:
+    """A number that tells contents apart that fit in JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

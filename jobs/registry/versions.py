@@ -148,6 +148,20 @@ def promote(day: Day, version: str) -> bool:
     return _forward_alias(day, CHAMPION, version_info(day, version))
 
 
+def withdraw_promotions(day: Day, *, but: str | None) -> None:
+    """Take back promotions on `day.ds` of other versions: the day was made again. but: the version that serves it.
+
+    An alias `champion` at one of them moves to the day's champion; it stays if there is none.
+    """
+    client, name = _client(day), day.config.mlflow.model_name
+    alias = alias_version(day, CHAMPION)
+    for info in versions(day):
+        if info.promoted_ds == day.ds and info.version != but:
+            _retry(lambda info=info: client.delete_model_version_tag(name, info.version, "promoted_ds"))
+            if info.version == alias and (serving := but or getattr(champion(day), "version", None)):
+                _retry(lambda version=serving: client.set_registered_model_alias(name, CHAMPION, version))
+
+
 def alias_version(day: Day, alias: str) -> str | None:
     """The version that an alias is at, None if there is no such alias."""
     from mlflow.exceptions import MlflowException

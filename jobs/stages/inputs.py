@@ -27,11 +27,11 @@ def rules(day: Day) -> ValidationRules:
 def freeze(day: Day) -> RunRecord:
     """The run record of this ds: the existing one if it is still valid, else a new one.
 
-    Raises InputError if the record was made with another configuration or its files have changed since, if a file
-    consumed by an earlier ds has changed, or if no log file landed since the parent. A record without files is
-    replaced: the logs were late.
+    Raises InputError if files of the record have changed since, if a file consumed by an earlier ds has changed, or if
+    no log file landed since the parent. A record under which nothing was built, or which has no files, is replaced: the
+    configuration or the logs were corrected, or the logs were late.
     """
-    if day.has_record and not day.refresh_inputs and day.record.files:
+    if day.has_record and not day.refresh_inputs and day.record.files and day.is_built:
         return _validated_record(day)
     earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
     parent = shards.read_manifest(day.workspace.sequences(earlier[-1])) if earlier else None
@@ -72,11 +72,6 @@ def parent_manifest(day: Day, record: RunRecord) -> shards.Manifest | None:
 
 def _validated_record(day: Day) -> RunRecord:
     record = day.record
-    if record.config_hash != day.config.hash():
-        raise InputError(
-            f"{day.record_uri} was made with another configuration (hash {record.config_hash}, now "
-            f"{day.config.hash()}): go back to that configuration, or {_REFRESH}"
-        )
     if problems := logs.changed(record.files):
         raise InputError(f"{problems[0]} since the run record of ds {day.ds} was made: restore it, or {_REFRESH}")
     return record

@@ -381,8 +381,30 @@ def test_a_run_record_is_kept_to_until_inputs_are_refreshed(published):
     run(settings, ds, refresh_inputs=True)
     renewed = open_day(settings, ds).record
     assert renewed.run_id != record.run_id and len(renewed.files) == 2
-    other = config(logs.parent, "train.epochs=9")
-    refused(other, ds, r"run_record.json was made with another configuration .*--refresh-inputs", force=True)
+
+
+def test_a_record_under_which_nothing_was_built_is_made_anew(tmp_path):
+    """A misspelt column is corrected, a file repaired, a type set: the day runs, whatever its record says."""
+    settings, ds = config(tmp_path, "logs.columns={user_id: listner}", "sequences.user_id_type=string"), days(2)[1]
+    file = put(tmp_path / "logs", FIRST, plays(FIRST, seed=1))
+    refused(settings, ds, r"column listner \(user_id\) is missing")
+    record = open_day(settings, ds).record
+    refused(config(tmp_path, "sequences.user_id_type=string"), ds, "user_id.* is int64, but sequences.user_id_type")
+    put(tmp_path / "logs", FIRST, plays(FIRST, seed=2))
+    assert run(config(tmp_path), ds)[0]["listeners"] > 0
+    renewed = open_day(config(tmp_path), ds).record
+    assert renewed.run_id != record.run_id and renewed.files[0].etag == storage.file_info(str(file)).etag
+
+
+def test_what_was_built_keeps_its_record_and_is_built_again_from_it_with_other_settings(published):
+    settings, logs, ds = published
+    put(logs, days(2)[1], plays(days(2)[1], seed=2))
+    run(settings, ds)
+    record = open_day(settings, ds).record
+    other = config(logs.parent, "logs.max_late_days=0")
+    result, _ = run(other, ds)
+    assert result["rejected"]["timestamp_too_old"] and not result.get("skipped")
+    assert open_day(other, ds).record == record
 
 
 def test_a_changed_history_length_is_refused_on_a_merge(published):
