@@ -46,6 +46,7 @@ def _stage_options(command: Command) -> Command:
     @click.option("--ds", required=True, metavar="DATE", help="The day the lists are served, YYYY-MM-DD.")
     @click.option("--dry-run", is_flag=True, help="Say what would run and stop.")
     @click.option("--force", is_flag=True, help="Run even where the output of this run record exists.")
+    @click.option("--wait", is_flag=True, help="Wait for runs of the days this one builds on; else it is refused.")
     @click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs anew: makes a new run record.")
     @_config_options
     @functools.wraps(command)
@@ -71,6 +72,7 @@ def cli() -> None:
     On a laptop:          fuxi demo
     Every day:            fuxi daily --ds 2026-03-02 --config daily.yaml
     One stage at a time:  sessionize, hits, train, evaluate, promote, recommend, report (all take --ds)
+    How the days stand:   fuxi status
     Look at a list:       fuxi show USER --ds 2026-03-02
     Forget a listener:    fuxi forget USER
     Tidy the tables:      fuxi maintain
@@ -89,11 +91,12 @@ def daily(day: "Day", dry_run: bool) -> None:
     Exit code 0: published. 3: published, but by the champion or from older sequences. 2: refused, nothing published.
     """
     from jobs.daily import other_settings, plan, run_day
+    from jobs.status import backfill, out_of_date_before
 
     if dry_run:
         for stage in plan(day):
             click.echo(str(stage))
-        for note in other_settings(day):
+        for note in [*backfill(day), *other_settings(day), *out_of_date_before(day)]:
             click.echo(f"fuxi: {note}", err=True)
         return
     result = run_day(day)
@@ -111,12 +114,13 @@ def _stage_command(name: str, help_text: str, option: Decorator = lambda command
     @_stage_options
     @option
     def run_one(day: "Day", dry_run: bool) -> None:
-        from jobs.daily import other_settings, plan, stage_function
+        from jobs.daily import other_settings, plan, stage_function, wait_for_earlier
         from jobs.day import run_stage
 
         if dry_run:
             click.echo(str(next(stage for stage in plan(day) if stage.name == name)))
             return
+        wait_for_earlier(day)
         result = run_stage(day, name, stage_function(name))
         for note in other_settings(day):
             click.echo(f"fuxi: {note}", err=True)
@@ -136,6 +140,20 @@ _stage_command(
     "recommend", "Score every active listener, audit the lists, publish them in one transaction (Ray, Delta)."
 )
 _stage_command("report", "Write the day's self-contained HTML page.")
+
+
+@cli.command()
+@click.argument("workspace", default="./workspace", metavar="[WORKSPACE]")
+@click.option("--json", "as_json", is_flag=True, help="A JSON list, a day an object.")
+def status(workspace: str, as_json: bool) -> None:
+    """Say how the days of a workspace stand: done, stale, not run, running, and what is out of date. Writes nothing."""
+    from jobs.commands import status as status_job
+
+    days = status_job.run(workspace)
+    if as_json:
+        click.echo(status_job.as_json(days))
+    else:
+        status_job.render(days)
 
 
 @cli.command()

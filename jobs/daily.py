@@ -13,19 +13,24 @@ After the report of every `maintain.every_days`th ds the tables are tidied (`job
 
 import datetime as dt
 import importlib
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jobs.day import STAGES, Day, Stage, StageResult, run_stage
+from jobs.day import STAGES, Day, Stage, StageResult, run_stage, running
 from jobs.runtime.console import log
 from jobs.stage_inputs import STAGE_INPUTS, all_before
+from jobs.status import backfill, out_of_date_before
 from jobs.tables.maintenance import maintain
 from pipelines import leases
 from pipelines.errors import BusyError, InputError
 
 OPTIONAL_STAGES = ("hits", "train", "evaluate")
 """Stages without which a day is published; those to come are skipped after refused input or failed training."""
+
+WAIT_S = 2.0
+"""Between two looks at a day that is waited for."""
 
 
 @dataclass
@@ -55,6 +60,10 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
     Raises InputError if the day cannot be published at all; nothing published before is changed then.
     """
     result = DayResult(day.ds)
+    wait_for_earlier(day)
+    before = backfill(day)
+    for note in before:
+        log("note", about=note)
     with leases.lease(day.path("daily.lock"), purpose=f"fuxi daily --ds {day.ds}"):
         day.refresh_inputs = day.refresh_inputs or _is_served_stale(day)  # try today's input again
         for name, stage in (stages or {name: stage_function(name) for name in STAGES}).items():
@@ -65,11 +74,32 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
             _run(day, name, stage, result)
         if maintenance_due(day):
             _maintain(day)
-        result.notes = other_settings(day)
-    for note in result.notes:
-        log("note", about=note)
+        result.notes = [*before, *other_settings(day), *out_of_date_before(day)]
     result.seconds = dict(day.timings)
     return result
+
+
+def wait_for_earlier(day: Day) -> None:
+    """Wait while a run works on a day that this one builds on, or would build on once it is done.
+
+    These are the newest earlier day with shards and those after it. A run of a day before them changes nothing for this
+    one, nor does one of a later day: neither waits for the other. Raises BusyError in place of waiting without
+    `Day.wait`.
+    """
+    earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
+    days = [ds for ds in day.workspace.days("runs") if (earlier[-1] if earlier else dt.date.min) <= ds < day.ds]
+    told = ""
+    while held := running(day.workspace, days):
+        uri, holder = held
+        if not day.wait:
+            raise BusyError(
+                f"ds {day.ds} builds on an earlier day, and {uri} is held by another run ({holder}): wait for it to "
+                "end, or run with --wait"
+            )
+        if holder != told:
+            log("waiting for an earlier day", ds=day.ds, held=uri, by=holder)
+        told = holder
+        time.sleep(WAIT_S)
 
 
 def _is_served_stale(day: Day) -> bool:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -91,6 +91,7 @@ class Day:
     force: bool = False  # run stages even where their output exists
     refresh_inputs: bool = False
     accept_quality: bool = False  # take the day's input in spite of bounds that it breaks
+    wait: bool = False  # for runs of the days it builds on, instead of being refused beside them
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -274,6 +275,7 @@ def open_day(
     force: bool = False,
     refresh_inputs: bool = False,
     accept_quality: bool = False,
+    wait: bool = False,
     create: bool = True,
 ) -> Day:
     """Open (or create) the workspace for one serving day. A ds after today is refused: its logs are not complete."""
@@ -282,7 +284,7 @@ def open_day(
         raise InputError(f"ds {ds} is in the future (today is {today}): give a day whose logs are complete")
     fixed = config.sequences.model_dump(include={"timezone", "buckets", "user_id_type", "item_id_type"})
     workspace = open_workspace(config.workspace, WorkspaceSpec(**fixed), create=create)
-    return Day(config, ds, workspace, force=force, refresh_inputs=refresh_inputs, accept_quality=accept_quality)
+    return Day(config, ds, workspace, force, refresh_inputs, accept_quality, wait)
 
 
 def lease_uris(workspace: Workspace, ds: dt.date) -> list[str]:
@@ -290,12 +292,15 @@ def lease_uris(workspace: Workspace, ds: dt.date) -> list[str]:
     return [storage.join(workspace.run(ds), f"{name}.lock") for name in LEASES]
 
 
-def running(workspace: Workspace, *, besides: str = "") -> tuple[str, str] | None:
-    """A lease that a run of any day holds at this moment, and its holder; None if no day runs.
+def running(
+    workspace: Workspace, days: Iterable[dt.date] | None = None, *, besides: Collection[str] = ()
+) -> tuple[str, str] | None:
+    """A lease that a run of any of some days (all) holds at this moment, and its holder; None if none runs.
 
-    besides: a lease that does not count, because the caller holds it.
+    besides: leases that do not count, because the caller holds them.
     """
-    locks = [uri for ds in workspace.days("runs") for uri in lease_uris(workspace, ds) if uri != besides]
+    found = workspace.days("runs") if days is None else days
+    locks = [uri for ds in found for uri in lease_uris(workspace, ds) if uri not in besides]
     with ThreadPoolExecutor(16) as pool:
         for uri, holder in zip(locks, pool.map(leases.lease_holder, locks), strict=True):
             if holder:

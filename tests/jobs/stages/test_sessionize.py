@@ -19,12 +19,12 @@ from deltalake import write_deltalake
 from jobs.config import load_config
 from jobs.day import open_day, run_stage
 from jobs.stages import sessionize
-from pipelines import storage
+from pipelines import leases, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.histories import vocabulary
 from pipelines.histories.buckets import user_bucket
-from pipelines.histories.shards import read_item_counts, read_manifest
+from pipelines.histories.shards import listed_uris, read_item_counts, read_manifest
 
 pytestmark = pytest.mark.usefixtures("spark")
 
@@ -270,6 +270,41 @@ def test_late_files_of_an_old_landing_day_are_merged_and_later_ones_left_for_lat
     tables = [plays(FIRST, seed=2), plays(days(2)[1], seed=2), plays(FIRST, seed=9)]
     assert rows_of(manifest) == reference(tables, index_of(manifest))
     assert storage.read_table(manifest.uri(manifest.inputs)).num_rows == 3
+
+
+def test_a_day_between_two_and_one_before_the_first_are_built_from_the_logs_of_then(tmp_path):
+    """The songs of both got their indices on later days: more than there were on theirs."""
+    settings, landed = config(tmp_path), days(4)
+    for day in landed:
+        put(tmp_path / "logs", day, plays(day, seed=2))
+    for ds in (days(3)[2], days(5)[4]):
+        run(settings, ds)
+    before = tree(Path(settings.workspace, "vocabulary"))
+    for ds, parent in ((days(2)[1], None), (days(4)[3], days(3)[2])):
+        _, manifest = run(settings, ds)
+        assert manifest.parent == parent
+        assert rows_of(manifest) == reference([plays(d, seed=2) for d in landed if d < ds], index_of(manifest))
+        assert read_item_counts(manifest).tolist() == listeners_of(
+            [plays(d, seed=2) for d in landed if d < ds], manifest
+        )
+    assert tree(Path(settings.workspace, "vocabulary")) == before
+    _, last = run(settings, days(5)[4], refresh_inputs=True)  # on the day between, whose songs have later indices
+    assert last.parent == days(4)[3]
+    assert rows_of(last) == reference([plays(d, seed=2) for d in landed], index_of(last))
+
+
+def test_shards_that_another_run_may_read_stay_until_it_has_ended(published):
+    settings, logs, ds = published
+    first = open_day(settings, days(2)[1])
+    old = read_manifest(first.workspace.sequences(first.ds))
+    with leases.lease(first.path("train.lock"), purpose="fuxi train"):
+        _, new = run(settings, first.ds, force=True)
+        assert not listed_uris(old) & listed_uris(new)
+        assert rows_of(old) == rows_of(new)  # whoever has read the old manifest reads on
+    put(logs, days(2)[1], plays(days(2)[1], seed=2))
+    run(settings, ds)
+    assert not any(map(storage.exists, listed_uris(old)))
+    assert all(map(storage.exists, listed_uris(new)))
 
 
 @pytest.fixture
