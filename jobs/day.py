@@ -14,6 +14,7 @@ from typing import Any, NotRequired, TypedDict
 from pydantic import TypeAdapter
 
 from jobs.config import Config
+from jobs.places import located, portable
 from jobs.stage_inputs import STAGE_INPUTS, differences, settings_of
 from pipelines import leases, storage
 from pipelines.calendar import Calendar
@@ -75,9 +76,9 @@ class RunRecord:
     sequences_ds: str | None = None  # an earlier ds whose shards serve this one, when today's input was refused
     chosen_model: str | None = None  # MLflow version that serves this ds; written by promote
     chosen_reason: str = ""
+    logs_path: str = ""  # where the logs were; `logs.path` of the configuration says where they are
 
 
-_NOT_DIGESTED = ("seconds", "finished_at", "withdrawn")
 _RECORD = TypeAdapter(RunRecord)  # ignores keys of other releases
 
 
@@ -118,7 +119,13 @@ class Day:
         """The run record. InputError if the first stage has not made it."""
         if not self.has_record:
             raise InputError(f"{self.record_uri} is not there: run `fuxi sessionize --ds {self.ds}` first")
-        return _RECORD.validate_python(storage.read_json(self.record_uri))
+        return _RECORD.validate_python(located(storage.read_json(self.record_uri), self.places))
+
+    @cached_property
+    def places(self) -> dict[str, str]:
+        """What is stored by its name in place of its URI (`jobs.places`)."""
+        uris = {"logs.path": self.config.logs.path, "logs.catalogue": self.config.logs.catalogue}
+        return {"workspace": self.workspace.uri} | {name: storage.absolute(uri) for name, uri in uris.items() if uri}
 
     @property
     def sequences_ds(self) -> dt.date:
@@ -138,17 +145,27 @@ class Day:
             run_id=uuid.uuid4().hex,
             created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             config_hash=self.config.hash(),
+            logs_path=self.config.logs.path and storage.absolute(self.config.logs.path),
             **values,
         )
-        storage.write_json(self.record_uri, asdict(record))
+        self._write_record(record)
         return record
 
     def update_record(self, **values: str | None) -> None:
         """Write values that are decided later (the chosen model) into the run record."""
-        storage.write_json(self.record_uri, asdict(replace(self.record, **values)))
+        self._write_record(replace(self.record, **values))
+
+    def _write_record(self, record: RunRecord) -> None:
+        content = portable(asdict(record), self.places)
+        in_workspace = content["logs_path"].startswith("{workspace}")
+        storage.write_json(self.record_uri, content if in_workspace else content | {"logs_path": record.logs_path})
 
     def marker(self, stage: str) -> StageMarker | None:
         """The marker of a stage, None if it has not finished under the present run record."""
+        return located(self._stored_marker(stage), self.places)
+
+    def _stored_marker(self, stage: str) -> StageMarker | None:
+        """The same as it is stored, the names of places standing for their URIs."""
         marker = self._of_this_record(self.path(f"{stage}.json"))
         return None if marker is None or marker.get("withdrawn") else marker
 
@@ -202,11 +219,13 @@ class Day:
 
         failures: in place of None the digest of why it did not finish, if that was noted.
         """
-        marker = self.marker(stage)
+        marker = self._stored_marker(stage)
         if marker is None:
             content: Any = self.failure(stage) if failures else None
         else:
-            content = {key: value for key, value in marker.items() if key not in _NOT_DIGESTED}
+            took = STAGE_INPUTS[stage].took
+            made = {key: value for key, value in marker["result"].items() if key not in took}
+            content = [stage, marker["run_id"], marker.get("inputs"), made]
         return digest(content) if content else None
 
     @property
@@ -229,20 +248,20 @@ class Day:
             run_id=self.record.run_id,
             seconds=round(seconds, 2),
             finished_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            result=result,
+            result=portable(result, self.places),
             inputs=inputs or self.inputs(stage),
         )
         storage.write_json(self.path(f"{stage}.json"), marker)
 
     def note_failure(self, stage: str, message: str) -> None:
         """Note why a stage did not finish; the day's report says it."""
-        content = {"stage": stage, "run_id": self.record.run_id, "message": message}
+        content = {"stage": stage, "run_id": self.record.run_id, "message": portable(message, self.places)}
         storage.write_json(self.path(f"{stage}.failure.json"), content)
 
     def failure(self, stage: str) -> str | None:
         """Why a stage did not finish under the present run record; None if it did, or if nothing was noted."""
         failure = self._of_this_record(self.path(f"{stage}.failure.json"))
-        return failure["message"] if failure and not self.marker(stage) else None
+        return located(failure["message"], self.places) if failure and not self.marker(stage) else None
 
     def _of_this_record(self, uri: str) -> Any:
         """The content of a JSON file that names its run record; None if it is not there or of another record."""
@@ -254,6 +273,11 @@ class Day:
     def at(self, ds: dt.date) -> "Day":
         """The same deployment on another ds."""
         return replace(self, ds=ds)
+
+    @property
+    def has_own_registry(self) -> bool:
+        """Whether MLflow is a database beside the workspace, and no server."""
+        return not self.config.mlflow.tracking_uri and not storage.is_s3(self.workspace.uri)
 
     @cached_property
     def tracking_uri(self) -> str:

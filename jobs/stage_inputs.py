@@ -18,12 +18,14 @@ class StageInputs:
     settings: tuple[str, ...] = ()  # that decide its result
     also_reads: tuple[str, ...] = ()  # settings that decide nothing which makes the stage worth running again
     failures: bool = False  # whether it shows why stages before it did not finish
+    took: tuple[str, ...] = ()  # figures of its result that say what it took and not what it made
 
 
 STAGE_INPUTS = {
     "sessionize": StageInputs(
         settings=("logs", "sequences", "model.side", "model.content", "serving"),
         also_reads=("train", "model"),  # a count of songs that enough listeners play; whether the model takes a side
+        took=("wall_s", "cpu_s", "cpu_s_per_million_rows", "task_cpu_s", "peak_gb", "temporary_bytes"),
     ),
     "hits": StageInputs(
         after=("sessionize",),
@@ -33,6 +35,7 @@ STAGE_INPUTS = {
         after=("sessionize",),
         settings=("model", "train", "serving", "deterministic"),
         also_reads=("rules", "evaluate"),  # stored beside the model, for callers of its pyfunc
+        took=("resumed_at", "kernels", "events_per_s", "waiting_share", "seconds_per_epoch", "overhead"),
     ),
     "evaluate": StageInputs(
         after=("sessionize", "train"),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from jobs.day import Day
 from jobs.registry.package import log_pyfunc
+from jobs.registry.relocate import ARTIFACTS, relocate
 from pipelines import storage
 from pipelines.errors import InputError
 
@@ -207,6 +208,8 @@ def _client(day: Day) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
+    if day.has_own_registry:
+        relocate(day.workspace.uri)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     mlflow.set_tracking_uri(day.tracking_uri)
@@ -222,7 +225,7 @@ def _experiment(day: Day, client: "MlflowClient") -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         served = day.tracking_uri.startswith("http")  # a server is configured with its own place for artifacts
-        location = None if served else storage.join(day.workspace.uri, "mlartifacts")
+        location = None if served else storage.join(day.workspace.uri, ARTIFACTS)
         try:
             return client.create_experiment(name, artifact_location=location)
         except MlflowException:

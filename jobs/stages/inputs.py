@@ -3,6 +3,7 @@
 import datetime as dt
 
 from jobs.day import Day, RunRecord
+from jobs.places import located
 from pipelines import delta_tables, storage
 from pipelines.errors import InputError
 from pipelines.histories import shards
@@ -36,7 +37,7 @@ def freeze(day: Day) -> RunRecord:
     earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
     parent = shards.read_manifest(day.workspace.sequences(earlier[-1])) if earlier else None
     spec = log_spec(day)
-    files = _not_consumed(logs.discover(spec, before=day.ds), parent)
+    files = _not_consumed(day, logs.discover(spec, before=day.ds), parent)
     catalogue = storage.list_files(storage.absolute(day.config.logs.catalogue)) if day.config.logs.catalogue else []
     record = day.new_record(
         parent_sequences=str(earlier[-1]) if earlier else None,
@@ -77,12 +78,13 @@ def _validated_record(day: Day) -> RunRecord:
     return record
 
 
-def _not_consumed(files: list[logs.LogFile], parent: shards.Manifest | None) -> list[logs.LogFile]:
+def _not_consumed(day: Day, files: list[logs.LogFile], parent: shards.Manifest | None) -> list[logs.LogFile]:
     """The files that no earlier ds has consumed; InputError if one of the others has changed since."""
     if parent is None:
         return files
     table = storage.read_table(parent.uri(parent.inputs), columns=["uri", "size", "etag"])
-    consumed = {uri: (size, etag) for uri, size, etag in zip(*(c.to_pylist() for c in table.columns), strict=True)}
+    uris, sizes, etags = (column.to_pylist() for column in table.columns)
+    consumed = dict(zip(located(uris, day.places), zip(sizes, etags, strict=True), strict=True))
     for file in files:
         if file.uri in consumed and consumed[file.uri] != (file.size, file.etag):
             raise InputError(

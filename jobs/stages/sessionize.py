@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.day import Day, running
+from jobs.places import portable
 from jobs.runtime.console import log
 from jobs.runtime.engines import spark_progress, spark_session
 from jobs.runtime.resources import Usage
@@ -200,7 +201,8 @@ def publish(
     """Publish the shards, and note in `counts` how many songs have enough listeners to be trained on."""
     listeners = target.listeners_before() + built.listeners
     counts["eligible_songs"] = int((listeners >= day.config.train.min_listeners).sum())
-    return publish_shards(target, built, inputs=shards.inputs_table([asdict(file) for file in files]), counts=counts)
+    inputs = shards.inputs_table(portable([asdict(file) for file in files], day.places))
+    return publish_shards(target, built, inputs=inputs, counts=counts)
 
 
 def _keep_only(folder: str, kept: Iterable[str]) -> None:

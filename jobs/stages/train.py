@@ -50,7 +50,7 @@ def run(day: Day) -> StageResult:
                 f"{manifest.folder}: no listener has a play to learn from before the training cut: add logs"
             )
         exported = _export(day, loop, checkpoint, scratch, songs=songs, parent=parent)
-        run_key = f"{name}-{_content_key(scratch)}"
+        run_key = f"{day.record.run_id}-{_content_key(scratch)}"
         export = day.path(f"export-{day.record.run_id}")
         storage.delete_folder(export)
         storage.upload_folder(scratch, export)

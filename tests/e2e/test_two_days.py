@@ -1,6 +1,8 @@
 """Synthetic logs, two serving days with every real component, and the table read back by another engine."""
 
 import datetime as dt
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,52 @@ def test_day_one_run_again_after_day_two_gives_the_lists_of_day_one_and_reads_on
 def test_running_a_finished_day_again_does_nothing(two_days: Any) -> None:
     result = two_days.run(DAY_TWO)
     assert all(stage["skipped"] for stage in result.stages.values())
+
+
+ABSOLUTE = re.compile(
+    r"mlflow\.db|\w+/_delta_log/0+\.json|mlartifacts/.*/MLmodel|runs/.*/checkpoints/.*|quarantine/.*\.parquet"
+)
+"""Files that may name where a workspace was: MLflow's database, which is rewritten; the first commit of a table and
+MLflow's note of where a model was, which nobody reads; and files of rejected rows."""
+
+
+def test_a_workspace_is_moved_and_goes_on_and_nothing_in_it_says_where_it_was(
+    two_days: Any, spark: Any, tmp_path: Path
+) -> None:
+    from jobs.daily import plan
+    from jobs.day import open_day, run_stage
+    from jobs.registry import versions
+    from jobs.stages import sessionize
+    from pipelines import storage
+
+    files = [
+        file for file in two_days.root.rglob("*") if file.is_file() and not file.is_relative_to(two_days.root / "logs")
+    ]
+    naming = [file for file in files if str(two_days.root).encode() in file.read_bytes()]
+    naming = [file.relative_to(two_days.root).as_posix() for file in naming]
+    assert not [name for name in naming if not ABSOLUTE.fullmatch(name)]
+
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(two_days.root, moved)
+    changed = {"workspace": str(moved)}
+    logs = two_days.config.logs.model_copy(
+        update={"path": f"{moved}/logs/plays", "catalogue": f"{moved}/logs/catalogue"}
+    )
+    config = two_days.config.model_copy(update=changed | {"logs": logs})
+    hidden = two_days.root.rename(two_days.root.with_name("hidden"))
+    try:
+        for ds in (DAY_ONE, DAY_TWO):
+            assert not [str(stage) for stage in plan(open_day(config, ds)) if stage.runs and stage.name != "maintain"]
+        day = open_day(config, DAY_TWO + dt.timedelta(1))
+        champion = versions.champion(day)
+        assert champion and Path(versions.download_model(day, champion.version)).is_relative_to(moved)
+        run_stage(day, "sessionize", sessionize.run)
+        assert {file.landing_day for file in day.record.files} == {str(DAY_TWO)}  # the others are known
+        manifest = read_manifest(day.workspace.sequences(day.ds))
+        inputs = storage.read_table(manifest.uri(manifest.inputs))["uri"].to_pylist()
+        assert len(inputs) > 20 and all(uri.startswith("{workspace}/logs/plays/ds=") for uri in inputs)
+    finally:
+        hidden.rename(two_days.root)
 
 
 def test_the_report_of_each_day_is_there(two_days: Any) -> None:

@@ -244,7 +244,9 @@ def test_the_first_day_again_after_the_second_gives_the_first_days_shards(tmp_pa
         put(tmp_path / "logs", day, plays(day, seed=2))
     (one, first), (_, second) = (run(settings, day + dt.timedelta(days=1)) for day in days(2))
     assert second.vocabulary_size > first.vocabulary_size
+    trained = open_day(settings, first.ds).inputs("train")
     again, manifest = run(settings, first.ds, force=True)
+    assert open_day(settings, first.ds).inputs("train") == trained  # the same histories: nothing else is stale
     assert {**again, **MEASURED} == {**one, **MEASURED}
     assert manifest.vocabulary_size == first.vocabulary_size
     assert [file.sha256 for file in manifest.files] == [file.sha256 for file in first.files]
