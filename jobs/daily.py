@@ -208,9 +208,9 @@ def _decision(day: Day, name: str, before: list[str], *, refresh: bool) -> tuple
         (not state.finished, unfinished),
         (refresh, "the inputs are frozen anew"),
         (day.force, "--force"),
-        (bool(state.stages), f"made before {' and '.join(state.stages)} ran again"),
+        (bool(state.stages), f"made before {', '.join(state.stages)} ran again"),
         (day.must_run(name), f"other settings: {settings}"),
-        (bool(before), f"follows {' and '.join(before)}"),
+        (bool(before), f"follows {', '.join(before)}"),
     )
     for holds, why in reasons:
         if holds:

@@ -47,7 +47,8 @@ class StageMarker(TypedDict):
     seconds: float
     finished_at: str  # ISO, UTC
     result: StageResult
-    inputs: NotRequired[MarkerInputs]  # markers of releases before 0.3 lack them
+    inputs: NotRequired[MarkerInputs]  # markers of releases before 0.3 lack them, and the digest
+    digest: NotRequired[str]  # of inputs and result, without what the stage took
     withdrawn: NotRequired[bool]  # the stage runs again, or was to
 
 
@@ -219,14 +220,10 @@ class Day:
 
         failures: in place of None the digest of why it did not finish, if that was noted.
         """
-        marker = self._stored_marker(stage)
-        if marker is None:
-            content: Any = self.failure(stage) if failures else None
-        else:
-            took = STAGE_INPUTS[stage].took
-            made = {key: value for key, value in marker["result"].items() if key not in took}
-            content = [stage, marker["run_id"], marker.get("inputs"), made]
-        return digest(content) if content else None
+        if marker := self._stored_marker(stage):
+            return marker.get("digest") or digest(marker["result"])
+        noted = self._stored_failure(stage) if failures else None
+        return digest(noted) if noted else None
 
     @property
     def is_built(self) -> bool:
@@ -243,13 +240,16 @@ class Day:
 
     def finish(self, stage: str, result: StageResult, seconds: float, *, inputs: MarkerInputs | None = None) -> None:
         """Write the marker of a stage: the last write of every stage. inputs: as they were when it began."""
+        stored, inputs = portable(result, self.places), inputs or self.inputs(stage)
+        made = {key: value for key, value in stored.items() if key not in STAGE_INPUTS[stage].took}
         marker = StageMarker(
             stage=stage,
             run_id=self.record.run_id,
             seconds=round(seconds, 2),
             finished_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            result=portable(result, self.places),
-            inputs=inputs or self.inputs(stage),
+            result=stored,
+            inputs=inputs,
+            digest=digest([stage, self.record.run_id, inputs, made]),
         )
         storage.write_json(self.path(f"{stage}.json"), marker)
 
@@ -260,8 +260,11 @@ class Day:
 
     def failure(self, stage: str) -> str | None:
         """Why a stage did not finish under the present run record; None if it did, or if nothing was noted."""
+        return located(self._stored_failure(stage), self.places)
+
+    def _stored_failure(self, stage: str) -> str | None:
         failure = self._of_this_record(self.path(f"{stage}.failure.json"))
-        return located(failure["message"], self.places) if failure and not self.marker(stage) else None
+        return failure["message"] if failure and not self._stored_marker(stage) else None
 
     def _of_this_record(self, uri: str) -> Any:
         """The content of a JSON file that names its run record; None if it is not there or of another record."""
@@ -356,4 +359,4 @@ def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
 
 def digest(content: Any) -> str:
     """A number that tells contents apart that fit in JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

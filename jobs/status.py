@@ -62,10 +62,6 @@ def out_of_date(day: Day) -> Iterator[str]:
     if day.marker("train") and serving and (record.parent_model or None) != serving[1]:
         ds, version = serving
         yield f"trained from {_version(record.parent_model)}; {_version(version)} serves ds {ds}"
-    for measured in (day.result("hits") or {}).get("days", ()):
-        lists, hits = day.at(dt.date.fromisoformat(measured["ds"])).marker("recommend"), day.marker("hits")
-        if lists and hits and lists["finished_at"] > hits["finished_at"]:
-            yield f"its hits are of lists of ds {measured['ds']} that were replaced"
 
 
 def _serving_before(day: Day) -> tuple[dt.date, str | None] | None:
