@@ -8,6 +8,7 @@ to the same weights it is the version that it was, to others a new one.
 import dataclasses
 import datetime as dt
 import hashlib
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -78,12 +79,15 @@ def _run_name(day: Day, checkpoints: str) -> str:
 
 
 def _content_key(folder: str) -> str:
-    """A number that tells exports apart."""
-    total = hashlib.sha256()
-    for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-        with file.open("rb") as content:
-            total.update(hashlib.file_digest(content, "sha256").digest())
-    return total.hexdigest()[:12]
+    """A number that tells models apart: their tensors and settings, without the notes of how they came to be."""
+    from fuxi_beta.training.checkpoint import CONFIG_FILE
+
+    config = json.loads(Path(folder, CONFIG_FILE).read_text())
+    content: list[object] = [{key: value for key, value in config.items() if key != "metadata"}]
+    for file in sorted(path for path in Path(folder).iterdir() if path.suffix != ".json"):
+        with file.open("rb") as stream:
+            content.append((file.name, hashlib.file_digest(stream, "sha256").hexdigest()))
+    return digest(content)
 
 
 def _known_songs(day: Day, manifest: Manifest, parent: str) -> KnownSongs:
