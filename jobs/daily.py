@@ -160,7 +160,8 @@ def other_settings(day: Day) -> list[str]:
     """What to say of a published day whose configuration is another by now; nothing if it is the same."""
     if day.marker("recommend") is None:
         return []
-    stale = {name: settings for name in STAGES if (settings := day.state(name).settings)}
+    kept = [stage.name for stage in plan(day) if not stage.runs]
+    stale = {name: settings for name in kept if (settings := day.state(name).settings)}
     if not stale:
         return []
     changed = dict.fromkeys(text for settings in stale.values() for text in settings)

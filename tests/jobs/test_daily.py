@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.config import MaintainConfig, load_config
-from jobs.daily import DayResult, plan, run_day
+from jobs.daily import DayResult, other_settings, plan, run_day
 from jobs.day import STAGES, Day, Stage, open_day
 from jobs.stage_inputs import all_before
 from pipelines import delta_tables, storage
@@ -176,6 +176,16 @@ def test_a_day_whose_training_failed_is_judged_anew_once_it_is_trained(tmp_path:
 def run_as_planned_after_failure(recorder: Recorder, tmp_path: Path) -> tuple[list[str], DayResult]:
     recorder.calls.clear()
     return recorder.calls, run_day(make_day(tmp_path), recorder.stages())
+
+
+def test_settings_that_made_training_fail_are_put_right_and_the_day_is_published_with_them(tmp_path: Path) -> None:
+    recorder, wrong = Recorder(), ("train.lr=9",)
+    recorder.failing["train"] = InputError("the training loss is nan: lower train.lr")
+    assert run_day(make_day(tmp_path, settings=wrong), recorder.stages()).degraded
+    recorder.failing.clear()
+    assert not other_settings(make_day(tmp_path))  # for all stages that read it will run
+    calls, result = run_as_planned(recorder, make_day(tmp_path))
+    assert calls == ["train", "evaluate", "promote", "recommend", "report"] and not result.notes
 
 
 def test_another_reason_of_a_failure_is_in_the_report_and_changes_nothing_else(tmp_path: Path) -> None:
