@@ -15,7 +15,7 @@ class DayStatus:
     """One serving day."""
 
     ds: dt.date
-    state: str  # published, published stale (from an earlier day's histories), imported, unfinished or running
+    state: str  # published, published stale (from an earlier day's histories), unfinished or running
     done: tuple[str, ...]  # stages
     stale: tuple[str, ...]  # stages to run again: what they are made from ran again, or they did and did not finish
     missing: tuple[str, ...]  # stages that have not finished
@@ -32,7 +32,7 @@ def day_status(day: Day) -> DayStatus:
     if held:
         state = "running"
     elif not states["recommend"].finished:
-        state = "imported" if states["sessionize"].finished and day.record.parent_sequences is None else "unfinished"
+        state = "unfinished"
     else:
         state = "published stale" if day.stale_days else "published"
     missing = tuple(name for name in STAGES if name not in (*done, *stale))

@@ -54,7 +54,7 @@ class SettingsRead:
 
     def undeclared(self, stage: str) -> list[str]:
         """The settings that decide results, that a stage has read, and that `STAGE_INPUTS` does not know of."""
-        spec, read = STAGE_INPUTS[stage], self.keys[stage] & self.counted
+        spec, read = STAGE_INPUTS[stage], self.keys.get(stage, set()) & self.counted
         return sorted(key for key in read if not is_declared(key, spec.settings + spec.also_reads))
 
 
