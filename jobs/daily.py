@@ -148,7 +148,12 @@ def _maintain(day: Day) -> None:
 
 
 def serve_stale(day: Day) -> bool:
-    """After a refused input: let the last good sequences serve this ds. False if that is off or there are none."""
+    """After a refused input: let the last good sequences serve this ds.
+
+    False if that is off, if there are none, or if the ds has its own from before it was forced: it stays as it is then.
+    """
+    if day.marker("sessionize"):
+        return False
     earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
     if not day.config.recommend.serve_stale or not earlier:
         return False

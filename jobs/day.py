@@ -345,11 +345,13 @@ def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
     with leases.lease(day.path(f"{name}.lock"), purpose=f"fuxi {name} --ds {day.ds}"):
         started, inputs = time.monotonic(), day.inputs(name)
         up_to_date = done is not None and not day.must_run(name)
+        record = storage.read_bytes(day.record_uri) if up_to_date else b""
         day.withdraw(name)
         try:
             result = stage(day)
         except InputError:
-            if up_to_date:  # it was forced, and what it published before is still there
+            if up_to_date:  # it was forced, and what it published before is still there, under the record of then
+                storage.write_bytes(day.record_uri, record)
                 day.withdraw(name, withdrawn=False)
             raise
         day.timings[name] = time.monotonic() - started

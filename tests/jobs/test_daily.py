@@ -121,6 +121,19 @@ def test_refused_input_is_served_from_the_last_good_sequences_and_tried_again(tm
     assert day.stale_days == 0
 
 
+@pytest.mark.parametrize("flag", ["force", "refresh_inputs"])
+def test_a_published_day_whose_input_is_refused_when_it_is_forced_stays_as_it_is(tmp_path: Path, flag: str) -> None:
+    recorder = Recorder()
+    publish_sequences(make_day(tmp_path, DS - dt.timedelta(2)))
+    run_day(make_day(tmp_path), recorder.stages())
+    before = make_day(tmp_path).record
+    recorder.failing["sessionize"] = InputError("too few plays")
+    with pytest.raises(InputError, match="too few plays"):
+        run_day(make_day(tmp_path, force=flag == "force", refresh_inputs=flag != "force"), recorder.stages())
+    assert make_day(tmp_path).record == before
+    assert run_as_planned(recorder, make_day(tmp_path))[0] == []
+
+
 def test_refused_input_is_final_without_earlier_sequences_or_when_switched_off(tmp_path: Path) -> None:
     recorder = Recorder()
     recorder.failing["sessionize"] = InputError("no logs")
