@@ -1,9 +1,10 @@
 """Exact top-k lists on the CPU: scoring, heard songs and selection tile by tile, so that no matrix of scores exists.
 
-Songs are scored in bf16 where the processor multiplies it in hardware, else in fp32. The scan compares scores while they
-are in registers and keeps the songs that may belong to a list: those whose score plus a bound of its error reaches the
-k-th best of the scores minus theirs. They are scored again exactly, so that every list is proved. Listeners with more
-than 16,384 such songs, mostly equal ones, and those whose scores may overflow get an exact score for every candidate.
+Songs are scored in bf16 where the processor multiplies it in hardware, else in fp32. The scan compares scores while
+they are in registers and keeps the songs that may belong to a list: those whose score plus a bound of its error
+reaches the k-th best of the scores minus theirs. They are scored again exactly, so that every list is proved.
+Listeners with more than 16,384 such songs, mostly equal ones, and those whose scores may overflow get an exact score
+for every candidate.
 
 A score here is the inner product summed in fp32 in one order (`exact_scores` in `top_k.h`): a function of the two
 vectors alone, whatever the batch, the tiles and the number of threads, so equal vectors tie exactly. It is within
