@@ -16,10 +16,9 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jobs.day import STAGES, Day, Stage, StageResult, run_stage
+from jobs.day import STAGES, Day, Stage, StageResult, day_lease, lease_uri, run_stage
 from jobs.runtime.console import log
 from jobs.tables.maintenance import maintain
-from pipelines import leases
 from pipelines.errors import BusyError, InputError
 
 OPTIONAL_STAGES = ("hits", "train", "evaluate")
@@ -52,7 +51,7 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
     Raises InputError if the day cannot be published at all; nothing published before is changed then.
     """
     result = DayResult(day.ds)
-    with leases.lease(day.path("daily.lock"), purpose=f"fuxi daily --ds {day.ds}"):
+    with day_lease(day, "daily"):
         if day.has_record and day.record.sequences_ds:
             day.refresh_inputs = True  # published stale before: try today's input again
         for name, stage in (stages or {name: stage_function(name) for name in STAGES}).items():
@@ -97,7 +96,7 @@ def maintenance_due(day: Day) -> bool:
 def _maintain(day: Day) -> None:
     """Tidy the tables. The day is published already, whatever goes wrong here."""
     try:
-        tables = maintain(day.workspace, day.config.maintain, held=day.path("daily.lock"))
+        tables = maintain(day.workspace, day.config.maintain, held=lease_uri(day.workspace, day.ds))
     except Exception as error:
         log("maintain failed; the day is published", error=f"{type(error).__name__}: {error}")
         return

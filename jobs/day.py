@@ -1,9 +1,10 @@
 """One serving day: its run record (the frozen inputs), its stages and what each of them returned."""
 
+import contextlib
 import datetime as dt
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -21,8 +22,8 @@ from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 STAGES = ("sessionize", "hits", "train", "evaluate", "promote", "recommend", "report")
 """Every stage of a day, in order: `jobs/stages/NAME.py` each."""
 
-LEASES = ("daily", *STAGES)
-"""Leases of a ds; a run that reads or writes the ds holds at least one of them."""
+LEASE = "daily.lock"
+"""The lease of a ds, in its run folder: a run that reads or writes the ds holds it."""
 
 StageResult = dict[str, Any]
 """What a stage returns: figures that fit in JSON."""
@@ -69,6 +70,8 @@ class Day:
     force: bool = False  # run stages even where their output exists
     refresh_inputs: bool = False
     accept_quality: bool = False  # take the day's input in spite of bounds that it breaks
+    wait: leases.Waiting | None = None  # wait for the lease of the ds instead of refusing
+    leased: bool = False  # the lease of the ds is held
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -117,12 +120,12 @@ class Day:
             config_hash=self.config.hash(),
             **values,
         )
-        storage.write_json(self.record_uri, asdict(record))
+        leases.publish_json(self.record_uri, asdict(record))
         return record
 
     def update_record(self, **values: str | None) -> None:
         """Write values that are decided later (the chosen model) into the run record."""
-        storage.write_json(self.record_uri, asdict(replace(self.record, **values)))
+        leases.publish_json(self.record_uri, asdict(replace(self.record, **values)))
 
     def marker(self, stage: str) -> StageMarker | None:
         """The marker of a stage, None if it has not finished under the present run record."""
@@ -142,12 +145,12 @@ class Day:
             finished_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             result=result,
         )
-        storage.write_json(self.path(f"{stage}.json"), marker)
+        leases.publish_json(self.path(f"{stage}.json"), marker)
 
     def note_failure(self, stage: str, message: str) -> None:
         """Note why a stage did not finish; the day's report says it."""
         content = {"stage": stage, "run_id": self.record.run_id, "message": message}
-        storage.write_json(self.path(f"{stage}.failure.json"), content)
+        leases.publish_json(self.path(f"{stage}.failure.json"), content)
 
     def failure(self, stage: str) -> str | None:
         """Why a stage did not finish under the present run record; None if it did, or if nothing was noted."""
@@ -163,7 +166,7 @@ class Day:
 
     def at(self, ds: dt.date) -> "Day":
         """The same deployment on another ds."""
-        return replace(self, ds=ds)
+        return replace(self, ds=ds, leased=False)
 
     @cached_property
     def tracking_uri(self) -> str:
@@ -185,6 +188,7 @@ def open_day(
     force: bool = False,
     refresh_inputs: bool = False,
     accept_quality: bool = False,
+    wait: leases.Waiting | None = None,
     create: bool = True,
 ) -> Day:
     """Open (or create) the workspace for one serving day. A ds after today is refused: its logs are not complete."""
@@ -193,12 +197,13 @@ def open_day(
         raise InputError(f"ds {ds} is in the future (today is {today}): give a day whose logs are complete")
     fixed = config.sequences.model_dump(include={"timezone", "buckets", "user_id_type", "item_id_type"})
     workspace = open_workspace(config.workspace, WorkspaceSpec(**fixed), create=create)
-    return Day(config, ds, workspace, force=force, refresh_inputs=refresh_inputs, accept_quality=accept_quality)
+    flags = {"force": force, "refresh_inputs": refresh_inputs, "accept_quality": accept_quality, "wait": wait}
+    return Day(config, ds, workspace, **flags)
 
 
-def lease_uris(workspace: Workspace, ds: dt.date) -> list[str]:
-    """The lock files of a ds."""
-    return [storage.join(workspace.run(ds), f"{name}.lock") for name in LEASES]
+def lease_uri(workspace: Workspace, ds: dt.date) -> str:
+    """The lock file of a ds."""
+    return storage.join(workspace.run(ds), LEASE)
 
 
 def running(workspace: Workspace, *, besides: str = "") -> tuple[str, str] | None:
@@ -206,12 +211,30 @@ def running(workspace: Workspace, *, besides: str = "") -> tuple[str, str] | Non
 
     besides: a lease that does not count, because the caller holds it.
     """
-    locks = [uri for ds in workspace.days("runs") for uri in lease_uris(workspace, ds) if uri != besides]
+    locks = [uri for uri in (lease_uri(workspace, ds) for ds in workspace.days("runs")) if uri != besides]
     with ThreadPoolExecutor(16) as pool:
         for uri, holder in zip(locks, pool.map(leases.lease_holder, locks), strict=True):
             if holder:
                 return uri, holder
     return None
+
+
+@contextlib.contextmanager
+def day_lease(day: Day, purpose: str) -> Iterator[None]:
+    """Hold the lease of the ds while the block runs, unless the caller does already.
+
+    What killed runs of the ds left in the object store is removed first.
+    """
+    if day.leased:
+        yield
+        return
+    with leases.lease(lease_uri(day.workspace, day.ds), purpose=f"fuxi {purpose} --ds {day.ds}", wait=day.wait):
+        storage.abort_uploads(day.workspace.uri, own=f"/ds={day.ds}/")
+        day.leased = True
+        try:
+            yield
+        finally:
+            day.leased = False
 
 
 def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
@@ -220,7 +243,7 @@ def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
     if done is not None and not day.force and not (day.refresh_inputs and name == "sessionize"):
         day.timings[name] = 0.0
         return {**done, "skipped": True}
-    with leases.lease(day.path(f"{name}.lock"), purpose=f"fuxi {name} --ds {day.ds}"):
+    with day_lease(day, name):
         started = time.monotonic()
         result = stage(day)
         day.timings[name] = time.monotonic() - started
