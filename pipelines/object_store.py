@@ -221,7 +221,7 @@ def abort_uploads(uri: str, *, own: str) -> int:
         pages = client().get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=f"{prefix}/")
         for upload in (upload for page in pages for upload in page.get("Uploads", ())):
             old = dt.datetime.now(dt.UTC) - upload["Initiated"] > _STALE_UPLOAD
-            if old or own in upload["Key"]:
+            if upload["Key"].startswith(f"{prefix}/") and (old or own in upload["Key"]):
                 client().abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
                 removed += 1
     return removed

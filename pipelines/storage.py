@@ -250,6 +250,12 @@ def delete_files(uris: Iterable[str]) -> None:
         fs.delete_file(path)
 
 
+def check_reachable(uri: str) -> None:
+    """InputError within seconds if an object store is not there; of a disk nothing is checked."""
+    if is_s3(uri):
+        object_store.check_reachable(uri)
+
+
 def abort_uploads(uri: str, *, own: str) -> int:
     """Remove unfinished multipart uploads below a URI; see `object_store.abort_uploads`. None are on a disk."""
     return object_store.abort_uploads(uri, own=own) if is_s3(uri) else 0
