@@ -10,16 +10,19 @@ Either way the lists of the day are published and the command ends with exit cod
 After the report of every `maintain.every_days`th ds the tables are tidied (`jobs.tables.maintenance`).
 """
 
+import contextlib
 import datetime as dt
 import importlib
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from jobs.day import STAGES, Day, Stage, StageResult, day_lease, lease_uri, run_stage
+from jobs.runtime import failures
 from jobs.runtime.console import log
 from jobs.tables.maintenance import maintain
 from pipelines.errors import BusyError, InputError
+from pipelines.redact import redact
 
 OPTIONAL_STAGES = ("hits", "train", "evaluate")
 """Stages without which a day is published; those to come are skipped after refused input or failed training."""
@@ -51,7 +54,7 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
     Raises InputError if the day cannot be published at all; nothing published before is changed then.
     """
     result = DayResult(day.ds)
-    with day_lease(day, "daily"):
+    with day_lease(day, "daily"), _saying_what_is_done(result):
         if day.has_record and day.record.sequences_ds:
             day.refresh_inputs = True  # published stale before: try today's input again
         for name, stage in (stages or {name: stage_function(name) for name in STAGES}).items():
@@ -62,6 +65,16 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
             _maintain(day)
     result.seconds = dict(day.timings)
     return result
+
+
+@contextlib.contextmanager
+def _saying_what_is_done(result: DayResult) -> Iterator[None]:
+    """Note on an interruption how far the day came."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"done: {', '.join(result.stages) or 'nothing'}")
+        raise
 
 
 def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:
@@ -76,8 +89,10 @@ def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:
     except Exception as error:
         if name not in OPTIONAL_STAGES:
             raise
-        log(f"{name} failed", error=traceback.format_exc())
-        result.failures[name] = f"{type(error).__name__}: {error}"
+        if (line := failures.explain(error)) is None:
+            log(f"{name} failed", error=traceback.format_exc())
+            line = f"{type(error).__name__}: {error}"
+        result.failures[name] = redact(line)
     else:
         result.stages[name] = done
         log(f"{name} {'already done' if done.get('skipped') else 'done'}", seconds=round(day.timings[name], 1))

@@ -17,6 +17,7 @@ from pipelines import leases, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.logs.files import LogFile
+from pipelines.redact import redact, redacted
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 
 STAGES = ("sessionize", "hits", "train", "evaluate", "promote", "recommend", "report")
@@ -60,6 +61,10 @@ class RunRecord:
 _RECORD = TypeAdapter(RunRecord)  # ignores keys of other releases
 
 
+Wait = Callable[[str], contextlib.AbstractContextManager[leases.Waiting]]
+"""Shows that something is waited for, which is called what it is given (`console.waiting`)."""
+
+
 @dataclass
 class Day:
     """The one argument of every stage: configuration, workspace, and files of the run folder."""
@@ -70,7 +75,7 @@ class Day:
     force: bool = False  # run stages even where their output exists
     refresh_inputs: bool = False
     accept_quality: bool = False  # take the day's input in spite of bounds that it breaks
-    wait: leases.Waiting | None = None  # wait for the lease of the ds instead of refusing
+    wait: Wait | None = None  # wait for another run instead of refusing; shows what is waited for
     leased: bool = False  # the lease of the ds is held
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -143,13 +148,13 @@ class Day:
             run_id=self.record.run_id,
             seconds=round(seconds, 2),
             finished_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            result=result,
+            result=redacted(result),
         )
         leases.publish_json(self.path(f"{stage}.json"), marker)
 
     def note_failure(self, stage: str, message: str) -> None:
         """Note why a stage did not finish; the day's report says it."""
-        content = {"stage": stage, "run_id": self.record.run_id, "message": message}
+        content = {"stage": stage, "run_id": self.record.run_id, "message": redact(message)}
         leases.publish_json(self.path(f"{stage}.failure.json"), content)
 
     def failure(self, stage: str) -> str | None:
@@ -188,7 +193,7 @@ def open_day(
     force: bool = False,
     refresh_inputs: bool = False,
     accept_quality: bool = False,
-    wait: leases.Waiting | None = None,
+    wait: Wait | None = None,
     create: bool = True,
 ) -> Day:
     """Open (or create) the workspace for one serving day. A ds after today is refused: its logs are not complete."""
@@ -228,7 +233,10 @@ def day_lease(day: Day, purpose: str) -> Iterator[None]:
     if day.leased:
         yield
         return
-    with leases.lease(lease_uri(day.workspace, day.ds), purpose=f"fuxi {purpose} --ds {day.ds}", wait=day.wait):
+    uri, purpose = lease_uri(day.workspace, day.ds), f"fuxi {purpose} --ds {day.ds}"
+    with contextlib.ExitStack() as stack:
+        wait = stack.enter_context(day.wait(f"wait for {uri}")) if day.wait else None
+        stack.enter_context(leases.lease(uri, purpose=purpose, wait=wait))
         storage.abort_uploads(day.workspace.uri, own=f"/ds={day.ds}/")
         day.leased = True
         try:
@@ -237,13 +245,23 @@ def day_lease(day: Day, purpose: str) -> Iterator[None]:
             day.leased = False
 
 
+@contextlib.contextmanager
+def _saying(note: str) -> Iterator[None]:
+    """Note on an interruption how far the work came."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(note)
+        raise
+
+
 def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
     """Run one stage unless it has finished under this run record; note the time and the result."""
     done = day.result(name)
     if done is not None and not day.force and not (day.refresh_inputs and name == "sessionize"):
         day.timings[name] = 0.0
         return {**done, "skipped": True}
-    with day_lease(day, name):
+    with day_lease(day, name), _saying(f"{name} of {day.ds} did not finish"):
         started = time.monotonic()
         result = stage(day)
         day.timings[name] = time.monotonic() - started

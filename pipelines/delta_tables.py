@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from pipelines import leases, object_store, storage
 from pipelines.errors import BusyError, FencedError
+from pipelines.redact import redacted
 from pipelines.schema import DS, TableSpec
 
 if TYPE_CHECKING:
@@ -197,9 +198,9 @@ def commit(
     it. metadata, transaction, retry: of `commit_properties`. FencedError if a later holder of the lease has committed.
     """
     mark = uuid.uuid4().hex
-    fence = _fence(uri)
+    fence, noted = _fence(uri), redacted(dict(metadata or {}))
     transactions = [named for named in (transaction, fence) if named]
-    properties = commit_properties(metadata={**(metadata or {}), _WRITE: mark}, transactions=transactions, retry=retry)
+    properties = commit_properties(metadata={**noted, _WRITE: mark}, transactions=transactions, retry=retry)
     for pause in object_store.pauses():
         with leases.publishing():
             try:

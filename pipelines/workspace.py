@@ -83,6 +83,7 @@ def open_workspace(uri: str, wanted: WorkspaceSpec | None = None, *, create: boo
     """
     uri = storage.absolute(uri)
     marker = storage.join(uri, "_workspace.json")
+    storage.check_reachable(uri)
     if not storage.exists(marker):
         if wanted is None:
             raise InputError(f"{uri} is not a workspace (no _workspace.json): run `fuxi daily` in it first")
