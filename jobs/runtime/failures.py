@@ -76,7 +76,7 @@ def _registry(text: str) -> str:
 
 def _store(text: str) -> str:
     named = re.search(r"bucket '([^']+)'", text)
-    where = f"s3://{named[1]}" if named else object_store.endpoint()
+    where = f"s3://{named[1]} at {object_store.endpoint()}" if named else object_store.endpoint()
     if _NO_BUCKET.search(text):
         return f"{where}: there is no such bucket: create it, or correct the URI"
     if _DENIED.search(text):
