@@ -188,7 +188,7 @@ class Day:
         """
         uri = self.path(f"{stage}.json")
         if marker := self._of_this_record(uri):
-            storage.write_json(uri, {**marker, "withdrawn": withdrawn})
+            leases.publish_json(uri, {**marker, "withdrawn": withdrawn})
 
     def inputs(self, stage: str) -> MarkerInputs:
         """What a stage would be made from now."""
@@ -384,13 +384,13 @@ def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
     with day_lease(day, name), _saying(f"{name} of {day.ds} did not finish"):
         started, inputs = time.monotonic(), day.inputs(name)
         up_to_date = done is not None and not day.must_run(name)
-        record = storage.read_bytes(day.record_uri) if up_to_date else b""
+        record = storage.read_json(day.record_uri) if up_to_date else None
         day.withdraw(name)
         try:
             result = stage(day)
         except InputError:
             if up_to_date:  # it was forced, and what it published before is still there, under the record of then
-                storage.write_bytes(day.record_uri, record)
+                leases.publish_json(day.record_uri, record)
                 day.withdraw(name, withdrawn=False)
             raise
         day.timings[name] = time.monotonic() - started
