@@ -146,9 +146,8 @@ def test_decays_that_forget_at_once_and_never(make_batch):
         mine = [projected.to(DEVICE).requires_grad_(), torch.tensor([rate], device=DEVICE, requires_grad=True)]
         found = content.retained(mine[0], mine[1], batch.to(DEVICE))
         expected = reference.retention(projected.double()[:, None], torch.tensor([rate]).double())[:, 0]
-        torch.testing.assert_close(
-            found.detach().cpu().double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
-        )
+        close = 1e-5 * expected.abs().max().item()
+        torch.testing.assert_close(found.detach().cpu().double(), expected, rtol=1e-4, atol=close)
         assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(found.sum(), mine))
 
 
