@@ -116,7 +116,7 @@ def test_elapsed_time_is_as_exact_under_bf16_as_under_fp32(make_batch, kernels: 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 @pytest.mark.parametrize("kind", [ContentChannel, PeriodicChannel])
 def test_a_channel_in_bf16_is_within_its_bound_in_value_and_every_gradient(make_batch, kind, kernels) -> None:
-    """Queries, keys, values and U are rounded; where little is left to normalise, the norm magnifies that in gradients."""
+    """Queries, keys, values and U are rounded; the norm of a small sum magnifies that in gradients."""
     ops.use(kernels)
     torch.manual_seed(0)
     batch, channel = make_batch([40, 0, 1, 17, 3]), kind(16)
