@@ -33,6 +33,7 @@ class ModelConfig:
     temporal: TemporalName = "pow"  # the function of elapsed time in FRAB; "zero" switches the channel off
     content_channel: bool = False  # fuxi-beta: a channel of the mixer by queries and keys (retention)
     periodic_channel: bool = False  # fuxi-beta: a channel of damped waves of an hour, a day and a week
+    sparse_positions: float = 0.0  # fuxi-beta: share of positional weights left out after training; training keeps all
     hidden: int = 100  # width of the recurrent state of gru4rec and narm
     position_margin: int = 11  # positions and relative distances beyond max_history that have weights
     side: tuple[str, ...] = ()  # columns of the catalogue whose values have vectors, added to the song's own
@@ -49,6 +50,13 @@ class ModelConfig:
                     f"model.{channel} is on: fuxi-beta with temporal {' or '.join(FAST_TEMPORAL)} alone has it, "
                     f"not {self.name} with {self.temporal}"
                 )
+        if not 0 <= self.sparse_positions < 1:
+            raise ValueError(f"model.sparse_positions is {self.sparse_positions}: it must be at least 0 and below 1")
+        if self.sparse_positions and (self.name != "fuxi-beta" or self.temporal not in FAST_TEMPORAL):
+            raise ValueError(
+                f"model.sparse_positions is {self.sparse_positions}: fuxi-beta with temporal "
+                f"{' or '.join(FAST_TEMPORAL)} alone has it, not {self.name} with {self.temporal}"
+            )
         columns = [*self.side, *([] if self.content is None else [self.content])]
         for name in columns:
             if not name or columns.count(name) > 1:
@@ -61,10 +69,12 @@ class ModelConfig:
     def contains(self, other: "ModelConfig") -> bool:
         """Whether the weights of a model of another shape make one of this shape that computes the same.
 
-        So they do if the two differ in dropout, in side information (songs' vectors are taken over whole), in channels
-        that the other one lacks, which start without effect, or if `exppow` follows `pow`, where it starts.
+        So they do if the two differ in dropout, in side information (songs' vectors are taken over whole), in positions
+        that are left out after training, in channels that the other one lacks, which start without effect, or if
+        `exppow` follows `pow`, where it starts.
         """
         wanted = replace(self, dropout=other.dropout, side=other.side, content=other.content)
+        wanted = replace(wanted, sparse_positions=other.sparse_positions)
         if (self.temporal, other.temporal) == ("exppow", "pow"):
             wanted = replace(wanted, temporal="pow")
         for channel in CHANNELS:

@@ -36,7 +36,7 @@ _NEWER_SECTIONS = {"serving", "rules"}
 """Sections that run records of earlier releases do not know: they count where they are not the default."""
 _NEWER_KEYS = {
     "recommend": {"reasons"},
-    "model": {"side", "content", "content_channel", "periodic_channel"},
+    "model": {"side", "content", "content_channel", "periodic_channel", "sparse_positions"},
     "train": {"target_window"},
     "evaluate": {"baselines", "baseline_events", "baseline_songs"},
 }

@@ -53,6 +53,12 @@ class Batch:
         return int(self.lengths.max()) if self.num_listeners else 0
 
     @cached_property
+    def in_order(self) -> bool:
+        """Whether plays of every listener are in order of time, and none is predicted for a time before its own."""
+        sorted_plays = (self.timestamp.diff() >= 0) | (self.listener.diff() != 0)
+        return bool(sorted_plays.all() & (self.next_timestamp >= self.timestamp).all())
+
+    @cached_property
     def positions(self) -> Tensor:
         """Tokens that have a target. int64 [P]."""
         return self.target.nonzero().squeeze(1)
@@ -98,7 +104,7 @@ class Batch:
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         """Move the fields, and the properties that depend on values: on a device, computing those would synchronise."""
         moved = Batch(**{field.name: move(getattr(self, field.name)) for field in fields(self)})
-        moved.__dict__.update(longest=self.longest, positions=move(self.positions))
+        moved.__dict__.update(longest=self.longest, in_order=self.in_order, positions=move(self.positions))
         return moved
 
 
