@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fuxi_beta.config import (
     FAST_TEMPORAL,
@@ -26,7 +26,10 @@ from pipelines import storage
 from pipelines.calendar import REQUEST_HOUR
 from pipelines.errors import InputError
 from pipelines.logs.formats import FORMATS
-from pipelines.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
+from pipelines.logs.formats.base import CsvSpec
+from pipelines.logs.formats.csv import one_character
+from pipelines.logs.formats.values import NULL_TEXTS
+from pipelines.schema import DS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
 ENVIRONMENT_PREFIX = "FUXI_"
 RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
@@ -34,6 +37,7 @@ RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
 _NEWER_SECTIONS = {"serving", "rules"}
 """Sections that run records of earlier releases do not know: they count where they are not the default."""
 _NEWER_KEYS = {
+    "logs": {"timestamp_unit", "partition", "csv"},
     "recommend": {"reasons"},
     "model": {"side", "content", "content_channel", "periodic_channel"},
     "train": {"target_window"},
@@ -58,6 +62,25 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class CsvConfig(Section):
+    """How CSV files are written; `null_values` holds for the texts of every format."""
+
+    separator: str = Field("auto", description="auto: the one of , tab ; | that finds the columns in the header")
+    quote: str = Field('"', description="around cells with separators or line ends; empty: none")
+    escape: str = Field("", description="before a quote within a cell, for example a backslash (Spark, MySQL)")
+    null_values: tuple[str, ...] = Field(NULL_TEXTS, description="texts that stand for no value")
+    header: bool = Field(True, description="whether the first line has the columns' names")
+    columns: tuple[str, ...] = Field((), description="names of the columns, for files without a header")
+
+    @model_validator(mode="after")
+    def _single_characters(self) -> "CsvConfig":
+        if problem := one_character(CsvSpec(**self.model_dump())):
+            raise ValueError(problem)
+        if not self.header and not self.columns:
+            raise ValueError("without a header, logs.csv.columns must name the columns")
+        return self
+
+
 class LogsConfig(Section):
     """Where the play logs are and how their columns map onto ours."""
 
@@ -69,11 +92,30 @@ class LogsConfig(Section):
         default_factory=dict,
         description="our column -> the logs' column, for example {user_id: listener, timestamp: played_at}",
     )
+    timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
+        "auto", description="of times that are numbers; auto: by the size of a landing day's first values"
+    )
+    partition: str | tuple[str, ...] = Field(
+        DS, description="key of the folders that is the landing day, or several: [year, month, day]"
+    )
+    csv: CsvConfig = CsvConfig()  # type: ignore[call-arg]
     catalogue: str = Field("", description="folder of the optional catalogue table (item_id, title, artist_id, ...)")
     play_events: tuple[str, ...] = Field(("play",), description="values of event_type that are plays")
     other_events: tuple[str, ...] = Field(("like", "pause", "seek"), description="known event types that are ignored")
     max_late_days: int = Field(60, ge=0, description="events older than this on their landing day are rejected")
     max_rejected_share: float = Field(0.25, ge=0, le=1, description="a day with more rejected rows is refused")
+
+    @property
+    def partition_keys(self) -> tuple[str, ...]:
+        """`partition` as the keys that it names."""
+        return (self.partition,) if isinstance(self.partition, str) else self.partition
+
+    @field_validator("partition")
+    @classmethod
+    def _one_or_three_keys(cls, keys: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not keys or (not isinstance(keys, str) and len(keys) not in (1, 3)):
+            raise ValueError("give one key whose values are dates, or three: of the year, the month and the day")
+        return keys
 
 
 class QualityConfig(Section):
@@ -311,8 +353,8 @@ class Config(Section):
             "quality": True,
             "maintain": True,
             **dict.fromkeys(_NEWER_SECTIONS, True),
-            "logs": {"path", "catalogue", "max_rejected_share"},
             **_NEWER_KEYS,
+            "logs": {"path", "catalogue", "max_rejected_share"} | _NEWER_KEYS["logs"],
             "recommend": _LIST_BOUNDS | _NEWER_KEYS["recommend"],
         }
         content = self.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]

@@ -50,6 +50,7 @@ class RunRecord:
     vocabulary_version: int | None = None  # Delta version of the vocabulary before this day
     parent_model: str | None = None  # MLflow version the training starts from
     files: tuple[LogFile, ...] = ()  # not consumed by an earlier ds
+    known_files: tuple[LogFile, ...] = ()  # of a table: all their rows are in files that are consumed
     catalogue_files: tuple[LogFile, ...] = ()  # without landing days
     sequences_ds: str | None = None  # an earlier ds whose shards serve this one, when today's input was refused
     chosen_model: str | None = None  # MLflow version that serves this ds; written by promote

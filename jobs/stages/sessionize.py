@@ -38,6 +38,8 @@ def run(day: Day) -> dict[str, Any]:
     files = record.files
     splits = logs.plan(log_spec(day), files)
     log("sessionize", ds=day.ds, files=len(files), parent=record.parent_sequences or "none: from all logs")
+    if units := sorted({split.unit for split in splits} - {"s"}):
+        log("times that are numbers", unit=", ".join(units), setting="logs.timestamp_unit")
     _check_space(day, files, splits)
     staging = storage.join(day.workspace.run(day.ds), "staging")
     storage.delete_folder(staging)
@@ -82,7 +84,7 @@ def _sessionize(
     counts = _counts(day, cleaned, built, songs)
     stats = replace(stats, duplicates=counts["duplicates"], listeners=sum(file.rows for file in built.files))
     counts["accepted_quality"] = _enforce_bounds(day, stats, cleaned, target)
-    manifest = publish(day, target, built, files, counts)
+    manifest = publish(day, target, built, [*files, *day.record.known_files], counts)
     shards.remove_unlisted(manifest)
     _keep_only(day.workspace.quarantine(day.ds), cleaned.quarantined)
     return counts, manifest, sum(run.bytes for run in cleaned.runs)

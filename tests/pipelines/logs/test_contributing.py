@@ -20,7 +20,7 @@ import numpy as np, pyarrow as pa, pyarrow.feather as feather, pyarrow.parquet a
 from jobs.config import load_config
 from pipelines.errors import InputError
 from pipelines.logs import files
-from pipelines.logs.formats import by_ending
+from pipelines.logs.formats import by_ending, read_small
 
 root, path = sys.argv[1], "ds=2026-03-02/plays"
 NOON = 1_772_452_800
@@ -71,7 +71,7 @@ print(json.dumps({
     "missing": refusal("missing", plays.drop(["timestamp"])),
     "wrong": refusal("wrong", plays.set_column(2, "timestamp", pa.array(["noon"] * 4))),
     "broken": refusal("broken", b"ARROW1 but no more"),
-    "catalogue": by_ending(catalogue).table(catalogue, ("item_id", "title", "artist")).to_pylist(),
+    "catalogue": read_small(catalogue, ("item_id", "title", "artist")).to_pylist(),
 }))
 """
 
