@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -37,7 +37,7 @@ RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
 _NEWER_SECTIONS = {"serving", "rules"}
 """Sections that run records of earlier releases do not know: they count where they are not the default."""
 _NEWER_KEYS = {
-    "logs": {"timestamp_unit", "partition", "csv"},
+    "logs": {"timestamp_unit", "partition", "csv", "catalogue_columns"},
     "recommend": {"reasons"},
     "model": {"side", "content", "content_channel", "periodic_channel"},
     "train": {"target_window"},
@@ -100,6 +100,10 @@ class LogsConfig(Section):
     )
     csv: CsvConfig = CsvConfig()  # type: ignore[call-arg]
     catalogue: str = Field("", description="folder of the optional catalogue table (item_id, title, artist_id, ...)")
+    catalogue_columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="our column -> the catalogue's, for example {title: name}; item_id as in columns",
+    )
     play_events: tuple[str, ...] = Field(("play",), description="values of event_type that are plays")
     other_events: tuple[str, ...] = Field(("like", "pause", "seek"), description="known event types that are ignored")
     max_late_days: int = Field(60, ge=0, description="events older than this on their landing day are rejected")
@@ -374,7 +378,7 @@ class Config(Section):
 def load_config(
     file: str | None = None, *, overrides: Sequence[str] = (), environment: dict[str, str] | None = None
 ) -> Config:
-    """Read the configuration. `overrides` are "section.key=value" texts; values are YAML.
+    """Read the configuration. `overrides` are "section.key=value" texts; values are YAML, or text as it is typed.
 
     Raises InputError with one line that names the source, the key, what was found and the remedy.
     """
@@ -432,29 +436,50 @@ def _read_yaml(file: str) -> dict[str, Any]:
 
 
 def _nest(path: list[str], value: str) -> dict[str, Any]:
-    """A value, which is YAML, below its keys: _nest(["train", "epochs"], "3") is {"train": {"epochs": 3}}."""
-    try:
-        nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        nested = value
+    """A value below its keys: _nest(["train", "epochs"], "3") is {"train": {"epochs": 3}}.
+
+    Settings that are text stay as they are typed, for example `ws/run #1`, 2026 or on; others are YAML.
+    """
+    kind: Any = Config
+    for key in path:
+        kind = _hints(kind).get(key) if _keys(kind) else None
+    nested: Any = value
+    if kind is not str and not (kind == str | None and value != "null"):
+        loader = (
+            yaml.BaseLoader if _only_text(kind) else yaml.SafeLoader
+        )  # of texts in lists, 2026 and on are texts too
+        try:
+            nested = yaml.load(value, loader)
+        except yaml.YAMLError:
+            nested = value
     for key in reversed(path):
         nested = {key: nested}
     return nested
 
 
-def _merge(into: dict[str, Any], new: dict[str, Any], *, source: str) -> None:
+def _hints(section: Any) -> dict[str, Any]:
+    """The types of a section's settings."""
+    fields = getattr(section, "model_fields", None)
+    return {name: field.annotation for name, field in fields.items()} if fields else get_type_hints(section)
+
+
+def _only_text(kind: Any) -> bool:
+    """Whether a type is of lists or maps of texts and nothing else."""
+    inner = [argument for argument in get_args(kind) if argument is not Ellipsis]
+    return bool(inner) and all(argument is str or _only_text(argument) for argument in inner)
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any], *, source: str, section: Any = None, prefix: str = "") -> None:
     """Check `new`'s keys against the schema and lay it over `into`."""
+    hints = _hints(section or Config)
     for key, value in new.items():
-        _check_key(key, Config.model_fields, prefix="", source=source)
-        keys = _keys(Config.model_fields[key].annotation)
-        if keys is None:
+        _check_key(key, hints, prefix=prefix, source=source)
+        if _keys(hints[key]) is None:
             into[key] = value
             continue
         if not isinstance(value, dict):
-            raise InputError(f"{source}: {key} is a section of settings, found {value!r}")
-        for inner in value:
-            _check_key(inner, keys, prefix=f"{key}.", source=source)
-        into.setdefault(key, {}).update(value)
+            raise InputError(f"{source}: {prefix}{key} is a section of settings, found {value!r}")
+        _merge(into.setdefault(key, {}), value, source=source, section=hints[key], prefix=f"{prefix}{key}.")
 
 
 def _check_key(key: str, valid: Collection[str], *, prefix: str, source: str) -> None:

@@ -16,6 +16,7 @@ from pipelines import leases, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.logs.files import LogFile
+from pipelines.logs.formats.base import CsvSpec, LogSpec
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 
 STAGES = ("sessionize", "hits", "train", "evaluate", "promote", "recommend", "report")
@@ -173,7 +174,26 @@ class Day:
             return self.config.mlflow.tracking_uri
         if storage.is_s3(self.workspace.uri):
             raise InputError("mlflow.tracking_uri is empty: a workspace on s3:// needs an MLflow server, set its URI")
-        return f"sqlite:///{self.workspace.uri}/mlflow.db"
+        from sqlalchemy.engine import URL, make_url
+
+        database = storage.join(self.workspace.uri, "mlflow.db")
+        plain = f"sqlite:///{database}"
+        if make_url(plain) == URL.create("sqlite", database=database):
+            return plain
+        return URL.create("sqlite", database=database).render_as_string(hide_password=False)  # ? and % are encoded
+
+
+def log_spec(day: Day) -> LogSpec:
+    """Where this deployment's play logs are and how to read them."""
+    configured, fixed = day.config.logs, day.workspace.spec
+    values = configured.model_dump(include={"path", "format", "columns", "timestamp_unit"})
+    return LogSpec(
+        **values,
+        user_id_type=fixed.user_id_type,
+        item_id_type=fixed.item_id_type,
+        partition=configured.partition_keys,
+        csv=CsvSpec(**configured.csv.model_dump()),
+    )
 
 
 Stage = Callable[[Day], StageResult]

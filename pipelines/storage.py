@@ -63,6 +63,11 @@ def absolute(uri: str) -> str:
     return str(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 
+def as_location(uri: str) -> str:
+    """A URI for libraries that take a local path for a URL: a path with characters of URLs becomes a file:// URL."""
+    return Path(uri).as_uri() if not is_s3(uri) and set(uri) & set("%?#") else uri
+
+
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of a URI and the path within it."""
     if not is_s3(uri):

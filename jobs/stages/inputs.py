@@ -3,29 +3,15 @@
 import datetime as dt
 from collections.abc import Collection, Mapping, Sequence
 
-from jobs.day import Day, RunRecord
+from jobs.day import Day, RunRecord, log_spec
 from pipelines import delta_tables, storage
 from pipelines.errors import InputError
 from pipelines.histories import shards
 from pipelines.logs import files as logs
-from pipelines.logs.formats.base import CsvSpec
 from pipelines.logs.validate import ValidationRules
 from pipelines.schema import DS
 
 _REFRESH = "run with --refresh-inputs to take the inputs as they are now"
-
-
-def log_spec(day: Day) -> logs.LogSpec:
-    """Where this deployment's play logs are and how to read them."""
-    configured, fixed = day.config.logs, day.workspace.spec
-    values = configured.model_dump(include={"path", "format", "columns", "timestamp_unit"})
-    return logs.LogSpec(
-        **values,
-        user_id_type=fixed.user_id_type,
-        item_id_type=fixed.item_id_type,
-        partition=configured.partition_keys,
-        csv=CsvSpec(**configured.csv.model_dump()),
-    )
 
 
 def rules(day: Day) -> ValidationRules:

@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.day import Day
+from jobs.day import Day, log_spec
 from jobs.runtime.console import log
 from jobs.runtime.engines import spark_progress, spark_session
 from jobs.runtime.resources import Usage
 from jobs.stages import quality_gate
-from jobs.stages.inputs import freeze, log_spec, parent_manifest, rules
+from jobs.stages.inputs import freeze, parent_manifest, rules
 from jobs.training.side import songs_of_catalogue
 from pipelines import storage
 from pipelines.errors import InputError
