@@ -102,7 +102,7 @@ class LogsConfig(Section):
     catalogue: str = Field("", description="folder of the optional catalogue table (item_id, title, artist_id, ...)")
     catalogue_columns: dict[str, str] = Field(
         default_factory=dict,
-        description="our column -> the catalogue's, for example {title: name}; item_id as in columns",
+        description="our column -> the catalogue's, for example {title: name}; item_id: see columns",
     )
     play_events: tuple[str, ...] = Field(("play",), description="values of event_type that are plays")
     other_events: tuple[str, ...] = Field(("like", "pause", "seek"), description="known event types that are ignored")
@@ -445,9 +445,7 @@ def _nest(path: list[str], value: str) -> dict[str, Any]:
         kind = _hints(kind).get(key) if _keys(kind) else None
     nested: Any = value
     if kind is not str and not (kind == str | None and value != "null"):
-        loader = (
-            yaml.BaseLoader if _only_text(kind) else yaml.SafeLoader
-        )  # of texts in lists, 2026 and on are texts too
+        loader = yaml.BaseLoader if _only_text(kind) else yaml.SafeLoader  # in lists of texts, too, 2026 is a text
         try:
             nested = yaml.load(value, loader)
         except yaml.YAMLError:

@@ -100,7 +100,8 @@ def _read(day: Day, uri: str, columns: Sequence[str]) -> pa.Table:
     theirs = {name: named.get(name, name) for name in dict.fromkeys((ITEM_ID, *columns))}
     other_id = spec.column(ITEM_ID) if ITEM_ID not in named else theirs[ITEM_ID]
     wanted = [*dict.fromkeys((*theirs.values(), other_id))]
-    rows = read_small(uri, wanted, spec=spec, texts={theirs[ITEM_ID], other_id, theirs.get(TITLE), theirs.get(ARTIST)})
+    texts = {other_id, *(column for name, column in theirs.items() if name in (ITEM_ID, TITLE, ARTIST))}
+    rows = read_small(uri, wanted, spec=spec, texts=texts)
     if theirs[ITEM_ID] not in rows.column_names:
         theirs[ITEM_ID] = other_id
     if theirs[ITEM_ID] not in rows.column_names:
