@@ -1,11 +1,13 @@
 """The `fuxi` command: one verb a stage. Engines are imported by the verb that needs them."""
 
+import datetime as dt
 import functools
 import json
 import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import click
 
@@ -43,7 +45,12 @@ def _config_options(command: Command) -> Command:
 def _stage_options(command: Command) -> Command:
     """--ds and how to run; the command gets `day` and `dry_run`."""
 
-    @click.option("--ds", required=True, metavar="DATE", help="The day the lists are served, YYYY-MM-DD.")
+    @click.option(
+        "--ds",
+        required=True,
+        metavar="DATE",
+        help="The day the lists are served, YYYY-MM-DD; or today, by the clock of sequences.timezone.",
+    )
     @click.option("--dry-run", is_flag=True, help="Say what would run and stop.")
     @click.option("--force", is_flag=True, help="Run even where the output of this run record exists.")
     @click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs anew: makes a new run record.")
@@ -52,9 +59,16 @@ def _stage_options(command: Command) -> Command:
     def with_day(config: "Config", ds: str, dry_run: bool, **flags: bool) -> None:
         from jobs.day import open_day
 
-        command(day=open_day(config, parse_ds(ds), create=not dry_run, **flags), dry_run=dry_run)
+        command(day=open_day(config, _serving_day(config, ds), create=not dry_run, **flags), dry_run=dry_run)
 
     return with_day
+
+
+def _serving_day(config: "Config", text: str) -> dt.date:
+    """The day that --ds names. `today` is for schedulers whose clock is in another time zone than the service."""
+    if text == "today":
+        return dt.datetime.now(ZoneInfo(config.sequences.timezone)).date()
+    return parse_ds(text)
 
 
 _accept_quality = click.option(
