@@ -82,6 +82,7 @@ def open_workspace(uri: str, wanted: WorkspaceSpec | None = None, *, create: boo
     Raises InputError if it was made by another schema version, or with values other than `wanted`'s.
     """
     uri = storage.absolute(uri)
+    storage.check_for_delta(uri)
     marker = storage.join(uri, "_workspace.json")
     if not storage.exists(marker):
         if wanted is None:

@@ -275,7 +275,7 @@ def _row(text: bytes, start: int, layout: _Layout) -> tuple[int, int]:
 
 def _swallows_rows(row: bytes, layout: _Layout) -> bool:
     """Whether lines within a row that spans lines are rows themselves: of the width, with a digit in their time."""
-    first, *others = row.rstrip(b"\n").split(b"\n")
+    first, *others = row[:-1].split(b"\n")
     inner, final = others[:-1], others[-1]
     if any(_is_row(line, layout) for line in inner):
         return True

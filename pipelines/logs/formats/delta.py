@@ -69,6 +69,7 @@ class DeltaLogs:
 
 
 def _opened(folder: str) -> Any:
+    storage.check_for_delta(folder)
     try:
         table = delta_tables.open_table(folder)
     except Exception as error:  # of the log's JSON, of a feature that delta-rs does not read, of the object store

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -99,18 +100,24 @@ def _bounds(source: pq.ParquetFile, path: Sequence[str]) -> list[int]:
         if leaf is None or leaf.statistics is None or not leaf.statistics.has_min_max:
             return []
         bounds += [leaf.statistics.min, leaf.statistics.max]
-    return [bound for bound in bounds if isinstance(bound, int)] if bounds else []
+    return bounds if all(isinstance(bound, int) and abs(bound) < 2**63 for bound in bounds) else []
 
 
 def _on_demand(batches: Iterable[pa.RecordBatch | None]) -> Callable[[int], pa.RecordBatch | None]:
-    """A function from a batch's number, which must not descend, to the batch. Nothing is read before its first call."""
+    """A function from a batch's number, which must not descend, to the batch. Nothing is read before its first call.
+
+    None from where on they cannot be read: the columns only serve to show rejected rows.
+    """
     numbered = enumerate(batches)
     place, batch = -1, None
 
     def batch_of(number: int) -> pa.RecordBatch | None:
         nonlocal place, batch
         while place < number:
-            place, batch = next(numbered)
+            try:
+                place, batch = next(numbered, (sys.maxsize, None))
+            except (pa.ArrowException, OSError):
+                place, batch = sys.maxsize, None
         return batch
 
     return batch_of

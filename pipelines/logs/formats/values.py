@@ -68,7 +68,7 @@ def read_column(kind: str, column: pa.Array, *, unit: str = "s", null_texts: Seq
     """
     if pa.types.is_dictionary(column.type):
         return _of_dictionary(kind, column, unit, null_texts)
-    if isinstance(column.type, pa.ExtensionType):
+    if isinstance(column.type, pa.BaseExtensionType):
         column = _uuid_texts(column) if column.type.extension_name == "arrow.uuid" else column.storage
     if pa.types.is_null(column.type):
         return Column(pa.nulls(len(column), pa.string() if kind == TEXT else pa.int64()), None)
@@ -85,7 +85,9 @@ def _of_numbers(kind: str, column: pa.Array, unit: str) -> Column:
     if pa.types.is_date(column.type):
         return Column(_seconds(column.cast(pa.timestamp("s"))), None)
     if pa.types.is_duration(column.type):
-        column = pc.multiply(column.cast(pa.int64()).cast(pa.float64()), 1000 / UNITS[column.type.unit])
+        column = pc.multiply(column.cast(pa.int64()).cast(pa.float64(), safe=False), 1000 / UNITS[column.type.unit])
+    if kind == TEXT and pa.types.is_integer(column.type):
+        return Column(column.cast(pa.string()), None)
     whole = _whole(column, exact=kind in (ID, TEXT))
     if kind == TEXT:
         return Column(whole.values.cast(pa.string()), whole.bad)
@@ -184,7 +186,7 @@ def typed(text: pa.Array) -> pa.Array:
 def _plain(type_: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
-    return pa.string() if isinstance(type_, pa.ExtensionType) else type_
+    return pa.string() if isinstance(type_, pa.BaseExtensionType) else type_
 
 
 def _is_text(type_: pa.DataType) -> bool:

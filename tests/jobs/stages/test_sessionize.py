@@ -321,7 +321,7 @@ def test_too_many_rejected_rows_are_refused_with_counts_and_kept_for_inspection(
     refused(
         settings,
         ds,
-        r"of 120 rows were rejected \(\d+%, .* allows 25%\): timestamp_after_landing \d+; .*: column timestamp has .*: see logs.timestamp_unit",
+        r"of 120 rows were rejected \(\d+%, .* allows 25%\): timestamp_after_landing \d+; .*: see logs.timestamp_unit",
     )
     assert storage.list_files(f"{settings.workspace}/quarantine/ds={ds}")
 

@@ -1,4 +1,4 @@
-"""Nothing is lost without a count: whatever bytes a log has, its rows are kept or quarantined, or the file is refused."""
+"""Nothing is lost without a count: the rows of any bytes are kept or quarantined, or their file is refused."""
 
 import datetime as dt
 import json
@@ -105,8 +105,33 @@ def test_quotes_that_a_backslash_escapes_are_read_with_the_setting_and_counted_w
 
 
 CELLS = st.sampled_from(
-    [b"1", b"22", str(NOON).encode(), b'"', b'""', b'"a', b'b"', b'"a,b"', b'"x\ny"', b"\\", b"", b" ", b"\xe9", b"\xff\xfe", b"caf\xc3\xa9", b"\xed\xa0\xbd", b"\x00", b"\r", b"NULL", b"nan", b"1e5", b"-1", b"9" * 30, b"2026-03-02T12:00:00Z"]
-)  # fmt: skip
+    [
+        b"1",
+        b"22",
+        str(NOON).encode(),
+        b'"',
+        b'""',
+        b'"a',
+        b'b"',
+        b'"a,b"',
+        b'"x\ny"',
+        b"\\",
+        b"",
+        b" ",
+        b"\xe9",
+        b"\xff\xfe",
+        b"caf\xc3\xa9",
+        b"\xed\xa0\xbd",
+        b"\x00",
+        b"\r",
+        b"NULL",
+        b"nan",
+        b"1e5",
+        b"-1",
+        b"9" * 30,
+        b"2026-03-02T12:00:00Z",
+    ]
+)
 LINES = st.lists(st.lists(CELLS, min_size=1, max_size=5).map(b",".join), max_size=12)
 
 
@@ -227,7 +252,8 @@ def test_a_file_whose_rows_do_not_add_up_is_refused(tmp_path, monkeypatch):
     whole = type(FORMATS["csv"]).read
 
     def loses_one(self, spec, source, split):
-        return (yield from whole(self, spec, source, split)) + 1
+        counted = yield from whole(self, spec, source, split)
+        return counted and counted + 1
 
     monkeypatch.setattr(type(FORMATS["csv"]), "read", loses_one)
     with pytest.raises(InputError, match=r"a.csv has 3 rows, and 2 came out as csv: replace or remove"):

@@ -3,6 +3,8 @@
 import datetime as dt
 import gzip
 import json
+import re
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -78,3 +80,41 @@ def test_a_small_table_is_read_by_its_ending_with_the_columns_it_has(tmp_path, n
     table = read_small(str(tmp_path / name), ("item_id", "title", "artist"))
     assert table.to_pylist() == [{"item_id": 1, "title": "One"}, {"item_id": 2, "title": "Two"}]
     assert by_ending(f"{name}.txt") is None
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "own-logs.md").read_text()
+TABLE = re.findall(r"^\| `(.+?)` \| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", PAGE, re.MULTILINE)
+
+
+def becomes(folder, column, value, ending, **options):
+    """A value in a column of a file, as the page writes it."""
+    row = {"user_id": 1, "item_id": 10, "timestamp": 1_772_452_800, "play_ms": 1, column: value}
+    day = folder / "ds=2026-03-02"
+    day.mkdir(parents=True, exist_ok=True)
+    if ending == "parquet":
+        big = isinstance(value, int) and value >= 2**63
+        kinds = {name: pa.uint64() if name == column and big else None for name in row}
+        table = pa.table({name: pa.array([cell], kinds[name]) for name, cell in row.items()})
+        pq.write_table(table, day / "a.parquet")
+    else:
+        (day / f"a.{ending}").write_text(json.dumps(row))
+    spec = LogSpec(str(folder), timestamp_unit="s", **options)
+    [split] = files.plan(spec, files.discover(spec, before=dt.date(2026, 3, 3)))
+    [batch] = files.read(spec, split)
+    if batch.unparseable[0]:
+        return "rejected"
+    found = batch.columns[column][0].as_py()
+    return "no value" if found is None else json.dumps(found)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "json"])
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row[0])
+def test_the_page_says_what_a_value_becomes(tmp_path, row, ending):
+    value = json.loads(row[0])
+    asked = [("item_id", {}), ("item_id", {"item_id_type": "string"}), ("timestamp", {}), ("play_ms", {})]
+    for number, ((column, options), expected) in enumerate(zip(asked, row[1:], strict=True)):
+        assert becomes(tmp_path / str(number), column, value, ending, **options) == expected
+
+
+def test_the_page_has_the_table():
+    assert len(TABLE) == 14
