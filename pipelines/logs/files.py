@@ -196,7 +196,7 @@ def _check_columns(spec: LogSpec, uri: str, columns: pa.Schema) -> None:
         if name not in paths:
             raise InputError(
                 f"{uri}: column {spec.column(name)} ({name}) is missing, found {_few(columns.names)}: "
-                f"correct logs.columns or the file{_of_a_struct(spec.column(name), columns)}"
+                f"correct logs.columns or the file{_hint(spec.column(name), columns)}"
             )
     for name, path in paths.items():
         if columns.names.count(path[0]) > 1:
@@ -216,8 +216,10 @@ def _few(names: Sequence[str], most: int = 20) -> str:
     return ", ".join(values.escaped(name) for name in names[:most]) + more
 
 
-def _of_a_struct(column: str, schema: pa.Schema) -> str:
-    """Where a struct has a field of this name: the setting that reads it."""
+def _hint(column: str, schema: pa.Schema) -> str:
+    """What would read it where a struct has a field of this name, or where the header looks like a row."""
+    if any(name.isdigit() for name in schema.names) and all(pa.types.is_null(type_) for type_ in schema.types):
+        return "; if its first line is a row, set logs.csv.header: false and logs.csv.columns"
     for field in schema:
         if pa.types.is_struct(field.type) and path_of(f"{field.name}.{column}", schema):
             return f", for example logs.columns: {{...: {field.name}.{column}}}"

@@ -78,5 +78,5 @@ def test_every_path_has_a_registry_and_tables_of_its_own(tmp_path):
 
 
 def test_a_workspace_whose_tables_would_be_looked_for_elsewhere_is_refused(tmp_path):
-    with pytest.raises(InputError, match="a%25b.*: Delta tables cannot be below .* %25 in its name: rename"):
+    with pytest.raises(InputError, match=r"a%25b.*: Delta tables cannot be below .* %25 in its name: rename"):
         open_workspace(str(tmp_path / "a%25b"))
