@@ -348,7 +348,8 @@ def test_what_a_tables_maintenance_wrote_is_nothing_new(tmp_path, vacuumed):
         return len(rows)
 
     first, second = days(2)
-    land(first, 0), land(first, 1)
+    land(first, 0)
+    land(first, 1)
     run(settings, first + dt.timedelta(days=1))
     late = land(first, 2)  # put together with rows that were taken in
     table = DeltaTable(logs)

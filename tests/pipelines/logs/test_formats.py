@@ -118,3 +118,23 @@ def test_the_page_says_what_a_value_becomes(tmp_path, row, ending):
 
 def test_the_page_has_the_table():
     assert len(TABLE) == 14
+
+
+@pytest.mark.parametrize("name", ["a.csv", "A.CSV.GZ", "a.tsv", "a.ndjson"])
+def test_a_small_table_keeps_names_and_ids_as_they_are(tmp_path, name):
+    rows = [("007", "NULL", "N/A", 1), ("7", "Caf\\xe9", "", 2), ("12", "nan", "null", 3)]
+    if name.endswith("ndjson"):
+        keys = ("item_id", "title", "artist", "year")
+        content = "\n".join(json.dumps(dict(zip(keys, row, strict=True))) for row in rows).encode()
+    else:
+        mark = "\t" if name.endswith("tsv") else ";"
+        lines = [("item_id", "title", "artist", "year"), *rows]
+        content = "\n".join(mark.join(map(str, line)) for line in lines).encode()
+    content = content.replace(b"\\\\xe9" if name.endswith("ndjson") else b"\\xe9", b"\xe9")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("GZ") else content)
+    table = read_small(str(tmp_path / name), ("item_id", "title", "artist", "year"), texts=("title", "artist"))
+    assert table["item_id"].to_pylist() == ["007", "7", "12"]
+    assert table["artist"].to_pylist() == ["N/A", None, "null"]
+    titles = table["title"].to_pylist()
+    assert (titles[0], titles[2], table["year"].to_pylist()) == ("NULL", "nan", [1, 2, 3])
+    assert titles[1] in ("Caf\\xe9", "Caf\\xed\\xb3\\xa9", "Caf\\udce9")
