@@ -21,6 +21,7 @@ from pipelines import leases, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.logs.files import LogFile
+from pipelines.logs.formats.base import CsvSpec, LogSpec
 from pipelines.redact import redact, redacted
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 
@@ -75,6 +76,7 @@ class RunRecord:
     vocabulary_version: int | None = None  # Delta version of the vocabulary before this day
     parent_model: str | None = None  # MLflow version the training starts from
     files: tuple[LogFile, ...] = ()  # not consumed by an earlier ds
+    known_files: tuple[LogFile, ...] = ()  # of a table: all their rows are in files that are consumed
     catalogue_files: tuple[LogFile, ...] = ()  # without landing days
     sequences_ds: str | None = None  # an earlier ds whose shards serve this one, when today's input was refused
     chosen_model: str | None = None  # MLflow version that serves this ds; written by promote
@@ -296,7 +298,26 @@ class Day:
             return self.config.mlflow.tracking_uri
         if storage.is_s3(self.workspace.uri):
             raise InputError("mlflow.tracking_uri is empty: a workspace on s3:// needs an MLflow server, set its URI")
-        return f"sqlite:///{self.workspace.uri}/mlflow.db"
+        from sqlalchemy.engine import URL, make_url
+
+        database = storage.join(self.workspace.uri, "mlflow.db")
+        plain = f"sqlite:///{database}"
+        if make_url(plain) == URL.create("sqlite", database=database):
+            return plain
+        return URL.create("sqlite", database=database).render_as_string(hide_password=False)  # ? and % are encoded
+
+
+def log_spec(day: Day) -> LogSpec:
+    """Where this deployment's play logs are and how to read them."""
+    configured, fixed = day.config.logs, day.workspace.spec
+    values = configured.model_dump(include={"path", "format", "columns", "timestamp_unit"})
+    return LogSpec(
+        **values,
+        user_id_type=fixed.user_id_type,
+        item_id_type=fixed.item_id_type,
+        partition=configured.partition_keys,
+        csv=CsvSpec(**configured.csv.model_dump()),
+    )
 
 
 Stage = Callable[[Day], StageResult]

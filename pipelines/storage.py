@@ -7,6 +7,7 @@ in `pipelines.object_store`.
 import contextlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -61,6 +62,17 @@ def absolute(uri: str) -> str:
     if "://" in uri and not uri.startswith("file://"):
         raise InputError(f"{uri!r}: only local paths and s3:// URIs are supported")
     return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+
+
+def as_location(uri: str) -> str:
+    """A URI for libraries that take a local path for a URL: a path with characters of URLs becomes a file:// URL."""
+    return Path(uri).as_uri() if not is_s3(uri) and set(uri) & set("%?#") else uri
+
+
+def check_for_delta(uri: str) -> None:
+    """Refuse a path in which delta-rs takes a part for the code of a character and looks somewhere else."""
+    if found := re.search(r"%[0-9A-Fa-f]{2}", uri):
+        raise InputError(f"{uri}: Delta tables cannot be below a folder with {found.group()} in its name: rename it")
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
