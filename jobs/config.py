@@ -36,7 +36,16 @@ _NEWER_SECTIONS = {"serving", "rules"}
 _NEWER_KEYS = {
     "recommend": {"reasons"},
     "model": {"side", "content", "content_channel", "periodic_channel"},
-    "train": {"target_window"},
+    "train": {
+        "target_window",
+        "objective",
+        "skip_weight",
+        "random_windows",
+        "negatives_from",
+        "uniform_share",
+        "logq",
+        "ema",
+    },
     "evaluate": {"baselines", "baseline_events", "baseline_songs"},
 }
 """The same for single keys of older sections."""
