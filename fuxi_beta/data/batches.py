@@ -43,6 +43,12 @@ class Batch:
         """B."""
         return self.offsets.shape[0] - 1
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its fields by name, those that are there."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
     @cached_property
     def lengths(self) -> Tensor:
         """Tokens of each listener. int64 [B]."""
@@ -98,14 +104,12 @@ class Batch:
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory of a batch on a GPU until `stream` has run everything launched so far."""
-        for tensor in (*(getattr(self, field.name) for field in fields(self)), self.positions):
-            if tensor is not None:
-                tensor.record_stream(stream)
+        for tensor in (*self.tensors.values(), self.positions):
+            tensor.record_stream(stream)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         """Move the fields, and the properties that depend on values: on a device, computing those would synchronise."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = Batch(**{name: move(tensor) for name, tensor in tensors.items() if tensor is not None})
+        moved = Batch(**{name: move(tensor) for name, tensor in self.tensors.items()})
         moved.__dict__.update(longest=self.longest, positions=move(self.positions))
         return moved
 
