@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import click
 
 from pipelines.errors import InputError
+from pipelines.redact import RedactingStream
 from pipelines.schema import parse_ds
 
 if TYPE_CHECKING:
@@ -53,14 +54,17 @@ def _stage_options(command: Command) -> Command:
     )
     @click.option("--dry-run", is_flag=True, help="Say what would run and stop.")
     @click.option("--force", is_flag=True, help="Run even where the output of this run record exists.")
-    @click.option("--wait", is_flag=True, help="Wait for runs of the days this one builds on; else it is refused.")
     @click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs anew: makes a new run record.")
+    @click.option("--wait", is_flag=True, help="Wait for runs of this day and of days it builds on; else refused.")
     @_config_options
     @functools.wraps(command)
-    def with_day(config: "Config", ds: str, dry_run: bool, **flags: bool) -> None:
+    def with_day(config: "Config", ds: str, dry_run: bool, wait: bool, **flags: Any) -> None:
         from jobs.day import open_day
+        from jobs.runtime.console import waiting
 
-        command(day=open_day(config, _serving_day(config, ds), create=not dry_run, **flags), dry_run=dry_run)
+        show = waiting if wait else None
+        day = open_day(config, _serving_day(config, ds), create=not dry_run, wait=show, **flags)
+        command(day=day, dry_run=dry_run)
 
     return with_day
 
@@ -392,18 +396,47 @@ def demo(workspace: str, listeners: int, overrides: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Entry point: refusals are one line on standard error and exit code 2."""
+    """Entry point: refusals, and failures of disks, stores and servers, are one line on standard error and exit code 2.
+
+    After SIGTERM or SIGINT the code is 143 or 130. No secret is printed.
+    """
+    from jobs.runtime import stop
+
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    sys.stdout, sys.stderr = RedactingStream(sys.stdout), RedactingStream(sys.stderr)  # type: ignore[assignment]
+    stop.install()
     try:
         cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        asked = error if isinstance(error, KeyboardInterrupt) else error.__cause__
+        if isinstance(asked, KeyboardInterrupt):
+            click.echo(f"fuxi: {stop.describe(asked)}", err=True)
+            _end_engines()
+        stop.leave(stop.exit_code())
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except InputError as error:
-        click.echo(f"fuxi: {' '.join(str(error).split())}", err=True)
-        sys.exit(EXIT_REFUSED)
+    except Exception as error:
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    """One line for what the operator can change, else the trace."""
+    from jobs.runtime import failures
+
+    line = str(error) if isinstance(error, InputError) else failures.explain(error)
+    if line is None:
+        raise error
+    click.echo(f"fuxi: {' '.join(line.split())}", err=True)
+    sys.exit(EXIT_REFUSED)
+
+
+def _end_engines() -> None:
+    """Where an engine was started; most commands start none, and need not load its module."""
+    if "jobs.runtime.engines" in sys.modules:
+        from jobs.runtime import engines
+
+        engines.end()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pipelines import storage
 from pipelines.calendar import REQUEST_HOUR
 from pipelines.errors import InputError
 from pipelines.logs.formats import FORMATS
+from pipelines.redact import remember
 from pipelines.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
 ENVIRONMENT_PREFIX = "FUXI_"
@@ -373,6 +374,7 @@ def load_config(
         if not separator:
             raise InputError(f"--set {text!r}: write it as section.key=value, for example --set train.epochs=3")
         _merge(merged, _nest(key.split("."), value), source=f"--set {text}")
+    remember(merged)
     try:
         config = Config(**merged)
     except ValidationError as error:
@@ -403,10 +405,15 @@ def _check_model(config: Config) -> None:
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
+    uri = storage.absolute(file)
     try:
-        content = yaml.safe_load(storage.read_bytes(storage.absolute(file)))
-    except FileNotFoundError:
-        raise InputError(f"configuration file {file} is not there") from None
+        storage.check_reachable(uri)
+        content = yaml.safe_load(storage.read_bytes(uri))
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        reason = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise InputError(f"configuration file {file} {reason}: correct --config") from None
+    except InputError as error:
+        raise InputError(f"configuration file {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"configuration file {file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content or {}, dict):

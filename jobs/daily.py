@@ -11,20 +11,22 @@ Either way the lists of the day are published and the command ends with exit cod
 After the report of every `maintain.every_days`th ds the tables are tidied (`jobs.tables.maintenance`).
 """
 
+import contextlib
 import datetime as dt
 import importlib
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from jobs.day import STAGES, Day, Stage, StageResult, run_stage, running
+from jobs.day import STAGES, Day, Stage, StageResult, day_lease, lease_uri, run_stage, running
+from jobs.runtime import failures
 from jobs.runtime.console import log
 from jobs.stage_inputs import STAGE_INPUTS, all_before
 from jobs.status import backfill, out_of_date_before
 from jobs.tables.maintenance import maintain
-from pipelines import leases
 from pipelines.errors import BusyError, InputError
+from pipelines.redact import redact
 
 OPTIONAL_STAGES = ("hits", "train", "evaluate")
 """Stages without which a day is published; those to come are skipped after refused input or failed training."""
@@ -64,7 +66,7 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
     before = backfill(day)
     for note in before:
         log("note", about=note)
-    with leases.lease(day.path("daily.lock"), purpose=f"fuxi daily --ds {day.ds}"):
+    with day_lease(day, "daily"), _saying_what_is_done(result):
         day.refresh_inputs = day.refresh_inputs or _is_served_stale(day)  # try today's input again
         for name, stage in (stages or {name: stage_function(name) for name in STAGES}).items():
             if result.failures.keys() & {"sessionize", "train"} and name in OPTIONAL_STAGES:
@@ -88,22 +90,32 @@ def wait_for_earlier(day: Day) -> None:
     """
     earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
     days = [ds for ds in day.workspace.days("runs") if (earlier[-1] if earlier else dt.date.min) <= ds < day.ds]
-    told = ""
-    while held := running(day.workspace, days):
+    if not (held := running(day.workspace, days)):
+        return
+    if not day.wait:
         uri, holder = held
-        if not day.wait:
-            raise BusyError(
-                f"ds {day.ds} builds on an earlier day, and {uri} is held by another run ({holder}): wait for it to "
-                "end, or run with --wait"
-            )
-        if holder != told:
-            log("waiting for an earlier day", ds=day.ds, held=uri, by=holder)
-        told = holder
-        time.sleep(WAIT_S)
+        raise BusyError(
+            f"ds {day.ds} builds on an earlier day, and {uri} is held by another run ({holder}): wait for it to "
+            "end, or run with --wait"
+        )
+    with day.wait(f"wait for an earlier day than {day.ds}") as show:
+        while held := running(day.workspace, days):
+            show(held[1])
+            time.sleep(WAIT_S)
 
 
 def _is_served_stale(day: Day) -> bool:
     return day.has_record and bool(day.record.sequences_ds)
+
+
+@contextlib.contextmanager
+def _saying_what_is_done(result: DayResult) -> Iterator[None]:
+    """Note on an interruption how far the day came."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"done: {', '.join(result.stages) or 'nothing'}")
+        raise
 
 
 def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:
@@ -118,8 +130,10 @@ def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:
     except Exception as error:
         if name not in OPTIONAL_STAGES:
             raise
-        log(f"{name} failed", error=traceback.format_exc())
-        result.failures[name] = f"{type(error).__name__}: {error}"
+        if (line := failures.explain(error)) is None:
+            log(f"{name} failed", error=traceback.format_exc())
+            line = f"{type(error).__name__}: {error}"
+        result.failures[name] = redact(line)
     else:
         result.stages[name] = done
         log(f"{name} {'already done' if done.get('skipped') else 'done'}", seconds=round(day.timings[name], 1))
@@ -138,7 +152,7 @@ def maintenance_due(day: Day) -> bool:
 def _maintain(day: Day) -> None:
     """Tidy the tables. The day is published already, whatever goes wrong here."""
     try:
-        tables = maintain(day.workspace, day.config.maintain, held=day.path("daily.lock"))
+        tables = maintain(day.workspace, day.config.maintain, held=lease_uri(day.workspace, day.ds))
     except Exception as error:
         log("maintain failed; the day is published", error=f"{type(error).__name__}: {error}")
         return

@@ -1,11 +1,12 @@
 """One serving day: its run record (the frozen inputs), its stages and what each of them returned."""
 
+import contextlib
 import datetime as dt
 import hashlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -20,13 +21,14 @@ from pipelines import leases, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.logs.files import LogFile
+from pipelines.redact import redact, redacted
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 
 STAGES = tuple(STAGE_INPUTS)
 """Every stage of a day, in order."""
 
-LEASES = ("daily", *STAGES)
-"""Leases of a ds; a run that reads or writes the ds holds at least one of them."""
+LEASE = "daily.lock"
+"""The lease of a ds, in its run folder: a run that reads or writes the ds holds it."""
 
 StageResult = dict[str, Any]
 """What a stage returns: figures that fit in JSON."""
@@ -83,6 +85,10 @@ class RunRecord:
 _RECORD = TypeAdapter(RunRecord)  # ignores keys of other releases
 
 
+Wait = Callable[[str], contextlib.AbstractContextManager[leases.Waiting]]
+"""Shows that something is waited for, which is called what it is given (`console.waiting`)."""
+
+
 @dataclass
 class Day:
     """The one argument of every stage: configuration, workspace, and files of the run folder."""
@@ -93,7 +99,8 @@ class Day:
     force: bool = False  # run stages even where their output exists
     refresh_inputs: bool = False
     accept_quality: bool = False  # take the day's input in spite of bounds that it breaks
-    wait: bool = False  # for runs of the days it builds on, instead of being refused beside them
+    wait: Wait | None = None  # wait for another run instead of refusing; shows what is waited for
+    leased: bool = False  # the lease of the ds is held
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -159,7 +166,7 @@ class Day:
     def _write_record(self, record: RunRecord) -> None:
         content = portable(asdict(record), self.places)
         in_workspace = content["logs_path"].startswith("{workspace}")
-        storage.write_json(self.record_uri, content if in_workspace else content | {"logs_path": record.logs_path})
+        leases.publish_json(self.record_uri, content if in_workspace else content | {"logs_path": record.logs_path})
 
     def marker(self, stage: str) -> StageMarker | None:
         """The marker of a stage, None if it has not finished under the present run record."""
@@ -247,16 +254,16 @@ class Day:
             run_id=self.record.run_id,
             seconds=round(seconds, 2),
             finished_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            result=stored,
+            result=redacted(stored),
             inputs=inputs,
             digest=digest([stage, self.record.run_id, inputs, made]),
         )
-        storage.write_json(self.path(f"{stage}.json"), marker)
+        leases.publish_json(self.path(f"{stage}.json"), marker)
 
     def note_failure(self, stage: str, message: str) -> None:
         """Note why a stage did not finish; the day's report says it."""
-        content = {"stage": stage, "run_id": self.record.run_id, "message": portable(message, self.places)}
-        storage.write_json(self.path(f"{stage}.failure.json"), content)
+        content = {"stage": stage, "run_id": self.record.run_id, "message": portable(redact(message), self.places)}
+        leases.publish_json(self.path(f"{stage}.failure.json"), content)
 
     def failure(self, stage: str) -> str | None:
         """Why a stage did not finish under the present run record; None if it did, or if nothing was noted."""
@@ -275,7 +282,7 @@ class Day:
 
     def at(self, ds: dt.date) -> "Day":
         """The same deployment on another ds."""
-        return replace(self, ds=ds)
+        return replace(self, ds=ds, leased=False)
 
     @property
     def has_own_registry(self) -> bool:
@@ -302,7 +309,7 @@ def open_day(
     force: bool = False,
     refresh_inputs: bool = False,
     accept_quality: bool = False,
-    wait: bool = False,
+    wait: Wait | None = None,
     create: bool = True,
 ) -> Day:
     """Open (or create) the workspace for one serving day. A ds after today is refused: its logs are not complete."""
@@ -311,12 +318,13 @@ def open_day(
         raise InputError(f"ds {ds} is in the future (today is {today}): give a day whose logs are complete")
     fixed = config.sequences.model_dump(include={"timezone", "buckets", "user_id_type", "item_id_type"})
     workspace = open_workspace(config.workspace, WorkspaceSpec(**fixed), create=create)
-    return Day(config, ds, workspace, force, refresh_inputs, accept_quality, wait)
+    flags = {"force": force, "refresh_inputs": refresh_inputs, "accept_quality": accept_quality, "wait": wait}
+    return Day(config, ds, workspace, **flags)
 
 
-def lease_uris(workspace: Workspace, ds: dt.date) -> list[str]:
-    """The lock files of a ds."""
-    return [storage.join(workspace.run(ds), f"{name}.lock") for name in LEASES]
+def lease_uri(workspace: Workspace, ds: dt.date) -> str:
+    """The lock file of a ds."""
+    return storage.join(workspace.run(ds), LEASE)
 
 
 def running(
@@ -327,12 +335,43 @@ def running(
     besides: leases that do not count, because the caller holds them.
     """
     found = workspace.days("runs") if days is None else days
-    locks = [uri for ds in found for uri in lease_uris(workspace, ds) if uri not in besides]
+    locks = [uri for uri in (lease_uri(workspace, ds) for ds in found) if uri not in besides]
     with ThreadPoolExecutor(16) as pool:
         for uri, holder in zip(locks, pool.map(leases.lease_holder, locks), strict=True):
             if holder:
                 return uri, holder
     return None
+
+
+@contextlib.contextmanager
+def day_lease(day: Day, purpose: str) -> Iterator[None]:
+    """Hold the lease of the ds while the block runs, unless the caller does already.
+
+    What killed runs of the ds left in the object store is removed first.
+    """
+    if day.leased:
+        yield
+        return
+    uri, purpose = lease_uri(day.workspace, day.ds), f"fuxi {purpose} --ds {day.ds}"
+    with contextlib.ExitStack() as stack:
+        wait = stack.enter_context(day.wait(f"wait for {uri}")) if day.wait else None
+        stack.enter_context(leases.lease(uri, purpose=purpose, wait=wait))
+        storage.abort_uploads(day.workspace.uri, own=f"/ds={day.ds}/")
+        day.leased = True
+        try:
+            yield
+        finally:
+            day.leased = False
+
+
+@contextlib.contextmanager
+def _saying(note: str) -> Iterator[None]:
+    """Note on an interruption how far the work came."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(note)
+        raise
 
 
 def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
@@ -342,7 +381,7 @@ def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
     if done is not None and not forced and not day.must_run(name):
         day.timings[name] = 0.0
         return {**done, "skipped": True}
-    with leases.lease(day.path(f"{name}.lock"), purpose=f"fuxi {name} --ds {day.ds}"):
+    with day_lease(day, name), _saying(f"{name} of {day.ds} did not finish"):
         started, inputs = time.monotonic(), day.inputs(name)
         up_to_date = done is not None and not day.must_run(name)
         day.withdraw(name)

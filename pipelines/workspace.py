@@ -89,12 +89,12 @@ def open_workspace(uri: str, wanted: WorkspaceSpec | None = None, *, create: boo
     """
     uri = storage.absolute(uri)
     marker = storage.join(uri, "_workspace.json")
+    storage.check_reachable(uri)
     if not storage.exists(marker):
         if wanted is None:
             raise InputError(f"{uri} is not a workspace (no _workspace.json): run `fuxi daily` in it first")
-        if create:
-            storage.write_json(marker, asdict(wanted))
-        return Workspace(uri, wanted)
+        if not create or storage.create_json(marker, asdict(wanted)):
+            return Workspace(uri, wanted)
     content = storage.read_json(marker)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != WORKSPACE_SCHEMA_VERSION:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 from jobs.day import Day
 from jobs.registry.package import log_pyfunc
 from jobs.registry.relocate import ARTIFACTS, relocate
-from pipelines import storage
+from pipelines import leases, storage
 from pipelines.errors import InputError
+from pipelines.redact import redact, redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,12 +64,12 @@ def log_training(
     if finished:
         return finished[0].info.run_id
     run_id = client.create_run(
-        experiment, run_name=f"train {day.ds}", tags={"run_key": run_key, "ds": str(day.ds), **(tags or {})}
+        experiment, run_name=f"train {day.ds}", tags=redacted({"run_key": run_key, "ds": str(day.ds), **(tags or {})})
     ).info.run_id
     now = int(time.time() * 1000)
     points = [Metric("loss", float(loss), now, int(step)) for step, loss in curve]
     points += [Metric(name, float(value), now, 0) for name, value in (metrics or {}).items()]
-    named = [Param(name, str(value)[:500]) for name, value in params.items()]
+    named = [Param(name, redact(str(value))[:500]) for name, value in params.items()]
     for start in range(0, max(len(points), len(named)), 100):
         client.log_batch(run_id, metrics=points[start : start + 100], params=named[start : start + 100])
     client.set_terminated(run_id, "FINISHED")
@@ -94,9 +95,11 @@ def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run
             shutil.copytree(storage.absolute(export_folder), folder, copy_function=_link)
         model, tags = log_pyfunc(day, str(folder), scratch=scratch, mlflow_run_id=mlflow_run_id)
     _ensure_registered_model(client, name)
-    version = client.create_model_version(
-        name, source=model.model_uri, run_id=mlflow_run_id, model_id=model.model_id, tags={**tags, "run_key": run_key}
-    )
+    noted = redacted({**tags, "run_key": run_key})
+    with leases.publishing():
+        version = client.create_model_version(
+            name, source=model.model_uri, run_id=mlflow_run_id, model_id=model.model_id, tags=noted
+        )
     info = version_info(day, str(version.version))
     _forward_alias(day, CHALLENGER, info)
     return info.version
@@ -118,7 +121,7 @@ def version_info(day: Day, version: str) -> ModelVersionInfo:
             return info
     name = day.config.mlflow.model_name
     raise InputError(
-        f"model {name} has no version {version} at {day.tracking_uri}: run `fuxi train --ds {day.ds}` again"
+        f"model {name} has no version {version} at {redact(day.tracking_uri)}: run `fuxi train --ds {day.ds}` again"
     )
 
 
@@ -145,7 +148,8 @@ def promote(day: Day, version: str) -> bool:
     Returns whether the alias is at this version afterwards.
     """
     client, name = _client(day), day.config.mlflow.model_name
-    _retry(lambda: client.set_model_version_tag(name, version, "promoted_ds", str(day.ds)))
+    with leases.publishing():
+        _retry(lambda: client.set_model_version_tag(name, version, "promoted_ds", str(day.ds)))
     return _forward_alias(day, CHAMPION, version_info(day, version))
 
 
@@ -205,6 +209,9 @@ def _client(day: Day) -> "MlflowClient":
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # A server that is gone is named after half a minute, not after four.
+    for name, value in (("MAX_RETRIES", "4"), ("BACKOFF_FACTOR", "1"), ("TIMEOUT", "60")):
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
@@ -266,7 +273,8 @@ def _forward_alias(day: Day, alias: str, info: ModelVersionInfo) -> bool:
         return True
     if current is not None and version_info(day, current).ds > info.ds:
         return False
-    _retry(lambda: client.set_registered_model_alias(name, alias, info.version))
+    with leases.publishing():
+        _retry(lambda: client.set_registered_model_alias(name, alias, info.version))
     return True
 
 

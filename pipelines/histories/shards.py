@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines import storage
+from pipelines import leases, storage
 from pipelines.errors import InputError
 from pipelines.histories.histories import HISTORY_COLUMNS, Histories, jagged, user_array
 from pipelines.histories.increments import Layer
@@ -231,7 +231,7 @@ open_parquet = functools.partial(storage.open_parquet, remedy="re-run `fuxi sess
 def write_manifest(folder: str, manifest: Manifest) -> Manifest:
     """Publish the shards of a ds: the last write of the sessionize stage."""
     content = {key: value for key, value in asdict(manifest).items() if key != "folder"}
-    storage.write_json(storage.join(folder, "_manifest.json"), {"format": SHARD_FORMAT, **content})
+    leases.publish_json(storage.join(folder, "_manifest.json"), {"format": SHARD_FORMAT, **content})
     return replace(manifest, folder=folder)
 
 
