@@ -41,7 +41,16 @@ _NEWER_KEYS = {
     "logs": {"timestamp_unit", "partition", "csv", "catalogue_columns"},
     "recommend": {"reasons"},
     "model": {"side", "content", "content_channel", "periodic_channel", "sparse_positions"},
-    "train": {"target_window"},
+    "train": {
+        "target_window",
+        "objective",
+        "skip_weight",
+        "random_windows",
+        "negatives_from",
+        "uniform_share",
+        "logq",
+        "ema",
+    },
     "evaluate": {"baselines", "baseline_events", "baseline_songs"},
 }
 """The same for single keys of older sections."""

@@ -92,11 +92,12 @@ def _content_key(folder: str) -> str:
 
 def _known_songs(day: Day, manifest: Manifest, parent: str) -> KnownSongs:
     """The candidates of the day's training and its side information. parent: as in `LoopConfig`."""
-    from fuxi_beta.data.candidates import candidate_songs, played_songs
+    from fuxi_beta.data.candidates import candidate_songs, play_counts
     from fuxi_beta.training.checkpoint import load_side_vocabulary
 
     train, cut = day.config.train, _data_end(day, manifest)
-    played = played_songs(manifest, train=train, before=cut)
+    plays = play_counts(manifest, train=train, before=cut)
+    played = plays > 0
     candidates = candidate_songs(manifest, train=train, data_end=cut, played=played)
     if np.count_nonzero(candidates) < 2:
         raise InputError(
@@ -104,7 +105,7 @@ def _known_songs(day: Day, manifest: Manifest, parent: str) -> KnownSongs:
             f"listeners and a play before {dt.datetime.fromtimestamp(cut, dt.UTC):%F %R} UTC: add logs or lower it"
         )
     rows = load_side_vocabulary(parent) if parent else None
-    return KnownSongs(candidates, side_of(day, candidates=candidates, played=played, cut=cut, parent=rows))
+    return KnownSongs(candidates, plays, side_of(day, candidates=candidates, played=played, cut=cut, parent=rows))
 
 
 def _data_end(day: Day, manifest: Manifest) -> int:
@@ -133,6 +134,7 @@ def _loop_config(
         request_hour=config.serving.request_hour,
         rows=capacity_rows(manifest.vocabulary_size, train.capacity_margin),
         candidates=songs.candidates,
+        plays=songs.plays,
         parent=parent,
         resume=resume,
         progress=day.path("train_progress.json"),
