@@ -55,15 +55,17 @@ def _stage_options(command: Command) -> Command:
     @click.option("--dry-run", is_flag=True, help="Say what would run and stop.")
     @click.option("--force", is_flag=True, help="Run even where the output of this run record exists.")
     @click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs anew: makes a new run record.")
-    @click.option("--wait", is_flag=True, help="Wait for another run of the day; else it is refused.")
+    @click.option(
+        "--wait", is_flag=True, help="Wait for runs of this day and of days it builds on; else it is refused."
+    )
     @_config_options
     @functools.wraps(command)
-    def with_day(config: "Config", ds: str, dry_run: bool, wait: bool, **flags: Any) -> None:
+    def with_day(config: "Config", ds: str, dry_run: bool, **flags: bool) -> None:
         from jobs.day import open_day
         from jobs.runtime.console import waiting
 
-        show = waiting if wait else None
-        day = open_day(config, _serving_day(config, ds), create=not dry_run, wait=show, **flags)
+        day = open_day(config, _serving_day(config, ds), create=not dry_run, **flags)
+        day.waiting = waiting
         command(day=day, dry_run=dry_run)
 
     return with_day
@@ -90,6 +92,7 @@ def cli() -> None:
     On a laptop:          fuxi demo
     Every day:            fuxi daily --ds 2026-03-02 --config daily.yaml
     One stage at a time:  sessionize, hits, train, evaluate, promote, recommend, report (all take --ds)
+    How the days stand:   fuxi status
     Look at a list:       fuxi show USER --ds 2026-03-02
     Forget a listener:    fuxi forget USER
     Tidy the tables:      fuxi maintain
@@ -107,13 +110,18 @@ def daily(day: "Day", dry_run: bool) -> None:
 
     Exit code 0: published. 3: published, but by the champion or from older sequences. 2: refused, nothing published.
     """
-    from jobs.daily import plan, run_day
+    from jobs.daily import other_settings, plan, run_day
+    from jobs.status import backfill, out_of_date_before
 
     if dry_run:
-        for name, state in plan(day):
-            click.echo(f"{name:<12} {state}")
+        for stage in plan(day):
+            click.echo(str(stage))
+        for note in [*backfill(day), *other_settings(day), *out_of_date_before(day)]:
+            click.echo(f"fuxi: {note}", err=True)
         return
     result = run_day(day)
+    for note in result.notes:
+        click.echo(f"fuxi: {note}", err=True)
     for stage, message in result.failures.items():
         click.echo(f"fuxi: {stage} failed, published without it: {message}", err=True)
     if result.degraded:
@@ -126,14 +134,16 @@ def _stage_command(name: str, help_text: str, option: Decorator = lambda command
     @_stage_options
     @option
     def run_one(day: "Day", dry_run: bool) -> None:
-        from jobs.daily import stage_function
+        from jobs.daily import other_settings, plan, stage_function, wait_for_earlier
         from jobs.day import run_stage
 
         if dry_run:
-            skipped = day.marker(name) and not day.force
-            click.echo(f"{name} --ds {day.ds}: {'done, would be skipped' if skipped else 'would run'}")
+            click.echo(str(next(stage for stage in plan(day) if stage.name == name)))
             return
+        wait_for_earlier(day)
         result = run_stage(day, name, stage_function(name))
+        for note in other_settings(day):
+            click.echo(f"fuxi: {note}", err=True)
         click.echo(json.dumps(result, indent=2, default=str))
 
 
@@ -150,6 +160,20 @@ _stage_command(
     "recommend", "Score every active listener, audit the lists, publish them in one transaction (Ray, Delta)."
 )
 _stage_command("report", "Write the day's self-contained HTML page.")
+
+
+@cli.command()
+@click.argument("workspace", default="./workspace", metavar="[WORKSPACE]")
+@click.option("--json", "as_json", is_flag=True, help="A JSON list, a day an object.")
+def status(workspace: str, as_json: bool) -> None:
+    """Say how the days of a workspace stand: done, stale, not run, running, and what is out of date. Writes nothing."""
+    from jobs.commands import status as status_job
+
+    days = status_job.run(workspace)
+    if as_json:
+        click.echo(status_job.as_json(days))
+    else:
+        status_job.render(days)
 
 
 @cli.command()

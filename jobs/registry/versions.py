@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from jobs.day import Day
 from jobs.registry.package import log_pyfunc
+from jobs.registry.relocate import ARTIFACTS, relocate
 from pipelines import leases, storage
 from pipelines.errors import InputError
 from pipelines.redact import redact, redacted
@@ -152,6 +153,20 @@ def promote(day: Day, version: str) -> bool:
     return _forward_alias(day, CHAMPION, version_info(day, version))
 
 
+def withdraw_promotions(day: Day, *, but: str | None) -> None:
+    """Take back promotions on `day.ds` of other versions: the day was made again. but: the version that serves it.
+
+    An alias `champion` at one of them moves to the day's champion; it stays if there is none.
+    """
+    client, name = _client(day), day.config.mlflow.model_name
+    alias = alias_version(day, CHAMPION)
+    for info in versions(day):
+        if info.promoted_ds == day.ds and info.version != but:
+            _retry(lambda info=info: client.delete_model_version_tag(name, info.version, "promoted_ds"))
+            if info.version == alias and (serving := but or getattr(champion(day), "version", None)):
+                _retry(lambda version=serving: client.set_registered_model_alias(name, CHAMPION, version))
+
+
 def alias_version(day: Day, alias: str) -> str | None:
     """The version that an alias is at, None if there is no such alias."""
     from mlflow.exceptions import MlflowException
@@ -200,6 +215,8 @@ def _client(day: Day) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
+    if day.has_own_registry:
+        relocate(day.workspace.uri)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     mlflow.set_tracking_uri(day.tracking_uri)
@@ -215,7 +232,7 @@ def _experiment(day: Day, client: "MlflowClient") -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         served = day.tracking_uri.startswith("http")  # a server is configured with its own place for artifacts
-        location = None if served else storage.join(day.workspace.uri, "mlartifacts")
+        location = None if served else storage.join(day.workspace.uri, ARTIFACTS)
         try:
             return client.create_experiment(name, artifact_location=location)
         except MlflowException:

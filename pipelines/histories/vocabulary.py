@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import delta_tables
-from pipelines.errors import InputError
+from pipelines.errors import BusyError, InputError
 from pipelines.schema import DS, FIRST_DS, ITEM_ID, ITEM_INDEX, vocabulary_rows, vocabulary_table
 
 _APPLICATION = "fuxi-vocabulary"
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,14 @@ class Vocabulary:
         """Highest index given up to and including a ds (None: ever); 0 if none was."""
         table = self.table if ds is None else self.table.filter(pc.less_equal(self.table[FIRST_DS], ds))
         return int(pc.max(table[ITEM_INDEX]).as_py() or 0)
+
+    def size_for(self, ds: dt.date, songs: pa.Table, *, at_least: int = 0) -> int:
+        """Highest index that shards of a ds may hold: of the songs given one by then, and of the day's own.
+
+        On a day older than the workspace's newest, its own songs may have been given theirs on a later day. songs: of
+        `lookup`. at_least: of the shards that are built on.
+        """
+        return max(self.size(ds), at_least, int(pc.max(songs[ITEM_INDEX]).as_py() or 0))
 
     def new_on(self, ds: dt.date) -> int:
         """Songs that got their index on a ds."""
@@ -58,8 +67,18 @@ def read(uri: str, item_id_type: str) -> Vocabulary:
 def append(uri: str, item_ids: pa.Array, *, ds: dt.date, item_id_type: str, run_id: str) -> Vocabulary:
     """Give an index to the songs that have none, in item_id order; returns the vocabulary afterwards.
 
-    item_ids: distinct songs of a day, no nulls. Raises BusyError if another run extends the vocabulary meanwhile.
+    item_ids: distinct songs of a day, no nulls. Raises BusyError if other runs keep extending the vocabulary meanwhile.
     """
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        try:
+            return _append(uri, item_ids, ds=ds, item_id_type=item_id_type, run_id=run_id)
+        except BusyError:
+            if not attempts_left:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _append(uri: str, item_ids: pa.Array, *, ds: dt.date, item_id_type: str, run_id: str) -> Vocabulary:
     known = read(uri, item_id_type)
     fresh = item_ids.filter(pc.invert(pc.is_in(item_ids, value_set=known.table[ITEM_ID].combine_chunks())))
     if not len(fresh):
