@@ -55,17 +55,15 @@ def _stage_options(command: Command) -> Command:
     @click.option("--dry-run", is_flag=True, help="Say what would run and stop.")
     @click.option("--force", is_flag=True, help="Run even where the output of this run record exists.")
     @click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs anew: makes a new run record.")
-    @click.option(
-        "--wait", is_flag=True, help="Wait for runs of this day and of days it builds on; else it is refused."
-    )
+    @click.option("--wait", is_flag=True, help="Wait for runs of this day and of days it builds on; else refused.")
     @_config_options
     @functools.wraps(command)
-    def with_day(config: "Config", ds: str, dry_run: bool, **flags: bool) -> None:
+    def with_day(config: "Config", ds: str, dry_run: bool, wait: bool, **flags: Any) -> None:
         from jobs.day import open_day
         from jobs.runtime.console import waiting
 
-        day = open_day(config, _serving_day(config, ds), create=not dry_run, **flags)
-        day.waiting = waiting
+        show = waiting if wait else None
+        day = open_day(config, _serving_day(config, ds), create=not dry_run, wait=show, **flags)
         command(day=day, dry_run=dry_run)
 
     return with_day

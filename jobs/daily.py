@@ -81,16 +81,6 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
     return result
 
 
-@contextlib.contextmanager
-def _saying_what_is_done(result: DayResult) -> Iterator[None]:
-    """Note on an interruption how far the day came."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        stop.add_note(f"done: {', '.join(result.stages) or 'nothing'}")
-        raise
-
-
 def wait_for_earlier(day: Day) -> None:
     """Wait while a run works on a day that this one builds on, or would build on once it is done.
 
@@ -100,20 +90,32 @@ def wait_for_earlier(day: Day) -> None:
     """
     earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
     days = [ds for ds in day.workspace.days("runs") if (earlier[-1] if earlier else dt.date.min) <= ds < day.ds]
-    with day.waiting("waiting for an earlier day") as show:
+    if not (held := running(day.workspace, days)):
+        return
+    if not day.wait:
+        uri, holder = held
+        raise BusyError(
+            f"ds {day.ds} builds on an earlier day, and {uri} is held by another run ({holder}): wait for it to "
+            "end, or run with --wait"
+        )
+    with day.wait(f"wait for an earlier day than {day.ds}") as show:
         while held := running(day.workspace, days):
-            uri, holder = held
-            if not day.wait:
-                raise BusyError(
-                    f"ds {day.ds} builds on an earlier day, and {uri} is held by another run ({holder}): wait for it "
-                    "to end, or run with --wait"
-                )
-            show(holder)
+            show(held[1])
             time.sleep(WAIT_S)
 
 
 def _is_served_stale(day: Day) -> bool:
     return day.has_record and bool(day.record.sequences_ds)
+
+
+@contextlib.contextmanager
+def _saying_what_is_done(result: DayResult) -> Iterator[None]:
+    """Note on an interruption how far the day came."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"done: {', '.join(result.stages) or 'nothing'}")
+        raise
 
 
 def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:

@@ -89,11 +89,6 @@ Wait = Callable[[str], contextlib.AbstractContextManager[leases.Waiting]]
 """Shows that something is waited for, which is called what it is given (`console.waiting`)."""
 
 
-@contextlib.contextmanager
-def _quietly(_: str) -> Iterator[leases.Waiting]:
-    yield lambda holder: None
-
-
 @dataclass
 class Day:
     """The one argument of every stage: configuration, workspace, and files of the run folder."""
@@ -104,8 +99,7 @@ class Day:
     force: bool = False  # run stages even where their output exists
     refresh_inputs: bool = False
     accept_quality: bool = False  # take the day's input in spite of bounds that it breaks
-    wait: bool = False  # for runs of this day and of those it builds on, instead of being refused beside them
-    waiting: Wait = _quietly  # shows what is waited for
+    wait: Wait | None = None  # wait for another run instead of refusing; shows what is waited for
     leased: bool = False  # the lease of the ds is held
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -253,14 +247,14 @@ class Day:
 
     def finish(self, stage: str, result: StageResult, seconds: float, *, inputs: MarkerInputs | None = None) -> None:
         """Write the marker of a stage: the last write of every stage. inputs: as they were when it began."""
-        stored, inputs = portable(redacted(result), self.places), inputs or self.inputs(stage)
+        stored, inputs = portable(result, self.places), inputs or self.inputs(stage)
         made = {key: value for key, value in stored.items() if key not in STAGE_INPUTS[stage].took}
         marker = StageMarker(
             stage=stage,
             run_id=self.record.run_id,
             seconds=round(seconds, 2),
             finished_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            result=stored,
+            result=redacted(stored),
             inputs=inputs,
             digest=digest([stage, self.record.run_id, inputs, made]),
         )
@@ -315,7 +309,7 @@ def open_day(
     force: bool = False,
     refresh_inputs: bool = False,
     accept_quality: bool = False,
-    wait: bool = False,
+    wait: Wait | None = None,
     create: bool = True,
 ) -> Day:
     """Open (or create) the workspace for one serving day. A ds after today is refused: its logs are not complete."""
@@ -324,7 +318,8 @@ def open_day(
         raise InputError(f"ds {ds} is in the future (today is {today}): give a day whose logs are complete")
     fixed = config.sequences.model_dump(include={"timezone", "buckets", "user_id_type", "item_id_type"})
     workspace = open_workspace(config.workspace, WorkspaceSpec(**fixed), create=create)
-    return Day(config, ds, workspace, force, refresh_inputs, accept_quality, wait)
+    flags = {"force": force, "refresh_inputs": refresh_inputs, "accept_quality": accept_quality, "wait": wait}
+    return Day(config, ds, workspace, **flags)
 
 
 def lease_uri(workspace: Workspace, ds: dt.date) -> str:
@@ -359,7 +354,7 @@ def day_lease(day: Day, purpose: str) -> Iterator[None]:
         return
     uri, purpose = lease_uri(day.workspace, day.ds), f"fuxi {purpose} --ds {day.ds}"
     with contextlib.ExitStack() as stack:
-        wait = stack.enter_context(day.waiting(f"waiting for {uri}")) if day.wait else None
+        wait = stack.enter_context(day.wait(f"wait for {uri}")) if day.wait else None
         stack.enter_context(leases.lease(uri, purpose=purpose, wait=wait))
         storage.abort_uploads(day.workspace.uri, own=f"/ds={day.ds}/")
         day.leased = True

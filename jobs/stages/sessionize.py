@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.day import Day, running
+from jobs.day import Day, lease_uri, running
 from jobs.places import portable
 from jobs.runtime.console import log
 from jobs.runtime.engines import spark_progress, spark_session
@@ -150,8 +150,7 @@ def _remove_old_files(day: Day, *manifests: shards.Manifest | None) -> None:
     old = {uri for manifest in manifests if manifest for uri in shards.unlisted(manifest)}
     if not old:
         return
-    own = [day.path(f"{name}.lock") for name in ("daily", "sessionize")]
-    if held := running(day.workspace, besides=own):
+    if held := running(day.workspace, besides=[lease_uri(day.workspace, day.ds)]):
         log("old shards are left to the next run", files=len(old), held=held[0], by=held[1])
         return
     storage.delete_files(old)

@@ -12,6 +12,7 @@ from jobs.cli import cli
 from jobs.commands.status import run
 from jobs.daily import run_day, wait_for_earlier
 from jobs.day import STAGES, Day, Stage, run_stage
+from jobs.runtime.console import waiting
 from jobs.status import backfill, out_of_date
 from pipelines import leases
 from pipelines.errors import BusyError, InputError
@@ -115,9 +116,9 @@ def test_a_day_is_refused_beside_an_earlier_one_that_it_builds_on_or_waits_for_i
     for ds in (ONE, TWO):
         run_day(make_day(tmp_path, ds), stages(f"{ds}"))
     three = make_day(tmp_path, THREE)
-    with leases.lease(make_day(tmp_path, ONE).path("train.lock"), purpose="a backfill"):
+    with leases.lease(make_day(tmp_path, ONE).path("daily.lock"), purpose="a backfill"):
         wait_for_earlier(three)  # nothing of that day is read
-        with pytest.raises(BusyError, match=rf"ds {TWO} builds on an earlier day.*train.lock is held .*--wait"):
+        with pytest.raises(BusyError, match=rf"ds {TWO} builds on an earlier day.*daily.lock is held .*--wait"):
             run_day(make_day(tmp_path, TWO), stages("x"))
     with leases.lease(make_day(tmp_path, THREE).path("daily.lock"), purpose="a later day"):
         wait_for_earlier(make_day(tmp_path, TWO))
@@ -130,5 +131,5 @@ def test_a_day_is_refused_beside_an_earlier_one_that_it_builds_on_or_waits_for_i
         lock.__exit__(None, None, None)
 
     monkeypatch.setattr("jobs.daily.time.sleep", ends)
-    wait_for_earlier(make_day(tmp_path, THREE, wait=True))
+    wait_for_earlier(make_day(tmp_path, THREE, wait=waiting))
     assert len(waited) == 1

@@ -75,8 +75,8 @@ def prepare(table: Tensor, candidates: Tensor, *, scan: str | None = None) -> Ca
     place[order.long()] = torch.arange(len(order), dtype=torch.int32)
     dim = table.shape[1]
     width = dim if scan == "fp32" else math.ceil(dim / _HALF_WIDTH) * _HALF_WIDTH // 2
-    packed = torch.ops.fuxi_beta.pack_rows(table, order, scan, width)
-    return Catalogue(table, items.int(), scan, *packed, order, place)
+    words, norm, error = torch.ops.fuxi_beta.pack_rows(table, order, scan, width)
+    return Catalogue(table, items.int(), scan, words, norm, error, order, place)
 
 
 def _spread(count: int) -> Tensor:

@@ -299,7 +299,7 @@ def test_shards_that_another_run_may_read_stay_until_it_has_ended(published):
     settings, logs, ds = published
     first = open_day(settings, days(2)[1])
     old = read_manifest(first.workspace.sequences(first.ds))
-    with leases.lease(first.path("train.lock"), purpose="fuxi train"):
+    with leases.lease(open_day(settings, ds).path("daily.lock"), purpose="fuxi daily"):  # it reads its parent's
         _, new = run(settings, first.ds, force=True)
         assert not listed_uris(old) & listed_uris(new)
         assert rows_of(old) == rows_of(new)  # whoever has read the old manifest reads on
