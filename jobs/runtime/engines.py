@@ -51,6 +51,7 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
     if not submitted:  # a submission sets the log level itself
         session.sparkContext.setLogLevel("ERROR")
     _set_worker_environment(session, local=local)
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # else a stopped command is a trace; callers get the error
     stop.keep()
     leases.at_stop(end)
     return session
