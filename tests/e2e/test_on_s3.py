@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from benchmarks.lib.fault_proxy import FaultProxy, Faults
@@ -18,6 +19,7 @@ DS = "2026-01-20"
 PLANTED = ("planted-in-the-url", "planted-by-name-1", "planted-by-name-2")
 
 
+@pytest.mark.slow  # six minutes on two busy cores: the pauses behind faults, more than the work
 def test_a_day_on_s3_publishes_its_lists_and_none_of_its_secrets(s3: str, tmp_path: Path) -> None:
     logs = SyntheticConfig(
         listeners=60, songs=100, artists=20, plays_per_day=15, first_day=parse_ds("2026-01-05"), days=15, seed=5
