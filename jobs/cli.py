@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import click
 
 from pipelines.errors import InputError
-from pipelines.redact import RedactingStream
+from pipelines.redact import RedactingStream, redact
 from pipelines.schema import parse_ds
 
 if TYPE_CHECKING:
@@ -430,7 +430,7 @@ def _fail(error: Exception) -> None:
     line = str(error) if isinstance(error, InputError) else failures.explain(error)
     if line is None:
         raise error
-    click.echo(f"fuxi: {' '.join(line.split())}", err=True)
+    click.echo(redact(f"fuxi: {' '.join(line.split())}"), err=True)
     sys.exit(EXIT_REFUSED)
 
 

@@ -103,6 +103,18 @@ def free_bytes(uri: str) -> int | None:
     return shutil.disk_usage(path).free
 
 
+def in_words(size: float) -> str:
+    """Bytes in a unit in which they can be read.
+
+    >>> in_words(900), in_words(9000), in_words(1.25e9)
+    ('900 bytes', '9.0 kB', '1.2 GB')
+    """
+    if size < 1000:
+        return f"{size:.0f} bytes"
+    unit = next(unit for unit in ("kB", "MB", "GB", "TB", "PB") if (size := size / 1000) < 1000 or unit == "PB")
+    return f"{size:.1f} {unit}"
+
+
 def make_parent(uri: str) -> None:
     """Create the parent folder of a local file; object stores have no folders."""
     if not is_s3(uri):

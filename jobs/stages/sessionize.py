@@ -107,7 +107,7 @@ def _check_space(day: Day, files: Sequence[logs.LogFile], splits: list[logs.Spli
     need = int(temporary + SHARD_ROW_BYTES * sum(split.rows for split in splits))
     if free is not None and free < need:
         raise InputError(
-            f"{day.workspace.uri}: {free / 1e9:.1f} GB free, ds {day.ds} needs {need / 1e9:.1f} GB "
+            f"{day.workspace.uri}: {storage.in_words(free)} free, ds {day.ds} needs {storage.in_words(need)} "
             f"({temporary / 1e9:.1f} GB of it for a while): free some space, or use another --workspace"
         )
 
