@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION, POPULARITY = "challenger", "champion", "popularity"
 MARKOV, ITEM_KNN, EASE = "markov", "item-knn", "ease"
+BASELINES = (POPULARITY, MARKOV, ITEM_KNN, EASE)
 
 
 def run(day: Day) -> StageResult:

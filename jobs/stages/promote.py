@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from jobs.config import GatesConfig
 from jobs.day import Day, StageResult
 from jobs.registry import versions
+from jobs.stages.evaluate import BASELINES
 from pipelines import delta_tables
 from pipelines.errors import InputError
 from pipelines.schema import DS, METRIC, MODEL_VERSION, PROTOCOL, SLICE, VALUE
@@ -38,7 +39,7 @@ def run(day: Day) -> StageResult:
     trained, measured = day.result("train"), day.result("evaluate")
     gates: list[Gate] = []
     if trained is not None and measured is not None:
-        gates = apply_gates(measured["metrics"], config=day.config.gates, recent=recent_bests(day))
+        gates = apply_gates(measured["metrics"], config=day.config.gates, recent=recent_days(day))
     passed = bool(gates) and all(gate.passed for gate in gates)
     if passed and trained is not None:
         version = str(trained["model_version"])
@@ -68,8 +69,16 @@ def _refusal(trained: StageResult | None, measured: StageResult | None, gates: l
     return "the challenger failed: " + ", ".join(gate.gate for gate in gates if not gate.passed)
 
 
-def apply_gates(metrics: "Metrics", *, config: GatesConfig, recent: Mapping[dt.date, float]) -> list[Gate]:
-    """The gates on `config.metric` over all listeners. recent: the chosen model's value on each recent day."""
+@dataclass(frozen=True)
+class RecentDay:
+    """The gates' metric over all listeners of an earlier day: the model that served it, and its baselines."""
+
+    served: float
+    baselines: Mapping[str, float]
+
+
+def apply_gates(metrics: "Metrics", *, config: GatesConfig, recent: Mapping[dt.date, RecentDay]) -> list[Gate]:
+    """The gates on `config.metric` over all listeners. recent: what was measured on earlier days."""
     challenger = metrics["challenger"]["all"]
     if config.metric not in challenger:
         raise InputError(f"gates.metric {config.metric!r} was not measured: use one of {', '.join(sorted(challenger))}")
@@ -85,11 +94,35 @@ def apply_gates(metrics: "Metrics", *, config: GatesConfig, recent: Mapping[dt.d
     if "champion" in metrics:
         champion = metrics["champion"]["all"][config.metric]
         gates.append(_within("near_champion", value, champion, config.margin, "champion"))
-    if recent:
-        best_day = max(recent, key=lambda ds: (recent[ds], ds))
-        what = f"best of {len(recent)} days, {best_day}"
-        gates.append(_within("near_recent_best", value, recent[best_day], 2 * config.margin, what))
+    baselines = {name: metrics[name]["all"].get(config.metric, math.nan) for name in BASELINES if name in metrics}
+    gates += _near_recent_best(RecentDay(value, _finite(baselines)), recent, 2 * config.margin)
     return gates
+
+
+def _near_recent_best(today: RecentDay, recent: Mapping[dt.date, RecentDay], margin: float) -> list[Gate]:
+    """The gate against the best earlier day; none where no day can be compared.
+
+    A value says how good a model is and how hard its day. Baselines are measured on the same listeners, so a model's
+    value as a multiple of their mean says the former: an easy day does not lock out the models of the days after it.
+    """
+    shares = {}
+    for ds, then in recent.items():
+        common = [name for name in then.baselines if name in today.baselines]
+        before, now = (sum(day.baselines[name] for name in common) for day in (then, today))
+        if before > 0 and now > 0 and then.served > 0:
+            shares[ds] = (today.served / now) / (then.served / before)
+    if not shares:
+        return []
+    best = min(shares, key=lambda ds: (shares[ds], -ds.toordinal()))
+    detail = (
+        f"relative to each day's baselines {shares[best]:.1%} of what served {best}, the best of {len(shares)} days, "
+        f"at least {1 - margin:.0%}"
+    )
+    return [Gate("near_recent_best", shares[best] >= 1 - margin, detail)]
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
 def _within(gate: str, value: float, reference: float, margin: float, what: str) -> Gate:
@@ -98,21 +131,19 @@ def _within(gate: str, value: float, reference: float, margin: float, what: str)
     return Gate(gate, value >= least, f"{value:.4f}, at least {least:.4f} ({what} {reference:.4f} less {margin:.0%})")
 
 
-def recent_bests(day: Day) -> dict[dt.date, float]:
-    """The gate's metric of the model chosen on each of the last `best_of_days` days, where it was measured."""
+def recent_days(day: Day) -> dict[dt.date, RecentDay]:
+    """Each of the last `best_of_days` days on which the model that served was measured."""
     gates = day.config.gates
     since, protocol = day.ds - dt.timedelta(days=gates.best_of_days), day.config.train.protocol
     rows = delta_tables.read_days(day.workspace.metrics, since=since, before=day.ds)
-    values = {
-        (row[DS], row[MODEL_VERSION]): row[VALUE]
-        for row in rows
-        if row[METRIC] == gates.metric and row[SLICE] == "all" and row[PROTOCOL] == protocol
-    }
-    bests = {}
-    for ds in sorted({ds for ds, _ in values}):
-        earlier = day.at(ds)
+    values: dict[dt.date, dict[str, float]] = {}
+    for row in rows:
+        if row[METRIC] == gates.metric and row[SLICE] == "all" and row[PROTOCOL] == protocol:
+            values.setdefault(row[DS], {})[row[MODEL_VERSION]] = row[VALUE]
+    found = {}
+    for ds, measured in sorted(values.items()):
+        earlier, finite = day.at(ds), _finite(measured)
         chosen = earlier.record.chosen_model if earlier.has_record else None
-        value = values.get((ds, chosen)) if chosen else None
-        if value is not None and math.isfinite(value):
-            bests[ds] = value
-    return bests
+        if chosen in finite:
+            found[ds] = RecentDay(finite[chosen], {name: finite[name] for name in BASELINES if name in finite})
+    return found

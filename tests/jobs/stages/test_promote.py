@@ -47,8 +47,35 @@ def measured(**values: float) -> dict[str, dict[str, dict[str, float]]]:
     ],
 )
 def test_gates(values: dict[str, float], recent: dict[dt.date, float], failed: list[str]) -> None:
-    gates = promote.apply_gates(measured(**values), config=GATES, recent=recent)
+    days = {ds: promote.RecentDay(served, {"popularity": 0.10}) for ds, served in recent.items()}
+    gates = promote.apply_gates(measured(**values), config=GATES, recent=days)
     assert [gate.gate for gate in gates if not gate.passed] == failed
+
+
+@pytest.mark.parametrize(("challenger", "failed"), [(0.095, []), (0.089, []), (0.07, ["near_recent_best"])])
+def test_a_model_is_compared_with_other_days_relative_to_what_baselines_had_on_them(
+    challenger: float, failed: list[str]
+) -> None:
+    """Today is half as easy as the day before. EASE was not measured then, Markov is not today, a third has nothing."""
+    recent = {
+        DAY_ONE: promote.RecentDay(0.20, {"popularity": 0.02, "item-knn": 0.18, "markov": 0.9}),
+        DAY_TWO: promote.RecentDay(0.09, {"popularity": 0.01, "item-knn": 0.11}),
+        DAY_THREE: promote.RecentDay(0.50, {"markov": 0.1}),
+    }
+    today = {"challenger": challenger, "popularity": 0.01, "item-knn": 0.09, "ease": 0.3}
+    metrics = {name: {"all": {"ndcg_30": value}} for name, value in today.items()}
+    gates = promote.apply_gates(metrics, config=GATES, recent=recent)
+    assert [gate.gate for gate in gates if not gate.passed] == failed
+    assert f"of what served {DAY_ONE}, the best of 2 days" in gates[-1].detail
+
+
+def test_a_hard_day_between_easy_ones_locks_no_model_out(deployment: Callable[..., Any]) -> None:
+    made = deployment()
+    two_days(made, {"challenger": 0.1, "champion": 0.09, "popularity": 0.05})  # after .2 and .1
+    assert made.day(DAY_TWO).record.chosen_model == "2"
+    made.trained(DAY_THREE, seed=3)
+    made.evaluated(DAY_THREE, challenger=0.21, champion=0.2, popularity=0.1)
+    assert run_stage(made.day(DAY_THREE), "promote", promote.run)["chosen"] == "3"
 
 
 def test_a_metric_that_was_not_measured_is_refused_with_those_that_were() -> None:
@@ -151,12 +178,16 @@ def test_metrics_of_a_day_are_replaced_and_others_kept(deployment: Callable[...,
     assert rows == [(DAY_ONE, 0.3, 7), (DAY_TWO, 0.2, 7)]
 
 
-def test_recent_bests_are_those_of_the_chosen_models_in_the_window(deployment: Callable[..., Any]) -> None:
+def test_recent_days_are_those_of_the_chosen_models_in_the_window(deployment: Callable[..., Any]) -> None:
     made = deployment("gates.best_of_days=2")
     days = [DAY_ONE - dt.timedelta(days=2), DAY_ONE - dt.timedelta(days=1), DAY_ONE]
     for ds, chosen in zip(days, ("1", "2", "3"), strict=True):
         made.day(ds).new_record(chosen_model=chosen)
-        values = {"1": {"all": {"ndcg_30": 0.1}}, "2": {"all": {"ndcg_30": 0.2}}, "3": {"all": {"ndcg_30": 0.9}}}
+        measured_then = {"1": 0.1, "2": 0.2, "3": 0.9, "popularity": 0.05, "ease": math.nan}
+        values = {name: {"all": {"ndcg_30": value}} for name, value in measured_then.items()}
         write_metrics(made.day(ds).workspace, ds, values, protocol="next_day", listeners={})
-    assert promote.recent_bests(made.day(DAY_ONE)) == {days[0]: 0.1, days[1]: 0.2}
-    assert promote.recent_bests(made.day(DAY_TWO)) == {days[1]: 0.2, DAY_ONE: 0.9}
+    found = promote.recent_days(made.day(DAY_ONE))
+    assert {ds: then.served for ds, then in found.items()} == {days[0]: 0.1, days[1]: 0.2}
+    assert all(then.baselines == {"popularity": 0.05} for then in found.values())
+    later = promote.recent_days(made.day(DAY_TWO))
+    assert {ds: then.served for ds, then in later.items()} == {days[1]: 0.2, DAY_ONE: 0.9}
