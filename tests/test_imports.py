@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {
-    "pipelines": "errors calendar schema storage leases workspace delta_tables spark histories forget logs imports "
-    "synthetic",
+    "pipelines": "errors calendar schema storage digests leases workspace delta_tables spark histories forget logs "
+    "imports synthetic",
     "fuxi_beta": "config presets data recommender ops layers models baselines training evaluation __init__",
     "jobs": "config day runtime tables serving registry training report stages daily reproduce commands cli",
 }
@@ -21,6 +21,7 @@ SHARED = {
     "errors",
     "schema",
     "storage",
+    "digests",
     "calendar",
     "histories.buckets",
     "histories.histories",

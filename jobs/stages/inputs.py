@@ -34,7 +34,7 @@ def freeze(day: Day) -> RunRecord:
     if day.has_record and not day.refresh_inputs and day.record.files:
         return _validated_record(day)
     earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
-    parent = shards.read_manifest(day.workspace.sequences(earlier[-1])) if earlier else None
+    parent = day.manifest(earlier[-1]) if earlier else None
     spec = log_spec(day)
     files = _not_consumed(logs.discover(spec, before=day.ds), parent)
     catalogue = storage.list_files(storage.absolute(day.config.logs.catalogue)) if day.config.logs.catalogue else []
@@ -59,7 +59,7 @@ def parent_manifest(day: Day, record: RunRecord) -> shards.Manifest | None:
     """The manifest whose shards are merged into; InputError if it was built with other settings than the present."""
     if record.parent_sequences is None:
         return None
-    parent = shards.read_manifest(storage.join(day.workspace.uri, "sequences", f"ds={record.parent_sequences}"))
+    parent = day.manifest(dt.date.fromisoformat(record.parent_sequences))
     for name in ("max_history", "session_gap_s"):
         configured = getattr(day.config.sequences, name)
         if getattr(parent, name) != configured:
@@ -86,7 +86,7 @@ def _not_consumed(files: list[logs.LogFile], parent: shards.Manifest | None) -> 
     """The files that no earlier ds has consumed; InputError if one of the others has changed since."""
     if parent is None:
         return files
-    table = storage.read_table(parent.uri(parent.inputs), columns=["uri", "size", "etag"])
+    table = shards.read_listed(parent, parent.inputs, ["uri", "size", "etag"])
     consumed = {uri: (size, etag) for uri, size, etag in zip(*(c.to_pylist() for c in table.columns), strict=True)}
     for file in files:
         if file.uri in consumed and consumed[file.uri] != (file.size, file.etag):

@@ -15,7 +15,7 @@ from jobs.runtime.resources import Usage
 from jobs.stages import quality_gate
 from jobs.stages.inputs import freeze, log_spec, parent_manifest, rules
 from jobs.training.side import songs_of_catalogue
-from pipelines import storage
+from pipelines import digests, storage
 from pipelines.errors import InputError
 from pipelines.forget import blocklist
 from pipelines.histories import shards, vocabulary
@@ -75,6 +75,7 @@ def _sessionize(
         ds=day.ds,
         item_id_type=spec.logs.item_id_type,
         run_id=day.record.run_id,
+        before=(parent.vocabulary_size, parent.vocabulary_sha256) if parent else (0, ""),
     )
     target, index = build_spec(day, songs, parent), songs.lookup(cleaned.item_ids)
     with spark_progress(spark, "building sequences", target.buckets, "buckets") as finished:
@@ -85,6 +86,7 @@ def _sessionize(
     manifest = publish(day, target, built, files, counts)
     shards.remove_unlisted(manifest)
     _keep_only(day.workspace.quarantine(day.ds), cleaned.quarantined)
+    digests.write_digests(day.workspace.quarantine(day.ds), name=digests.NOTED_FILE)
     return counts, manifest, sum(run.bytes for run in cleaned.runs)
 
 
@@ -139,14 +141,15 @@ def _enforce_bounds(day: Day, stats: DayStats, cleaned: Cleaned, built: BuildSpe
 
 def build_spec(day: Day, songs: vocabulary.Vocabulary, parent: shards.Manifest | None) -> BuildSpec:
     """How the shards of this ds are made, under new file names."""
-    run_id, fixed = day.record.run_id, day.workspace.spec
+    run_id, fixed, size = day.record.run_id, day.workspace.spec, songs.size(day.ds)
     kept = {"max_history", "session_gap_s", "row_group_events", "max_increments"}
     return BuildSpec(
         folder=day.workspace.sequences(day.ds),
         ds=day.ds,
         data_end=day.calendar.day_start(day.ds),
-        vocabulary_size=songs.size(day.ds),
+        vocabulary_size=size,
         vocabulary_version=songs.version or 0,
+        vocabulary_sha256=songs.digest(size),
         run_id=run_id,
         attempt=f"{run_id[:12]}-{uuid.uuid4().hex[:8]}",
         buckets=fixed.buckets,
