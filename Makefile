@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 WORKSPACE ?= ./workspace
+TEST_WORKERS ?= 2
+# The tests of a file stay together, because they share Ray instances and finished days; files are taken in their order,
+# in which none of the long ones is the last.
+PYTEST := python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
@@ -30,11 +34,11 @@ $(STAMP): requirements/cpu.txt requirements/torch-cpu.txt pyproject.toml
 daily: $(STAMP) doctor ## run two serving days on eight weeks of synthetic logs, under ./workspace
 	@$(BIN)/fuxi demo --workspace $(WORKSPACE)
 
-test: $(STAMP) doctor ## run the tests
-	@$(BIN)/python -m pytest -m "not slow"
+test: $(STAMP) doctor ## run the tests, in TEST_WORKERS (2) processes
+	@$(BIN)/$(PYTEST) -m "not slow"
 
 test-all: $(STAMP) doctor ## run the tests, the slow ones too
-	@$(BIN)/python -m pytest
+	@$(BIN)/$(PYTEST)
 
 lint: $(STAMP) ## ruff and pyright
 	@$(BIN)/ruff check .
@@ -48,11 +52,15 @@ format: $(STAMP) ## let ruff format and fix
 doctor: $(STAMP) ## check Python, Java, torch, torchrec, fbgemm, GPU, workspace
 	@$(BIN)/fuxi doctor --workspace $(WORKSPACE)
 
-lock: $(STAMP) ## resolve requirements/cpu.txt and requirements/cuda.txt anew
+lock: $(STAMP) ## resolve requirements/cpu.txt, cpu-runtime.txt and cuda.txt anew
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml requirements/cpu.in --extra dev --override requirements/cpu-overrides.txt \
 	  --no-emit-package torch --no-emit-package fbgemm-gpu --python-version 3.11 --universal --generate-hashes \
 	  --custom-compile-command "make lock" --upgrade --quiet -o requirements/cpu.txt
+	$(BIN)/uv pip compile pyproject.toml requirements/cpu.in --override requirements/cpu-overrides.txt \
+	  --constraint requirements/cpu.txt --no-emit-package torch --no-emit-package fbgemm-gpu \
+	  --python-version 3.11 --universal --generate-hashes \
+	  --custom-compile-command "make lock" --quiet -o requirements/cpu-runtime.txt
 	$(BIN)/uv pip compile pyproject.toml requirements/cuda.in --extra dev \
 	  --python-version 3.11 --universal --generate-hashes \
 	  --custom-compile-command "make lock" --upgrade --quiet -o requirements/cuda.txt

@@ -113,7 +113,7 @@ def measure(work: Work, case: str, rounds: int) -> list[Row]:
     """Ours against each of the others, and with the fp32 scan forced against the fp32 product."""
     candidates = torch.ones(len(work.table), dtype=torch.bool)
     search = ops.TopKSearch(work.table, candidates)
-    single = fused.prepare(work.table, candidates, half=False)
+    single = fused.prepare(work.table, candidates, scan="fp32")
 
     def ours() -> tuple[Tensor, Tensor]:
         return search.top_k(work.queries, k=K, seen=work.seen)
@@ -146,7 +146,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.songs, options.listeners, options.rounds = SONGS[:1], LISTENERS[:1], 3
-    print(f"kernels: {ops.describe()}, scan in {'bf16' if fused.half_is_fast() else 'fp32'}")
+    print(f"kernels: {ops.describe()}, scan: {fused.scans()[0]}")
     rows = []
     for sizes in itertools.product(options.songs, options.dim, options.listeners):
         for clustered in (False, True):

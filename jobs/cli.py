@@ -1,15 +1,18 @@
 """The `fuxi` command: one verb a stage. Engines are imported by the verb that needs them."""
 
+import datetime as dt
 import functools
 import json
 import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import click
 
 from pipelines.errors import InputError
+from pipelines.redact import RedactingStream
 from pipelines.schema import parse_ds
 
 if TYPE_CHECKING:
@@ -43,18 +46,34 @@ def _config_options(command: Command) -> Command:
 def _stage_options(command: Command) -> Command:
     """--ds and how to run; the command gets `day` and `dry_run`."""
 
-    @click.option("--ds", required=True, metavar="DATE", help="The day the lists are served, YYYY-MM-DD.")
+    @click.option(
+        "--ds",
+        required=True,
+        metavar="DATE",
+        help="The day the lists are served, YYYY-MM-DD; or today, by the clock of sequences.timezone.",
+    )
     @click.option("--dry-run", is_flag=True, help="Say what would run and stop.")
     @click.option("--force", is_flag=True, help="Run even where the output of this run record exists.")
     @click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs anew: makes a new run record.")
+    @click.option("--wait", is_flag=True, help="Wait for runs of this day and of days it builds on; else refused.")
     @_config_options
     @functools.wraps(command)
-    def with_day(config: "Config", ds: str, dry_run: bool, **flags: bool) -> None:
+    def with_day(config: "Config", ds: str, dry_run: bool, wait: bool, **flags: Any) -> None:
         from jobs.day import open_day
+        from jobs.runtime.console import waiting
 
-        command(day=open_day(config, parse_ds(ds), create=not dry_run, **flags), dry_run=dry_run)
+        show = waiting if wait else None
+        day = open_day(config, _serving_day(config, ds), create=not dry_run, wait=show, **flags)
+        command(day=day, dry_run=dry_run)
 
     return with_day
+
+
+def _serving_day(config: "Config", text: str) -> dt.date:
+    """The day that --ds names. `today` is for schedulers whose clock is in another time zone than the service."""
+    if text == "today":
+        return dt.datetime.now(ZoneInfo(config.sequences.timezone)).date()
+    return parse_ds(text)
 
 
 _accept_quality = click.option(
@@ -71,6 +90,7 @@ def cli() -> None:
     On a laptop:          fuxi demo
     Every day:            fuxi daily --ds 2026-03-02 --config daily.yaml
     One stage at a time:  sessionize, hits, train, evaluate, promote, recommend, report (all take --ds)
+    How the days stand:   fuxi status
     Look at a list:       fuxi show USER --ds 2026-03-02
     Forget a listener:    fuxi forget USER
     Tidy the tables:      fuxi maintain
@@ -89,13 +109,18 @@ def daily(day: "Day", dry_run: bool) -> None:
 
     Exit code 0: published. 3: published, but by the champion or from older sequences. 2: refused, nothing published.
     """
-    from jobs.daily import plan, run_day
+    from jobs.daily import other_settings, plan, run_day
+    from jobs.status import backfill, out_of_date_before
 
     if dry_run:
-        for name, state in plan(day):
-            click.echo(f"{name:<12} {state}")
+        for stage in plan(day):
+            click.echo(str(stage))
+        for note in [*backfill(day), *other_settings(day), *out_of_date_before(day)]:
+            click.echo(f"fuxi: {note}", err=True)
         return
     result = run_day(day)
+    for note in result.notes:
+        click.echo(f"fuxi: {note}", err=True)
     for stage, message in result.failures.items():
         click.echo(f"fuxi: {stage} failed, published without it: {message}", err=True)
     if result.degraded:
@@ -108,14 +133,16 @@ def _stage_command(name: str, help_text: str, option: Decorator = lambda command
     @_stage_options
     @option
     def run_one(day: "Day", dry_run: bool) -> None:
-        from jobs.daily import stage_function
+        from jobs.daily import other_settings, plan, stage_function, wait_for_earlier
         from jobs.day import run_stage
 
         if dry_run:
-            skipped = day.marker(name) and not day.force
-            click.echo(f"{name} --ds {day.ds}: {'done, would be skipped' if skipped else 'would run'}")
+            click.echo(str(next(stage for stage in plan(day) if stage.name == name)))
             return
+        wait_for_earlier(day)
         result = run_stage(day, name, stage_function(name))
+        for note in other_settings(day):
+            click.echo(f"fuxi: {note}", err=True)
         click.echo(json.dumps(result, indent=2, default=str))
 
 
@@ -132,6 +159,20 @@ _stage_command(
     "recommend", "Score every active listener, audit the lists, publish them in one transaction (Ray, Delta)."
 )
 _stage_command("report", "Write the day's self-contained HTML page.")
+
+
+@cli.command()
+@click.argument("workspace", default="./workspace", metavar="[WORKSPACE]")
+@click.option("--json", "as_json", is_flag=True, help="A JSON list, a day an object.")
+def status(workspace: str, as_json: bool) -> None:
+    """Say how the days of a workspace stand: done, stale, not run, running, and what is out of date. Writes nothing."""
+    from jobs.commands import status as status_job
+
+    days = status_job.run(workspace)
+    if as_json:
+        click.echo(status_job.as_json(days))
+    else:
+        status_job.render(days)
 
 
 @cli.command()
@@ -374,18 +415,47 @@ def demo(workspace: str, listeners: int, overrides: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Entry point: refusals are one line on standard error and exit code 2."""
+    """Entry point: refusals, and failures of disks, stores and servers, are one line on standard error and exit code 2.
+
+    After SIGTERM or SIGINT the code is 143 or 130. No secret is printed.
+    """
+    from jobs.runtime import stop
+
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    sys.stdout, sys.stderr = RedactingStream(sys.stdout), RedactingStream(sys.stderr)  # type: ignore[assignment]
+    stop.install()
     try:
         cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        asked = error if isinstance(error, KeyboardInterrupt) else error.__cause__
+        if isinstance(asked, KeyboardInterrupt):
+            click.echo(f"fuxi: {stop.describe(asked)}", err=True)
+            _end_engines()
+        stop.leave(stop.exit_code())
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except InputError as error:
-        click.echo(f"fuxi: {' '.join(str(error).split())}", err=True)
-        sys.exit(EXIT_REFUSED)
+    except Exception as error:
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    """One line for what the operator can change, else the trace."""
+    from jobs.runtime import failures
+
+    line = str(error) if isinstance(error, InputError) else failures.explain(error)
+    if line is None:
+        raise error
+    click.echo(f"fuxi: {' '.join(line.split())}", err=True)
+    sys.exit(EXIT_REFUSED)
+
+
+def _end_engines() -> None:
+    """Where an engine was started; most commands start none, and need not load its module."""
+    if "jobs.runtime.engines" in sys.modules:
+        from jobs.runtime import engines
+
+        engines.end()
 
 
 if __name__ == "__main__":

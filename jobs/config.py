@@ -26,6 +26,7 @@ from pipelines import storage
 from pipelines.calendar import REQUEST_HOUR
 from pipelines.errors import InputError
 from pipelines.logs.formats import FORMATS
+from pipelines.redact import remember
 from pipelines.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
 ENVIRONMENT_PREFIX = "FUXI_"
@@ -50,6 +51,19 @@ _LIST_BOUNDS = {
     "max_gini",
 }
 """Bounds of `recommend` that earlier releases lack. They decide only whether lists are refused, and do not count."""
+_OLDER_LIST_BOUNDS = {"serve_stale", "max_listener_drop", "max_fallback_share", "min_coverage", "max_top_share"}
+"""What else decides only whether lists are refused. It counts in the hash of a run record, and in no stage's marker."""
+_RULE_TABLES = {"song_lists", "feedback", "listeners"}
+"""Where tables of rules are stored."""
+_NO_RESULT: dict[str, Any] = {
+    "workspace": True,
+    "cluster": True,
+    "mlflow": True,
+    "quality": True,
+    "maintain": True,
+    "logs": {"path", "catalogue", "max_rejected_share"},
+}
+"""Where things run and are stored, and bounds that decide only whether a day is refused."""
 
 
 class Section(BaseModel):
@@ -308,13 +322,8 @@ class Config(Section):
         renamed key counts under its old name, so that a day begun with an earlier release is finished with this one.
         """
         left_out = {
-            "workspace": True,
-            "cluster": True,
-            "mlflow": True,
-            "quality": True,
-            "maintain": True,
+            **_NO_RESULT,
             **dict.fromkeys(_NEWER_SECTIONS, True),
-            "logs": {"path", "catalogue", "max_rejected_share"},
             "sequences": {"check_digests"},
             **_NEWER_KEYS,
             "recommend": _LIST_BOUNDS | _NEWER_KEYS["recommend"],
@@ -328,9 +337,17 @@ class Config(Section):
                 content.setdefault(old_section, {})[old_key] = content[section].pop(key)
         included = {**dict.fromkeys(_NEWER_SECTIONS, True), **_NEWER_KEYS}
         newer = self.model_dump(mode="json", include=included, exclude_defaults=True)  # type: ignore[arg-type]
-        for key in ("song_lists", "feedback", "listeners"):  # where tables are stored
+        for key in _RULE_TABLES:
             newer.get("rules", {}).pop(key, None)
         return content | {section: content.get(section, {}) | values for section, values in newer.items() if values}
+
+    def counted(self) -> dict[str, Any]:
+        """The settings that decide what is computed, by their names: "train.epochs" -> 3. Stage markers name them."""
+        bounds = {"recommend": _LIST_BOUNDS | _OLDER_LIST_BOUNDS, "rules": _RULE_TABLES}
+        content = self.model_dump(mode="json", exclude=_NO_RESULT | bounds)  # type: ignore[arg-type]
+        sections = {section: values for section, values in content.items() if isinstance(values, dict)}
+        flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+        return flat | {key: value for key, value in content.items() if key not in sections}
 
 
 def load_config(
@@ -352,6 +369,7 @@ def load_config(
         if not separator:
             raise InputError(f"--set {text!r}: write it as section.key=value, for example --set train.epochs=3")
         _merge(merged, _nest(key.split("."), value), source=f"--set {text}")
+    remember(merged)
     try:
         config = Config(**merged)
     except ValidationError as error:
@@ -382,10 +400,15 @@ def _check_model(config: Config) -> None:
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
+    uri = storage.absolute(file)
     try:
-        content = yaml.safe_load(storage.read_bytes(storage.absolute(file)))
-    except FileNotFoundError:
-        raise InputError(f"configuration file {file} is not there") from None
+        storage.check_reachable(uri)
+        content = yaml.safe_load(storage.read_bytes(uri))
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        reason = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise InputError(f"configuration file {file} {reason}: correct --config") from None
+    except InputError as error:
+        raise InputError(f"configuration file {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"configuration file {file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content or {}, dict):

@@ -2,7 +2,8 @@
 
     sessionize -> hits -> train -> evaluate -> promote -> recommend -> report
 
-A stage whose marker exists for the day's run record is skipped, so running again resumes where it stopped. When
+A stage is skipped if its marker exists for the day's run record and what it was made from has not changed
+(`Day.must_run`), so running again resumes where it stopped and redoes what follows from a stage that was redone. When
 training or evaluation fails, the champion serves; when the day's input is refused (by
 `stages.quality_gate`, for example), the last good sequences do; no later stage needs the hits of earlier lists.
 Either way the lists of the day are published and the command ends with exit code 3.
@@ -10,20 +11,28 @@ Either way the lists of the day are published and the command ends with exit cod
 After the report of every `maintain.every_days`th ds the tables are tidied (`jobs.tables.maintenance`).
 """
 
+import contextlib
 import datetime as dt
 import importlib
+import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from jobs.day import STAGES, Day, Stage, StageResult, run_stage
+from jobs.day import STAGES, Day, Stage, StageResult, day_lease, lease_uri, run_stage, running
+from jobs.runtime import failures
 from jobs.runtime.console import log
+from jobs.stage_inputs import STAGE_INPUTS, all_before
+from jobs.status import backfill, out_of_date_before
 from jobs.tables.maintenance import maintain
-from pipelines import leases
 from pipelines.errors import BusyError, InputError
+from pipelines.redact import redact
 
 OPTIONAL_STAGES = ("hits", "train", "evaluate")
 """Stages without which a day is published; those to come are skipped after refused input or failed training."""
+
+WAIT_S = 2.0
+"""Between two looks at a day that is waited for."""
 
 
 @dataclass
@@ -34,6 +43,7 @@ class DayResult:
     stages: dict[str, StageResult] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what the operator should know of a published day
 
     @property
     def degraded(self) -> bool:
@@ -52,17 +62,60 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
     Raises InputError if the day cannot be published at all; nothing published before is changed then.
     """
     result = DayResult(day.ds)
-    with leases.lease(day.path("daily.lock"), purpose=f"fuxi daily --ds {day.ds}"):
-        if day.has_record and day.record.sequences_ds:
-            day.refresh_inputs = True  # published stale before: try today's input again
+    wait_for_earlier(day)
+    before = backfill(day)
+    for note in before:
+        log("note", about=note)
+    with day_lease(day, "daily"), _saying_what_is_done(result):
+        day.refresh_inputs = day.refresh_inputs or _is_served_stale(day)  # try today's input again
         for name, stage in (stages or {name: stage_function(name) for name in STAGES}).items():
             if result.failures.keys() & {"sessionize", "train"} and name in OPTIONAL_STAGES:
+                if day.must_run(name):  # of a training that was there before
+                    day.withdraw(name)
                 continue
             _run(day, name, stage, result)
         if maintenance_due(day):
             _maintain(day)
+        result.notes = [*before, *other_settings(day), *out_of_date_before(day)]
     result.seconds = dict(day.timings)
     return result
+
+
+def wait_for_earlier(day: Day) -> None:
+    """Wait while a run works on a day that this one builds on, or would build on once it is done.
+
+    These are the newest earlier day with shards and those after it. A run of a day before them changes nothing for this
+    one, nor does one of a later day: neither waits for the other. Raises BusyError in place of waiting without
+    `Day.wait`.
+    """
+    earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
+    days = [ds for ds in day.workspace.days("runs") if (earlier[-1] if earlier else dt.date.min) <= ds < day.ds]
+    if not (held := running(day.workspace, days)):
+        return
+    if not day.wait:
+        uri, holder = held
+        raise BusyError(
+            f"ds {day.ds} builds on an earlier day, and {uri} is held by another run ({holder}): wait for it to "
+            "end, or run with --wait"
+        )
+    with day.wait(f"wait for an earlier day than {day.ds}") as show:
+        while held := running(day.workspace, days):
+            show(held[1])
+            time.sleep(WAIT_S)
+
+
+def _is_served_stale(day: Day) -> bool:
+    return day.has_record and bool(day.record.sequences_ds)
+
+
+@contextlib.contextmanager
+def _saying_what_is_done(result: DayResult) -> Iterator[None]:
+    """Note on an interruption how far the day came."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"done: {', '.join(result.stages) or 'nothing'}")
+        raise
 
 
 def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:
@@ -77,8 +130,10 @@ def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:
     except Exception as error:
         if name not in OPTIONAL_STAGES:
             raise
-        log(f"{name} failed", error=traceback.format_exc())
-        result.failures[name] = f"{type(error).__name__}: {error}"
+        if (line := failures.explain(error)) is None:
+            log(f"{name} failed", error=traceback.format_exc())
+            line = f"{type(error).__name__}: {error}"
+        result.failures[name] = redact(line)
     else:
         result.stages[name] = done
         log(f"{name} {'already done' if done.get('skipped') else 'done'}", seconds=round(day.timings[name], 1))
@@ -97,7 +152,7 @@ def maintenance_due(day: Day) -> bool:
 def _maintain(day: Day) -> None:
     """Tidy the tables. The day is published already, whatever goes wrong here."""
     try:
-        tables = maintain(day.workspace, day.config.maintain, held=day.path("daily.lock"))
+        tables = maintain(day.workspace, day.config.maintain, held=lease_uri(day.workspace, day.ds))
     except Exception as error:
         log("maintain failed; the day is published", error=f"{type(error).__name__}: {error}")
         return
@@ -115,7 +170,64 @@ def serve_stale(day: Day) -> bool:
     return True
 
 
-def plan(day: Day) -> list[tuple[str, str]]:
-    """What a run would do: each stage with "done" or "to run"."""
-    stages = [(name, "done" if day.marker(name) and not day.force else "to run") for name in STAGES]
-    return stages + [("maintain", "to run")] * maintenance_due(day)
+def other_settings(day: Day) -> list[str]:
+    """What to say of a published day whose configuration is another by now; nothing if it is the same."""
+    if day.marker("recommend") is None:
+        return []
+    kept = [stage.name for stage in plan(day) if not stage.runs]
+    stale = {name: settings for name in kept if (settings := day.state(name).settings)}
+    if not stale:
+        return []
+    changed = dict.fromkeys(text for settings in stale.values() for text in settings)
+    roots = [name for name in stale if not all_before(name) & stale.keys()]
+    redone = [name for name in STAGES if name in roots or all_before(name) & set(roots)]
+    commands = ", ".join(f"`fuxi {name} --ds {day.ds} --force`" for name in roots)
+    return [
+        f"ds {day.ds} is published with other settings ({'; '.join(changed)}) and stays as it is: "
+        f"{commands}, then `fuxi daily --ds {day.ds}`, redoes {', '.join(redone)} with them; with --force it "
+        "redoes all stages"
+    ]
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """What a run would do with a stage, and why."""
+
+    name: str
+    runs: bool
+    why: str
+
+    def __str__(self) -> str:
+        """One line of at most 80 columns."""
+        line = f"{self.name:<12} {'to run' if self.runs else 'done':<7} {self.why}".rstrip()
+        return line if len(line) <= 80 else f"{line[:77]}..."
+
+
+def plan(day: Day) -> list[PlannedStage]:
+    """What a run would do with each stage, without doing it."""
+    planned: dict[str, PlannedStage] = {}
+    refresh = day.refresh_inputs or _is_served_stale(day)
+    for name in STAGES:
+        before = [other for other in STAGE_INPUTS[name].after if planned[other].runs]
+        planned[name] = PlannedStage(name, *_decision(day, name, before, refresh=refresh))
+    due = [PlannedStage("maintain", True, f"every {day.config.maintain.every_days} days")] * maintenance_due(day)
+    return [*planned.values(), *due]
+
+
+def _decision(day: Day, name: str, before: list[str], *, refresh: bool) -> tuple[bool, str]:
+    """Whether a stage would run, and why. before: stages it reads that would run."""
+    state = day.state(name)
+    settings = "; ".join(state.settings)
+    unfinished = "was begun again and did not finish" if day.has_finished_before(name) else "has not finished"
+    reasons = (
+        (not state.finished, unfinished),
+        (refresh, "the inputs are frozen anew"),
+        (day.force, "--force"),
+        (bool(state.stages), f"made before {', '.join(state.stages)} ran again"),
+        (day.must_run(name), f"other settings: {settings}"),
+        (bool(before), f"follows {', '.join(before)}"),
+    )
+    for holds, why in reasons:
+        if holds:
+            return True, why
+    return False, f"published with other settings: {settings}" if settings else ""

@@ -1,32 +1,45 @@
 """One serving day: its run record (the frozen inputs), its stages and what each of them returned."""
 
+import contextlib
 import datetime as dt
+import hashlib
+import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from pydantic import TypeAdapter
 
 from jobs.config import Config
+from jobs.places import located, portable
+from jobs.stage_inputs import STAGE_INPUTS, differences, settings_of
 from pipelines import leases, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
 from pipelines.logs.files import LogFile
+from pipelines.redact import redact, redacted
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 
-STAGES = ("sessionize", "hits", "train", "evaluate", "promote", "recommend", "report")
-"""Every stage of a day, in order: `jobs/stages/NAME.py` each."""
+STAGES = tuple(STAGE_INPUTS)
+"""Every stage of a day, in order."""
 
-LEASES = ("daily", *STAGES)
-"""Leases of a ds; a run that reads or writes the ds holds at least one of them."""
+LEASE = "daily.lock"
+"""The lease of a ds, in its run folder: a run that reads or writes the ds holds it."""
 
 StageResult = dict[str, Any]
 """What a stage returns: figures that fit in JSON."""
+
+
+class MarkerInputs(TypedDict):
+    """What a stage was made from, beside the run record."""
+
+    settings: dict[str, Any]  # "section.key": value
+    stages: dict[str, str | None]  # a stage before it: the digest of its marker then, None if it had not finished
 
 
 class StageMarker(TypedDict):
@@ -37,6 +50,18 @@ class StageMarker(TypedDict):
     seconds: float
     finished_at: str  # ISO, UTC
     result: StageResult
+    inputs: NotRequired[MarkerInputs]  # markers of releases before 0.3 lack them, and the digest
+    digest: NotRequired[str]  # of inputs and result, without what the stage took
+    withdrawn: NotRequired[bool]  # the stage runs again, or was to
+
+
+@dataclass(frozen=True)
+class StageState:
+    """Whether a stage has finished under the run record, and what has changed since of what it was made from."""
+
+    finished: bool
+    stages: tuple[str, ...] = ()  # that ran again, or did not finish again
+    settings: tuple[str, ...] = ()  # "key: old -> new"
 
 
 @dataclass(frozen=True)
@@ -55,9 +80,14 @@ class RunRecord:
     sequences_ds: str | None = None  # an earlier ds whose shards serve this one, when today's input was refused
     chosen_model: str | None = None  # MLflow version that serves this ds; written by promote
     chosen_reason: str = ""
+    logs_path: str = ""  # where the logs were; `logs.path` of the configuration says where they are
 
 
 _RECORD = TypeAdapter(RunRecord)  # ignores keys of other releases
+
+
+Wait = Callable[[str], contextlib.AbstractContextManager[leases.Waiting]]
+"""Shows that something is waited for, which is called what it is given (`console.waiting`)."""
 
 
 @dataclass
@@ -70,6 +100,8 @@ class Day:
     force: bool = False  # run stages even where their output exists
     refresh_inputs: bool = False
     accept_quality: bool = False  # take the day's input in spite of bounds that it breaks
+    wait: Wait | None = None  # wait for another run instead of refusing; shows what is waited for
+    leased: bool = False  # the lease of the ds is held
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -100,7 +132,13 @@ class Day:
         """The run record. InputError if the first stage has not made it."""
         if not self.has_record:
             raise InputError(f"{self.record_uri} is not there: run `fuxi sessionize --ds {self.ds}` first")
-        return _RECORD.validate_python(storage.read_json(self.record_uri))
+        return _RECORD.validate_python(located(storage.read_json(self.record_uri), self.places))
+
+    @cached_property
+    def places(self) -> dict[str, str]:
+        """What is stored by its name in place of its URI (`jobs.places`)."""
+        uris = {"logs.path": self.config.logs.path, "logs.catalogue": self.config.logs.catalogue}
+        return {"workspace": self.workspace.uri} | {name: storage.absolute(uri) for name, uri in uris.items() if uri}
 
     @property
     def sequences_ds(self) -> dt.date:
@@ -120,44 +158,125 @@ class Day:
             run_id=uuid.uuid4().hex,
             created_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             config_hash=self.config.hash(),
+            logs_path=self.config.logs.path and storage.absolute(self.config.logs.path),
             **values,
         )
-        storage.write_json(self.record_uri, asdict(record))
+        self._write_record(record)
         return record
 
     def update_record(self, **values: str | None) -> None:
         """Write values that are decided later (the chosen model) into the run record."""
-        storage.write_json(self.record_uri, asdict(replace(self.record, **values)))
+        self._write_record(replace(self.record, **values))
+
+    def _write_record(self, record: RunRecord) -> None:
+        content = portable(asdict(record), self.places)
+        in_workspace = content["logs_path"].startswith("{workspace}")
+        leases.publish_json(self.record_uri, content if in_workspace else content | {"logs_path": record.logs_path})
 
     def marker(self, stage: str) -> StageMarker | None:
         """The marker of a stage, None if it has not finished under the present run record."""
-        return self._of_this_record(self.path(f"{stage}.json"))
+        return located(self._stored_marker(stage), self.places)
+
+    def _stored_marker(self, stage: str) -> StageMarker | None:
+        """The same as it is stored, the names of places standing for their URIs."""
+        marker = self._of_this_record(self.path(f"{stage}.json"))
+        return None if marker is None or marker.get("withdrawn") else marker
+
+    def has_finished_before(self, stage: str) -> bool:
+        """Whether a stage has a marker of the present run record, be it withdrawn."""
+        return self._of_this_record(self.path(f"{stage}.json")) is not None
+
+    def withdraw(self, stage: str, *, withdrawn: bool = True) -> None:
+        """Say that a stage is not finished any more, because it runs again or what it was made from is gone.
+
+        withdrawn: False takes that back.
+        """
+        uri = self.path(f"{stage}.json")
+        if marker := self._of_this_record(uri):
+            storage.write_json(uri, {**marker, "withdrawn": withdrawn})
+
+    def inputs(self, stage: str) -> MarkerInputs:
+        """What a stage would be made from now."""
+        spec = STAGE_INPUTS[stage]
+        stages = {name: self._digest(name, failures=spec.failures) for name in spec.after}
+        return {"settings": settings_of(stage, self.config), "stages": stages}
+
+    def state(self, stage: str) -> StageState:
+        """Whether a stage has finished, and whether what it was made from is still what it would be made from now.
+
+        A marker of a release before 0.3 names no inputs: what finished after it has changed since, and its settings
+        count as the present ones.
+        """
+        marker = self.marker(stage)
+        if marker is None:
+            return StageState(finished=False)
+        then, now = marker.get("inputs"), self.inputs(stage)
+        if then is None:
+            markers = {name: self.marker(name) for name in now["stages"]}
+            later = [name for name, other in markers.items() if other and other["finished_at"] > marker["finished_at"]]
+            return StageState(True, stages=tuple(later))
+        changed = tuple(name for name, digest in now["stages"].items() if then["stages"].get(name) != digest)
+        return StageState(True, changed, differences(then["settings"], now["settings"]))
+
+    def must_run(self, stage: str) -> bool:
+        """Whether a stage has not finished, or is stale.
+
+        Settings make it stale only while the lists of the day are not published: what was published does not change
+        because the configuration did.
+        """
+        state = self.state(stage)
+        return not state.finished or bool(state.stages) or bool(state.settings and not self.marker("recommend"))
+
+    def _digest(self, stage: str, *, failures: bool = False) -> str | None:
+        """Digest of what a stage was made from and what it returned; None if it has not finished.
+
+        failures: in place of None the digest of why it did not finish, if that was noted.
+        """
+        if marker := self._stored_marker(stage):
+            return marker.get("digest") or digest(marker["result"])
+        noted = self._stored_failure(stage) if failures else None
+        return digest(noted) if noted else None
+
+    @property
+    def is_built(self) -> bool:
+        """Whether anything was published under the present run record: shards, or what a later stage makes."""
+        if any(map(self.marker, STAGES)):
+            return True
+        manifest = storage.join(self.workspace.sequences(self.ds), "_manifest.json")
+        return storage.exists(manifest) and storage.read_json(manifest)["run_id"] == self.record.run_id
 
     def result(self, stage: str) -> StageResult | None:
         """What a stage returned, None if it has not finished under the present run record."""
         marker = self.marker(stage)
         return marker["result"] if marker else None
 
-    def finish(self, stage: str, result: StageResult, seconds: float) -> None:
-        """Write the marker of a stage: the last write of every stage."""
+    def finish(self, stage: str, result: StageResult, seconds: float, *, inputs: MarkerInputs | None = None) -> None:
+        """Write the marker of a stage: the last write of every stage. inputs: as they were when it began."""
+        stored, inputs = portable(result, self.places), inputs or self.inputs(stage)
+        made = {key: value for key, value in stored.items() if key not in STAGE_INPUTS[stage].took}
         marker = StageMarker(
             stage=stage,
             run_id=self.record.run_id,
             seconds=round(seconds, 2),
             finished_at=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            result=result,
+            result=redacted(stored),
+            inputs=inputs,
+            digest=digest([stage, self.record.run_id, inputs, made]),
         )
-        storage.write_json(self.path(f"{stage}.json"), marker)
+        leases.publish_json(self.path(f"{stage}.json"), marker)
 
     def note_failure(self, stage: str, message: str) -> None:
         """Note why a stage did not finish; the day's report says it."""
-        content = {"stage": stage, "run_id": self.record.run_id, "message": message}
-        storage.write_json(self.path(f"{stage}.failure.json"), content)
+        content = {"stage": stage, "run_id": self.record.run_id, "message": portable(redact(message), self.places)}
+        leases.publish_json(self.path(f"{stage}.failure.json"), content)
 
     def failure(self, stage: str) -> str | None:
         """Why a stage did not finish under the present run record; None if it did, or if nothing was noted."""
+        return located(self._stored_failure(stage), self.places)
+
+    def _stored_failure(self, stage: str) -> str | None:
         failure = self._of_this_record(self.path(f"{stage}.failure.json"))
-        return failure["message"] if failure and not self.marker(stage) else None
+        return failure["message"] if failure and not self._stored_marker(stage) else None
 
     def _of_this_record(self, uri: str) -> Any:
         """The content of a JSON file that names its run record; None if it is not there or of another record."""
@@ -168,7 +287,12 @@ class Day:
 
     def at(self, ds: dt.date) -> "Day":
         """The same deployment on another ds."""
-        return replace(self, ds=ds)
+        return replace(self, ds=ds, leased=False)
+
+    @property
+    def has_own_registry(self) -> bool:
+        """Whether MLflow is a database beside the workspace, and no server."""
+        return not self.config.mlflow.tracking_uri and not storage.is_s3(self.workspace.uri)
 
     @cached_property
     def tracking_uri(self) -> str:
@@ -190,6 +314,7 @@ def open_day(
     force: bool = False,
     refresh_inputs: bool = False,
     accept_quality: bool = False,
+    wait: Wait | None = None,
     create: bool = True,
 ) -> Day:
     """Open (or create) the workspace for one serving day. A ds after today is refused: its logs are not complete."""
@@ -198,20 +323,24 @@ def open_day(
         raise InputError(f"ds {ds} is in the future (today is {today}): give a day whose logs are complete")
     fixed = config.sequences.model_dump(include={"timezone", "buckets", "user_id_type", "item_id_type"})
     workspace = open_workspace(config.workspace, WorkspaceSpec(**fixed), create=create)
-    return Day(config, ds, workspace, force=force, refresh_inputs=refresh_inputs, accept_quality=accept_quality)
+    flags = {"force": force, "refresh_inputs": refresh_inputs, "accept_quality": accept_quality, "wait": wait}
+    return Day(config, ds, workspace, **flags)
 
 
-def lease_uris(workspace: Workspace, ds: dt.date) -> list[str]:
-    """The lock files of a ds."""
-    return [storage.join(workspace.run(ds), f"{name}.lock") for name in LEASES]
+def lease_uri(workspace: Workspace, ds: dt.date) -> str:
+    """The lock file of a ds."""
+    return storage.join(workspace.run(ds), LEASE)
 
 
-def running(workspace: Workspace, *, besides: str = "") -> tuple[str, str] | None:
-    """A lease that a run of any day holds at this moment, and its holder; None if no day runs.
+def running(
+    workspace: Workspace, days: Iterable[dt.date] | None = None, *, besides: Collection[str] = ()
+) -> tuple[str, str] | None:
+    """A lease that a run of any of some days (all) holds at this moment, and its holder; None if none runs.
 
-    besides: a lease that does not count, because the caller holds it.
+    besides: leases that do not count, because the caller holds them.
     """
-    locks = [uri for ds in workspace.days("runs") for uri in lease_uris(workspace, ds) if uri != besides]
+    found = workspace.days("runs") if days is None else days
+    locks = [uri for uri in (lease_uri(workspace, ds) for ds in found) if uri not in besides]
     with ThreadPoolExecutor(16) as pool:
         for uri, holder in zip(locks, pool.map(leases.lease_holder, locks), strict=True):
             if holder:
@@ -219,15 +348,59 @@ def running(workspace: Workspace, *, besides: str = "") -> tuple[str, str] | Non
     return None
 
 
+@contextlib.contextmanager
+def day_lease(day: Day, purpose: str) -> Iterator[None]:
+    """Hold the lease of the ds while the block runs, unless the caller does already.
+
+    What killed runs of the ds left in the object store is removed first.
+    """
+    if day.leased:
+        yield
+        return
+    uri, purpose = lease_uri(day.workspace, day.ds), f"fuxi {purpose} --ds {day.ds}"
+    with contextlib.ExitStack() as stack:
+        wait = stack.enter_context(day.wait(f"wait for {uri}")) if day.wait else None
+        stack.enter_context(leases.lease(uri, purpose=purpose, wait=wait))
+        storage.abort_uploads(day.workspace.uri, own=f"/ds={day.ds}/")
+        day.leased = True
+        try:
+            yield
+        finally:
+            day.leased = False
+
+
+@contextlib.contextmanager
+def _saying(note: str) -> Iterator[None]:
+    """Note on an interruption how far the work came."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(note)
+        raise
+
+
 def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
-    """Run one stage unless it has finished under this run record; note the time and the result."""
+    """Run one stage unless it has finished from the same inputs (`Day.must_run`); note the time and the result."""
     done = day.result(name)
-    if done is not None and not day.force and not (day.refresh_inputs and name == "sessionize"):
+    forced = day.force or (day.refresh_inputs and name == "sessionize")
+    if done is not None and not forced and not day.must_run(name):
         day.timings[name] = 0.0
         return {**done, "skipped": True}
-    with leases.lease(day.path(f"{name}.lock"), purpose=f"fuxi {name} --ds {day.ds}"):
-        started = time.monotonic()
-        result = stage(day)
+    with day_lease(day, name), _saying(f"{name} of {day.ds} did not finish"):
+        started, inputs = time.monotonic(), day.inputs(name)
+        up_to_date = done is not None and not day.must_run(name)
+        day.withdraw(name)
+        try:
+            result = stage(day)
+        except InputError:
+            if up_to_date:  # it was forced, and what it published before is still there
+                day.withdraw(name, withdrawn=False)
+            raise
         day.timings[name] = time.monotonic() - started
-        day.finish(name, result, day.timings[name])
+        day.finish(name, result, day.timings[name], inputs=inputs)
     return result
+
+
+def digest(content: Any) -> str:
+    """A number that tells contents apart that fit in JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

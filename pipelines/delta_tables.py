@@ -5,20 +5,26 @@ functions that use it, because most commands open no table.
 """
 
 import datetime as dt
-from collections.abc import Collection, Iterable, Mapping
+import functools
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import digests, storage
-from pipelines.errors import BusyError
+from pipelines import digests, leases, object_store, storage
+from pipelines.errors import BusyError, FencedError
+from pipelines.redact import redacted
 from pipelines.schema import DS, TableSpec
 
 if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
 
 _ATTEMPTS = 3
+_WRITE = "write"
+"""In the metadata of a commit: an id by which a commit whose answer was lost is found again."""
 
 Row = dict[str, Any]
 """A row of a table, by column name."""
@@ -83,8 +89,10 @@ def overwrite(uri: str, spec: TableSpec, rows: Iterable[Row], where: Mapping[str
     replacement = pa.Table.from_pylist(list(rows), spec.schema)
     for attempts_left in reversed(range(_ATTEMPTS)):
         table = open_or_create(uri, spec)
+        write = functools.partial(write_deltalake, table, replacement, mode="overwrite", predicate=predicate)
         try:
-            write_deltalake(table, replacement, mode="overwrite", predicate=predicate)
+            commit(uri, lambda properties, write=write: write(commit_properties=properties))
+            table.update_incremental()
             break
         except CommitFailedError:  # of a compaction or another run's rows, which may share files with these
             if not attempts_left:
@@ -104,14 +112,17 @@ def append(
     from deltalake import DeltaTable, write_deltalake
     from deltalake.exceptions import CommitFailedError, DeltaError
 
-    properties = commit_properties(metadata=metadata, transaction=transaction, retry=False)
     options = storage.delta_options(uri)
-    try:
+
+    def write(properties: "CommitProperties") -> None:
         if base is None:
             write_deltalake(uri, rows, mode="error", storage_options=options, commit_properties=properties)
         else:
             table = DeltaTable(uri, base, storage_options=options)
             write_deltalake(table, rows, mode="append", commit_properties=properties)
+
+    try:
+        commit(uri, write, metadata=metadata, transaction=transaction, retry=False)
     except (CommitFailedError, DeltaError) as error:
         if version(uri) == base:
             raise
@@ -175,18 +186,65 @@ def files_of_no_version(
     return [file for file in files if file]  # a file that was deleted is listed as long as the log remembers it
 
 
+def commit(
+    uri: str,
+    write: "Callable[[CommitProperties], object]",
+    *,
+    metadata: Mapping[str, str] | None = None,
+    transaction: tuple[str, int] | None = None,
+    retry: bool = True,
+) -> None:
+    """Commit to the table at a URI by `write`, under the leases that this process holds.
+
+    A commit whose answer was lost is looked for in the log, and made again if it is not there: delta-rs does not repeat
+    it. metadata, transaction, retry: of `commit_properties`. FencedError if a later holder of the lease has committed.
+    """
+    mark = uuid.uuid4().hex
+    fence, noted = _fence(uri), redacted(dict(metadata or {}))
+    transactions = [named for named in (transaction, fence) if named]
+    properties = commit_properties(metadata={**noted, _WRITE: mark}, transactions=transactions, retry=retry)
+    for pause in object_store.pauses():
+        with leases.publishing():
+            try:
+                write(properties)
+                return
+            except OSError:
+                if not storage.is_s3(uri) or pause is None:
+                    raise
+                if _landed(uri, mark):
+                    return
+        time.sleep(pause)
+
+
+def _landed(uri: str, mark: str) -> bool:
+    table = open_table(uri)
+    return table is not None and any(entry.get(_WRITE) == mark for entry in table.history(20))
+
+
+def _fence(uri: str) -> tuple[str, int] | None:
+    """The application transaction that fences a commit: two of one ds conflict, and a later token is final."""
+    held = leases.day_token()
+    if held is None or not storage.is_s3(uri):
+        return None
+    (day, token), table = held, open_table(uri)
+    application = f"lease:{day}"
+    if table is not None and (table.transaction_version(application) or 0) > token:
+        raise FencedError(f"{uri} was changed by a later run of {day}, which has taken over: nothing is published here")
+    return application, token
+
+
 def commit_properties(
-    *, metadata: Mapping[str, str] | None = None, transaction: tuple[str, int] | None = None, retry: bool = True
+    *, metadata: Mapping[str, str] | None = None, transactions: Iterable[tuple[str, int]] = (), retry: bool = True
 ) -> "CommitProperties":
     """Properties of a commit.
 
-    metadata: shown in the table's history. transaction: the id of an application and the number of its commit, without
+    metadata: shown in the table's history. transactions: ids of applications and the numbers of their commits, without
     which two appends never conflict. retry: whether to commit on top of concurrent commits that do not conflict.
     """
     from deltalake import CommitProperties, Transaction
 
     return CommitProperties(
         custom_metadata=dict(metadata or {}) or None,
-        app_transactions=[Transaction(*transaction)] if transaction else None,
+        app_transactions=[Transaction(*named) for named in transactions] or None,
         max_commit_retries=None if retry else 0,
     )

@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class BusyError(InputError):
     """Another run holds the lock of what we were asked to do. Nothing is wrong with the input."""
+
+
+class FencedError(BusyError):
+    """The lease that this run worked under is another run's by now: nothing more may be published."""

@@ -1,7 +1,7 @@
 """Reading and writing files by URI: a local path or `s3://bucket/key`, the same functions for both.
 
-Built on pyarrow filesystems. Credentials come from the environment or the cloud's identity; `AWS_ENDPOINT_URL` selects
-another S3 server.
+A file is read whole and written whole; big ones are read in parts through PyArrow's filesystems. What holds for S3 is
+in `pipelines.object_store`.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from pipelines import object_store
 from pipelines.errors import InputError
 
 JSON_DIGEST = "_sha256"
@@ -72,21 +72,12 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of a URI and the path within it."""
     if not is_s3(uri):
         return pafs.LocalFileSystem(), absolute(uri)
-    options: dict[str, str] = {}
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
-        parsed = urlparse(endpoint)
-        options = {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
-    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
-        options["region"] = region
-    return pafs.S3FileSystem(**options), uri.removeprefix("s3://").rstrip("/")
+    return object_store.filesystem(), uri.removeprefix("s3://").rstrip("/")
 
 
 def delta_options(uri: str) -> dict[str, str]:
     """`storage_options` for delta-rs at a URI. Credentials are left to the environment."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL")
-    if not is_s3(uri) or not endpoint:
-        return {}
-    return {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": str(endpoint.startswith("http://")).lower()}
+    return object_store.delta_options() if is_s3(uri) else {}
 
 
 def exists(uri: str) -> bool:
@@ -112,26 +103,42 @@ def make_parent(uri: str) -> None:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The content of a file. Raises FileNotFoundError."""
-    fs, path = filesystem(uri)
-    with fs.open_input_stream(path) as stream:
-        return stream.read()
+    """The content of one version of a file, read whole. Raises FileNotFoundError."""
+    return object_store.get(uri).content if is_s3(uri) else Path(absolute(uri)).read_bytes()
 
 
-def write_bytes(uri: str, content: bytes) -> None:
-    """Write a file atomically: readers see the old content or the new, never a part of it."""
-    fs, path = filesystem(uri)
+def write_bytes(uri: str, content: bytes, *, fence: int = 0) -> None:
+    """Write a file atomically: readers see the old content or the new, never a part of it.
+
+    fence: the token of the lease that the file is published under (`leases.publish_json`). FencedError, and nothing is
+    written, if the object is of a later token. Leases of the local disk need none.
+    """
     if is_s3(uri):
-        with fs.open_output_stream(path) as stream:
-            stream.write(content)
+        object_store.put_fenced(uri, content, fence) if fence else object_store.put(uri, content)
         return
     make_parent(uri)
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    with open(temporary, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    Path(temporary).replace(path)
+    path = Path(absolute(uri))
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk, too, what cannot be used goes
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Keep a rename through a loss of power; file systems that cannot are as safe as they are."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_json(uri: str) -> Any:
@@ -154,11 +161,18 @@ def read_json(uri: str) -> Any:
     return content
 
 
-def write_json(uri: str, value: Any) -> None:
-    """Write indented JSON atomically. An object ends with the digest of the rest, which `read_json` checks."""
+def write_json(uri: str, value: Any, *, fence: int = 0) -> None:
+    """Write indented JSON atomically. An object ends with the digest of the rest, which `read_json` checks.
+
+    fence: of `write_bytes`.
+    """
+    write_bytes(uri, _json_content(value), fence=fence)
+
+
+def _json_content(value: Any) -> bytes:
     if isinstance(value, dict):
         value = {**value, JSON_DIGEST: _json_digest(value)}
-    write_bytes(uri, _json_text(value).encode())
+    return _json_text(value).encode()
 
 
 def _json_text(value: Any) -> str:
@@ -170,11 +184,31 @@ def _json_digest(value: dict[str, Any]) -> str:
 
 
 def _has_digest(content: dict[str, Any]) -> bool:
-    """Whether `write_json` wrote it, even if its key or its digest, but not both, is damaged."""
-    if not content:
+    """Whether `write_json` wrote it, even if a letter of the digest's key is damaged."""
+    key = next(reversed(content), "")
+    return len(key) == len(JSON_DIGEST) and sum(a != b for a, b in zip(key, JSON_DIGEST, strict=True)) <= 1
+
+
+def create_json(uri: str, value: Any) -> bool:
+    """Write a JSON file unless there is one; returns whether this call has made it."""
+    content = _json_content(value)
+    if is_s3(uri):
+        try:
+            object_store.put(uri, content, if_none_match=True)
+        except object_store.ConflictError:
+            return read_bytes(uri) == content  # our own request may have been repeated after its answer was lost
+        return True
+    if exists(uri):
         return False
-    key, value = next(reversed(content.items()))
-    return key == JSON_DIGEST or (isinstance(value, str) and len(value) == 64 and not value.strip("0123456789abcdef"))
+    complete = f"{absolute(uri)}.{uuid.uuid4().hex}.tmp"
+    write_bytes(complete, content)
+    try:
+        os.link(complete, absolute(uri))
+    except FileExistsError:
+        return False
+    finally:
+        Path(complete).unlink()
+    return True
 
 
 @contextlib.contextmanager
@@ -281,6 +315,17 @@ def delete_files(uris: Iterable[str]) -> None:
     for uri in uris:
         fs, path = filesystem(uri)
         fs.delete_file(path)
+
+
+def check_reachable(uri: str) -> None:
+    """InputError within seconds if an object store is not there; of a disk nothing is checked."""
+    if is_s3(uri):
+        object_store.check_reachable(uri)
+
+
+def abort_uploads(uri: str, *, own: str) -> int:
+    """Remove unfinished multipart uploads below a URI; see `object_store.abort_uploads`. None are on a disk."""
+    return object_store.abort_uploads(uri, own=own) if is_s3(uri) else 0
 
 
 def upload_folder(local: str, uri: str) -> None:

@@ -11,7 +11,7 @@ from pipelines.schema import WORKSPACE_SCHEMA_VERSION, TableSpec, all_tables, id
 
 @dataclass(frozen=True)
 class WorkspaceSpec:
-    """The settings that a workspace never changes; stored in `_workspace.json`."""
+    """The settings that a workspace never changes once something is built in it; stored in `_workspace.json`."""
 
     schema_version: int = WORKSPACE_SCHEMA_VERSION
     timezone: str = "UTC"
@@ -70,6 +70,11 @@ class Workspace:
         names = {name for kind in kinds for name in storage.list_folders(storage.join(self.uri, kind))}
         return sorted(dt.date.fromisoformat(name.removeprefix("ds=")) for name in names if name.startswith("ds="))
 
+    @property
+    def is_built(self) -> bool:
+        """Whether anything is stored that depends on the workspace's settings."""
+        return bool(self.days_with_sequences()) or any(map(storage.exists, (self.vocabulary, self.forgotten)))
+
     def days_with_sequences(self) -> list[dt.date]:
         """Every ds whose shards are published, that is, have a manifest; oldest first."""
         days = self.days("sequences")
@@ -79,16 +84,17 @@ class Workspace:
 def open_workspace(uri: str, wanted: WorkspaceSpec | None = None, *, create: bool = True) -> Workspace:
     """Open a workspace; if there is none, create it from `wanted` (or write nothing, if `create` is False).
 
-    Raises InputError if it was made by another schema version, or with values other than `wanted`'s.
+    While nothing is built in it, it takes the values of `wanted`. Raises InputError if it was made by another schema
+    version, or, once something is built, with other values than `wanted`'s.
     """
     uri = storage.absolute(uri)
     marker = storage.join(uri, "_workspace.json")
+    storage.check_reachable(uri)
     if not storage.exists(marker):
         if wanted is None:
             raise InputError(f"{uri} is not a workspace (no _workspace.json): run `fuxi daily` in it first")
-        if create:
-            storage.write_json(marker, asdict(wanted))
-        return Workspace(uri, wanted)
+        if not create or storage.create_json(marker, asdict(wanted)):
+            return Workspace(uri, wanted)
     content = storage.read_json(marker)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != WORKSPACE_SCHEMA_VERSION:
@@ -97,11 +103,16 @@ def open_workspace(uri: str, wanted: WorkspaceSpec | None = None, *, create: boo
             "use the release that made this workspace, or another --workspace"
         )
     known = {field.name for field in fields(WorkspaceSpec)}
-    spec = WorkspaceSpec(**{key: value for key, value in content.items() if key in known})
-    for field in fields(WorkspaceSpec) if wanted else ():
-        if getattr(spec, field.name) != getattr(wanted, field.name):
-            raise InputError(
-                f"{marker}: {field.name} is {getattr(spec, field.name)!r} but the configuration says "
-                f"{getattr(wanted, field.name)!r}: it cannot change; use the first, or another --workspace"
-            )
-    return Workspace(uri, spec)
+    workspace = Workspace(uri, WorkspaceSpec(**{key: value for key, value in content.items() if key in known}))
+    if wanted is None or workspace.spec == wanted:
+        return workspace
+    if not workspace.is_built:
+        if create:
+            storage.write_json(marker, asdict(wanted))
+        return Workspace(uri, wanted)
+    then, now = asdict(workspace.spec), asdict(wanted)
+    name = next(name for name in then if then[name] != now[name])
+    raise InputError(
+        f"{marker}: {name} is {then[name]!r} but the configuration says {now[name]!r}: it cannot change any more, "
+        "something is built with it; use the first, or another --workspace"
+    )

@@ -57,11 +57,14 @@ def run_demo(workspace: str, *, listeners: int, overrides: Sequence[str] = ()) -
         synth(logs, f"{config.workspace}/logs")
         synth_seconds = time.monotonic() - started
         results = [run_day(open_day(config, ds)) for ds in SERVING_DAYS]
-    print_screen(config, results, synth_seconds, usage)
+    print_screen(config, results, synth_seconds, usage, root=workspace.rstrip("/"))
 
 
-def print_screen(config: Config, results: list[DayResult], synth_seconds: float, usage: Usage) -> None:
-    """One listener's list, the metrics of both days, the seconds of every stage, and where things are."""
+def print_screen(config: Config, results: list[DayResult], synth_seconds: float, usage: Usage, *, root: str) -> None:
+    """One listener's list, the metrics of both days, the seconds of every stage, and where things are.
+
+    root: the workspace as the user called it.
+    """
     from rich.console import Console
 
     from jobs.commands import show
@@ -71,12 +74,12 @@ def print_screen(config: Config, results: list[DayResult], synth_seconds: float,
     show.render(show.show(config, pick_listener(config, last.ds), last.ds))
     console.print(metrics_table(results))
     console.print(seconds_table(results, synth_seconds, usage))
-    root = config.workspace
+    report = last.stages["report"]["uri"].replace(config.workspace, root, 1)
     model = last.stages["promote"].get("chosen")
     console.print(
         f"Lists    {root}/recommendations (Delta, partition ds; `fuxi show USER --ds {last.ds} --workspace {root}`)\n"
         f"Model    {config.mlflow.model_name} version {model}, alias champion, in {root}/mlflow.db\n"
-        f"Report   {last.stages['report']['uri']}",
+        f"Report   {report}",
         highlight=False,
         soft_wrap=True,
     )

@@ -16,7 +16,7 @@ import pyarrow as pa
 from jobs.commands import forget_stores
 from jobs.commands.forget_stores import Removal, Store
 from jobs.config import Config
-from jobs.day import lease_uris, running
+from jobs.day import lease_uri, running
 from jobs.runtime.console import Advance, log, progress
 from jobs.serving.listener import parse_user
 from pipelines import digests, leases, storage
@@ -90,10 +90,8 @@ def forget(config: Config, ids: pa.Array, *, dry_run: bool = False) -> ForgetRes
 
 @contextlib.contextmanager
 def lock_day(workspace: Workspace, ds: dt.date) -> Iterator[None]:
-    """Hold every lease of a ds. BusyError if a run holds one of them."""
-    with contextlib.ExitStack() as stack:
-        for uri in lease_uris(workspace, ds):
-            stack.enter_context(leases.lease(uri, purpose=PURPOSE))
+    """Hold the lease of a ds. BusyError if a run holds it."""
+    with leases.lease(lease_uri(workspace, ds), purpose=PURPOSE):
         yield
 
 

@@ -67,7 +67,7 @@ def _import(day: Day, ratings: movielens.Ratings, files: list[LogFile]) -> Stage
     songs = vocabulary.append(
         day.workspace.vocabulary, pa.array(films), ds=day.ds, item_id_type="int64", run_id=record.run_id
     )
-    target = sessionize.build_spec(day, songs, parent=None)
+    target = sessionize.build_spec(day, songs, None, played=songs.lookup(pa.array(films)))
     rated, inverse = np.unique(kept.item_id, return_inverse=True)
     built = build_histories(kept.plays(songs.lookup(pa.array(rated))[ITEM_INDEX].to_numpy()[inverse]), target)
     rejected = ratings.rejected() + Counter({"after_ds": int((~in_time).sum())})

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 
 from jobs.day import Day
 from jobs.registry.package import log_pyfunc
-from pipelines import storage
+from jobs.registry.relocate import ARTIFACTS, relocate
+from pipelines import leases, storage
 from pipelines.errors import InputError
+from pipelines.redact import redact, redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -62,12 +64,12 @@ def log_training(
     if finished:
         return finished[0].info.run_id
     run_id = client.create_run(
-        experiment, run_name=f"train {day.ds}", tags={"run_key": run_key, "ds": str(day.ds), **(tags or {})}
+        experiment, run_name=f"train {day.ds}", tags=redacted({"run_key": run_key, "ds": str(day.ds), **(tags or {})})
     ).info.run_id
     now = int(time.time() * 1000)
     points = [Metric("loss", float(loss), now, int(step)) for step, loss in curve]
     points += [Metric(name, float(value), now, 0) for name, value in (metrics or {}).items()]
-    named = [Param(name, str(value)[:500]) for name, value in params.items()]
+    named = [Param(name, redact(str(value))[:500]) for name, value in params.items()]
     for start in range(0, max(len(points), len(named)), 100):
         client.log_batch(run_id, metrics=points[start : start + 100], params=named[start : start + 100])
     client.set_terminated(run_id, "FINISHED")
@@ -93,9 +95,11 @@ def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run
             shutil.copytree(storage.absolute(export_folder), folder, copy_function=_link)
         model, tags = log_pyfunc(day, str(folder), scratch=scratch, mlflow_run_id=mlflow_run_id)
     _ensure_registered_model(client, name)
-    version = client.create_model_version(
-        name, source=model.model_uri, run_id=mlflow_run_id, model_id=model.model_id, tags={**tags, "run_key": run_key}
-    )
+    noted = redacted({**tags, "run_key": run_key})
+    with leases.publishing():
+        version = client.create_model_version(
+            name, source=model.model_uri, run_id=mlflow_run_id, model_id=model.model_id, tags=noted
+        )
     info = version_info(day, str(version.version))
     _forward_alias(day, CHALLENGER, info)
     return info.version
@@ -117,7 +121,7 @@ def version_info(day: Day, version: str) -> ModelVersionInfo:
             return info
     name = day.config.mlflow.model_name
     raise InputError(
-        f"model {name} has no version {version} at {day.tracking_uri}: run `fuxi train --ds {day.ds}` again"
+        f"model {name} has no version {version} at {redact(day.tracking_uri)}: run `fuxi train --ds {day.ds}` again"
     )
 
 
@@ -144,8 +148,23 @@ def promote(day: Day, version: str) -> bool:
     Returns whether the alias is at this version afterwards.
     """
     client, name = _client(day), day.config.mlflow.model_name
-    _retry(lambda: client.set_model_version_tag(name, version, "promoted_ds", str(day.ds)))
+    with leases.publishing():
+        _retry(lambda: client.set_model_version_tag(name, version, "promoted_ds", str(day.ds)))
     return _forward_alias(day, CHAMPION, version_info(day, version))
+
+
+def withdraw_promotions(day: Day, *, but: str | None) -> None:
+    """Take back promotions on `day.ds` of other versions: the day was made again. but: the version that serves it.
+
+    An alias `champion` at one of them moves to the day's champion; it stays if there is none.
+    """
+    client, name = _client(day), day.config.mlflow.model_name
+    alias = alias_version(day, CHAMPION)
+    for info in versions(day):
+        if info.promoted_ds == day.ds and info.version != but:
+            _retry(lambda info=info: client.delete_model_version_tag(name, info.version, "promoted_ds"))
+            if info.version == alias and (serving := but or getattr(champion(day), "version", None)):
+                _retry(lambda version=serving: client.set_registered_model_alias(name, CHAMPION, version))
 
 
 def alias_version(day: Day, alias: str) -> str | None:
@@ -190,9 +209,14 @@ def _client(day: Day) -> "MlflowClient":
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # A server that is gone is named after half a minute, not after four.
+    for name, value in (("MAX_RETRIES", "4"), ("BACKOFF_FACTOR", "1"), ("TIMEOUT", "60")):
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
+    if day.has_own_registry:
+        relocate(day.workspace.uri)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     mlflow.set_tracking_uri(day.tracking_uri)
@@ -208,7 +232,7 @@ def _experiment(day: Day, client: "MlflowClient") -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         served = day.tracking_uri.startswith("http")  # a server is configured with its own place for artifacts
-        location = None if served else storage.join(day.workspace.uri, "mlartifacts")
+        location = None if served else storage.join(day.workspace.uri, ARTIFACTS)
         try:
             return client.create_experiment(name, artifact_location=location)
         except MlflowException:
@@ -249,7 +273,8 @@ def _forward_alias(day: Day, alias: str, info: ModelVersionInfo) -> bool:
         return True
     if current is not None and version_info(day, current).ds > info.ds:
         return False
-    _retry(lambda: client.set_registered_model_alias(name, alias, info.version))
+    with leases.publishing():
+        _retry(lambda: client.set_registered_model_alias(name, alias, info.version))
     return True
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from fuxi_beta.evaluation.metrics import RankedLists
 from fuxi_beta.evaluation.next_day import Chunk
+from jobs.places import located
 from jobs.reproduce.side import item_ids
 from pipelines import storage
 from pipelines.errors import InputError
@@ -58,7 +59,12 @@ class OracleLists:
 
 def synthetic_logs(manifest: Manifest) -> str | None:
     """The folder of the synthetic log that the shards were built from; None if there is none with a ceiling."""
-    files = storage.read_table(manifest.uri(manifest.inputs))["uri"].to_pylist()
+    workspace = storage.parent(storage.parent(manifest.folder))
+    record = storage.join(workspace, "runs", f"ds={manifest.ds}", "run_record.json")
+    places = {"workspace": workspace}
+    if storage.exists(record):  # logs outside of the workspace are where they were
+        places["logs.path"] = located(storage.read_json(record).get("logs_path", ""), places)
+    files = located(storage.read_table(manifest.uri(manifest.inputs))["uri"].to_pylist(), places)
     folder = storage.parent(files[0]) if files else ""
     for _ in range(3):  # plays/ds=D/part
         marker = storage.join(folder, "_synthetic.json")

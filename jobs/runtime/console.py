@@ -99,6 +99,22 @@ def polled_progress(
         thread.join(timeout=10)
 
 
+@contextlib.contextmanager
+def waiting(description: str) -> Iterator[Callable[[str], None]]:
+    """A bar while something is waited for: call the yielded function with its holder, again and again."""
+    with contextlib.ExitStack() as stack:
+        shown: dict[str, object] = {}
+
+        def show(holder: str) -> None:
+            if shown.get("holder") != holder:
+                log(description, held_by=holder or "nobody any more")
+            if not shown and interactive():
+                stack.enter_context(bars()).add_task("waiting", total=None)
+            shown["holder"] = holder
+
+        yield show
+
+
 def bars(unit: str = "", *, remaining: bool = False) -> "Progress":
     """Progress bars in the style of all commands. remaining: with an estimate of the time left."""
     from rich import progress

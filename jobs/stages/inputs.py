@@ -3,6 +3,7 @@
 import datetime as dt
 
 from jobs.day import Day, RunRecord
+from jobs.places import located
 from pipelines import delta_tables, storage
 from pipelines.errors import InputError
 from pipelines.histories import shards
@@ -27,16 +28,16 @@ def rules(day: Day) -> ValidationRules:
 def freeze(day: Day) -> RunRecord:
     """The run record of this ds: the existing one if it is still valid, else a new one.
 
-    Raises InputError if the record was made with another configuration or its files have changed since, if a file
-    consumed by an earlier ds has changed, or if no log file landed since the parent. A record without files is
-    replaced: the logs were late.
+    Raises InputError if files of the record have changed since, if a file consumed by an earlier ds has changed, or if
+    no log file landed since the parent. A record under which nothing was built, or which has no files, is replaced: the
+    configuration or the logs were corrected, or the logs were late.
     """
-    if day.has_record and not day.refresh_inputs and day.record.files:
+    if day.has_record and not day.refresh_inputs and day.record.files and day.is_built:
         return _validated_record(day)
     earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
     parent = day.manifest(earlier[-1]) if earlier else None
     spec = log_spec(day)
-    files = _not_consumed(logs.discover(spec, before=day.ds), parent)
+    files = _not_consumed(day, logs.discover(spec, before=day.ds), parent)
     catalogue = storage.list_files(storage.absolute(day.config.logs.catalogue)) if day.config.logs.catalogue else []
     record = day.new_record(
         parent_sequences=str(earlier[-1]) if earlier else None,
@@ -72,22 +73,18 @@ def parent_manifest(day: Day, record: RunRecord) -> shards.Manifest | None:
 
 def _validated_record(day: Day) -> RunRecord:
     record = day.record
-    if record.config_hash != day.config.hash():
-        raise InputError(
-            f"{day.record_uri} was made with another configuration (hash {record.config_hash}, now "
-            f"{day.config.hash()}): go back to that configuration, or {_REFRESH}"
-        )
     if problems := logs.changed(record.files):
         raise InputError(f"{problems[0]} since the run record of ds {day.ds} was made: restore it, or {_REFRESH}")
     return record
 
 
-def _not_consumed(files: list[logs.LogFile], parent: shards.Manifest | None) -> list[logs.LogFile]:
+def _not_consumed(day: Day, files: list[logs.LogFile], parent: shards.Manifest | None) -> list[logs.LogFile]:
     """The files that no earlier ds has consumed; InputError if one of the others has changed since."""
     if parent is None:
         return files
     table = shards.read_listed(parent, parent.inputs, ["uri", "size", "etag"])
-    consumed = {uri: (size, etag) for uri, size, etag in zip(*(c.to_pylist() for c in table.columns), strict=True)}
+    uris, sizes, etags = (column.to_pylist() for column in table.columns)
+    consumed = dict(zip(located(uris, day.places), zip(sizes, etags, strict=True), strict=True))
     for file in files:
         if file.uri in consumed and consumed[file.uri] != (file.size, file.etag):
             raise InputError(

@@ -49,6 +49,7 @@ def run(day: Day) -> StageResult:
         reason, moved = _refusal(trained, measured, gates), False
         chosen, chosen_ds = (champion.version, champion.ds) if champion else (None, None)
         reason += f"; version {chosen} of {chosen_ds} serves" if champion else "; there is no champion to serve instead"
+    versions.withdraw_promotions(day, but=chosen)
     day.update_record(chosen_model=chosen, chosen_reason=reason)
     return {
         "chosen": chosen,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from jobs.day import Day
+from jobs.day import Day, digest
 from jobs.registry import versions
 from jobs.runtime.console import progress
 from jobs.runtime.engines import need_gpus, ray_session
@@ -46,7 +46,8 @@ def run(day: Day) -> dict[str, Any]:
     if day.marker("promote") is None:
         raise InputError(f"no model is chosen for {day.ds}: run `fuxi promote --ds {day.ds}` first")
     record = day.record
-    key = lists.commit_key(record.run_id, record.chosen_model, day.config.hash(), str(day.sequences_ds))
+    made_from = digest(day.inputs("recommend"))
+    key = lists.commit_key(record.run_id, record.chosen_model, made_from, str(day.sequences_ds))
     table = lists.open_lists(day.workspace)
     published = None if day.force else lists.published_result(table, day.ds, key)
     if published is None:

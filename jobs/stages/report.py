@@ -12,6 +12,7 @@ import jinja2
 from jobs.day import Day, StageResult
 from jobs.report.content import content
 from pipelines import digests, storage
+from pipelines.redact import redact
 
 NOTHING = "–"
 
@@ -19,7 +20,7 @@ NOTHING = "–"
 def run(day: Day) -> StageResult:
     """Write the page of `day.ds` in one write. Returns its uri."""
     uri = day.workspace.report(day.ds)
-    storage.write_bytes(uri, render(content(day)).encode())
+    storage.write_bytes(uri, redact(render(content(day))).encode())
     digests.write_digests(storage.parent(uri), name=digests.NOTED_FILE)
     return {"uri": uri}
 

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.day import Day
+from jobs.day import Day, lease_uri, running
+from jobs.places import portable
 from jobs.runtime.console import log
 from jobs.runtime.engines import spark_progress, spark_session
 from jobs.runtime.resources import Usage
@@ -77,14 +78,17 @@ def _sessionize(
         run_id=day.record.run_id,
         before=(parent.vocabulary_size, parent.vocabulary_sha256) if parent else (0, ""),
     )
-    target, index = build_spec(day, songs, parent), songs.lookup(cleaned.item_ids)
+    index = songs.lookup(cleaned.item_ids)
+    target = build_spec(day, songs, parent, played=index)
     with spark_progress(spark, "building sequences", target.buckets, "buckets") as finished:
         built = build_shards(spark, target, shuffle, cleaned.runs, index, staging=staging, finished=finished)
     counts = _counts(day, cleaned, built, songs)
     stats = replace(stats, duplicates=counts["duplicates"], listeners=sum(file.rows for file in built.files))
     counts["accepted_quality"] = _enforce_bounds(day, stats, cleaned, target)
     manifest = publish(day, target, built, files, counts)
-    shards.remove_unlisted(manifest)
+    counts |= {"shards": shards.content_digest(manifest)}
+    counts |= {"parent_shards": shards.content_digest(parent)} if parent else {}
+    _remove_old_files(day, parent, manifest)
     _keep_only(day.workspace.quarantine(day.ds), cleaned.quarantined)
     digests.write_digests(day.workspace.quarantine(day.ds), name=digests.NOTED_FILE)
     return counts, manifest, sum(run.bytes for run in cleaned.runs)
@@ -139,9 +143,27 @@ def _enforce_bounds(day: Day, stats: DayStats, cleaned: Cleaned, built: BuildSpe
         raise
 
 
-def build_spec(day: Day, songs: vocabulary.Vocabulary, parent: shards.Manifest | None) -> BuildSpec:
-    """How the shards of this ds are made, under new file names."""
-    run_id, fixed, size = day.record.run_id, day.workspace.spec, songs.size(day.ds)
+def _remove_old_files(day: Day, *manifests: shards.Manifest | None) -> None:
+    """Delete what earlier runs of this ds, and of its parent, left; but nothing while another run may read it.
+
+    Whoever reads shards holds a lease. So a run that holds none yet will read what is published now, and the next run
+    deletes what this one leaves.
+    """
+    old = {uri for manifest in manifests if manifest for uri in shards.unlisted(manifest)}
+    if not old:
+        return
+    if held := running(day.workspace, besides=[lease_uri(day.workspace, day.ds)]):
+        log("old shards are left to the next run", files=len(old), held=held[0], by=held[1])
+        return
+    storage.delete_files(old)
+
+
+def build_spec(
+    day: Day, songs: vocabulary.Vocabulary, parent: shards.Manifest | None, *, played: pa.Table
+) -> BuildSpec:
+    """How the shards of this ds are made, under new file names. played: the songs of its plays, of `songs.lookup`."""
+    run_id, fixed = day.record.run_id, day.workspace.spec
+    size = songs.size_for(day.ds, played, at_least=parent.vocabulary_size if parent else 0)
     kept = {"max_history", "session_gap_s", "row_group_events", "max_increments"}
     return BuildSpec(
         folder=day.workspace.sequences(day.ds),
@@ -182,7 +204,8 @@ def publish(
     """Publish the shards, and note in `counts` how many songs have enough listeners to be trained on."""
     listeners = target.listeners_before() + built.listeners
     counts["eligible_songs"] = int((listeners >= day.config.train.min_listeners).sum())
-    return publish_shards(target, built, inputs=shards.inputs_table([asdict(file) for file in files]), counts=counts)
+    inputs = shards.inputs_table(portable([asdict(file) for file in files], day.places))
+    return publish_shards(target, built, inputs=inputs, counts=counts)
 
 
 def _keep_only(folder: str, kept: Iterable[str]) -> None:

@@ -1,18 +1,22 @@
 """`fuxi train`: fit FuXi-beta on the shards of a ds with Ray Train, export it, register it as challenger.
 
-Checkpoints are named by the run record and the configuration. A worker that dies is replaced, a driver that dies is run
-again, and both continue from the newest complete checkpoint.
+Checkpoints are named by the run record and by what the stage is made from. A worker that dies is replaced, a driver
+that dies is run again, and both continue from the newest complete checkpoint. A model is registered once: trained again
+to the same weights it is the version that it was, to others a new one.
 """
 
 import dataclasses
 import datetime as dt
+import hashlib
+import json
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 
 from fuxi_beta.data.side import KnownSongs
-from jobs.day import Day, StageResult
+from jobs.day import Day, StageResult, digest
 from jobs.registry import versions
 from jobs.runtime import kernels
 from jobs.runtime.console import log
@@ -30,9 +34,9 @@ def run(day: Day) -> StageResult:
     """Train on the shards of `day.ds`. Returns what later stages and the report need (see `_result`)."""
     started = time.time()
     manifest = day.manifest(day.ds)
-    name = f"{day.record.run_id}-{day.config.hash()}"
     checkpoints = day.path("checkpoints")
-    if day.force and day.marker("train"):
+    name = _run_name(day, checkpoints)
+    if day.force and day.has_finished_before("train"):
         storage.delete_folder(storage.join(checkpoints, name))  # it has finished: start again instead of resuming
     parent, folder = _parent(day, manifest)
     songs = _known_songs(day, manifest, folder)
@@ -48,20 +52,43 @@ def run(day: Day) -> StageResult:
                 f"{manifest.folder}: no listener has a play to learn from before the training cut: add logs"
             )
         exported = _export(day, loop, checkpoint, scratch, songs=songs, parent=parent)
+        run_key = f"{day.record.run_id}-{_content_key(scratch)}"
         export = day.path(f"export-{day.record.run_id}")
         storage.delete_folder(export)
         storage.upload_folder(scratch, export)
     result: StageResult = {**_result(loop, position, parent), **exported, "export": export}
     mlflow_run_id = versions.log_training(
-        day, result["parameters"], position.curve, run_key=name, metrics={"events_per_s": result["events_per_s"]}
+        day, result["parameters"], position.curve, run_key=run_key, metrics={"events_per_s": result["events_per_s"]}
     )
-    version = versions.register_challenger(day, export, mlflow_run_id=mlflow_run_id, run_key=name)
+    version = versions.register_challenger(day, export, mlflow_run_id=mlflow_run_id, run_key=run_key)
     overhead = {
         "seconds_to_first_step": round(max(position.first_step_at - started, 0), 1),  # 0: all steps were taken before
         "seconds_after_last_step": round(ended - max(position.last_step_at, started), 1),
         "seconds_to_register": round(time.time() - ended, 1),
     }
     return result | {"model_version": version, "mlflow_run_id": mlflow_run_id, "overhead": overhead}
+
+
+def _run_name(day: Day, checkpoints: str) -> str:
+    """The name of a training, under which it resumes."""
+    record = day.record
+    earlier = f"{record.run_id}-{day.config.hash()}"  # by a release before 0.3
+    sessionized = day.marker("sessionize")
+    if sessionized and "inputs" not in sessionized and storage.exists(storage.join(checkpoints, earlier)):
+        return earlier
+    return f"{record.run_id}-{digest(day.inputs('train'))}"
+
+
+def _content_key(folder: str) -> str:
+    """A number that tells models apart: their tensors and settings, without the notes of how they came to be."""
+    from fuxi_beta.training.checkpoint import CONFIG_FILE
+
+    config = json.loads(Path(folder, CONFIG_FILE).read_text())
+    content: list[object] = [{key: value for key, value in config.items() if key != "metadata"}]
+    for file in sorted(path for path in Path(folder).iterdir() if path.suffix != ".json"):
+        with file.open("rb") as stream:
+            content.append((file.name, hashlib.file_digest(stream, "sha256").hexdigest()))
+    return digest(content)
 
 
 def _known_songs(day: Day, manifest: Manifest, parent: str) -> KnownSongs:

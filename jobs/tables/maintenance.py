@@ -44,7 +44,7 @@ def maintain(
     another maintenance works.
     """
     with contextlib.nullcontext() if dry_run else leases.lease(workspace.forget_lock, purpose=PURPOSE):
-        run = running(workspace, besides=held)
+        run = running(workspace, besides=[held])
         busy = f"not compacted while a day runs ({run[0]})" if run else ""
         named = {workspace.vocabulary: _recorded_versions(workspace)}
         steps = [_Steps(uri, spec, config.retention_hours, dry_run) for uri, spec in workspace.tables()]

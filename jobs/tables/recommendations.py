@@ -105,7 +105,7 @@ def commit(
     since then; nothing is published in that case.
     """
     noted = {**metadata, "generated_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")}
-    properties = delta_tables.commit_properties(metadata=noted, transaction=(_application(ds), key))
+    properties = {"metadata": noted, "transaction": (_application(ds), key)}
     conflict = f"the lists of {ds} were published by another run meanwhile", "run `fuxi recommend` again"
     actions: list[AddAction | RemoveAction] = [_add_action(ds, part) for part in parts]
     version = _commit(table, actions, properties, replaced=ds, conflict=conflict)
@@ -129,7 +129,7 @@ def replace_parts(
         *(_add_action(ds, part) for part in added),
     ]
     conflict = f"the lists of {ds} were changed by another run meanwhile", "run again"
-    properties = delta_tables.commit_properties(retry=False)
+    properties = {"retry": False}
     version = _commit(table, actions, properties, replaced=None, conflict=conflict)
     _note_digests(table, added)
     return version
@@ -143,19 +143,26 @@ def _note_digests(table: "DeltaTable", parts: Sequence[ListPart]) -> None:
 def _commit(
     table: "DeltaTable",
     actions: "list[AddAction | RemoveAction]",
-    properties: "CommitProperties",
+    properties: Mapping[str, Any],
     *,
     replaced: dt.date | None,
     conflict: tuple[str, str],
 ) -> int:
-    """Commit file actions; returns the version. replaced: a day. conflict: what happened on failure, and the remedy."""
+    """Commit file actions; returns the version.
+
+    properties: of `delta_tables.commit`. replaced: a day. conflict: what happened on failure, and the remedy.
+    """
     from deltalake.exceptions import CommitFailedError
 
     mode, day, schema = "append", None, table.schema()
     if replaced:
         mode, day, schema = "overwrite", [(DS, "=", str(replaced))], _present_schema(table)
+
+    def write(named: "CommitProperties") -> None:
+        table.create_write_transaction(actions, mode, schema, [DS], day, commit_properties=named)
+
     try:
-        table.create_write_transaction(actions, mode, schema, [DS], day, commit_properties=properties)
+        delta_tables.commit(table.table_uri, write, **properties)
     except CommitFailedError as error:
         what, remedy = conflict
         raise InputError(f"{what} ({' '.join(str(error).split())}): {remedy}") from None

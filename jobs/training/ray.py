@@ -1,15 +1,14 @@
 """Ray Train as `fuxi train` uses it: workers, storage, failures, and a progress bar."""
 
-import contextlib
 import os
-import signal
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, TypeVar
 
 from jobs.config import ClusterConfig
 from jobs.runtime.console import polled_progress
-from jobs.runtime.engines import need_gpus, ray_session
+from jobs.runtime.engines import end, need_gpus, ray_session
 from jobs.training.worker import LoopConfig, train_worker
 from pipelines import storage
 from pipelines.errors import InputError
@@ -17,6 +16,8 @@ from pipelines.errors import InputError
 if TYPE_CHECKING:
     import ray.train
     from ray.train.torch import TorchTrainer
+
+T = TypeVar("T")
 
 WORKER_ENVIRONMENT = {
     # Where cores are shared, threads that spin while they wait make a step several times slower.
@@ -43,10 +44,15 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
     trainer = _trainer(cluster, loop, storage_uri, name)
     storage.write_json(loop.progress, {"steps": 0, "total": 0})  # rank 0 goes on with it
     try:
-        with polled_progress("train", lambda: _steps(loop.progress), unit="steps"), _sigint_handler_kept():
-            result = trainer.fit()
+        with polled_progress("train", lambda: _steps(loop.progress), unit="steps"):
+            result = _interruptible(trainer.fit)
     except TrainingFailedError as error:
         raise _worker_error(error) from None
+    except KeyboardInterrupt as stop:
+        end()  # also the workers, which know nothing of the signal
+        steps, total = _steps(loop.progress)
+        stop.add_note(f"training had taken {steps:,} of {total:,} steps and goes on from its last checkpoint")
+        raise
     if result.return_value:
         remedy = "lower train.lr or train.item_lr, or raise train.temperature"
         raise InputError(f"training stopped: {result.return_value}: {remedy}")
@@ -99,14 +105,18 @@ def _worker_error(error: "ray.train.TrainingFailedError") -> Exception:
     return error
 
 
-@contextlib.contextmanager
-def _sigint_handler_kept() -> Iterator[None]:
-    """Restore the process's SIGINT handler, which Ray Train replaces, after the block."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _interruptible(work: Callable[[], T]) -> T:
+    """Do it in a thread, so that a signal ends the wait: in the main thread Ray Train sets a handler of its own."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    return done.result()

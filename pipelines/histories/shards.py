@@ -11,6 +11,8 @@ read through `Manifest` alone and never found by listing folders.
 
 import datetime as dt
 import functools
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines import storage
+from pipelines import leases, storage
 from pipelines.digests import FileDigest, digest_of
 from pipelines.errors import InputError
 from pipelines.histories.histories import HISTORY_COLUMNS, Histories, jagged, user_array
@@ -237,7 +239,7 @@ open_parquet = functools.partial(storage.open_parquet, remedy="re-run `fuxi sess
 def write_manifest(folder: str, manifest: Manifest) -> Manifest:
     """Publish the shards of a ds: the last write of the sessionize stage."""
     content = {key: value for key, value in asdict(manifest).items() if key not in ("folder", "check_digests")}
-    storage.write_json(storage.join(folder, "_manifest.json"), {"format": SHARD_FORMAT, **content})
+    leases.publish_json(storage.join(folder, "_manifest.json"), {"format": SHARD_FORMAT, **content})
     return replace(manifest, folder=folder)
 
 
@@ -304,12 +306,19 @@ def listed_uris(manifest: Manifest) -> set[str]:
     return shards | {manifest.uri(manifest.item_counts), manifest.uri(manifest.inputs)}
 
 
-def remove_unlisted(manifest: Manifest) -> None:
-    """Delete files of earlier runs below a published ds folder, unless a later day still reads them."""
+def content_digest(manifest: Manifest) -> str:
+    """A number that tells histories apart: equal if a ds was built again to the same files."""
+    layers = [[file.bucket, *(layer.sha256 for layer in file.layers)] for file in manifest.files]
+    content = json.dumps([manifest.vocabulary_size, manifest.max_history, layers])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def unlisted(manifest: Manifest) -> set[str]:
+    """Files of earlier runs below a published ds folder that no later day's manifest names either."""
     listed = listed_uris(manifest)
-    unlisted = {file.uri for file in storage.list_files(manifest.folder)} - listed
+    found = {file.uri for file in storage.list_files(manifest.folder)} - listed
     root, own = storage.parent(manifest.folder), storage.name(manifest.folder)
-    for name in storage.list_folders(root) if unlisted else ():
+    for name in storage.list_folders(root) if found else ():
         if name > own and name.startswith("ds=") and storage.exists(storage.join(root, name, "_manifest.json")):
-            unlisted -= listed_uris(read_manifest(storage.join(root, name)))
-    storage.delete_files(unlisted)
+            found -= listed_uris(read_manifest(storage.join(root, name)))
+    return found

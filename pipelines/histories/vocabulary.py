@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import delta_tables
-from pipelines.errors import InputError
+from pipelines.errors import BusyError, InputError
 from pipelines.schema import DS, FIRST_DS, ITEM_ID, ITEM_INDEX, vocabulary_rows, vocabulary_table
 
 _APPLICATION = "fuxi-vocabulary"
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,14 @@ class Vocabulary:
                 "from a backup"
             )
 
+    def size_for(self, ds: dt.date, songs: pa.Table, *, at_least: int = 0) -> int:
+        """Highest index that shards of a ds may hold: of the songs given one by then, and of the day's own.
+
+        On a day older than the workspace's newest, its own songs may have been given theirs on a later day. songs: of
+        `lookup`. at_least: of the shards that are built on.
+        """
+        return max(self.size(ds), at_least, int(pc.max(songs[ITEM_INDEX]).as_py() or 0))
+
     def new_on(self, ds: dt.date) -> int:
         """Songs that got their index on a ds."""
         return int(pc.sum(pc.equal(self.table[FIRST_DS], ds)).as_py() or 0)
@@ -81,8 +90,20 @@ def append(
     """Give an index to the songs that have none, in item_id order; returns the vocabulary afterwards.
 
     item_ids: distinct songs of a day, no nulls. before: size and digest of an earlier day's, with which this one must
-    begin. Raises BusyError if another run extends the vocabulary meanwhile.
+    begin. Raises BusyError if other runs keep extending the vocabulary meanwhile.
     """
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        try:
+            return _append(uri, item_ids, ds=ds, item_id_type=item_id_type, run_id=run_id, before=before)
+        except BusyError:
+            if not attempts_left:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _append(
+    uri: str, item_ids: pa.Array, *, ds: dt.date, item_id_type: str, run_id: str, before: tuple[int, str]
+) -> Vocabulary:
     known = read(uri, item_id_type)
     known.check(*before, uri=uri)
     fresh = item_ids.filter(pc.invert(pc.is_in(item_ids, value_set=known.table[ITEM_ID].combine_chunks())))

@@ -1,14 +1,61 @@
 """Synthetic logs, two serving days with every real component, and the table read back by another engine."""
 
 import datetime as dt
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.config import Config
+from jobs.stage_inputs import STAGE_INPUTS, is_declared
 from pipelines.histories.shards import read_manifest
 
 DAY_ONE, DAY_TWO = dt.date(2026, 1, 26), dt.date(2026, 1, 27)  # of the fixture `two_days`
+
+
+class SettingsRead:
+    """Notes which settings of a configuration this process reads, by stage."""
+
+    def __init__(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.keys: dict[str, set[str]] = {}
+        self.counted = config.counted().keys()
+        self.stage = ""
+        sections = {id(getattr(config, name)): name for name in Config.model_fields}
+        for kind in {type(getattr(config, name)) for name in Config.model_fields}:
+            if hasattr(kind, "model_fields") or hasattr(kind, "__dataclass_fields__"):
+                self._watch(kind, sections, monkeypatch)
+        for name in ("hashed", "counted"):  # which read every setting
+            monkeypatch.setattr(Config, name, self.during("", getattr(Config, name)))
+
+    def _watch(self, kind: type, sections: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        plain = kind.__getattribute__
+
+        def noted(section: Any, key: str) -> Any:
+            if name := sections.get(id(section)):
+                self.keys.setdefault(self.stage, set()).add(f"{name}.{key}")
+            return plain(section, key)  # type: ignore[call-arg]
+
+        monkeypatch.setattr(kind, "__getattribute__", noted)
+
+    def during(self, name: str, work: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """A function whose reading counts as that of a stage, or of none."""
+
+        def run(argument: Any) -> Any:
+            before, self.stage = self.stage, name
+            try:
+                return work(argument)
+            finally:
+                self.stage = before
+
+        return run
+
+    def undeclared(self, stage: str) -> list[str]:
+        """The settings that decide results, that a stage has read, and that `STAGE_INPUTS` does not know of."""
+        spec, read = STAGE_INPUTS[stage], self.keys.get(stage, set()) & self.counted
+        return sorted(key for key in read if not is_declared(key, spec.settings + spec.also_reads))
 
 
 def test_both_days_are_published_without_a_failure(two_days: Any) -> None:
@@ -82,14 +129,69 @@ def test_the_model_beats_popularity(two_days: Any) -> None:
     assert metrics["challenger"]["all"]["ndcg_30"] > metrics["popularity"]["all"]["ndcg_30"]
 
 
-def test_day_one_run_again_after_day_two_gives_the_lists_of_day_one(two_days: Any, ray_local: Any) -> None:
-    two_days.run(DAY_ONE, force=True)
+def test_day_one_run_again_after_day_two_gives_the_lists_of_day_one_and_reads_only_declared_settings(
+    two_days: Any, ray_local: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs.daily import run_day, stage_function
+    from jobs.day import STAGES, open_day
+
+    read = SettingsRead(two_days.config, monkeypatch)
+    stages = {name: read.during(name, stage_function(name)) for name in STAGES}
+    run_day(open_day(two_days.config, DAY_ONE, force=True), stages)
     assert two_days.lists(DAY_ONE) == two_days.day_one_before_day_two
+    assert {name: read.undeclared(name) for name in STAGES} == {name: [] for name in STAGES}
+    assert {"train.epochs", "model.dim"} <= read.keys["train"] and "gates.margin" in read.keys["promote"]
 
 
 def test_running_a_finished_day_again_does_nothing(two_days: Any) -> None:
     result = two_days.run(DAY_TWO)
     assert all(stage["skipped"] for stage in result.stages.values())
+
+
+ABSOLUTE = re.compile(
+    r"mlflow\.db|\w+/_delta_log/0+\.json|mlartifacts/.*/MLmodel|runs/.*/checkpoints/.*|quarantine/.*\.parquet"
+)
+"""Files that may name where a workspace was: MLflow's database, which is rewritten; the first commit of a table and
+MLflow's note of where a model was, which nobody reads; and files of rejected rows."""
+
+
+def test_a_workspace_is_moved_and_goes_on_and_nothing_in_it_says_where_it_was(
+    two_days: Any, spark: Any, tmp_path: Path
+) -> None:
+    from jobs.daily import plan
+    from jobs.day import open_day, run_stage
+    from jobs.registry import versions
+    from jobs.stages import sessionize
+    from pipelines import storage
+
+    files = [
+        file for file in two_days.root.rglob("*") if file.is_file() and not file.is_relative_to(two_days.root / "logs")
+    ]
+    naming = [file for file in files if str(two_days.root).encode() in file.read_bytes()]
+    naming = [file.relative_to(two_days.root).as_posix() for file in naming]
+    assert not [name for name in naming if not ABSOLUTE.fullmatch(name)]
+
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(two_days.root, moved)
+    changed = {"workspace": str(moved)}
+    logs = two_days.config.logs.model_copy(
+        update={"path": f"{moved}/logs/plays", "catalogue": f"{moved}/logs/catalogue"}
+    )
+    config = two_days.config.model_copy(update=changed | {"logs": logs})
+    hidden = two_days.root.rename(two_days.root.with_name("hidden"))
+    try:
+        for ds in (DAY_ONE, DAY_TWO):
+            assert not [str(stage) for stage in plan(open_day(config, ds)) if stage.runs and stage.name != "maintain"]
+        day = open_day(config, DAY_TWO + dt.timedelta(1))
+        champion = versions.champion(day)
+        assert champion and Path(versions.download_model(day, champion.version)).is_relative_to(moved)
+        run_stage(day, "sessionize", sessionize.run)
+        assert {file.landing_day for file in day.record.files} == {str(DAY_TWO)}  # the others are known
+        manifest = read_manifest(day.workspace.sequences(day.ds))
+        inputs = storage.read_table(manifest.uri(manifest.inputs))["uri"].to_pylist()
+        assert len(inputs) > 20 and all(uri.startswith("{workspace}/logs/plays/ds=") for uri in inputs)
+    finally:
+        hidden.rename(two_days.root)
 
 
 def test_the_report_of_each_day_is_there(two_days: Any) -> None:

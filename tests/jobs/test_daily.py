@@ -11,8 +11,9 @@ import pyarrow as pa
 import pytest
 
 from jobs.config import MaintainConfig, load_config
-from jobs.daily import plan, run_day
+from jobs.daily import DayResult, other_settings, plan, run_day
 from jobs.day import STAGES, Day, Stage, open_day
+from jobs.stage_inputs import all_before
 from pipelines import delta_tables, storage
 from pipelines.errors import BusyError, InputError
 
@@ -41,9 +42,22 @@ class Recorder:
         return run
 
 
-def make_day(tmp_path: Path, ds: dt.date = DS, **options: Any) -> Day:
-    overrides = [f"workspace={tmp_path}/w", "sequences.buckets=8"]
+def make_day(tmp_path: Path, ds: dt.date = DS, settings: tuple[str, ...] = (), **options: Any) -> Day:
+    overrides = [f"workspace={tmp_path}/w", "sequences.buckets=8", *settings]
     return open_day(load_config(overrides=overrides, environment={}), ds, **options)
+
+
+def run_as_planned(recorder: Recorder, day: Day) -> tuple[list[str], DayResult]:
+    """The stages that ran; they are those that a dry run names."""
+    planned = [stage.name for stage in plan(day) if stage.runs]
+    recorder.calls.clear()
+    result = run_day(day, recorder.stages())
+    assert recorder.calls == planned
+    return recorder.calls, result
+
+
+def below(stage: str) -> list[str]:
+    return [name for name in STAGES if name == stage or stage in all_before(name)]
 
 
 def publish_sequences(day: Day) -> None:
@@ -140,8 +154,123 @@ def test_a_plan_says_what_is_left(tmp_path: Path) -> None:
     recorder.failing["promote"] = RuntimeError("lost")
     with pytest.raises(RuntimeError):
         run_day(make_day(tmp_path), recorder.stages())
-    states = dict(plan(make_day(tmp_path)))
-    assert [states[name] for name in STAGES] == ["done"] * 4 + ["to run"] * 3
+    states = plan(make_day(tmp_path))
+    assert [stage.name for stage in states] == list(STAGES)
+    assert [stage.runs for stage in states] == [False] * 4 + [True] * 3
+    assert str(states[4]) == "promote      to run  has not finished"
+
+
+def test_a_day_whose_training_failed_is_judged_anew_once_it_is_trained(tmp_path: Path) -> None:
+    """It used to say that promote was done, and to serve the old model with exit code 0."""
+    recorder = Recorder()
+    recorder.failing["train"] = RuntimeError("out of memory")
+    assert run_day(make_day(tmp_path), recorder.stages()).degraded
+    again, result = run_as_planned_after_failure(recorder, tmp_path)
+    assert again == ["train"] and result.degraded  # nothing else has changed
+    recorder.failing.clear()
+    calls, result = run_as_planned(recorder, make_day(tmp_path))
+    assert calls == ["train", "evaluate", "promote", "recommend", "report"] and not result.degraded
+    assert run_as_planned(recorder, make_day(tmp_path))[0] == []
+
+
+def run_as_planned_after_failure(recorder: Recorder, tmp_path: Path) -> tuple[list[str], DayResult]:
+    recorder.calls.clear()
+    return recorder.calls, run_day(make_day(tmp_path), recorder.stages())
+
+
+def test_settings_that_made_training_fail_are_put_right_and_the_day_is_published_with_them(tmp_path: Path) -> None:
+    recorder, wrong = Recorder(), ("train.lr=9",)
+    recorder.failing["train"] = InputError("the training loss is nan: lower train.lr")
+    assert run_day(make_day(tmp_path, settings=wrong), recorder.stages()).degraded
+    recorder.failing.clear()
+    assert not other_settings(make_day(tmp_path))  # for all stages that read it will run
+    calls, result = run_as_planned(recorder, make_day(tmp_path))
+    assert calls == ["train", "evaluate", "promote", "recommend", "report"] and not result.notes
+
+
+def test_another_reason_of_a_failure_is_in_the_report_and_changes_nothing_else(tmp_path: Path) -> None:
+    recorder = Recorder()
+    recorder.failing["train"] = RuntimeError("out of memory")
+    run_day(make_day(tmp_path), recorder.stages())
+    recorder.failing["train"] = RuntimeError("no disk")
+    assert run_as_planned_after_failure(recorder, tmp_path)[0] == ["train", "report"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_is_run_again_makes_everything_below_it_run_again(tmp_path: Path, stage: str) -> None:
+    from jobs.day import run_stage
+
+    recorder = Recorder()
+    run_day(make_day(tmp_path), recorder.stages())
+    run_stage(make_day(tmp_path, force=True), stage, recorder.stages()[stage])
+    assert run_as_planned(recorder, make_day(tmp_path))[0] == below(stage)[1:]
+    assert run_as_planned(recorder, make_day(tmp_path))[0] == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "first"),
+    [
+        ("logs.columns={user_id: listener}", "sessionize"),
+        ("train.epochs=9", "train"),
+        ("evaluate.max_listeners=9", "evaluate"),
+        ("gates.margin=0.5", "promote"),
+    ],
+)
+def test_settings_of_a_day_without_lists_may_change_and_their_stages_run_again(
+    tmp_path: Path, setting: str, first: str
+) -> None:
+    recorder = Recorder()
+    recorder.failing["recommend"] = InputError("the lists failed the audit")
+    with pytest.raises(InputError, match="audit"):
+        run_day(make_day(tmp_path), recorder.stages())
+    recorder.failing.clear()
+    day = make_day(tmp_path, settings=(setting,))
+    why = {stage.name: stage.why for stage in plan(day)}
+    assert why[first].startswith(f"other settings: {setting.partition('=')[0]}: ")
+    assert run_as_planned(recorder, day)[0] == below(first)
+
+
+def test_settings_of_a_published_day_are_named_and_change_nothing(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run_day(make_day(tmp_path), recorder.stages())
+    settings = ("train.epochs=9", "recommend.k=20", "cluster.max_failures=1", "recommend.max_top_share=0.5")
+    calls, result = run_as_planned(recorder, make_day(tmp_path, settings=settings))
+    assert calls == [] and not result.degraded
+    (note,) = result.notes
+    assert "published with other settings (recommend.k: 30 -> 20; train.epochs: 5 -> 9) and stays" in note
+    assert f"`fuxi hits --ds {DS} --force`, `fuxi train --ds {DS} --force`, then `fuxi daily --ds {DS}`, redoes" in note
+    assert "redoes hits, train, evaluate, promote, recommend, report with them" in note
+    assert all(len(str(stage)) <= 80 for stage in plan(make_day(tmp_path, settings=settings)))
+    assert not run_day(make_day(tmp_path), recorder.stages()).notes
+
+
+def test_a_forced_stage_that_was_refused_leaves_its_day_as_published_and_a_killed_one_is_run_again(
+    tmp_path: Path,
+) -> None:
+    from jobs.day import run_stage
+
+    recorder = Recorder()
+    run_day(make_day(tmp_path), recorder.stages())
+    for error, again in ((InputError("refused"), []), (RuntimeError("killed"), below("evaluate"))):
+        recorder.failing["evaluate"] = error
+        with pytest.raises(type(error)):
+            run_stage(make_day(tmp_path, force=True), "evaluate", recorder.stages()["evaluate"])
+        recorder.failing.clear()
+        assert run_as_planned(recorder, make_day(tmp_path))[0] == again
+
+
+def test_markers_of_a_release_before_they_named_inputs_count_until_a_stage_above_runs_again(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run_day(make_day(tmp_path), recorder.stages())
+    day = make_day(tmp_path, settings=("train.epochs=9",))
+    for name in STAGES:
+        marker = storage.read_json(day.path(f"{name}.json"))
+        del marker["inputs"], marker["digest"]
+        storage.write_json(day.path(f"{name}.json"), marker | {"finished_at": "2026-03-02T01:00:00+00:00"})
+    calls, result = run_as_planned(recorder, day)
+    assert calls == [] and not result.notes  # with which settings they were made is not known
+    Path(day.path("train.json")).unlink()
+    assert run_as_planned(recorder, day)[0] == below("train")
 
 
 def test_a_ds_in_the_future_is_refused(tmp_path: Path) -> None:
@@ -152,7 +281,9 @@ def test_a_ds_in_the_future_is_refused(tmp_path: Path) -> None:
 def test_the_tables_are_maintained_on_sundays_after_the_report(tmp_path: Path, capfd: Any) -> None:
     recorder, sunday = Recorder(), dt.date(2026, 3, 1)
     run_day(make_day(tmp_path), recorder.stages())
-    assert "maintain" not in capfd.readouterr().err and "maintain" not in dict(plan(make_day(tmp_path)))
+    assert "maintain" not in capfd.readouterr().err and "maintain" not in {
+        stage.name for stage in plan(make_day(tmp_path))
+    }
     day = make_day(tmp_path, sunday)
     for number in range(20):
         delta_tables.append(
@@ -162,7 +293,7 @@ def test_the_tables_are_maintained_on_sundays_after_the_report(tmp_path: Path, c
             transaction=("test", number),
             metadata={},
         )
-    assert plan(day)[-1] == ("maintain", "to run")
+    assert str(plan(day)[-1]) == "maintain     to run  every 7 days"
     run_day(day, recorder.stages())
     lines = capfd.readouterr().err.splitlines()
     assert "report done" in lines[-2] and "maintain done" in lines[-1]

@@ -34,6 +34,8 @@ def test_json_of_an_earlier_release_or_edited_by_hand_is_read(tmp_path: Path) ->
         storage.read_json(str(file))
     file.write_text(json.dumps({"a": 2}))
     assert storage.read_json(str(file)) == {"a": 2}
+    file.write_text(json.dumps({"key": "0123456789abcdef" * 4}))  # forgotten/key.json of an earlier release
+    assert storage.read_json(str(file))["key"].startswith("0123")
     storage.write_json(str(file), {})
     assert storage.read_json(str(file)) == {}
 

@@ -1,14 +1,21 @@
 """Storage: atomic writes and listings, on the local disk and on a real S3 server."""
 
+import datetime as dt
 import os
+import pickle
+import random
 import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from pipelines import storage
+from benchmarks.lib.fault_proxy import FaultProxy, Faults
+from pipelines import delta_tables, object_store, storage
 from pipelines.errors import InputError
+from pipelines.schema import DS, TableSpec
+
+SPEC = TableSpec("numbers", pa.schema([(DS, pa.date32()), ("n", pa.int64())]), (DS,))
 
 
 def round_trip(root: str) -> None:
@@ -88,3 +95,78 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
 def test_other_schemes_are_refused() -> None:
     with pytest.raises(InputError, match="only local paths and s3"):
         storage.absolute("gs://bucket/x")
+
+
+FAULTS = Faults(errors=0.08, resets=0.08, delays=0.03, delay_s=(0.1, 0.3))
+
+
+def test_every_library_comes_through_a_faulty_store(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole files, listings, parts of files, and commits of Delta tables, none of them lost or made twice."""
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"], FAULTS, seed=3) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setattr(random, "uniform", lambda low, high: min(high, 0.2))  # the pauses of `pauses`
+        for number in range(4):
+            storage.write_json(f"{s3}/w/{number}.json", {"n": number}, fence=number)
+            assert storage.read_json(f"{s3}/w/{number}.json") == {"n": number}
+        assert len(storage.list_files(f"{s3}/w")) == 4
+        storage.write_table(f"{s3}/w/t.parquet", pa.table({"n": [1, 2]}))
+        assert storage.read_table(f"{s3}/w/t.parquet")["n"].to_pylist() == [1, 2]
+        for number in range(4):
+            row = {DS: dt.date(2026, 3, 1 + number), "n": number}
+            delta_tables.overwrite(f"{s3}/table", SPEC, [row], {DS: row[DS]})
+        base = delta_tables.version(f"{s3}/table")
+        more = pa.Table.from_pylist([{DS: dt.date(2026, 4, 1), "n": 4}], SPEC.schema)
+        delta_tables.append(f"{s3}/table", more, base=base, transaction=("test", 1), metadata={})
+        assert sorted(row["n"] for row in delta_tables.read_days(f"{s3}/table")) == list(range(5))
+        assert min(proxy.counts[kind] for kind in ("errors", "resets", "late_resets")) > 1
+
+
+def test_a_bucket_or_a_server_that_is_not_there_is_named_soon(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"there is no bucket s3://nowhere: create it"):
+        storage.check_reachable("s3://nowhere/workspace")
+    storage.check_reachable(f"{s3}/workspace")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"http://127.0.0.1:9 does not answer .*see whether the server runs"):
+        storage.check_reachable(f"{s3}/workspace")
+    assert time.monotonic() - started < 10
+
+
+def test_unfinished_uploads_of_a_day_are_removed_by_its_next_run(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = object_store.client()
+    for key in ("w/recommendations/ds=2026-03-02/part-1", "w/sequences/ds=2026-03-03/part-1", "other/ds=2026-03-02/x"):
+        client.create_multipart_upload(Bucket="workspace-test", Key=key)
+    with monkeypatch.context() as patch:  # this server says of every upload that it began in 2010
+        patch.setattr(object_store, "_STALE_UPLOAD", dt.timedelta(days=36_500))
+        assert storage.abort_uploads(f"{s3}/w", own="/ds=2026-03-02/") == 1
+    left = [upload["Key"] for upload in client.list_multipart_uploads(Bucket="workspace-test")["Uploads"]]
+    assert sorted(left) == ["other/ds=2026-03-02/x", "w/sequences/ds=2026-03-03/part-1"]
+    assert storage.abort_uploads(f"{s3}/w", own="/ds=2026-03-04/") == 1  # the old one of another day
+    assert storage.abort_uploads("/tmp/w", own="/ds=2026-03-02/") == 0
+
+
+def test_all_that_is_written_asks_for_encryption(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SERVER_SIDE_ENCRYPTION", "aws:kms")
+    monkeypatch.setenv("AWS_SSE_KMS_KEY_ID", "key-7")
+    storage.write_json(f"{s3}/w/whole.json", {})
+    fs, path = storage.filesystem(f"{s3}/w/parts.bin")
+    with pickle.loads(pickle.dumps(fs)).open_output_stream(path) as stream:  # as Ray sends it to workers
+        for _ in range(5):
+            stream.write(bytes(5 << 20))
+    fs.copy_file(path, f"{path}.copy")
+    delta_tables.overwrite(f"{s3}/w/table", SPEC, [{DS: dt.date(2026, 3, 1), "n": 1}], {DS: "2026-03-01"})
+    assert storage.file_info(f"{s3}/w/parts.bin").size == 25 << 20
+    client = object_store.client()
+    keys = [found["Key"] for found in client.list_objects_v2(Bucket="workspace-test")["Contents"]]
+    assert len(keys) > 5
+    for key in keys:
+        head = client.head_object(Bucket="workspace-test", Key=key)
+        assert (head.get("ServerSideEncryption"), head.get("SSEKMSKeyId")) == ("aws:kms", "key-7"), key
+
+
+def test_of_two_that_create_a_file_one_does(s3: str, tmp_path: Path) -> None:
+    for uri in (f"{s3}/w/_workspace.json", str(tmp_path / "w" / "_workspace.json")):
+        assert storage.create_json(uri, {"by": 1})
+        assert not storage.create_json(uri, {"by": 2})
+        assert storage.read_json(uri) == {"by": 1}
+    assert [file.name for file in (tmp_path / "w").iterdir()] == ["_workspace.json"]

@@ -35,10 +35,18 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", [{"buckets": 16}, {"timezone": "Europe/Berlin"}, {"user_id_type": "string"}])
-def test_what_is_fixed_for_life_cannot_change(tmp_path: Path, changed: dict) -> None:
+@pytest.mark.parametrize("built", ["vocabulary", "sequences/ds=2026-03-02/_manifest.json", "forgotten"])
+def test_what_things_are_built_with_can_change_until_then(tmp_path: Path, changed: dict, built: str) -> None:
     open_workspace(str(tmp_path), SPEC)
-    with pytest.raises(InputError, match=next(iter(changed))):
-        open_workspace(str(tmp_path), WorkspaceSpec(**{"buckets": 8, **changed}))
+    (tmp_path / "quarantine" / "ds=2026-03-02").mkdir(parents=True)  # of a day that was refused
+    other = WorkspaceSpec(**{"buckets": 8, **changed})
+    assert open_workspace(str(tmp_path), other, create=False).spec == other
+    assert open_workspace(str(tmp_path)).spec == SPEC
+    open_workspace(str(tmp_path), other)
+    assert open_workspace(str(tmp_path)).spec == other
+    storage.write_bytes(storage.join(str(tmp_path), built, *["x"] * ("." not in built)), b"{}")
+    with pytest.raises(InputError, match=f"{next(iter(changed))} .*cannot change any more"):
+        open_workspace(str(tmp_path), SPEC)
 
 
 def test_a_folder_that_is_no_workspace_is_refused_when_nothing_may_be_made(tmp_path: Path) -> None:

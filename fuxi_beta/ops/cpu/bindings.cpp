@@ -1,7 +1,10 @@
 // The kernels as torch operators, fuxi_beta::*. Arguments are contiguous float32 CPU tensors, which Python ensures.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
+
+#include <map>
 
 #include "kernels.h"
 
@@ -213,27 +216,43 @@ Ranked top_k_of_scores(const Tensor& scores, const Tensor& candidates, const Ten
   return lists;
 }
 
-// table [V, D], items int32 [C] -> their rows rounded to bf16 or fp32 [C, W], and two numbers a tile of them.
-std::tuple<Tensor, Tensor, Tensor> pack_rows(const Tensor& table, const Tensor& items, bool half, int64_t width) {
+const std::map<std::string, fuxi::ScanKind> SCANS = {
+    {"fp32", fuxi::ScanKind::FP32},
+    {"bf16", fuxi::ScanKind::BF16},
+    {"avx512_bf16", fuxi::ScanKind::AVX512_BF16},
+};
+
+// The names of the scans that run here, the fastest first.
+std::vector<std::string> scans() {
+  std::vector<std::string> names;
+  for (const fuxi::ScanKind kind : fuxi::scan_kinds())
+    for (const auto& [name, same] : SCANS)
+      if (same == kind) names.push_back(name);
+  return names;
+}
+
+// table [V, D], items int32 [C] -> their words for a scan, int32 [rows, W], and two numbers a tile of them.
+std::tuple<Tensor, Tensor, Tensor> pack_rows(const Tensor& table, const Tensor& items, const std::string& scan,
+                                             int64_t width) {
   const int64_t count = items.size(0), tiles = (count + fuxi::SONG_TILE - 1) / fuxi::SONG_TILE;
-  Tensor rows = at::empty({count, width}, table.options().dtype(half ? at::kBFloat16 : at::kFloat));
+  Tensor words = at::zeros({fuxi::packed_rows(count), width}, items.options());
   Tensor norm = at::empty({tiles}, table.options()), error = like(norm);
-  fuxi::pack(floats(table), table.size(1), items.const_data_ptr<int32_t>(), count, half, width,
-             rows.mutable_data_ptr(), result(norm), result(error));
-  return {rows, norm, error};
+  fuxi::pack(floats(table), table.size(1), items.const_data_ptr<int32_t>(), count, fuxi::is_half(SCANS.at(scan)), width,
+             words.mutable_data_ptr<int32_t>(), result(norm), result(error));
+  return {words, norm, error};
 }
 
 // queries [B, D], table [V, D], items int32 [C] ascending, and the result of pack_rows with its items and each row's
 // place in it, int32 [V] -> lists, and the number of listeners who were searched for without a shortlist.
 std::tuple<Tensor, Tensor, int64_t> search(const Tensor& queries, const Tensor& table, const Tensor& items,
-                                           const Tensor& rows, const Tensor& norm, const Tensor& error,
-                                           const Tensor& order, const Tensor& place, const Tensor& listener,
-                                           const Tensor& item, int64_t k) {
+                                           const std::string& scan, const Tensor& words, const Tensor& norm,
+                                           const Tensor& error, const Tensor& order, const Tensor& place,
+                                           const Tensor& listener, const Tensor& item, int64_t k) {
   Ranked lists = no_lists(queries.size(0), k, queries);
   const fuxi::Songs songs{floats(table), items.const_data_ptr<int32_t>(), items.size(0), table.size(1)};
-  const fuxi::Packed packed{rows.const_data_ptr(), rows.scalar_type() == at::kBFloat16,
+  const fuxi::Packed packed{words.const_data_ptr<int32_t>(), SCANS.at(scan),
                             order.const_data_ptr<int32_t>(), place.const_data_ptr<int32_t>(), floats(norm),
-                            floats(error), rows.size(1), table.size(0)};
+                            floats(error), words.size(1), table.size(0)};
   const int64_t searched_again =
       fuxi::search(floats(queries), queries.size(0), songs, packed, pairs_of(listener, item), k, lists_of(lists));
   check_numbers(searched_again >= 0);
@@ -263,6 +282,7 @@ TORCH_LIBRARY(fuxi_beta, library) {
   library.def("dropout", dropout);
   library.def("integers", integers);
   library.def("top_k_of_scores", top_k_of_scores);
+  library.def("scans", scans);
   library.def("pack_rows", pack_rows);
   library.def("search", search);
 }

@@ -111,7 +111,7 @@ def _check_top_k(generator: torch.Generator) -> None:
     expected = blocked_top_k(queries, table, candidates=candidates, k=20, seen=seen)
     of_scores = cpu.top_k_of_scores(queries @ table.t(), candidates=candidates, k=20, seen=seen)
     searches = [
-        top_k.search(queries, top_k.prepare(table, candidates, half=half), k=20, seen=seen) for half in (False, True)
+        top_k.search(queries, top_k.prepare(table, candidates, scan=scan), k=20, seen=seen) for scan in top_k.scans()
     ]
     for items, scores in (of_scores, *(found[:2] for found in searches)):
         torch.testing.assert_close(items, expected[0], rtol=0, atol=0)

@@ -143,22 +143,30 @@ struct Songs {
 bool search_all(const float* queries, int64_t listeners, const Songs& songs, const std::vector<int64_t>& some,
                 const SeenPairs& seen, int64_t k, const Lists& out);
 
-// The candidates' vectors as they are scanned, in an order of their own.
-struct Packed {
-  const void* rows;      // [C, W] in the scanning precision, zeros behind D
-  bool half;             // bf16, else fp32
-  const int32_t* items;  // [C], song of each row
-  const int32_t* place;  // [V], row of each song, -1 for none
-  const float* norm;     // largest norm of the vectors of each tile
-  const float* error;    // ... and of their rounding errors
-  int64_t width, rows_of_table;
-};
+// How a search scores songs before the exact scores, in fp32 or from vectors rounded to bf16.
+enum class ScanKind { FP32, BF16, AVX512_BF16 };
+
+bool is_half(ScanKind scan);
+std::vector<ScanKind> scan_kinds();  // of this processor, the fastest first
 
 constexpr int64_t SONG_TILE = 2048;
 
+// The candidates' vectors as they are scanned, in an order of their own.
+struct Packed {
+  const int32_t* words;  // as in scan.h, zeros behind D
+  ScanKind scan;
+  const int32_t* items;  // [C], song of each row
+  const int32_t* place;  // [V], row of each song, -1 for none
+  const float* norm;     // largest norm of the vectors of each tile of SONG_TILE
+  const float* error;    // ... and of their rounding errors
+  int64_t width, rows_of_table;  // width: words of a vector
+};
+
+int64_t packed_rows(int64_t count);  // rows that `count` songs take
+
 // Rounds rows to the scanning precision; norm, error: one number a tile.
-void pack(const float* table, int64_t dim, const int32_t* items, int64_t count, bool half, int64_t width, void* rows,
-          float* norm, float* error);
+void pack(const float* table, int64_t dim, const int32_t* items, int64_t count, bool half, int64_t width,
+          int32_t* words, float* norm, float* error);
 
 // Returns the number of listeners that `search_all` had to search for, -1 if a score is not a number.
 int64_t search(const float* queries, int64_t listeners, const Songs& songs, const Packed& packed,

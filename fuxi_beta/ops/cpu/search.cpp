@@ -1,138 +1,67 @@
 // The k best songs of a catalogue by inner product, exactly.
 //
-// Blocks of listeners are multiplied with tiles of songs in the scanning precision, by torch, so that a tile of scores
-// stays in the cache. A scan appends the few songs whose score, plus a bound of its error, reaches the listener's
-// threshold: a lower bound of the k-th best exact score, from the k-th best of (score - bound) so far. What is left
-// over at the end holds the list, and is scored again by `exact_scores`.
+// A scan scores every song in fp32 or from vectors rounded to bf16 (scan.h) and appends the few whose score, plus a bound
+// of its error, reaches the listener's threshold: a lower bound of the k-th best exact score, from the k-th best of
+// (score - bound) so far. What is left over at the end holds the list, and is scored again by `exact_scores`.
 //
 // With q', t' the rounded vectors, |q' t' - q t| <= |q - q'| |t| + |q'| |t - t'|. To this come the errors of sums of D
-// products in fp32 in any order, and the rounding of the product's output.
+// products in fp32 in any order.
+#include "scan.h"
+
 #include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/from_blob.h>
-#include <ATen/ops/mm.h>
+#include <c10/util/BFloat16.h>
 
 #include <cmath>
-
-#include "top_k.h"
+#include <stdexcept>
 
 namespace fuxi {
 namespace {
 
-constexpr int64_t GROUP = 64;               // listeners of a block are compared and padded in groups
-constexpr int64_t MOST_LISTENERS = 256;     // of a block, 1 MB of bf16 scores a tile
+constexpr int64_t MOST_LISTENERS = 480;     // of a block, ...
+constexpr int64_t MOST_WORDS = 65536;       // ... whose vectors are to stay in the second cache
 constexpr int64_t LEAST_LISTENERS = 64;     // ... below which the catalogue is split among threads instead
-constexpr int64_t FIRST_SONGS = 256;        // scored first, when every song passes
 constexpr int64_t LONGEST_SHORTLIST = 16384;
 constexpr double LARGEST_SCORE = 1e30;      // beyond, sums in fp32 may overflow
+constexpr float SCORE_ERROR = 0x1p-22f;     // relative, of arithmetic with a score and its bound
 
-// Scores in fp32, compared as they are.
-struct Single {
-  using Score = float;
-  using Cut = float;
-  static constexpr float OUTPUT_ERROR = 0x1p-22f;  // relative; here of arithmetic with a score and its bound
-  static constexpr auto DTYPE = at::kFloat;
-  static constexpr Cut ALL = -INFINITE, NONE = INFINITE;
-  static Score round(float x) { return x; }
-  static float value(Score x) { return x; }
-  static Score heard() { return -INFINITE; }
-  static Cut cut_below(float x) { return std::nextafter(x, -INFINITE); }
-
-  static uint64_t above(const Score* scores, const Cut* cuts) {
-    uint64_t bits = 0;
-#pragma GCC unroll 8
-    for (int lane = 0; lane < GROUP; lane += LANES)
-      bits |= static_cast<uint64_t>(fuxi::above<false>(load(scores + lane), load(cuts + lane))) << lane;
-    return bits;
-  }
-};
-
-// Scores in bf16, compared as integers that sort like them.
-struct Half {
-  using Score = at::BFloat16;
-  using Cut = int16_t;
-  static constexpr float OUTPUT_ERROR = 0x1.02p-8f;
-  static constexpr auto DTYPE = at::kBFloat16;
-  static constexpr Cut ALL = -0x7f81, NONE = INT16_MAX;  // ALL: the key of -inf
-  static Score round(float x) { return at::BFloat16(x); }
-  static float value(Score x) { return x; }
-  static Score heard() { return at::BFloat16(-INFINITE); }
-
-  static int16_t key(uint16_t bits) {
-    const auto x = static_cast<int16_t>(bits);
-    return static_cast<int16_t>(x ^ ((x >> 15) & 0x7fff));
-  }
-
-  // A key that every number >= x exceeds, and few below x.
-  static Cut cut_below(float x) {
-    x = std::nextafter(x, -INFINITE);
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    const auto towards_zero = static_cast<uint16_t>(bits >> 16);
-    const int below = key(towards_zero) - 1 - (x < 0);
-    return static_cast<Cut>(std::max<int>(below, ALL));
-  }
-
-  static uint64_t above(const Score* scores, const Cut* cuts) {
-#if defined(__AVX512BW__)
-    return above32(scores, cuts) | static_cast<uint64_t>(above32(scores + 32, cuts + 32)) << 32;
-#else
-    uint64_t bits = 0;
-    for (int lane = 0; lane < GROUP; ++lane) bits |= static_cast<uint64_t>(key(scores[lane].x) > cuts[lane]) << lane;
-    return bits;
-#endif
-  }
-
- private:
-#if defined(__AVX512BW__)
-  static uint32_t above32(const Score* scores, const Cut* cuts) {
-    const __m512i x = _mm512_loadu_si512(scores);
-    const __m512i magnitude = _mm512_and_si512(_mm512_srai_epi16(x, 15), _mm512_set1_epi16(0x7fff));
-    return _mm512_cmpgt_epi16_mask(_mm512_xor_si512(x, magnitude), _mm512_loadu_si512(cuts));
-  }
-#endif
-};
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Norms {
   double norm, error;
 };
 
-// Upper bounds of a row's norm and of that of its rounding error; writes the rounded row, zeros behind D.
-template <typename P>
-Norms round_row(const float* row, int64_t dim, int64_t width, typename P::Score* rounded) {
+// bf16 that instructions compute with: to nearest, numbers below the least normal one as 0.
+c10::BFloat16 rounded(float x) { return c10::BFloat16(std::abs(x) < 0x1p-126f ? 0.f : x); }
+
+// Upper bounds of a row's norm and of that of its rounding error. Writes its words, word w to words[place(w)], zeros
+// behind D.
+template <typename Place>
+Norms pack_row(const float* row, int64_t dim, bool half, int64_t width, int32_t* words, const Place& place) {
   double squares = 0, errors = 0;
-  for (int64_t d = 0; d < dim; ++d) {
-    rounded[d] = P::round(row[d]);
-    const double error = static_cast<double>(P::value(rounded[d])) - row[d];
-    squares += static_cast<double>(row[d]) * row[d];
-    errors += error * error;
+  for (int64_t w = 0; w < width; ++w) {
+    if (!half) {
+      words[place(w)] = bits_as<int32_t>(w < dim ? row[w] : 0.f);
+      if (w < dim) squares += static_cast<double>(row[w]) * row[w];
+      continue;
+    }
+    uint32_t pair = 0;
+    for (int64_t d = 2 * w; d < std::min(2 * w + 2, dim); ++d) {
+      const c10::BFloat16 value = rounded(row[d]);
+      const double error = static_cast<double>(static_cast<float>(value)) - row[d];
+      squares += static_cast<double>(row[d]) * row[d];
+      errors += error * error;
+      pair |= static_cast<uint32_t>(value.x) << 16 * (d % 2);
+    }
+    words[place(w)] = static_cast<int32_t>(pair);
   }
-  std::fill(rounded + dim, rounded + width, typename P::Score(0));
-  constexpr double UPWARDS = 1 + 1e-6;  // for the rounding of these sums and of the results to fp32
+  constexpr double UPWARDS = 1 + 1e-6;  // for the rounding of these sums
   return {std::sqrt(squares) * UPWARDS, std::sqrt(errors) * UPWARDS};
 }
 
 // The larger one, or what is not a number.
 double larger(double a, double b) { return a != a || a >= b ? a : b; }
 
-template <typename P>
-void pack_as(const float* table, int64_t dim, const int32_t* items, int64_t count, int64_t width, void* rows,
-             float* norm, float* error) {
-  const int64_t tiles = (count + SONG_TILE - 1) / SONG_TILE;
-  at::parallel_for(0, tiles, 1, [&](int64_t first, int64_t last) {
-    for (int64_t tile = first; tile < last; ++tile) {
-      Norms largest = {0, 0};
-      for (int64_t i = tile * SONG_TILE; i < std::min(count, (tile + 1) * SONG_TILE); ++i) {
-        auto* to = static_cast<typename P::Score*>(rows) + i * width;
-        const Norms norms = round_row<P>(table + items[i] * dim, dim, width, to);
-        largest.norm = larger(largest.norm, norms.norm);
-        largest.error = larger(largest.error, norms.error);
-      }
-      norm[tile] = static_cast<float>(largest.norm);
-      error[tile] = static_cast<float>(largest.error);
-    }
-  });
-}
+float upwards(double x) { return std::nextafter(static_cast<float>(x), INFINITE); }
 
 struct Candidate {
   float low, high;  // bounds of the exact score
@@ -194,47 +123,45 @@ struct Shortlist {
   }
 };
 
-struct Strike {
-  int32_t row;       // of a tile
-  int32_t listener;  // of a block
-};
-
 // A block of listeners against a range of tiles.
-template <typename P>
+template <typename Kind>
 class Scan {
  public:
   std::vector<Shortlist> lists;
 
-  Scan(const float* queries, int64_t count, int64_t dim, const Packed& packed, int64_t songs, int64_t k)
-      : lists(count), packed_(packed), songs_(songs), k_(k), dim_(dim),
-        lanes_((count + GROUP - 1) / GROUP * GROUP),
-        rounded_(lanes_ * packed.width, typename P::Score(0)), scores_(SONG_TILE * lanes_), norms_(count),
-        errors_(count), cuts_(lanes_, P::NONE) {
-    for (int64_t b = 0; b < count; ++b)
-      norms_[b] = round_row<P>(queries + b * dim, dim, packed.width, rounded_.data() + b * packed.width);
+  // heard: of these listeners, the places of songs that are left out, ascending.
+  Scan(const float* queries, int64_t first, int64_t count, int64_t dim, const Packed& packed, int64_t songs,
+       const SeenLists& heard, int64_t k)
+      : lists(count), packed_(packed), songs_(songs), k_(k), dim_(dim), groups_(ceil_div(count, L)),
+        words_(groups_ * L * packed.width, 0), cuts_(groups_ * L, INFINITE), norms_(count), errors_(count),
+        heard_(count), heard_end_(count) {
     double norm = 0, error = 0;
     for (int64_t tile = 0; tile * SONG_TILE < songs; ++tile) {
       norm = larger(norm, packed.norm[tile]);
       error = larger(error, packed.error[tile]);
     }
-    for (int64_t b = 0; b < count; ++b)
+    for (int64_t b = 0; b < count; ++b) {
+      norms_[b] = pack_row(queries + (first + b) * dim, dim, is_half(packed.scan), packed.width,
+                           words_.data() + b / L * L * packed.width,
+                           [&](int64_t word) { return Kind::place(b % L, word, packed.width); });
       if (!((norms_[b].norm + norms_[b].error) * (norm + error) < LARGEST_SCORE)) lists[b].give_up();
+      heard_[b] = heard.places.data() + heard.starts[first + b];
+      heard_end_[b] = heard.places.data() + heard.starts[first + b + 1];
+    }
   }
 
-  // Scans tiles first .. last - 1. strikes: of these tiles, songs that are left out.
-  void run(int64_t first, int64_t last, const std::vector<std::vector<Strike>>& strikes) {
-    for (int64_t tile = first; tile < last; ++tile) {
+  void run(int64_t first_tile, int64_t last_tile) {
+    alignas(64) float scores[L * GROUP];
+    for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+      set_cuts(tile);
       const int64_t end = std::min(songs_, (tile + 1) * SONG_TILE);
-      int64_t rows = tile == first ? FIRST_SONGS : SONG_TILE;
-      for (int64_t start = tile * SONG_TILE; start < end; start += rows, rows = std::min(2 * rows, SONG_TILE)) {
-        score(start, std::min(rows, end - start));
-        for (const Strike& strike : strikes[tile - first]) {
-          const int64_t row = tile * SONG_TILE + strike.row - start;
-          if (row >= 0 && row < rows) scores_[row * lanes_ + strike.listener] = P::heard();
+      for (int64_t start = tile * SONG_TILE; start < end; start += GROUP)
+        for (int64_t group = 0; group < groups_; ++group) {
+          const uint32_t found = Kind::score(packed_.words + start * packed_.width,
+                                             words_.data() + group * L * packed_.width, packed_.width,
+                                             cuts_.data() + group * L, scores);
+          for_each_bit(found, [&](int n) { collect(group * L + n, start, end - start, scores + n * GROUP); });
         }
-        set_cuts(tile);
-        collect(start, std::min(rows, end - start));
-      }
     }
     for (Shortlist& list : lists) {
       if (!list.given_up) list.tighten(k_);
@@ -243,15 +170,9 @@ class Scan {
   }
 
  private:
-  void score(int64_t start, int64_t count) {
-    const auto options = at::TensorOptions().dtype(P::DTYPE);
-    auto* rows = static_cast<typename P::Score*>(const_cast<void*>(packed_.rows)) + start * packed_.width;
-    at::Tensor out = at::from_blob(scores_.data(), {count, lanes_}, options);
-    at::mm_out(out, at::from_blob(rows, {count, packed_.width}, options),
-               at::from_blob(rounded_.data(), {lanes_, packed_.width}, options).t());
-  }
+  static constexpr int64_t L = Kind::LISTENERS;
 
-  // Bounds of the errors of a tile's scores, and what a score must exceed to enter a shortlist.
+  // Bounds of the errors of a tile's scores.
   void set_cuts(int64_t tile) {
     const double norm = packed_.norm[tile], error = packed_.error[tile];
     for (size_t b = 0; b < lists.size(); ++b) {
@@ -259,67 +180,58 @@ class Scan {
       const double rounding = of.error * norm + (of.norm + of.error) * error;
       const double sums = dim_ * 0x1p-21 * (of.norm + of.error) * (norm + error) + dim_ * 0x1p-120;
       errors_[b] = static_cast<float>((rounding + sums) * (1 + 1e-6));
-      if (lists[b].given_up) {
-        cuts_[b] = P::NONE;
-        continue;
-      }
-      const double least = static_cast<double>(lists[b].threshold) - errors_[b];
-      const double scale = least < 0 ? 1. - P::OUTPUT_ERROR : 1. + P::OUTPUT_ERROR;
-      cuts_[b] = P::cut_below(static_cast<float>(least / scale));
+      set_cut(b);
     }
   }
 
-  // Appends the songs of a tile that pass.
-  void collect(int64_t start, int64_t count) {
-    for (int64_t row = 0; row < count; ++row) {
-      const auto* scores = scores_.data() + row * lanes_;
-      for (int64_t first = 0; first < lanes_; first += GROUP)
-        for_each_bit(P::above(scores + first, cuts_.data() + first), [&](int lane) {
-          const int64_t b = first + lane;
-          const float score = P::value(scores[b]), error = errors_[b] + P::OUTPUT_ERROR * std::abs(score);
-          lists[b].songs.push_back({score - error, score + error, packed_.items[start + row]});
-        });
-    }
-    for (Shortlist& list : lists)
-      if (static_cast<int64_t>(list.songs.size()) >= list.worth_tightening && !list.given_up) list.tighten(k_);
+  // What a score must exceed to enter a shortlist.
+  void set_cut(int64_t b) {
+    const double least = static_cast<double>(lists[b].threshold) - errors_[b];
+    const float cut = static_cast<float>(least / (least < 0 ? 1. - SCORE_ERROR : 1. + SCORE_ERROR));
+    cuts_[b] = lists[b].given_up ? INFINITE : std::nextafter(cut, -INFINITE);
+  }
+
+  // Appends those of the songs from place `start` on, at most `count`, that pass and were not heard.
+  void collect(int64_t b, int64_t start, int64_t count, const float* scores) {
+    uint64_t bits = songs_above(scores, cuts_[b]);
+    if (count < GROUP) bits &= (uint64_t{1} << count) - 1;
+    Shortlist& list = lists[b];
+    const int32_t*& heard = heard_[b];
+    for_each_bit(bits, [&](int lane) {
+      const int64_t place = start + lane;
+      while (heard != heard_end_[b] && *heard < place) ++heard;
+      if (heard != heard_end_[b] && *heard == place) return;
+      const float score = scores[lane], error = errors_[b] + SCORE_ERROR * std::abs(score);
+      list.songs.push_back({score - error, score + error, packed_.items[place]});
+    });
+    if (static_cast<int64_t>(list.songs.size()) < list.worth_tightening) return;
+    list.tighten(k_);
+    set_cut(b);
   }
 
   const Packed& packed_;
-  int64_t songs_, k_, dim_, lanes_;
-  std::vector<typename P::Score> rounded_, scores_;  // [lanes, W], [songs of a tile, lanes]
+  int64_t songs_, k_, dim_, groups_;
+  std::vector<int32_t> words_;
+  std::vector<float> cuts_;
   std::vector<Norms> norms_;
   std::vector<float> errors_;
-  std::vector<typename P::Cut> cuts_;
+  std::vector<const int32_t*> heard_, heard_end_;
 };
 
 // How a search is cut into pieces of a block of listeners and a range of tiles, enough for every thread.
 struct Plan {
   int64_t block, blocks, tiles, splits;
 
-  Plan(int64_t listeners, int64_t songs) : tiles((songs + SONG_TILE - 1) / SONG_TILE) {
-    const int64_t threads = at::get_num_threads(), rounds = (listeners - 1) / (MOST_LISTENERS * threads) + 1;
-    block = (listeners - 1) / (rounds * threads) / GROUP * GROUP + GROUP;
-    block = std::max(block, LEAST_LISTENERS);
-    blocks = (listeners - 1) / block + 1;
-    splits = std::min(tiles, (threads - 1) / blocks + 1);
+  Plan(int64_t listeners, int64_t songs, int64_t width, int64_t group) : tiles(ceil_div(songs, SONG_TILE)) {
+    const int64_t most = std::clamp(MOST_WORDS / width, LEAST_LISTENERS, MOST_LISTENERS);
+    const int64_t threads = at::get_num_threads(), rounds = ceil_div(listeners, most * threads);
+    block = std::max(ceil_div(ceil_div(listeners, rounds * threads), group) * group, LEAST_LISTENERS);
+    blocks = ceil_div(listeners, block);
+    splits = std::min(tiles, ceil_div(threads, blocks));
   }
 
   int64_t first_tile(int64_t split) const { return tiles * split / splits; }
 };
-
-// For each tile, what the listeners first .. last - 1 have heard of it.
-std::vector<std::vector<Strike>> strikes_of(const SeenLists& seen, int64_t first, int64_t last, int64_t first_tile,
-                                            int64_t last_tile) {
-  std::vector<std::vector<Strike>> strikes(last_tile - first_tile);
-  for (int64_t b = first; b < last; ++b)
-    for (int64_t i = seen.starts[b]; i < seen.starts[b + 1]; ++i) {
-      const int64_t tile = seen.places[i] / SONG_TILE;
-      if (tile >= first_tile && tile < last_tile)
-        strikes[tile - first_tile].push_back({static_cast<int32_t>(seen.places[i] % SONG_TILE),
-                                              static_cast<int32_t>(b - first)});
-    }
-  return strikes;
-}
 
 // Scores a shortlist exactly.
 std::vector<Rank> score_exactly(const float* query, const Songs& songs, const std::vector<Candidate>& shortlist) {
@@ -340,20 +252,19 @@ std::vector<Rank> score_exactly(const float* query, const Songs& songs, const st
   return ranks;
 }
 
-template <typename P>
+template <typename Kind>
 int64_t search_as(const float* queries, int64_t listeners, const Songs& songs, const Packed& packed,
                   const SeenPairs& seen, int64_t k, const Lists& out) {
-  const Plan plan(listeners, songs.count);
-  const SeenLists heard =
-      seen_lists(seen, listeners, [&](int64_t item) { return item < packed.rows_of_table ? packed.place[item] : -1; });
+  const Plan plan(listeners, songs.count, packed.width, Kind::LISTENERS);
+  const SeenLists heard = sorted_lists(
+      seen, listeners, [&](int64_t item) { return item < packed.rows_of_table ? packed.place[item] : -1; });
   std::vector<std::vector<Shortlist>> found(plan.blocks * plan.splits);
   at::parallel_for(0, found.size(), 1, [&](int64_t from, int64_t to) {
-    at::AutoDispatchBelowADInplaceOrView no_autograd;
     for (int64_t piece = from; piece < to; ++piece) {
-      const int64_t first = piece / plan.splits * plan.block, last = std::min(listeners, first + plan.block);
-      const int64_t split = piece % plan.splits, tile = plan.first_tile(split), end = plan.first_tile(split + 1);
-      Scan<P> scan(queries + first * songs.dim, last - first, songs.dim, packed, songs.count, k);
-      scan.run(tile, end, strikes_of(heard, first, last, tile, end));
+      const int64_t first = piece / plan.splits * plan.block, split = piece % plan.splits;
+      Scan<Kind> scan(queries, first, std::min(listeners - first, plan.block), songs.dim, packed, songs.count, heard,
+                      k);
+      scan.run(plan.first_tile(split), plan.first_tile(split + 1));
       found[piece] = std::move(scan.lists);
     }
   });
@@ -378,14 +289,54 @@ int64_t search_as(const float* queries, int64_t listeners, const Songs& songs, c
 
 }  // namespace
 
-void pack(const float* table, int64_t dim, const int32_t* items, int64_t count, bool half, int64_t width, void* rows,
-          float* norm, float* error) {
-  (half ? pack_as<Half> : pack_as<Single>)(table, dim, items, count, width, rows, norm, error);
+bool is_half(ScanKind scan) { return scan != ScanKind::FP32; }
+
+std::vector<ScanKind> scan_kinds() {
+  return {
+#if defined(__AVX512BF16__)
+      ScanKind::AVX512_BF16,
+#endif
+      ScanKind::FP32,
+      ScanKind::BF16,
+  };
+}
+
+int64_t packed_rows(int64_t count) { return ceil_div(count, GROUP) * GROUP; }
+
+void pack(const float* table, int64_t dim, const int32_t* items, int64_t count, bool half, int64_t width,
+          int32_t* words, float* norm, float* error) {
+  at::parallel_for(0, ceil_div(count, SONG_TILE), 1, [&](int64_t first, int64_t last) {
+    for (int64_t tile = first; tile < last; ++tile) {
+      Norms largest = {0, 0};
+      for (int64_t i = tile * SONG_TILE; i < std::min(count, (tile + 1) * SONG_TILE); ++i) {
+        const Norms norms = pack_row(table + items[i] * dim, dim, half, width, words + i / GROUP * GROUP * width,
+                                     [&](int64_t word) { return word * GROUP + i % GROUP; });
+        largest.norm = larger(largest.norm, norms.norm);
+        largest.error = larger(largest.error, norms.error);
+      }
+      norm[tile] = upwards(largest.norm);
+      error[tile] = upwards(largest.error);
+    }
+  });
 }
 
 int64_t search(const float* queries, int64_t listeners, const Songs& songs, const Packed& packed,
                const SeenPairs& seen, int64_t k, const Lists& out) {
-  return (packed.half ? search_as<Half> : search_as<Single>)(queries, listeners, songs, packed, seen, k, out);
+  const auto run = [&](auto kind) {
+    return search_as<decltype(kind)>(queries, listeners, songs, packed, seen, k, out);
+  };
+  switch (packed.scan) {
+#if defined(__AVX512BF16__)
+    case ScanKind::AVX512_BF16:
+      return run(InRegisters<Avx512Bf16Step>());
+#endif
+    case ScanKind::BF16:
+      return run(InRegisters<Bf16Step>());
+    case ScanKind::FP32:
+      return run(InRegisters<Fp32Step>());
+    default:
+      throw std::invalid_argument("this processor has no such scan");
+  }
 }
 
 }  // namespace fuxi

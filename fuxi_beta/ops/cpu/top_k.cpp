@@ -1,8 +1,6 @@
 // The k best of scores that are there already, and of all scores of listeners for whom no shortlist is proved.
 #include "top_k.h"
 
-#include <ATen/Parallel.h>
-
 #include <atomic>
 
 namespace fuxi {
@@ -15,11 +13,6 @@ std::vector<uint32_t> bits_of(const bool* flags, int64_t count) {
   std::vector<uint32_t> bits((count + LANES - 1) / LANES, 0);
   for (int64_t i = 0; i < count; ++i) bits[i / LANES] |= static_cast<uint32_t>(flags[i]) << (i % LANES);
   return bits;
-}
-
-void sort_each(SeenLists* lists) {
-  for (size_t b = 0; b + 1 < lists->starts.size(); ++b)
-    std::sort(lists->places.begin() + lists->starts[b], lists->places.begin() + lists->starts[b + 1]);
 }
 
 // The listeners first .. first + count - 1 of `listeners`, at most TOGETHER, against every candidate.
@@ -59,8 +52,7 @@ bool search_all_together(const float* queries, const Songs& songs, const int64_t
 bool top_k_of_scores(const float* scores, int64_t listeners, int64_t songs, int64_t stride, const bool* candidates,
                      const SeenPairs& seen, int64_t k, const Lists& out) {
   const std::vector<uint32_t> allowed = bits_of(candidates, songs);
-  SeenLists lists = seen_lists(seen, listeners, [&](int64_t item) { return item < songs ? item : -1; });
-  sort_each(&lists);
+  const SeenLists lists = sorted_lists(seen, listeners, [&](int64_t item) { return item < songs ? item : -1; });
   std::atomic<bool> numbers{true};
   at::parallel_for(0, listeners, 1, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
@@ -78,8 +70,7 @@ bool top_k_of_scores(const float* scores, int64_t listeners, int64_t songs, int6
 bool search_all(const float* queries, int64_t listeners, const Songs& songs, const std::vector<int64_t>& some,
                 const SeenPairs& seen, int64_t k, const Lists& out) {
   if (some.empty()) return true;
-  SeenLists lists = seen_lists(seen, listeners, [](int64_t item) { return item <= INT32_MAX ? item : -1; });
-  sort_each(&lists);
+  const SeenLists lists = sorted_lists(seen, listeners, [](int64_t item) { return item <= INT32_MAX ? item : -1; });
   std::atomic<bool> numbers{true};
   const int64_t count = some.size(), groups = (count + TOGETHER - 1) / TOGETHER;
   at::parallel_for(0, groups, 1, [&](int64_t first, int64_t last) {

@@ -1,5 +1,7 @@
 // What both exact top-k kernels use: the running k best of exact scores, heard songs, and the exact score of a pair.
 #pragma once
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <functional>
 #include <limits>
@@ -70,6 +72,17 @@ SeenLists seen_lists(const SeenPairs& seen, int64_t listeners, const Place& plac
   for (int64_t pair = 0; pair < seen.count; ++pair)
     if (placed(pair) >= 0) lists.places[lists.starts[seen.listener[pair] + 1]++] = static_cast<int32_t>(placed(pair));
   lists.starts.pop_back();
+  return lists;
+}
+
+// `seen_lists` with each listener's places in ascending order.
+template <typename Place>
+SeenLists sorted_lists(const SeenPairs& seen, int64_t listeners, const Place& place) {
+  SeenLists lists = seen_lists(seen, listeners, place);
+  at::parallel_for(0, listeners, 64, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b)
+      std::sort(lists.places.begin() + lists.starts[b], lists.places.begin() + lists.starts[b + 1]);
+  });
   return lists;
 }
 

@@ -1,16 +1,17 @@
 """Exact top-k lists on the CPU: scoring, heard songs and selection tile by tile, so that no matrix of scores exists.
 
-Songs are scored in bf16 where the processor multiplies it in hardware, else in fp32. A scan of each tile of scores,
-still in the cache, keeps the songs that may belong to a list: those whose score plus a bound of its error reaches the
-k-th best of the scores minus theirs. They are scored again exactly, so that every list is proved. Listeners with more
-than 16,384 such songs, mostly equal ones, and those whose scores may overflow get an exact score for every candidate.
+Songs are scored in bf16 where the processor multiplies it in hardware, else in fp32. The scan compares scores while
+they are in registers and keeps the songs that may belong to a list: those whose score plus a bound of its error
+reaches the k-th best of the scores minus theirs. They are scored again exactly, so that every list is proved.
+Listeners with more than 16,384 such songs, mostly equal ones, and those whose scores may overflow get an exact score
+for every candidate.
 
 A score here is the inner product summed in fp32 in one order (`exact_scores` in `top_k.h`): a function of the two
 vectors alone, whatever the batch, the tiles and the number of threads, so equal vectors tie exactly. It is within
 `(D / 8 + 8) 2^-24 sum |q_d v_d|` of the exact product, if nothing underflows.
 
-Shapes: `B` listeners, `V` rows of the item table, `C` of them candidates, `D` width, `W` the same rounded up to whole
-tiles of the matrix unit, `K` list length.
+Shapes: `B` listeners, `V` rows of the item table, `C` of them candidates, `D` width, `W` words of 32 bits of a packed
+vector, `K` list length.
 """
 
 import math
@@ -23,7 +24,7 @@ from torch import Tensor
 from fuxi_beta.ops.cpu import seen_pairs
 from fuxi_beta.ops.top_k import candidate_columns
 
-_HALF_WIDTH = 32  # of a tile of the matrix unit
+_HALF_WIDTH = 32  # bf16 numbers of a row of the matrix unit
 _MOST_ROWS = 2**31 - 1
 
 
@@ -41,7 +42,8 @@ class Catalogue:
 
     table: Tensor  # fp32 [V, D]
     items: Tensor  # int32 [C], the candidates, ascending
-    rows: Tensor  # [C, W] in bf16 or fp32, in the order of the scan
+    scan: str  # of `scans`
+    words: Tensor  # int32 [C rounded up, W], fp32 numbers or pairs of bf16 as `scan.h` reads them, in the scan's order
     norm: Tensor  # upper bound of the norms of each tile of rows. fp32
     error: Tensor  # upper bound of the norms of their rounding errors. fp32
     order: Tensor  # int32 [C], item of each row
@@ -49,31 +51,32 @@ class Catalogue:
 
 
 def takes(queries: Tensor, table: Tensor, k: int) -> bool:
-    """Whether `search` supports these arguments; not where torch may round the factors of fp32 products."""
+    """Whether `search` supports these arguments."""
     same = queries.dtype == table.dtype == torch.float32 and queries.shape[1] == table.shape[1] > 0
-    return same and k > 0 and len(table) <= _MOST_ROWS and torch.get_float32_matmul_precision() == "highest"
+    return same and k > 0 and len(table) <= _MOST_ROWS
 
 
-def half_is_fast() -> bool:
-    """Whether the processor multiplies bf16 in hardware."""
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+def scans() -> list[str]:
+    """The scans of this processor, the fastest first: `fp32`, `bf16` computed in fp32 for want of an instruction (never
+    the fastest), and `avx512_bf16`. All give the same lists."""
+    return torch.ops.fuxi_beta.scans()
 
 
-def prepare(table: Tensor, candidates: Tensor, *, half: bool | None = None) -> Catalogue:
+def prepare(table: Tensor, candidates: Tensor, *, scan: str | None = None) -> Catalogue:
     """Copy the candidates' vectors in the precision of the scan, and measure the rounding.
 
-    table: fp32 [V, D]; candidates: bool [V]; half: scan in bf16, by default where that is fast.
+    table: fp32 [V, D]; candidates: bool [V]; scan: one of `scans`, by default the fastest.
     """
     table = table.detach().contiguous()
-    half = half_is_fast() if half is None else half
+    scan = scan or scans()[0]
     items, _ = candidate_columns(candidates)
     order = items[_spread(len(items))].int()
     place = torch.full((len(table),), -1, dtype=torch.int32)
     place[order.long()] = torch.arange(len(order), dtype=torch.int32)
-    width = math.ceil(table.shape[1] / _HALF_WIDTH) * _HALF_WIDTH if half else table.shape[1]
-    rows, norm, error = torch.ops.fuxi_beta.pack_rows(table, order, half, width)
-    return Catalogue(table, items.int(), rows, norm, error, order, place)
+    dim = table.shape[1]
+    width = dim if scan == "fp32" else math.ceil(dim / _HALF_WIDTH) * _HALF_WIDTH // 2
+    words, norm, error = torch.ops.fuxi_beta.pack_rows(table, order, scan, width)
+    return Catalogue(table, items.int(), scan, words, norm, error, order, place)
 
 
 def _spread(count: int) -> Tensor:
@@ -97,6 +100,6 @@ def search(queries: Tensor, catalogue: Catalogue, *, k: int, seen: tuple[Tensor,
     rows = queries.detach().contiguous()
     return Lists(
         *torch.ops.fuxi_beta.search(
-            rows, c.table, c.items, c.rows, c.norm, c.error, c.order, c.place, *seen_pairs(seen), k
+            rows, c.table, c.items, c.scan, c.words, c.norm, c.error, c.order, c.place, *seen_pairs(seen), k
         )
     )

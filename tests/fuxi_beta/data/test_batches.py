@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fuxi_beta.config import ModelConfig, TrainConfig
-from fuxi_beta.data.batches import Batch, collate, inference_batch, training_samples
+from fuxi_beta.data.batches import Batch, collate, cuts_by_tokens, inference_batch, training_samples
 from fuxi_beta.data.reader import TrainingBatches, prefetched
 from fuxi_beta.evaluation.next_day import NextDayCases
 from fuxi_beta.models.fuxi_beta import FuXiBeta
@@ -367,3 +367,25 @@ def test_string_user_ids_are_read(tmp_path, make_shards):
     histories = manifest.histories(manifest.files[0])
     named = replace(histories, user_id=pa.array(["a", "b", "c"]))
     assert named.take(np.array([2, 0])).user_id.to_pylist() == ["c", "a"]
+
+
+def cut_one_by_one(tokens: list[int], most: int) -> list[tuple[int, int]]:
+    """A new cut where the next listener does not fit."""
+    cuts: list[tuple[int, int]] = []
+    together = 0
+    for listener, count in enumerate(tokens):
+        if cuts and together + count <= most:
+            cuts[-1], together = (cuts[-1][0], listener + 1), together + count
+        else:
+            cuts.append((listener, listener + 1))
+            together = count
+    return cuts
+
+
+@pytest.mark.parametrize("most", [1, 7, 30, 10_000])
+@pytest.mark.parametrize("longest", [1, 2, 12, 60])  # 1: nobody has a token
+def test_listeners_are_cut_where_the_next_one_does_not_fit(longest: int, most: int) -> None:
+    generator = np.random.default_rng(most)
+    for listeners in (0, 1, 2, 40):
+        tokens = generator.integers(longest, size=listeners)
+        assert list(cuts_by_tokens(tokens, most)) == cut_one_by_one(tokens.tolist(), most)

@@ -29,7 +29,7 @@ from deltalake import DeltaTable
 from jobs import cli
 from jobs.commands import forget, forget_stores, show
 from jobs.daily import run_day
-from jobs.day import LEASES, Day, run_stage
+from jobs.day import LEASE, Day, run_stage
 from jobs.report.examples import pick_listeners
 from jobs.reproduce import runs
 from jobs.serving.make_lists import default_part, make_part
@@ -506,10 +506,9 @@ def small(deployment: Callable[..., Any], tmp_path: Path) -> Service:
     return found
 
 
-@pytest.mark.parametrize("lock", LEASES)
-def test_while_a_day_runs_nothing_is_changed(small: Service, lock: str) -> None:
+def test_while_a_day_runs_nothing_is_changed(small: Service) -> None:
     day: Day = small.made.day(ds_of(5))
-    uri = storage.join(day.workspace.run(day.ds), f"{lock}.lock")
+    uri = storage.join(day.workspace.run(day.ds), LEASE)
     before = tree(small.folder)
     with leases.lease(uri, purpose="a day"), pytest.raises(BusyError, match=r"is held by another run \(a day.*again"):
         fuxi(small, str(small.user(1)), "--yes")
@@ -525,9 +524,7 @@ def test_a_day_that_begins_meanwhile_keeps_its_files_until_the_next_run(
     stage, add = contextlib.ExitStack(), blocklist.add
 
     def begin(folder: str, ids: pa.Array) -> int:
-        stage.enter_context(
-            leases.lease(storage.join(day.workspace.run(day.ds), "sessionize.lock"), purpose="fuxi sessionize")
-        )
+        stage.enter_context(leases.lease(storage.join(day.workspace.run(day.ds), LEASE), purpose="fuxi sessionize"))
         return add(folder, ids)
 
     monkeypatch.setattr(blocklist, "add", begin)

@@ -128,6 +128,21 @@ def test_day_one_promoted_again_after_day_two_decides_as_before_and_leaves_the_a
     assert versions.alias_version(made.day(DAY_ONE), versions.CHAMPION) == "2"
 
 
+def test_a_day_trained_again_takes_back_the_promotion_of_the_model_that_it_had(
+    deployment: Callable[..., Any],
+) -> None:
+    """Else that model, of inputs that were put right since, would be the champion of the days after."""
+    made = deployment()
+    two_days(made, {"challenger": 0.25, "champion": 0.2, "popularity": 0.1})
+    made.trained(DAY_TWO, seed=3)
+    made.evaluated(DAY_TWO, challenger=0.01, champion=0.2, popularity=0.1)
+    result = run_stage(made.day(DAY_TWO), "promote", promote.run)
+    assert (result["chosen"], result.get("skipped")) == ("1", None)
+    assert versions.version_info(made.day(DAY_TWO), "2").promoted_ds is None
+    assert versions.champion(made.day(DAY_THREE)).version == "1"  # type: ignore[union-attr]
+    assert versions.alias_version(made.day(DAY_TWO), versions.CHAMPION) == "1"
+
+
 def test_metrics_of_a_day_are_replaced_and_others_kept(deployment: Callable[..., Any]) -> None:
     workspace = deployment().day(DAY_ONE).workspace
     for ds, value in ((DAY_ONE, 0.1), (DAY_TWO, 0.2), (DAY_ONE, 0.3)):

@@ -67,7 +67,7 @@ def settings(workspace: Path, logs: Path) -> Config:
     return load_config(environment={}, overrides=overrides(workspace, logs))
 
 
-def run(config: Config, ds: dt.date, **flags: bool) -> dict[str, Any]:
+def run(config: Config, ds: dt.date, **flags: Any) -> dict[str, Any]:
     return run_stage(open_day(config, ds, **flags), "sessionize", sessionize.run)
 
 

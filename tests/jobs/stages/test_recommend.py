@@ -272,7 +272,7 @@ def test_before_promote_there_is_no_model_to_recommend_with(deployment: Callable
 def test_a_second_run_of_the_same_day_at_the_same_time_is_refused(deployment: Callable[..., Any]) -> None:
     made = deployment()
     made.sessionized(DAY_ONE)
-    lock = storage.join(made.day(DAY_ONE).workspace.run(DAY_ONE), "recommend.lock")
+    lock = storage.join(made.day(DAY_ONE).workspace.run(DAY_ONE), "daily.lock")
     with leases.lease(lock, purpose="the first"), pytest.raises(BusyError, match="held by another run"):
         run_stage(made.day(DAY_ONE), "recommend", recommend.run)
 

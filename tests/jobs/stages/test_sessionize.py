@@ -19,12 +19,12 @@ from deltalake import write_deltalake
 from jobs.config import load_config
 from jobs.day import open_day, run_stage
 from jobs.stages import sessionize
-from pipelines import storage
+from pipelines import leases, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.histories import vocabulary
 from pipelines.histories.buckets import user_bucket
-from pipelines.histories.shards import read_item_counts, read_manifest
+from pipelines.histories.shards import listed_uris, read_item_counts, read_manifest
 
 pytestmark = pytest.mark.usefixtures("spark")
 
@@ -244,7 +244,9 @@ def test_the_first_day_again_after_the_second_gives_the_first_days_shards(tmp_pa
         put(tmp_path / "logs", day, plays(day, seed=2))
     (one, first), (_, second) = (run(settings, day + dt.timedelta(days=1)) for day in days(2))
     assert second.vocabulary_size > first.vocabulary_size
+    trained = open_day(settings, first.ds).inputs("train")
     again, manifest = run(settings, first.ds, force=True)
+    assert open_day(settings, first.ds).inputs("train") == trained  # the same histories: nothing else is stale
     assert {**again, **MEASURED} == {**one, **MEASURED}
     assert manifest.vocabulary_size == first.vocabulary_size
     assert [file.sha256 for file in manifest.files] == [file.sha256 for file in first.files]
@@ -270,6 +272,41 @@ def test_late_files_of_an_old_landing_day_are_merged_and_later_ones_left_for_lat
     tables = [plays(FIRST, seed=2), plays(days(2)[1], seed=2), plays(FIRST, seed=9)]
     assert rows_of(manifest) == reference(tables, index_of(manifest))
     assert storage.read_table(manifest.uri(manifest.inputs)).num_rows == 3
+
+
+def test_a_day_between_two_and_one_before_the_first_are_built_from_the_logs_of_then(tmp_path):
+    """The songs of both got their indices on later days: more than there were on theirs."""
+    settings, landed = config(tmp_path), days(4)
+    for day in landed:
+        put(tmp_path / "logs", day, plays(day, seed=2))
+    for ds in (days(3)[2], days(5)[4]):
+        run(settings, ds)
+    before = tree(Path(settings.workspace, "vocabulary"))
+    for ds, parent in ((days(2)[1], None), (days(4)[3], days(3)[2])):
+        _, manifest = run(settings, ds)
+        assert manifest.parent == parent
+        assert rows_of(manifest) == reference([plays(d, seed=2) for d in landed if d < ds], index_of(manifest))
+        assert read_item_counts(manifest).tolist() == listeners_of(
+            [plays(d, seed=2) for d in landed if d < ds], manifest
+        )
+    assert tree(Path(settings.workspace, "vocabulary")) == before
+    _, last = run(settings, days(5)[4], refresh_inputs=True)  # on the day between, whose songs have later indices
+    assert last.parent == days(4)[3]
+    assert rows_of(last) == reference([plays(d, seed=2) for d in landed], index_of(last))
+
+
+def test_shards_that_another_run_may_read_stay_until_it_has_ended(published):
+    settings, logs, ds = published
+    first = open_day(settings, days(2)[1])
+    old = read_manifest(first.workspace.sequences(first.ds))
+    with leases.lease(open_day(settings, ds).path("daily.lock"), purpose="fuxi daily"):  # it reads its parent's
+        _, new = run(settings, first.ds, force=True)
+        assert not listed_uris(old) & listed_uris(new)
+        assert rows_of(old) == rows_of(new)  # whoever has read the old manifest reads on
+    put(logs, days(2)[1], plays(days(2)[1], seed=2))
+    run(settings, ds)
+    assert not any(map(storage.exists, listed_uris(old)))
+    assert all(map(storage.exists, listed_uris(new)))
 
 
 @pytest.fixture
@@ -381,8 +418,30 @@ def test_a_run_record_is_kept_to_until_inputs_are_refreshed(published):
     run(settings, ds, refresh_inputs=True)
     renewed = open_day(settings, ds).record
     assert renewed.run_id != record.run_id and len(renewed.files) == 2
-    other = config(logs.parent, "train.epochs=9")
-    refused(other, ds, r"run_record.json was made with another configuration .*--refresh-inputs", force=True)
+
+
+def test_a_record_under_which_nothing_was_built_is_made_anew(tmp_path):
+    """A misspelt column is corrected, a file repaired, a type set: the day runs, whatever its record says."""
+    settings, ds = config(tmp_path, "logs.columns={user_id: listner}", "sequences.user_id_type=string"), days(2)[1]
+    file = put(tmp_path / "logs", FIRST, plays(FIRST, seed=1))
+    refused(settings, ds, r"column listner \(user_id\) is missing")
+    record = open_day(settings, ds).record
+    refused(config(tmp_path, "sequences.user_id_type=string"), ds, "user_id.* is int64, but sequences.user_id_type")
+    put(tmp_path / "logs", FIRST, plays(FIRST, seed=2))
+    assert run(config(tmp_path), ds)[0]["listeners"] > 0
+    renewed = open_day(config(tmp_path), ds).record
+    assert renewed.run_id != record.run_id and renewed.files[0].etag == storage.file_info(str(file)).etag
+
+
+def test_what_was_built_keeps_its_record_and_is_built_again_from_it_with_other_settings(published):
+    settings, logs, ds = published
+    put(logs, days(2)[1], plays(days(2)[1], seed=2))
+    run(settings, ds)
+    record = open_day(settings, ds).record
+    other = config(logs.parent, "logs.max_late_days=0")
+    result, _ = run(other, ds)
+    assert result["rejected"]["timestamp_too_old"] and not result.get("skipped")
+    assert open_day(other, ds).record == record
 
 
 def test_a_changed_history_length_is_refused_on_a_merge(published):

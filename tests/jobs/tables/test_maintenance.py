@@ -164,7 +164,7 @@ def test_the_files_of_a_run_in_progress_stay_and_its_commit_succeeds(workspace: 
     table, later = lists.open_lists(workspace), DAY + dt.timedelta(1)
     parts, known = [part(workspace, later)], vocabulary.read(workspace.vocabulary, "int64")
     wait(workspace, 167)  # the run takes nearly a week
-    run = storage.join(workspace.run(later), "recommend.lock")
+    run = storage.join(workspace.run(later), "daily.lock")
     with leases.lease(run, purpose="fuxi recommend"):
         result = done(workspace)
         assert result["recommendations"].removed_files == 0

@@ -23,13 +23,13 @@ from pipelines.histories.shards import (
     inputs_table,
     read_item_counts,
     read_manifest,
-    remove_unlisted,
+    unlisted,
     write_item_counts,
     write_manifest,
 )
 from pipelines.histories.writer import IncrementWriter, ShardWriter
 from pipelines.schema import sequence_schema
-from pipelines.storage import JSON_DIGEST, join, list_files, write_table
+from pipelines.storage import JSON_DIGEST, delete_files, join, list_files, write_table
 
 
 def rows(lengths, first_user=0):
@@ -196,13 +196,13 @@ def test_manifests_of_earlier_formats_are_read(tmp_path):
         read_manifest(str(tmp_path))
 
 
-def test_files_that_no_manifest_lists_are_removed_and_listed_ones_stay(tmp_path):
+def test_files_that_no_manifest_lists_are_found_and_listed_ones_are_not(tmp_path):
     old, new = write(tmp_path, [rows([1])]), write(tmp_path, [rows([2])], path="bucket=00000/part-b.parquet")
     published = manifest(tmp_path, [new])
     write_item_counts(published.uri(published.item_counts), np.array([0, 3]))
     write_table(published.uri(published.inputs), inputs_table([]))
     assert (tmp_path / old.path).exists()
-    remove_unlisted(published)
+    delete_files(unlisted(published))
     names = {Path(file.uri).name for file in list_files(str(tmp_path))}
     assert names == {"part-b.parquet", "item_counts-a.parquet", "inputs-a.parquet"}
     assert read_manifest(str(tmp_path)) == published
@@ -243,7 +243,7 @@ def test_a_flipped_bit_of_a_shard_is_never_read_as_another_history(tmp_path, che
             unseen += 1
         except InputError as error:
             assert str(path) in str(error) and "fuxi sessionize" in str(error)
-    assert unseen <= (0 if check_digests else 60)
+    assert unseen == 0 if check_digests else unseen < 120  # of this small file two fifths are the footer
     path.write_bytes(content[:-1])
     with pytest.raises(InputError, match="bytes, not the"):
         published.read(file)

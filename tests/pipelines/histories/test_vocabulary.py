@@ -1,4 +1,5 @@
 import datetime as dt
+from contextlib import nullcontext
 
 import pyarrow as pa
 import pytest
@@ -44,15 +45,25 @@ def test_before_the_first_day_it_is_empty(tmp_path):
     assert not (tmp_path / "vocabulary").exists()
 
 
-def test_of_two_runs_that_extend_it_at_once_the_second_is_refused(tmp_path, monkeypatch):
-    uri = str(tmp_path / "vocabulary")
+@pytest.mark.parametrize("lost", [1, 99])
+def test_of_two_runs_that_extend_it_at_once_the_second_tries_again_and_is_refused_at_last(tmp_path, monkeypatch, lost):
+    uri, read = str(tmp_path / "vocabulary"), vocabulary.read
     append(uri, [1], ONE)
-    stale = vocabulary.read(uri, "int64")
+    stale = [read(uri, "int64")] * lost  # what the second run saw before the first committed
     append(uri, [2], TWO)
-    with monkeypatch.context() as patch, pytest.raises(BusyError, match="run again"):
-        patch.setattr(vocabulary, "read", lambda *_: stale)  # what the second run saw before the first committed
-        append(uri, [3], THREE)
-    assert vocabulary.read(uri, "int64").table["item_id"].to_pylist() == [1, 2]
+    with monkeypatch.context() as patch, pytest.raises(BusyError, match="run again") if lost > 1 else nullcontext():
+        patch.setattr(vocabulary, "read", lambda *_: stale.pop() if stale else read(*_))
+        append(uri, [2, 3], THREE)
+    assert read(uri, "int64").table["item_id"].to_pylist() == [1, 2, 3][: 3 if lost == 1 else 2]
+
+
+def test_shards_of_an_older_day_have_room_for_songs_that_a_later_day_brought(tmp_path):
+    uri = str(tmp_path / "vocabulary")
+    append(uri, [5], TWO)
+    songs = append(uri, [7, 9], THREE)
+    assert [songs.size_for(ds, songs.lookup(pa.array([7]))) for ds in (ONE, TWO, THREE)] == [2, 2, 3]
+    assert songs.size_for(ONE, songs.lookup(pa.array([], pa.int64()))) == 0
+    assert songs.size_for(TWO, songs.lookup(pa.array([5])), at_least=3) == 3
 
 
 def test_on_an_object_store(s3):

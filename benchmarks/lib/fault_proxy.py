@@ -1,0 +1,194 @@
+"""A proxy on loopback before an S3 server that injects faults: 503 SlowDown, delays, connection resets, outages.
+
+    with FaultProxy("http://127.0.0.1:5000", Faults(errors=0.05, delays=0.03, resets=0.02), seed=1) as proxy:
+        os.environ["AWS_ENDPOINT_URL"] = proxy.url
+        ...
+        proxy.outage(20)  # from now on, seconds in which every request is reset
+        print(proxy.counts)
+
+Or as a process of its own, which prints its URL, takes `outage SECONDS` as a line on standard input, and prints the
+counts at the end of standard input:
+
+    python -m benchmarks.lib.fault_proxy http://127.0.0.1:5000 --errors 0.05 --seed 1
+"""
+
+import argparse
+import http.client
+import json
+import random
+import socket
+import struct
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+SLOW_DOWN = (
+    b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
+)
+_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect", "server", "date"}
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Shares of requests, each between 0 and 1, and what they meet."""
+
+    errors: float = 0.0  # answered by 503 SlowDown, not forwarded
+    delays: float = 0.0  # forwarded after `delay_s`
+    resets: float = 0.0  # connection reset: half of them before, half of them after the server has done the request
+    delay_s: tuple[float, float] = (2.0, 5.0)  # drawn uniformly
+
+
+class FaultProxy:
+    """Serves while the block runs. `counts`: requests by what they met ("requests", "errors", "delays", ...)."""
+
+    def __init__(self, target: str, faults: Faults = Faults(), *, seed: int = 0, port: int = 0) -> None:
+        self.target, self.faults, self.counts = urlsplit(target), faults, Counter[str]()
+        self._random, self._lock, self._outage_until = random.Random(seed), threading.Lock(), 0.0
+        handler = type("Handler", (_Handler,), {"proxy": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> "FaultProxy":
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def outage(self, seconds: float) -> None:
+        """Reset every connection for so long from now on; 0 ends an outage."""
+        self._outage_until = time.monotonic() + seconds
+
+    def draw(self) -> tuple[str, float]:
+        """What the next request meets, and the seconds it waits before."""
+        with self._lock:
+            chance, wait, late = (
+                self._random.random(),
+                self._random.uniform(*self.faults.delay_s),
+                self._random.random(),
+            )
+            self.counts["requests"] += 1
+            kind = "forwarded"
+            for name in ("errors", "delays", "resets"):
+                chance -= getattr(self.faults, name)
+                if chance < 0:
+                    kind = name
+                    break
+            if kind == "resets" and late < 0.5:
+                kind = "late_resets"
+            if time.monotonic() < self._outage_until:
+                kind = "outage"
+            self.counts[kind] += 1
+        return kind, wait if kind == "delays" else 0.0
+
+
+class _Handler(BaseHTTPRequestHandler):
+    proxy: FaultProxy
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the counts say what happened."""
+
+    def _handle(self) -> None:
+        kind, wait = self.proxy.draw()
+        if kind in ("outage", "resets"):
+            self._reset()
+            return
+        body = self._body()
+        if kind == "errors":
+            self._answer(503, [("Content-Type", "application/xml")], SLOW_DOWN)
+            return
+        time.sleep(wait)
+        target = self.proxy.target
+        server = http.client.HTTPConnection(target.hostname or "", target.port, timeout=60)
+        try:
+            headers = {key: value for key, value in self.headers.items() if key.lower() not in _HOP}
+            server.request(self.command, self.path, body, headers)
+            answer = server.getresponse()
+            content = answer.read()
+        except OSError:
+            self._reset()
+            return
+        finally:
+            server.close()
+        if kind == "late_resets":
+            self._reset()
+            return
+        kept = [(key, value) for key, value in answer.getheaders() if key.lower() not in _HOP - {"date"}]
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else None
+        self._answer(answer.status, kept, content, length)
+
+    def _body(self) -> bytes:
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            chunks = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                chunks.append(self.rfile.read(size))
+                self.rfile.readline()
+            while self.rfile.readline().strip():
+                pass
+            return b"".join(chunks)
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, length: str | None = None) -> None:
+        self.send_response_only(status)
+        for key, value in headers:
+            self.send_header(key, value)
+        if status not in (204, 304):
+            self.send_header("Content-Length", length or str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _reset(self) -> None:
+        """Close so that the other side sees a reset rather than an end."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        self.connection.close()
+
+    def handle(self) -> None:
+        """A client that goes away is no error."""
+        try:
+            super().handle()
+        except (OSError, ValueError):
+            self.close_connection = True
+
+    def finish(self) -> None:
+        """The same, of what is still to be written."""
+        try:
+            super().finish()
+        except (OSError, ValueError):
+            self.close_connection = True
+
+
+for _verb in ("GET", "PUT", "POST", "DELETE", "HEAD"):
+    setattr(_Handler, f"do_{_verb}", _Handler._handle)
+
+
+def main() -> None:
+    """See the head of this file."""
+    parser = argparse.ArgumentParser(description="A proxy before an S3 server that injects faults")
+    parser.add_argument("target")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    for name in ("errors", "delays", "resets"):
+        parser.add_argument(f"--{name}", type=float, default=0.0, help="share of requests")
+    options = parser.parse_args()
+    faults = Faults(options.errors, options.delays, options.resets)
+    with FaultProxy(options.target, faults, seed=options.seed, port=options.port) as proxy:
+        print(proxy.url, flush=True)
+        for line in sys.stdin:
+            command, _, value = line.strip().partition(" ")
+            if command == "outage":
+                proxy.outage(float(value))
+        print(json.dumps(proxy.counts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Failures that are not the program's: a full disk, a store or a registry that is out of reach. One line each."""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+
+from pipelines import object_store
+from pipelines.errors import InputError
+
+_FULL = re.compile(r"No space left on device|Disk quota exceeded|\[?[Ee]rrno:? (?:28|122)\b")
+_READ_ONLY = re.compile(r"Read-only file system|Permission denied")
+_STORE = re.compile(
+    r"AWS Error|Generic S3 error|botocore|SlowDown|ServiceUnavailable|NETWORK_CONNECTION|EndpointConnectionError"
+)
+_NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist")
+_DENIED = re.compile(r"ACCESS_DENIED|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken")
+_PATH = re.compile(r"(?:'(/[^']+)'|(/[^\s:'\"]+\.\w+))")
+_REGISTRY_MODULES = ("mlflow.", "sqlalchemy.", "alembic.", "requests.", "urllib3.")
+
+
+def explain(error: BaseException) -> str | None:
+    """The failure in one line with its remedy; None if it is none of these and the trace is wanted."""
+    chain = list(_chain(error))
+    for one in chain:
+        if isinstance(one, InputError):
+            return str(one)
+    for one in chain:
+        text = f"{one} {getattr(one, 'java_exception', '')}"
+        number = getattr(one, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(text):
+            return f"{_place(one, text)}: the disk is full: make room and run again; what was published is unchanged"
+        if isinstance(one, OSError) and (number in (errno.EROFS, errno.EACCES) or _READ_ONLY.search(text)):
+            place = _place(one, text)
+            return (
+                f"{place} cannot be written ({os.strerror(number or errno.EACCES)}): correct the rights and run again"
+            )
+        if _of_registry(one):
+            return _registry(text)
+        if _STORE.search(text) or type(one).__module__.startswith(("botocore.", "boto3.")):
+            return _store(text)
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what caused it, also in a worker of Ray."""
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        one = todo.pop(0)
+        if isinstance(one, BaseException) and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            failures = getattr(one, "worker_failures", None) or {}
+            inner = [getattr(failure, "_base_exc", failure) for failure in failures.values()]
+            todo += [getattr(one, "cause", None), *inner, one.__cause__, one.__context__]
+
+
+def _place(error: BaseException, text: str) -> str:
+    name = getattr(error, "filename", None)
+    found = _PATH.search(text)
+    return str(name or (found and (found[1] or found[2])) or "a file of this run")
+
+
+def _of_registry(error: BaseException) -> bool:
+    module = type(error).__module__
+    gone = r"Max retries|Connection|timed out|API request|refused|unable to open|OperationalError|resolve|5\d\d"
+    return module.startswith(_REGISTRY_MODULES) and re.search(gone, f"{type(error).__name__} {error}") is not None
+
+
+def _registry(text: str) -> str:
+    found = re.search(r"host='([^']+)', port=(\d+)", text) or re.search(r"\w+://([^/\s@]*@)?([^\s/'\"]+)", text)
+    where = ":".join(filter(None, found.groups()[-2:])) if found else "mlflow.tracking_uri"
+    return f"MLflow at {where} does not answer: see whether it runs and mlflow.tracking_uri is right, then run again"
+
+
+def _store(text: str) -> str:
+    named = re.search(r"bucket '([^']+)'", text)
+    where = f"s3://{named[1]} at {object_store.endpoint()}" if named else object_store.endpoint()
+    if _NO_BUCKET.search(text):
+        return f"{where}: there is no such bucket: create it, or correct the URI"
+    if _DENIED.search(text):
+        return f"{where} refuses the credentials: correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the rights"
+    return f"{where} does not answer, or refuses for now: see whether the server runs, then run again to go on"

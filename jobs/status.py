@@ -1,0 +1,101 @@
+"""How the days of a workspace stand: what is done, what runs at this moment, and what is out of date by now."""
+
+import datetime as dt
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jobs.day import STAGES, Day, running
+
+RECENT_DAYS = 7
+"""A run says what is out of date of so many days before it."""
+
+
+@dataclass(frozen=True)
+class DayStatus:
+    """One serving day."""
+
+    ds: dt.date
+    state: str  # published, published stale (from an earlier day's histories), unfinished or running
+    done: tuple[str, ...]  # stages
+    stale: tuple[str, ...]  # stages to run again: what they are made from ran again, or they did and did not finish
+    missing: tuple[str, ...]  # stages that have not finished
+    out_of_date: tuple[str, ...]  # what has changed on the days before since, in words
+    run_by: str = ""  # who works on it at this moment
+
+
+def day_status(day: Day) -> DayStatus:
+    """How a day stands, apart from settings: with which configuration it will be run again is not known here."""
+    states = {name: day.state(name) for name in STAGES}
+    stale = [name for name, state in states.items() if state.stages or _begun_again(day, name)]
+    done = [name for name, state in states.items() if state.finished and name not in stale]
+    held = running(day.workspace, [day.ds])
+    if held:
+        state = "running"
+    elif not states["recommend"].finished:
+        state = "unfinished"
+    else:
+        state = "published stale" if day.stale_days else "published"
+    missing = tuple(name for name in STAGES if name not in (*done, *stale))
+    return DayStatus(
+        day.ds, state, tuple(done), tuple(stale), missing, tuple(out_of_date(day)), held[1] if held else ""
+    )
+
+
+def _begun_again(day: Day, stage: str) -> bool:
+    return day.has_finished_before(stage) and not day.marker(stage)
+
+
+def out_of_date(day: Day) -> Iterator[str]:
+    """What a day was made from that is otherwise by now, because an earlier day was run again or later than it.
+
+    Such a day is right for what was known then, and stays as it is; run again with `--refresh-inputs`, it is made from
+    what there is now.
+    """
+    if not day.has_record:
+        return
+    record, sessionized = day.record, day.result("sessionize") or {}
+    if record.parent_sequences and (then := sessionized.get("parent_shards")):
+        parent = day.at(dt.date.fromisoformat(record.parent_sequences)).result("sessionize") or {}
+        if parent.get("shards", then) != then:
+            yield f"built on ds {record.parent_sequences}, which has other histories now"
+    serving = _serving_before(day)
+    if day.marker("train") and serving and (record.parent_model or None) != serving[1]:
+        ds, version = serving
+        yield f"trained from {_version(record.parent_model)}; {_version(version)} serves ds {ds}"
+
+
+def _serving_before(day: Day) -> tuple[dt.date, str | None] | None:
+    """The newest earlier day with lists, and the model version that serves it."""
+    for ds in reversed(day.workspace.days("runs")):
+        if ds < day.ds and (lists := day.at(ds).result("recommend")) is not None:
+            return ds, lists.get("model_version")
+    return None
+
+
+def _version(version: str | None) -> str:
+    return f"model {version}" if version else "no model"
+
+
+def backfill(day: Day) -> list[str]:
+    """What to say before a day is built that is older than a day with shards; nothing of any other."""
+    days = [ds for ds in day.workspace.days_with_sequences() if ds != day.ds]
+    later, earlier = [ds for ds in days if ds > day.ds], [ds for ds in days if ds < day.ds]
+    if not later or (day.has_record and day.is_built):
+        return []
+    base = f"on ds {earlier[-1]}" if earlier else "from all logs that landed before it"
+    names = f"ds {later[0]}" + (f" and {len(later) - 1} later" if len(later) > 1 else "")
+    return [
+        f"ds {day.ds} is older than {names}: it is built {base}; the days after it have its plays already and stay as "
+        "they are, in models and lists, too"
+    ]
+
+
+def out_of_date_before(day: Day) -> list[str]:
+    """A line for each day of the last week up to this one, and each day after it, that is out of date."""
+    since = day.ds - dt.timedelta(days=RECENT_DAYS)
+    days = [day.at(ds) for ds in day.workspace.days("runs") if ds >= since]
+    found = [(other.ds, reasons) for other in days if (reasons := list(out_of_date(other)))]
+    return [
+        f"ds {ds} is out of date: {'; '.join(reasons)} (`fuxi daily --ds {ds} --refresh-inputs` makes it again)"
+        for ds, reasons in found
+    ]
