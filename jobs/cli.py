@@ -94,6 +94,7 @@ def cli() -> None:
     Look at a list:       fuxi show USER --ds 2026-03-02
     Forget a listener:    fuxi forget USER
     Tidy the tables:      fuxi maintain
+    Look for damage:      fuxi verify
     The paper's tables:   fuxi reproduce ml-1m
 
     Running anything again is safe: finished work of a ds is skipped, unfinished work resumes.
@@ -225,6 +226,24 @@ def maintain(dry_run: bool, config: "Config") -> None:
     from jobs.commands import maintain as maintain_job
 
     maintain_job.render(maintain_job.run(config, dry_run=dry_run), dry_run=dry_run)
+
+
+@cli.command()
+@click.argument("workspace", default="./workspace", metavar="[WORKSPACE]")
+@click.option("--ds", metavar="DATE", help="Only this day, and the shards of earlier days that it reads.")
+def verify(workspace: str, ds: str | None) -> None:
+    """Compare every file of a workspace with its digest; says what is damaged and what rebuilds it.
+
+    Exit code 0: all are as they were written. 2: something is damaged. Writes nothing.
+    """
+    from jobs.commands import verify as verify_job
+
+    verified = verify_job.run(workspace, ds=str(parse_ds(ds)) if ds else None)
+    verify_job.render(verified)
+    for line in verified.damaged:
+        click.echo(f"fuxi: {' '.join(line.split())}", err=True)
+    if verified.damaged:
+        sys.exit(EXIT_REFUSED)
 
 
 @cli.command()

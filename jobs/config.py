@@ -75,6 +75,7 @@ _NO_RESULT: dict[str, Any] = {
     "quality": True,
     "maintain": True,
     "logs": {"path", "catalogue", "max_rejected_share"},
+    "sequences": {"check_digests"},
 }
 """Where things run and are stored, and bounds that decide only whether a day is refused."""
 
@@ -187,6 +188,9 @@ class SequencesConfig(Section):
     max_history: int = Field(2000, ge=1, description="newest events kept per listener")
     row_group_events: int = Field(1_000_000, ge=1, description="events in a row group of a shard; training reads these")
     max_increments: int = Field(7, ge=0, description="days laid over a bucket before it is rewritten; 0: none")
+    check_digests: bool = Field(
+        False, description="compare each shard with its SHA-256 before it is read; its size and pages always are"
+    )
     session_gap_s: int = Field(1800, ge=1, description="a longer pause starts a new session")
     user_id_type: Literal["int64", "string"] = "int64"
     item_id_type: Literal["int64", "string"] = "int64"

@@ -20,6 +20,7 @@ from jobs.stage_inputs import STAGE_INPUTS, differences, settings_of
 from pipelines import leases, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
+from pipelines.histories.shards import Manifest, read_manifest
 from pipelines.logs.files import LogFile
 from pipelines.logs.formats.base import CsvSpec, LogSpec
 from pipelines.redact import redact, redacted
@@ -109,6 +110,10 @@ class Day:
     def calendar(self) -> Calendar:
         """The days of the workspace's time zone, whose lists are requested at the configured hour."""
         return Calendar(self.workspace.spec.timezone, self.config.serving.request_hour)
+
+    def manifest(self, ds: dt.date) -> Manifest:
+        """The shards of a ds, compared with their digests as `sequences.check_digests` says."""
+        return read_manifest(self.workspace.sequences(ds), check_digests=self.config.sequences.check_digests)
 
     def path(self, name: str) -> str:
         """A file or folder in the run folder of this ds."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import leases, object_store, storage
+from pipelines import digests, leases, object_store, storage
 from pipelines.errors import BusyError, FencedError
 from pipelines.redact import redacted
 from pipelines.schema import DS, TableSpec
@@ -97,6 +97,7 @@ def overwrite(uri: str, spec: TableSpec, rows: Iterable[Row], where: Mapping[str
         except CommitFailedError:  # of a compaction or another run's rows, which may share files with these
             if not attempts_left:
                 raise
+    digests.note_digests(uri)
     return table.version()
 
 
@@ -126,6 +127,7 @@ def append(
         if version(uri) == base:
             raise
         raise BusyError(f"{uri} was extended by another run at the same time ({error}): run again") from None
+    digests.note_digests(uri)
 
 
 def surplus_files(table: "DeltaTable") -> int:

@@ -5,6 +5,8 @@ in `pipelines.object_store`.
 """
 
 import contextlib
+import functools
+import hashlib
 import json
 import os
 import re
@@ -21,6 +23,9 @@ import pyarrow.parquet as pq
 
 from pipelines import object_store
 from pipelines.errors import InputError
+
+JSON_DIGEST = "_sha256"
+"""Last key of every JSON object that is written here: the SHA-256 of the object without it."""
 
 
 @dataclass(frozen=True)
@@ -161,21 +166,56 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """The parsed content of a JSON file. InputError if it is not valid JSON."""
+    """The parsed content of a JSON file. InputError if it is not valid JSON, or not what `write_json` wrote.
+
+    A file without a digest, of an earlier release or of another program, is taken as it is.
+    """
     try:
-        return json.loads(read_bytes(uri))
-    except json.JSONDecodeError as error:
+        content = json.loads(read_bytes(uri))
+    except ValueError as error:  # not JSON, or not UTF-8
         raise InputError(f"{uri} is not valid JSON ({error}): restore it or remove it and run again") from None
+    if not isinstance(content, dict) or not _has_digest(content):
+        return content
+    key, digest = content.popitem()
+    if (key, digest) != (JSON_DIGEST, _json_digest(content)):
+        raise InputError(
+            f"{uri} is damaged, its content does not match its {JSON_DIGEST}: restore it or remove it and run again; "
+            f"after an edit by hand remove its line {JSON_DIGEST}"
+        )
+    return content
 
 
 def write_json(uri: str, value: Any, *, fence: int = 0) -> None:
-    """Write indented JSON atomically. fence: of `write_bytes`."""
-    write_bytes(uri, (json.dumps(value, indent=2, default=str) + "\n").encode(), fence=fence)
+    """Write indented JSON atomically. An object ends with the digest of the rest, which `read_json` checks.
+
+    fence: of `write_bytes`.
+    """
+    write_bytes(uri, _json_content(value), fence=fence)
+
+
+def _json_content(value: Any) -> bytes:
+    if isinstance(value, dict):
+        value = {**value, JSON_DIGEST: _json_digest(value)}
+    return _json_text(value).encode()
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, default=str) + "\n"
+
+
+def _json_digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(_json_text(value).encode()).hexdigest()
+
+
+def _has_digest(content: dict[str, Any]) -> bool:
+    """Whether `write_json` wrote it, even if a letter of the digest's key is damaged."""
+    key = next(reversed(content), "")
+    return len(key) == len(JSON_DIGEST) and sum(a != b for a, b in zip(key, JSON_DIGEST, strict=True)) <= 1
 
 
 def create_json(uri: str, value: Any) -> bool:
     """Write a JSON file unless there is one; returns whether this call has made it."""
-    content = (json.dumps(value, indent=2, default=str) + "\n").encode()
+    content = _json_content(value)
     if is_s3(uri):
         try:
             object_store.put(uri, content, if_none_match=True)
@@ -196,14 +236,41 @@ def create_json(uri: str, value: Any) -> bool:
 
 
 @contextlib.contextmanager
-def open_parquet(uri: str, remedy: str = "replace or remove the file") -> Iterator[pq.ParquetFile]:
-    """A Parquet file whose footer is read. InputError that names it, and the remedy, if it is missing or broken."""
+def open_parquet(
+    uri: str, remedy: str = "replace or remove the file", *, size: int | None = None, sha256: str = ""
+) -> Iterator[pq.ParquetFile]:
+    """A Parquet file whose footer is read. InputError that names it, and the remedy, if it is missing or damaged.
+
+    Its pages are compared with their checksums where it has any (files of earlier releases have none). size: its bytes,
+    if they are known. sha256: if given, the whole file is read and compared, once a process.
+    """
     fs, path = filesystem(uri)
     try:
         with fs.open_input_file(path) as source:
-            yield pq.ParquetFile(source)
-    except (pa.ArrowInvalid, OSError) as error:
+            if size is not None and source.size() != size:
+                raise OSError(f"{source.size():,} bytes, not the {size:,} that were written")
+            if sha256:
+                _check_digest(uri, sha256)
+            yield pq.ParquetFile(source, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{uri} cannot be read as Parquet ({' '.join(str(error).split())}): {remedy}") from None
+
+
+@functools.lru_cache(4096)
+def _check_digest(uri: str, sha256: str) -> None:
+    """OSError if a file is not as it was written; one that is is not read again by this process."""
+    fs, path = filesystem(uri)
+    found = hashlib.sha256()
+    with fs.open_input_stream(path, compression=None) as stream:
+        while content := stream.read(1 << 20):
+            found.update(content)
+    if found.hexdigest() != sha256:
+        raise OSError("it does not match its SHA-256")
+
+
+def forget_digests() -> None:
+    """Read files again that this process has already compared with their SHA-256."""
+    _check_digest.cache_clear()
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
@@ -213,9 +280,9 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def write_table(uri: str, table: pa.Table) -> None:
-    """Write one Parquet file (zstd) atomically."""
+    """Write one Parquet file (zstd, page checksums) atomically."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     write_bytes(uri, sink.getvalue().to_pybytes())
 
 

@@ -4,7 +4,6 @@ Shapes: `B` listeners, `V` rows of the item table, `D` width, `K` list length.
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +23,7 @@ from fuxi_beta.models.base import SequenceModel, l2_normalise
 from fuxi_beta.models.reasons import Trace, strongest_plays
 from fuxi_beta.ops import TopKSearch
 from fuxi_beta.recommender import Candidates, Pairs, Queries, Reasons, Recommender, pairs_of_rows
-from pipelines import storage
+from pipelines import digests, storage
 from pipelines.calendar import REQUEST_HOUR, Calendar
 from pipelines.errors import InputError
 from pipelines.histories.histories import Histories
@@ -207,7 +206,7 @@ def save_export(
     train_state: dict[str, Tensor] | None = None,
     side_vocabulary: SideVocabulary | None = None,
 ) -> None:
-    """Write an export to a local folder, which is created.
+    """Write an export to a local folder, which is created, and the digests of its files.
 
     train_state: named tensors a warm start needs (optimizer state). side_vocabulary: what the rows of the table of side
     information stand for. Both are kept in files of their own, since serving does not read them.
@@ -233,11 +232,16 @@ def save_export(
         "metadata": trained.metadata,
         "request_hour": trained.request_hour,
     }
-    (path / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
+    storage.write_json(str(path.absolute() / CONFIG_FILE), content)
+    digests.write_digests(str(path.absolute()))
 
 
 def load_export(folder: str) -> TrainedModel:
-    """Read an export from a local folder. A missing, foreign or damaged one is an InputError of one line."""
+    """Read an export from a local folder. A missing, foreign or damaged one is an InputError of one line.
+
+    Its files are compared with their digests; exports of earlier releases have none.
+    """
+    _check_files(folder, CONFIG_FILE, MODEL_FILE)
     content = _read_config(Path(folder) / CONFIG_FILE)
     file = Path(folder) / MODEL_FILE
     model_config, train_config = content["model"], content["train"]
@@ -264,6 +268,7 @@ def load_export(folder: str) -> TrainedModel:
 
 def load_train_state(folder: str) -> dict[str, Tensor]:
     """The named tensors saved for a warm start. InputError if the export has none or the file is damaged."""
+    _check_files(folder, TRAIN_STATE_FILE)
     return _read_tensors(Path(folder) / TRAIN_STATE_FILE)
 
 
@@ -272,8 +277,14 @@ def load_side_vocabulary(folder: str) -> SideVocabulary | None:
 
     folder: a local folder or a URI. Raises InputError if the file cannot be read.
     """
+    _check_files(folder, SIDE_VOCABULARY_FILE)
     uri = storage.join(folder, SIDE_VOCABULARY_FILE)
     return SideVocabulary(storage.read_table(uri)) if storage.exists(uri) else None
+
+
+def _check_files(folder: str, *names: str) -> None:
+    """InputError that names a file of an export that is missing or not as it was written."""
+    digests.check_folder(storage.absolute(folder), only=names, remedy="export the model again: `fuxi train --force`")
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -290,11 +301,9 @@ def _network(file: Path, config: ModelConfig) -> SequenceModel:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = storage.read_json(str(file.absolute()))
     except FileNotFoundError:
         raise InputError(f"{file} is not there: name the folder of an exported model") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not valid JSON ({error}): export the model again") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != EXPORT_FORMAT:
         raise InputError(

@@ -19,7 +19,7 @@ from jobs.config import Config
 from jobs.day import lease_uri, running
 from jobs.runtime.console import Advance, log, progress
 from jobs.serving.listener import parse_user
-from pipelines import leases, storage
+from pipelines import digests, leases, storage
 from pipelines.errors import BusyError, InputError
 from pipelines.forget import blocklist, shards
 from pipelines.forget.listeners import ListenersToForget, Matches
@@ -178,6 +178,7 @@ def _erase_from_quarantine(removal: Removal, advance: Advance) -> Matches:
         if of_day.files and not removal.dry_run:
             with removal.lock_day(ds):
                 erase_from_quarantine(uris, removal.listeners, column=column)
+                digests.write_digests(removal.workspace.quarantine(ds), name=digests.NOTED_FILE)
         advance(len(uris))
     return matches
 

@@ -146,7 +146,7 @@ def _render_again(removal: Removal, ds: dt.date, uri: str) -> None:
     with contextlib.suppress(Exception):  # for whatever reason the page cannot be rendered, the old one must not stay
         report.run(Day(removal.config, ds, removal.workspace))
     if _mentions(uri, removal.listeners):
-        storage.delete_files([uri])
+        storage.delete_folder(storage.parent(uri))
 
 
 def erase_from_ranks(removal: Removal, advance: Advance) -> Matches:

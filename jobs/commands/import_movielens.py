@@ -11,7 +11,7 @@ from jobs.day import Day, StageResult, open_day, run_stage
 from jobs.reproduce.paper import Counts, against_paper
 from jobs.runtime.console import log
 from jobs.stages import sessionize
-from pipelines import delta_tables, storage
+from pipelines import delta_tables, digests, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.forget import blocklist
@@ -110,6 +110,7 @@ def _write_titles(day: Day, titles: pa.Table | None) -> tuple[LogFile, ...]:
         return ()
     uri = storage.join(day.workspace.uri, "catalogue", f"ds={day.ds}", "movies.parquet")
     storage.write_table(uri, titles)
+    digests.note_digests(storage.parent(uri))
     return (_input_file(uri, day),)
 
 
@@ -126,3 +127,4 @@ def _quarantine(day: Day, ratings: movielens.Ratings, run_id: str) -> None:
     ]
     table = pa.Table.from_pylist(rows, QUARANTINE_SCHEMA)
     storage.write_table(storage.join(folder, f"part-{run_id[:12]}.parquet"), table)
+    digests.note_digests(folder)

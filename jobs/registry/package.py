@@ -4,6 +4,7 @@ Nothing is pickled: `pyfunc_model.py` is stored as text with the packages it nee
 the code it was trained with.
 """
 
+import tempfile
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +16,7 @@ from jobs.day import Day
 from jobs.serving.catalogue import read_vocabulary
 from jobs.serving.day_rules import recent_popularity
 from jobs.serving.song_facts import song_facts
-from pipelines import storage
-from pipelines.histories.shards import read_manifest
+from pipelines import digests, storage
 from pipelines.schema import ITEM_ID
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> "t
 
     trained = load_export(folder)
     songs_file = str(Path(scratch, "vocabulary.parquet"))
-    songs = read_vocabulary(day, size=trained.vocabulary_size)
+    manifest = day.manifest(day.ds) if day.ds in day.workspace.days_with_sequences() else None
+    songs = read_vocabulary(day, of=manifest)[: trained.vocabulary_size]
     storage.write_table(songs_file, songs)
     code = [str(Path(str(package.__file__)).parent) for package in (fuxi_beta, jobs, pipelines)]
     signature, example = _signature(day, songs, trained.data_end)
@@ -71,8 +72,19 @@ def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> "t
             # without local build tags such as +cpu
             pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in _REQUIREMENTS],
         )
+    _note_digests(info)
     protocol = trained.train_config.protocol
     return info, {"ds": trained.ds, "data_end": str(trained.data_end), "protocol": protocol}
+
+
+def _note_digests(info: "ModelInfo") -> None:
+    """Add the digests of a logged model's files to them."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=info.model_uri)  # where it is, if it is on this disk
+        digests.write_digests(folder, to=scratch, without={"registered_model_meta"})  # MLflow writes it at downloads
+        mlflow.MlflowClient().log_model_artifact(info.model_id, str(Path(scratch, digests.DIGESTS_FILE)))
 
 
 def _popularity(day: Day, trained: "TrainedModel") -> "Tensor | None":
@@ -80,7 +92,7 @@ def _popularity(day: Day, trained: "TrainedModel") -> "Tensor | None":
     config = day.config.rules
     if not any(config.of(segment).popularity_dampening for segment in ("", *config.segments)):
         return None
-    manifest = read_manifest(day.workspace.sequences(day.ds))
+    manifest = day.manifest(day.ds)
     return recent_popularity(day, manifest, trained.train_config).listeners[: trained.vocabulary_size + 1]
 
 

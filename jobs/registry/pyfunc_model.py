@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from mlflow.pyfunc import PythonModelContext
 from safetensors.torch import load_file
@@ -21,7 +20,9 @@ from fuxi_beta.training.checkpoint import load_export
 from jobs.config import RulesConfig
 from jobs.serving.rules import ListenerFacts, ListRules, SongFacts
 from jobs.serving.rules.facts import NO_SEGMENT
+from pipelines import storage
 from pipelines.calendar import Calendar
+from pipelines.digests import check_folder
 from pipelines.histories.histories import Histories
 from pipelines.schema import ITEM_ID, ITEM_INDEX
 
@@ -43,12 +44,16 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the export and the vocabulary."""
+        vocabulary, facts_file = context.artifacts["vocabulary"], context.artifacts["song_facts"]
+        logged = {f"artifacts/{storage.name(file)}" for file in (vocabulary, facts_file)}
+        remedy = "download the model again, or train and register another"
+        check_folder(storage.absolute(storage.parent(storage.parent(vocabulary))), only=logged, remedy=remedy)
         self.trained = load_export(context.artifacts["export"])
         self.calendar = Calendar(context.model_config["timezone"], context.model_config["request_hour"])
-        table = pq.read_table(context.artifacts["vocabulary"])
+        table = storage.read_table(storage.absolute(vocabulary))
         self.item_ids = table[ITEM_ID].combine_chunks()
         self.item_index = table[ITEM_INDEX].to_numpy()
-        facts = SongFacts.from_tensors(self.trained.vocabulary_size + 1, load_file(context.artifacts["song_facts"]))
+        facts = SongFacts.from_tensors(self.trained.vocabulary_size + 1, load_file(facts_file))
         config = RulesConfig(**context.model_config["rules"])
         self.rules = ListRules(config, facts, mode=self.trained.mode, k=DEFAULT_K)
 

@@ -9,7 +9,7 @@ from jobs.day import Day
 from jobs.serving.listener import served_listener
 from pipelines import delta_tables
 from pipelines.errors import InputError
-from pipelines.histories.shards import Manifest, read_manifest
+from pipelines.histories.shards import Manifest
 from pipelines.schema import BUCKET, DS, NUM_EVENTS, USER_ID
 
 QUANTILES = {"light": 0.1, "middle": 0.5, "heavy": 0.9}
@@ -35,7 +35,7 @@ def pick_listeners(day: Day) -> list[tuple[str, int | str, int]]:
 
     They come from the first buckets that together have three, so that a table of millions is not read whole.
     """
-    manifest = read_manifest(day.workspace.sequences(day.sequences_ds))
+    manifest = day.manifest(day.sequences_ds)
     candidates: list[pa.Table] = []
     for bucket in sorted({file.bucket for file in manifest.files}):
         histories = _stored_plays(manifest, bucket)

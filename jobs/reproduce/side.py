@@ -43,7 +43,7 @@ def day_of(manifest: Manifest, model: ModelConfig | None = None) -> Day:
 
 def item_ids(manifest: Manifest) -> pa.Array:
     """item_id of the songs 1..V."""
-    return read_vocabulary(day_of(manifest), size=manifest.vocabulary_size)[ITEM_ID].combine_chunks()
+    return read_vocabulary(day_of(manifest), of=manifest)[ITEM_ID].combine_chunks()
 
 
 def _aligned(manifest: Manifest, model: ModelConfig) -> pa.Table | None:

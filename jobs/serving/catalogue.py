@@ -11,6 +11,7 @@ from jobs.runtime.console import log
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.histories import vocabulary
+from pipelines.histories.shards import Manifest
 from pipelines.logs.formats import read_small
 from pipelines.logs.formats.base import UNREADABLE
 from pipelines.logs.formats.values import read_column
@@ -20,10 +21,13 @@ Titles = dict[Any, tuple[str, str]]
 """item_id -> (title, artist)"""
 
 
-def read_vocabulary(day: Day, *, size: int | None = None) -> pa.Table:
-    """item_index, item_id of the songs 1..size (all if None), in index order."""
-    spec = day.workspace.spec
-    return vocabulary.read(day.workspace.vocabulary, spec.item_id_type).table.select([ITEM_INDEX, ITEM_ID])[:size]
+def read_vocabulary(day: Day, *, of: Manifest | None = None) -> pa.Table:
+    """item_index, item_id of the songs of a manifest (all if None), in index order. InputError if one is damaged."""
+    uri = day.workspace.vocabulary
+    songs = vocabulary.read(uri, day.workspace.spec.item_id_type)
+    if of and songs.table.num_rows >= of.vocabulary_size:
+        songs.check(of.vocabulary_size, of.vocabulary_sha256, uri=uri)
+    return songs.table.select([ITEM_INDEX, ITEM_ID])[: of.vocabulary_size if of else None]
 
 
 def titles(day: Day, item_ids: Iterable[Any]) -> Titles:

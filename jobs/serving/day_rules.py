@@ -33,7 +33,7 @@ def day_rules(day: Day, ds: dt.date, item_ids: pa.Array, popularity: "Popularity
 
 def read_item_ids(day: Day, manifest: Manifest) -> pa.Array:
     """item_id of the songs 1..V of a manifest. InputError if the vocabulary has lost some."""
-    songs = read_vocabulary(day, size=manifest.vocabulary_size)
+    songs = read_vocabulary(day, of=manifest)
     if songs.num_rows != manifest.vocabulary_size:
         raise InputError(
             f"{day.workspace.vocabulary} has {songs.num_rows} songs, the manifest of {manifest.ds} says "

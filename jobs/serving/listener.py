@@ -15,7 +15,6 @@ from jobs.tables.recommendations import published_days, read_list
 from pipelines.errors import InputError
 from pipelines.histories.buckets import user_bucket
 from pipelines.histories.histories import Histories
-from pipelines.histories.shards import read_manifest
 from pipelines.schema import (
     COMPLETION,
     DS,
@@ -86,7 +85,7 @@ def parse_user(text: str, user_id_type: str, source: str) -> int | str:
 
 def stored_history(day: Day, user_id: int | str) -> Histories | None:
     """The stored history of a listener; None if there is none."""
-    manifest = read_manifest(day.workspace.sequences(day.sequences_ds if day.has_record else day.ds))
+    manifest = day.manifest(day.sequences_ds if day.has_record else day.ds)
     wanted = pa.scalar(user_id, id_type(manifest.user_id_type))
     bucket = int(user_bucket(pa.array([user_id], wanted.type), manifest.buckets)[0])
     for file in (file for file in manifest.files if file.bucket == bucket):

@@ -12,7 +12,7 @@ from jobs.runtime.console import Advance, log, progress
 from jobs.serving.day_rules import day_rules, read_item_ids
 from jobs.tables.metrics import write_metrics
 from pipelines.errors import InputError
-from pipelines.histories.shards import Manifest, read_manifest
+from pipelines.histories.shards import Manifest
 
 if TYPE_CHECKING:
     from fuxi_beta.baselines.base import ScoredBaseline
@@ -39,7 +39,7 @@ def run(day: Day) -> StageResult:
         raise InputError(f"no model is trained for {day.ds}: run `fuxi train --ds {day.ds}` first")
     champion = registry.champion(day)
     versions = {CHALLENGER: str(trained["model_version"])} | ({CHAMPION: champion.version} if champion else {})
-    manifest = read_manifest(day.workspace.sequences(day.ds))
+    manifest = day.manifest(day.ds)
     protocol = day.config.train.protocol
     try:
         result = (_next_day if protocol == "next_day" else _leave_one_out)(day, manifest, versions)

@@ -10,7 +10,6 @@ from jobs.serving.outcomes import ListOutcomes
 from jobs.tables.list_hits import read_list_hits, write_list_hits
 from jobs.tables.published_lists import published_lists
 from jobs.tables.recommendations import published_days
-from pipelines.histories.shards import read_manifest
 from pipelines.schema import DS, EVERY, ITEM_ID, MEASURED_DS
 
 MAX_AGE_DAYS = 7
@@ -22,11 +21,11 @@ def run(day: Day) -> StageResult:
 
     Returns days: of each ds measured the lists, the listeners who played, and the main values over all of them.
     """
-    manifest = read_manifest(day.workspace.sequences(day.ds))
+    manifest = day.manifest(day.ds)
     due = due_days(day)
     if not due:
         return {"days": []}
-    item_ids = read_vocabulary(day, size=manifest.vocabulary_size)[ITEM_ID].combine_chunks()
+    item_ids = read_vocabulary(day, of=manifest)[ITEM_ID].combine_chunks()
     results = []
     for ds, lists in zip(due, published_lists(day.workspace, due), strict=True):
         outcomes = ListOutcomes(ds, lists, manifest, item_ids, day.calendar, day.config.train.min_completion)

@@ -31,7 +31,7 @@ def freeze(day: Day) -> RunRecord:
     if day.has_record and not day.refresh_inputs and day.record.files and day.is_built:
         return _validated_record(day)
     earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
-    parent = shards.read_manifest(day.workspace.sequences(earlier[-1])) if earlier else None
+    parent = day.manifest(earlier[-1]) if earlier else None
     spec = log_spec(day)
     files, known = _not_consumed(day, logs.discover(spec, before=day.ds), parent)
     catalogue = storage.list_files(storage.absolute(day.config.logs.catalogue)) if day.config.logs.catalogue else []
@@ -58,7 +58,7 @@ def parent_manifest(day: Day, record: RunRecord) -> shards.Manifest | None:
     """The manifest whose shards are merged into; InputError if it was built with other settings than the present."""
     if record.parent_sequences is None:
         return None
-    parent = shards.read_manifest(storage.join(day.workspace.uri, "sequences", f"ds={record.parent_sequences}"))
+    parent = day.manifest(dt.date.fromisoformat(record.parent_sequences))
     for name in ("max_history", "session_gap_s"):
         configured = getattr(day.config.sequences, name)
         if getattr(parent, name) != configured:
@@ -85,7 +85,7 @@ def _not_consumed(
     """
     if parent is None:
         return files, []
-    table = storage.read_table(parent.uri(parent.inputs), columns=["uri", "size", "etag"])
+    table = shards.read_listed(parent, parent.inputs, ["uri", "size", "etag"])
     uris, sizes, etags = (column.to_pylist() for column in table.columns)
     consumed = dict(zip(located(uris, day.places), zip(sizes, etags, strict=True), strict=True))
     for file in files:

@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 from jobs.day import Day
 from jobs.runtime.console import log
 from jobs.tables.quality import write_quality
-from pipelines import delta_tables, storage
+from pipelines import delta_tables
 from pipelines.errors import InputError
 from pipelines.histories import vocabulary
-from pipelines.histories.shards import Manifest
+from pipelines.histories.shards import Manifest, read_listed
 from pipelines.logs.quality import Bounds, DayStats, accepted_days, check_day, refusal
 from pipelines.logs.validate import Cleaned
 from pipelines.schema import FIRST_DS, ITEM_ID, LANDING_DAY, PLAYS
@@ -65,7 +65,7 @@ def _landing_days(day: Day, parent: Manifest | None) -> int:
     """Landing days of this ds, without those of which an earlier ds had a file: a late file adds no landing day."""
     landed = {file.landing_day for file in day.record.files}
     if parent is not None:
-        landed -= set(storage.read_table(parent.uri(parent.inputs), [LANDING_DAY])[LANDING_DAY].to_pylist())
+        landed -= set(read_listed(parent, parent.inputs, [LANDING_DAY])[LANDING_DAY].to_pylist())
     return max(len(landed), 1)
 
 

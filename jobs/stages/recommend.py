@@ -22,7 +22,7 @@ from jobs.tables.audit import audit, audit_quality, summarize
 from jobs.tables.list_quality import add_up, list_quality, write_list_quality
 from jobs.tables.recommendations import ListPart
 from pipelines.errors import InputError
-from pipelines.histories.shards import ShardFile, read_manifest
+from pipelines.histories.shards import ShardFile
 from pipelines.schema import DS, MODEL_VERSION
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _audited_result(
 def list_job(day: Day) -> ListJob:
     """What the tasks of a day share: the chosen model, the songs by popularity, the ids of the songs."""
     record, config = day.record, day.config
-    manifest = read_manifest(day.workspace.sequences(day.sequences_ds))
+    manifest = day.manifest(day.sequences_ds)
     model = None
     if record.chosen_model is not None:
         from fuxi_beta.training.checkpoint import load_export

@@ -11,7 +11,7 @@ import jinja2
 
 from jobs.day import Day, StageResult
 from jobs.report.content import content
-from pipelines import storage
+from pipelines import digests, storage
 from pipelines.redact import redact
 
 NOTHING = "–"
@@ -21,6 +21,7 @@ def run(day: Day) -> StageResult:
     """Write the page of `day.ds` in one write. Returns its uri."""
     uri = day.workspace.report(day.ds)
     storage.write_bytes(uri, redact(render(content(day))).encode())
+    digests.write_digests(storage.parent(uri), name=digests.NOTED_FILE)
     return {"uri": uri}
 
 

@@ -16,7 +16,7 @@ from jobs.runtime.resources import Usage
 from jobs.stages import quality_gate
 from jobs.stages.inputs import freeze, parent_manifest, rules
 from jobs.training.side import songs_of_catalogue
-from pipelines import storage
+from pipelines import digests, storage
 from pipelines.errors import InputError
 from pipelines.forget import blocklist
 from pipelines.histories import shards, vocabulary
@@ -78,6 +78,7 @@ def _sessionize(
         ds=day.ds,
         item_id_type=spec.logs.item_id_type,
         run_id=day.record.run_id,
+        before=(parent.vocabulary_size, parent.vocabulary_sha256) if parent else (0, ""),
     )
     index = songs.lookup(cleaned.item_ids)
     target = build_spec(day, songs, parent, played=index)
@@ -91,6 +92,7 @@ def _sessionize(
     counts |= {"parent_shards": shards.content_digest(parent)} if parent else {}
     _remove_old_files(day, parent, manifest)
     _keep_only(day.workspace.quarantine(day.ds), cleaned.quarantined)
+    digests.write_digests(day.workspace.quarantine(day.ds), name=digests.NOTED_FILE)
     return counts, manifest, sum(run.bytes for run in cleaned.runs)
 
 
@@ -163,13 +165,15 @@ def build_spec(
 ) -> BuildSpec:
     """How the shards of this ds are made, under new file names. played: the songs of its plays, of `songs.lookup`."""
     run_id, fixed = day.record.run_id, day.workspace.spec
+    size = songs.size_for(day.ds, played, at_least=parent.vocabulary_size if parent else 0)
     kept = {"max_history", "session_gap_s", "row_group_events", "max_increments"}
     return BuildSpec(
         folder=day.workspace.sequences(day.ds),
         ds=day.ds,
         data_end=day.calendar.day_start(day.ds),
-        vocabulary_size=songs.size_for(day.ds, played, at_least=parent.vocabulary_size if parent else 0),
+        vocabulary_size=size,
         vocabulary_version=songs.version or 0,
+        vocabulary_sha256=songs.digest(size),
         run_id=run_id,
         attempt=f"{run_id[:12]}-{uuid.uuid4().hex[:8]}",
         buckets=fixed.buckets,

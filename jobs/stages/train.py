@@ -20,20 +20,20 @@ from jobs.day import Day, StageResult, digest
 from jobs.registry import versions
 from jobs.runtime import kernels
 from jobs.runtime.console import log
-from jobs.training.position import CheckpointPosition
+from jobs.training.position import CheckpointPosition, check_checkpoint
 from jobs.training.ray import fit
 from jobs.training.resume import recover
 from jobs.training.side import side_of
 from jobs.training.worker import LoopConfig
 from pipelines import storage
 from pipelines.errors import InputError
-from pipelines.histories.shards import Manifest, read_manifest
+from pipelines.histories.shards import Manifest
 
 
 def run(day: Day) -> StageResult:
     """Train on the shards of `day.ds`. Returns what later stages and the report need (see `_result`)."""
     started = time.time()
-    manifest = read_manifest(day.workspace.sequences(day.ds))
+    manifest = day.manifest(day.ds)
     checkpoints = day.path("checkpoints")
     name = _run_name(day, checkpoints)
     if day.force and day.has_finished_before("train"):
@@ -45,6 +45,7 @@ def run(day: Day) -> StageResult:
     last = fit(day.config.cluster, loop, storage_uri=checkpoints, name=name)
     ended = time.time()
     with tempfile.TemporaryDirectory() as scratch, last.as_directory() as checkpoint:
+        check_checkpoint(checkpoint)
         position = CheckpointPosition.read(checkpoint)
         if not position.positions:
             raise InputError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from jobs.config import MaintainConfig
 from jobs.day import running
-from pipelines import delta_tables, leases, storage
+from pipelines import delta_tables, digests, leases, storage
 from pipelines.schema import USER_ID, TableSpec
 from pipelines.workspace import Workspace
 
@@ -79,6 +79,7 @@ class _Steps:
         dead = delta_tables.files_of_no_version(self.uri, table, kept, min_age_hours=self.hours)
         if not self.dry_run:
             storage.delete_files(file.uri for file in dead)
+            digests.note_digests(self.uri)
         return TableMaintenance(
             name=self.spec.name,
             files_before=before,

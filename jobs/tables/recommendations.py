@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from jobs.tables.audit import ListCounts, count_lists
 from jobs.tables.list_quality import QualitySums
 from jobs.tables.published_lists import bucket_named, part_name
-from pipelines import delta_tables, storage
+from pipelines import delta_tables, digests, storage
 from pipelines.delta_tables import Row
 from pipelines.errors import InputError
 from pipelines.histories.buckets import user_bucket
@@ -45,6 +45,7 @@ class ListPart:
     rows: int
     counts: ListCounts
     quality: dict[str, QualitySums] = field(default_factory=dict)  # by segment
+    sha256: str = ""
 
 
 def open_lists(workspace: Workspace) -> "DeltaTable":
@@ -61,11 +62,13 @@ def write_part(table_uri: str, ds: dt.date, rows: pa.Table) -> ListPart:
     """
     path = f"{DS}={ds}/{part_name(pc.unique(rows[BUCKET]).to_pylist())}"
     sink = pa.BufferOutputStream()
-    statistics = [name for name in rows.column_names if name not in (USER_ID, ITEMS)]
-    pq.write_table(rows, sink, compression="zstd", row_group_size=_ROW_GROUP_ROWS, write_statistics=statistics)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"compression": "zstd", "row_group_size": _ROW_GROUP_ROWS, "write_page_checksum": True}
+    options["write_statistics"] = [name for name in rows.column_names if name not in (USER_ID, ITEMS)]
+    pq.write_table(rows, sink, **options)
     content = sink.getvalue().to_pybytes()
     storage.write_bytes(storage.join(table_uri, path), content)
-    return ListPart(path, len(content), rows.num_rows, count_lists(rows))
+    digest = hashlib.sha256(content).hexdigest()
+    return ListPart(path, len(content), rows.num_rows, count_lists(rows), sha256=digest)
 
 
 def check_parts(table_uri: str, parts: Sequence[ListPart]) -> None:
@@ -105,7 +108,9 @@ def commit(
     properties = {"metadata": noted, "transaction": (_application(ds), key)}
     conflict = f"the lists of {ds} were published by another run meanwhile", "run `fuxi recommend` again"
     actions: list[AddAction | RemoveAction] = [_add_action(ds, part) for part in parts]
-    return _commit(table, actions, properties, replaced=ds, conflict=conflict)
+    version = _commit(table, actions, properties, replaced=ds, conflict=conflict)
+    _note_digests(table, parts)
+    return version
 
 
 def replace_parts(
@@ -125,7 +130,14 @@ def replace_parts(
     ]
     conflict = f"the lists of {ds} were changed by another run meanwhile", "run again"
     properties = {"retry": False}
-    return _commit(table, actions, properties, replaced=None, conflict=conflict)
+    version = _commit(table, actions, properties, replaced=None, conflict=conflict)
+    _note_digests(table, added)
+    return version
+
+
+def _note_digests(table: "DeltaTable", parts: Sequence[ListPart]) -> None:
+    known = {part.path: digests.FileDigest(part.size, part.sha256) for part in parts if part.sha256}
+    digests.note_digests(storage.absolute(table.table_uri), known)
 
 
 def _commit(

@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fuxi_beta.training.trainer import StepResult
 
+from pipelines.digests import check_folder
+
 MAX_CURVE_POINTS = 200
 POSITION_FILE = "position.json"
+
+
+def check_checkpoint(folder: str) -> None:
+    """InputError that names a file of a checkpoint, which every rank wrote a part of, that is not as it was written."""
+    check_folder(folder, remedy="remove this checkpoint or all of the ds, and run `fuxi train` again")
 
 
 @dataclass

@@ -33,7 +33,7 @@ def side_of(
     """Side information for the training of a day; None if its model takes none. Arguments as of `side_information`."""
     if not takes_side(day.config.model):
         return None
-    songs = read_vocabulary(day, size=len(played) - 1)
+    songs = read_vocabulary(day, of=day.manifest(day.ds))
     return side_information(
         align(catalogue(day), songs[ITEM_ID]),
         model=day.config.model,

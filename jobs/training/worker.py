@@ -17,8 +17,9 @@ import numpy as np
 
 from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
 from fuxi_beta.data.side import SongSide
-from jobs.training.position import CheckpointPosition
+from jobs.training.position import CheckpointPosition, check_checkpoint
 from pipelines import storage
+from pipelines.digests import write_digests
 from pipelines.histories.shards import Manifest
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ def _start(trainer: "Trainer", loop: LoopConfig) -> CheckpointPosition:
             warm_start(trainer, loop.parent)
         return CheckpointPosition()
     with checkpoint.as_directory() if checkpoint else _local_folder(loop.resume) as folder:
+        check_checkpoint(folder)
         trainer.load(folder)
         position = CheckpointPosition.read(folder)
     position.first_step_at = 0.0
@@ -215,4 +217,5 @@ def _checkpoint(trainer: "Trainer", position: CheckpointPosition, progress: Prog
         if progress:
             position.write(folder)
             progress.show(position, now=True)
+        write_digests(folder, name=f"digests-{ray.train.get_context().get_world_rank():05d}.json")
         ray.train.report({"steps": position.steps}, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import storage
+from pipelines.digests import note_digests
 from pipelines.errors import InputError
 from pipelines.histories.buckets import user_hash
 from pipelines.schema import id_type
@@ -116,6 +117,7 @@ def add(folder: str, ids: pa.Array) -> int:
         table = pa.table({SLOT: _slots(new, key), DIGEST: digests}, schema=_SCHEMA).sort_by(SLOT)
         storage.write_table(storage.join(folder, f"part-{uuid.uuid4().hex}.parquet"), table)
     _compact(folder)
+    note_digests(folder)
     return len(new)
 
 

@@ -34,6 +34,7 @@ from pipelines.histories.shards import (
     open_parquet,
     read_item_counts,
     read_manifest,
+    with_digests,
     write_item_counts,
     write_manifest,
 )
@@ -134,7 +135,8 @@ def _publish(manifest: Manifest, change: _ManifestChange) -> None:
     item_counts = f"item_counts-{_NAME_MARK}-{uuid.uuid4().hex[:20]}.parquet"
     write_item_counts(storage.join(manifest.folder, item_counts), counts)
     files = (change.files.get(file.bucket, file) for file in manifest.files)
-    write_manifest(manifest.folder, replace(manifest, files=tuple(filter(None, files)), item_counts=item_counts))
+    changed = replace(manifest, files=tuple(filter(None, files)), item_counts=item_counts)
+    write_manifest(manifest.folder, with_digests(changed))
 
 
 @dataclass(frozen=True)

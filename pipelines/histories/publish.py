@@ -1,7 +1,7 @@
 """What the shards of a ds are made with, and the manifest that publishes them; whoever built them ends here."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from pipelines.histories.shards import (
     ShardSettings,
     inputs_table,
     read_item_counts,
+    read_listed,
+    with_digests,
     write_item_counts,
     write_manifest,
 )
@@ -111,7 +113,7 @@ def publish_shards(
     """
     consumed = inputs if inputs is not None else inputs_table([])
     if spec.parent:
-        consumed = pa.concat_tables([storage.read_table(spec.parent.uri(spec.parent.inputs)), consumed])
+        consumed = pa.concat_tables([read_listed(spec.parent, spec.parent.inputs), consumed])
     manifest = Manifest(
         **{setting.name: getattr(spec, setting.name) for setting in fields(ShardSettings)},
         parent=spec.parent.ds if spec.parent else None,
@@ -122,4 +124,4 @@ def publish_shards(
     )
     write_item_counts(storage.join(spec.folder, manifest.item_counts), spec.listeners_before() + built.listeners)
     storage.write_table(storage.join(spec.folder, manifest.inputs), consumed)
-    return write_manifest(spec.folder, manifest)
+    return write_manifest(spec.folder, with_digests(replace(manifest, folder=spec.folder)))

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import leases, storage
+from pipelines.digests import FileDigest, digest_of
 from pipelines.errors import InputError
 from pipelines.histories.histories import HISTORY_COLUMNS, Histories, jagged, user_array
 from pipelines.histories.increments import Layer
@@ -99,18 +100,21 @@ class ShardSettings:
     vocabulary_version: int = 0  # Delta version of the vocabulary
     vocabulary_size: int  # highest item_index known on this ds; indices are 1..vocabulary_size
     data_end: int  # every event is before this Unix second (ds 00:00)
+    vocabulary_sha256: str = ""  # `Vocabulary.digest` of the songs 1..vocabulary_size; earlier releases: ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(ShardSettings):
-    """What was published for one ds. `folder` is the URI it was read from and is not stored."""
+    """What was published for one ds. `folder` and `check_digests` are of whoever reads it and not stored."""
 
     parent: dt.date | None  # the ds whose shards this one was merged into
     item_counts: str  # relative path: item_index, distinct listeners
     inputs: str  # relative path: every log file consumed so far (uri, size, etag)
     files: tuple[ShardFile, ...]
     counts: dict[str, Any] = field(default_factory=dict)  # rows read, accepted, duplicates, rejected by reason
+    digests: dict[str, FileDigest] = field(default_factory=dict)  # of item_counts and inputs; earlier releases: none
     folder: str = ""
+    check_digests: bool = False  # compare a shard with its SHA-256 before it is read, not just its pages and size
 
     @property
     def rows(self) -> int:
@@ -214,8 +218,12 @@ class Manifest(ShardSettings):
 
     def _row_group(self, file: ShardFile | IncrementFile, place: int, columns: Sequence[str]) -> pa.Table:
         names = list(columns)
-        with open_parquet(self.uri_of(file)) as source:
-            return source.read_row_group(place, columns=names, use_threads=False).select(names)
+        digest = file.sha256 if self.check_digests else ""
+        with open_parquet(self.uri_of(file), size=file.bytes, sha256=digest) as source:
+            table = source.read_row_group(place, columns=names, use_threads=False)
+            if missing := set(names) - set(table.column_names):  # a damaged name
+                raise pa.ArrowInvalid(f"no column {', '.join(sorted(missing))}")
+            return table.select(names)
 
     def row_groups(self) -> Iterator[tuple[ShardFile, int, int]]:
         """Every (file, row group, rows), in a fixed order."""
@@ -230,13 +238,13 @@ open_parquet = functools.partial(storage.open_parquet, remedy="re-run `fuxi sess
 
 def write_manifest(folder: str, manifest: Manifest) -> Manifest:
     """Publish the shards of a ds: the last write of the sessionize stage."""
-    content = {key: value for key, value in asdict(manifest).items() if key != "folder"}
+    content = {key: value for key, value in asdict(manifest).items() if key not in ("folder", "check_digests")}
     leases.publish_json(storage.join(folder, "_manifest.json"), {"format": SHARD_FORMAT, **content})
     return replace(manifest, folder=folder)
 
 
-def read_manifest(folder: str) -> Manifest:
-    """The manifest of a ds folder. InputError if it is not published or of another format."""
+def read_manifest(folder: str, *, check_digests: bool = False) -> Manifest:
+    """The manifest of a ds folder. InputError if it is not published, damaged or of another format."""
     uri = storage.join(folder, "_manifest.json")
     if not storage.exists(uri):
         raise InputError(f"{uri} is not there: run `fuxi sessionize` for this ds first")
@@ -244,8 +252,9 @@ def read_manifest(folder: str) -> Manifest:
     if content.pop("format", None) not in _READABLE:
         raise InputError(f"{uri} is not of shard format {SHARD_FORMAT}: re-run `fuxi sessionize` with this release")
     ds, parent = (day and dt.date.fromisoformat(day) for day in (content["ds"], content["parent"]))
-    files = tuple(_shard_file(file) for file in content["files"])
-    return Manifest(**{**content, "ds": ds, "parent": parent, "files": files, "folder": folder})
+    digests = {name: FileDigest(**digest) for name, digest in content.get("digests", {}).items()}
+    read = {"ds": ds, "parent": parent, "digests": digests, "folder": folder, "check_digests": check_digests}
+    return Manifest(**{**content, **read, "files": tuple(_shard_file(file) for file in content["files"])})
 
 
 def _shard_file(content: dict[str, Any]) -> ShardFile:
@@ -260,10 +269,23 @@ def _shard_file(content: dict[str, Any]) -> ShardFile:
 
 def read_item_counts(manifest: Manifest) -> np.ndarray:
     """Distinct listeners of every song on this ds, int64 [vocabulary_size + 1] by item_index; entry 0 is 0."""
-    table = storage.read_table(manifest.uri(manifest.item_counts))
+    table = read_listed(manifest, manifest.item_counts)
     counts = np.zeros(manifest.vocabulary_size + 1, np.int64)
     counts[table[ITEM_INDEX].to_numpy()] = table[LISTENERS].to_numpy()
     return counts
+
+
+def read_listed(manifest: Manifest, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A table beside the shards (`item_counts`, `inputs`), compared with its digest. InputError if it is damaged."""
+    digest = manifest.digests.get(name)
+    with open_parquet(manifest.uri(name), sha256=digest.sha256 if digest else "") as file:
+        return file.read(columns=columns)
+
+
+def with_digests(manifest: Manifest) -> Manifest:
+    """The manifest with the digests of the tables beside the shards, which are written."""
+    names = (manifest.item_counts, manifest.inputs)
+    return replace(manifest, digests={name: digest_of(manifest.uri(name)) for name in names})
 
 
 def write_item_counts(uri: str, counts: np.ndarray) -> None:

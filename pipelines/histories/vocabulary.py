@@ -5,6 +5,7 @@ day's quality gate. A song that has an index keeps it, so writing a day twice ch
 """
 
 import datetime as dt
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,25 @@ class Vocabulary:
         """Highest index given up to and including a ds (None: ever); 0 if none was."""
         table = self.table if ds is None else self.table.filter(pc.less_equal(self.table[FIRST_DS], ds))
         return int(pc.max(table[ITEM_INDEX]).as_py() or 0)
+
+    def digest(self, size: int) -> str:
+        """SHA-256 of the songs 1..size: ids and days, which never change, however the table's files are arranged."""
+        songs, found = self.table.slice(0, size), hashlib.sha256()
+        found.update(songs[FIRST_DS].cast(pa.int32()).to_numpy().astype("<i4").tobytes())
+        if pa.types.is_integer(songs[ITEM_ID].type):
+            found.update(songs[ITEM_ID].to_numpy().astype("<i8").tobytes())
+        else:
+            found.update(pc.binary_length(songs[ITEM_ID]).to_numpy().astype("<i8").tobytes())
+            found.update("".join(songs[ITEM_ID].to_pylist()).encode())
+        return found.hexdigest()
+
+    def check(self, size: int, sha256: str, *, uri: str) -> None:
+        """InputError if the songs 1..size are not those that had this digest; without one nothing is compared."""
+        if sha256 and self.digest(size) != sha256:
+            raise InputError(
+                f"{uri} is damaged: its songs 1..{size} are not those that the sequences were built with: restore it "
+                "from a backup"
+            )
 
     def size_for(self, ds: dt.date, songs: pa.Table, *, at_least: int = 0) -> int:
         """Highest index that shards of a ds may hold: of the songs given one by then, and of the day's own.
@@ -81,22 +101,28 @@ def _repaired(table: pa.Table) -> pa.Table:
     return table
 
 
-def append(uri: str, item_ids: pa.Array, *, ds: dt.date, item_id_type: str, run_id: str) -> Vocabulary:
+def append(
+    uri: str, item_ids: pa.Array, *, ds: dt.date, item_id_type: str, run_id: str, before: tuple[int, str] = (0, "")
+) -> Vocabulary:
     """Give an index to the songs that have none, in item_id order; returns the vocabulary afterwards.
 
-    item_ids: distinct songs of a day, no nulls. Raises BusyError if other runs keep extending the vocabulary meanwhile.
+    item_ids: distinct songs of a day, no nulls. before: size and digest of an earlier day's, with which this one must
+    begin. Raises BusyError if other runs keep extending the vocabulary meanwhile.
     """
     for attempts_left in reversed(range(_ATTEMPTS)):
         try:
-            return _append(uri, item_ids, ds=ds, item_id_type=item_id_type, run_id=run_id)
+            return _append(uri, item_ids, ds=ds, item_id_type=item_id_type, run_id=run_id, before=before)
         except BusyError:
             if not attempts_left:
                 raise
     raise AssertionError("unreachable")
 
 
-def _append(uri: str, item_ids: pa.Array, *, ds: dt.date, item_id_type: str, run_id: str) -> Vocabulary:
+def _append(
+    uri: str, item_ids: pa.Array, *, ds: dt.date, item_id_type: str, run_id: str, before: tuple[int, str]
+) -> Vocabulary:
     known = read(uri, item_id_type)
+    known.check(*before, uri=uri)
     fresh = item_ids.filter(pc.invert(pc.is_in(item_ids, value_set=known.table[ITEM_ID].combine_chunks())))
     if not len(fresh):
         return known

@@ -148,6 +148,7 @@ class ParquetSink:
                 "compression": "zstd",
                 "compression_level": 1,
                 "use_dictionary": False,
+                "write_page_checksum": True,
                 "column_encoding": {p: how for p, how in _SPLIT.items() if p.partition(".")[0] in self._schema.names},
             }
             self._writer = pq.ParquetWriter(pa.PythonFile(self._sink, mode="w"), self._schema, **options)

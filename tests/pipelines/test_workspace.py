@@ -29,7 +29,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     uri = str(tmp_path / "w")
     open_workspace(uri, SPEC)
     marker = Path(uri) / "_workspace.json"
-    marker.write_text(json.dumps({**json.loads(marker.read_text()), "schema_version": 99}))
+    marker.write_text(json.dumps({**storage.read_json(str(marker)), "schema_version": 99}))
     with pytest.raises(InputError, match="schema_version is 99, this release reads 1"):
         open_workspace(uri, SPEC)
 

@@ -1,6 +1,7 @@
 """Exports: a round trip changes nothing, and foreign or damaged folders are refused in one line."""
 
 import json
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.training.checkpoint import TrainedModel, load_export, load_train_state, save_export
+from pipelines import storage
 from pipelines.errors import InputError
 
 CONFIG = ModelConfig(dim=8, layers=2, max_history=16)
@@ -113,8 +115,10 @@ def test_tensors_that_do_not_fit_the_vocabulary_are_refused():
 
 
 def edit(file: Path, change) -> None:
-    content = json.loads(file.read_text())
+    """Change an export, which has no digests then, as those of earlier releases."""
+    content = storage.read_json(str(file))
     change(content)
+    (file.parent / "digests.json").unlink()
     file.write_text(json.dumps(content))
 
 
@@ -144,6 +148,7 @@ def test_missing_and_damaged_files_are_refused_in_one_line(folder, tmp_path):
         load_export(str(tmp_path / "nowhere"))
     tensors = load_file(folder / "model.safetensors")
     del tensors["item_vectors"]
+    (folder / "digests.json").unlink()
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(InputError, match="lacks the tensor item_vectors"):
         load_export(str(folder))
@@ -156,6 +161,19 @@ def test_missing_and_damaged_files_are_refused_in_one_line(folder, tmp_path):
     (folder / "train_state.safetensors").unlink()
     with pytest.raises(InputError, match=r"train_state\.safetensors is not there"):
         load_train_state(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "train_state.safetensors", "digests.json"])
+def test_a_flipped_bit_of_an_export_is_named(folder, name):
+    file, rng = folder / name, random.Random(3)
+    content = file.read_bytes()
+    for _ in range(20):
+        damaged = bytearray(content)
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=f"{name}.*again") as error:
+            load_train_state(str(folder)) if name.startswith("train") else load_export(str(folder))
+        assert "\n" not in str(error.value)
 
 
 def test_a_temporal_zero_model_round_trips(tmp_path, make_batch):
