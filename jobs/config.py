@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
@@ -407,13 +407,21 @@ class Config(Section):
 
 
 def load_config(
-    file: str | None = None, *, overrides: Sequence[str] = (), environment: dict[str, str] | None = None
+    file: str | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    environment: dict[str, str] | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> Config:
     """Read the configuration. `overrides` are "section.key=value" texts; values are YAML, or text as it is typed.
+
+    values: sections in place of a file's.
 
     Raises InputError with one line that names the source, the key, what was found and the remedy.
     """
     merged: dict[str, Any] = {}
+    if values:
+        _merge(merged, values, source="values")
     if file:
         _merge(merged, _read_yaml(file), source=file)
     for key, value in sorted((os.environ if environment is None else environment).items()):

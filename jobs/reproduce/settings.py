@@ -41,8 +41,7 @@ def with_settings(model: ModelConfig, train: TrainConfig, overrides: Sequence[st
         if option := _OPTIONS.get(key):
             raise InputError(f"--set {text}: give it by {option}, which the runs' names are made of")
     before = settings_of(model, train)
-    given = [f"{section}.{key}={_typed(value)}" for section in before for key, value in before[section].items()]
-    config = load_config(overrides=[*given, *overrides], environment={})
+    config = load_config(values=before, overrides=overrides, environment={})
     return config.model, config.train
 
 
@@ -61,11 +60,6 @@ def different_settings(stored: Settings, wanted: Settings) -> list[str]:
             if before != value:
                 found.append(f"{section}.{key} is {before}, not {value}")
     return found
-
-
-def _typed(value: object) -> str:
-    """A value as it would be typed behind `--set key=`."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def label_of(overrides: Sequence[str], label: str | None) -> str:
