@@ -421,7 +421,7 @@ def load_config(
     """
     merged: dict[str, Any] = {}
     if values:
-        _merge(merged, values, source="values")
+        _merge(merged, dict(values), source="values")
     if file:
         _merge(merged, _read_yaml(file), source=file)
     for key, value in sorted((os.environ if environment is None else environment).items()):
