@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 import triton
 
-from benchmarks.gpu_mixer import batch_of
 from benchmarks.lib import gpu
+from benchmarks.lib.batches import batch_of
 from benchmarks.lib.registers import Resources, compiled
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops.triton import content, damped_waves, loss, optimizer, tokenwise, top_k

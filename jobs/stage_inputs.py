@@ -9,6 +9,9 @@ from typing import Any
 
 from jobs.config import Config
 
+_CATALOGUE = ("logs.catalogue_columns", "logs.csv", "logs.partition")
+"""How the catalogue is read."""
+
 
 @dataclass(frozen=True)
 class StageInputs:
@@ -39,7 +42,7 @@ STAGE_INPUTS = {
     ),
     "evaluate": StageInputs(
         after=("sessionize", "train"),
-        settings=("evaluate", "model", "train", "rules", "recommend.k", "serving"),
+        settings=("evaluate", "model", "train", "rules", "recommend.k", "serving", *_CATALOGUE),
     ),
     "promote": StageInputs(
         after=("train", "evaluate"),
@@ -55,11 +58,12 @@ STAGE_INPUTS = {
             "evaluate.popularity_daily_cap",
             "train",
             "serving",
+            *_CATALOGUE,
         ),
     ),
     "report": StageInputs(
         after=("sessionize", "hits", "train", "evaluate", "promote", "recommend"),
-        settings=("gates.metric", "train.protocol"),
+        settings=("gates.metric", "train.protocol", *_CATALOGUE),
         also_reads=("serving",),
         failures=True,
     ),

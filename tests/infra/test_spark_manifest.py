@@ -37,7 +37,7 @@ def test_the_command_line_takes_its_arguments(tmp_path: Path) -> None:
     given = [str(config) if argument == path else argument for argument in arguments]
     done = CliRunner().invoke(cli, ["sessionize", *given, "--dry-run"])
     assert done.exit_code == 0, done.output
-    assert done.output == "sessionize --ds 2026-03-02: would run\n"
+    assert done.output.split() == ["sessionize", "to", "run", "has", "not", "finished"]
 
 
 def test_the_image_has_its_script_its_spark_and_its_user() -> None:

@@ -130,9 +130,10 @@ def test_runs_are_shown_beside_the_one_that_is_named(workspace: Path, capsys: py
 def test_the_ceiling_is_found_by_the_logs_alone(workspace: Path, tmp_path: Path):
     manifest = read_manifest(str(workspace / "sequences" / f"ds={DAY}"))
     assert synthetic_logs(manifest) == str(workspace / "logs")
-    shutil.copytree(workspace / "sequences", tmp_path / "sequences")
+    for folder in ("sequences", "logs"):
+        shutil.copytree(workspace / folder, tmp_path / folder)
     moved = read_manifest(str(tmp_path / "sequences" / f"ds={DAY}"))
-    assert synthetic_logs(moved) == str(workspace / "logs")
+    assert synthetic_logs(moved) == str(tmp_path / "logs")
     uris = pq.read_table(moved.uri(moved.inputs))
     gone = uris.set_column(0, "uri", pa.array([f"/nowhere/{n}/plays/a.parquet" for n in range(uris.num_rows)]))
     pq.write_table(gone, moved.uri(moved.inputs))
