@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.lib.batches import batch_of
 from benchmarks.lib.gpu import Limits, first_results, interleaved, json_line, limits, nothing_to_measure, show
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
