@@ -148,9 +148,10 @@ def loaded_kernels() -> list[tuple[str, int, int, int, int]]:
     """Name, warps, registers, bytes of shared memory and spilled registers of each kernel that this process ran."""
     from triton.runtime.jit import JITFunction
 
-    from fuxi_beta.ops.triton import token_mixer
+    from fuxi_beta.ops.triton import gate, token_mixer
 
-    kernels = [kernel for kernel in vars(token_mixer).values() if isinstance(kernel, JITFunction)]
+    both = (*vars(token_mixer).values(), *vars(gate).values())
+    kernels = {kernel for kernel in both if isinstance(kernel, JITFunction)}
     compiled = [one for kernel in kernels for one in kernel.device_caches[torch.cuda.current_device()][0].values()]
     loaded = [one for one in compiled if hasattr(one, "n_regs")]  # tiles that did not fit the GPU were never loaded
     return [(one.name, one.metadata.num_warps, one.n_regs, one.metadata.shared, one.n_spills) for one in loaded]

@@ -10,10 +10,11 @@ from collections.abc import Callable
 import torch
 import triton
 
+from benchmarks.gpu_mixer import batch_of
 from benchmarks.lib import gpu
 from benchmarks.lib.registers import Resources, compiled
 from fuxi_beta.data.stateless_random import Mask
-from fuxi_beta.ops.triton import loss, optimizer, tokenwise, top_k
+from fuxi_beta.ops.triton import content, damped_waves, loss, optimizer, tokenwise, top_k
 
 DIM = 256
 
@@ -55,6 +56,22 @@ def adagrad(dim: int) -> None:
     optimizer.rowwise_adagrad(weight, torch.zeros(5), rows, torch.ones(3, dim), lr=0.1, eps=1e-8, skip=torch.zeros(()))
 
 
+def retention(dtype: torch.dtype, dim: int = DIM, heads: int = 4) -> None:
+    """The scans of the content channel and its gate."""
+    batch = batch_of(2, 70)
+    projected, decay = torch.ones(140, 4 * dim, dtype=dtype, requires_grad=True), torch.ones(heads, requires_grad=True)
+    out = content.retention(projected, decay, batch, Mask(torch.arange(140), 0.2))
+    torch.autograd.grad(out, [projected, decay], torch.ones_like(out))
+
+
+def waves(dtype: torch.dtype, dim: int = DIM) -> None:
+    """The scans of the periodic channel and its gate."""
+    batch = batch_of(2, 70)
+    projected, rate = torch.ones(140, 2 * dim, dtype=dtype, requires_grad=True), torch.ones(3, requires_grad=True)
+    out = damped_waves.periodic(projected, rate, (3600, 86_400, 604_800), batch, Mask(torch.arange(140), 0.2))
+    torch.autograd.grad(out, [projected, rate], torch.ones_like(out))
+
+
 CASES: dict[str, Callable[[], None]] = {
     "loss, bf16": lambda: softmax(torch.bfloat16),
     "loss, fp32, D 48": lambda: softmax(torch.float32, 48),
@@ -62,6 +79,8 @@ CASES: dict[str, Callable[[], None]] = {
     "norm, fp32 to bf16": lambda: norm(torch.bfloat16),
     "keys": keys,
     "Adagrad, fp32": lambda: adagrad(DIM),
+    "retention, bf16": lambda: retention(torch.bfloat16),
+    "waves, bf16": lambda: waves(torch.bfloat16),
 }
 MORE_CASES: dict[str, Callable[[], None]] = {
     "loss, fp32": lambda: softmax(torch.float32),
@@ -69,6 +88,14 @@ MORE_CASES: dict[str, Callable[[], None]] = {
     "top 10, fp16": lambda: search(10, torch.float16),
     "top 128, fp16": lambda: search(128, torch.float16),
     "norm, fp32": lambda: norm(torch.float32),
+    "retention, fp32": lambda: retention(torch.float32),
+    "retention, bf16, D 64": lambda: retention(torch.bfloat16, 64),
+    "retention, bf16, one head": lambda: retention(torch.bfloat16, heads=1),
+    "retention, fp32, one head": lambda: retention(torch.float32, heads=1),
+    "retention, fp16": lambda: retention(torch.float16),
+    "waves, fp32": lambda: waves(torch.float32),
+    "waves, bf16, D 64": lambda: waves(torch.bfloat16, 64),
+    "waves, fp16": lambda: waves(torch.float16),
     "Adagrad, fp32, D 48": lambda: adagrad(48),
     "Adagrad, fp32, D 5,000": lambda: adagrad(5000),
 }

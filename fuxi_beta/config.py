@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 Mode = Literal["exclusive", "all"]
 LearnFrom = Literal["plays", "first_listens"]
+Objective = Literal["next_play", "next_day"]
+NegativesFrom = Literal["uniform", "popularity", "in_batch", "full"]
 Protocol = Literal["next_day", "leave_one_out"]
 Precision = Literal["fp32", "bf16"]
 Kernels = Literal["auto", "reference", "cpu", "triton"]
@@ -33,6 +35,7 @@ class ModelConfig:
     temporal: TemporalName = "pow"  # the function of elapsed time in FRAB; "zero" switches the channel off
     content_channel: bool = False  # fuxi-beta: a channel of the mixer by queries and keys (retention)
     periodic_channel: bool = False  # fuxi-beta: a channel of damped waves of an hour, a day and a week
+    sparse_positions: float = 0.0  # fuxi-beta: share of positional weights left out after training; training keeps all
     hidden: int = 100  # width of the recurrent state of gru4rec and narm
     position_margin: int = 11  # positions and relative distances beyond max_history that have weights
     side: tuple[str, ...] = ()  # columns of the catalogue whose values have vectors, added to the song's own
@@ -49,6 +52,13 @@ class ModelConfig:
                     f"model.{channel} is on: fuxi-beta with temporal {' or '.join(FAST_TEMPORAL)} alone has it, "
                     f"not {self.name} with {self.temporal}"
                 )
+        if not 0 <= self.sparse_positions < 1:
+            raise ValueError(f"model.sparse_positions is {self.sparse_positions}: it must be at least 0 and below 1")
+        if self.sparse_positions and (self.name != "fuxi-beta" or self.temporal not in FAST_TEMPORAL):
+            raise ValueError(
+                f"model.sparse_positions is {self.sparse_positions}: fuxi-beta with temporal "
+                f"{' or '.join(FAST_TEMPORAL)} alone has it, not {self.name} with {self.temporal}"
+            )
         columns = [*self.side, *([] if self.content is None else [self.content])]
         for name in columns:
             if not name or columns.count(name) > 1:
@@ -61,10 +71,12 @@ class ModelConfig:
     def contains(self, other: "ModelConfig") -> bool:
         """Whether the weights of a model of another shape make one of this shape that computes the same.
 
-        So they do if the two differ in dropout, in side information (songs' vectors are taken over whole), in channels
-        that the other one lacks, which start without effect, or if `exppow` follows `pow`, where it starts.
+        So they do if the two differ in dropout, in side information (songs' vectors are taken over whole), in positions
+        that are left out after training, in channels that the other one lacks, which start without effect, or if
+        `exppow` follows `pow`, where it starts.
         """
         wanted = replace(self, dropout=other.dropout, side=other.side, content=other.content)
+        wanted = replace(wanted, sparse_positions=other.sparse_positions)
         if (self.temporal, other.temporal) == ("exppow", "pow"):
             wanted = replace(wanted, temporal="pow")
         for channel in CHANNELS:
@@ -82,7 +94,14 @@ class TrainConfig:
     request_time: RequestTime = "true"  # leave_one_out: t_{i+1}, as it was, := t_i, or the next request hour
     mode: Mode = "exclusive"  # what is listed and evaluated: songs that a listener never heard, or all
     learn_from: LearnFrom = "plays"  # targets: every play, or the first listen of each song only
+    objective: Objective = (
+        "next_play"  # targets of a state: one play that follows, or the songs of the next day with plays
+    )
     target_window: int = 1  # the target is one of so many plays that follow, drawn anew in each epoch; 1: the next
+    skip_weight: float = (
+        0.0  # of a skip among the plays that the target is drawn from, each of weight 1; 0: never drawn
+    )
+    random_windows: float = 0.0  # share of epochs in which a history longer than N has a random window, not the newest
     min_completion: int = 30  # percent played below which an event is a skip: neither context nor target
     epochs: int = 5
     warm_start_epochs: int = 2  # epochs when weights come from the previous champion
@@ -95,8 +114,12 @@ class TrainConfig:
     item_lr: float = 0.05  # learning rate of row-wise Adagrad; AdamW on items uses lr
     item_eps: float = 1e-8
     accumulator_decay: float = 0.5  # warm start multiplies Adagrad's accumulators by this
-    negatives: int = 128  # uniform negatives a position, with replacement
+    negatives: int = 128  # drawn for each target, with replacement
+    negatives_from: NegativesFrom = "uniform"  # all candidates alike, by plays, targets of the batch, or all of them
+    uniform_share: float = 0.5  # of the negatives by popularity or in_batch, drawn from all candidates alike
+    logq: bool = False  # logits of negatives are corrected for how often each song is drawn
     temperature: float = 0.05
+    ema: float = 0.0  # decay a step of the running average of all weights that is evaluated and exported; 0: off
     min_listeners: int = 5  # songs with fewer distinct listeners are neither negatives nor candidates
     capacity_margin: float = 0.10  # spare rows of the item table, for songs of the next days
     checkpoint_every_steps: int = 200
@@ -106,7 +129,8 @@ class TrainConfig:
     compile: bool = False  # MFFN by torch.compile instead of C++ kernels: for GPUs, and CPUs without kernels
 
     def __post_init__(self) -> None:
-        _check_choices(self, "train", precision=Precision, request_time=RequestTime, mode=Mode, learn_from=LearnFrom)
+        choices = {"objective": Objective, "negatives_from": NegativesFrom, "learn_from": LearnFrom}
+        _check_choices(self, "train", precision=Precision, request_time=RequestTime, mode=Mode, **choices)
         if self.held_out not in {0, 1, 2}:
             raise ValueError(
                 f"train.held_out is {self.held_out}: it must be 0, 1, or 2 to validate on the second-newest"
@@ -118,6 +142,20 @@ class TrainConfig:
         for name in ("lr", "item_lr", "item_eps", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be above 0")
+        for name, most in (("skip_weight", 1), ("random_windows", 1), ("uniform_share", 1), ("ema", 0.99999)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"train.{name} is {getattr(self, name)}: it must be between 0 and {most}")
+        if self.objective == "next_day":
+            self._check_next_day()
+
+    def _check_next_day(self) -> None:
+        needed = {"protocol": "next_day", "target_window": 1, "skip_weight": 0}
+        for name, value in needed.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"train.objective is next_day, which takes every song of a day, and train.{name} is "
+                    f"{getattr(self, name)}: set it to {value}, or train.objective to next_play"
+                )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import click
 
 from pipelines.errors import InputError
-from pipelines.redact import RedactingStream
+from pipelines.redact import RedactingStream, redact
 from pipelines.schema import parse_ds
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def cli() -> None:
 def daily(day: "Day", dry_run: bool) -> None:
     """Run all stages of one serving day, skipping what is done.
 
-    Exit code 0: published. 3: published, but by the champion or from older sequences. 2: refused, nothing published.
+    Exit code 0: published. 3: published, but by the champion, from popularity or from older sequences. 2: refused,
+    nothing published.
     """
     from jobs.daily import other_settings, plan, run_day
     from jobs.status import backfill, out_of_date_before
@@ -123,6 +124,8 @@ def daily(day: "Day", dry_run: bool) -> None:
         click.echo(f"fuxi: {note}", err=True)
     for stage, message in result.failures.items():
         click.echo(f"fuxi: {stage} failed, published without it: {message}", err=True)
+    if result.without_model:
+        click.echo(f"fuxi: published popular songs for everyone: {result.without_model}", err=True)
     if result.degraded:
         sys.exit(EXIT_DEGRADED)
     click.echo(result.stages["report"]["uri"])
@@ -446,7 +449,7 @@ def _fail(error: Exception) -> None:
     line = str(error) if isinstance(error, InputError) else failures.explain(error)
     if line is None:
         raise error
-    click.echo(f"fuxi: {' '.join(line.split())}", err=True)
+    click.echo(redact(f"fuxi: {' '.join(line.split())}"), err=True)
     sys.exit(EXIT_REFUSED)
 
 

@@ -9,10 +9,10 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fuxi_beta.config import (
     FAST_TEMPORAL,
@@ -26,8 +26,11 @@ from pipelines import storage
 from pipelines.calendar import REQUEST_HOUR
 from pipelines.errors import InputError
 from pipelines.logs.formats import FORMATS
+from pipelines.logs.formats.base import CsvSpec
+from pipelines.logs.formats.csv import one_character
+from pipelines.logs.formats.values import NULL_TEXTS
 from pipelines.redact import remember
-from pipelines.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
+from pipelines.schema import DS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
 ENVIRONMENT_PREFIX = "FUXI_"
 RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
@@ -35,9 +38,19 @@ RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
 _NEWER_SECTIONS = {"serving", "rules"}
 """Sections that run records of earlier releases do not know: they count where they are not the default."""
 _NEWER_KEYS = {
+    "logs": {"timestamp_unit", "partition", "csv", "catalogue_columns"},
     "recommend": {"reasons"},
-    "model": {"side", "content", "content_channel", "periodic_channel"},
-    "train": {"target_window"},
+    "model": {"side", "content", "content_channel", "periodic_channel", "sparse_positions"},
+    "train": {
+        "target_window",
+        "objective",
+        "skip_weight",
+        "random_windows",
+        "negatives_from",
+        "uniform_share",
+        "logq",
+        "ema",
+    },
     "evaluate": {"baselines", "baseline_events", "baseline_songs"},
 }
 """The same for single keys of older sections."""
@@ -72,6 +85,25 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class CsvConfig(Section):
+    """How CSV files are written; `null_values` holds for the texts of every format."""
+
+    separator: str = Field("auto", description="auto: the one of , tab ; | that finds the columns in the header")
+    quote: str = Field('"', description="around cells with separators or line ends; empty: none")
+    escape: str = Field("", description="before a quote within a cell, for example a backslash (Spark, MySQL)")
+    null_values: tuple[str, ...] = Field(NULL_TEXTS, description="texts that stand for no value")
+    header: bool = Field(True, description="whether the first line has the columns' names")
+    columns: tuple[str, ...] = Field((), description="names of the columns, for files without a header")
+
+    @model_validator(mode="after")
+    def _single_characters(self) -> "CsvConfig":
+        if problem := one_character(CsvSpec(**self.model_dump())):
+            raise ValueError(problem)
+        if not self.header and not self.columns:
+            raise ValueError("without a header, logs.csv.columns must name the columns")
+        return self
+
+
 class LogsConfig(Section):
     """Where the play logs are and how their columns map onto ours."""
 
@@ -83,11 +115,34 @@ class LogsConfig(Section):
         default_factory=dict,
         description="our column -> the logs' column, for example {user_id: listener, timestamp: played_at}",
     )
+    timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
+        "auto", description="of times that are numbers; auto: by the size of a landing day's first values"
+    )
+    partition: str | tuple[str, ...] = Field(
+        DS, description="key of the folders that is the landing day, or several: [year, month, day]"
+    )
+    csv: CsvConfig = CsvConfig()  # type: ignore[call-arg]
     catalogue: str = Field("", description="folder of the optional catalogue table (item_id, title, artist_id, ...)")
+    catalogue_columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="our column -> the catalogue's, for example {title: name}; item_id: see columns",
+    )
     play_events: tuple[str, ...] = Field(("play",), description="values of event_type that are plays")
     other_events: tuple[str, ...] = Field(("like", "pause", "seek"), description="known event types that are ignored")
     max_late_days: int = Field(60, ge=0, description="events older than this on their landing day are rejected")
     max_rejected_share: float = Field(0.25, ge=0, le=1, description="a day with more rejected rows is refused")
+
+    @property
+    def partition_keys(self) -> tuple[str, ...]:
+        """`partition` as the keys that it names."""
+        return (self.partition,) if isinstance(self.partition, str) else self.partition
+
+    @field_validator("partition")
+    @classmethod
+    def _one_or_three_keys(cls, keys: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not keys or (not isinstance(keys, str) and len(keys) not in (1, 3)):
+            raise ValueError("give one key whose values are dates, or three: of the year, the month and the day")
+        return keys
 
 
 class QualityConfig(Section):
@@ -326,6 +381,7 @@ class Config(Section):
             **dict.fromkeys(_NEWER_SECTIONS, True),
             "sequences": {"check_digests"},
             **_NEWER_KEYS,
+            "logs": {"path", "catalogue", "max_rejected_share"} | _NEWER_KEYS["logs"],
             "recommend": _LIST_BOUNDS | _NEWER_KEYS["recommend"],
         }
         content = self.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]
@@ -353,7 +409,7 @@ class Config(Section):
 def load_config(
     file: str | None = None, *, overrides: Sequence[str] = (), environment: dict[str, str] | None = None
 ) -> Config:
-    """Read the configuration. `overrides` are "section.key=value" texts; values are YAML.
+    """Read the configuration. `overrides` are "section.key=value" texts; values are YAML, or text as it is typed.
 
     Raises InputError with one line that names the source, the key, what was found and the remedy.
     """
@@ -417,29 +473,48 @@ def _read_yaml(file: str) -> dict[str, Any]:
 
 
 def _nest(path: list[str], value: str) -> dict[str, Any]:
-    """A value, which is YAML, below its keys: _nest(["train", "epochs"], "3") is {"train": {"epochs": 3}}."""
-    try:
-        nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        nested = value
+    """A value below its keys: _nest(["train", "epochs"], "3") is {"train": {"epochs": 3}}.
+
+    Settings that are text stay as they are typed, for example `ws/run #1`, 2026 or on; others are YAML.
+    """
+    kind: Any = Config
+    for key in path:
+        kind = _hints(kind).get(key) if _keys(kind) else None
+    nested: Any = value
+    if kind is not str and not (kind == str | None and value != "null"):
+        loader = yaml.BaseLoader if _only_text(kind) else yaml.SafeLoader  # in lists of texts, too, 2026 is a text
+        try:
+            nested = yaml.load(value, loader)
+        except yaml.YAMLError:
+            nested = value
     for key in reversed(path):
         nested = {key: nested}
     return nested
 
 
-def _merge(into: dict[str, Any], new: dict[str, Any], *, source: str) -> None:
+def _hints(section: Any) -> dict[str, Any]:
+    """The types of a section's settings."""
+    fields = getattr(section, "model_fields", None)
+    return {name: field.annotation for name, field in fields.items()} if fields else get_type_hints(section)
+
+
+def _only_text(kind: Any) -> bool:
+    """Whether a type is of lists or maps of texts and nothing else."""
+    inner = [argument for argument in get_args(kind) if argument is not Ellipsis]
+    return bool(inner) and all(argument is str or _only_text(argument) for argument in inner)
+
+
+def _merge(into: dict[str, Any], new: dict[str, Any], *, source: str, section: Any = None, prefix: str = "") -> None:
     """Check `new`'s keys against the schema and lay it over `into`."""
+    hints = _hints(section or Config)
     for key, value in new.items():
-        _check_key(key, Config.model_fields, prefix="", source=source)
-        keys = _keys(Config.model_fields[key].annotation)
-        if keys is None:
+        _check_key(key, hints, prefix=prefix, source=source)
+        if _keys(hints[key]) is None:
             into[key] = value
             continue
         if not isinstance(value, dict):
-            raise InputError(f"{source}: {key} is a section of settings, found {value!r}")
-        for inner in value:
-            _check_key(inner, keys, prefix=f"{key}.", source=source)
-        into.setdefault(key, {}).update(value)
+            raise InputError(f"{source}: {prefix}{key} is a section of settings, found {value!r}")
+        _merge(into.setdefault(key, {}), value, source=source, section=hints[key], prefix=f"{prefix}{key}.")
 
 
 def _check_key(key: str, valid: Collection[str], *, prefix: str, source: str) -> None:

@@ -6,7 +6,8 @@ A stage is skipped if its marker exists for the day's run record and what it was
 (`Day.must_run`), so running again resumes where it stopped and redoes what follows from a stage that was redone. When
 training or evaluation fails, the champion serves; when the day's input is refused (by
 `stages.quality_gate`, for example), the last good sequences do; no later stage needs the hits of earlier lists.
-Either way the lists of the day are published and the command ends with exit code 3.
+Either way the lists of the day are published and the command ends with exit code 3. So they are where there is no
+champion yet: from popularity. A day that cannot be published has a page all the same, which says why.
 
 After the report of every `maintain.every_days`th ds the tables are tidied (`jobs.tables.maintenance`).
 """
@@ -46,9 +47,15 @@ class DayResult:
     notes: list[str] = field(default_factory=list)  # what the operator should know of a published day
 
     @property
+    def without_model(self) -> str:
+        """Why no model serves the day and everybody has popular songs; "" if one does."""
+        decided = self.stages.get("promote", {})
+        return str(decided["reason"]) if decided.get("chosen", "") is None else ""
+
+    @property
     def degraded(self) -> bool:
-        """Whether the lists were published in spite of a failed stage."""
-        return bool(self.failures)
+        """Whether the lists were published in spite of a failed stage, or without a model."""
+        return bool(self.failures) or bool(self.without_model)
 
 
 def stage_function(name: str) -> Stage:
@@ -68,12 +75,17 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
         log("note", about=note)
     with day_lease(day, "daily"), _saying_what_is_done(result):
         day.refresh_inputs = day.refresh_inputs or _is_served_stale(day)  # try today's input again
-        for name, stage in (stages or {name: stage_function(name) for name in STAGES}).items():
+        stages = stages or {name: stage_function(name) for name in STAGES}
+        for name, stage in stages.items():
             if result.failures.keys() & {"sessionize", "train"} and name in OPTIONAL_STAGES:
                 if day.must_run(name):  # of a training that was there before
                     day.withdraw(name)
                 continue
-            _run(day, name, stage, result)
+            try:
+                _run(day, name, stage, result)
+            except InputError as error:
+                _report_refusal(day, name, error, stages)
+                raise
         if maintenance_due(day):
             _maintain(day)
         result.notes = [*before, *other_settings(day), *out_of_date_before(day)]
@@ -143,6 +155,17 @@ def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:
         log(f"{name} failed; the day goes on without it", error=result.failures[name])
 
 
+def _report_refusal(day: Day, name: str, error: InputError, stages: Mapping[str, Stage]) -> None:
+    """Write the page of a day that is not published: what was refused, and why. A page that fails hides no refusal."""
+    if isinstance(error, BusyError) or not day.has_record or name == "report":
+        return
+    day.note_failure(name, str(error))
+    try:
+        stages["report"](day)
+    except Exception as failure:
+        log("report failed", error=redact(f"{type(failure).__name__}: {failure}"))
+
+
 def maintenance_due(day: Day) -> bool:
     """Whether the tables are tidied after this ds."""
     every = day.config.maintain.every_days
@@ -162,7 +185,12 @@ def _maintain(day: Day) -> None:
 
 
 def serve_stale(day: Day) -> bool:
-    """After a refused input: let the last good sequences serve this ds. False if that is off or there are none."""
+    """After a refused input: let the last good sequences serve this ds.
+
+    False if that is off, if there are none, or if the ds has its own from before it was forced: it stays as it is then.
+    """
+    if day.marker("sessionize"):
+        return False
     earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
     if not day.config.recommend.serve_stale or not earlier:
         return False

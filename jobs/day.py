@@ -22,6 +22,7 @@ from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
 from pipelines.logs.files import LogFile
+from pipelines.logs.formats.base import CsvSpec, LogSpec
 from pipelines.redact import redact, redacted
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 
@@ -76,6 +77,7 @@ class RunRecord:
     vocabulary_version: int | None = None  # Delta version of the vocabulary before this day
     parent_model: str | None = None  # MLflow version the training starts from
     files: tuple[LogFile, ...] = ()  # not consumed by an earlier ds
+    known_files: tuple[LogFile, ...] = ()  # of a table: all their rows are in files that are consumed
     catalogue_files: tuple[LogFile, ...] = ()  # without landing days
     sequences_ds: str | None = None  # an earlier ds whose shards serve this one, when today's input was refused
     chosen_model: str | None = None  # MLflow version that serves this ds; written by promote
@@ -193,7 +195,7 @@ class Day:
         """
         uri = self.path(f"{stage}.json")
         if marker := self._of_this_record(uri):
-            storage.write_json(uri, {**marker, "withdrawn": withdrawn})
+            leases.publish_json(uri, {**marker, "withdrawn": withdrawn})
 
     def inputs(self, stage: str) -> MarkerInputs:
         """What a stage would be made from now."""
@@ -301,7 +303,26 @@ class Day:
             return self.config.mlflow.tracking_uri
         if storage.is_s3(self.workspace.uri):
             raise InputError("mlflow.tracking_uri is empty: a workspace on s3:// needs an MLflow server, set its URI")
-        return f"sqlite:///{self.workspace.uri}/mlflow.db"
+        from sqlalchemy.engine import URL, make_url
+
+        database = storage.join(self.workspace.uri, "mlflow.db")
+        plain = f"sqlite:///{database}"
+        if make_url(plain) == URL.create("sqlite", database=database):
+            return plain
+        return URL.create("sqlite", database=database).render_as_string(hide_password=False)  # ? and % are encoded
+
+
+def log_spec(day: Day) -> LogSpec:
+    """Where this deployment's play logs are and how to read them."""
+    configured, fixed = day.config.logs, day.workspace.spec
+    values = configured.model_dump(include={"path", "format", "columns", "timestamp_unit"})
+    return LogSpec(
+        **values,
+        user_id_type=fixed.user_id_type,
+        item_id_type=fixed.item_id_type,
+        partition=configured.partition_keys,
+        csv=CsvSpec(**configured.csv.model_dump()),
+    )
 
 
 Stage = Callable[[Day], StageResult]
@@ -389,11 +410,13 @@ def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
     with day_lease(day, name), _saying(f"{name} of {day.ds} did not finish"):
         started, inputs = time.monotonic(), day.inputs(name)
         up_to_date = done is not None and not day.must_run(name)
+        record = storage.read_json(day.record_uri) if up_to_date else None
         day.withdraw(name)
         try:
             result = stage(day)
         except InputError:
-            if up_to_date:  # it was forced, and what it published before is still there
+            if up_to_date:  # it was forced, and what it published before is still there, under the record of then
+                leases.publish_json(day.record_uri, record)
                 day.withdraw(name, withdrawn=False)
             raise
         day.timings[name] = time.monotonic() - started

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -68,6 +69,17 @@ def absolute(uri: str) -> str:
     return str(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 
+def as_location(uri: str) -> str:
+    """A URI for libraries that take a local path for a URL: a path with characters of URLs becomes a file:// URL."""
+    return Path(uri).as_uri() if not is_s3(uri) and set(uri) & set("%?#") else uri
+
+
+def check_for_delta(uri: str) -> None:
+    """Refuse a path in which delta-rs takes a part for the code of a character and looks somewhere else."""
+    if found := re.search(r"%[0-9A-Fa-f]{2}", uri):
+        raise InputError(f"{uri}: Delta tables cannot be below a folder with {found.group()} in its name: rename it")
+
+
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The pyarrow filesystem of a URI and the path within it."""
     if not is_s3(uri):
@@ -94,6 +106,18 @@ def free_bytes(uri: str) -> int | None:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def in_words(size: float) -> str:
+    """Bytes in a unit in which they can be read.
+
+    >>> in_words(900), in_words(9000), in_words(1.25e9)
+    ('900 bytes', '9.0 kB', '1.2 GB')
+    """
+    if size < 1000:
+        return f"{size:.0f} bytes"
+    unit = next(unit for unit in ("kB", "MB", "GB", "TB", "PB") if (size := size / 1000) < 1000 or unit == "PB")
+    return f"{size:.1f} {unit}"
 
 
 def make_parent(uri: str) -> None:

@@ -88,6 +88,7 @@ def open_workspace(uri: str, wanted: WorkspaceSpec | None = None, *, create: boo
     version, or, once something is built, with other values than `wanted`'s.
     """
     uri = storage.absolute(uri)
+    storage.check_for_delta(uri)
     marker = storage.join(uri, "_workspace.json")
     storage.check_reachable(uri)
     if not storage.exists(marker):

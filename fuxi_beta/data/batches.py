@@ -36,11 +36,18 @@ class Batch:
     sample: Tensor  # int64 [B], global sample number, from which a sample's counter-based random numbers derive
     seen_offsets: Tensor  # int64 [B + 1]
     seen_items: Tensor  # int64, every song a listener heard before the batch's cut, ascending within a listener
+    back: Tensor | None = None  # int64 [T], by how many tokens the state that predicts a target is earlier; None: by 0
 
     @property
     def num_listeners(self) -> int:
         """B."""
         return self.offsets.shape[0] - 1
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its fields by name, those that are there."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -53,9 +60,20 @@ class Batch:
         return int(self.lengths.max()) if self.num_listeners else 0
 
     @cached_property
+    def in_order(self) -> bool:
+        """Whether plays of every listener are in order of time, and none is predicted for a time before its own."""
+        sorted_plays = (self.timestamp.diff() >= 0) | (self.listener.diff() != 0)
+        return bool(sorted_plays.all() & (self.next_timestamp >= self.timestamp).all())
+
+    @cached_property
     def positions(self) -> Tensor:
         """Tokens that have a target. int64 [P]."""
         return self.target.nonzero().squeeze(1)
+
+    @cached_property
+    def states(self) -> Tensor:
+        """The token whose state predicts each target. int64 [P], ascending."""
+        return self.positions if self.back is None else self.positions - self.back[self.positions]
 
     @cached_property
     def listener(self) -> Tensor:
@@ -92,13 +110,13 @@ class Batch:
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory of a batch on a GPU until `stream` has run everything launched so far."""
-        for tensor in (*(getattr(self, field.name) for field in fields(self)), self.positions):
+        for tensor in (*self.tensors.values(), self.positions):
             tensor.record_stream(stream)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         """Move the fields, and the properties that depend on values: on a device, computing those would synchronise."""
-        moved = Batch(**{field.name: move(getattr(self, field.name)) for field in fields(self)})
-        moved.__dict__.update(longest=self.longest, positions=move(self.positions))
+        moved = Batch(**{name: move(tensor) for name, tensor in self.tensors.items()})
+        moved.__dict__.update(longest=self.longest, in_order=self.in_order, positions=move(self.positions))
         return moved
 
 
@@ -170,6 +188,7 @@ class Samples:
     sample: np.ndarray  # int64 [B]
     seen_offsets: np.ndarray  # int64 [B + 1]
     seen_items: np.ndarray  # int32; empty where all plays are learned from, which does not use them
+    back: np.ndarray | None = None  # int64 [T]
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -192,6 +211,7 @@ def _consecutive(packed: Packed, start: int, stop: int) -> Packed:
         sample=packed.sample[start:stop],
         seen_offsets=packed.seen_offsets[start : stop + 1] - seen.start,
         seen_items=packed.seen_items[seen],
+        back=None if packed.back is None else packed.back[tokens],
     )
 
 
@@ -206,7 +226,8 @@ def collate(pieces: Sequence[Samples]) -> Batch:
         arrays = [getattr(piece, name) for piece in pieces]
         return torch.from_numpy(np.concatenate(arrays, dtype=np.int64) if arrays else np.zeros(0, np.int64))
 
-    names = [field.name for field in fields(Batch)]
+    without_back = not pieces or pieces[0].back is None
+    names = [field.name for field in fields(Batch) if not (without_back and field.name == "back")]
     return Batch(**{name: offsets(name) if name.endswith("offsets") else joined(name) for name in names})
 
 
@@ -222,13 +243,16 @@ def training_samples(
     rows: np.ndarray | None = None,
     epoch: int = 0,
 ) -> Samples:
-    """Contexts with the next play as target at every position that is trained on.
+    """Contexts with a target at every position that is trained on.
 
-    Tokens are the newest N plays that have a next play before `data_end`. Learning from `first_listens` a target is a
-    first listen: a song in no earlier event of the listener, skipped ones included, nor in `heard_before`; only such
-    samples have the songs seen. Under `leave_one_out` each listener's newest `held_out` plays, and all events after
-    them, are removed first. With a `target_window` the target is drawn anew in each epoch, and t_{i+1} stays that of
-    the next play. sample: int64 [B]. rows: the listeners to make samples of, in that order; all unless given.
+    Tokens are N plays that have a next play before `data_end`: the newest, or in a share `random_windows` of the epochs
+    any N that follow each other. The target is the next play; with a `target_window` or a `skip_weight` it is drawn
+    anew in each epoch, and t_{i+1} stays that of the next play. With the objective `next_day` the next play is
+    predicted from the state before the first play of its day, if there is one, and of equal songs of a day only the
+    first is a target. Learning from `first_listens` a target is a first listen: a song in no earlier event of the
+    listener, skipped ones included, nor in `heard_before`; only such samples have the songs seen. Under `leave_one_out`
+    each listener's newest `held_out` plays, and all events after them, are removed first. sample: int64 [B]. rows: the
+    listeners to make samples of, in that order; all unless given.
     """
     if rows is None:
         rows = np.arange(len(histories))
@@ -239,20 +263,27 @@ def training_samples(
     plays = histories.keep(counts)
     newest = plays.offsets[rows + 1] - 1  # has no next play
     lengths = np.clip(newest - plays.offsets[rows], 0, model.max_history)
-    offsets, tokens = ranges(newest - lengths, lengths)
+    starts = newest - lengths
+    if train.random_windows:
+        starts -= _earlier(starts - plays.offsets[rows], sample[rows], train, epoch)
+    offsets, tokens = ranges(starts, lengths)
     item_index, timestamp = plays.item_index[tokens], plays.timestamp[tokens]
     tokens += 1
-    targets = tokens
-    if train.target_window > 1:
-        left = np.repeat(newest, lengths) - tokens  # plays after the next one
-        targets = tokens + np.minimum(_plays_passed_over(offsets, sample[rows], train, epoch), left)
-    target = plays.item_index[targets]
+    targets, back = np.flatnonzero(counts)[tokens], None  # events
+    if train.target_window > 1 or train.skip_weight:
+        weight = np.where(counts, _PLAY, round(train.skip_weight * _PLAY)) * (histories.item_index <= vocabulary_size)
+        keys = _target_keys(offsets, sample[rows], train, epoch)
+        targets = _drawn_targets(tokens, np.repeat(newest, lengths), weight, counts, keys, train)
+    target = histories.item_index[targets]
     seen_offsets, seen_items = np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32)
     if train.learn_from == "first_listens":
         (all_offsets, all_items), first_listen = _seen_songs(histories)
-        target *= first_listen[np.flatnonzero(counts)][targets]
+        target *= first_listen[targets]
         seen_offsets, songs = gather(all_offsets, rows)
         seen_items = all_items[songs]
+    if train.objective == "next_day":
+        back, counted = _from_the_day_before(offsets, timestamp, plays.timestamp[tokens], target, calendar)
+        target *= counted
     return Samples(
         offsets=offsets,
         item_index=item_index,
@@ -262,16 +293,70 @@ def training_samples(
         sample=sample[rows],
         seen_offsets=seen_offsets,
         seen_items=seen_items,
+        back=back,
     )
 
 
-def _plays_passed_over(offsets: np.ndarray, sample: np.ndarray, train: TrainConfig, epoch: int) -> np.ndarray:
-    """How many plays after each token the target leaves out: below `target_window`, by counter. int64 [T]."""
+def _earlier(spare: np.ndarray, sample: np.ndarray, train: TrainConfig, epoch: int) -> np.ndarray:
+    """By how many plays each listener's window is before the newest one, by counter: 0 to `spare`. int64 [B]."""
+    keys = stateless_random.combine(train.seed, epoch, stateless_random.WINDOWS, torch.from_numpy(sample))
+    chosen = stateless_random.integers(keys, 1, 1 << 16)[:, 0].numpy() < round(train.random_windows * (1 << 16))
+    bounds = torch.from_numpy(spare + 1)
+    return stateless_random.below(stateless_random.combine(keys, 1), bounds).numpy() * chosen
+
+
+def _target_keys(offsets: np.ndarray, sample: np.ndarray, train: TrainConfig, epoch: int) -> torch.Tensor:
+    """The counter by which each token's target is drawn. int64 [T]."""
     listener = np.repeat(np.arange(len(sample)), np.diff(offsets))
     position = torch.from_numpy(np.arange(offsets[-1]) - offsets[listener])
     keys = stateless_random.combine(train.seed, epoch, stateless_random.TARGETS, torch.from_numpy(sample)[listener])
-    keys = stateless_random.combine(keys, position)
-    return stateless_random.integers(keys, 1, train.target_window)[:, 0].numpy()
+    return stateless_random.combine(keys, position)
+
+
+_PLAY = 1 << 16
+"""The weight of a play where a target is drawn; that of a skip is a share of it."""
+
+
+def _drawn_targets(
+    following: np.ndarray,
+    newest: np.ndarray,
+    weight: np.ndarray,
+    counts: np.ndarray,
+    keys: torch.Tensor,
+    train: TrainConfig,
+) -> np.ndarray:
+    """The event that each token's target is, by counter. int64 [T].
+
+    One of the next `target_window` plays, the newest standing for those that would follow it. With a `skip_weight`: any
+    event after the token up to the last of them, as likely as its weight. following, newest: numbers of plays, int64
+    [T]; weight, counts: of each event, the weight and whether it is a play.
+    """
+    events, left = np.flatnonzero(counts), newest - following
+    if not train.skip_weight:
+        passed_over = stateless_random.integers(keys, 1, train.target_window)[:, 0].numpy()
+        return events[following + np.minimum(passed_over, left)]
+    ends = np.cumsum(weight)
+    after, last = ends[events[following - 1]], ends[events[following + np.minimum(train.target_window - 1, left)]]
+    return np.searchsorted(ends, after + stateless_random.below(keys, torch.from_numpy(last - after)).numpy(), "right")
+
+
+def _from_the_day_before(
+    offsets: np.ndarray, timestamp: np.ndarray, following: np.ndarray, target: np.ndarray, calendar: Calendar
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many tokens before each one the last token before the target's day is, and which targets count.
+
+    timestamp, following: of each token and of its target, Unix seconds. A target counts if there is such a token, and
+    if the same song is no earlier target of the day. int64 [T], bool [T].
+    """
+    day, number = calendar.day_number(following), np.arange(len(target))
+    begins = np.ones(len(target), bool)
+    begins[1:] = day[1:] != day[:-1]
+    begins[offsets[:-1][np.diff(offsets) > 0]] = True
+    first = np.maximum.accumulate(np.where(begins, number, 0))
+    counted = calendar.day_number(timestamp)[first] < day
+    once = np.zeros(len(target), bool)
+    once[np.unique(first << 32 | target, return_index=True)[1]] = True
+    return number - first, counted & once
 
 
 def held_out(histories: Histories, train: TrainConfig, vocabulary_size: int) -> tuple[Histories, np.ndarray]:

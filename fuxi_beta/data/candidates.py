@@ -24,8 +24,8 @@ def candidate_songs(
     shards. By default all of the shards count, those after `data_end` too.
 
     A song nobody played before training's end has no trained vector, however popular it became since. Under
-    `leave_one_out` every song of the catalogue is a candidate (the protocol ranks all of it). played: what
-    `played_songs` found, if that is known already.
+    `leave_one_out` every song of the catalogue is a candidate (the protocol ranks all of it). played: bool
+    [V + 1], songs with `play_counts` above 0, if they are known already.
     """
     eligible = np.zeros(manifest.vocabulary_size + 1, bool)
     if train.protocol == "leave_one_out":
@@ -34,7 +34,7 @@ def candidate_songs(
     counts = read_item_counts(manifest) if counted_before is None else _listeners(manifest, before=counted_before)
     eligible[: len(counts)] = (counts >= train.min_listeners)[: len(eligible)]
     eligible[schema.PADDING_INDEX] = False
-    return eligible & (played_songs(manifest, train=train, before=data_end) if played is None else played)
+    return eligible & (play_counts(manifest, train=train, before=data_end) > 0 if played is None else played)
 
 
 def _listeners(manifest: Manifest, *, before: int) -> np.ndarray:
@@ -46,11 +46,12 @@ def _listeners(manifest: Manifest, *, before: int) -> np.ndarray:
     return counts
 
 
-def played_songs(manifest: Manifest, *, train: TrainConfig, before: int) -> np.ndarray:
-    """bool [V + 1]: songs with an event before a Unix second that is no skip, among those the shards keep."""
-    played = np.zeros(manifest.vocabulary_size + 1, bool)
+def play_counts(manifest: Manifest, *, train: TrainConfig, before: int) -> np.ndarray:
+    """int64 [V + 1]: events before a Unix second that are no skips, of each song, among those the shards keep."""
+    counts = np.zeros(manifest.vocabulary_size + 1, np.int64)
     for file, group, _ in manifest.row_groups():
         table = manifest.read(file, group, _COLUMNS)
         items, timestamp, completion = (pc.list_flatten(table[name]).to_numpy() for name in _COLUMNS)
-        played[items[(timestamp < before) & (completion >= train.min_completion)]] = True
-    return played
+        played = items[(timestamp < before) & (completion >= train.min_completion)]
+        counts += np.bincount(played, minlength=len(counts))[: len(counts)]
+    return counts

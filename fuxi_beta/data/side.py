@@ -115,6 +115,7 @@ class KnownSongs:
     """What a training knows of songs at its start."""
 
     candidates: np.ndarray  # bool [V], that negatives are drawn from
+    plays: np.ndarray  # int64 [V], before the cut
     information: SideInformation | None = None  # None for a model that takes none
 
     @property

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TARGETS, SHUFFLE_SHARES, SHUFFLE_LANE, SHUFFLE_ROWS, NEGATIVES, DROPOUT = (-3, -2, 0, 1, 2, 3)
+WINDOWS, TARGETS, SHUFFLE_SHARES, SHUFFLE_LANE, SHUFFLE_ROWS, NEGATIVES, DROPOUT = (-4, -3, -2, 0, 1, 2, 3)
 """Sites: the purposes of random bits. The dropout sites of a network follow DROPOUT."""
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
+_MOST = (1 << 31) - 1
 
 
 def signed(value: int) -> int:
@@ -60,6 +61,14 @@ def integers(keys: Tensor, count: int, below: int) -> Tensor:
         raise ValueError(f"cannot draw below {below}: it must be in 1..2^31 - 1")
     halves = words(keys, (count + 1) // 2).view(torch.int32)[:, :count]
     return halves.to(torch.int64).bitwise_and_(0xFFFFFFFF).mul_(below).bitwise_right_shift_(32)
+
+
+def below(keys: Tensor, bounds: Tensor) -> Tensor:
+    """One integer in [0, bound) for each key and its bound in 1..2^32 - 1. int64 [T], int64 [T] -> int64 [T].
+
+    Scales 31 random bits.
+    """
+    return integers(keys, 1, _MOST)[:, 0] * bounds // _MOST
 
 
 def permutation(length: int, *parts: int) -> Tensor:

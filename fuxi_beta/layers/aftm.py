@@ -45,18 +45,20 @@ class AFTM(nn.Module):
     [position | time] head by head.
     """
 
-    def __init__(self, dim: int, heads: int, reach: int, *, temporal: type[FRAB] | None) -> None:
+    def __init__(
+        self, dim: int, heads: int, reach: int, *, temporal: type[FRAB] | None, sparse_positions: float = 0.0
+    ) -> None:
         super().__init__()
         self.dim, self.heads = dim, heads
         self.project = nn.Parameter(torch.empty(dim, 3 * dim).normal_(std=0.02))  # W: 2 D of U, then D of V
-        self.positional = RAB(reach)
+        self.positional = RAB(reach, sparse=sparse_positions)
         self.temporal = temporal() if temporal else None
         self.bf16 = False  # the projection; never the maps
 
-    def forward(self, normed: Tensor, times: PreparedTimes, mask: Mask | None) -> Tensor:
-        """normed: RMSNorm(x) [T, D] -> [T, C], dropped out if there is a mask."""
+    def forward(self, normed: Tensor, times: PreparedTimes, mask: Mask | None, *, sparse: bool = False) -> Tensor:
+        """normed: RMSNorm(x) [T, D] -> [T, C], dropped out if there is a mask. sparse: as of `RAB.by_lag`."""
         projected = product(self._project, normed, bf16=self.bf16)
-        by_lag = self.positional.by_lag(times.longest)
+        by_lag = self.positional.by_lag(times.longest, sparse=sparse)
         power = None if self.temporal is None else self.temporal.power
         return self.by_head(ops.token_mixer(projected, times, by_lag, power, mask))
 
@@ -72,7 +74,7 @@ class AFTM(nn.Module):
         return torch.cat([split.transpose(1, 2).flatten(1), value], dim=1)
 
     def last(self, normed: Tensor, batch: Batch) -> LastRow:
-        """`forward` at each listener's last token, at the cost of one row of the maps. normed: [T, D].
+        """`forward`, `sparse`, at each listener's last token, at the cost of one row of the maps. normed: [T, D].
 
         Rows of listeners without tokens are zeros.
         """
@@ -84,7 +86,7 @@ class AFTM(nn.Module):
         def row_times_value(weight: Tensor) -> Tensor:  # [T] -> [B, D]
             return F.embedding_bag(tokens, value, batch.offsets[:-1], mode="sum", per_sample_weights=weight)
 
-        by_position = self.positional.by_lag(self.positional.reach)[ends - 1 - tokens]
+        by_position = self.positional.by_lag(self.positional.reach, sparse=True)[ends - 1 - tokens]
         of_position, decayed = row_times_value(by_position), None
         if self.temporal is None:
             of_time = torch.zeros_like(of_position)

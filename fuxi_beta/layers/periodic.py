@@ -33,12 +33,12 @@ class Damping(nn.Module):
         """start: gamma at the start; c is normal around it, standard deviation 0.02."""
         super().__init__()
         self.raw = nn.Parameter(torch.empty(len(periods)).normal_(mean=math.log(start / (1 - start)), std=0.02))  # c
-        self.periods = periods
+        speed = 2 * math.pi / torch.tensor(periods, dtype=torch.float64)
+        self.register_buffer("speed", speed, persistent=False)  # w; on the device, so that no step sends it there
 
     def forward(self) -> Tensor:
         """r = -w ln(gamma), per second: gamma^(w x) = e^(-r x). [K]."""
-        speed = 2 * math.pi / torch.tensor(self.periods, dtype=self.raw.dtype, device=self.raw.device)
-        return -F.logsigmoid(self.raw) * speed
+        return -F.logsigmoid(self.raw) * self.get_buffer("speed").to(self.raw.dtype)
 
 
 class PeriodicChannel(Channel):

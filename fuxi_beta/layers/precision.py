@@ -4,6 +4,11 @@ Parameters, gradients, optimizer state, the residual stream, sums, the item tabl
 elapsed times and their logarithms: eight bits of mantissa would round the logarithm of three years' seconds to a
 multiple of an eighth. On a GPU, whose kernels take bf16, everything between a norm and the residual stream stays bf16,
 which halves the traffic. The CPU's kernels are float32, so there the result of each product is converted back.
+
+Further channels keep to the same rules: their two products are bf16; phases, decays, the sums over plays and the rates'
+gradients are not. On a CPU a channel's output is within 2^-6 of the largest number of the float32 one and its gradients
+within 2^-4; on a GPU, where queries, keys, values and maps are operands of products too, the operator is within
+5 * 2^-8 of plain torch on the same bf16 inputs. Tests hold both.
 """
 
 from collections.abc import Callable

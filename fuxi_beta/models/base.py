@@ -37,6 +37,7 @@ class Dropout:
     """Counter-based dropout of one forward pass: its sites are numbered in the order in which they are called."""
 
     def __init__(self, key: DropoutKey | None, batch: Batch, rate: float) -> None:
+        self.learning = key is not None  # what a pass without dropout is for: lists, and not a training step
         self.active = key is not None and rate > 0
         self.rate, self.site = rate, DROPOUT
         if key is not None and self.active:

@@ -36,7 +36,8 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         reach = config.max_history + config.position_margin
-        self.mixer = AFTM(config.dim, config.heads, reach, temporal=_TEMPORAL[config.temporal])
+        temporal, sparse = _TEMPORAL[config.temporal], config.sparse_positions
+        self.mixer = AFTM(config.dim, config.heads, reach, temporal=temporal, sparse_positions=sparse)
         self.channels = nn.ModuleDict()
         if config.content_channel:
             self.channels["content"] = ContentChannel(config.dim)
@@ -47,7 +48,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, D] -> [T, D]."""
         normed = ops.rms_norm(x, None, operand_dtype(x, bf16=self.mixer.bf16))
-        mixed = self.mixer(normed, ctx.times, ctx.dropout.mask())
+        mixed = self.mixer(normed, ctx.times, ctx.dropout.mask(), sparse=not ctx.dropout.learning)
         stage_two = ctx.dropout.mask()  # drawn before those of channels, which so leave the other masks as they are
         for channel in self.further_channels():
             x = x + channel(normed, ctx, ctx.dropout.mask())

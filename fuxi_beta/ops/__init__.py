@@ -10,8 +10,8 @@
 | operator                                             | here          | C++               | Triton               |
 | ---------------------------------------------------- | ------------- | ----------------- | -------------------- |
 | token_mixer, apply_maps, with times by prepare_times | `token_mixer` | `token_mixer.cpp` | `triton.token_mixer` |
-| retention                                            | `retention`   | `retention.cpp`   |                      |
-| periodic                                             | `periodic`    | `periodic.cpp`    |                      |
+| retention, retained                                  | `retention`   | `retention.cpp`   | `triton.content`     |
+| periodic, waves                                      | `periodic`    | `periodic.cpp`    | `triton.damped_waves`|
 | rms_norm, swiglu, dropout                            | `tokenwise`   | `tokenwise.cpp`   | `triton.tokenwise`   |
 | combine, integers                                    | `tokenwise`   | `random.cpp`      | `triton.tokenwise`   |
 | sampled_softmax                                      | `loss`        | `loss.cpp`        | `triton.loss`        |

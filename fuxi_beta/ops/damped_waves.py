@@ -82,13 +82,16 @@ def _complex(values: Tensor) -> Tensor:
     return values.to(torch.complex128 if values.dtype == torch.float64 else torch.complex64)
 
 
-def waves_of(batch: Batch, periods: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Phases [T, K, 4], gaps [T, 2] and channel bounds int64 [2 K + 1], as the kernel takes them."""
-    period = torch.tensor(periods, device=like.device)
+def phases_of(batch: Batch, periods: Sequence[int]) -> Tensor:
+    """Cosine and sine of the phase of each token's time and of the time it predicts. float64 [T, K, 4]."""
     times = torch.stack([batch.timestamp, batch.next_timestamp], dim=1)  # [T, 2]
-    phase = times[:, None, :].remainder(period[:, None]).double() * (2 * math.pi / period[:, None])  # [T, K, 2]
-    phases = torch.stack([phase.cos(), phase.sin()], dim=3).flatten(2)
+    phase = torch.stack([times.remainder(period).double() * (2 * math.pi / period) for period in periods], dim=1)
+    return torch.stack([phase.cos(), phase.sin()], dim=3).flatten(2)
+
+
+def waves_of(batch: Batch, periods: Sequence[int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Phases [T, K, 4], gaps [T, 2] and channel bounds int64 [2 K + 1], as the C++ kernel takes them."""
     since = F.pad(batch.timestamp.diff(), (1, 0)) * (batch.position > 0)
     gaps = torch.stack([since, batch.next_timestamp - batch.timestamp], dim=1)
     bounds = torch.tensor(channel_bounds(like.shape[1] // 2, len(periods)))
-    return phases.to(like.dtype), gaps.to(like.dtype), bounds
+    return phases_of(batch, periods).to(like.dtype), gaps.to(like.dtype), bounds

@@ -9,12 +9,13 @@ channels are cut into 2 K groups as equal as can be: sines of all periods, then 
 counts as 0. A damped wave of x is a product of one of t_{n+1} and one of t_m, so the past of a row is two numbers a
 channel: time and memory are linear in the length of a history, and nothing is approximated.
 
-| implementation     | where                                  | what                                                  |
-| ------------------ | -------------------------------------- | ----------------------------------------------------- |
-| `cpu/periodic.cpp` | float32 on the CPU, times in order     | the recurrence                                        |
-| `waves_chunked`    | any device and dtype, times in order   | chunks of tokens: a square map inside of a chunk, the |
-|                    |                                        | state between them                                    |
-| `waves_dense`      | any device and dtype; the definition   | the whole map                                         |
+| implementation           | where                                | what                                              |
+| ------------------------ | ------------------------------------ | ------------------------------------------------- |
+| `cpu/periodic.cpp`       | float32 on the CPU, times in order   | the recurrence                                    |
+| `triton/damped_waves.py` | a GPU, times in order                | chunks of tokens: a square map inside of a chunk, |
+|                          |                                      | the state between them                            |
+| `waves_chunked`          | any device and dtype, times in order | the same                                          |
+| `waves_dense`            | any device and dtype; the definition | the whole map                                     |
 
 Shapes: `T` packed tokens, `D` width, `K` periods, `n` padded length of a group of `G` listeners, `m` tokens of a chunk.
 """
@@ -25,9 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fuxi_beta.data.stateless_random import Mask
-from fuxi_beta.ops import cpu, dispatch
+from fuxi_beta.ops import cpu, dispatch, triton
 from fuxi_beta.ops.damped_waves import waves_chunked, waves_dense, waves_of
-from fuxi_beta.ops.linear import in_order
 from fuxi_beta.ops.reference import gated
 from fuxi_beta.ops.retention import Packed
 
@@ -40,17 +40,22 @@ def periodic(
     rate: r of each period, per second, above zero. [K]. periods: P, whole seconds. mask: of the dropout, if any.
     """
     batch = packed.batch
-    if dispatch.kernels_for(projected, rate) is cpu and in_order(batch):
+    kernels = dispatch.kernels_for(projected, rate) if batch.in_order else None
+    if kernels is triton:
+        return triton.periodic(projected, rate, periods, batch, mask)
+    if kernels is cpu:
         where = batch.offsets, *waves_of(batch, periods, projected)
         return cpu.periodic(projected, rate, where, mask)
-    gate, value = F.silu(projected).chunk(2, dim=1)
-    return gated(gate, waves(value, rate, periods, packed), mask)
+    gate, value = F.silu(projected.to(rate.dtype)).chunk(2, dim=1)
+    return gated(gate, waves(value, rate, periods, packed), mask).to(projected.dtype)
 
 
 def waves(value: Tensor, rate: Tensor, periods: Sequence[int], packed: Packed) -> Tensor:
-    """Y in plain torch, in linear time for long histories. [T, D] -> [T, D]."""
+    """Y alone, of values that are not activated; in linear time for long histories. [T, D] -> [T, D]."""
     batch = packed.batch
-    chunked = dispatch.in_linear_time(batch) and in_order(batch)
+    if batch.in_order and dispatch.triton_or(None, value) is triton:
+        return triton.waves(value, rate, periods, batch)
+    chunked = dispatch.in_linear_time(batch) and batch.in_order
 
     def of_group(padded: Tensor, number: int) -> Tensor:
         group = packed.padding.groups[number]

@@ -10,8 +10,9 @@ the length of a history, and nothing is approximated.
 | implementation      | where                                    | what                                               |
 | ------------------- | ---------------------------------------- | -------------------------------------------------- |
 | `cpu/retention.cpp` | float32 on the CPU                       | the recurrence, a head of a listener after another |
-| `retention_chunked` | any device, any dtype                    | chunks of tokens: a square map inside of a chunk,  |
+| `triton/content.py` | a GPU, heads of up to 128 channels       | chunks of tokens: a square map inside of a chunk,  |
 |                     |                                          | the state between them                             |
+| `retention_chunked` | any device, any dtype                    | the same                                           |
 | `reference`         | any device and dtype, if forced; tests   | the whole map, the definition                      |
 
 Shapes: `T` packed tokens, `D` width in `H` heads of width `d`, `n` padded length of a group of `G` listeners in `c`
@@ -27,7 +28,7 @@ from torch import Tensor
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.padding import Padding
 from fuxi_beta.data.stateless_random import Mask
-from fuxi_beta.ops import cpu, dispatch, reference
+from fuxi_beta.ops import cpu, dispatch, reference, triton
 from fuxi_beta.ops.reference import gated
 
 CHUNK = 64  # m
@@ -53,15 +54,18 @@ def retention(projected: Tensor, decay: Tensor, packed: Packed, mask: Mask | Non
     Y is retention over each listener's tokens; heads lie side by side in Q, K, V and Y. decay: g of each head, above
     zero. [H], where H divides D. mask: of the dropout, if there is any.
     """
-    if dispatch.kernels_for(projected, decay) is cpu:
-        return cpu.retention(projected, decay, packed.batch, mask)
-    dim = projected.shape[1] // 4
-    gate, query_key_value = F.silu(projected).split([dim, 3 * dim], dim=1)
-    return gated(gate, retained(query_key_value, decay, packed), mask)
+    dim, kernels = projected.shape[1] // 4, dispatch.kernels_for(projected, decay)
+    if kernels is cpu or (kernels is triton and dim <= triton.WIDEST_HEAD * len(decay)):
+        return kernels.retention(projected, decay, packed.batch, mask)
+    gate, query_key_value = F.silu(projected.to(decay.dtype)).split([dim, 3 * dim], dim=1)
+    return gated(gate, retained(query_key_value, decay, packed), mask).to(projected.dtype)
 
 
 def retained(query_key_value: Tensor, decay: Tensor, packed: Packed) -> Tensor:
-    """Y in plain torch, in linear time for long histories. [q | k | v], [T, 3 D] -> [T, D]."""
+    """Y alone, of activated [q | k | v]; in linear time for long histories. [T, 3 D] -> [T, D]."""
+    wide = query_key_value.shape[1] > 3 * triton.WIDEST_HEAD * len(decay)
+    if dispatch.triton_or(None, query_key_value) is triton and not wide:
+        return triton.retained(query_key_value, decay, packed.batch)
     retain = retention_chunked if dispatch.in_linear_time(packed.batch) else reference.retention
     return packed.padding.each(query_key_value, lambda padded, _: retain(padded, decay))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fuxi_beta import models
 from fuxi_beta.config import ModelConfig, TrainConfig
-from fuxi_beta.data.candidates import candidate_songs, played_songs
+from fuxi_beta.data.candidates import candidate_songs, play_counts
 from fuxi_beta.data.reader import TrainingBatches, prefetched
 from fuxi_beta.data.side import KnownSongs, SongSide, side_information, takes_side
 from fuxi_beta.data.transfer import pinned
@@ -64,7 +64,9 @@ def fit(
     """
     data_end = manifest.data_end if data_end is None else data_end
     songs = known_songs(manifest, catalogue, model=model, train=train, data_end=data_end)
-    trainer = new_trainer(manifest, songs.candidates, model=model, train=train, device=device, side=songs.side)
+    trainer = new_trainer(
+        manifest, songs.candidates, model=model, train=train, device=device, side=songs.side, plays=songs.plays
+    )
     batches = all_batches(manifest, model=model, train=train, data_end=data_end)
     losses, seconds, qualities, best = [], [], [], None
     for epoch in range(train.epochs):
@@ -88,15 +90,16 @@ def known_songs(
     manifest: Manifest, catalogue: pa.Table | None, *, model: ModelConfig, train: TrainConfig, data_end: int
 ) -> KnownSongs:
     """The candidates of a training, and its side information if the model takes any. Arguments as for `fit`."""
-    if not takes_side(model):
-        return KnownSongs(candidate_songs(manifest, train=train, data_end=data_end, counted_before=data_end))
-    played = played_songs(manifest, train=train, before=data_end)
+    plays = play_counts(manifest, train=train, before=data_end)
+    played = plays > 0
     candidates = candidate_songs(manifest, train=train, data_end=data_end, counted_before=data_end, played=played)
+    if not takes_side(model):
+        return KnownSongs(candidates, plays)
     calendar = Calendar(manifest.timezone)
     information = side_information(
         catalogue, model=model, calendar=calendar, candidates=candidates, played=played, cut=data_end
     )
-    return KnownSongs(candidates, information)
+    return KnownSongs(candidates, plays, information)
 
 
 def new_trainer(
@@ -107,8 +110,12 @@ def new_trainer(
     train: TrainConfig,
     device: torch.device | str = "cpu",
     side: SongSide | None = None,
+    plays: np.ndarray | None = None,
 ) -> Trainer:
-    """A network and its item table at the start, from `train.seed`. candidates: bool [vocabulary + 1]."""
+    """A network and its item table at the start, from `train.seed`.
+
+    candidates: bool [vocabulary + 1]; plays: int64 [vocabulary + 1], for negatives that are drawn by them.
+    """
     torch.manual_seed(train.seed)
     rows = capacity_rows(manifest.vocabulary_size, train.capacity_margin)
     return Trainer(
@@ -116,6 +123,7 @@ def new_trainer(
         song_table(rows, model.dim, train=train, side=side, device=device, kind=PlainItemTable),
         train=train,
         candidates=torch.from_numpy(candidates.nonzero()[0]),
+        plays=None if plays is None else torch.from_numpy(plays[candidates]),
         device=device,
     )
 
@@ -142,8 +150,9 @@ def _epoch(trainer: Trainer, batches: TrainingBatches, epoch: int, on_step: Call
 def _trained(trainer: Trainer, manifest: Manifest, songs: KnownSongs, data_end: int) -> TrainedModel:
     """A copy of what is learned so far, on the CPU."""
     network = models.build(trainer.model.config)
-    network.load_state_dict({name: _copy(tensor) for name, tensor in trainer.model.state_dict().items()})
-    parts = trainer.table.full_parts()
+    with trainer.averaged():
+        network.load_state_dict({name: _copy(tensor) for name, tensor in trainer.model.state_dict().items()})
+        parts = trainer.table.full_parts()
     trained = assembled(network, parts, train=trainer.train, candidates=songs.candidates, information=songs.information)
     return replace(trained, ds=str(manifest.ds), data_end=data_end).as_of(data_end - 1)
 

@@ -73,6 +73,14 @@ class ItemTable(ABC):
         """
 
     @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of `full_parts` by name, live, of which a sharded table has this rank's rows."""
+
+    def in_state(self, name: str, tensor: Tensor) -> Any:
+        """A tensor of the size of `weights()[name]` as a checkpoint holds it."""
+        return tensor
+
+    @abstractmethod
     def state(self) -> dict[str, Any]:
         """Live tensors for torch.distributed.checkpoint: "weight" [V, D] and the optimizer's by name."""
 
@@ -174,6 +182,10 @@ class PlainItemTable(ItemTable):
         self.optimizer.step()
 
     @override
+    def weights(self) -> dict[str, Tensor]:
+        return {"weight": self.weight.detach()}
+
+    @override
     def state(self) -> dict[str, Any]:
         return {"weight": self.weight.detach(), **self.optimizer.state[self.weight]}
 
@@ -245,6 +257,15 @@ class ShardedItemTable(ItemTable):
     @override
     def step(self, diverged: Tensor | None = None) -> None:
         pass
+
+    @override
+    def weights(self) -> dict[str, Tensor]:
+        ((_, tensor),) = self._local("weight")  # row-wise sharding: one shard a rank
+        return {"weight": tensor}
+
+    @override
+    def in_state(self, name: str, tensor: Tensor) -> Any:
+        return _like(self._state["weight"], tensor)
 
     @override
     def state(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The loss of one training step, as a sum that is then divided by the number of positions of all ranks.
+"""The loss of one training step, as a sum that is then divided by the number of targets of all ranks.
 
-Shapes: `T` packed tokens, `P` positions with a target, `K` negatives each, `U` unique songs of the batch, `D` width,
+Shapes: `T` packed tokens, `P` targets, `K` negatives each, `C` candidates, `U` unique songs of the batch, `D` width,
 `V` rows of the item table.
 """
 
@@ -9,12 +9,17 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fuxi_beta import ops
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.data.batches import Batch
-from fuxi_beta.data.stateless_random import NEGATIVES, DropoutKey
+from fuxi_beta.data.stateless_random import DropoutKey
 from fuxi_beta.models.base import l2_normalise
+from fuxi_beta.training.negatives import Frequencies, Masks, draw, log_expected_draws
+
+_LOGITS_AT_ONCE = 1 << 24
+"""Logits of the full softmax that are held at once."""
 
 
 class ItemLookup(Protocol):
@@ -32,23 +37,35 @@ class ItemLookup(Protocol):
 
 
 def training_loss(
-    model: nn.Module, lookup: ItemLookup, batch: Batch, *, train: TrainConfig, epoch: int, candidates: Tensor
+    model: nn.Module,
+    lookup: ItemLookup,
+    batch: Batch,
+    *,
+    train: TrainConfig,
+    epoch: int,
+    candidates: Tensor,
+    frequencies: Frequencies | None = None,
 ) -> tuple[Tensor, int]:
-    """Sum of the sampled-softmax loss over this rank's positions that have a target, and their number.
+    """Sum of the softmax loss over this rank's targets, and their number.
 
-    model: a SequenceModel, maybe wrapped. candidates: int64, the songs that negatives are drawn from, uniformly and
-    with replacement. A negative that equals the target is masked; learning from `first_listens`, where no target is a
-    song heard before, also one that the listener has heard. Without positions the sum is a zero that still has a graph
+    model: a SequenceModel, maybe wrapped. candidates: int64, ascending, the songs that negatives are drawn from, as
+    `train.negatives_from` says; frequencies: what `popularity` and `in_batch` draw by. A negative that equals the
+    target, or another target of the same state, is masked; learning from `first_listens`, where no target is a song
+    heard before, also one that the listener has heard. Without targets the sum is a zero that still has a graph
     through the model and the lookup, so that every rank can take every step. The lookup is called exactly once. Nothing
     waits for a device, unless the lookup does.
     """
     positions, target = batch.positions, batch.target[batch.positions]
-    draws = _draw_negatives(batch, train=train, epoch=epoch, below=len(candidates))
-    drawn = torch.zeros(len(candidates), dtype=torch.bool, device=draws.device).index_fill_(0, draws.flatten(), True)
-    occurs = torch.zeros(lookup.rows, dtype=torch.bool, device=draws.device).index_copy_(0, candidates, drawn)
+    full = train.negatives_from == "full"
+    drawn = torch.full((len(candidates),), full, device=target.device)
+    draws = None
+    if not full:
+        draws = draw(batch, train=train, epoch=epoch, count=len(candidates), frequencies=frequencies)
+        drawn.index_fill_(0, draws.flatten(), True)
+    occurs = torch.zeros(lookup.rows, dtype=torch.bool, device=target.device).index_copy_(0, candidates, drawn)
     occurs.index_fill_(0, batch.item_index, True).index_fill_(0, target, True)
 
-    at_most = len(batch.item_index) + len(positions) + draws.numel()
+    at_most = len(batch.item_index) + len(positions) + (len(candidates) if draws is None else draws.numel())
     songs, row = _unique_songs(occurs, at_most=None if lookup.host_waits or occurs.device.type == "cpu" else at_most)
     vectors = lookup(songs)
     states = model(F.embedding(row[batch.item_index], vectors), batch, key=DropoutKey(train.seed, epoch))
@@ -56,20 +73,55 @@ def training_loss(
     if not len(positions):
         return states.sum() * 0 + table.sum() * 0, 0
 
-    target_row, negative_rows = row[target], row[candidates].take(draws)
-    masked = negative_rows == target_row[:, None]
-    if train.learn_from == "first_listens":
-        masked |= _heard_negatives(batch, negative_rows, row, len(songs))
-    states = states.index_select(0, positions)
+    target_row, states = row[target], states.index_select(0, batch.states)
+    masks = Masks(batch, train=train, target_row=target_row, row=row, width=len(songs))
+    if draws is None:
+        loss = _full_softmax(states, table, target_row, row[candidates], masks, train.temperature)
+        return loss, len(positions)
+    negative_rows = row[candidates].take(draws)
+    masked = masks(negative_rows)
+    if train.logq:
+        logq = torch.zeros(lookup.rows, dtype=table.dtype, device=table.device)
+        logq[candidates] = log_expected_draws(train, frequencies, candidates).to(table.dtype)
+        states, table = _with_correction(states, table, logq[songs] * train.temperature)
+        negative_rows = negative_rows + len(songs)
     return ops.sampled_softmax(states, table, target_row, negative_rows, masked, train.temperature), len(positions)
 
 
-def _draw_negatives(batch: Batch, *, train: TrainConfig, epoch: int, below: int) -> Tensor:
-    """Counter-based uniform integers in [0, below) for each position. int64 [P, K]."""
-    positions = batch.positions
-    keys = ops.combine(train.seed, epoch, batch.sample)[batch.listener[positions]]
-    keys = ops.combine(keys, batch.position[positions], NEGATIVES)
-    return ops.integers(keys, train.negatives, below)
+def _with_correction(states: Tensor, table: Tensor, correction: Tensor) -> tuple[Tensor, Tensor]:
+    """States and songs with one more column: products with the rows from U on are less by the correction. [P, D + 1].
+
+    correction: [U]. The table is [2 U, D + 1]: the songs as targets, whose products are as they are, then as negatives.
+    """
+    as_targets = F.pad(table, (0, 1))
+    as_negatives = torch.cat([table, -correction[:, None]], dim=1)
+    return F.pad(states, (0, 1), value=1.0), torch.cat([as_targets, as_negatives])
+
+
+def _full_softmax(
+    states: Tensor, table: Tensor, target_row: Tensor, candidate_rows: Tensor, masks: Masks, temperature: float
+) -> Tensor:
+    """Sum over targets of the softmax loss against all candidates that are not masked.
+
+    states: [P, D]; candidate_rows: int64 [C]. Logits are computed for a few targets at once, and again in the backward
+    pass, so that no more than `_LOGITS_AT_ONCE` of them are held.
+    """
+    songs, targets = table[candidate_rows], table[target_row]
+
+    def loss(start: int, states: Tensor, songs: Tensor, targets: Tensor) -> Tensor:
+        chosen = slice(start, start + len(states))
+        masked = masks(candidate_rows.expand(len(states), -1), chosen)
+        negative = (states @ songs.t() / temperature).masked_fill(masked, -torch.inf)
+        positive = (states * targets).sum(1, keepdim=True) / temperature
+        return (torch.cat([positive, negative], dim=1).logsumexp(1) - positive[:, 0]).sum()
+
+    step, total = max(1, _LOGITS_AT_ONCE // len(candidate_rows)), states.new_zeros(())
+    for start in range(0, len(states), step):
+        part = slice(start, start + step)
+        total = total + checkpoint(
+            loss, start, states[part], songs, targets[part], use_reentrant=False, preserve_rng_state=False
+        )
+    return total
 
 
 def _unique_songs(occurs: Tensor, *, at_most: int | None) -> tuple[Tensor, Tensor]:
@@ -85,13 +137,3 @@ def _unique_songs(occurs: Tensor, *, at_most: int | None) -> tuple[Tensor, Tenso
     songs = torch.zeros(places + 1, dtype=torch.int64, device=occurs.device)
     songs.scatter_(0, row.masked_fill(~occurs, places), torch.arange(len(occurs), device=occurs.device))
     return songs[:places], row
-
-
-def _heard_negatives(batch: Batch, negative_rows: Tensor, row: Tensor, width: int) -> Tensor:
-    """Which negatives their listener has heard. bool [P, K]."""
-    known = batch.seen_items < len(row)
-    rows = row[batch.seen_items.clamp(max=len(row) - 1)]
-    cells = batch.num_listeners * width
-    cell = torch.where(known & (rows >= 0), batch.seen_listener * width + rows, cells)  # one spare cell for other songs
-    heard = torch.zeros(cells + 1, dtype=torch.bool, device=row.device).index_fill_(0, cell, True)
-    return heard.take(batch.listener[batch.positions][:, None] * width + negative_rows)

@@ -97,6 +97,18 @@ class SongTable(ItemTable):
             self.optimizer.step()
 
     @override
+    def weights(self) -> dict[str, Tensor]:
+        side = self.side.weights() if self.side is not None else {}
+        content = {} if self.map is None else {"weight": self.map.detach()}
+        return {**self.items.weights(), **_prefixed(SIDE, side), **_prefixed(CONTENT, content)}
+
+    @override
+    def in_state(self, name: str, tensor: Tensor) -> Any:
+        if name.startswith(SIDE) and self.side is not None:
+            return self.side.in_state(name.removeprefix(SIDE), tensor)
+        return tensor if name.startswith(CONTENT) else self.items.in_state(name, tensor)
+
+    @override
     def state(self) -> dict[str, Any]:
         side = self.side.state() if self.side is not None else {}
         return {**self.items.state(), **_prefixed(SIDE, side), **_prefixed(CONTENT, self._map_state())}

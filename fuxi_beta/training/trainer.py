@@ -26,14 +26,16 @@ from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.side import NEVER, SideInformation
 from fuxi_beta.data.transfer import to_device
 from fuxi_beta.models.base import SequenceModel
+from fuxi_beta.training.average import AVERAGE, ITEMS, MODEL, STEPS, WeightAverage
 from fuxi_beta.training.checkpoint import TrainedModel
 from fuxi_beta.training.item_table import ItemTable
 from fuxi_beta.training.loss import training_loss
+from fuxi_beta.training.negatives import NegativeSampler
 from fuxi_beta.training.optimizers import adamw, named_state
 from fuxi_beta.training.song_table import CONTENT, SIDE, logical_song_state, song_vectors
 
-MODEL, DENSE, ITEMS = "model.", "dense.", "items."
-"""Prefixes of the names in a checkpoint: weights of the network, its optimizer's state, the item table."""
+DENSE = "dense."
+"""Prefix of the names in a checkpoint of the state of the network's optimizer; the others are in `average`."""
 ITEM_WEIGHT = f"{ITEMS}weight"
 STEPS_IN_FLIGHT = 2
 """Steps that the host launches on a GPU beyond the one whose result it waits for."""
@@ -57,7 +59,7 @@ class Trainer:
     """The network, the item table and their optimizers on one rank.
 
     Uses the default process group if one is initialised, else trains alone. candidates: int64 [C], sorted item
-    indices that negatives are drawn from.
+    indices that negatives are drawn from; plays: int64 [C], of each, which `train.negatives_from` may need.
 
     On a GPU with a plain table no step waits for the previous one (`runs_ahead`): what the host must know of a batch is
     computed before the batch is copied. The GPU itself checks whether the loss is finite, changes no weight once it is
@@ -71,6 +73,7 @@ class Trainer:
         *,
         train: TrainConfig,
         candidates: Tensor,
+        plays: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.model, self.table, self.train = model.to(device), table, train
@@ -81,9 +84,11 @@ class Trainer:
         self.device = torch.device(device)
         self.runs_ahead = self.device.type == "cuda" and not table.host_waits
         self.table.check(candidates)
-        self.candidates = candidates.to(device)
+        plays = None if plays is None else plays.to(device)
+        self.negatives = NegativeSampler(candidates.to(device), train=train, rows=table.rows, plays=plays)
         self.optimizer = adamw(self.model.parameters(), train)
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.average = WeightAverage(self.model, table, decay=train.ema) if train.ema else None
         self._diverged = torch.zeros((), device=self.device)  # 1 from the first loss that is not finite
 
     def learn(self, batches: Iterable[Batch], *, epoch: int) -> Iterator[StepResult]:
@@ -119,7 +124,13 @@ class Trainer:
         self.optimizer.zero_grad()
         self.table.zero_grad()
         loss, positions = training_loss(
-            self.model, self.table, batch, train=self.train, epoch=epoch, candidates=self.candidates
+            self.model,
+            self.table,
+            batch,
+            train=self.train,
+            epoch=epoch,
+            candidates=self.negatives.candidates,
+            frequencies=self.negatives.frequencies(batch),
         )
         total = self._sum_over_ranks(loss, positions, batch)
         if not self.runs_ahead:
@@ -127,6 +138,8 @@ class Trainer:
         (loss * (self.world_size / total.sums[1].clamp(min=1)).to(loss.dtype)).backward()
         self._average_gradients()
         self._update(total.sums[0])
+        if self.average:
+            self.average.update()
         return total
 
     def _sum_over_ranks(self, loss: Tensor, positions: int, batch: Batch) -> "_GlobalSums":
@@ -157,13 +170,19 @@ class Trainer:
         for parameter, gradient in zip(parameters, flat.split(sizes), strict=True):
             parameter.grad = gradient.view_as(parameter)
 
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Within it the weights are their running average, if there is one (`train.ema`); no step may be taken."""
+        return self.average.applied() if self.average else contextlib.nullcontext()
+
     def state(self) -> dict[str, Any]:
         """Live tensors by name; what a checkpoint holds. Learning rates are not in it: they are configuration."""
+        average = self.average.state() if self.average else {}
         dense = named_state(self.optimizer, self.model.named_parameters())
         return {
             **{MODEL + name: tensor for name, tensor in self.model.state_dict().items()},
             **{DENSE + name: tensor for name, tensor in dense.items()},
             **{ITEMS + name: tensor for name, tensor in self.table.state().items()},
+            **{AVERAGE + name: tensor for name, tensor in average.items()},
         }
 
     def save(self, folder: str) -> None:
@@ -269,8 +288,11 @@ def read_checkpoint(folder: str, *, dim: int) -> dict[str, Tensor]:
     }
     with _no_single_process_warning():
         dcp.load(tensors, checkpoint_id=folder, no_dist=True)
-    items = {name.removeprefix(ITEMS): tensors.pop(name) for name in list(tensors) if name.startswith(ITEMS)}
-    return tensors | {ITEMS + name: tensor for name, tensor in logical_song_state(items, dim=dim).items()}
+    for prefix in (ITEMS, AVERAGE + ITEMS):
+        items = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+        if items:
+            tensors |= {prefix + name: tensor for name, tensor in logical_song_state(items, dim=dim).items()}
+    return tensors
 
 
 def trained_model(
@@ -283,7 +305,8 @@ def trained_model(
 ) -> tuple[TrainedModel, dict[str, Tensor]]:
     """The model of a checkpoint, ready to export, and what else a warm start needs.
 
-    That is the optimizer state, and with side information also the weights that songs' vectors are made of.
+    That is the optimizer state, and with side information also the weights that songs' vectors are made of. Weights
+    are their running averages, if the training kept any (`train.ema`).
     candidates: bool [vocabulary + 1], songs that negatives were drawn from. information: what the training had.
     The caller fills in `ds`, `data_end` and `metadata`. Raises DivergedError if a weight is not finite.
     """
@@ -291,6 +314,9 @@ def trained_model(
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise DivergedError(f"{broken[0]} has values that are not finite")
+    tensors.pop(AVERAGE + STEPS, None)
+    for name in [name for name in tensors if name.startswith(AVERAGE)]:
+        tensors[name.removeprefix(AVERAGE)] = tensors.pop(name)
     network = models.build(model)
     network.load_state_dict({name: tensors.pop(MODEL + name) for name in network.state_dict()})
     parts = {name.removeprefix(ITEMS): tensor for name, tensor in tensors.items() if name.startswith(ITEMS)}

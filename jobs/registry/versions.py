@@ -232,7 +232,7 @@ def _experiment(day: Day, client: "MlflowClient") -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         served = day.tracking_uri.startswith("http")  # a server is configured with its own place for artifacts
-        location = None if served else storage.join(day.workspace.uri, ARTIFACTS)
+        location = None if served else storage.as_location(storage.join(day.workspace.uri, ARTIFACTS))
         try:
             return client.create_experiment(name, artifact_location=location)
         except MlflowException:

@@ -18,6 +18,8 @@ from pipelines import delta_tables, storage
 from pipelines.schema import DS, METRIC, MODEL_VERSION, PROTOCOL, SLICE, VALUE
 
 SHOWN_STAGES = STAGES[: STAGES.index("report")]
+ENDING_STAGES = ("sessionize", "promote", "recommend")
+"""Stages whose refusal ends a day."""
 TREND_DAYS = 28
 RECOMMENDERS = {
     "challenger": "Challenger",
@@ -141,7 +143,8 @@ def _missing_stages(day: Day, results: Results) -> list[str]:
         notes.append(f"The input of this day was refused; the sequences of {day.sequences_ds} serve, {age}. {why}")
         notes.append("Training and evaluation were skipped: there is no new sequence to learn from.")
     expected = [name for name in SHOWN_STAGES if not (stale and name in ("sessionize", "hits", "train", "evaluate"))]
-    for name in expected:
+    refused = next((name for name in expected if name in ENDING_STAGES and day.failure(name)), expected[-1])
+    for name in expected[: expected.index(refused) + 1]:  # those behind it were not begun
         if name in results or (name == "hits" and day.failure(name) is None):  # days of earlier releases lack it
             continue
         if name == "evaluate" and "train" not in results:

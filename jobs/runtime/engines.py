@@ -51,9 +51,15 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
     if not submitted:  # a submission sets the log level itself
         session.sparkContext.setLogLevel("ERROR")
     _set_worker_environment(session, local=local)
+    logging.getLogger().addFilter(_not_of_py4j)
     stop.keep()
     leases.at_stop(end)
     return session
+
+
+def _not_of_py4j(record: logging.LogRecord) -> bool:
+    """Py4J logs a trace, by the root logger, for a command that was interrupted; the caller gets the error anyway."""
+    return not str(record.msg).endswith("while sending command.")
 
 
 def _submission() -> dict[str, str]:

@@ -19,7 +19,7 @@ from pipelines import delta_tables, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.logs.formats import read_small
-from pipelines.logs.formats.base import iso_seconds
+from pipelines.logs.formats.values import time_seconds
 from pipelines.schema import ARTIST_ID, ITEM_ID
 
 
@@ -186,5 +186,5 @@ def _seconds(value: Any, calendar: Calendar) -> int | None:
         try:
             value = dt.date.fromisoformat(value)
         except ValueError:
-            return iso_seconds(value)
+            return time_seconds(value)
     return None if value is None else calendar.day_start(value)

@@ -46,6 +46,11 @@ def run(day: Day) -> StageResult:
         raise
     except ValueError as error:
         raise InputError(f"model versions {versions} cannot be measured: {error}") from None
+    if not result.listeners:
+        raise InputError(
+            f"nobody can be measured for {day.ds}: none of {result.excluded:,} listeners {_nothing_to_predict(day)}; "
+            "see whether the logs of that day are late"
+        )
     by_version = {versions.get(name, name): slices for name, slices in result.metrics.items()}
     write_metrics(day.workspace, day.ds, by_version, protocol=protocol, listeners=result.slices)
     return {
@@ -57,6 +62,14 @@ def run(day: Day) -> StageResult:
         "metrics": result.metrics,
         "versions": versions,
     }
+
+
+def _nothing_to_predict(day: Day) -> str:
+    """What a listener would need to be measured."""
+    if day.config.train.protocol != "next_day":
+        return "has a play that is held out"
+    new = "for the first time " if day.config.train.mode == "exclusive" else ""
+    return f"played a known song {new}on {day.ds - dt.timedelta(days=1)} after the request time"
 
 
 def _next_day(day: Day, manifest: Manifest, versions: dict[str, str]) -> "NextDayResult":

@@ -1,22 +1,18 @@
 """What a ds is computed from: found and frozen once by the first stage, checked by every later run of it."""
 
 import datetime as dt
+from collections.abc import Collection, Mapping, Sequence
 
-from jobs.day import Day, RunRecord
+from jobs.day import Day, RunRecord, log_spec
 from jobs.places import located
 from pipelines import delta_tables, storage
 from pipelines.errors import InputError
 from pipelines.histories import shards
 from pipelines.logs import files as logs
 from pipelines.logs.validate import ValidationRules
+from pipelines.schema import DS
 
 _REFRESH = "run with --refresh-inputs to take the inputs as they are now"
-
-
-def log_spec(day: Day) -> logs.LogSpec:
-    """Where this deployment's play logs are and how to read them."""
-    configured, fixed = day.config.logs.model_dump(include={"path", "format", "columns"}), day.workspace.spec
-    return logs.LogSpec(**configured, user_id_type=fixed.user_id_type, item_id_type=fixed.item_id_type)
 
 
 def rules(day: Day) -> ValidationRules:
@@ -37,17 +33,19 @@ def freeze(day: Day) -> RunRecord:
     earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
     parent = day.manifest(earlier[-1]) if earlier else None
     spec = log_spec(day)
-    files = _not_consumed(day, logs.discover(spec, before=day.ds), parent)
+    files, known = _not_consumed(day, logs.discover(spec, before=day.ds), parent)
     catalogue = storage.list_files(storage.absolute(day.config.logs.catalogue)) if day.config.logs.catalogue else []
     record = day.new_record(
         parent_sequences=str(earlier[-1]) if earlier else None,
         vocabulary_version=delta_tables.version(day.workspace.vocabulary),
         parent_model=_parent_model(day),
         files=tuple(files),
+        known_files=tuple(known),
         catalogue_files=tuple(logs.LogFile(file.uri, file.size, file.etag, landing_day="") for file in catalogue),
     )
     if not files:
-        expected = "ds=YYYY-MM-DD" if parent is None else f"ds={day.ds - dt.timedelta(days=1)}"
+        yesterday = "ds=YYYY-MM-DD" if parent is None else f"ds={day.ds - dt.timedelta(days=1)}"
+        expected = yesterday if spec.partition == (DS,) else f"{spec.partition[0]}=..."
         since = "" if parent is None else f" since ds {parent.ds}"
         raise InputError(
             f"no play logs for ds {day.ds}: no new file landed{since}, expected some in "
@@ -78,10 +76,15 @@ def _validated_record(day: Day) -> RunRecord:
     return record
 
 
-def _not_consumed(day: Day, files: list[logs.LogFile], parent: shards.Manifest | None) -> list[logs.LogFile]:
-    """The files that no earlier ds has consumed; InputError if one of the others has changed since."""
+def _not_consumed(
+    day: Day, files: list[logs.LogFile], parent: shards.Manifest | None
+) -> tuple[list[logs.LogFile], list[logs.LogFile]]:
+    """The files that no earlier ds has consumed, and those that hold only rows that one has consumed in other files.
+
+    InputError if a consumed file has changed since.
+    """
     if parent is None:
-        return files
+        return files, []
     table = shards.read_listed(parent, parent.inputs, ["uri", "size", "etag"])
     uris, sizes, etags = (column.to_pylist() for column in table.columns)
     consumed = dict(zip(located(uris, day.places), zip(sizes, etags, strict=True), strict=True))
@@ -91,7 +94,33 @@ def _not_consumed(day: Day, files: list[logs.LogFile], parent: shards.Manifest |
                 f"{file.uri} has changed since an earlier ds took it in ({consumed[file.uri][0]} bytes then, "
                 f"{file.size} now): restore it and put new rows in a new file, or start another --workspace"
             )
-    return [file for file in files if file.uri not in consumed]
+    fresh = [file for file in files if file.uri not in consumed]
+    sources = logs.rewritten(log_spec(day)) if fresh else {}
+    new: dict[str, logs.LogFile] = {}
+    known = []
+    for file in fresh:
+        unseen = _unseen(file.uri, sources, set(consumed))
+        if not unseen:
+            known.append(file)
+            continue
+        # What maintenance put together with consumed rows is read where it was before, while that is still there.
+        there = storage.file_infos(unseen)
+        if unseen != [file.uri] and all(there):
+            known.append(file)
+            found = [logs.LogFile(f.uri, f.size, f.etag, file.landing_day) for f in there if f]
+        else:
+            found = [file]
+        new |= {one.uri: one for one in found}
+    return list(new.values()), known
+
+
+def _unseen(uri: str, sources: Mapping[str, Sequence[str]], consumed: Collection[str]) -> list[str]:
+    """The files in which rows of a file first came that are not consumed."""
+    if uri in consumed:
+        return []
+    if not sources.get(uri):
+        return [uri]
+    return sorted({first for source in sources[uri] for first in _unseen(source, sources, consumed)})
 
 
 def _parent_model(day: Day) -> str | None:

@@ -37,6 +37,7 @@ def day_stats(day: Day, cleaned: Cleaned, parent: Manifest | None) -> DayStats:
         unknown_plays=_unknown_plays(day, cleaned.songs) if parent else None,
         newest=cleaned.newest,
         nulls=dict(cleaned.nulls),
+        examples=dict(cleaned.examples),
     )
 
 

@@ -87,8 +87,9 @@ def _audited_result(
     summary = summarize(counts, eligible=int(eligible.sum()))
     songs = songs_of_day(job.rules, eligible, job.cut)
     quality = list_quality(add_up(part.quality for part in parts), songs)
-    checks = audit(counts, summary, config=day.config.recommend, earlier=earlier)
-    checks += audit_quality(quality, config=day.config.recommend)
+    by_model = job.model is not None
+    checks = audit(counts, summary, config=day.config.recommend, earlier=earlier, by_model=by_model)
+    checks += audit_quality(quality, config=day.config.recommend, by_model=by_model)
     failed = [f"{check.check} ({check.detail})" for check in checks if not check.passed]
     if failed:
         raise InputError(

@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.day import Day, lease_uri, running
+from jobs.day import Day, lease_uri, log_spec, running
 from jobs.places import portable
 from jobs.runtime.console import log
 from jobs.runtime.engines import spark_progress, spark_session
 from jobs.runtime.resources import Usage
 from jobs.stages import quality_gate
-from jobs.stages.inputs import freeze, log_spec, parent_manifest, rules
+from jobs.stages.inputs import freeze, parent_manifest, rules
 from jobs.training.side import songs_of_catalogue
 from pipelines import digests, storage
 from pipelines.errors import InputError
@@ -39,6 +39,8 @@ def run(day: Day) -> dict[str, Any]:
     files = record.files
     splits = logs.plan(log_spec(day), files)
     log("sessionize", ds=day.ds, files=len(files), parent=record.parent_sequences or "none: from all logs")
+    if units := sorted({split.unit for split in splits} - {"s"}):
+        log("times that are numbers", unit=", ".join(units), setting="logs.timestamp_unit")
     _check_space(day, files, splits)
     staging = storage.join(day.workspace.run(day.ds), "staging")
     storage.delete_folder(staging)
@@ -85,7 +87,7 @@ def _sessionize(
     counts = _counts(day, cleaned, built, songs)
     stats = replace(stats, duplicates=counts["duplicates"], listeners=sum(file.rows for file in built.files))
     counts["accepted_quality"] = _enforce_bounds(day, stats, cleaned, target)
-    manifest = publish(day, target, built, files, counts)
+    manifest = publish(day, target, built, [*files, *day.record.known_files], counts)
     counts |= {"shards": shards.content_digest(manifest)}
     counts |= {"parent_shards": shards.content_digest(parent)} if parent else {}
     _remove_old_files(day, parent, manifest)
@@ -107,7 +109,7 @@ def _check_space(day: Day, files: Sequence[logs.LogFile], splits: list[logs.Spli
     need = int(temporary + SHARD_ROW_BYTES * sum(split.rows for split in splits))
     if free is not None and free < need:
         raise InputError(
-            f"{day.workspace.uri}: {free / 1e9:.1f} GB free, ds {day.ds} needs {need / 1e9:.1f} GB "
+            f"{day.workspace.uri}: {storage.in_words(free)} free, ds {day.ds} needs {storage.in_words(need)} "
             f"({temporary / 1e9:.1f} GB of it for a while): free some space, or use another --workspace"
         )
 

@@ -8,7 +8,6 @@ to the same weights it is the version that it was, to others a new one.
 import dataclasses
 import datetime as dt
 import hashlib
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -83,7 +82,7 @@ def _content_key(folder: str) -> str:
     """A number that tells models apart: their tensors and settings, without the notes of how they came to be."""
     from fuxi_beta.training.checkpoint import CONFIG_FILE
 
-    config = json.loads(Path(folder, CONFIG_FILE).read_text())
+    config = storage.read_json(storage.join(storage.absolute(folder), CONFIG_FILE))
     content: list[object] = [{key: value for key, value in config.items() if key != "metadata"}]
     for file in sorted(path for path in Path(folder).iterdir() if path.suffix != ".json"):
         with file.open("rb") as stream:
@@ -93,11 +92,12 @@ def _content_key(folder: str) -> str:
 
 def _known_songs(day: Day, manifest: Manifest, parent: str) -> KnownSongs:
     """The candidates of the day's training and its side information. parent: as in `LoopConfig`."""
-    from fuxi_beta.data.candidates import candidate_songs, played_songs
+    from fuxi_beta.data.candidates import candidate_songs, play_counts
     from fuxi_beta.training.checkpoint import load_side_vocabulary
 
     train, cut = day.config.train, _data_end(day, manifest)
-    played = played_songs(manifest, train=train, before=cut)
+    plays = play_counts(manifest, train=train, before=cut)
+    played = plays > 0
     candidates = candidate_songs(manifest, train=train, data_end=cut, played=played)
     if np.count_nonzero(candidates) < 2:
         raise InputError(
@@ -105,7 +105,7 @@ def _known_songs(day: Day, manifest: Manifest, parent: str) -> KnownSongs:
             f"listeners and a play before {dt.datetime.fromtimestamp(cut, dt.UTC):%F %R} UTC: add logs or lower it"
         )
     rows = load_side_vocabulary(parent) if parent else None
-    return KnownSongs(candidates, side_of(day, candidates=candidates, played=played, cut=cut, parent=rows))
+    return KnownSongs(candidates, plays, side_of(day, candidates=candidates, played=played, cut=cut, parent=rows))
 
 
 def _data_end(day: Day, manifest: Manifest) -> int:
@@ -134,6 +134,7 @@ def _loop_config(
         request_hour=config.serving.request_hour,
         rows=capacity_rows(manifest.vocabulary_size, train.capacity_margin),
         candidates=songs.candidates,
+        plays=songs.plays,
         parent=parent,
         resume=resume,
         progress=day.path("train_progress.json"),

@@ -89,20 +89,31 @@ def summarize(counts: Sequence[ListCounts], *, eligible: int) -> ListSummary:
 
 
 def audit(
-    counts: Sequence[ListCounts], summary: ListSummary, *, config: RecommendConfig, earlier: tuple[dt.date, int] | None
+    counts: Sequence[ListCounts],
+    summary: ListSummary,
+    *,
+    config: RecommendConfig,
+    earlier: tuple[dt.date, int] | None,
+    by_model: bool = True,
 ) -> list[AuditCheck]:
-    """Whether the lists of a day may be published. earlier: the last day with lists and its listeners."""
+    """Whether the lists of a day may be published. earlier: the last day with lists and its listeners.
+
+    by_model: a model serves. Without one everybody has popular songs, and whether these are few is not judged.
+    """
     listeners, top = summary.listeners, summary.top_share
     popular, limit = summary.popular_lists / max(listeners, 1), config.max_fallback_share
     coverage, fewest = summary.coverage, config.min_coverage
     longest, shortest = max(part.longest for part in counts), min(part.shortest for part in counts)
     repeated, not_finite = sum(part.repeated for part in counts), sum(part.not_finite for part in counts)
     sound = f"{repeated} lists repeat a song, {not_finite} scores are not finite"
-    checks = [
-        AuditCheck("listeners", listeners > 0, f"{listeners:,} lists"),
+    of_model = [
         AuditCheck("popular", popular <= limit, _share(popular, limit, "are popular")),
         AuditCheck("coverage", coverage >= fewest, _share(coverage, fewest, "of songs", "least")),
         AuditCheck("top_song", top <= config.max_top_share, _share(top, config.max_top_share, "name one song")),
+    ]
+    checks = [
+        AuditCheck("listeners", listeners > 0, f"{listeners:,} lists"),
+        *(of_model if by_model else ()),
         AuditCheck("length", longest <= config.k, f"{shortest} to {longest} songs a list, at most {config.k}"),
         AuditCheck("sound", repeated + not_finite == 0, sound),
     ]
@@ -114,13 +125,16 @@ def audit(
     return checks
 
 
-def audit_quality(quality: ListQuality, *, config: RecommendConfig) -> list[AuditCheck]:
+def audit_quality(quality: ListQuality, *, config: RecommendConfig, by_model: bool = True) -> list[AuditCheck]:
     """Whether the lists of all segments together keep the bounds of their quality that are set.
 
-    A bound that is set by default is passed over where the figure could not be taken; another one fails.
+    A bound that is set by default is passed over where the figure could not be taken; another one fails. by_model: as
+    in `audit`; without a model only the songs that lists lack are judged.
     """
     found, checks = quality.get(EVERY, {}), []
     for setting, (metric, what) in _QUALITY_BOUNDS.items():
+        if not by_model and metric not in (EMPTY_SHARE, SHORT_SHARE):
+            continue
         limit, least = getattr(config, setting), setting.startswith("min_")
         if limit is None:
             continue

@@ -45,6 +45,7 @@ class LoopConfig:
     request_hour: int  # hour of the day for which lists are learned
     rows: int  # of the item table
     candidates: np.ndarray  # bool [vocabulary + 1]
+    plays: np.ndarray  # int64 [vocabulary + 1], before `data_end`
     parent: str  # export (folder or URI) to start from; empty for a cold start
     resume: str  # checkpoint (folder or URI) to continue from where Ray Train has none; mostly empty
     progress: str  # URI of the progress file
@@ -169,6 +170,7 @@ def _new_trainer(loop: LoopConfig, device: "torch.device") -> "Trainer":
         song_table(loop.rows, loop.model.dim, train=loop.train, side=side, device=device),
         train=loop.train,
         candidates=torch.from_numpy(loop.candidates.nonzero()[0]),
+        plays=torch.from_numpy(loop.plays[loop.candidates]),
         device=device,
     )
 

@@ -81,7 +81,24 @@ def read(uri: str, item_id_type: str) -> Vocabulary:
     index = table[ITEM_INDEX].to_numpy()
     if not np.array_equal(index, np.arange(1, len(index) + 1)):
         raise InputError(f"{uri} is broken: item_index is not 1..{len(index)} without gaps; restore an earlier version")
-    return Vocabulary(table, delta.version())
+    return Vocabulary(_repaired(table), delta.version())
+
+
+def _repaired(table: pa.Table) -> pa.Table:
+    """The songs with ids that can be read: bytes that are not UTF-8, which earlier releases let in, are escaped.
+
+    No row of the logs has such an id any more, so a song keeps its index and is never played again.
+    """
+    if not pa.types.is_string(table.schema.field(ITEM_ID).type):
+        return table
+    ids = table[ITEM_ID].combine_chunks().cast(pa.binary())
+    try:
+        ids.cast(pa.string())
+    except pa.ArrowInvalid:
+        shown = [value.decode(errors="backslashreplace") for value in ids.to_pylist()]
+        place = table.column_names.index(ITEM_ID)
+        return table.set_column(place, table.schema.field(ITEM_ID), pa.array(shown, pa.string()))
+    return table
 
 
 def append(

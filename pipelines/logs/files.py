@@ -9,23 +9,32 @@ import contextlib
 import datetime as dt
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 
 from pipelines import storage
 from pipelines.errors import InputError
-from pipelines.logs.formats import FORMATS, format_of, table_at
-from pipelines.logs.formats.base import UNREADABLE, Format, LogFile, LogSpec, RawBatch, Split
-from pipelines.schema import EVENT_TYPE, ITEM_ID, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, TIMESTAMP, USER_ID, parse_ds
+from pipelines.logs import faults
+from pipelines.logs.formats import FORMATS, format_of, table_at, values
+from pipelines.logs.formats.base import (
+    AUTO,
+    UNREADABLE,
+    Format,
+    LogFile,
+    LogSpec,
+    RawBatch,
+    Split,
+    located,
+    path_of,
+    type_at,
+)
+from pipelines.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, TIMESTAMP, parse_ds
 
-_ALLOWED_TYPES = {
-    USER_ID: ("int64", "string"),
-    ITEM_ID: ("int64", "string"),
-    TIMESTAMP: ("int64", "timestamp"),
-    EVENT_TYPE: ("string",),
-}
-"""What a column may be in a file; other columns are numbers."""
+_ENOUGH_ROWS = 20
+"""Rows of a sample from which a column without one value that can be read is refused at once."""
 
 
 def discover(spec: LogSpec, *, before: dt.date) -> list[LogFile]:
@@ -34,11 +43,20 @@ def discover(spec: LogSpec, *, before: dt.date) -> list[LogFile]:
         raise InputError("logs.path is empty: set it to the folder with the ds=YYYY-MM-DD folders of play logs")
     folder = storage.absolute(spec.path)
     if table := table_at(spec, folder):
-        files = table.files(folder)
+        files = table.files(spec, folder)
     else:
-        files = [LogFile(f.uri, f.size, f.etag, _landing_day(f.uri, folder)) for f in storage.list_files(folder)]
+        found = storage.list_files(folder)
+        files = [LogFile(f.uri, f.size, f.etag, _landing_day(spec, f.uri, folder)) for f in found]
+        _check_found(spec, folder, files)
     files = [file for file in files if file.landing_day and file.landing_day < before.isoformat()]
     return sorted(files, key=lambda file: (file.landing_day, file.uri))
+
+
+def rewritten(spec: LogSpec) -> dict[str, list[str]]:
+    """Files that hold only rows of earlier files of the logs, and these: what a table's maintenance wrote."""
+    folder = storage.absolute(spec.path)
+    table = table_at(spec, folder)
+    return table.rewritten(folder) if table else {}
 
 
 def changed(files: Iterable[LogFile]) -> list[str]:
@@ -56,100 +74,153 @@ def changed(files: Iterable[LogFile]) -> list[str]:
 def plan(spec: LogSpec, files: Sequence[LogFile], *, split_bytes: int = 64 << 20) -> list[Split]:
     """Check the columns of every file (footers and headers only) and cut big files where their format allows it.
 
-    Raises InputError, one line naming file and column: unreadable file, missing column, wrong type, id column
-    whose type differs between files or from the configuration.
+    The first file of each landing day is looked into: its times say what unit those of the day are in, if the
+    configuration leaves it open, and a required column without a single value that can be read is refused.
+
+    Raises InputError, one line naming file and column: unreadable file, missing column, wrong type.
     """
+    firsts: dict[str, LogFile] = {}
+    for file in files:
+        if file.size:
+            firsts.setdefault(file.landing_day, file)
     with ThreadPoolExecutor(16) as pool:
         inspected = list(pool.map(lambda file: _inspect(spec, file, split_bytes), files))
-    for name, expected in ((USER_ID, spec.user_id_type), (ITEM_ID, spec.item_id_type)):
-        first: dict[str, str] = {}  # type -> the first file whose column has it
-        for (_, id_types), file in zip(inspected, files, strict=True):
-            if name in id_types:
-                first.setdefault(id_types[name], file.uri)
-        if len(first) > 1:
-            (type_a, uri_a), (type_b, uri_b) = list(first.items())[:2]
-            raise InputError(
-                f"{uri_b}: column {spec.column(name)} ({name}) is {type_b}, but {type_a} in {uri_a}: "
-                "an id column must have one type in all files; rewrite one of them"
-            )
-        for found, uri in first.items():
-            if found != expected:
-                raise InputError(
-                    f"{uri}: column {spec.column(name)} ({name}) is {found}, but sequences.{name}_type is {expected}: "
-                    "rewrite the file or set the option (in a new workspace)"
-                )
-    return [split for splits, _ in inspected for split in splits]
+        units = dict(zip(firsts, pool.map(lambda file: _unit(spec, file), firsts.values()), strict=True))
+    return [replace(split, unit=units.get(split.file.landing_day, "s")) for splits in inspected for split in splits]
 
 
 def read(spec: LogSpec, split: Split) -> Iterator[RawBatch]:
-    """The rows of a split. An unreadable file is an InputError that names it."""
-    format = FORMATS[split.format]
+    """The rows of a split. InputError names a file that cannot be read, or whose rows are not as many as it has."""
+    format, rows = FORMATS[split.format], 0
     with _opened(format, split.file.uri) as source:
-        yield from format.read(spec, source, split)
+        batches = format.read(spec, source, split)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration as end:
+                counted = end.value
+                break
+            rows += len(batch.unparseable)
+            yield batch
+    if counted is not None and counted != rows:
+        raise InputError(
+            f"{split.file.uri} has {counted:,} rows, and {rows:,} came out as {format.name}: replace or remove the "
+            "file, or correct logs.format and logs.csv"
+        )
 
 
-def _landing_day(uri: str, root: str) -> str:
-    """ISO date of the ds= folder of a file, "" outside one."""
-    folder, separator, _ = uri[len(root) + 1 :].partition("/")
-    if not separator or not folder.startswith("ds="):
+def sample(spec: LogSpec, file: LogFile) -> RawBatch | None:
+    """Some of the first rows of a file, for its times' unit or for a look at it; None if it has none."""
+    format = format_of(spec, file.uri)
+    with _readable(format, file.uri):
+        return format.sample(spec, file)
+
+
+def _landing_day(spec: LogSpec, uri: str, root: str) -> str:
+    """ISO date that the folders of a file say, "" if they lack one of the keys."""
+    parts = [unquote(part) for part in uri[len(root) + 1 :].split("/")[:-1]]
+    keys = dict(part.split("=", 1) for part in parts if "=" in part)
+    if not set(spec.partition) <= keys.keys():
         return ""
+    found = [keys[key].strip() for key in spec.partition]
+    text = found[0].removesuffix(" 00:00:00") if len(found) == 1 else "-".join(part.zfill(2) for part in found)
     try:
-        return parse_ds(folder.removeprefix("ds=")).isoformat()
+        return parse_ds(text).isoformat()
     except InputError:
-        raise InputError(f"{root}/{folder}: its name is not a landing day: rename it to ds=YYYY-MM-DD") from None
+        shown = "/".join(f"{key}={keys[key]}" for key in spec.partition)
+        wanted = f"{spec.partition[0]}=YYYY-MM-DD" if len(found) == 1 else f"{'=../'.join(spec.partition)}=.. of a date"
+        raise InputError(f"{root}/{shown}: its name is not a landing day: rename it to {wanted}") from None
 
 
-def _inspect(spec: LogSpec, file: LogFile, split_bytes: int) -> tuple[list[Split], dict[str, str]]:
-    """Splits of a file, and the types of its id columns ("int64" or "string") where the file tells them."""
+def _check_found(spec: LogSpec, folder: str, files: Sequence[LogFile]) -> None:
+    """Refuse a folder that is not there, or whose files are all outside of folders of days."""
+    if not storage.exists(folder) and not storage.is_s3(folder):
+        raise InputError(f"logs.path: there is no folder {folder}: correct it")
+    if files and not any(file.landing_day for file in files):
+        wanted = "/".join(f"{key}=..." for key in spec.partition)
+        raise InputError(
+            f"logs.path: {len(files):,} files are in {folder}, none of them in a folder {wanted} (for example "
+            f"{files[0].uri}): put each into the folder of the day on which it arrived, or set logs.partition to the "
+            "keys of your folders"
+        )
+
+
+def _inspect(spec: LogSpec, file: LogFile, split_bytes: int) -> list[Split]:
+    """The splits of a file, whose columns are checked."""
     format = format_of(spec, file.uri)
     with _opened(format, file.uri) as source:
-        columns, splits = format.columns(source), format.splits(file, source, split_bytes)
-    return splits, {} if columns is None else _check_columns(spec, file.uri, columns)
+        columns = format.columns(spec, source)
+        if columns is not None:
+            _check_columns(spec, file.uri, columns)
+        return format.splits(file, source, split_bytes)
+
+
+def _unit(spec: LogSpec, file: LogFile) -> str:
+    """The unit of times that are numbers. InputError if the values of a required column cannot be read."""
+    batch = sample(spec, file)
+    if batch is None:
+        return "s" if spec.timestamp_unit == AUTO else spec.timestamp_unit
+    rows = len(batch.unparseable)
+    for fault in batch.faults:
+        if fault.column in REQUIRED_COLUMNS and fault.rows >= _ENOUGH_ROWS and fault.rows == rows:
+            raise InputError(f"{file.uri}: {faults.explained(spec, fault)}")
+    if spec.timestamp_unit != AUTO:
+        return spec.timestamp_unit
+    return values.unit_of(batch.columns[TIMESTAMP].drop_null().to_pylist())
 
 
 @contextlib.contextmanager
 def _opened(format: Format, uri: str) -> Iterator[Any]:
     """The source of a file. An InputError that names the file takes the place of errors while it is open."""
+    with _readable(format, uri), format.open(uri) as source:
+        yield source
+
+
+@contextlib.contextmanager
+def _readable(format: Format, uri: str) -> Iterator[None]:
     try:
-        with format.open(uri) as source:
-            yield source
+        yield
+    except InputError:
+        raise
     except UNREADABLE as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{uri} cannot be read as {format.name} ({reason}): replace or remove the file") from None
+        reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[0].split())
+        raise InputError(
+            f"{uri} cannot be read as {format.name} ({values.escaped(reason)}): replace or remove the file"
+        ) from None
 
 
-def _check_columns(spec: LogSpec, uri: str, columns: pa.Schema) -> dict[str, str]:
-    """Refuse a file that lacks a column or has one of a wrong type. Returns the types of its id columns."""
-    types = dict(zip(columns.names, columns.types, strict=True))
+def _check_columns(spec: LogSpec, uri: str, columns: pa.Schema) -> None:
+    """Refuse a file that lacks a column, has it twice, or has one of a type that is never read as it."""
+    paths = located(spec, columns)
     for name in (*REQUIRED_COLUMNS, *(n for n in OPTIONAL_COLUMNS if n in spec.columns)):
-        if spec.column(name) not in types:
+        if name not in paths:
             raise InputError(
-                f"{uri}: column {spec.column(name)} ({name}) is missing, found {', '.join(columns.names)}: "
-                "correct logs.columns or the file"
+                f"{uri}: column {spec.column(name)} ({name}) is missing, found {_few(columns.names)}: "
+                f"correct logs.columns or the file{_hint(spec.column(name), columns)}"
             )
-    id_types = {}
-    for name, column in spec.mapped(types).items():
-        kind = _kind(types[column])
-        allowed = _ALLOWED_TYPES.get(name, ("int64", "float"))
-        if kind not in allowed and kind != "null":
+    for name, path in paths.items():
+        if columns.names.count(path[0]) > 1:
+            raise InputError(f"{uri}: column {path[0]} ({name}) is there twice: rename one of the two in the file")
+        type_ = type_at(columns, path)
+        if not values.accepts(spec.kind(name), type_):
+            fields = [f"{'.'.join(path)}.{field.name}" for field in type_] if pa.types.is_struct(type_) else []
+            hint = f"name a field of it in logs.columns, for example {{{name}: {fields[0]}}}" if fields else ""
             raise InputError(
-                f"{uri}: column {column} ({name}) is {types[column]}, expected {' or '.join(allowed)}: "
-                "correct logs.columns or rewrite the file"
+                f"{uri}: column {'.'.join(path)} ({name}) is {type_}, expected {values.EXPECTED[spec.kind(name)]}: "
+                f"{hint or 'correct logs.columns or rewrite the file'}"
             )
-        if name in (USER_ID, ITEM_ID) and kind != "null":
-            id_types[name] = kind
-    return id_types
 
 
-def _kind(type_: pa.DataType) -> str:
-    """The name of a column type in `_ALLOWED_TYPES`; "null" for one that any column may have."""
-    if pa.types.is_dictionary(type_):
-        type_ = type_.value_type
-    kinds = {
-        "int64": pa.types.is_integer(type_) and type_ != pa.uint64(),
-        "string": type_ in (pa.string(), pa.large_string(), pa.string_view()),
-        "timestamp": pa.types.is_timestamp(type_),
-        "float": pa.types.is_floating(type_),
-        "null": pa.types.is_null(type_),
-    }
-    return next((kind for kind, matches in kinds.items() if matches), str(type_))
+def _few(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(values.escaped(name) for name in names[:most]) + more
+
+
+def _hint(column: str, schema: pa.Schema) -> str:
+    """What would read it where a struct has a field of this name, or where the header looks like a row."""
+    if any(name.isdigit() for name in schema.names) and all(pa.types.is_null(type_) for type_ in schema.types):
+        return "; if its first line is a row, set logs.csv.header: false and logs.csv.columns"
+    for field in schema:
+        if pa.types.is_struct(field.type) and path_of(f"{field.name}.{column}", schema):
+            return f", for example logs.columns: {{...: {field.name}.{column}}}"
+    return ""

@@ -54,6 +54,7 @@ class DayStats:
     accepted: int  # valid plays, duplicates among them
     ignored: int = 0  # events of other types than plays
     rejected: Mapping[str, int] = field(default_factory=dict)  # rows by reason
+    examples: Mapping[str, str] = field(default_factory=dict)  # reason -> a line on a row; not stored
     landing_days: int = 1  # without those of which an earlier day had taken a file
     songs: int = 0  # distinct, of valid plays
     unknown_plays: int | None = None  # valid plays of songs without an index before this day; None on a first build
@@ -172,6 +173,8 @@ def _rejected(stats: DayStats, bounds: Bounds) -> BoundCheck:
     ordered = sorted(stats.rejected.items(), key=lambda item: (-item[1], item[0]))
     reasons = ", ".join(f"{reason} {count}" for reason, count in ordered)
     detail = f"{total} of {stats.rows_read} rows were rejected ({allowed}){': ' if reasons else ''}{reasons}"
+    if share > limit and (example := stats.examples.get(ordered[0][0])):
+        detail += f"; {ordered[0][0]}: {example}"
     return BoundCheck(REJECTED_SHARE, share, detail, upper=limit)
 
 

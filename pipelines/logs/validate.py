@@ -9,7 +9,7 @@ import functools
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from pipelines.forget.blocklist import Blocklist
 from pipelines.forget.redact import possible_users
 from pipelines.histories.shuffle import RUN_ROWS, Shuffle, ShuffleRows, ShuffleRun, ShuffleWriter
 from pipelines.histories.writer import ParquetSink
-from pipelines.logs import files
+from pipelines.logs import faults, files
 from pipelines.schema import (
     DURATION_MS,
     EVENT_TYPE,
@@ -39,8 +39,9 @@ from pipelines.schema import (
 )
 from pipelines.spark import run_tasks
 
+UNPARSEABLE = "unparseable"
 REASONS = (
-    "unparseable",
+    UNPARSEABLE,
     "null_user_id",
     "null_item_id",
     "null_timestamp",
@@ -106,6 +107,7 @@ class Cleaned:
     forgotten: int = 0  # rows of listeners on the blocklist; they are kept nowhere
     duplicates: int = 0  # of busy listeners, whose plays are deduplicated in their run
     rejected: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)  # reason -> a line on a row that was rejected for it
     nulls: Counter[str] = field(default_factory=Counter)  # our column -> nulls among rows_read, of files that have it
     newest: int | None = None  # Unix second of the newest valid play
     task_seconds: float = 0.0  # processor time of all tasks
@@ -142,6 +144,8 @@ def validate(batch: files.RawBatch, rules: ValidationRules, landing_day: dt.date
     if EVENT_TYPE in columns:
         ignored = _is_in(columns[EVENT_TYPE], rules.other_events) & ~batch.unparseable
         unknown = ~_is_in(columns[EVENT_TYPE], rules.play_events)
+        if EVENT_TYPE in batch.lacking:  # rows of a client that does not send the key are plays, as a file without it
+            unknown &= ~batch.lacking[EVENT_TYPE]
     for name in (PLAY_MS, DURATION_MS):
         if name in columns:
             negative = negative | (columns[name].fill_null(0).to_numpy(zero_copy_only=False) < 0)
@@ -206,7 +210,16 @@ def clean(spark: Any, spec: CleanSpec, splits: Sequence[files.Split], *, finishe
             setattr(result, name, getattr(result, name) + summary[name])
         result.rejected.update(summary["rejected"])
         result.nulls.update(summary["nulls"])
+        result.examples = summary["examples"] | result.examples
+    _check_account(result)
     return result
+
+
+def _check_account(cleaned: Cleaned) -> None:
+    """Every row that was read was kept, ignored, forgotten or quarantined."""
+    told = cleaned.accepted + cleaned.ignored + cleaned.forgotten + cleaned.rejected.total()
+    if told != cleaned.rows_read:
+        raise RuntimeError(f"{cleaned.rows_read:,} rows were read, and {told:,} are accounted for")
 
 
 def merge_songs(uris: Sequence[str], kind: pa.DataType) -> pa.Table:
@@ -272,12 +285,17 @@ class CleanTask:
         self._counts = {"rows_read": 0, "accepted": 0, "ignored": 0, "forgotten": 0}
         self._rejected: Counter[str] = Counter()
         self._nulls: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
         self._newest: int | None = None  # Unix second of the newest play
 
     def read(self, split: files.Split) -> None:
         """Validate the rows of a split, and write plays to the runs and rejects to the quarantine."""
         landing_day = dt.date.fromisoformat(split.file.landing_day)
+        lacking: Counter[str] = Counter()  # rows without an optional column, of a format where each may lack it
+        nulls: Counter[str] = Counter()
+        rows = 0
         for unfiltered in files.read(self._logs, split):
+            rows += len(unfiltered.unparseable)
             batch, dropped = without_blocked(unfiltered, self._spec.blocked, self._logs)
             self._counts["rows_read"] += dropped
             self._counts["forgotten"] += dropped
@@ -286,7 +304,9 @@ class CleanTask:
             self._counts["rows_read"] += len(codes)
             self._counts["accepted"] += len(plays)
             self._counts["ignored"] += int((codes == IGNORED).sum())
-            self._nulls.update({name: column.null_count for name, column in batch.columns.items()})
+            nulls.update({name: column.null_count for name, column in batch.columns.items()})
+            nulls.update({name: len(codes) for name in batch.lacking if name not in batch.columns})
+            lacking.update({name: int(mask.sum()) for name, mask in unfiltered.lacking.items()})
             if len(plays):
                 self._plays.write(plays)
                 newest = int(plays.timestamp.max())
@@ -295,6 +315,25 @@ class CleanTask:
             if len(rejected):
                 self._rejects.write(_quarantined(batch, rejected, codes[rejected], split.file))
                 self._rejected.update(REASONS[code] for code in codes[rejected])
+                self._explain(batch, codes)
+        # Whether a file has a column is known at its end only: until then it may be one that no row of it has.
+        has = {name for name in nulls if name not in lacking or lacking[name] < rows}
+        self._nulls.update({name: nulls[name] for name in has})
+
+    def _explain(self, batch: files.RawBatch, codes: np.ndarray) -> None:
+        """Keep a line on the first row that is rejected for each reason."""
+        for code in np.unique(codes[codes >= 0]):
+            reason = REASONS[code]
+            if reason in self._examples:
+                continue
+            if reason == UNPARSEABLE:
+                found = [faults.explained(self._logs, fault) for fault in batch.faults]
+                self._examples[reason] = found[0] if found else ""
+                continue
+            column = faults.COLUMN_OF.get(reason)
+            if column in batch.columns:
+                value = batch.columns[column][int((codes == code).argmax())].as_py()
+                self._examples[reason] = faults.of_reason(self._logs, reason, value)
 
     def finish(self) -> dict[str, Any]:
         """Close the files and return their URIs and what was counted."""
@@ -310,6 +349,7 @@ class CleanTask:
             "quarantined": [self._quarantined] if self._rejects.close() else [],
             "rejected": dict(self._rejected),
             "nulls": dict(self._nulls),
+            "examples": self._examples,
             **self._counts,
         }
 
@@ -332,7 +372,14 @@ def without_blocked(batch: files.RawBatch, blocked: Blocklist, spec: files.LogSp
         return batch, 0
     kept = np.flatnonzero(~dropped)
     columns = {name: column.take(pa.array(kept)) for name, column in batch.columns.items()}
-    rest = files.RawBatch(columns, batch.unparseable[kept], lambda positions: batch.as_read(kept[positions]))
+    rest = replace(
+        batch,
+        columns=columns,
+        unparseable=batch.unparseable[kept],
+        as_read=lambda positions: batch.as_read(kept[positions]),
+        lacking={name: mask[kept] for name, mask in batch.lacking.items()},
+        faults=(),  # their examples may be of the rows that are dropped
+    )
     return rest, int(dropped.sum())
 
 

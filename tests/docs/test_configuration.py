@@ -12,18 +12,23 @@ from jobs.config import load_config
 ROOT = Path(__file__).parents[2]
 SETTINGS = load_config(environment={}).model_dump(mode="json")
 SECTIONS = [name for name, values in SETTINGS.items() if isinstance(values, dict)]
-DEFAULTS = {
-    (f"{section}.{name}" if name else section): value
+DEFAULTS = dict(
+    pair
     for section, values in SETTINGS.items()
     for name, value in (values.items() if isinstance(values, dict) else [("", values)])
-}
+    for pair in (
+        [(f"logs.csv.{key}", inner) for key, inner in value.items()]
+        if (section, name) == ("logs", "csv")
+        else [(f"{section}.{name}" if name else section, value)]
+    )
+)
 FILES = (".json", ".py", ".md", ".db", ".safetensors")
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("infra/**/*.md")])
 
 
 def unknown_settings(text: str) -> list[str]:
     """What stands in backquotes as `section.key`, maybe with a value, and is no setting. File names are left out."""
-    named = set(re.findall(rf"`(?:--set )?((?:{'|'.join(SECTIONS)})\.[a-z_0-9]+)(?:[:= ][^`]*)?`", text))
+    named = set(re.findall(rf"`(?:--set )?((?:{'|'.join(SECTIONS)})\.(?:csv\.)?[a-z_0-9]+)(?:[:= ][^`]*)?`", text))
     return sorted(name for name in named - DEFAULTS.keys() if not name.endswith(FILES))
 
 

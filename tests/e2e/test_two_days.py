@@ -140,7 +140,7 @@ def test_day_one_run_again_after_day_two_gives_the_lists_of_day_one_and_reads_on
     run_day(open_day(two_days.config, DAY_ONE, force=True), stages)
     assert two_days.lists(DAY_ONE) == two_days.day_one_before_day_two
     assert {name: read.undeclared(name) for name in STAGES} == {name: [] for name in STAGES}
-    assert {"train.epochs", "model.dim"} <= read.keys["train"] and "gates.margin" in read.keys["promote"]
+    assert {"train.epochs", "model.dim"} <= read.keys["train"] and "gates.metric" in read.keys["promote"]
 
 
 def test_running_a_finished_day_again_does_nothing(two_days: Any) -> None:

@@ -121,6 +121,19 @@ def test_refused_input_is_served_from_the_last_good_sequences_and_tried_again(tm
     assert day.stale_days == 0
 
 
+@pytest.mark.parametrize("flag", ["force", "refresh_inputs"])
+def test_a_published_day_whose_input_is_refused_when_it_is_forced_stays_as_it_is(tmp_path: Path, flag: str) -> None:
+    recorder = Recorder()
+    publish_sequences(make_day(tmp_path, DS - dt.timedelta(2)))
+    run_day(make_day(tmp_path), recorder.stages())
+    before = make_day(tmp_path).record
+    recorder.failing["sessionize"] = InputError("too few plays")
+    with pytest.raises(InputError, match="too few plays"):
+        run_day(make_day(tmp_path, force=flag == "force", refresh_inputs=flag != "force"), recorder.stages())
+    assert make_day(tmp_path).record == before
+    assert run_as_planned(recorder, make_day(tmp_path))[0] == []
+
+
 def test_refused_input_is_final_without_earlier_sequences_or_when_switched_off(tmp_path: Path) -> None:
     recorder = Recorder()
     recorder.failing["sessionize"] = InputError("no logs")
@@ -315,3 +328,40 @@ def test_maintenance_can_be_switched_off(tmp_path: Path, capfd: Any) -> None:
     day.config = day.config.model_copy(update={"maintain": MaintainConfig(every_days=0)})  # type: ignore[call-arg]
     run_day(day, Recorder().stages())
     assert "maintain" not in capfd.readouterr().err
+
+
+def test_a_day_without_any_model_is_published_and_degraded(tmp_path: Path) -> None:
+    recorder, reason = Recorder(), "the challenger failed: beats_popularity"
+    stages = recorder.stages() | {"promote": lambda day: {"chosen": None, "reason": reason}}
+    for _ in range(2):  # the second time everything is done already
+        result = run_day(make_day(tmp_path), stages)
+        assert result.degraded and result.without_model == reason
+    assert not run_day(make_day(tmp_path / "b"), recorder.stages() | {"promote": lambda day: {"chosen": "3"}}).degraded
+
+
+@pytest.mark.parametrize("refused", ["promote", "recommend"])
+def test_a_day_that_is_refused_has_a_page_that_says_why_and_names_no_stage_that_was_not_begun(
+    tmp_path: Path, refused: str
+) -> None:
+    from jobs.stages import report
+
+    recorder = Recorder()
+    recorder.failing[refused] = InputError("the bound is broken: change it")
+    stages = recorder.stages() | {"report": report.run}
+    day = make_day(tmp_path)
+    for _ in range(2):
+        with pytest.raises(InputError, match="the bound is broken"):
+            run_day(make_day(tmp_path), stages)
+        page = Path(day.workspace.report(DS)).read_text()
+        assert f"The stage {refused} did not finish. The bound is broken: change it." in page
+        assert f"Nothing is published for {DS}" in page and page.count("did not finish") == 1
+    recorder.failing.clear()
+    assert not run_day(make_day(tmp_path), stages).degraded
+    assert "did not finish" not in Path(day.workspace.report(DS)).read_text()
+
+
+def test_a_page_that_fails_hides_no_refusal(tmp_path: Path) -> None:
+    recorder = Recorder()
+    recorder.failing = {"recommend": InputError("the audit failed"), "report": RuntimeError("no template")}
+    with pytest.raises(InputError, match="the audit failed"):
+        run_day(make_day(tmp_path), recorder.stages())

@@ -50,6 +50,12 @@ def said(stream: IO[str] | None) -> str:
     return stream.readline().strip()
 
 
+@pytest.fixture(autouse=True)
+def no_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interruptions here must not end the Spark session that other tests share."""
+    monkeypatch.setattr(leases, "_at_stop", [])
+
+
 @pytest.fixture(params=["disk", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A run folder on the disk, and one on S3."""

@@ -220,6 +220,8 @@ const std::map<std::string, fuxi::ScanKind> SCANS = {
     {"fp32", fuxi::ScanKind::FP32},
     {"bf16", fuxi::ScanKind::BF16},
     {"avx512_bf16", fuxi::ScanKind::AVX512_BF16},
+    {"amx_bf16", fuxi::ScanKind::AMX_BF16},
+    {"plain_tiles", fuxi::ScanKind::PLAIN_TILES},
 };
 
 // The names of the scans that run here, the fastest first.

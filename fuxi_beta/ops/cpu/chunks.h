@@ -46,6 +46,15 @@ inline Projected activate(const Projected& projected, int64_t first, int64_t end
   return own;
 }
 
+// The sums of what each chunk adds, in the order of the chunks. sums: [CHUNKS, count], totals: [count].
+inline void add_up(const std::vector<double>& sums, int64_t count, float* totals) {
+  for (int64_t i = 0; i < count; ++i) {
+    double total = 0;
+    for (int64_t chunk = 0; chunk < CHUNKS; ++chunk) total += sums[chunk * count + i];
+    totals[i] = static_cast<float>(total);
+  }
+}
+
 inline Mask from(const Mask& mask, int64_t token) { return {mask.keys ? mask.keys + token : nullptr, mask.rate}; }
 
 }  // namespace fuxi

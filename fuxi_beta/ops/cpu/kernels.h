@@ -144,7 +144,7 @@ bool search_all(const float* queries, int64_t listeners, const Songs& songs, con
                 const SeenPairs& seen, int64_t k, const Lists& out);
 
 // How a search scores songs before the exact scores, in fp32 or from vectors rounded to bf16.
-enum class ScanKind { FP32, BF16, AVX512_BF16 };
+enum class ScanKind { FP32, BF16, AVX512_BF16, AMX_BF16, PLAIN_TILES };
 
 bool is_half(ScanKind scan);
 std::vector<ScanKind> scan_kinds();  // of this processor, the fastest first

@@ -131,11 +131,7 @@ void periodic_backward(const Waves& waves, const Projected& projected, const Mas
     }
     values_backward(scratch.of_packed.data(), own, dim, of_own);
   });
-  for (int64_t k = 0; k < waves.count; ++k) {
-    double total = 0;
-    for (int64_t chunk = 0; chunk < CHUNKS; ++chunk) total += sums[chunk * waves.count + k];
-    of_rate[k] = static_cast<float>(total);
-  }
+  add_up(sums, waves.count, of_rate);
 }
 
 }  // namespace fuxi

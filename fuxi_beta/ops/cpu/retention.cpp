@@ -143,11 +143,7 @@ void retention_backward(const Heads& heads, const Projected& projected, const Ma
       }
     values_backward(scratch.of_packed.data(), own, dim, of_own);
   });
-  for (int64_t head = 0; head < heads.count; ++head) {
-    double total = 0;
-    for (int64_t chunk = 0; chunk < CHUNKS; ++chunk) total += sums[chunk * heads.count + head];
-    of_decay[head] = static_cast<float>(total);
-  }
+  add_up(sums, heads.count, of_decay);
 }
 
 }  // namespace fuxi

@@ -1,8 +1,8 @@
 // The k best songs of a catalogue by inner product, exactly.
 //
-// A scan scores every song in fp32 or from vectors rounded to bf16 (scan.h) and appends the few whose score, plus a bound
-// of its error, reaches the listener's threshold: a lower bound of the k-th best exact score, from the k-th best of
-// (score - bound) so far. What is left over at the end holds the list, and is scored again by `exact_scores`.
+// A scan scores every song in fp32 or from vectors rounded to bf16 (scan.h) and appends the few whose score, plus a
+// bound of its error, reaches the listener's threshold: a lower bound of the k-th best exact score, from the k-th best
+// of (score - bound) so far. What is left over at the end holds the list, and is scored again by `exact_scores`.
 //
 // With q', t' the rounded vectors, |q' t' - q t| <= |q - q'| |t| + |q'| |t - t'|. To this come the errors of sums of D
 // products in fp32 in any order.
@@ -151,6 +151,7 @@ class Scan {
   }
 
   void run(int64_t first_tile, int64_t last_tile) {
+    const typename Kind::Prepared prepared;
     alignas(64) float scores[L * GROUP];
     for (int64_t tile = first_tile; tile < last_tile; ++tile) {
       set_cuts(tile);
@@ -291,14 +292,36 @@ int64_t search_as(const float* queries, int64_t listeners, const Songs& songs, c
 
 bool is_half(ScanKind scan) { return scan != ScanKind::FP32; }
 
-std::vector<ScanKind> scan_kinds() {
-  return {
-#if defined(__AVX512BF16__)
-      ScanKind::AVX512_BF16,
+#if defined(FUXI_AMX)
+// Whether the matrix unit may be used and gives the scores of PlainTiles. Found out once in a process.
+bool amx_works() {
+  static const bool works = [] {
+    constexpr int64_t WORDS = 2 * SIDE;
+    if (!AmxTiles::permitted()) return false;
+    std::vector<int32_t> songs(WORDS * GROUP), queries(SIDE * WORDS);
+    const auto small = [](int64_t i) { return static_cast<int32_t>(bits_as<uint32_t>(float(i * 7 % 5 - 2)) >> 16); };
+    for (size_t i = 0; i < songs.size(); ++i) songs[i] = small(i) | small(i + 3) << 16;
+    for (size_t i = 0; i < queries.size(); ++i) queries[i] = small(i + 1) | small(3 * i) << 16;
+    std::vector<float> cuts(SIDE, 0), plain(SIDE * GROUP), fast(SIDE * GROUP, 1e9f);
+    InTiles<PlainTiles>::score(songs.data(), queries.data(), WORDS, cuts.data(), plain.data());
+    const AmxTiles::Configured configured;
+    InTiles<AmxTiles>::score(songs.data(), queries.data(), WORDS, cuts.data(), fast.data());
+    return plain == fast;
+  }();
+  return works;
+}
 #endif
-      ScanKind::FP32,
-      ScanKind::BF16,
-  };
+
+std::vector<ScanKind> scan_kinds() {
+  std::vector<ScanKind> kinds;
+#if defined(FUXI_AMX)
+  if (amx_works()) kinds.push_back(ScanKind::AMX_BF16);
+#endif
+#if defined(__AVX512BF16__)
+  kinds.push_back(ScanKind::AVX512_BF16);
+#endif
+  kinds.insert(kinds.end(), {ScanKind::FP32, ScanKind::BF16, ScanKind::PLAIN_TILES});
+  return kinds;
 }
 
 int64_t packed_rows(int64_t count) { return ceil_div(count, GROUP) * GROUP; }
@@ -325,17 +348,24 @@ int64_t search(const float* queries, int64_t listeners, const Songs& songs, cons
   const auto run = [&](auto kind) {
     return search_as<decltype(kind)>(queries, listeners, songs, packed, seen, k, out);
   };
+  const std::vector<ScanKind> kinds = scan_kinds();  // on a processor with tiles this asks for them
+  if (std::find(kinds.begin(), kinds.end(), packed.scan) == kinds.end())
+    throw std::invalid_argument("this processor has no such scan");
   switch (packed.scan) {
+#if defined(FUXI_AMX)
+    case ScanKind::AMX_BF16:
+      return run(InTiles<AmxTiles>());
+#endif
 #if defined(__AVX512BF16__)
     case ScanKind::AVX512_BF16:
       return run(InRegisters<Avx512Bf16Step>());
 #endif
     case ScanKind::BF16:
       return run(InRegisters<Bf16Step>());
-    case ScanKind::FP32:
-      return run(InRegisters<Fp32Step>());
+    case ScanKind::PLAIN_TILES:
+      return run(InTiles<PlainTiles>());
     default:
-      throw std::invalid_argument("this processor has no such scan");
+      return run(InRegisters<Fp32Step>());
   }
 }
 

@@ -14,6 +14,7 @@ namespace fuxi {
 namespace {
 
 constexpr int ROWS = 3;
+constexpr int GAP = 8;  // weights of 0 that are worth leaving out
 constexpr int CHUNKS = 64;  // a fixed number, so that sums do not depend on the number of threads
 
 // The first sequence of each of CHUNKS chunks of about equal cost.
@@ -32,11 +33,24 @@ std::vector<int64_t> chunk_starts(const Sequences& sequences) {
 
 // by_lag reversed and followed by zeros: row i of the positional map is window(i)[j], zero for j > i.
 struct PositionalRows {
+  struct Lags {
+    int64_t first, end;
+  };
   std::vector<float> reversed;
   int64_t reach;
+  std::vector<Lags> runs;  // of lags with weights, at least GAP apart
+  bool sparse;             // whether some lags between or behind them can be left out
 
   explicit PositionalRows(const Maps& maps) : reversed(maps.reach + ROWS + TILE_WIDTH, 0.f), reach(maps.reach) {
-    for (int64_t lag = 0; lag < reach; ++lag) reversed[reach - 1 - lag] = maps.by_lag[lag];
+    int64_t held = 0;
+    for (int64_t lag = 0; lag < reach; ++lag) {
+      reversed[reach - 1 - lag] = maps.by_lag[lag];
+      if (maps.by_lag[lag] == 0.f) continue;
+      if (runs.empty() || lag - runs.back().end >= GAP) runs.push_back({lag, lag});
+      runs.back().end = lag + 1;
+    }
+    for (const Lags& run : runs) held += run.end - run.first;
+    sparse = reach - held >= GAP;
   }
   const float* window(int64_t i) const { return reversed.data() + (reach - 1 - i); }
 };
@@ -101,20 +115,45 @@ void temporal_row(Scratch& scratch, int row, int64_t i, int64_t query_time, cons
     decayed[j] = 0.f, elapsed[j] = 0.f;
 }
 
+// Rows i .. i + R - 1 of one tile of columns of B V, lags without a weight left out.
+template <int R>
+void positional_sums(const PositionalRows& positional, int64_t i, const float* value, int64_t width,
+                     float* const (&sums)[R]) {
+  float part[R * TILE_WIDTH];
+  const float* rows[R];
+  float* parts[R];
+  for (int r = 0; r < R; ++r) parts[r] = part + r * TILE_WIDTH, std::fill_n(sums[r], TILE_WIDTH, 0.f);
+  for (const auto& run : positional.runs) {
+    const int64_t first = std::max<int64_t>(0, i + 1 - run.end), end = i + R - run.first;
+    if (end <= first) break;
+    for (int r = 0; r < R; ++r) rows[r] = positional.window(i + r) + first;
+    product<R>(rows, end - first, value + first * width, width, parts);
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < TILE_WIDTH; ++c) sums[r][c] += parts[r][c];
+  }
+}
+
 // Rows i .. i + R - 1 of out = [B V | a M V].
 template <int R, bool TEMPORAL>
 void forward_rows(Scratch& scratch, const PositionalRows& positional, const Maps& maps, int64_t i, int64_t dim,
                   float* out) {
   constexpr int N = TEMPORAL ? 2 * R : R;
-  const float* rows[N];
-  float* sums[N];
+  const float *rows[N], *temporal[R];
+  float *sums[N], *of_position[R], *of_time[R];
   for (int r = 0; r < R; ++r) {
-    rows[r] = positional.window(i + r);
-    if constexpr (TEMPORAL) rows[R + r] = &scratch.decayed[r * scratch.columns];
+    rows[r] = positional.window(i + r), temporal[r] = &scratch.decayed[r * scratch.columns];
+    if constexpr (TEMPORAL) rows[R + r] = temporal[r];
   }
+  for (int r = 0; r < N; ++r) sums[r] = &scratch.pair[r * TILE_WIDTH];
+  for (int r = 0; r < R; ++r) of_position[r] = sums[r], of_time[r] = sums[N - R + r];
   for (int64_t tile = 0; tile < scratch.width; tile += TILE_WIDTH) {
-    for (int r = 0; r < N; ++r) sums[r] = &scratch.pair[r * TILE_WIDTH];
-    product<N>(rows, i + R, &scratch.value[tile], scratch.width, sums);
+    const float* value = &scratch.value[tile];
+    if (positional.sparse) {
+      if constexpr (TEMPORAL) product<R>(temporal, i + R, value, scratch.width, of_time);
+      positional_sums<R>(positional, i, value, scratch.width, of_position);
+    } else {
+      product<N>(rows, i + R, value, scratch.width, sums);
+    }
     const int64_t columns = std::min<int64_t>(TILE_WIDTH, dim - tile);
     for (int r = 0; r < R; ++r) {
       float* by_position = out + (i + r) * 2 * dim + tile;

@@ -57,8 +57,11 @@ def takes(queries: Tensor, table: Tensor, k: int) -> bool:
 
 
 def scans() -> list[str]:
-    """The scans of this processor, the fastest first: `fp32`, `bf16` computed in fp32 for want of an instruction (never
-    the fastest), and `avx512_bf16`. All give the same lists."""
+    """The scans of this processor, the fastest first. All give the same lists.
+
+    `amx_bf16` and `avx512_bf16` use instructions for bf16. `fp32`, `bf16` and `plain_tiles` run on every processor, the
+    last two, slowly, as definitions of the first two.
+    """
     return torch.ops.fuxi_beta.scans()
 
 

@@ -12,17 +12,36 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 if TYPE_CHECKING:
+    from fuxi_beta.ops.triton.content import retained, retention
+    from fuxi_beta.ops.triton.damped_waves import periodic, waves
     from fuxi_beta.ops.triton.loss import sampled_softmax
     from fuxi_beta.ops.triton.optimizer import rowwise_adagrad
     from fuxi_beta.ops.triton.token_mixer import PackedTimes
     from fuxi_beta.ops.triton.tokenwise import combine, dropout, integers, rms_norm, swiglu
 
-__all__ = ["PackedTimes", "combine", "dropout", "integers", "rms_norm", "rowwise_adagrad", "sampled_softmax", "swiglu"]
+__all__ = [
+    "PackedTimes",
+    "combine",
+    "dropout",
+    "integers",
+    "periodic",
+    "retained",
+    "retention",
+    "rms_norm",
+    "rowwise_adagrad",
+    "sampled_softmax",
+    "swiglu",
+    "waves",
+]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WIDEST_HEAD = 128
+"""Channels of a head of `retention` whose state fits into the registers."""
 OLDEST = (8, 0)  # compute capability: Ampere has bf16 and TF32
 
 _MODULES = {
+    "content": ("retained", "retention"),
+    "damped_waves": ("periodic", "waves"),
     "loss": ("sampled_softmax",),
     "optimizer": ("rowwise_adagrad",),
     "token_mixer": ("PackedTimes",),

@@ -7,14 +7,14 @@ use them and never leave the registers. V is read once for both maps.
 | ----------------- | --------------------- | ----------------------------------------------------------------- |
 | `_values_kernel`  | any tokens            | V = SiLU(projected), for long histories only                      |
 | `_rows_kernel`    | rows i of the maps    | [B V | B^t V], then RMSNorm, U and dropout if it has all channels |
-| `_gate_kernel`    | any tokens            | RMSNorm, U and dropout of wider models                            |
-| `_ungate_kernel`  | any tokens            | the gradients of U and of [B V | B^t V]                           |
+| `gate.gate`       | any tokens            | RMSNorm, U and dropout of wider models                            |
+| `gate.ungate`     | any tokens            | the gradients of U and of [B V | B^t V]                           |
 | `_columns_kernel` | columns j of the maps | the gradient of V; sums of each lag, of a and of b over its tile  |
 | `_lags_kernel`    | lags                  | the sums of the tiles, lag by lag                                 |
 
 RMSNorm needs all channels of a token. Up to `_WHOLE` channels of V a program of `_rows_kernel` holds them all in
 registers, so the mixed values are normalised before they are first stored; beyond, the rows kernel stores its tile of
-channels and `_gate_kernel` makes a second pass. SiLU is applied to V when it is loaded: that takes the least traffic,
+channels and `gate` makes a second pass. SiLU is applied to V when it is loaded: that takes the least traffic,
 as only the projection is read and no V is written. Its cost grows with the length of a history, because each tile of
 rows activates the same V again; from `_LONG` events on a separate pass, which reads and writes V once, should be
 cheaper.
@@ -24,7 +24,7 @@ No sum uses atomics: every program stores its own sums, and a second kernel adds
 
 Operands of products are bf16 for bf16 values, else float32 on tensor cores: three TF32 products for float32 values; one
 for fp16, whose narrow range the maps would exceed (a decay of 3 turns a day into 1e-15, one of -0.5 turns three years
-into 1e4). Sums, logarithms, norms and gates are float32. Elapsed times are exact (`_split_time`).
+into 1e4). Sums, logarithms, norms and gates are float32. Elapsed times are exact (`split_time`).
 
 Shapes: `T` packed tokens, `D` width, `C` = 2 D channels, `S` places for tiles, `R` rows and `J` columns of a tile.
 """
@@ -45,6 +45,7 @@ from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops.reference import PaddedTimes
 from fuxi_beta.ops.token_mixer import Power
 from fuxi_beta.ops.triton import tuning
+from fuxi_beta.ops.triton.gate import gate, ungate
 from fuxi_beta.ops.triton.launch import device_function, kernel, on_device
 from fuxi_beta.ops.triton.tiles import FIELDS, Sequences
 from fuxi_beta.ops.triton.tokenwise import (
@@ -53,9 +54,11 @@ from fuxi_beta.ops.triton.tokenwise import (
     keep_factors,
     log2,
     mask_arguments,
+    operands,
     rows_of,
     silu,
     silu_slope,
+    split_time,
 )
 from fuxi_beta.ops.triton.tuning import ceil_div, power_of_two
 
@@ -93,16 +96,6 @@ def _tile(tiles, place):
     stop = tl.load(tiles + place * _TILE_FIELDS + 2)
     lag = tl.load(tiles + place * _TILE_FIELDS + 3)
     return (first - start).to(tl.int32), (stop - start).to(tl.int32), start, lag
-
-
-@device_function
-def _split_time(seconds):
-    """An int64 up to 2^44 as two float32 with that exact sum: a multiple of 2^20 and the remainder.
-
-    Differences of such pairs are as exact as those of integers, while Unix seconds in one float32 are 64 s apart. They
-    take three additions; int64 would take a slow conversion as well.
-    """
-    return (seconds >> 20).to(tl.float32) * 1048576.0, (seconds & 1048575).to(tl.float32)
 
 
 @device_function
@@ -144,7 +137,7 @@ def _rows_kernel(value, projected, keys, out, normed, inverse_rms, tiles, timest
     has_row, has_channel = row < length, channel < dim
     value += start * value_stride
     if TEMPORAL:
-        query_high, query_low = _split_time(tl.load(next_timestamp + start + row, mask=has_row, other=0))
+        query_high, query_low = split_time(tl.load(next_timestamp + start + row, mask=has_row, other=0))
         speed = -tl.load(decay).to(tl.float32)
     by_position = tl.zeros([ROWS, WIDTH], tl.float32)
     by_time = tl.zeros([ROWS, WIDTH], tl.float32)
@@ -159,7 +152,7 @@ def _rows_kernel(value, projected, keys, out, normed, inverse_rms, tiles, timest
         v = v.to(OPERAND)
         by_position = tl.dot(tl.load(by_lag + lag), v, by_position, input_precision=PRECISION)
         if TEMPORAL:
-            key_high, key_low = _split_time(tl.load(timestamp + start + column, mask=has_column, other=0))
+            key_high, key_low = split_time(tl.load(timestamp + start + column, mask=has_column, other=0))
             log_elapsed = _log_elapsed(query_high[:, None], query_low[:, None], key_high[None, :], key_low[None, :])
             decayed = exp2(log_elapsed * speed)
             by_time = tl.dot(tl.where(lag >= 0, decayed, 0.0).to(OPERAND), v, by_time, input_precision=PRECISION)
@@ -235,7 +228,7 @@ def _columns_kernel(gradient, source, of_source, tiles, timestamp, next_timestam
     gradient += start * (2 * dim)
     sums_at = lag_sums + channel_tile.to(tl.int64) * lags + first_lag
     if TEMPORAL:
-        key_high, key_low = _split_time(tl.load(timestamp + start + column, mask=column < length, other=0))
+        key_high, key_low = split_time(tl.load(timestamp + start + column, mask=column < length, other=0))
         speed, factor = -tl.load(decay).to(tl.float32), tl.load(scale).to(tl.float32)
     of_value = tl.zeros([SIZE, WIDTH], tl.float32)
     of_scale, of_decay = tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
@@ -246,7 +239,7 @@ def _columns_kernel(gradient, source, of_source, tiles, timestamp, next_timestam
         weight = tl.load(by_lag + lag)
         above = _gradient_rows(gradient, first + ahead, length, dim, channel, SIZE, TEMPORAL).to(OPERAND)
         if TEMPORAL:
-            query_high, query_low = _split_time(tl.load(next_timestamp + start + row, mask=row < length, other=0))
+            query_high, query_low = split_time(tl.load(next_timestamp + start + row, mask=row < length, other=0))
             log_elapsed = _log_elapsed(query_high[None, :], query_low[None, :], key_high[:, None], key_low[:, None])
             decayed = tl.where(lag >= 0, exp2(log_elapsed * speed), 0.0)
             weight = tl.reshape(tl.join(weight, (decayed * factor).to(OPERAND)), [SIZE, 2 * SIZE])
@@ -301,47 +294,6 @@ def _values_kernel(projected, out, tokens, dim, ROWS: tl.constexpr, WIDTH: tl.co
     at = row.to(tl.int64)[:, None] * dim
     value = tl.load(projected + at * 3 + 2 * dim + channel[None, :], mask=inside, other=0.0).to(tl.float32)
     tl.store(out + at + channel[None, :], silu(value).to(out.dtype.element_ty), mask=inside)
-
-
-@kernel(dynamic=("tokens",))
-def _gate_kernel(mixed, projected, keys, out, inverse_rms, tokens, dim, zeroed, factor, ROWS: tl.constexpr,
-                 WIDTH: tl.constexpr, MASKED: tl.constexpr, SAVED: tl.constexpr):  # fmt: skip
-    """U * RMSNorm(mixed), then dropout. If SAVED, mixed becomes RMSNorm(mixed). [T, C] -> [T, C]."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    channel = tl.arange(0, WIDTH)
-    inside = (row < tokens)[:, None] & (channel < 2 * dim)[None, :]
-    at = row.to(tl.int64)[:, None] * dim
-    values = tl.load(mixed + at * 2 + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(values * values, 1) / (2 * dim) + EPS)
-    values *= inverse[:, None]
-    if SAVED:
-        tl.store(inverse_rms + row, inverse, mask=row < tokens)
-        tl.store(mixed + at * 2 + channel[None, :], values.to(mixed.dtype.element_ty), mask=inside)
-    values *= silu(tl.load(projected + at * 3 + channel[None, :], mask=inside, other=0.0).to(tl.float32))
-    if MASKED:
-        values *= keep_factors(tl.load(keys + row, mask=row < tokens, other=0), 0, zeroed, factor, WIDTH, True)
-    tl.store(out + at * 2 + channel[None, :], values.to(out.dtype.element_ty), mask=inside)
-
-
-@kernel(dynamic=("tokens",))
-def _ungate_kernel(gradient, projected, normed, inverse_rms, keys, of_projected, of_mixed, tokens, dim, zeroed, factor,
-                   ROWS: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Gradients of U before its SiLU, and of [B V | B^t V]. [T, C] -> the first 2 D columns of [T, 3 D], [T, C]."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    channel = tl.arange(0, WIDTH)
-    inside = (row < tokens)[:, None] & (channel < 2 * dim)[None, :]
-    at = row.to(tl.int64)[:, None] * dim
-    upstream = tl.load(gradient + at * 2 + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-    if MASKED:
-        upstream *= keep_factors(tl.load(keys + row, mask=row < tokens, other=0), 0, zeroed, factor, WIDTH, True)
-    gate = tl.load(projected + at * 3 + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-    values = tl.load(normed + at * 2 + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-    of_gate = upstream * values * silu_slope(gate)
-    tl.store(of_projected + at * 3 + channel[None, :], of_gate.to(of_projected.dtype.element_ty), mask=inside)
-    of_values = upstream * silu(gate)
-    of_values -= values * (tl.sum(of_values * values, 1) / (2 * dim))[:, None]
-    of_values *= tl.load(inverse_rms + row, mask=row < tokens, other=0.0)[:, None]
-    tl.store(of_mixed + at * 2 + channel[None, :], of_values.to(of_mixed.dtype.element_ty), mask=inside)
 
 
 class PackedTimes:
@@ -408,15 +360,8 @@ class _TokenMixer(torch.autograd.Function):
     @on_device
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         projected, normed, inverse_rms, *parameters = ctx.saved_tensors
-        tokens, dim = len(projected), projected.shape[1] // 3
-        of_projected, of_mixed = torch.empty_like(projected), torch.empty_like(normed)
-        if of_mixed.numel():
-            rows, width, warps = rows_of(2 * dim)
-            keys, zeroed, factor = mask_arguments(ctx.mask, projected)
-            _ungate_kernel[(ceil_div(tokens, rows),)](
-                gradients[0].contiguous(), projected, normed, inverse_rms, keys, of_projected, of_mixed, tokens, dim,
-                zeroed, factor, ROWS=rows, WIDTH=width, MASKED=ctx.mask is not None, num_warps=warps,
-            )  # fmt: skip
+        dim, of_projected = projected.shape[1] // 3, torch.empty_like(projected)
+        of_mixed = ungate(gradients[0], projected, normed, inverse_rms, ctx.mask, of_projected)
         source, of_source = projected[:, 2 * dim :], of_projected[:, 2 * dim :]
         of_maps = _Maps(ctx.sequences, *parameters).backward(of_mixed, source, of_source, activated=False)
         return of_projected, *of_maps, None, None, None
@@ -467,7 +412,7 @@ class _Maps:
             _rows_kernel[self._grid(choice, dim)](
                 value, value, value, out, out, out, *self._pointers(rows, value.dtype), dim, value.stride(0), 0, 1.0,
                 ROWS=rows, COLUMNS=choice.others, WIDTH=choice.width, TEMPORAL=self.temporal, GATED=False,
-                MASKED=False, SAVED=False, ACTIVATED=True, BY_FOUR=True, **_operands(value.dtype), **choice.launch,
+                MASKED=False, SAVED=False, ACTIVATED=True, BY_FOUR=True, **operands(value.dtype), **choice.launch,
             )  # fmt: skip
 
         if out.numel():
@@ -495,14 +440,10 @@ class _Maps:
                 *self._pointers(choice.own, projected.dtype), dim, value.stride(0), zeroed, factor,
                 ROWS=choice.own, COLUMNS=choice.others, WIDTH=choice.width, TEMPORAL=self.temporal,
                 GATED=whole, MASKED=mask is not None, SAVED=differentiated,
-                ACTIVATED=choice.activate_first, BY_FOUR=dim % 4 == 0, **_operands(projected.dtype), **choice.launch,
+                ACTIVATED=choice.activate_first, BY_FOUR=dim % 4 == 0, **operands(projected.dtype), **choice.launch,
             )  # fmt: skip
             if not whole:
-                rows, width, warps = rows_of(2 * dim)
-                _gate_kernel[(ceil_div(tokens, rows),)](
-                    normed, projected, keys, out, inverse_rms, tokens, dim, zeroed, factor, ROWS=rows, WIDTH=width,
-                    MASKED=mask is not None, SAVED=differentiated, num_warps=warps,
-                )  # fmt: skip
+                gate(normed, projected, mask, out, inverse_rms)
 
         if out.numel():
             choices = _rows_choices(projected.dtype, dim, activated=False, long=self.sequences.longest >= _LONG)
@@ -532,7 +473,7 @@ class _Maps:
             _columns_kernel[self._grid(choice, dim)](
                 gradient, source, of_source, *self._pointers(choice.own, source.dtype), lag_sums, power_sums, dim,
                 source.stride(0), of_source.stride(0), tiles.lags, SIZE=choice.own, WIDTH=choice.width,
-                TEMPORAL=self.temporal, ACTIVATED=activated, **_operands(source.dtype), **choice.launch,
+                TEMPORAL=self.temporal, ACTIVATED=activated, **operands(source.dtype), **choice.launch,
             )  # fmt: skip
             return self._sum_by_lag(lag_sums, choice), power_sums
 
@@ -568,13 +509,6 @@ def _values(projected: Tensor) -> Tensor:
     rows, width, warps = rows_of(dim)
     _values_kernel[(ceil_div(tokens, rows),)](projected, out, tokens, dim, ROWS=rows, WIDTH=width, num_warps=warps)
     return out
-
-
-def _operands(dtype: torch.dtype) -> dict[str, Any]:
-    """Dtype and precision of the products of a dtype; see the top of this file."""
-    if dtype == torch.bfloat16:
-        return {"OPERAND": tl.bfloat16, "PRECISION": "ieee"}
-    return {"OPERAND": tl.float32, "PRECISION": "tf32" if dtype == torch.float16 else "tf32x3"}
 
 
 def _rows_choices(dtype: torch.dtype, dim: int, *, activated: bool, long: bool = False) -> list[Choice]:

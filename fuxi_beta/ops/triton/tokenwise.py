@@ -73,6 +73,16 @@ def silu_slope(x):
 
 
 @device_function
+def split_time(seconds):
+    """An int64 up to 2^44 as two float32 with that exact sum: a multiple of 2^20 and the remainder.
+
+    Differences of such pairs are as exact as those of integers, while Unix seconds in one float32 are 64 s apart. They
+    take three additions; int64 would take a slow conversion as well.
+    """
+    return (seconds >> 20).to(tl.float32) * 1048576.0, (seconds & 1048575).to(tl.float32)
+
+
+@device_function
 def scramble(x):
     """`stateless_random.scramble`. uint64 -> uint64."""
     x = (x ^ (x >> 30)) * FIRST_MULTIPLIER
@@ -208,6 +218,16 @@ def mask_arguments(mask: Mask | None, like: Tensor) -> tuple[Tensor, int, float]
         return like, 0, 1.0
     zeroed = round(mask.rate * 65536)
     return mask.keys.contiguous(), zeroed, 65536 / (65536 - zeroed)
+
+
+def operands(dtype: torch.dtype) -> dict[str, Any]:
+    """Dtype and precision of the products of a dtype, as a kernel takes them: bf16 for bf16, else float32.
+
+    Matrix units take three TF32 products for float32 values and one for fp16, whose narrow range maps would exceed.
+    """
+    if dtype == torch.bfloat16:
+        return {"OPERAND": tl.bfloat16, "PRECISION": "ieee"}
+    return {"OPERAND": tl.float32, "PRECISION": "tf32" if dtype == torch.float16 else "tf32x3"}
 
 
 def rows_of(channels: int) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ a CUDA graph is captured.
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -24,6 +25,21 @@ INTERPRETED: bool = knobs.runtime.interpret
 _UNFIT = (OutOfResources, CompileTimeAssertionFailure, PTXASError)
 _AS_FAST = 1.02  # of the least time: the first choice within it is taken, so that noise decides less
 _chosen: dict[Hashable, object] = {}
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Tile sizes and launch options of a kernel that walks over a history chunk by chunk."""
+
+    tokens: int  # of a chunk
+    width: int  # channels of a program
+    warps: int
+    stages: int
+
+    @property
+    def launch(self) -> dict[str, int]:
+        """Triton's launch options."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
 
 
 def run(key: Hashable, choices: Sequence[Choice], call: Callable[[Choice], Result]) -> Result:

@@ -1,128 +1,351 @@
-"""CSV with a header. Values are parsed here and not by Arrow, so that a bad one costs its row and not the file."""
+"""CSV. Rows are divided here and counted, cells by Arrow, values one by one: a bad one costs its row and not the file.
 
-import io
-from collections.abc import Iterator
+A line end outside of quotes ends a row. A quote opens a cell only where the cell begins, and closes it only where the
+cell ends; a line with any other quote in such a cell is not a row, and the next line is read on its own. So is a line
+whose quote would swallow lines that are rows themselves: a title that begins with a quote, and another far below.
+"""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from pipelines.logs.formats.base import (
-    BATCH_ROWS,
-    CHUNK_BYTES,
+    AUTO,
+    TEXT_ROW_BYTES,
+    Batches,
+    CsvSpec,
+    Fault,
     Format,
     LogSpec,
     RawBatch,
     Split,
-    empty_as_null,
-    iso_seconds,
+    located,
+    parsed,
     rows_as_json,
+    unique,
 )
-from pipelines.schema import DURATION_MS, PLAY_MS, REQUIRED_COLUMNS, TIMESTAMP
+from pipelines.logs.formats.values import escaped
+from pipelines.schema import REQUIRED_COLUMNS, TIMESTAMP
 
-_INTEGER = r"^(?P<sign>[+-]?)0*(?P<digits>[0-9]{1,19})(?P<rest>)$"
-_FRACTION = r"^(?P<sign>[+-]?)0*(?P<digits>[0-9]{1,19})(?P<rest>(?:\.[0-9]*)?)$"
-_LARGEST = ("9223372036854775808", "9223372036854775807")  # digits of the least int64 and of the greatest
+_SEPARATORS = (",", "\t", ";", "|")
+_LONGEST_LINE = 256 << 20
+_LONGEST_ROW = 1 << 20
+"""Bytes of a row whose quotes span lines; a quote that is not closed by then is taken for a stray one."""
 
 
 class Csv(Format):
-    """CSV files, compressed or not. Rows that do not split into the header's columns come last, unparseable."""
+    """CSV files, compressed or not. Within a batch, lines that are no rows of the header's width come last."""
 
-    name, endings = "csv", (".csv",)
+    name, endings = "csv", (".csv", ".tsv", ".tab")
 
-    def columns(self, source: Any) -> pa.Schema:
+    def columns(self, spec: LogSpec, source: Any) -> pa.Schema:
         """The header's columns."""
-        return pa.schema([(name, pa.null()) for name in _header(source)])
+        names = _layout(spec, _head(source)).names
+        return pa.schema([(name, pa.null()) for name in names])
 
-    def read(self, spec: LogSpec, source: Any, split: Split) -> Iterator[RawBatch]:
+    def read(self, spec: LogSpec, source: Any, split: Split) -> Batches:
         """All rows of a file."""
-        with self.open(split.file.uri) as beginning:
-            names = _header(beginning)
-        unsplit: list[str] = []
+        head = _head(source)
+        layout = _layout(spec, head)
+        size, counted = spec.batch_rows * TEXT_ROW_BYTES, 0
+        for block in _blocks(source, head[layout.start :], size, layout):
+            counted += block.count
+            if block.rows:
+                yield _batch(spec, layout, block, split.unit)
+            if block.broken:
+                yield _broken(spec, block.broken)
+        return counted
 
-        def keep(row: Any) -> str:
-            unsplit.append(row.text)
-            return "skip"
-
-        blocks = pa_csv.ReadOptions(block_size=CHUNK_BYTES)
-        parse = pa_csv.ParseOptions(invalid_row_handler=keep)
-        types = dict.fromkeys(names, pa.binary())
-        convert = pa_csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
-        for batch in pa_csv.open_csv(source, blocks, parse, convert):
-            yield _parsed(spec, batch)
-        for start in range(0, len(unsplit), BATCH_ROWS):
-            yield _unparsed(spec, unsplit[start : start + BATCH_ROWS])
+    def table(self, spec: LogSpec, uri: str, columns: Sequence[str]) -> pa.Table:
+        """Some columns of a small file as binary text; columns that it lacks are left out."""
+        with self.open(uri) as source:
+            head = _head(source)
+            layout = _layout(spec, head, wanted=columns)
+            blocks = _blocks(source, head[layout.start :], 4 << 20, layout)
+            names = [name for name in dict.fromkeys(columns) if name in layout.names]
+            empty = pa.schema([(name, pa.binary()) for name in names]).empty_table()
+            parts = [_cells(layout, block).select(names) for block in blocks if block.rows]
+            return pa.concat_tables([empty, *(pa.Table.from_batches([part]) for part in parts)])
 
 
-def _header(stream: Any) -> list[str]:
-    """The column names in the first line."""
+@dataclass(frozen=True)
+class _Layout:
+    """How the lines of a file are divided."""
+
+    names: list[str]
+    start: int  # where the rows begin
+    separator: bytes
+    quote: bytes  # b"": none
+    escape: bytes
+    time: int = -1  # the column of the timestamp
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some rows."""
+
+    text: bytes  # those that have the header's width
+    rows: int
+    broken: list[bytes]  # the other lines
+    count: int  # all, by line ends
+
+
+def _head(stream: Any) -> bytes:
+    """The beginning of a file, at least its first line that is not blank."""
     head = b""
-    while b"\n" not in head and (chunk := stream.read(65_536)):
+    while len(head.lstrip().splitlines()) < 2 and (chunk := stream.read(65_536)):
         head += chunk
     if not head.strip():
         raise pa.ArrowInvalid("the file is empty, not even a header")
-    return pa_csv.read_csv(io.BytesIO(head.split(b"\n")[0] + b"\n")).column_names
+    return head
 
 
-def _parsed(spec: LogSpec, batch: pa.RecordBatch) -> RawBatch:
-    columns, unparseable = {}, np.zeros(batch.num_rows, bool)
-    for name, column in spec.mapped(batch.schema.names).items():
-        values, bad = _text(batch[column])
-        if not pa.types.is_string(spec.type_of(name)):
-            values, bad_number = _numbers(values, times=name == TIMESTAMP, fractions=name in (PLAY_MS, DURATION_MS))
-            bad = bad | bad_number
-        columns[name], unparseable = values, unparseable | bad
-    return RawBatch(columns, unparseable, rows_as_json(batch))
+def _layout(spec: LogSpec, head: bytes, *, wanted: Sequence[str] = ()) -> _Layout:
+    """The columns of a file and the way it divides them, which is guessed if the configuration leaves it open."""
+    options = spec.csv
+    start = len(head) - len(head.lstrip(b"\r\n"))
+    end = next((n for n in range(start, len(head)) if head[n] in b"\r\n"), len(head))
+    after = end + (2 if head[end : end + 2] == b"\r\n" else 1)
+    line, required = head[start:end], [spec.column(name) for name in REQUIRED_COLUMNS]
+    candidates = _SEPARATORS if options.separator == AUTO else (options.separator,)
+    divided = {mark: _divide(line, mark, options.quote) for mark in candidates}
+    if options.columns:
+        divided = {mark: cells for mark, cells in divided.items() if len(cells) == len(options.columns)} or divided
+        separator, names = next(iter(divided)), list(options.columns)
+    else:
+        fitting = [mark for mark, cells in divided.items() if set(wanted or required) <= set(cells)]
+        best = fitting or sorted(divided, key=lambda mark: -len(set(divided[mark]) & {*wanted, *required}))
+        separator, names = best[0], divided[best[0]]
+    if not options.header:
+        after = start
+        names = list(options.columns) or [f"column_{n + 1}" for n in range(len(names))]
+    time = names.index(spec.column(TIMESTAMP)) if spec.column(TIMESTAMP) in names else -1
+    return _Layout(names, after, separator.encode(), options.quote.encode(), options.escape.encode(), time)
 
 
-def _unparsed(spec: LogSpec, texts: list[str]) -> RawBatch:
-    columns = {name: pa.nulls(len(texts), spec.type_of(name)) for name in REQUIRED_COLUMNS}
-    return RawBatch(columns, np.ones(len(texts), bool), lambda positions: [texts[p] for p in positions])
-
-
-def _text(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Binary as trimmed UTF-8, null where empty; and where it is not UTF-8, bool."""
-    bad = np.zeros(len(column), bool)
+def _divide(line: bytes, separator: str, quote: str) -> list[str]:
+    """The cells of a header, without their quotes and surrounding blanks."""
+    quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
+    options: dict[str, Any] = {"quotechar": quote or None, "quoting": quoting, "skipinitialspace": True}
     try:
-        text = column.cast(pa.string())
-    except pa.ArrowInvalid:
-        values: list[str | None] = []
-        for position, value in enumerate(column.to_pylist()):
-            try:
-                values.append(None if value is None else value.decode())
-            except UnicodeDecodeError:
-                values.append(None)
-                bad[position] = True
-        text = pa.array(values, pa.string())
-    return empty_as_null(pc.utf8_trim_whitespace(text)), bad
+        [cells] = csv.reader([escaped(line)], delimiter=separator, **options)
+    except (csv.Error, ValueError) as error:
+        raise pa.ArrowInvalid(f"its first line is no header: {error}") from None
+    return [cell.strip() for cell in cells]
 
 
-def _numbers(text: pa.Array, *, times: bool, fractions: bool) -> tuple[pa.Array, np.ndarray]:
-    """int64 parsed from text, and where the text is not a number, bool.
+def _blocks(stream: Any, head: bytes, size: int, layout: _Layout) -> Iterator[_Block]:
+    """The rows of a stream, some megabytes at a time."""
+    rest, chunk = b"", head
+    while chunk or rest:
+        following = stream.read(size)
+        text = rest + chunk
+        if following and text.endswith(b"\r"):  # perhaps the first half of a line end
+            rest, chunk = text, following
+            continue
+        if b"\r" in text:
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if following:
+            whole = text.rfind(b"\n") + 1
+            text, rest = text[:whole], text[whole:]
+        else:
+            text, rest = text if not text or text.endswith(b"\n") else text + b"\n", b""
+        if len(rest) > _LONGEST_LINE:
+            raise pa.ArrowInvalid(f"a line of more than {_LONGEST_LINE >> 20} MB")
+        if text:
+            block, open_ = _divided(text, layout, last=not following)
+            rest = open_ + rest
+            yield block
+        chunk = following
 
-    times: ISO times are read as well. fractions: they are allowed and rounded down, as in the other formats.
-    """
-    matched = pc.extract_regex(text, _FRACTION if fractions else _INTEGER)
-    sign, digits, rest = (pc.struct_field(matched, group) for group in ("sign", "digits", "rest"))
-    negative = pc.equal(sign, "-")
-    largest = pc.if_else(negative, _LARGEST[0], _LARGEST[1])
-    # Digits of equal length sort as the numbers do.
-    fits = pc.or_(pc.less(pc.utf8_length(digits), len(_LARGEST[1])), pc.less_equal(digits, largest))
-    whole = pc.binary_join_element_wise(pc.if_else(negative, "-", ""), digits, "")
-    numbers = pc.if_else(fits, whole, pa.scalar(None, pa.string())).cast(pa.int64())
-    if fractions:
-        down = pc.and_(negative, pc.match_substring_regex(rest, "[1-9]"))
-        numbers = pc.if_else(down.fill_null(False), pc.subtract(numbers, 1), numbers)
-    bad = pc.and_(pc.is_valid(text), pc.is_null(numbers)).to_numpy(zero_copy_only=False)
-    if times and bad.any():
-        values = numbers.to_pylist()
-        for position in np.flatnonzero(bad):
-            values[position] = iso_seconds(text[int(position)].as_py())
-            bad[position] = values[position] is None
-        numbers = pa.array(values, pa.int64())
-    return numbers, bad
+
+def _divided(text: bytes, layout: _Layout, *, last: bool) -> tuple[_Block, bytes]:
+    """The rows of whole lines, and what belongs to a row that goes on behind them."""
+    bytes_ = np.frombuffer(text, np.uint8)
+    ends = np.flatnonzero(bytes_ == 10)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    marks = np.flatnonzero(bytes_ == layout.separator[0])
+    doubtful = np.zeros(len(ends), bool)
+    if layout.quote and layout.quote in text:
+        marks, doubtful = _quoting(bytes_, marks, starts, ends, layout)
+    if layout.escape and layout.escape in text:
+        escapes = np.flatnonzero(bytes_ == layout.escape[0])
+        doubtful[np.searchsorted(ends, escapes)] = True
+    width = np.searchsorted(marks, ends) - np.searchsorted(marks, starts) + 1
+    blank = ends == starts
+    good = (width == len(layout.names)) & ~blank & ~doubtful
+    if good.all():
+        return _Block(text, len(ends), [], len(ends)), b""
+    return _one_by_one(text, starts, ends, good, blank, doubtful, layout, last=last)
+
+
+def _quoting(
+    bytes_: np.ndarray, marks: np.ndarray, starts: np.ndarray, ends: np.ndarray, layout: _Layout
+) -> tuple[np.ndarray, np.ndarray]:
+    """The separators that are outside of quotes, and the lines whose quotes are not plainly those of whole cells."""
+    quote, separator = layout.quote[0], layout.separator[0]
+    quotes = np.flatnonzero(bytes_ == quote)
+    line = np.searchsorted(ends, quotes)
+    first = np.searchsorted(quotes, starts)
+    opens = (np.arange(len(quotes)) - first[line]) % 2 == 0
+    before = np.where(quotes > 0, bytes_[quotes - 1], 10)
+    behind = bytes_[np.minimum(quotes + 1, len(bytes_) - 1)]
+    neighbour = np.where(opens, before, behind)
+    plain = (neighbour == separator) | (neighbour == 10) | (neighbour == quote)
+    doubtful = np.zeros(len(ends), bool)
+    doubtful[line[~plain]] = True
+    doubtful |= (np.searchsorted(quotes, ends) - first) % 2 == 1
+    inside = (np.searchsorted(quotes, marks) - first[np.searchsorted(ends, marks)]) % 2 == 1
+    return marks[~inside], doubtful
+
+
+def _one_by_one(
+    text: bytes,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    good: np.ndarray,
+    blank: np.ndarray,
+    doubtful: np.ndarray,
+    layout: _Layout,
+    *,
+    last: bool,
+) -> tuple[_Block, bytes]:
+    """As `_divided`, of lines that are not all good: the doubtful ones are read cell by cell."""
+    pieces, broken, rows, spanned, done = [], [], 0, 0, 0
+    unread = b""
+    stop = len(ends)
+    for line in np.flatnonzero(~good & ~blank):
+        if line < done:
+            continue  # part of a row that spans lines
+        pieces.append(text[starts[done] : starts[line]])
+        rows += int(good[done:line].sum())
+        end, width = _row(text, int(starts[line]), layout) if doubtful[line] else (int(ends[line]) + 1, 0)
+        if end < 0 and not last and len(text) - starts[line] < _LONGEST_ROW:
+            stop, unread, done = int(line), text[starts[line] :], len(ends)
+            break
+        if end > ends[line] + 1 and _swallows_rows(text[starts[line] : end], layout):
+            end = -1
+        if end > 0 and width == len(layout.names):
+            behind = int(np.searchsorted(ends, end - 1)) + 1
+            spanned += int((~blank[line + 1 : behind]).sum())
+            pieces.append(text[starts[line] : end])
+            rows, done = rows + 1, behind
+        else:
+            broken.append(text[starts[line] : ends[line]])
+            done = int(line) + 1
+    if done < len(ends):
+        pieces.append(text[starts[done] :])
+        rows += int(good[done:].sum())
+    block = _Block(b"".join(pieces), rows, broken, stop - int(blank[:stop].sum()) - spanned)
+    return block, unread
+
+
+def _row(text: bytes, start: int, layout: _Layout) -> tuple[int, int]:
+    """Where the row that begins at `start` ends, and its number of cells; -1 if a quoted cell of it never ends well."""
+    place, width, quote, escape = start, 1, layout.quote, layout.escape
+    ending = re.compile(b"[\n%b%b]" % (re.escape(layout.separator), re.escape(escape)))
+    closing = re.compile(b"[%b%b]" % (re.escape(quote), re.escape(escape))) if quote else None
+    while True:
+        if closing and text[place : place + 1] == quote:
+            found = closing.search(text, place + 1, start + _LONGEST_ROW)
+            while found and (found.group() != quote or text[found.end() : found.end() + 1] == quote):
+                found = closing.search(text, found.end() + 1, start + _LONGEST_ROW)
+            if not found:
+                return -1, 0
+            place = found.end()
+            if text[place : place + 1] not in (layout.separator, b"\n"):
+                return start, 0
+        else:
+            found = ending.search(text, place)
+            while found and found.group() == escape:
+                found = ending.search(text, found.end() + 1)
+            if not found:
+                return -1, 0
+            place = found.start()
+        if text[place : place + 1] == b"\n":
+            return place + 1, width
+        place, width = place + 1, width + 1
+
+
+def _swallows_rows(row: bytes, layout: _Layout) -> bool:
+    """Whether lines within a row that spans lines are rows themselves: of the width, with a digit in their time."""
+    first, *others = row[:-1].split(b"\n")
+    inner, final = others[:-1], others[-1]
+    if any(_is_row(line, layout) for line in inner):
+        return True
+    return _is_row(first, layout) and _is_row(final, layout)
+
+
+def _is_row(line: bytes, layout: _Layout) -> bool:
+    cells = line.split(layout.separator)
+    if len(cells) != len(layout.names) or len(cells) < 2:
+        return False
+    return layout.time < 0 or re.search(rb"[0-9]{4}", cells[layout.time]) is not None
+
+
+def _cells(layout: _Layout, block: _Block, columns: Sequence[str] | None = None) -> pa.RecordBatch:
+    """The cells of the rows of a block as binary. columns: of `layout.names`, made unique; None: all."""
+    names, text = unique(layout.names), block.text
+    if layout.escape and layout.escape + b"N" in text:
+        text = _without_escaped_nulls(text, layout)
+    table = pa_csv.read_csv(
+        pa.BufferReader(text),
+        pa_csv.ReadOptions(column_names=names, block_size=len(text) + 1, use_threads=False),
+        pa_csv.ParseOptions(
+            delimiter=layout.separator.decode(),
+            quote_char=layout.quote.decode() or False,
+            escape_char=layout.escape.decode() or False,
+            newlines_in_values=True,
+        ),
+        pa_csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.binary()), null_values=[], include_columns=list(columns or names)
+        ),
+    )
+    if table.num_rows != block.rows:
+        raise pa.ArrowInvalid(f"{table.num_rows} rows in lines of {block.rows}: its quotes are not those of cells")
+    return table.combine_chunks().to_batches()[0]
+
+
+def _without_escaped_nulls(text: bytes, layout: _Layout) -> bytes:
+    r"""Cells that are \N, which an escape would make the letter N, as empty ones."""
+    mark, escape = re.escape(layout.separator), re.escape(layout.escape)
+    return re.sub(b"(^|%b)%bN(?=%b|\n)" % (mark, escape, mark), rb"\1", text, flags=re.MULTILINE)
+
+
+def _batch(spec: LogSpec, layout: _Layout, block: _Block, unit: str) -> RawBatch:
+    schema = pa.schema([(name, pa.null()) for name in layout.names])
+    paths = {name: path[0] for name, path in located(spec, schema).items()}
+    batch = _cells(layout, block, list(dict.fromkeys(paths.values())))
+
+    def as_read(positions: np.ndarray) -> list[str]:
+        return rows_as_json(_cells(layout, block))(positions)
+
+    return parsed(spec, {name: batch[column] for name, column in paths.items()}, block.rows, as_read, unit)
+
+
+def _broken(spec: LogSpec, lines: list[bytes]) -> RawBatch:
+    columns = {name: pa.nulls(len(lines), spec.type_of(name)) for name in REQUIRED_COLUMNS}
+    texts = [escaped(line) for line in lines]
+    faults = (Fault("", len(lines), texts[0]),)
+    return RawBatch(columns, np.ones(len(lines), bool), lambda rows: [texts[row] for row in rows], faults=faults)
+
+
+def one_character(options: CsvSpec) -> str:
+    """What of the settings is no single ASCII character where it must be one; "" if all are."""
+    for name, value, may_be_empty in (
+        ("separator", "," if options.separator == AUTO else options.separator, False),
+        ("quote", options.quote, True),
+        ("escape", options.escape, True),
+    ):
+        if not (value == "" and may_be_empty) and (len(value) != 1 or not value.isascii() or value in "\r\n"):
+            return f"logs.csv.{name} is {value!r}: give one ASCII character"
+    return ""
 
 
 FORMAT = Csv()

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import threading
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -64,14 +64,8 @@ def example(make_shards):
 
 def batch_of(manifest, train: TrainConfig, model: ModelConfig = MODEL, **values) -> Batch:
     histories = manifest.histories(manifest.files[0])
-    options: dict[str, Any] = {"data_end": MONDAY + 2 * DAY, "vocabulary_size": 20} | values
-    return collate(
-        [
-            training_samples(
-                histories, sample=np.arange(len(histories)), model=model, train=train, calendar=Calendar(), **options
-            )
-        ]
-    )
+    options: dict[str, Any] = {"data_end": MONDAY + 2 * DAY, "vocabulary_size": 20, "calendar": Calendar()} | values
+    return collate([training_samples(histories, sample=np.arange(len(histories)), model=model, train=train, **options)])
 
 
 def test_targets_may_be_first_listens_only(example):
@@ -121,6 +115,72 @@ def test_targets_are_drawn_from_the_window_anew_in_each_epoch(make_shards, learn
             # The last play stands for those that would follow it.
             may = {follows[min(place + step, len(follows) - 1)] for step in range(window)}
             assert {of_epoch[row][place] for of_epoch in targets} == may
+
+
+def test_skips_among_the_next_plays_are_targets_by_their_weight(example):
+    """A play weighs 1: where a skip weighs 1/2 it is drawn half as often, and at weight 0 never."""
+    train = replace(TRAIN, learn_from="plays")
+    drawn = [batch_of(example, replace(train, skip_weight=0.5), epoch=epoch) for epoch in range(600)]
+    firsts = [int(batch.target[0]) for batch in drawn]  # after song 4: song 5, skipped, then song 6
+    assert set(firsts) == {5, 6} and abs(firsts.count(5) / 600 - 1 / 3) < 0.08  # four standard deviations
+    for batch in drawn:
+        assert batch.target[1:].tolist() == [5, 7, 4, 9, 8]
+    wide = [batch_of(example, replace(train, skip_weight=1.0, target_window=2), epoch=epoch) for epoch in range(100)]
+    assert [{int(batch.target[place]) for batch in wide} for place in (0, 4, 5)] == [{5, 6}, {9, 8}, {8}]
+    unknown = [batch_of(example, replace(train, skip_weight=1.0), epoch=e, vocabulary_size=4) for e in range(20)]
+    assert {int(song) for batch in unknown for song in batch.target} <= {4}
+
+
+def test_the_songs_of_a_day_are_predicted_from_the_end_of_the_day_before(example):
+    """Of the listener's second day: from the last play of the first one, each song once."""
+    train = replace(TRAIN, learn_from="plays", objective="next_day")
+    batch = batch_of(example, train)
+    assert rows_of(batch, "item_index") == [[4, 6, 5, 7, 4, 9]]
+    assert rows_of(batch, "target") == [[0, 0, 7, 4, 9, 8]]  # no state is before the first day
+    assert batch.states.tolist() == [2, 2, 2, 2]
+    assert rows_of(batch, "next_timestamp")[0][2] == MONDAY + DAY + 8 * HOUR  # what serving knows
+    assert rows_of(batch_of(example, replace(train, learn_from="first_listens")), "target") == [[0, 0, 7, 0, 0, 8]]
+
+
+@pytest.mark.parametrize("timezone", ["UTC", "Asia/Tokyo"])
+def test_targets_of_a_day_equal_a_loop_over_its_plays_and_see_none_of_them(make_shards, timezone):
+    users = random_users(1, 12, songs=6, longest=60)
+    manifest = make_shards([users], vocabulary_size=6, data_end=MONDAY + 3 * DAY)
+    calendar, end = Calendar(timezone), MONDAY + DAY
+    train, model = replace(TRAIN, learn_from="plays", objective="next_day"), replace(MODEL, max_history=100)
+    batch = batch_of(manifest, train, model, data_end=end, calendar=calendar, vocabulary_size=6)
+    expected = []
+    for row, events in enumerate(users.values()):
+        plays = [(song, calendar.date_of(time)) for song, time, completion in events if completion > 5 and time < end]
+        for day in sorted({day for _, day in plays} - {plays[0][1]} if plays else ()):
+            before = sum(other < day for _, other in plays)
+            songs = dict.fromkeys(song for song, other in plays if other == day)
+            expected += [(row, before - 1, song) for song in songs]
+    found = zip(
+        batch.listener[batch.states].tolist(),
+        batch.position[batch.states].tolist(),
+        batch.target[batch.positions].tolist(),
+        strict=True,
+    )
+    assert list(found) == expected and len(expected) > 40
+    read, predicted = (calendar.day_number(t.numpy()) for t in (batch.timestamp[batch.states], batch.next_timestamp))
+    assert (read < predicted[batch.positions.numpy()]).all()
+
+
+def test_a_window_of_a_long_history_is_anywhere_and_every_play_is_learned_from(make_shards):
+    users = {user: [(1 + n, MONDAY - DAY + 60 * n, 100) for n in range(user)] for user in (5, 9, 17)}
+    manifest = make_shards([users], vocabulary_size=20, data_end=MONDAY + 3 * DAY)
+    train, model = replace(TRAIN, learn_from="plays", random_windows=1.0), replace(MODEL, max_history=4)
+    epochs = [batch_of(manifest, train, model, epoch=epoch) for epoch in range(120)]
+    assert torch.equal(batch_of(manifest, train, model, epoch=3).item_index, epochs[3].item_index)
+    for row, plays in enumerate(users):
+        windows = [rows_of(batch, "item_index")[row] for batch in epochs]
+        assert {tuple(window) for window in windows} == {tuple(range(s, s + 4)) for s in range(1, plays - 3)}
+        targets = {song for batch in epochs for song in rows_of(batch, "target")[row]}
+        assert targets == set(range(2, plays + 1))
+    half = [batch_of(manifest, replace(train, random_windows=0.5), model, epoch=epoch) for epoch in range(200)]
+    newest = sum(rows_of(batch, "item_index")[2] == [13, 14, 15, 16] for batch in half) / 200
+    assert abs(newest - (0.5 + 0.5 / 13)) < 0.15  # four standard deviations
 
 
 def test_first_listens_are_the_targets_where_repeats_may_be_listed(example):
@@ -241,17 +301,23 @@ def test_a_rank_without_lanes_still_takes_every_step(reader):
     assert all(batch.num_listeners == 0 and len(batch.item_index) == 0 for batch in batches)
 
 
+EVERY_DRAW = {"random_windows": 0.5, "objective": "next_day", "learn_from": "plays"}
+
+
+@pytest.mark.parametrize("options", [{}, EVERY_DRAW])
 @pytest.mark.parametrize("tokens", [0, 20])
 @pytest.mark.parametrize("start", [1, 4, 8])
-def test_resuming_at_a_step_gives_the_rest_of_the_undisturbed_epoch(reader, start, tokens):
-    again = reader(1, 2, batch_tokens=tokens)
+def test_resuming_at_a_step_gives_the_rest_of_the_undisturbed_epoch(reader, start, tokens, options):
+    again = reader(1, 2, batch_tokens=tokens, **options)
     whole = list(again.epoch(3))
     start = min(start, len(whole) - 1)
     rest = list(again.epoch(3, start_step=start))
     assert len(rest) == len(whole) - start
+    assert ("back" in whole[0].tensors) == ("objective" in options)
     for ours, theirs in zip(rest, whole[start:], strict=True):
-        for field in fields(theirs):
-            assert torch.equal(getattr(ours, field.name), getattr(theirs, field.name))
+        assert ours.tensors.keys() == theirs.tensors.keys()
+        for name, tensor in ours.tensors.items():
+            assert torch.equal(tensor, theirs.tensors[name])
 
 
 def test_epochs_and_seeds_shuffle_differently(reader):

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from fuxi_beta import models
 from fuxi_beta.config import ModelConfig, TrainConfig
+from fuxi_beta.data.stateless_random import DropoutKey
 from fuxi_beta.layers.content import ContentChannel, DecayRates
 from fuxi_beta.layers.periodic import PeriodicChannel
 from fuxi_beta.models.base import Dropout, ForwardContext
 from fuxi_beta.training.item_table import PlainItemTable
 from fuxi_beta.training.trainer import ITEM_WEIGHT, Trainer
 
-CONFIG = ModelConfig(dim=12, layers=2, heads=2, max_history=16, position_margin=5)
+CONFIG = ModelConfig(dim=12, layers=2, heads=2, max_history=16, position_margin=5, dropout=0.0)
 WITH_CONTENT = replace(CONFIG, content_channel=True)
 WITH_BOTH = replace(WITH_CONTENT, periodic_channel=True)
 
@@ -141,17 +142,18 @@ def test_a_channel_starts_without_effect_and_learns(make_batch, config, channels
 
 def test_a_channel_leaves_the_dropout_of_the_first_layer_as_it_was(make_batch):
     """Its masks are drawn after those of the mixer and of the MFFN."""
-    from fuxi_beta.data.stateless_random import DropoutKey
-
     torch.manual_seed(0)
-    before, after = (models.build(replace(config, layers=1)) for config in (CONFIG, WITH_CONTENT))
+    before, after = (models.build(replace(config, layers=1, dropout=0.2)) for config in (CONFIG, WITH_CONTENT))
     after.load_state_dict(before.state_dict(), strict=False)
     batch, vectors = make_batch([7, 3]), torch.randn(10, 12)
     key = DropoutKey(3, 1)
     assert torch.equal(after(vectors, batch, key=key), before(vectors, batch, key=key))
 
 
-def test_a_warm_start_takes_the_champions_weights_and_trains_on(make_batch):
+@pytest.mark.parametrize(
+    "config", [WITH_CONTENT, WITH_BOTH, replace(WITH_BOTH, temporal="exppow"), replace(CONFIG, sparse_positions=0.5)]
+)
+def test_a_warm_start_takes_the_champions_weights_and_trains_on(make_batch, config):
     train = TrainConfig(mode="all", negatives=4, batch_size=4, item_optimizer="adamw")
     batch, songs = make_batch([5, 9, 16, 1]), torch.arange(1, 21)
 
@@ -159,16 +161,21 @@ def test_a_warm_start_takes_the_champions_weights_and_trains_on(make_batch):
         torch.manual_seed(seed)
         return Trainer(models.build(config), PlainItemTable(24, 12, train=train), train=train, candidates=songs)
 
-    parent, child = trainer_of(CONFIG, 0), trainer_of(WITH_CONTENT, 1)
+    parent, child = trainer_of(CONFIG, 0), trainer_of(config, 1)
     for _ in range(3):
         parent.step(batch, epoch=0)
     tensors = {name: tensor.clone() for name, tensor in parent.state().items()}
     child.warm_start(tensors | {ITEM_WEIGHT: parent.table.full_weight()}, known_rows=24)
     vectors = parent.table.full_weight()[batch.item_index]
-    assert torch.equal(child.model(vectors, batch), parent.model(vectors, batch))
+    assert config.contains(CONFIG)
+    key = DropoutKey(1, 0)  # as in training, which leaves no position out
+    before, after = (trainer.model(vectors, batch, key=key) for trainer in (parent, child))
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-6 if config.temporal == "exppow" else 0)
     losses = [child.step(batch, epoch=0).loss for _ in range(20)]
     assert losses[-1] < losses[0]
-    assert all(block.channels["content"].out.any() for block in child.model.blocks)  # type: ignore[union-attr]
+    for block in child.model.blocks:  # type: ignore[union-attr]
+        assert all(channel.out.any() for channel in block.further_channels())  # type: ignore[union-attr]
+        assert config.temporal == "pow" or block.mixer.temporal.exponent != 1  # type: ignore[union-attr]
 
 
 def test_a_shape_contains_those_without_its_channels():

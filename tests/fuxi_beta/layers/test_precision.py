@@ -15,7 +15,10 @@ from fuxi_beta import ops
 from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.layers.aftm import AFTM
+from fuxi_beta.layers.content import ContentChannel
 from fuxi_beta.layers.frab import FRAB
+from fuxi_beta.layers.periodic import PeriodicChannel
+from fuxi_beta.models.base import Dropout, ForwardContext
 from fuxi_beta.models.fuxi_beta import FuXiBeta
 from fuxi_beta.training.checkpoint import load_export, save_export
 from fuxi_beta.training.item_table import PlainItemTable
@@ -23,6 +26,8 @@ from fuxi_beta.training.trainer import Trainer, trained_model
 
 SONGS, STEPS, YEAR = 90, 20, 365 * 86_400
 MODEL = ModelConfig(dim=16, layers=2, heads=2, max_history=24, dropout=0.2)
+CHANNELS = replace(MODEL, temporal="exppow", content_channel=True, periodic_channel=True)
+OF_OUTPUT, OF_GRADIENT = 2.0**-6, 2.0**-4  # of a channel in bf16, relative to the largest number
 TRAIN = TrainConfig(negatives=32, mode="all", item_optimizer="adamw", seed=5)
 BF16 = replace(TRAIN, precision="bf16")
 
@@ -40,23 +45,23 @@ def _automatic_again():
     ops.use("auto")
 
 
-def make_trainer(train: TrainConfig) -> Trainer:
+def make_trainer(train: TrainConfig, model: ModelConfig = MODEL) -> Trainer:
     torch.manual_seed(train.seed)
     table = PlainItemTable(SONGS + 6, MODEL.dim, train=train)
-    return Trainer(FuXiBeta(MODEL), table, train=train, candidates=torch.arange(1, SONGS + 1))
+    return Trainer(FuXiBeta(model), table, train=train, candidates=torch.arange(1, SONGS + 1))
 
 
 def learn(trainer: Trainer, batches: list[Batch]) -> list[float]:
     return [trainer.step(batch, epoch=step).loss for step, batch in enumerate(batches)]
 
 
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize(("kernels", "model"), [("auto", MODEL), ("reference", MODEL), ("auto", CHANNELS)])
 def test_bf16_learns_as_fp32_does_and_keeps_every_number_of_a_checkpoint_in_float32(
-    batches: list[Batch], kernels: Kernels
+    batches: list[Batch], kernels: Kernels, model: ModelConfig
 ) -> None:
     ops.use(kernels)
-    trainer = make_trainer(BF16)
-    expected, found = learn(make_trainer(TRAIN), batches), learn(trainer, batches)
+    trainer = make_trainer(BF16, model)
+    expected, found = learn(make_trainer(TRAIN, model), batches), learn(trainer, batches)
     assert found != expected  # the products were taken in bf16
     assert expected[-1] < 0.7 * expected[0]
     np.testing.assert_allclose(found, expected, rtol=0.005)  # products are within 2^-8 of themselves; found: 0.001
@@ -106,6 +111,53 @@ def test_elapsed_time_is_as_exact_under_bf16_as_under_fp32(make_batch, kernels: 
             assert torch.equal(tensor, expected[name]), name
     later = replace(batch, timestamp=times - 5_000_000 * (torch.arange(20) < 10))  # its logarithm: 0.05 more of 18
     assert not torch.equal(mixed(mixer, normed, later)["output"], expected["output"])
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("kind", [ContentChannel, PeriodicChannel])
+def test_a_channel_in_bf16_is_within_its_bound_in_value_and_every_gradient(make_batch, kind, kernels) -> None:
+    """Queries, keys, values and U are rounded; the norm of a small sum magnifies that in gradients."""
+    ops.use(kernels)
+    torch.manual_seed(0)
+    batch, channel = make_batch([40, 0, 1, 17, 3]), kind(16)
+    torch.nn.init.normal_(channel.out)
+    torch.nn.init.normal_(channel.project, std=0.25)  # so that its inputs are about 1, as after some training
+    normed = torch.randn(61, 16, requires_grad=True)
+    inputs = [normed, *channel.parameters()]
+
+    def computed() -> list[Tensor]:
+        out = channel(normed, ForwardContext(batch, normed, Dropout(None, batch, 0.0)), None)
+        return [out, *torch.autograd.grad(out, inputs, torch.linspace(-1, 1, out.numel()).view_as(out))]
+
+    exact = computed()
+    channel.bf16 = True
+    found = computed()
+    bounds = [OF_OUTPUT, *[OF_GRADIENT] * len(inputs)]
+    for ours, right, bound in zip(found, exact, bounds, strict=True):
+        error = ((ours - right).abs().max() / right.abs().max()).item()
+        assert ours.dtype == torch.float32 and 0 < error < bound, error
+
+
+def test_the_periods_of_a_channel_are_as_exact_under_bf16(make_batch) -> None:
+    """A second after 58 years of them, and half of an hour later: phases are integers until they are float32."""
+    torch.manual_seed(0)
+    channel = PeriodicChannel(6)
+    batch = make_batch([2])
+    times = torch.tensor([0, 58 * YEAR])
+    batch = replace(batch, timestamp=times, next_timestamp=times + 1)
+    later = replace(batch, next_timestamp=times + 1801)
+    with torch.no_grad():
+        channel.project.copy_(torch.eye(6).repeat(1, 2))  # exact in bf16, as is what it multiplies
+        channel.out.copy_(torch.eye(6))
+    normed = torch.ones(2, 6)
+
+    def output(batch: Batch, *, bf16: bool) -> Tensor:
+        channel.bf16 = bf16
+        return channel(normed, ForwardContext(batch, normed, Dropout(None, batch, 0.0)), None)
+
+    for asked in (batch, later):
+        torch.testing.assert_close(output(asked, bf16=True), output(asked, bf16=False), rtol=2.0**-8, atol=2.0**-8)
+    assert (output(batch, bf16=True) - output(later, bf16=True)).abs().max() > 0.1
 
 
 def test_an_export_of_a_bf16_run_is_a_float32_network(tmp_path: Path, batches: list[Batch]) -> None:

@@ -197,6 +197,7 @@ def test_a_gpu_takes_triton_and_without_it_plain_torch_after_one_warning(monkeyp
 
 
 INTERPRETED = """
+import sys
 import torch
 from fuxi_beta import ops
 from fuxi_beta.data.batches import Batch
@@ -208,7 +209,9 @@ from fuxi_beta.ops import triton
 torch.manual_seed(0)
 times, zeros = torch.arange(25) * 977 + 1_700_000_000, torch.zeros(25, dtype=torch.int64)
 batch = Batch(torch.tensor([0, 20, 20, 25]), zeros + 1, times, times + 5, zeros + 1, zeros[:3], zeros[:4], zeros[:0])
-model = FuXiBeta(ModelConfig(dim=16, max_history=20))
+model = FuXiBeta(ModelConfig(dim=16, layers=1, max_history=20, content_channel=True, periodic_channel=True))
+for channel in model.blocks[0].further_channels():
+    torch.nn.init.normal_(channel.out, std=0.1)
 vectors = torch.randn(25, 16, requires_grad=True)
 
 def everything(kernels):
@@ -220,6 +223,7 @@ for mine, theirs in zip(everything("triton"), everything("reference"), strict=Tr
     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
 ops.use("triton")
 assert isinstance(ops.prepare_times(batch, vectors), triton.PackedTimes)
+assert {"fuxi_beta.ops.triton.content", "fuxi_beta.ops.triton.damped_waves"} <= set(sys.modules)
 print(ops.describe())
 """
 

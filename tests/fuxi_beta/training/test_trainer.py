@@ -56,7 +56,8 @@ def make_trainer(train: TrainConfig = TRAIN, *, plain: bool = False, model: Mode
     network = FuXiBeta(model)
     kind = PlainItemTable if plain else item_table
     table = song_table(128, model.dim, train=train, side=side_of(model), kind=kind)
-    return Trainer(network, table, train=train, candidates=torch.arange(1, SONGS + 1))
+    songs = torch.arange(1, SONGS + 1)
+    return Trainer(network, table, train=train, candidates=songs, plays=songs % 7)
 
 
 def learn(
@@ -179,9 +180,13 @@ def test_a_run_resumed_in_mid_epoch_at_another_world_size_equals_an_undisturbed_
 def test_a_run_with_side_information_is_the_same_whatever_kills_it_and_on_however_many_ranks(
     tmp_path: Path, manifest: Manifest, worlds: tuple[int, int], optimizer: Literal["adamw", "rowwise_adagrad"]
 ) -> None:
-    train = dataclasses.replace(TRAIN, item_optimizer=optimizer)
+    """And with everything that a rank draws or keeps: negatives of the global batch, windows, the running average."""
+    train = dataclasses.replace(
+        TRAIN, item_optimizer=optimizer, negatives_from="in_batch", logq=True, random_windows=0.5, ema=0.9
+    )
     model = dataclasses.replace(MODEL, side=("artist", "genre"), content="vector")
     expected = undisturbed(tmp_path, manifest, stop=12, train=train, model=model)
+    assert {"average.steps", "average.model.positions", "average.items.side.weight"} <= expected[1].keys()
     assert expected[1]["items.side.weight"].any() and expected[1]["items.content.weight"].any()
     learn_in(worlds[0], tmp_path, manifest, stop=7, train=train, model=model)
     found = learn_in(worlds[1], tmp_path, manifest, start=7, stop=12, train=train, model=model)
@@ -201,6 +206,41 @@ def test_a_sharded_run_goes_on_with_a_plain_table_and_back(
     (tmp_path / "reference").rename(tmp_path / "9")
     found = learn_in(1, tmp_path, manifest, start=9, stop=12, train=train, model=model)
     assert_same_run(found, expected)
+
+
+def test_the_running_average_is_that_of_a_loop_is_exported_and_goes_on_bit_for_bit(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    train = dataclasses.replace(TRAIN, ema=0.8)
+    trainer = make_trainer(train, plain=True)
+    first = trainer.model.state_dict()["positions"].clone()
+    averages: list[dict[str, torch.Tensor]] = []
+    for step in range(1, 6):
+        learn(trainer, manifest, start=step - 1, stop=step)
+        now = {"positions": trainer.model.state_dict()["positions"], "items": trainer.table.full_weight()}
+        decay = min(0.8, (step - 1) / (step + 9))
+        before = averages[-1] if averages else now
+        averages.append({name: decay * before[name] + (1 - decay) * now[name] for name in now})
+        if step == 3:
+            trainer.save(str(tmp_path / "third"))
+    trainer.save(str(tmp_path / "last"))
+    weight = trainer.table.full_weight()
+    eligible = np.arange(SONGS + 1) > 0
+    trained, _ = trained_model(str(tmp_path / "last"), model=MODEL, train=train, candidates=eligible)
+    torch.testing.assert_close(trained.item_vectors, averages[-1]["items"])
+    torch.testing.assert_close(trained.model.state_dict()["positions"], averages[-1]["positions"])
+    with trainer.averaged():
+        assert torch.equal(trainer.table.full_weight(), trained.item_vectors)
+    assert torch.equal(trainer.table.full_weight(), weight) and not torch.equal(weight, trained.item_vectors)
+    assert not torch.equal(first, trained.model.state_dict()["positions"])
+
+    again = make_trainer(train, plain=True)
+    again.load(str(tmp_path / "third"))
+    learn(again, manifest, start=3, stop=5)
+    again.save(str(tmp_path / "again"))
+    expected = read_checkpoint(str(tmp_path / "last"), dim=MODEL.dim)
+    for name, tensor in read_checkpoint(str(tmp_path / "again"), dim=MODEL.dim).items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_a_step_without_targets_changes_no_item_and_counts_nothing(make_shards) -> None:

@@ -68,6 +68,27 @@ def test_popularity_agrees_with_a_reference_by_loops(deployment: Callable[..., A
         assert result["metrics"]["popularity"]["all"][name] == pytest.approx(value, abs=1e-6), name
 
 
+def test_a_day_on_which_nobody_can_be_measured_is_one_line_and_counts_as_not_evaluated(
+    deployment: Callable[..., Any],
+) -> None:
+    """Logs that end a day early: promote decides without a measurement, for the champion or for popularity."""
+    made = deployment(listeners=40)
+    day = made.day(DAY_ONE)
+    late = day.calendar.day_start(DAY_ONE - dt.timedelta(days=1))
+    histories = made.make_histories(DAY_ONE)
+    made.sessionized(
+        DAY_ONE, {user: [event for event in events if event[1] < late] for user, events in histories.items()}
+    )
+    made.trained(DAY_ONE)
+    with pytest.raises(
+        InputError, match=r"nobody can be measured for .*for the first time on 2026-03-01.*late"
+    ) as error:
+        run_stage(made.day(DAY_ONE), "evaluate", evaluate.run)
+    assert "\n" not in str(error.value)
+    decided = run_stage(made.day(DAY_ONE), "promote", promote.run)
+    assert decided["chosen"] is None and decided["reason"].startswith("evaluation did not finish")
+
+
 def test_another_request_hour_moves_the_request_and_what_counts_as_found(deployment: Callable[..., Any]) -> None:
     made = prepared(deployment, "serving.request_hour=15")
     result = run_stage(made.day(DAY_ONE), "evaluate", evaluate.run)

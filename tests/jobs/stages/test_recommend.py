@@ -19,6 +19,8 @@ from jobs.day import Day, run_stage
 from jobs.registry import versions
 from jobs.stages import recommend
 from jobs.tables import recommendations as lists
+from jobs.tables.audit import audit_quality
+from jobs.tables.list_quality import EVERY, OVERLAP, SHORT_SHARE
 from pipelines import leases, storage
 from pipelines.errors import BusyError, InputError
 
@@ -208,19 +210,19 @@ def test_far_fewer_listeners_than_yesterday_leave_yesterday_as_it_was(
     assert read(made.day(DAY_ONE)) == one
 
 
-def test_without_a_model_popular_lists_are_published_only_where_the_audit_allows_it(
+def test_without_a_model_everybody_has_popular_songs_whatever_the_bounds_of_a_model_s_lists(
     deployment: Callable[..., Any], ray_local: Any
 ) -> None:
-    popular_only = ("recommend.max_fallback_share=1", "recommend.max_top_share=1")
-    for made, allowed in ((deployment(), False), (deployment(*popular_only, folder="b"), True)):
-        made.sessionized(DAY_ONE)
-        made.choose(DAY_ONE, None)
-        if allowed:
-            result = run_stage(made.day(DAY_ONE), "recommend", recommend.run)
-            assert (result["model_lists"], result["popular_lists"]) == (0, made.listeners)
-        else:
-            with pytest.raises(InputError, match=r"popular \(100\.0% are popular, at most 50\.0%\)"):
-                run_stage(made.day(DAY_ONE), "recommend", recommend.run)
+    made = deployment("recommend.max_overlap=0.01", "recommend.max_gini=0.01")
+    made.sessionized(DAY_ONE)
+    made.choose(DAY_ONE, None)
+    result = run_stage(made.day(DAY_ONE), "recommend", recommend.run)
+    assert (result["model_lists"], result["popular_lists"]) == (0, made.listeners)
+    assert all(check["passed"] for check in result["audit"])
+    assert {row[4] for row in read(made.day(DAY_ONE))} == {"popular"}
+    config = made.config.recommend.model_copy(update={"max_short_share": 0.1})
+    checks = audit_quality({EVERY: {SHORT_SHARE: [0.2, 10], OVERLAP: [0.9, 10]}}, config=config, by_model=False)
+    assert [(check.check, check.passed) for check in checks] == [(SHORT_SHARE, False)]
 
 
 def test_a_model_with_nan_is_refused_in_one_line(deployment: Callable[..., Any], ray_local: Any) -> None:
@@ -281,6 +283,8 @@ KILLED = """
 import os, signal, sys, datetime as dt
 from jobs.stages import recommend
 from jobs.tables import recommendations as lists
+from jobs.tables.audit import audit_quality
+from jobs.tables.list_quality import EVERY, OVERLAP, SHORT_SHARE
 from jobs.config import load_config
 from jobs.day import open_day, run_stage
 

@@ -145,7 +145,9 @@ def test_a_day_whose_only_events_are_late_is_laid_between_the_older_ones(tmp_pat
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     put(tmp_path / "logs", FIRST, np.arange(1000), np.arange(1000) % 9 + 1, START + np.arange(1000))
     monkeypatch.setattr(storage, "free_bytes", lambda uri: 9000)
-    with pytest.raises(InputError, match=r"workspace: 0.0 GB free, ds 2026-03-03 needs 0.0 GB .*free some space"):
+    with pytest.raises(
+        InputError, match=r"workspace: 9.0 kB free, ds 2026-03-03 needs [0-9.]+ [kM]B .*free some space"
+    ):
         run(tmp_path, FIRST + dt.timedelta(days=1))
     names = {path.name for path in Path(tmp_path, "workspace").iterdir()}
     assert names == {"_workspace.json", "runs"}

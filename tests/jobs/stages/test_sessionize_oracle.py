@@ -174,6 +174,7 @@ def write_day(logs, case, rng, day, first_number, name):
 
 # What a row of each format is, as (n, who, item, sec, event, play, duration, unparseable); all ids as text.
 INTEGER = "[+-]?[0-9]{1,18}"
+NUMBER = "[+-]?[0-9]+(\\.[0-9]*)?(e[0-9]+)?"
 
 
 def csv_rows(file, ids):
@@ -185,7 +186,8 @@ def csv_rows(file, ids):
         f"({text} IS NOT NULL AND NOT regexp_full_match({text}, '{INTEGER}(\\.[0-9]*)?'))" for text in (play, duration)
     ]
     iso = f"floor(epoch(try_cast({sec} AS TIMESTAMPTZ)))::BIGINT"
-    seconds = f"CASE WHEN regexp_full_match({sec}, '{INTEGER}') THEN {sec}::BIGINT ELSE {iso} END"
+    number = f"try_cast(floor(try_cast({sec} AS DOUBLE)) AS BIGINT)"
+    seconds = f"CASE WHEN regexp_full_match({sec}, '{NUMBER}') THEN {number} ELSE {iso} END"
     bad.append(f"({sec} IS NOT NULL AND {seconds} IS NULL)")
 
     def whole(text):
@@ -204,14 +206,20 @@ def json_rows(file, ids):
     def text(key):
         return f"nullif(json_extract_string(line, '$.{key}'), '')"
 
-    whole, number = "('UBIGINT', 'BIGINT', 'NULL')", "('UBIGINT', 'BIGINT', 'DOUBLE', 'NULL')"
+    whole, number = "('UBIGINT', 'BIGINT', 'VARCHAR', 'NULL')", "('UBIGINT', 'BIGINT', 'DOUBLE', 'VARCHAR', 'NULL')"
     id_types = whole if ids == "int64" else "('VARCHAR', 'NULL')"
     allowed = {"user_id": id_types, "item_id": id_types, "event_type": "('VARCHAR', 'NULL')"}
     allowed |= {"play_ms": number, "duration_ms": number}
     bad = [f"coalesce({typed(key)} NOT IN {types}, false)" for key, types in allowed.items()]
+    numbers = ["play_ms", "duration_ms", *(["user_id", "item_id"] if ids == "int64" else [])]
+    bad += [
+        f"coalesce({typed(key)} = 'VARCHAR' AND NOT regexp_full_match({text(key)}, '{INTEGER}'), false)"
+        for key in numbers
+    ]
+    event = f"CASE WHEN json_exists(line, '$.event_type') THEN {text('event_type')} ELSE 'play' END"
     return f"""
         SELECT regexp_extract(line, '"n": ([0-9]+)', 1)::INT AS n, {text("user_id")} AS who, {text("item_id")} AS item,
-            floor({text("timestamp")}::DOUBLE)::BIGINT AS sec, {text("event_type")} AS event,
+            floor({text("timestamp")}::DOUBLE)::BIGINT AS sec, {event} AS event,
             floor(try_cast({text("play_ms")} AS DOUBLE))::BIGINT AS play,
             floor(try_cast({text("duration_ms")} AS DOUBLE))::BIGINT AS duration, {" OR ".join(bad)} AS unparseable
         FROM (SELECT * FROM ({lines_of(file)}) WHERE json_valid(line))

@@ -3,11 +3,12 @@ from contextlib import nullcontext
 
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 
 from pipelines import delta_tables
 from pipelines.errors import BusyError
 from pipelines.histories import vocabulary
+from pipelines.schema import vocabulary_rows
 
 ONE, TWO, THREE = (dt.date(2026, 3, day) for day in (1, 2, 3))
 
@@ -76,3 +77,13 @@ def test_commits_say_which_run_made_them(tmp_path):
     uri = str(tmp_path / "vocabulary")
     append(uri, [3, 1], ONE)
     assert DeltaTable(uri).history(1)[0]["run_id"] == "run"
+
+
+def test_ids_that_are_not_utf8_from_an_earlier_release_are_escaped_and_keep_their_index(tmp_path):
+    uri, raw = str(tmp_path / "vocabulary"), pa.array([b"a", b"Andr\xe9", b"z"])
+    rows = vocabulary_rows(pa.array(["a", "b", "z"]), ONE)
+    ids = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+    write_deltalake(uri, rows.set_column(1, rows.schema.field("item_id"), ids))
+    found = append(uri, ["c", "z"], TWO, "string")
+    assert found.table["item_id"].to_pylist() == ["a", "Andr\\xe9", "z", "c"]
+    assert found.lookup(pa.array(["z", "c"]))["item_index"].to_pylist() == [3, 4]

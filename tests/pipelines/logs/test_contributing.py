@@ -20,7 +20,7 @@ import numpy as np, pyarrow as pa, pyarrow.feather as feather, pyarrow.parquet a
 from jobs.config import load_config
 from pipelines.errors import InputError
 from pipelines.logs import files
-from pipelines.logs.formats import by_ending
+from pipelines.logs.formats import by_ending, read_small
 
 root, path = sys.argv[1], "ds=2026-03-02/plays"
 NOON = 1_772_452_800
@@ -69,9 +69,9 @@ print(json.dumps({
     "parquet": rows("parquet"),
     "named": rows("named", format=load_config(overrides=["logs.format=arrow"]).logs.format),
     "missing": refusal("missing", plays.drop(["timestamp"])),
-    "wrong": refusal("wrong", plays.set_column(2, "timestamp", pa.array(["noon"] * 4))),
+    "wrong": refusal("wrong", plays.set_column(2, "timestamp", pa.array([True] * 4))),
     "broken": refusal("broken", b"ARROW1 but no more"),
-    "catalogue": by_ending(catalogue).table(catalogue, ("item_id", "title", "artist")).to_pylist(),
+    "catalogue": read_small(catalogue, ("item_id", "title", "artist")).to_pylist(),
 }))
 """
 
@@ -117,7 +117,7 @@ def test_the_configuration_reads_files_of_any_ending_with_it(used: dict) -> None
 
 def test_a_file_that_cannot_be_used_is_refused_like_one_of_another_format(used: dict) -> None:
     assert "plays.arrow: column timestamp (timestamp) is missing, found listener, item_id" in used["missing"]
-    assert "plays.arrow: column timestamp (timestamp) is string, expected int64 or timestamp" in used["wrong"]
+    assert "plays.arrow: column timestamp (timestamp) is bool, expected times" in used["wrong"]
     assert re.search(r"plays.arrow cannot be read as arrow \(.+\): replace or remove the file", used["broken"])
 
 

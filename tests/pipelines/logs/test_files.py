@@ -105,7 +105,7 @@ def test_csv_text_that_is_not_utf8_spoils_its_row_only(tmp_path):
 
 def test_json_lines_are_read_and_bad_lines_are_kept_as_they_were(tmp_path):
     lines = [json.dumps(row) for row in expected()]
-    lines += ["", '{"user_id": 1, "item_id"', '["list"]', '{"user_id": "1", "item_id": 5, "timestamp": 6}']
+    lines += ["", '{"user_id": 1, "item_id"', '["list"]', '{"user_id": "1x", "item_id": 5, "timestamp": 6}']
     lines += [json.dumps({"user_id": 4, "item_id": 5, "timestamp": "2026-03-02T12:00:00Z", "play_ms": 7.9})]
     put(tmp_path, "\n".join(lines), name="plays.jsonl")
     rows, texts = read_all(LogSpec(str(tmp_path)))
@@ -164,16 +164,15 @@ def replaced(**columns):
             "a.parquet",
             r"column item_id \(item_id\) is missing, found user",
         ),
-        (replaced(timestamp=["a", "b", "c"]), "a.parquet", r"column timestamp \(timestamp\) is string, expected int64"),
         (
-            replaced(user_id=[1.5, 2.0, 3.0]),
+            replaced(timestamp=[True, False, True]),
             "a.parquet",
-            r"column user_id \(user_id\) is double, expected int64 or str",
+            r"column timestamp \(timestamp\) is bool, expected times: numbers since 1970, timestamps or ISO 8601",
         ),
         (
-            replaced(user_id=["x", "y", "z"]),
+            replaced(user_id=[{"id": 1}, {"id": 2}, {"id": 3}]),
             "a.parquet",
-            r"user_id \(user_id\) is string, but sequences.user_id_type is",
+            r"column user_id \(user_id\) is struct<id: int64>, expected whole numbers: .*\{user_id: user_id.id\}",
         ),
         (replaced(play_ms=[True, False, True]), "a.parquet", r"column play_ms \(play_ms\) is bool"),
         (b"PAR1 not a parquet file", "a.parquet", r"a.parquet cannot be read as parquet \(.*\): replace or remove"),
@@ -193,11 +192,39 @@ def test_a_file_that_cannot_be_used_is_named_in_one_line(tmp_path, content, name
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
-def test_an_id_column_with_two_types_names_both_files(tmp_path):
-    put(tmp_path, pa.table(PLAYS), day="2026-03-01")
-    put(tmp_path, replaced(item_id=["a", "b", "c"]))
+@pytest.mark.parametrize("ending", ["parquet", "csv", "json"])
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (
+            "user_id",
+            "u7",
+            r"column user_id has 'u7', expected whole numbers: set sequences.user_id_type: string",
+        ),
+        ("item_id", "007", r"column item_id has '007', expected whole numbers: set sequences.item_id_type: string"),
+        (
+            "timestamp",
+            "1st of March",
+            r"column timestamp has '1st of March', expected times: .*: .*logs.timestamp_unit",
+        ),
+    ],
+)
+def test_a_column_without_a_value_that_can_be_read_is_named_before_the_day_begins(
+    tmp_path, ending, column, value, message
+):
+    rows = [{"user_id": 1, "item_id": 2, "timestamp": NOON, column: value}] * 30
+    if ending == "parquet":
+        put(tmp_path, pa.Table.from_pylist(rows))
+    elif ending == "csv":
+        put(
+            tmp_path,
+            "\n".join(",".join(map(str, row)) for row in ([*rows[0]], *(r.values() for r in rows))),
+            name="a.csv",
+        )
+    else:
+        put(tmp_path, "\n".join(map(json.dumps, rows)), name="a.json")
     spec = LogSpec(str(tmp_path))
-    with pytest.raises(InputError, match=r"ds=2026-03-02.* is string, but int64 in .*ds=2026-03-01.*rewrite one"):
+    with pytest.raises(InputError, match=rf"ds=2026-03-02/.*{ending}: {message}"):
         files.plan(spec, files.discover(spec, before=AFTER))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import triton
-from fuxi_beta.ops.triton import loss, optimizer, token_mixer, tokenwise, top_k, tuning
+from fuxi_beta.ops.triton import content, damped_waves, gate, loss, optimizer, token_mixer, tokenwise, top_k, tuning
 
 DEVICE = "cpu" if tuning.INTERPRETED else "cuda"
 
@@ -69,6 +69,10 @@ def test_every_kernel_is_launched_under_a_guard(launched, make_batch):
     gradients(times.token_mixer(x, by_lag, (scale, decay), mask), x, by_lag, scale, decay)
     gradients(times.apply_maps(x, by_lag, (scale, decay)), x, by_lag, scale, decay)
 
+    rates = torch.ones(2, device=DEVICE, requires_grad=True)
+    gradients(content.retention(x, rates, batch, mask), x, rates)
+    gradients(damped_waves.periodic(x, rates, (60, 3600), batch, mask), x, rates)
+
     drawn = torch.randint(0, 23, (23, 4), device=DEVICE)
     gradients(loss.sampled_softmax(x, x, keys, drawn, drawn < 3, 0.05), x)
 
@@ -79,12 +83,12 @@ def test_every_kernel_is_launched_under_a_guard(launched, make_batch):
 
     launchable = {
         name
-        for module in (tokenwise, token_mixer, loss, top_k, optimizer)
+        for module in (tokenwise, token_mixer, gate, content, damped_waves, loss, top_k, optimizer)
         for name, kernel in vars(module).items()
         if type(kernel) is type(tokenwise._norm_kernel) and (name.endswith("_kernel") or module in (loss, top_k))
     }
     assert {"_combine_kernel", "_rowwise_adagrad_kernel", "_sums_by_row", "_exact_products"} <= launchable
-    assert launchable - set(launched) <= {"_values_kernel", "_gate_kernel"}  # of long histories, of wide models
+    assert launchable - set(launched) <= {"_values_kernel"}  # of long histories
 
 
 def test_the_first_tensor_decides(monkeypatch):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
-from fuxi_beta.ops.triton import loss, token_mixer, tokenwise, top_k, tuning
+from fuxi_beta.ops.triton import content, damped_waves, loss, token_mixer, tokenwise, top_k, tuning
 
 DEVICE = "cpu" if tuning.INTERPRETED else "cuda"
 
@@ -78,6 +78,28 @@ def test_the_mixer_of_wide_models_and_of_long_histories(make_batch, monkeypatch,
 def test_the_mixer_in_large_tiles(make_batch, take_choice, choice):
     take_choice(choice)
     same_in_fresh_memory(mixed(make_batch([20, 0, 70]), 16, torch.bfloat16, True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_channels(make_batch, dtype):
+    batch = make_batch([0, 20, 1, 0, 16, 0]).to(DEVICE)
+    torch.manual_seed(0)
+    wide, narrow = (torch.randn(37, parts * 18).to(DEVICE, dtype).requires_grad_() for parts in (4, 2))
+    decay, rate = (torch.tensor(x, device=DEVICE).requires_grad_() for x in ([0.5, 0.01], [1e-4, 1e-6]))
+    mask = Mask(torch.arange(37, device=DEVICE), 0.25)
+
+    def compute() -> list[Tensor]:
+        kept = content.retention(wide, decay, batch, mask)
+        waves = damped_waves.periodic(narrow, rate, (3600, 86_400), batch, mask)
+        with torch.no_grad():
+            inferred = content.retention(wide, decay, batch, None), damped_waves.waves(narrow, rate, (60, 90), batch)
+        return [
+            *(kept.detach(), waves.detach(), *inferred),
+            *torch.autograd.grad(kept, [wide, decay], torch.ones_like(kept)),
+            *torch.autograd.grad(waves, [narrow, rate], torch.ones_like(waves)),
+        ]
+
+    same_in_fresh_memory(compute)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -47,10 +47,10 @@ def batches(make_batch) -> list[Batch]:
     return [replace(batch, target=batch.item_index % SONGS + 1) for batch in drawn]
 
 
-def make_trainer(train: TrainConfig, device: str) -> Trainer:
+def make_trainer(train: TrainConfig, device: str, model: ModelConfig = MODEL) -> Trainer:
     torch.manual_seed(train.seed)
     table = PlainItemTable(ROWS, MODEL.dim, train=train, device=device)
-    return Trainer(FuXiBeta(MODEL), table, train=train, candidates=torch.arange(1, SONGS + 1), device=device)
+    return Trainer(FuXiBeta(model), table, train=train, candidates=torch.arange(1, SONGS + 1), device=device)
 
 
 def asks(func: Any, args: Any, kwargs: Any) -> bool:
@@ -111,7 +111,8 @@ def no_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_no_step_asks_the_device(no_launches, monkeypatch, batches, learn_from, optimizer) -> None:
     told = []
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: told.append(self.found_inf))
-    trainer = make_trainer(replace(TRAIN, learn_from=learn_from, item_optimizer=optimizer), "meta")
+    model = replace(MODEL, content_channel=True, periodic_channel=True)
+    trainer = make_trainer(replace(TRAIN, learn_from=learn_from, item_optimizer=optimizer), "meta", model)
     trainer.runs_ahead = True
     steps = trainer.learn(batches, epoch=1)
     with NobodyAsks("meta") as watch, NothingIsSent(), pytest.raises(NotImplementedError, match="meta"):
