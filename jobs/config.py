@@ -75,6 +75,7 @@ _NO_RESULT: dict[str, Any] = {
     "quality": True,
     "maintain": True,
     "logs": {"path", "catalogue", "max_rejected_share"},
+    "sequences": {"check_digests"},
 }
 """Where things run and are stored, and bounds that decide only whether a day is refused."""
 
@@ -379,7 +380,6 @@ class Config(Section):
         left_out = {
             **_NO_RESULT,
             **dict.fromkeys(_NEWER_SECTIONS, True),
-            "sequences": {"check_digests"},
             **_NEWER_KEYS,
             "logs": {"path", "catalogue", "max_rejected_share"} | _NEWER_KEYS["logs"],
             "recommend": _LIST_BOUNDS | _NEWER_KEYS["recommend"],
