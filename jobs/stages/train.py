@@ -8,7 +8,6 @@ to the same weights it is the version that it was, to others a new one.
 import dataclasses
 import datetime as dt
 import hashlib
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -83,7 +82,7 @@ def _content_key(folder: str) -> str:
     """A number that tells models apart: their tensors and settings, without the notes of how they came to be."""
     from fuxi_beta.training.checkpoint import CONFIG_FILE
 
-    config = json.loads(Path(folder, CONFIG_FILE).read_text())
+    config = storage.read_json(storage.join(storage.absolute(folder), CONFIG_FILE))
     content: list[object] = [{key: value for key, value in config.items() if key != "metadata"}]
     for file in sorted(path for path in Path(folder).iterdir() if path.suffix != ".json"):
         with file.open("rb") as stream:

@@ -455,11 +455,11 @@ import os, sys
 from pipelines import storage
 
 def dying(write):
-    def call(*arguments, **options):
+    def call(*arguments, **named):
         left[0] -= 1
         if not left[0]:
             os._exit(9)
-        return write(*arguments, **options)
+        return write(*arguments, **named)
     return call
 
 left = [int(sys.argv.pop(1))]

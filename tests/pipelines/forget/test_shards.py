@@ -204,7 +204,7 @@ def test_a_file_of_several_days_is_rewritten_once_and_untouched_buckets_keep_the
     assert len(bases) == 1 and not bases & set().union(*(listed_uris(m) for m in before))
     for old, new in zip(before, after, strict=True):
         assert [f for f in new.files if f.bucket != bucket] == [f for f in old.files if f.bucket != bucket]
-        assert replace(new, files=(), item_counts="") == replace(old, files=(), item_counts="")
+        assert replace(new, files=(), item_counts="", digests={}) == replace(old, files=(), item_counts="", digests={})
 
 
 def test_a_day_that_another_run_publishes_meanwhile_is_left_to_the_next_look(tmp_path):
@@ -250,11 +250,11 @@ def test_killed_before_any_manifest_or_deletion_and_run_again(tmp_path, monkeypa
 
 
 def _dying(write, at, counts):
-    def call(*arguments):
+    def call(*arguments, **named):
         counts.append(1)
         if len(counts) >= at:
             raise KeyboardInterrupt
-        return write(*arguments)
+        return write(*arguments, **named)
 
     return call
 
