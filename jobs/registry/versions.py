@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.day import Day
+from jobs.registry.database import ensure_database
 from jobs.registry.package import log_pyfunc
 from jobs.registry.relocate import ARTIFACTS, relocate
 from pipelines import leases, storage
@@ -216,6 +217,7 @@ def _client(day: Day) -> "MlflowClient":
     import mlflow
 
     if day.has_own_registry:
+        ensure_database(Path(day.workspace.uri, "mlflow.db"), day.tracking_uri)
         relocate(day.workspace.uri)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
