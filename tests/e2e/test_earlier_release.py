@@ -105,7 +105,8 @@ def test_a_finished_day_is_still_finished(config: Config) -> None:
     after = {file: file.stat().st_mtime_ns for file in root.rglob("*.json")}
     assert {file.name for file in before if after[file] != before[file]} == {"report.json"}
     new = {file.relative_to(root).as_posix() for file in after.keys() - before.keys()}
-    assert {path for path in new if not path.startswith("list_hits/")} == {f"runs/ds={DAY_TWO}/hits.json"}
+    of_stages = {path for path in new if not path.startswith("list_hits/")}
+    assert of_stages == {f"runs/ds={DAY_TWO}/hits.json", f"reports/ds={DAY_TWO}/_digests.json"}
     (measured,) = result.stages["hits"]["days"]
     assert measured["ds"] == str(DAY_ONE) and measured["lists"] > 90 and measured["played"] > 10
 

@@ -313,6 +313,7 @@ def test_candidates_are_popular_songs_that_were_played_before_the_cut(make_shard
     events = {1: [(1, 10, 100), (2, 20, 10), (3, 30, 100)], 2: [(1, 10, 100), (4, 90, 100), (5, 15, 100)]}
     manifest = make_shards([events], vocabulary_size=6, data_end=100)
     write_item_counts(manifest.uri(manifest.item_counts), np.array([0, 2, 2, 2, 2, 1, 9]))
+    manifest = dataclasses.replace(manifest, digests={})
     train = TrainConfig(min_listeners=2)
     found = candidate_songs(manifest, train=train, data_end=50)
     assert found.nonzero()[0].tolist() == [1, 3]  # 2 only skipped, 4 only after the cut, 5 rare, 6 nowhere

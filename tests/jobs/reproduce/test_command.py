@@ -16,6 +16,7 @@ from fuxi_beta.presets import preset
 from jobs.reproduce import runs
 from jobs.reproduce.paper import Counts, against_paper, title_of
 from jobs.reproduce.specs import RunSelection, RunSpec, specs
+from pipelines import storage
 from pipelines.errors import InputError
 
 DAY_TWO = dt.date(2026, 3, 3)
@@ -255,7 +256,7 @@ def test_the_daily_protocol_measures_new_songs_of_the_last_day(deployment, tmp_p
 def test_times_are_taken_in_turns_and_kept_beside_the_runs(workspace: Path):
     done = fuxi("reproduce", str(workspace), "--timing", "--model", "fuxi-beta", "--model", "sasrec")
     assert done.returncode == 0, done.stderr
-    seconds = json.loads((workspace / "reproduce-timing.json").read_text())
+    seconds = storage.read_json(str(workspace / "reproduce-timing.json"))
     assert set(seconds) == {"fuxi-beta", "sasrec"} and all(value > 0 for value in seconds.values())
 
 
