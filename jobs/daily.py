@@ -12,15 +12,14 @@ champion yet: from popularity. A day that cannot be published has a page all the
 After the report of every `maintain.every_days`th ds the tables are tidied (`jobs.tables.maintenance`).
 """
 
-import contextlib
 import datetime as dt
 import importlib
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from jobs.day import STAGES, Day, Stage, StageResult, day_lease, lease_uri, run_stage, running
+from jobs.day import STAGES, Day, Stage, StageResult, day_lease, lease_uri, noting_at_stop, run_stage, running
 from jobs.runtime import failures
 from jobs.runtime.console import log
 from jobs.stage_inputs import STAGE_INPUTS, all_before
@@ -73,7 +72,7 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
     before = backfill(day)
     for note in before:
         log("note", about=note)
-    with day_lease(day, "daily"), _saying_what_is_done(result):
+    with day_lease(day, "daily"), noting_at_stop(lambda: f"done: {', '.join(result.stages) or 'nothing'}"):
         day.refresh_inputs = day.refresh_inputs or _is_served_stale(day)  # try today's input again
         stages = stages or {name: stage_function(name) for name in STAGES}
         for name, stage in stages.items():
@@ -118,16 +117,6 @@ def wait_for_earlier(day: Day) -> None:
 
 def _is_served_stale(day: Day) -> bool:
     return day.has_record and bool(day.record.sequences_ds)
-
-
-@contextlib.contextmanager
-def _saying_what_is_done(result: DayResult) -> Iterator[None]:
-    """Note on an interruption how far the day came."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        stop.add_note(f"done: {', '.join(result.stages) or 'nothing'}")
-        raise
 
 
 def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:

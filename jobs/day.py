@@ -305,7 +305,7 @@ class Day:
             raise InputError("mlflow.tracking_uri is empty: a workspace on s3:// needs an MLflow server, set its URI")
         from sqlalchemy.engine import URL, make_url
 
-        database = storage.join(self.workspace.uri, "mlflow.db")
+        database = self.workspace.registry
         plain = f"sqlite:///{database}"
         if make_url(plain) == URL.create("sqlite", database=database):
             return plain
@@ -391,12 +391,12 @@ def day_lease(day: Day, purpose: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _saying(note: str) -> Iterator[None]:
-    """Note on an interruption how far the work came."""
+def noting_at_stop(note: Callable[[], str]) -> Iterator[None]:
+    """Note on an interruption how far the work came. note: says so; called only then."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.add_note(note)
+        stop.add_note(note())
         raise
 
 
@@ -407,7 +407,7 @@ def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
     if done is not None and not forced and not day.must_run(name):
         day.timings[name] = 0.0
         return {**done, "skipped": True}
-    with day_lease(day, name), _saying(f"{name} of {day.ds} did not finish"):
+    with day_lease(day, name), noting_at_stop(lambda: f"{name} of {day.ds} did not finish"):
         started, inputs = time.monotonic(), day.inputs(name)
         up_to_date = done is not None and not day.must_run(name)
         record = storage.read_json(day.record_uri) if up_to_date else None

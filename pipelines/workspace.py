@@ -41,6 +41,7 @@ class Workspace:
         self.list_hits = storage.join(self.uri, "list_hits")  # Delta table: `schema.LIST_HITS_TABLE`
         self.list_quality = storage.join(self.uri, "list_quality")  # Delta table: `schema.LIST_QUALITY_TABLE`
         self.quality = storage.join(self.uri, "quality")  # Delta table: `schema.QUALITY_TABLE`
+        self.registry = storage.join(self.uri, "mlflow.db")  # MLflow's database, where there is no server
         self.forgotten = storage.join(self.uri, "forgotten")  # folder of the hashes of forgotten listeners
         self.forget_lock = storage.join(self.forgotten, "forget.lock")  # lease of who deletes what was published
 

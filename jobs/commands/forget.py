@@ -8,7 +8,7 @@ for its work, so a killed run is repaired by running it again. Neither logs nor 
 import contextlib
 import datetime as dt
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -88,11 +88,9 @@ def forget(config: Config, ids: pa.Array, *, dry_run: bool = False) -> ForgetRes
     return result
 
 
-@contextlib.contextmanager
-def lock_day(workspace: Workspace, ds: dt.date) -> Iterator[None]:
+def lock_day(workspace: Workspace, ds: dt.date) -> contextlib.AbstractContextManager[leases.Lease]:
     """Hold the lease of a ds. BusyError if a run holds it."""
-    with leases.lease(lease_uri(workspace, ds), purpose=PURPOSE):
-        yield
+    return leases.lease(lease_uri(workspace, ds), purpose=PURPOSE)
 
 
 def require_idle(workspace: Workspace) -> None:

@@ -217,7 +217,7 @@ def _client(day: Day) -> "MlflowClient":
     import mlflow
 
     if day.has_own_registry:
-        ensure_database(Path(day.workspace.uri, "mlflow.db"), day.tracking_uri)
+        ensure_database(Path(day.workspace.registry), day.tracking_uri)
         relocate(day.workspace.uri)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -126,7 +126,7 @@ def _unseen(uri: str, sources: Mapping[str, Sequence[str]], consumed: Collection
 def _parent_model(day: Day) -> str | None:
     """Version of the champion that training may start from; None if there is no registry yet."""
     local = not day.config.mlflow.tracking_uri
-    if local and (storage.is_s3(day.workspace.uri) or not storage.exists(storage.join(day.workspace.uri, "mlflow.db"))):
+    if local and (storage.is_s3(day.workspace.uri) or not storage.exists(day.workspace.registry)):
         return None  # a look-up would create the database, or fail without a server, which this stage does not need
     from jobs.registry.versions import champion
 

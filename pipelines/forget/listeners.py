@@ -15,7 +15,7 @@ from pipelines.forget.redact import as_ids
 from pipelines.histories.buckets import user_bucket
 from pipelines.schema import USER_ID
 
-DayLock = Callable[[dt.date], contextlib.AbstractContextManager[None]]
+DayLock = Callable[[dt.date], contextlib.AbstractContextManager[object]]
 """Locks a ds against every other run while something of it is replaced."""
 
 
