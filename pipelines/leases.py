@@ -263,15 +263,16 @@ def _now() -> float:
 
 
 class _S3Lease(Lease):
-    """A lease on S3 and the thread that renews it."""
+    """A lease on S3, the thread that renews it and the one that ends the work in time, whatever a renewal waits for."""
 
     def __init__(self, uri: str, holder: Holder, etag: str, taken_at: float) -> None:
         super().__init__(uri, holder.token)
         self.holder, self._etag, self._renewed_at = holder, etag, taken_at
-        self._done = threading.Event()
+        self._done, self._taken, self._failure = threading.Event(), threading.Event(), "no answer"
         self._main = threading.current_thread() is threading.main_thread()
-        self._thread = threading.Thread(target=self._renew, daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._renew, self._watch)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def _left(self) -> float:
@@ -289,7 +290,8 @@ class _S3Lease(Lease):
     def release(self) -> None:
         """Leave the lock file with the token, unless it is another's by now."""
         self._done.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
         with contextlib.suppress(ConflictError, OSError, ValueError):  # not ours, or out of reach: it ends by itself
             self._put({"released": True})
 
@@ -306,17 +308,20 @@ class _S3Lease(Lease):
                 self._put({})
             except ConflictError:
                 if not self._still_ours():
-                    break
+                    self._taken.set()
+                    return
             except (OSError, ValueError, RuntimeError) as error:
-                pause = min(1.0, self.holder.seconds / 20)
-                if self._left < self.holder.seconds / 4:
-                    print(f"fuxi: {self.uri} cannot be renewed ({type(error).__name__})", file=sys.stderr, flush=True)
-                    break
+                pause, self._failure = min(1.0, self.holder.seconds / 20), type(error).__name__
             else:
                 self._renewed_at, pause = asked_at, self.holder.seconds / 6
-        if not self._done.is_set():
-            self.lost = True
-            self._interrupt()
+
+    def _watch(self) -> None:
+        while not self._done.wait(min(1.0, self.holder.seconds / 40)):
+            if self._taken.is_set() or self._left < self.holder.seconds / 4:
+                self.lost, why = True, "another run has it" if self._taken.is_set() else self._failure
+                print(f"fuxi: {self.uri} cannot be renewed ({why})", file=sys.stderr, flush=True)
+                self._interrupt()
+                return
 
     def _still_ours(self) -> bool:
         """After a conflict: whether it was a renewal of this lease whose answer was lost."""

@@ -48,7 +48,7 @@ class FaultProxy:
 
     def __init__(self, target: str, faults: Faults = Faults(), *, seed: int = 0, port: int = 0) -> None:
         self.target, self.faults, self.counts = urlsplit(target), faults, Counter[str]()
-        self._random, self._lock, self._outage_until = random.Random(seed), threading.Lock(), 0.0
+        self._random, self._lock, self._outage_until, self._silent = random.Random(seed), threading.Lock(), 0.0, False
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self._server.daemon_threads = True
@@ -62,9 +62,14 @@ class FaultProxy:
         self._server.shutdown()
         self._server.server_close()
 
-    def outage(self, seconds: float) -> None:
-        """Reset every connection for so long from now on; 0 ends an outage."""
-        self._outage_until = time.monotonic() + seconds
+    def outage(self, seconds: float, *, silent: bool = False) -> None:
+        """Reset every connection for so long from now on, `silent`: at the end of it; 0 ends an outage."""
+        self._outage_until, self._silent = time.monotonic() + seconds, silent
+
+    def silence(self) -> None:
+        """Wait for the end of a silent outage."""
+        while self._silent and time.monotonic() < self._outage_until:
+            time.sleep(0.05)
 
     def draw(self) -> tuple[str, float]:
         """What the next request meets, and the seconds it waits before."""
@@ -99,6 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         kind, wait = self.proxy.draw()
         if kind in ("outage", "resets"):
+            self.proxy.silence()
             self._reset()
             return
         body = self._body()

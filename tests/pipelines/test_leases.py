@@ -180,15 +180,19 @@ def test_renewal_survives_an_outage_shorter_than_the_lease(s3: str, monkeypatch:
         assert proxy.counts["outage"] > 1
 
 
-def test_work_ends_before_a_lease_runs_out_that_cannot_be_renewed(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri, ended = f"{s3}/runs/ds=2026-03-02/daily.lock", []
+@pytest.mark.parametrize("answer", ["outage", "silence"])
+def test_work_ends_before_a_lease_runs_out_that_cannot_be_renewed(
+    s3: str, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """Whether the renewal is refused or waits for an answer that does not come."""
+    uri, ended, seconds = f"{s3}/runs/ds=2026-03-02/daily.lock", [], 8
     with proxied(monkeypatch) as proxy:
-        with pytest.raises(FencedError, match="could not be renewed"), leases.lease(uri, purpose="run", seconds=3):
+        with pytest.raises(FencedError, match="could not be renewed"), leases.lease(uri, purpose="run", seconds=seconds):
             started = time.monotonic()
             leases.at_stop(lambda: ended.append(time.monotonic() - started))
-            proxy.outage(60)
-            time.sleep(30)
-        assert ended and ended[0] < 3
+            proxy.outage(60, silent=answer == "silence")
+            time.sleep(60)
+        assert ended and ended[0] < seconds
         proxy.outage(0)
         storage.write_json(uri, {**storage.read_json(uri), "pid": os.getppid(), "hold": "another's"})
     assert not storage.read_json(uri)["released"]
