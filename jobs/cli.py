@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from jobs.config import Config
     from jobs.day import Day
 
+EXIT_BROKE_OFF = 1
 EXIT_REFUSED = 2
 EXIT_DEGRADED = 3
 
@@ -110,7 +112,8 @@ def daily(day: "Day", dry_run: bool) -> None:
     Exit code 0: published. 3: published, but by the champion, from popularity or from older sequences. 2: refused,
     nothing published.
     """
-    from jobs.daily import other_settings, plan, run_day
+    from jobs.daily import OPTIONAL_STAGES, other_settings, plan, run_day
+    from jobs.runtime import attempt
     from jobs.status import backfill, out_of_date_before
 
     if dry_run:
@@ -119,6 +122,7 @@ def daily(day: "Day", dry_run: bool) -> None:
         for note in [*backfill(day), *other_settings(day), *out_of_date_before(day)]:
             click.echo(f"fuxi: {note}", err=True)
         return
+    attempt.follow(day, OPTIONAL_STAGES)
     result = run_day(day)
     for note in result.notes:
         click.echo(f"fuxi: {note}", err=True)
@@ -138,10 +142,12 @@ def _stage_command(name: str, help_text: str, option: Decorator = lambda command
     def run_one(day: "Day", dry_run: bool) -> None:
         from jobs.daily import other_settings, plan, stage_function, wait_for_earlier
         from jobs.day import run_stage
+        from jobs.runtime import attempt
 
         if dry_run:
             click.echo(str(next(stage for stage in plan(day) if stage.name == name)))
             return
+        attempt.follow(day)
         wait_for_earlier(day)
         result = run_stage(day, name, stage_function(name))
         for note in other_settings(day):
@@ -417,6 +423,10 @@ def demo(workspace: str, listeners: int, overrides: tuple[str, ...]) -> None:
     run_demo(workspace, listeners=listeners, overrides=overrides)
 
 
+SUPERVISED = ("daily", "sessionize", "hits", "train", "evaluate", "promote", "recommend", "report")
+"""Commands whose work has a process of its own, and is begun again when something in it dies."""
+
+
 def main() -> None:
     """Entry point: refusals, and failures of disks, stores and servers, are one line on standard error and exit code 2.
 
@@ -425,8 +435,25 @@ def main() -> None:
     from jobs.runtime import stop
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if sys.argv[1:2] and sys.argv[1] in SUPERVISED and not {"--dry-run", "-h", "--help"} & set(sys.argv):
+        from jobs.runtime import supervisor
+
+        supervisor.supervise()  # goes on in a child
     sys.stdout, sys.stderr = RedactingStream(sys.stdout), RedactingStream(sys.stderr)  # type: ignore[assignment]
     stop.install()
+    code = _exit_code_of_command()
+    if "jobs.runtime.attempt" in sys.modules:
+        from jobs.runtime import attempt
+
+        attempt.ended(code)
+    if stop.was_asked():
+        stop.leave(code)
+    sys.exit(code)
+
+
+def _exit_code_of_command() -> int:
+    from jobs.runtime import stop
+
     try:
         cli(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
@@ -434,23 +461,32 @@ def main() -> None:
         if isinstance(asked, KeyboardInterrupt):
             click.echo(f"fuxi: {stop.describe(asked)}", err=True)
             _end_engines()
-        stop.leave(stop.exit_code())
+        return stop.exit_code()
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
     except Exception as error:
-        _fail(error)
+        return _failed(error)
+    return 0
 
 
-def _fail(error: Exception) -> None:
+def _failed(error: Exception) -> int:
     """One line for what the operator can change, else the trace."""
-    from jobs.runtime import failures
+    from jobs.runtime import attempt, deaths, failures
 
+    if not isinstance(error, InputError):
+        attempt.end_if_died(error)
     line = str(error) if isinstance(error, InputError) else failures.explain(error)
+    code = EXIT_REFUSED
     if line is None:
-        raise error
-    click.echo(redact(f"fuxi: {' '.join(line.split())}"), err=True)
-    sys.exit(EXIT_REFUSED)
+        line, code = deaths.what_died(error), EXIT_BROKE_OFF
+    if line is None:
+        traceback.print_exception(error)
+    else:
+        click.echo(redact(f"fuxi: {' '.join(line.split())}"), err=True)
+    return code
 
 
 def _end_engines() -> None:

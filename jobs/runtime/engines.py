@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from jobs.config import ClusterConfig
-from jobs.runtime import stop
+from jobs.runtime import attempt, deaths, stop
 from jobs.runtime.console import polled_progress
 from pipelines import leases, object_store
 from pipelines.errors import InputError
@@ -52,6 +52,7 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
         session.sparkContext.setLogLevel("ERROR")
     _set_worker_environment(session, local=local)
     logging.getLogger().addFilter(_not_of_py4j)
+    attempt.watch_engines()
     stop.keep()
     leases.at_stop(end)
     return session
@@ -118,6 +119,7 @@ def ray_session(cluster: ClusterConfig) -> ModuleType:
         store = {"include_dashboard": False, "object_store_memory": cluster.ray_object_store_mb * 2**20}
         local = store if cluster.ray_address == "local" else {}
         ray.init(address=cluster.ray_address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        attempt.watch_engines()
         stop.keep()
     leases.at_stop(end)
     return ray
@@ -125,6 +127,7 @@ def ray_session(cluster: ClusterConfig) -> ModuleType:
 
 def end() -> None:
     """End Spark and Ray of this process and all that they have started here, in mid-work too; within 20 seconds."""
+    deaths.unwatch()
     children = psutil.Process().children(recursive=True)
     threads = [threading.Thread(target=end_one, daemon=True) for end_one in (_end_ray, _end_spark)]
     for thread in threads:

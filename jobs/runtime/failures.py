@@ -21,11 +21,11 @@ _REGISTRY_MODULES = ("mlflow.", "sqlalchemy.", "alembic.", "requests.", "urllib3
 
 def explain(error: BaseException) -> str | None:
     """The failure in one line with its remedy; None if it is none of these and the trace is wanted."""
-    chain = list(_chain(error))
-    for one in chain:
+    chained = list(chain(error))
+    for one in chained:
         if isinstance(one, InputError):
             return str(one)
-    for one in chain:
+    for one in chained:
         text = f"{one} {getattr(one, 'java_exception', '')}"
         number = getattr(one, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(text):
@@ -42,7 +42,7 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
     """An error and what caused it, also in a worker of Ray."""
     seen: set[int] = set()
     todo: list[BaseException | None] = [error]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from jobs.config import ClusterConfig
 from jobs.runtime.console import polled_progress
+from jobs.runtime.deaths import StageDiedError
 from jobs.runtime.engines import end, need_gpus, ray_session
 from jobs.training.worker import LoopConfig, train_worker
 from pipelines import storage
@@ -39,6 +40,7 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
     ray_session(cluster)
     gpus = cluster.train_workers * cluster.train_gpus_per_worker
     need_gpus(cluster, gpus, setting="train_gpus_per_worker")
+    from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     trainer = _trainer(cluster, loop, storage_uri, name)
@@ -48,6 +50,8 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
             result = _interruptible(trainer.fit)
     except TrainingFailedError as error:
         raise _worker_error(error) from None
+    except RayActorError as error:
+        raise StageDiedError("Ray Train's controller died") from error
     except KeyboardInterrupt as stop:
         end()  # also the workers, which know nothing of the signal
         steps, total = _steps(loop.progress)
