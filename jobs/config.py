@@ -336,7 +336,7 @@ class ClusterConfig(Section):
     )
     max_failures: int = Field(3, ge=0, description="worker deaths a training run survives")
     stall_minutes: float = Field(
-        30, ge=0, description="a stage without any progress for so long is ended and begun again; 0: never"
+        30.0, ge=0, description="a stage without any progress for so long is ended and begun again; 0: never"
     )
     stage_retries: int = Field(
         2, ge=0, description="how often a command begins a stage again after a process died or it stood still"

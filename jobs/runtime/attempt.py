@@ -1,4 +1,4 @@
-"""The child's side of a supervised command (`jobs.runtime.supervisor`): what this attempt tells the one that waits for it.
+"""The child's side of a supervised command (`jobs.runtime.supervisor`): what an attempt tells to whoever waits for it.
 
 A process that is not supervised tells nobody, and its deaths are errors like others.
 """

@@ -30,9 +30,7 @@ _OF_RAY = {
     "ObjectReconstructionFailedError": "a process of Ray that held an object",
     "RpcError": "a part of Ray",
 }
-_WORKER = re.compile(
-    r"Python worker exited unexpectedly|Python worker failed to connect|Python worker process terminated"
-)
+_WORKER = re.compile(r"Python worker (?:exited unexpectedly|failed to connect|process terminated)")
 _EXECUTOR = re.compile(r"ExecutorLostFailure|Executor heartbeat timed out|Slave lost|Remote RPC client disassociated")
 
 
@@ -95,7 +93,7 @@ def dead_engines() -> list[str]:
 
 
 def exit_code(pid: int) -> int | None:
-    """How a child of this process has ended, a signal as a negative number; it stays to be waited for. None: it runs."""
+    """How a child of this process has ended, a signal as a negative number. None: it runs. It is not waited for."""
     with contextlib.suppress(ChildProcessError):  # somebody has waited for it
         found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if found is not None:

@@ -25,6 +25,7 @@ import psutil
 
 from jobs.runtime import attempt, deaths
 from jobs.runtime.attempt import Attempt
+from pipelines import leases
 from pipelines.redact import RedactingStream, redact
 
 POLL_S = 0.5
@@ -73,6 +74,8 @@ class _Supervisor:
                 self._leave(self.code)
             if self.asked:
                 self._leave(128 + self.asked)
+            if self.died is None and os.waitstatus_to_exitcode(status) == leases.EXIT_LOST:
+                self._leave(leases.EXIT_LOST)  # it has said so
             self._after_death(self.died or _cause(self.child, status, culprits))
 
     def _fork(self, messages: tuple[int, int], errors: tuple[int, int]) -> bool:
@@ -99,7 +102,7 @@ class _Supervisor:
         for end in (messages[0], errors[0]):
             os.close(end)
         # What C++ and the JVM write is read by the supervisor; this process writes where it did.
-        sys.stderr = open(os.dup(2), "w", buffering=1, errors="backslashreplace")
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
         os.dup2(errors[1], 2)
         attempt.become(Attempt(messages[1], frozenset(self.begun), dict(self.given_up)))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
@@ -245,7 +248,7 @@ def _cause(child: int, status: int, culprits: Sequence[str]) -> str:
 
 
 def _end_descendants(grace_s: float, *, besides: Collection[int]) -> list[str]:
-    """Wait so long for what the attempt started, then kill it. Returns engines that had been killed before, in words."""
+    """Wait so long for what the attempt started, then kill it. Returns engines that had been killed before."""
     culprits = _reap(say=True)
     until = time.monotonic() + grace_s
     while left := [child for child in psutil.Process().children(recursive=True) if child.pid not in besides]:
