@@ -14,7 +14,6 @@ import click
 
 from pipelines.errors import InputError
 from pipelines.redact import RedactingStream, redact
-from pipelines.schema import parse_ds
 
 if TYPE_CHECKING:
     from jobs.config import Config
@@ -75,6 +74,13 @@ def _serving_day(config: "Config", text: str) -> dt.date:
     """The day that --ds names. `today` is for schedulers whose clock is in another time zone than the service."""
     if text == "today":
         return dt.datetime.now(ZoneInfo(config.sequences.timezone)).date()
+    return _date(text)
+
+
+def _date(text: str) -> dt.date:
+    """YYYY-MM-DD as a date. Imports Arrow only now: that starts threads, and the supervisor forks before it."""
+    from pipelines.schema import parse_ds
+
     return parse_ds(text)
 
 
@@ -193,9 +199,9 @@ def show(user: str, ds: str, explain: bool, config: "Config") -> None:
     """Print one listener's recent plays and list, with titles and artists."""
     from jobs.commands import show as show_job
 
-    show_job.render(show_job.show(config, user, parse_ds(ds)))
+    show_job.render(show_job.show(config, user, _date(ds)))
     if explain:
-        show_job.render_explanation(show_job.explain(config, user, parse_ds(ds)))
+        show_job.render_explanation(show_job.explain(config, user, _date(ds)))
 
 
 @cli.command()
@@ -244,7 +250,7 @@ def verify(workspace: str, ds: str | None) -> None:
     """
     from jobs.commands import verify as verify_job
 
-    verified = verify_job.run(workspace, ds=str(parse_ds(ds)) if ds else None)
+    verified = verify_job.run(workspace, ds=str(_date(ds)) if ds else None)
     verify_job.render(verified)
     for line in verified.damaged:
         click.echo(f"fuxi: {' '.join(line.split())}", err=True)
@@ -294,7 +300,7 @@ def synth(context: click.Context, first_day: str, **options: Any) -> None:
 
     typed = click.core.ParameterSource.COMMANDLINE
     written = {name for name in (*options, "first_day") if context.get_parameter_source(name) == typed}
-    result = synth_job.main({**options, "first_day": parse_ds(first_day)}, written)
+    result = synth_job.main({**options, "first_day": _date(first_day)}, written)
     click.echo(f"{result}")
 
 
@@ -319,7 +325,7 @@ def movielens(path: str, ds: str | None, movies: str | None, config: "Config") -
     """
     from jobs.commands import import_movielens
 
-    result = import_movielens.run(config, path, ds=parse_ds(ds) if ds else None, movies=movies)
+    result = import_movielens.run(config, path, ds=_date(ds) if ds else None, movies=movies)
     click.echo(f"{result}")
 
 

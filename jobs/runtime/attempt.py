@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jobs.day import Day
-from jobs.runtime import deaths, failures
+from jobs.runtime import deaths
 from pipelines import progress
+
+if TYPE_CHECKING:
+    from jobs.day import Day
 
 EXIT_DIED = 70
 """Of an attempt in which something died; the supervisor decides what the command ends with."""
@@ -46,7 +48,7 @@ def supervised() -> bool:
     return _attempt.channel >= 0
 
 
-def follow(day: Day, optional: Collection[str] = ()) -> None:
+def follow(day: "Day", optional: Collection[str] = ()) -> None:
     """Tell how long a stage may be silent and how often it is begun again; let the day know what was begun before.
 
     optional: stages without which the day is published.
@@ -69,6 +71,8 @@ def watch_engines() -> None:
 
 def end_if_died(error: BaseException) -> None:
     """End this attempt if an error came from a death; return if it did not, or if nobody would begin it again."""
+    from jobs.runtime import failures
+
     if supervised() and failures.explain(error) is None and (died := deaths.what_died(error)) is not None:
         _leave(died)
 

@@ -6,11 +6,9 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psutil
-
-from jobs.runtime.failures import chain
 
 POLL_S = 0.3
 NAMES = {"raylet": "Ray's raylet", "gcs_server": "Ray's gcs_server", "java": "Spark's JVM"}
@@ -45,6 +43,20 @@ def what_died(error: BaseException) -> str | None:
     if found is None:
         return None
     return next(iter(dead_engines()), None) or found
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what caused it, also in a worker of Ray."""
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        one = todo.pop(0)
+        if isinstance(one, BaseException) and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            failures = getattr(one, "worker_failures", None) or {}
+            inner = [getattr(failure, "_base_exc", failure) for failure in failures.values()]
+            todo += [getattr(one, "cause", None), *inner, one.__cause__, one.__context__]
 
 
 def _of_one(error: BaseException) -> str | None:

@@ -3,8 +3,8 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
 
+from jobs.runtime.deaths import chain
 from pipelines import object_store
 from pipelines.errors import InputError
 
@@ -40,20 +40,6 @@ def explain(error: BaseException) -> str | None:
         if _STORE.search(text) or type(one).__module__.startswith(("botocore.", "boto3.")):
             return _store(text)
     return None
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what caused it, also in a worker of Ray."""
-    seen: set[int] = set()
-    todo: list[BaseException | None] = [error]
-    while todo:
-        one = todo.pop(0)
-        if isinstance(one, BaseException) and id(one) not in seen:
-            seen.add(id(one))
-            yield one
-            failures = getattr(one, "worker_failures", None) or {}
-            inner = [getattr(failure, "_base_exc", failure) for failure in failures.values()]
-            todo += [getattr(one, "cause", None), *inner, one.__cause__, one.__context__]
 
 
 def _place(error: BaseException, text: str) -> str:

@@ -25,7 +25,6 @@ import psutil
 
 from jobs.runtime import attempt, deaths
 from jobs.runtime.attempt import Attempt
-from pipelines import leases
 from pipelines.redact import RedactingStream, redact
 
 POLL_S = 0.5
@@ -35,7 +34,7 @@ END_S = 10.0
 """Engines of an attempt that ended by itself may take so long to end, too."""
 EXIT_S = 60.0
 """An attempt whose work is done may take so long to exit."""
-EXIT_BROKE_OFF = 1
+EXIT_BROKE_OFF, EXIT_REFUSED = 1, 2
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -74,8 +73,8 @@ class _Supervisor:
                 self._leave(self.code)
             if self.asked:
                 self._leave(128 + self.asked)
-            if self.died is None and os.waitstatus_to_exitcode(status) == leases.EXIT_LOST:
-                self._leave(leases.EXIT_LOST)  # it has said so
+            if self.died is None and os.waitstatus_to_exitcode(status) == EXIT_REFUSED:
+                self._leave(EXIT_REFUSED)  # its lease is lost, as it has said
             self._after_death(self.died or _cause(self.child, status, culprits))
 
     def _fork(self, messages: tuple[int, int], errors: tuple[int, int]) -> bool:

@@ -184,3 +184,9 @@ def test_an_error_of_the_program_is_a_trace_and_is_not_tried_again(tmp_path: Pat
         _, said = process.communicate(timeout=100)
     assert process.returncode == 1 and "ZeroDivisionError" in said and "begun again" not in said
     assert command.ran.count("promote") == 1
+
+
+def test_the_supervisor_forks_before_any_library_has_started_a_thread() -> None:
+    code = "import os, jobs.cli, jobs.runtime.supervisor; print(len(os.listdir('/proc/self/task')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
