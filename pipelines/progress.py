@@ -15,10 +15,15 @@ Listener = Callable[[Event, str], None]
 _listeners: list[Listener] = []
 
 
+def listen(listener: Listener) -> None:
+    """Call a function, in whatever thread works, with everything that is told in this process from now on."""
+    _listeners.append(listener)
+
+
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Call a function, in whatever thread works, with everything that is told while the block runs."""
-    _listeners.append(listener)
+    """The same while the block runs."""
+    listen(listener)
     try:
         yield
     finally:

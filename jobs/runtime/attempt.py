@@ -40,7 +40,7 @@ def become(attempt: Attempt) -> None:
     """Be this attempt from now on: in the child, before it does anything."""
     global _attempt
     _attempt = attempt
-    progress.listening(_on_progress).__enter__()
+    progress.listen(_on_progress)
 
 
 def supervised() -> bool:
