@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXIT_DIED = 70
 """Of an attempt in which something died; the supervisor decides what the command ends with."""
-NOTE_EVERY_S = 1.0
+NOTE_EVERY_S = 0.5
 
 
 @dataclass
@@ -100,5 +100,5 @@ def _leave(died: str) -> None:
 def _on_progress(event: progress.Event, text: str) -> None:
     now = time.monotonic()
     if event != "on" or now - _attempt.told_at >= NOTE_EVERY_S:
-        _attempt.told_at = now
+        _attempt.told_at = now if event == "on" else 0.0  # the first note of a stage is never left out
         tell(**{event: text[:200]})

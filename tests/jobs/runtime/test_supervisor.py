@@ -143,7 +143,7 @@ def describe(pid: int) -> str:
 
 
 def test_a_stage_that_tells_what_it_does_is_not_ended(tmp_path: Path) -> None:
-    slow = "from pipelines import progress\nfor n in range(20): time.sleep(.5); progress.note(str(n))"
+    slow = "from pipelines import progress\nfor n in range(14): time.sleep(.5); progress.note(str(n))"
     command = Command(tmp_path, slow, stage="hits", times=1, settings=("cluster.stall_minutes=0.08",))
     assert command.run() == (0, [])
 
