@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -114,7 +114,9 @@ def ray_session(cluster: ClusterConfig) -> ModuleType:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
+    import ray._private.worker
 
+    ray._private.worker.print_to_stdstream = _to_standard_error
     if not ray.is_initialized():
         store = {"include_dashboard": False, "object_store_memory": cluster.ray_object_store_mb * 2**20}
         local = store if cluster.ray_address == "local" else {}
@@ -123,6 +125,12 @@ def ray_session(cluster: ClusterConfig) -> ModuleType:
         stop.keep()
     leases.at_stop(end)
     return ray
+
+
+def _to_standard_error(message: dict[str, Any], ignore_prefix: bool = False) -> None:
+    """In place of Ray's own function, which prints the news of its cluster among a command's results."""
+    with contextlib.suppress(OSError):
+        os.write(2, "".join(f"(ray) {line}\n" for line in message.get("lines", ())).encode())
 
 
 def end() -> None:

@@ -3,11 +3,15 @@
 import errno
 import os
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 from jobs.runtime.deaths import chain
-from pipelines import object_store
+from pipelines import object_store, storage
 from pipelines.errors import InputError
 
+NEEDS = " needs "
+"""In a note of an error that says what room a stage takes."""
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|\[?[Ee]rrno:? (?:28|122)\b")
 _READ_ONLY = re.compile(r"Read-only file system|Permission denied")
 _STORE = re.compile(
@@ -29,7 +33,7 @@ def explain(error: BaseException) -> str | None:
         text = f"{one} {getattr(one, 'java_exception', '')}"
         number = getattr(one, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(text):
-            return f"{_place(one, text)}: the disk is full: make room and run again; what was published is unchanged"
+            return _full_disk(_place(one, text), chained)
         if isinstance(one, OSError) and (number in (errno.EROFS, errno.EACCES) or _READ_ONLY.search(text)):
             place = _place(one, text)
             return (
@@ -40,6 +44,15 @@ def explain(error: BaseException) -> str | None:
         if _STORE.search(text) or type(one).__module__.startswith(("botocore.", "boto3.")):
             return _store(text)
     return None
+
+
+def _full_disk(place: str, chained: Sequence[BaseException]) -> str:
+    """Names the file, the room that is left beside it, and what the stage needs if it has noted that."""
+    folder = Path(place).parent
+    there = place.startswith("/") and folder.exists()
+    left = f" ({storage.in_words(storage.free_bytes(str(folder)) or 0)} free in {folder})" if there else ""
+    needs = "".join(f"; {note}" for one in chained for note in getattr(one, "__notes__", ()) if NEEDS in note)
+    return f"{place}: the disk is full{left}{needs}: make room and run again; what was published is unchanged"
 
 
 def _place(error: BaseException, text: str) -> str:
