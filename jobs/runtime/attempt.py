@@ -6,6 +6,7 @@ A process that is not supervised tells nobody, and its deaths are errors like ot
 import contextlib
 import json
 import os
+import select
 import sys
 import time
 from collections.abc import Collection
@@ -84,9 +85,10 @@ def ended(code: int) -> None:
 
 
 def tell(**message: Any) -> None:
-    """Send a message. Lost if the supervisor is stopped and the pipe is full."""
+    """Send a message of at most 4,096 bytes, which the kernel writes whole. Waits where the supervisor is stopped."""
     if supervised():
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError):
+            select.select([], [_attempt.channel], [])
             os.write(_attempt.channel, json.dumps(message).encode() + b"\n")
 
 

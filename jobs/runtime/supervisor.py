@@ -32,6 +32,8 @@ KEPT_BYTES = 1 << 20
 """Of what engines wrote to standard error, the newest."""
 END_S = 10.0
 """Engines of an attempt that ended by itself may take so long to end, too."""
+FIRST_STALL_S = 1800.0
+"""Until the attempt has read the configuration."""
 EXIT_S = 60.0
 """An attempt whose work is done may take so long to exit."""
 EXIT_BROKE_OFF, EXIT_REFUSED = 1, 2
@@ -47,7 +49,7 @@ def supervise() -> None:
 class _Supervisor:
     def __init__(self) -> None:
         self.ds, self.stage, self.last = "", "", ""
-        self.stall_s, self.retries, self.optional = 0.0, 0, frozenset[str]()
+        self.stall_s, self.retries, self.optional = FIRST_STALL_S, 0, frozenset[str]()
         self.code: int | None = None  # that the attempt said it would exit with
         self.died: str | None = None
         self.begun: set[str] = set()
@@ -64,7 +66,6 @@ class _Supervisor:
             self.stage = self.last = ""
             self.silent_s = 0.0
             messages, errors = os.pipe(), os.pipe()
-            os.set_blocking(messages[1], False)
             if self._fork(messages, errors):
                 return
             status = self._wait(_Lines(messages[0]), errors[0])
@@ -94,7 +95,8 @@ class _Supervisor:
             return False
         for number in passed_on:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        os.setpgid(0, 0)  # a terminal's Ctrl-C is this one's to pass on; Ray leaves the group anyway
+        os.setpgid(0, 0)  # a terminal's Ctrl-C is the supervisor's to pass on; Ray leaves the group anyway
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # it may write to the terminal all the same
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)

@@ -125,5 +125,5 @@ def test_how_a_process_ended_is_said_in_words() -> None:
         while (code := deaths.exit_code(child.pid)) is None and time.monotonic() < until:
             time.sleep(0.01)
     assert code == -signal.SIGSEGV == child.returncode  # looked at, not waited for
-    assert deaths.ended("Ray's raylet", 7, code) == "Ray's raylet (process 7) was ended by SIGSEGV"
+    assert deaths.ended("Ray's raylet", 7, -signal.SIGSEGV) == "Ray's raylet (process 7) was ended by SIGSEGV"
     assert deaths.ended("Ray's raylet", 7, 1) == "Ray's raylet (process 7) ended with code 1"
