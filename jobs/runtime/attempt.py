@@ -56,7 +56,9 @@ def follow(day: "Day", optional: Collection[str] = ()) -> None:
     """
     day.begun = _attempt.begun
     cluster = day.config.cluster
-    tell(ds=str(day.ds), stall_minutes=cluster.stall_minutes, retries=cluster.stage_retries, optional=sorted(optional))
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # then the JVM, and the session in it, are spark-submit's
+    retries = 0 if submitted else cluster.stage_retries
+    tell(ds=str(day.ds), stall_minutes=cluster.stall_minutes, retries=retries, optional=sorted(optional))
 
 
 def given_up(stage: str) -> str | None:
