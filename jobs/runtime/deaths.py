@@ -14,6 +14,7 @@ POLL_S = 0.3
 NAMES = {"raylet": "Ray's raylet", "gcs_server": "Ray's gcs_server", "java": "Spark's JVM"}
 """Processes that this one starts, and without which nothing of their engine works, by the kernel's name for them."""
 
+DYING_S = 2.0
 _OF_RAY = {
     "ActorDiedError": "an actor of Ray",
     "ActorUnavailableError": "an actor of Ray",
@@ -32,6 +33,10 @@ _WORKER = re.compile(r"Python worker (?:exited unexpectedly|failed to connect|pr
 _EXECUTOR = re.compile(r"ExecutorLostFailure|Executor heartbeat timed out|Slave lost|Remote RPC client disassociated")
 
 
+JVM_DIED = f"{NAMES['java']} died"
+MAYBE_ENGINES = {JVM_DIED, *(f"{name} died" for name in _OF_RAY.values())}
+
+
 class StageDiedError(RuntimeError):
     """A process died that a stage works with. The message says which one."""
 
@@ -42,7 +47,12 @@ def what_died(error: BaseException) -> str | None:
     found = next(filter(None, map(_of_one, chained)), None)
     if found is None:
         return None
-    return next(iter(dead_engines()), None) or found
+    until = time.monotonic() + DYING_S  # its end may be seen a little later than its silence
+    while _watched and found in MAYBE_ENGINES and time.monotonic() < until:
+        if dead := dead_engines():
+            return dead[0]
+        time.sleep(0.05)
+    return found
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -71,7 +81,7 @@ def _of_one(error: BaseException) -> str | None:
         if _EXECUTOR.search(text):
             return "an executor of Spark died"
     if kind.__name__ == "Py4JNetworkError" or (isinstance(error, ConnectionError | EOFError) and _from_py4j(error)):
-        return "Spark's JVM died"
+        return JVM_DIED
     return None
 
 

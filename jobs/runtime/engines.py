@@ -52,6 +52,7 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
         session.sparkContext.setLogLevel("ERROR")
     _set_worker_environment(session, local=local)
     logging.getLogger().addFilter(_not_of_py4j)
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it logs the traces of errors that the caller gets
     attempt.watch_engines()
     stop.keep()
     leases.at_stop(end)

@@ -19,6 +19,7 @@ _STORE = re.compile(
 )
 _NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist")
 _DENIED = re.compile(r"ACCESS_DENIED|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken")
+_WRITTEN = re.compile(r"while writing (\S+)")  # as `storage.writing` notes it
 _PATH = re.compile(r"(?:'(/[^']+)'|(/[^\s:'\"]+\.\w+))")
 _REGISTRY_MODULES = ("mlflow.", "sqlalchemy.", "alembic.", "requests.", "urllib3.")
 
@@ -57,6 +58,9 @@ def _full_disk(place: str, chained: Sequence[BaseException]) -> str:
 
 def _place(error: BaseException, text: str) -> str:
     name = getattr(error, "filename", None)
+    text = "\n".join([text, *getattr(error, "__notes__", ())])
+    if written := _WRITTEN.search(text):
+        return written[1]
     found = _PATH.search(text)
     return str(name or (found and (found[1] or found[2])) or "a file of this run")
 

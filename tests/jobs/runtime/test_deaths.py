@@ -80,7 +80,7 @@ def kill_one(command: int, name: str) -> list[psutil.Process]:
 def test_a_killed_process_of_an_engine_is_named_and_the_stage_is_begun_again(
     tmp_path: Path, engine: str, name: str, died: str
 ) -> None:
-    environment = {**os.environ, "ENGINE": engine, "BEGUN": str(tmp_path / "begun"), "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "ENGINE": engine, "BEGUN": str(tmp_path / "begun")}
     command = [sys.executable, "-c", DAY, "daily", "--ds", DS, "--workspace", str(tmp_path / "w")]
     command += ["--set", "cluster.spark_master=local[2]"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
