@@ -107,6 +107,7 @@ def polled_progress(
         while (total := poll()[1]) == 0:
             if ended.wait(POLL_S):
                 return
+        heard.amount(description, 0, total, unit)  # the workers are there
         shown, last = 0, False
         with progress(description, total, unit=unit, remaining=remaining) as advance:
             while not last:

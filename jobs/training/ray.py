@@ -11,7 +11,7 @@ from jobs.runtime.console import polled_progress
 from jobs.runtime.deaths import StageDiedError
 from jobs.runtime.engines import end, need_gpus, ray_session
 from jobs.training.worker import LoopConfig, train_worker
-from pipelines import storage
+from pipelines import progress, storage
 from pipelines.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
 
     trainer = _trainer(cluster, loop, storage_uri, name)
     storage.write_json(loop.progress, {"steps": 0, "total": 0})  # rank 0 goes on with it
+    progress.note("Ray is there")
     try:
         with polled_progress("train", lambda: _steps(loop.progress), unit="steps"):
             result = _interruptible(trainer.fit)

@@ -201,14 +201,14 @@ def killed_in_mid_training(
         try:
             wait_for_steps(house.day(DAY_ONE), 14, alive=lambda: process.poll() is None)
             started = psutil.Process(process.pid).children(recursive=True)
-            victims = [started_ for started_ in started if name in " ".join(started_.cmdline())] if name else [process]
+            victims = [child for child in started if name in " ".join(child.cmdline())] if name else [process]
             assert len(victims) == 1
             victims[0].send_signal(number)
             printed, said = process.communicate(timeout=200)
         finally:
             process.kill()
     assert not psutil.wait_procs(started, timeout=5)[1]
-    lines = [line for line in said.splitlines() if not line.startswith("{")]
+    lines = [line for line in said.splitlines() if line and not line.startswith("{")]
     assert all(line.startswith("fuxi: ") for line in lines), said
     return process.returncode, printed, "\n".join(lines)
 
@@ -218,11 +218,11 @@ def killed_in_mid_training(
     [
         ("TrainController", signal.SIGKILL, (), "Ray Train's controller died"),
         pytest.param(
-            *("TrainController", signal.SIGSTOP, ("cluster.stall_minutes=0.5",), "TrainController .* is stopped"),
+            *("TrainController", signal.SIGSTOP, ("cluster.stall_minutes=1",), "TrainController.* is stopped"),
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            *("RayTrainWorker", signal.SIGSTOP, ("cluster.stall_minutes=0.5",), "RayTrainWorker .* is stopped"),
+            *("RayTrainWorker", signal.SIGSTOP, ("cluster.stall_minutes=1",), "RayTrainWorker.* is stopped"),
             marks=pytest.mark.slow,
         ),
     ],
