@@ -223,7 +223,7 @@ def backfill(
 def diff(first: str, second: str, as_json: bool, config: "Config") -> None:
     """Say how the lists of two days differ, and what is otherwise: plays, model, settings. Writes nothing.
 
-    
+    \b
     fuxi diff 2026-03-03 2026-03-04 --workspace ./workspace
     """
     from jobs.commands import diff as diff_job
