@@ -23,7 +23,7 @@ import sys, time
 from pipelines import leases
 uri, marker, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 try:
-    with leases.lease(uri, purpose="first run", seconds=seconds):
+    with leases.lease(uri, purpose="first run", seconds=8):
         print("held", flush=True)
         for line in sys.stdin:
             leases.publish_json(marker, {"by": "first run"})
@@ -189,7 +189,7 @@ def test_work_ends_before_a_lease_runs_out_that_cannot_be_renewed(
     with proxied(monkeypatch) as proxy:
         with (
             pytest.raises(FencedError, match="could not be renewed"),
-            leases.lease(uri, purpose="run", seconds=seconds),
+            leases.lease(uri, purpose="run", seconds=8),
         ):
             started = time.monotonic()
             leases.at_stop(lambda: ended.append(time.monotonic() - started))
