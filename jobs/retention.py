@@ -1,4 +1,4 @@
-"""What a workspace keeps and for how many days: sequences, trainings' scratch, models, runs, reports, lists, quarantine.
+"""What a workspace keeps, and for how many days: shards, trainings' scratch, models, runs, reports, lists, quarantine.
 
 Days count back from the newest one with a run. Whatever a kept day names stays: shards that its manifest lists, the
 day it was built on or is served from, the model that it started from or serves. A retention that would cut what a
@@ -41,8 +41,8 @@ class Removed:
 def retain(day: Day, *, held: str = "", dry_run: bool = False) -> list[Removed]:
     """Delete what `retain` does not keep; every kind that has a bound, in the order of its deletion.
 
-    day: the newest one. held: the lease of a day that the caller holds. With dry_run nothing is written. BusyError while
-    a day runs, or `fuxi forget` or `fuxi maintain` works; InputError if a bound cuts what a later day needs.
+    day: the newest one. held: the lease of a day that the caller holds. With dry_run nothing is written. BusyError
+    while a day runs, or `fuxi forget` or `fuxi maintain` works; InputError if a bound cuts what a later day needs.
     """
     check(day.config)
     workspace = day.workspace

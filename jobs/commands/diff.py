@@ -114,7 +114,10 @@ def _other_settings(before: Day, after: Day) -> list[str]:
     settings = [marker["inputs"]["settings"] for marker in markers if marker and "inputs" in marker]
     if len(settings) < 2:
         return ["settings: not noted by the release that made one of the days"]
-    return [f"setting {text}" for text in differences(*settings)]
+    found = [f"setting {text}" for text in differences(*settings)]
+    if 0 < (after.ds - before.ds).days <= (listed := settings[1].get("rules.listed_days", 0)):
+        found.append(f"rule: songs that were listed in the {listed} days before are kept out (rules.listed_days)")
+    return found
 
 
 def _compare_listeners(before: Day, after: Day, lists: Sequence[PublishedLists], found: ListDiff) -> None:

@@ -200,7 +200,7 @@ def artifact_files(day: Day, version: str) -> list[storage.FileInfo]:
 def delete_version(day: Day, version: str) -> None:
     """Remove a version, and its files from this deployment's own registry.
 
-    A server frees its files when somebody runs `mlflow gc` there. The training run stays, with its parameters and losses.
+    A server frees its files when somebody runs `mlflow gc` there. The training run stays.
     """
     client, name = _client(day), day.config.mlflow.model_name
     folder, model_id = _artifact_folder(day, version), client.get_model_version(name, version).model_id
