@@ -207,8 +207,11 @@ def backfill(
     if dry_run:
         backfill_job.render_plan(list(backfill_job.plans(days, opened)))
         return
-    done = backfill_job.run(days, opened, keep_going=keep_going)
-    backfill_job.render(done, len(days))
+    done: list[backfill_job.BackfilledDay] = []
+    try:
+        done.extend(backfill_job.run(days, opened, keep_going=keep_going))
+    finally:
+        backfill_job.render(done, len(days))
     if any(day.refused for day in done):
         sys.exit(EXIT_REFUSED)
     if any(day.why for day in done):

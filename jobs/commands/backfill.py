@@ -49,23 +49,23 @@ def span(first: dt.date, last: dt.date) -> list[dt.date]:
 
 def run(
     days: Sequence[dt.date], open_day: OpenDay, *, keep_going: bool = False, run_day: RunDay = run_day
-) -> list[BackfilledDay]:
-    """Run days in order; what became of each that was begun.
+) -> Iterator[BackfilledDay]:
+    """Run days in order; yields what became of each, when it is done.
 
     A refused day ends the series: the days after it would be built without its plays, and would have to be made again
     once it is repaired. With `keep_going` they are built all the same. BusyError if another backfill works in the
     workspace, or another run on the day whose turn it is.
     """
-    workspace = open_day(days[0]).workspace
-    done: list[BackfilledDay] = []
+    workspace, done = open_day(days[0]).workspace, 0
     uri = storage.join(workspace.uri, "runs", LEASE)
-    with leases.lease(uri, purpose=PURPOSE), noting_at_stop(lambda: f"{len(done)} of {len(days)} days were done"):
+    with leases.lease(uri, purpose=PURPOSE), noting_at_stop(lambda: f"{done} of {len(days)} days were done"):
         for ds in days:
-            log("backfill", ds=ds, day=f"{len(done) + 1} of {len(days)}")
-            done.append(_one(open_day(ds), run_day))
-            if done[-1].refused and not keep_going:
-                break
-    return done
+            log("backfill", ds=ds, day=f"{done + 1} of {len(days)}")
+            day = _one(open_day(ds), run_day)
+            done += 1
+            yield day
+            if day.refused and not keep_going:
+                return
 
 
 def _one(day: Day, run_day: RunDay) -> BackfilledDay:

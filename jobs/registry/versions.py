@@ -203,7 +203,7 @@ def delete_version(day: Day, version: str) -> None:
     A server frees its files when somebody runs `mlflow gc` there. The training run stays.
     """
     client, name = _client(day), day.config.mlflow.model_name
-    folder, model_id = _artifact_folder(day, version), client.get_model_version(name, version).model_id
+    folder, model_id = _artifact_folder(day, version), _model_id(day, version)
     with leases.publishing():
         _retry(lambda: client.delete_model_version(name, version))
     if model_id:
@@ -214,12 +214,18 @@ def delete_version(day: Day, version: str) -> None:
 
 def _artifact_folder(day: Day, version: str) -> str | None:
     """Where this deployment's own registry keeps a version; None on a server."""
-    client = _client(day)
-    model_id = client.get_model_version(day.config.mlflow.model_name, version).model_id
+    model_id = _model_id(day, version)
     if not day.has_own_registry or not model_id:
         return None
-    folder = storage.absolute(client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
+    folder = storage.absolute(_client(day).get_logged_model(model_id).artifact_location.removeprefix("file://"))
     return folder if folder.startswith(storage.join(day.workspace.uri, ARTIFACTS) + "/") else None
+
+
+def _model_id(day: Day, version: str) -> str | None:
+    """MLflow's id of the logged model that a version was made of; None of a version with files of a run."""
+    found = _client(day).get_model_version(day.config.mlflow.model_name, version)
+    logged = (found.source or "").removeprefix("models:/")
+    return found.model_id or (logged if logged.startswith("m-") else None)
 
 
 def model_uri(day: Day, version: str) -> str:
