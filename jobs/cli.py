@@ -169,16 +169,21 @@ _stage_command("report", "Write the day's self-contained HTML page.")
 
 @cli.command()
 @click.argument("workspace", default="./workspace", metavar="[WORKSPACE]")
-@click.option("--json", "as_json", is_flag=True, help="A JSON list, a day an object.")
-def status(workspace: str, as_json: bool) -> None:
-    """Say how the days of a workspace stand: done, stale, not run, running, and what is out of date. Writes nothing."""
-    from jobs.commands import status as status_job
+@click.option("--days", default=14, show_default=True, type=click.IntRange(0), help="The newest so many; 0: all.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON list, a day an object: with the seconds of each stage.")
+def status(workspace: str, days: int, as_json: bool) -> None:
+    """Say how the days of a workspace stand, and what they read, published and took. Writes nothing.
 
-    days = status_job.run(workspace)
+    Below the table: stages that are stale or not run, days that are out of date, and who works on a day now.
+    """
+    from jobs.commands import status as status_job
+    from jobs.config import load_config
+
+    found = status_job.run(load_config(overrides=[f"workspace={workspace}"], environment={}), days=days)
     if as_json:
-        click.echo(status_job.as_json(days))
+        click.echo(status_job.as_json(found))
     else:
-        status_job.render(days)
+        status_job.render(found)
 
 
 @cli.command()
