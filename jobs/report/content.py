@@ -14,6 +14,9 @@ from jobs.report.examples import example_lists
 from jobs.report.hits import hits_section
 from jobs.report.list_quality import list_quality_section
 from jobs.report.quality import quality_lines, trailing_chart
+from jobs.serving.baselines import LABELS, POPULARITY
+from jobs.serving.serving_baseline import lists_of
+from jobs.tables.metrics import OF_REFERENCE
 from pipelines import delta_tables, storage
 from pipelines.schema import DS, METRIC, MODEL_VERSION, PROTOCOL, SLICE, VALUE
 
@@ -24,10 +27,8 @@ TREND_DAYS = 28
 RECOMMENDERS = {
     "challenger": "Challenger",
     "champion": "Champion",
-    "item-knn": "Item-kNN",
-    "ease": "EASE",
-    "markov": "Markov",
-    "popularity": "Popularity",
+    "reference": "Last full retrain",
+    **LABELS,
 }
 SLICES = {"all": "All listeners", "new": "New listeners", "light": "Light listeners", "heavy": "Heavy listeners"}
 MAX_COLUMNS = 8
@@ -73,6 +74,7 @@ def content(day: Day) -> dict[str, Any]:
     headline = headline_metric(day.config.gates.metric, metrics)
     protocol = measured.get("protocol", day.config.train.protocol)
     trend = metric_trend(day, metric=headline, protocol=protocol)
+    gap = metric_trend(day, metric=f"{headline}{OF_REFERENCE}", protocol=protocol)
     quality = _last_days(day, day.workspace.quality)
     examples, no_examples = example_lists(day) if "recommend" in results else ((), "nothing is published for this day")
     return {
@@ -97,6 +99,8 @@ def content(day: Day) -> dict[str, Any]:
         "temporal": temporal_chart(train.get("temporal", ())),
         "trend": trend_chart(trend, labels=RECOMMENDERS),
         "trend_days": len({ds for values in trend.values() for ds in values}),
+        "gap": trend_chart(gap, labels=RECOMMENDERS, name="gap"),
+        "floor": day.config.gates.floor,
         "list_quality": list_quality_section(day, _last_days(day, day.workspace.list_quality)),
         "hits": hits_section(day, days=TREND_DAYS),
         "examples": examples,
@@ -114,19 +118,23 @@ def day_status(day: Day, results: Results) -> Status:
     missing = _missing_stages(day, results)
     if "recommend" not in results:
         return Status("missing", f"Nothing is published for {day.ds}", tuple(missing))
-    chosen = day.record.chosen_model
+    chosen, baseline = day.record.chosen_model, day.record.chosen_baseline
+    serving = lists_of(baseline or POPULARITY) if baseline or chosen is None else f"version {chosen}"
     own = chosen is not None and chosen == results.get("train", {}).get("model_version")
     held = [gate for gate in results.get("promote", {}).get("gates", ()) if not gate["passed"]]
     accepted = results.get("sessionize", {}).get("accepted_quality", ())
     notes = list(missing)
     if accepted:
         notes.append(f"The input broke its bounds and was taken with --accept-quality: {'; '.join(accepted)}.")
-    if held or not (own or missing):
+    if held or baseline or not (own or missing):
         notes.append(_sentence(day.record.chosen_reason))
     if chosen is None:
-        return Status("degraded", "Published, degraded: popular songs for everyone, no model serves", tuple(notes))
+        return Status("degraded", f"Published, degraded: {serving} for everyone, no model serves", tuple(notes))
     if missing:
-        return Status("degraded", f"Published, degraded: version {chosen} serves", tuple(notes))
+        verb = "serve" if baseline else "serves"
+        return Status("degraded", f"Published, degraded: {serving} {verb}", tuple(notes))
+    if baseline:
+        return Status("held", f"Published with {serving}: they are better than version {chosen}", tuple(notes))
     if not own:
         return Status("held", f"Published with version {chosen}: the challenger was held back", tuple(notes))
     if accepted:
@@ -218,16 +226,23 @@ def metric_trend(day: Day, *, metric: str, protocol: str) -> dict[str, dict[dt.d
     rows = [row for row in _last_days(day, day.workspace.metrics) if wanted.items() <= row.items()]
     days = sorted({row[DS] for row in rows})
     with ThreadPoolExecutor(8) as pool:
-        trained = dict(zip(days, pool.map(lambda ds: day.at(ds).result("train"), days), strict=True))
+        names = dict(zip(days, pool.map(lambda ds: _names_of_versions(day.at(ds)), days), strict=True))
     trend: dict[str, dict[dt.date, float]] = {}
     for row in rows:
-        name, marker = row[MODEL_VERSION], trained[row[DS]]
-        if name not in RECOMMENDERS:  # the table names versions: the one trained that day was the challenger
-            if marker is None:
-                continue
-            name = "challenger" if marker["model_version"] == name else "champion"
-        trend.setdefault(name, {})[row[DS]] = row[VALUE]
+        version = row[MODEL_VERSION]
+        name = version if version in RECOMMENDERS else names[row[DS]].get(version)
+        if name:
+            trend.setdefault(name, {})[row[DS]] = row[VALUE]
     return trend
+
+
+def _names_of_versions(day: Day) -> dict[str, str]:
+    """What model versions were on a day: the table of metrics names versions."""
+    versions = (day.result("evaluate") or {}).get("versions")
+    if versions is None:  # it is measured anew
+        trained = day.result("train")
+        return {trained["model_version"]: "challenger"} if trained else {}
+    return {version: name for name, version in versions.items()}
 
 
 def _last_days(day: Day, table_uri: str) -> list[delta_tables.Row]:

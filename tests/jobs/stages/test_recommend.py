@@ -221,7 +221,7 @@ def test_without_a_model_everybody_has_popular_songs_whatever_the_bounds_of_a_mo
     assert all(check["passed"] for check in result["audit"])
     assert {row[4] for row in read(made.day(DAY_ONE))} == {"popular"}
     config = made.config.recommend.model_copy(update={"max_short_share": 0.1})
-    checks = audit_quality({EVERY: {SHORT_SHARE: [0.2, 10], OVERLAP: [0.9, 10]}}, config=config, by_model=False)
+    checks = audit_quality({EVERY: {SHORT_SHARE: [0.2, 10], OVERLAP: [0.9, 10]}}, config=config, judged=False)
     assert [(check.check, check.passed) for check in checks] == [(SHORT_SHARE, False)]
 
 
