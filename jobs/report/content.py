@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fuxi_beta.evaluation.metrics import SERVED, metric_of, metric_order, metric_title
-from jobs.day import STAGES, Day, StageMarker, StageResult
+from jobs.day import STAGES, Day, RunRecord, StageMarker, StageResult
 from jobs.report.charts import loss_chart, temporal_chart, trend_chart
 from jobs.report.examples import example_lists
 from jobs.report.hits import hits_section
@@ -54,8 +54,8 @@ Results = Mapping[str, StageResult]
 class Status:
     """How the day went.
 
-    level: good, held (the gates kept the champion, or the input broke its bounds and was accepted), degraded, missing
-    (nothing published).
+    level: good, held (the gates kept the champion, a baseline serves in the model's place, or the input broke its
+    bounds and was accepted), degraded, missing (nothing published).
     """
 
     level: str
@@ -118,28 +118,35 @@ def day_status(day: Day, results: Results) -> Status:
     missing = _missing_stages(day, results)
     if "recommend" not in results:
         return Status("missing", f"Nothing is published for {day.ds}", tuple(missing))
-    chosen, baseline = day.record.chosen_model, day.record.chosen_baseline
-    serving = lists_of(baseline or POPULARITY) if baseline or chosen is None else f"version {chosen}"
-    own = chosen is not None and chosen == results.get("train", {}).get("model_version")
+    record = day.record
+    own = record.chosen_model is not None and record.chosen_model == results.get("train", {}).get("model_version")
     held = [gate for gate in results.get("promote", {}).get("gates", ()) if not gate["passed"]]
     accepted = results.get("sessionize", {}).get("accepted_quality", ())
     notes = list(missing)
     if accepted:
         notes.append(f"The input broke its bounds and was taken with --accept-quality: {'; '.join(accepted)}.")
-    if held or baseline or not (own or missing):
-        notes.append(_sentence(day.record.chosen_reason))
-    if chosen is None:
-        return Status("degraded", f"Published, degraded: {serving} for everyone, no model serves", tuple(notes))
+    if held or record.chosen_baseline or not (own or missing):
+        notes.append(_sentence(record.chosen_reason))
+    level, headline = _level(record, missing=bool(missing), own=own, accepted=bool(accepted))
+    return Status(level, headline, () if level == "good" else tuple(notes))
+
+
+def _level(record: RunRecord, *, missing: bool, own: bool, accepted: bool) -> tuple[str, str]:
+    """`Status.level` and `Status.headline` of a published day. own: the day's model is the one trained for it."""
+    version = f"version {record.chosen_model}"
+    if record.chosen_model is None:
+        lists = lists_of(record.chosen_baseline or POPULARITY)
+        return "degraded", f"Published, degraded: {lists} for everyone, no model serves"
     if missing:
-        verb = "serve" if baseline else "serves"
-        return Status("degraded", f"Published, degraded: {serving} {verb}", tuple(notes))
-    if baseline:
-        return Status("held", f"Published with {serving}: they are better than version {chosen}", tuple(notes))
+        serves = f"{lists_of(record.chosen_baseline)} serve" if record.chosen_baseline else f"{version} serves"
+        return "degraded", f"Published, degraded: {serves}"
+    if record.chosen_baseline:
+        return "held", f"Published with {lists_of(record.chosen_baseline)}: they are better than {version}"
     if not own:
-        return Status("held", f"Published with version {chosen}: the challenger was held back", tuple(notes))
+        return "held", f"Published with {version}: the challenger was held back"
     if accepted:
-        return Status("held", f"Published with version {chosen}, from input that broke its bounds", tuple(notes))
-    return Status("good", f"Published with version {chosen}, trained for this day", ())
+        return "held", f"Published with {version}, from input that broke its bounds"
+    return "good", f"Published with {version}, trained for this day"
 
 
 def _missing_stages(day: Day, results: Results) -> list[str]:

@@ -40,7 +40,7 @@ class QualityCount:
     sample: float  # share of the listeners of whom it is counted which rules cut how much
 
     def count(self, contexts: Contexts, made: MadeLists, own: np.ndarray) -> dict[str, QualitySums]:
-        """What is counted of the lists of a batch, by segment. own: bool [B], of the recommender; others are popular."""
+        """What is counted of the lists of a batch, by segment. own: bool [B], the recommender's; others are popular."""
         histories, items, artist = contexts.histories, made.items.numpy(), self.rules.songs.artist
         length = (items > 0).sum(axis=1)
         values = {

@@ -9,9 +9,9 @@ from jobs.day import Day, StageResult
 from jobs.registry import versions as registry
 from jobs.runtime import kernels
 from jobs.runtime.console import Advance, log, progress
-from jobs.serving.baselines import BASELINES, POPULARITY, fit_baseline, known_songs, too_large
+from jobs.serving.baselines import POPULARITY, fit_baseline, known_songs, too_large
 from jobs.serving.day_rules import day_rules, read_item_ids
-from jobs.serving.serving_baseline import leads_over_models
+from jobs.serving.serving_baseline import finite, leads_over_models
 from jobs.tables.metrics import OF_REFERENCE, write_metrics
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest
@@ -73,15 +73,14 @@ def run(day: Day) -> StageResult:
     return measured
 
 
-def _shares_of_reference(
-    metrics: "Metrics", *, reference: str | None, metric: str
-) -> dict[str, float]:
+def _shares_of_reference(metrics: "Metrics", *, reference: str | None, metric: str) -> dict[str, float]:
     """Challenger's and champion's value of a metric over all listeners as a share of the last full retrain's.
 
     Empty without a reference, or where it has nothing.
     """
-    values = {name: metrics[name]["all"].get(metric) for name in (CHALLENGER, CHAMPION, REFERENCE) if name in metrics}
-    if not reference or not values.get(reference):
+    models = (name for name in (CHALLENGER, CHAMPION, REFERENCE) if name in metrics)
+    values = finite({name: metrics[name]["all"].get(metric) for name in models})
+    if reference is None or not values.get(reference):
         return {}
     return {name: values[name] / values[reference] for name in (CHALLENGER, CHAMPION) if name in values}
 

@@ -72,9 +72,7 @@ def run(day: Day) -> StageResult:
     }
 
 
-def _serving_baseline(
-    day: Day, measured: StageResult | None, model: str, chosen: str | None
-) -> tuple[str | None, str]:
+def _serving_baseline(day: Day, measured: StageResult | None, model: str, chosen: str | None) -> tuple[str | None, str]:
     """The baseline that serves in place of a model, and why; None and "" if the model serves.
 
     model: challenger or champion, whichever was chosen. chosen: its version. Without one the best baseline serves.
@@ -200,8 +198,8 @@ def recent_days(day: Day) -> dict[dt.date, RecentDay]:
             values.setdefault(row[DS], {})[row[MODEL_VERSION]] = row[VALUE]
     found = {}
     for ds, measured in sorted(values.items()):
-        earlier, finite = day.at(ds), finite(measured)
+        earlier, numbers = day.at(ds), finite(measured)
         chosen = earlier.record.chosen_model if earlier.has_record else None
-        if chosen in finite:
-            found[ds] = RecentDay(finite[chosen], {name: finite[name] for name in BASELINES if name in finite})
+        if chosen in numbers:
+            found[ds] = RecentDay(numbers[chosen], {name: numbers[name] for name in BASELINES if name in numbers})
     return found

@@ -187,7 +187,10 @@ def test_work_ends_before_a_lease_runs_out_that_cannot_be_renewed(
     """Whether the renewal is refused or waits for an answer that does not come."""
     uri, ended, seconds = f"{s3}/runs/ds=2026-03-02/daily.lock", [], 8
     with proxied(monkeypatch) as proxy:
-        with pytest.raises(FencedError, match="could not be renewed"), leases.lease(uri, purpose="run", seconds=seconds):
+        with (
+            pytest.raises(FencedError, match="could not be renewed"),
+            leases.lease(uri, purpose="run", seconds=seconds),
+        ):
             started = time.monotonic()
             leases.at_stop(lambda: ended.append(time.monotonic() - started))
             proxy.outage(60, silent=answer == "silence")
