@@ -66,10 +66,11 @@ def undisturbed(day: Day, manifest: Manifest) -> tuple[list[float], int]:
         vocabulary_size=manifest.vocabulary_size,
     )
     means = []
-    for epoch in range(loop.epochs):
+    epochs = loop.epochs(batches.steps_per_epoch)
+    for epoch in range(epochs):
         steps = [trainer.step(batch, epoch=epoch) for batch in batches.epoch(epoch)]
         means.append(sum(s.loss * s.positions for s in steps) / sum(s.positions for s in steps))
-    return means, loop.epochs * batches.steps_per_epoch
+    return means, epochs * batches.steps_per_epoch
 
 
 def steps_taken(day: Day) -> int:
@@ -295,3 +296,41 @@ def test_whether_there_is_a_parent_is_decided_once_per_run_record(deployment) ->
     assert train._parent(day, manifest) == (None, "")
     registry.promote(house.day(DAY_ONE), house.trained(DAY_ONE))  # yesterday is promoted only now
     assert train._parent(day, manifest) == (None, "")
+
+
+def test_a_full_retrain_is_asked_for_by_the_gate_or_the_calendar_and_decided_once(deployment) -> None:
+    house: Deployment = deployment(*SMALL, "train.full_every_days=3")
+    registry.promote(house.day(DAY_ONE), house.trained(DAY_ONE))  # full
+    days = [DAY_ONE + dt.timedelta(days=n) for n in range(1, 5)]
+    manifest = house.sessionized(days[0])
+    for ds in days:
+        house.sessionized(ds, house.histories)
+    assert train._parent(house.day(days[0]), manifest)[0] == "1"
+    house.day(days[0]).finish("promote", {"full_retrain": "below gates.floor"}, 0.0)
+    assert train._parent(house.day(days[1]), manifest) == (None, "")
+    assert house.day(days[1]).record.full_retrain == "below gates.floor"
+    house.day(days[0]).finish("promote", {"full_retrain": ""}, 0.0)
+    assert train._parent(house.day(days[1]), manifest) == (None, "")  # as it was decided
+    assert house.day(days[1]).record.full_retrain == "below gates.floor"  # whose training did not finish
+    assert train._parent(house.day(days[2]), manifest) == (None, "")  # so that it stands, and is 3 days later anyway
+    assert house.day(days[2]).record.full_retrain == (
+        f"the last full retrain is of {DAY_ONE}, train.full_every_days is 3"
+    )
+    house.day(days[2]).finish("promote", {"full_retrain": ""}, 0.0)
+    house.trained(days[2], seed=2)  # from nothing, and not promoted
+    assert train._parent(house.day(days[3]), manifest)[0] == "1"
+
+
+def test_least_steps_mean_more_epochs_of_a_warm_start_in_its_share() -> None:
+    config = TrainConfig(epochs=6, warm_start_epochs=2, min_steps=100)
+    assert [config.epochs_of(steps) for steps in (0, 1, 9, 16, 17, 1000)] == [100, 100, 12, 7, 6, 6]
+    assert [config.epochs_of(steps, warm=True) for steps in (1, 9, 17, 1000)] == [33, 4, 2, 2]
+    assert TrainConfig(epochs=6).epochs_of(1) == 6
+
+
+def test_a_day_with_little_data_trains_until_the_least_steps(deployment, ray_local: Any) -> None:
+    house: Deployment = deployment(*SMALL, "train.epochs=1", "train.min_steps=25", "train.batch_size=16")
+    house.sessionized(DAY_ONE)
+    result = train.run(house.day(DAY_ONE))
+    assert result["epochs"] > 1 and 25 <= result["steps"] < 25 + result["steps"] // result["epochs"]
+    assert registry.last_full_training(house.day(DAY_TWO)) == DAY_ONE
