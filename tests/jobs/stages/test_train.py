@@ -1,6 +1,7 @@
 """`fuxi train` on real Ray workers: what is killed is resumed, and the result is that of an undisturbed run."""
 
 import contextlib
+import datetime as dt
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from fuxi_beta.config import TrainConfig
 from jobs.day import Day
 from jobs.registry import versions as registry
 from jobs.stages import train
