@@ -145,14 +145,23 @@ class Deployment:
         self.day(ds).update_record(chosen_model=version, chosen_baseline=baseline)
         self.day(ds).finish("promote", {"chosen": version, "baseline": baseline}, 0.0)
 
-    def published(self, ds: dt.date, histories: dict[Any, list[tuple[int, int, int]]] | None = None) -> None:
-        """Publish lists of an untrained model, made as the Ray tasks make them but in this process."""
+    def published(
+        self,
+        ds: dt.date,
+        histories: dict[Any, list[tuple[int, int, int]]] | None = None,
+        *,
+        baseline: str | None = None,
+    ) -> None:
+        """Publish lists of an untrained model, made as the Ray tasks make them but in this process.
+
+        baseline: serves in its place.
+        """
         from jobs.serving.make_lists import default_part, make_part
         from jobs.stages.recommend import list_job
         from jobs.tables import recommendations
 
         self.sessionized(ds, histories)
-        self.choose(ds, self.trained(ds))
+        self.choose(ds, self.trained(ds), baseline=baseline)
         job = list_job(self.day(ds))
         table = recommendations.open_lists(self.day(ds).workspace)
         parts = [default_part(job), *(make_part(job, file) for file in job.manifest.files)]
