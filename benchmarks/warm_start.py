@@ -58,20 +58,18 @@ def measure(warm: Day, full: Day, first: dt.date) -> Mapping[str, np.ndarray]:
         if result := day.result("train"):
             folder = versions.download_model(day, str(result["model_version"]))
             recommenders[name] = load_export(folder).as_of(request)
-    return (
-        evaluate_next_day(
-            manifest,
-            recommenders,
-            ds=ds,
-            calendar=warm.calendar,
-            model=config.model,
-            train=config.train,
-            config=config.evaluate,
-            known_items=known,
-            keep=METRIC,
-        ).values
-        | {}
+    result = evaluate_next_day(
+        manifest,
+        recommenders,
+        ds=ds,
+        calendar=warm.calendar,
+        model=config.model,
+        train=config.train,
+        config=config.evaluate,
+        known_items=known,
+        keep=METRIC,
     )
+    return result.values
 
 
 def costs(day: Day) -> dict[str, Any]:
