@@ -141,7 +141,7 @@ def _level(record: RunRecord, *, missing: bool, own: bool, accepted: bool) -> tu
         serves = f"{lists_of(record.chosen_baseline)} serve" if record.chosen_baseline else f"{version} serves"
         return "degraded", f"Published, degraded: {serves}"
     if record.chosen_baseline:
-        return "held", f"Published with {lists_of(record.chosen_baseline)}: they are better than {version}"
+        return "held", f"Published with {lists_of(record.chosen_baseline)}, in place of {version}"
     if not own:
         return "held", f"Published with {version}: the challenger was held back"
     if accepted:

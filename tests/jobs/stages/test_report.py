@@ -534,7 +534,7 @@ def test_a_day_served_by_a_baseline_names_it_and_why(two_days: Any) -> None:
     page = page_of(day)
     text = text_of(page)
     top = text[: text.index("Lists published")]
-    assert "Published with lists of Item-kNN: they are better than version 7" in top
+    assert "Published with lists of Item-kNN, in place of version 7" in top
     assert "The challenger passed every gate; lists of Item-kNN serve until the model is better" in top
     assert 'class="status held"' in page
     assert "2,900 from Item-kNN" in text
