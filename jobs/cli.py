@@ -110,10 +110,12 @@ def cli() -> None:
 def daily(day: "Day", dry_run: bool) -> None:
     """Run all stages of one serving day, skipping what is done.
 
-    Exit code 0: published. 3: published, but by the champion, from popularity or from older sequences. 2: refused,
+    Exit code 0: published. 3: published, but by the champion, without a model or from older sequences. 2: refused,
     nothing published.
     """
     from jobs.daily import other_settings, plan, run_day
+    from jobs.serving.baselines import POPULARITY
+    from jobs.serving.serving_baseline import lists_of
     from jobs.status import backfill, out_of_date_before
 
     if dry_run:
@@ -128,7 +130,10 @@ def daily(day: "Day", dry_run: bool) -> None:
     for stage, message in result.failures.items():
         click.echo(f"fuxi: {stage} failed, published without it: {message}", err=True)
     if result.without_model:
-        click.echo(f"fuxi: published popular songs for everyone: {result.without_model}", err=True)
+        lists = lists_of(result.stages["promote"].get("baseline") or POPULARITY)
+        click.echo(f"fuxi: published {lists} for everyone: {result.without_model}", err=True)
+    if result.baseline_note:
+        click.echo(f"fuxi: {result.baseline_note}", err=True)
     if result.degraded:
         sys.exit(EXIT_DEGRADED)
     click.echo(result.stages["report"]["uri"])

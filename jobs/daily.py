@@ -55,6 +55,12 @@ class DayResult:
         return str(decided["reason"]) if decided.get("chosen", "") is None else ""
 
     @property
+    def baseline_note(self) -> str:
+        """Why a baseline serves the day in place of a model that may; "" if none does."""
+        decided = self.stages.get("promote", {})
+        return str(decided["reason"]) if decided.get("chosen") and decided.get("baseline") else ""
+
+    @property
     def degraded(self) -> bool:
         """Whether the lists were published in spite of a failed stage, or without a model."""
         return bool(self.failures) or bool(self.without_model)

@@ -119,16 +119,17 @@ def out_of_date(day: Day) -> Iterator[str]:
         if parent.get("shards", then) != then:
             yield f"built on ds {record.parent_sequences}, which has other histories now"
     serving = _serving_before(day)
-    if day.marker("train") and serving and (record.parent_model or None) != serving[1]:
+    if day.marker("train") and serving and not record.full_retrain and (record.parent_model or None) != serving[1]:
         ds, version = serving
         yield f"trained from {_version(record.parent_model)}; {_version(version)} serves ds {ds}"
 
 
 def _serving_before(day: Day) -> tuple[dt.date, str | None] | None:
-    """The newest earlier day with lists, and the model version that serves it."""
+    """The newest earlier day with lists, and its model version, whether or not a baseline serves in its place."""
     for ds in reversed(day.workspace.days("runs")):
-        if ds < day.ds and (lists := day.at(ds).result("recommend")) is not None:
-            return ds, lists.get("model_version")
+        other = day.at(ds)
+        if ds < day.ds and (lists := other.result("recommend")) is not None:
+            return ds, lists.get("model_version") or other.record.chosen_model
     return None
 
 

@@ -53,7 +53,7 @@ def fit(
     quality: Quality | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Fitted:
-    """Train `train.epochs` epochs from `train.seed`. Same arguments, same result.
+    """Train `train.epochs` epochs, or `train.min_steps` steps, from `train.seed`. Same arguments, same result.
 
     data_end: Unix second before which every target is, by default all of the shards. catalogue: where `model.side` and
     `model.content` are columns of, a row a song in the order of item indices (`fuxi_beta.data.side.align`); songs that
@@ -69,9 +69,10 @@ def fit(
     )
     batches = all_batches(manifest, model=model, train=train, data_end=data_end)
     losses, seconds, qualities, best = [], [], [], None
-    for epoch in range(train.epochs):
+    epochs = train.epochs_of(batches.steps_per_epoch)
+    for epoch in range(epochs):
         started = time.perf_counter()
-        losses.append(_epoch(trainer, batches, epoch, on_step))
+        losses.append(_epoch(trainer, batches, epoch, epochs, on_step))
         seconds.append(time.perf_counter() - started)
         if quality is not None:
             trained = _trained(trainer, manifest, songs, data_end)
@@ -136,14 +137,16 @@ def all_batches(manifest: Manifest, *, model: ModelConfig, train: TrainConfig, d
     )
 
 
-def _epoch(trainer: Trainer, batches: TrainingBatches, epoch: int, on_step: Callable[[int, int], None] | None) -> float:
+def _epoch(
+    trainer: Trainer, batches: TrainingBatches, epoch: int, epochs: int, on_step: Callable[[int, int], None] | None
+) -> float:
     """Every step of an epoch. Returns the mean loss over its positions."""
     loss, positions, steps = 0.0, 0, batches.steps_per_epoch
     read = prefetched(pinned(batches.epoch(epoch), trainer.device))
     for step, result in enumerate(trainer.learn(read, epoch=epoch), start=1):
         loss, positions = loss + result.loss * result.positions, positions + result.positions
         if on_step:
-            on_step(epoch * steps + step, trainer.train.epochs * steps)
+            on_step(epoch * steps + step, epochs * steps)
     return loss / max(positions, 1)
 
 

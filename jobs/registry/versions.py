@@ -1,7 +1,8 @@
 """The model registry in MLflow: training runs, versions of the daily model, and which of them may serve a day.
 
-A version carries the tags `run_key` (what it was trained from), `ds`, `data_end` and `protocol`; promotion adds
-`promoted_ds`. Stages find versions by tag, never by alias: aliases are for people and other services.
+A version carries the tags `run_key` (what it was trained from), `ds`, `data_end`, `protocol` and `warm_started_from`
+(a version, or `none`: a full retrain); promotion adds `promoted_ds`. Stages find versions by tag, never by alias:
+aliases are for people and other services.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from jobs.day import Day
 from jobs.registry.database import ensure_database
-from jobs.registry.package import log_pyfunc
+from jobs.registry.package import FROM_NOTHING, log_pyfunc
 from jobs.registry.relocate import ARTIFACTS, relocate
 from pipelines import leases, storage
 from pipelines.errors import InputError
@@ -41,6 +42,7 @@ class ModelVersionInfo:
     run_key: str
     protocol: str
     promoted_ds: dt.date | None
+    full: bool  # trained from nothing, over the whole history; False of versions by releases that did not note it
 
 
 def log_training(
@@ -131,8 +133,30 @@ def champion(day: Day) -> ModelVersionInfo | None:
 
     Later promotions do not count, so a day that is run again has the same champion as the first time.
     """
+    return max(_promoted_before(day), key=_promotion, default=None)
+
+
+def reference(day: Day) -> ModelVersionInfo | None:
+    """The last full retrain among the versions that `champion` chooses from: frozen, so no chain of warm starts creeps.
+
+    Where no version says that it is one (releases before 0.3 did not note it), the first that was promoted: before it
+    there was nothing to start from. None without any.
+    """
+    promoted = _promoted_before(day)
+    full = [info for info in promoted if info.full]
+    if full:
+        return max(full, key=_promotion)
+    return min(promoted, key=_promotion, default=None)
+
+
+def _promotion(info: ModelVersionInfo) -> tuple[str, int]:
+    """Orders promoted versions by day, then by number."""
+    return str(info.promoted_ds), int(info.version)
+
+
+def _promoted_before(day: Day) -> list[ModelVersionInfo]:
     latest_end = day.calendar.day_start(day.ds - dt.timedelta(days=1))
-    candidates = [
+    return [
         info
         for info in versions(day)
         if info.promoted_ds is not None
@@ -140,7 +164,13 @@ def champion(day: Day) -> ModelVersionInfo | None:
         and info.data_end <= latest_end
         and info.protocol == day.config.train.protocol
     ]
-    return max(candidates, key=lambda info: (info.promoted_ds, int(info.version)), default=None)
+
+
+def last_full_training(day: Day) -> dt.date | None:
+    """The ds of the newest version before `day.ds` that was trained from nothing, promoted or not."""
+    protocol = day.config.train.protocol
+    trained = (info.ds for info in versions(day) if info.full and info.ds < day.ds and info.protocol == protocol)
+    return max(trained, default=None)
 
 
 def promote(day: Day, version: str) -> bool:
@@ -301,6 +331,7 @@ def _info(version: "ModelVersion") -> ModelVersionInfo:
         run_key=tags.get("run_key", ""),
         protocol=tags.get("protocol", ""),
         promoted_ds=dt.date.fromisoformat(promoted) if promoted else None,
+        full=tags.get("warm_started_from") == FROM_NOTHING,
     )
 
 
