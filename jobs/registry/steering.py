@@ -15,7 +15,11 @@ PINNED = "pinned_version"
 
 def pin(day: Day, version: str) -> ModelVersionInfo:
     """Let a version serve from now on. InputError if there is none of that number, or it cannot serve here."""
-    info = versions.version_info(day, version)
+    known = {info.version: info for info in versions.versions(day)}
+    if version not in known:
+        name, numbers = day.config.mlflow.model_name, ", ".join(list(known)[-10:]) or "none"
+        raise InputError(f"{name} has no version {version}: pin a registered one (the newest: {numbers})")
+    info = known[version]
     if info.withdrawn:
         raise InputError(f"version {version} was rolled back on {info.withdrawn}: pin another one")
     if info.protocol != day.config.train.protocol:
