@@ -195,11 +195,13 @@ def _retain(day: Day) -> None:
     """Delete what is too old, if this is the newest day. The day is published already, whatever goes wrong here."""
     if day.ds != day.workspace.days("runs")[-1]:
         return
+    progress.begun("retain")
     try:
         removed = retain(day, held=lease_uri(day.workspace, day.ds))
     except Exception as error:
         log("retain failed; the day is published", error=redact(f"{type(error).__name__}: {error}"))
         return
+    progress.finished("retain")
     log("retain done", **{kind.kind: f"{kind.files} files, {kind.bytes:,} bytes" for kind in removed if kind.files})
 
 

@@ -174,6 +174,7 @@ class TwoDays:
 def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> TwoDays:
     """Synthetic logs and two serving days of them with every real component. Tests that write run days again only."""
     import ray
+    from ray._private.worker import global_worker
 
     from jobs.config import load_config
     from pipelines import progress
@@ -215,7 +216,7 @@ def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> TwoDays:
             made.results.append(made.run(day_one))
             made.day_one_before_day_two += made.lists(day_one)
             made.results.append(made.run(day_two))
-        made.written += [root, Path(ray._private.worker.global_worker.node.get_session_dir_path())]
+        made.written += [root, Path(global_worker.node.get_session_dir_path())]
     finally:
         ray.shutdown()  # other modules build clusters of their own
     return made

@@ -24,13 +24,18 @@ EXIT_DIED = 70
 NOTE_EVERY_S = 0.5
 
 
+DayStage = tuple[str, str]
+"""A ds and a stage of it."""
+
+
 @dataclass
 class Attempt:
     """What the supervisor knows when it begins an attempt; inherited by the child."""
 
     channel: int = -1  # file descriptor that messages are written to; -1: nobody waits
-    begun: frozenset[str] = frozenset()  # stages that earlier attempts of this command began
-    given_up: dict[str, str] = field(default_factory=dict)  # stages that died too often: why the day goes without them
+    begun: frozenset[DayStage] = frozenset()  # by earlier attempts of this command
+    given_up: dict[DayStage, str] = field(default_factory=dict)  # died too often: why the day goes on without it
+    ds: str = ""  # of the day that is followed
     told_at: float = 0.0
 
 
@@ -50,11 +55,12 @@ def supervised() -> bool:
 
 
 def follow(day: "Day", optional: Collection[str] = ()) -> None:
-    """Tell how long a stage may be silent and how often it is begun again; let the day know what was begun before.
+    """Begin a day: tell how long its stages may be silent and how often they are begun again, and let it know what was.
 
     optional: stages without which the day is published.
     """
-    day.begun = _attempt.begun
+    _attempt.ds = str(day.ds)
+    day.begun = frozenset(stage for ds, stage in _attempt.begun if ds == _attempt.ds)
     cluster = day.config.cluster
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # then the JVM, and the session in it, are spark-submit's
     retries = 0 if submitted else cluster.stage_retries
@@ -62,8 +68,8 @@ def follow(day: "Day", optional: Collection[str] = ()) -> None:
 
 
 def given_up(stage: str) -> str | None:
-    """Why a stage is not tried any more; None if it is."""
-    return _attempt.given_up.get(stage)
+    """Why a stage of the day that is followed is not tried any more; None if it is."""
+    return _attempt.given_up.get((_attempt.ds, stage))
 
 
 def watch_engines() -> None:

@@ -24,7 +24,7 @@ from typing import NoReturn
 import psutil
 
 from jobs.runtime import attempt, deaths
-from jobs.runtime.attempt import Attempt
+from jobs.runtime.attempt import Attempt, DayStage
 from pipelines.redact import RedactingStream, redact
 
 POLL_S = 0.5
@@ -52,9 +52,9 @@ class _Supervisor:
         self.stall_s, self.retries, self.optional = FIRST_STALL_S, 0, frozenset[str]()
         self.code: int | None = None  # that the attempt said it would exit with
         self.died: str | None = None
-        self.begun: set[str] = set()
-        self.given_up: dict[str, str] = {}
-        self.deaths: Counter[str] = Counter()
+        self.begun: set[DayStage] = set()
+        self.given_up: dict[DayStage, str] = {}
+        self.deaths: Counter[DayStage] = Counter()
         self.child, self.asked, self.silent_s = 0, 0, 0.0
         self.written = b""  # by engines
         self.others = {child.pid for child in psutil.Process().children(recursive=True)}  # not this command's
@@ -152,7 +152,7 @@ class _Supervisor:
                 self.stall_s, self.retries = 60.0 * message["stall_minutes"], message["retries"]
             if "begun" in message:
                 self.stage, self.last = message["begun"], ""
-                self.begun.add(self.stage)
+                self.begun.add((self.ds, self.stage))
             if "finished" in message:
                 self.stage = self.last = ""
             self.code = message.get("code", self.code)
@@ -177,15 +177,15 @@ class _Supervisor:
     def _after_death(self, died: str) -> None:
         """Say what died, in which stage, and what happens now; exit if nothing does."""
         where = " of ".join(filter(None, [self.stage or "the command", self.ds]))
-        self.deaths[self.stage] += 1
-        number = self.deaths[self.stage]
+        self.deaths[self.ds, self.stage] += 1
+        number = self.deaths[self.ds, self.stage]
         if self.ds and number <= self.retries:
             _say(f"{where}: {died}: it is begun again, {number} of {self.retries} times")
             return
         times = f", {number} times in this run" if number > 1 else ""
         written = self._store_written()
         if self.stage in self.optional:
-            self.given_up[self.stage] = f"{died}{times}{written}"
+            self.given_up[self.ds, self.stage] = f"{died}{times}{written}"
             _say(f"{where}: {died}{times}: the day goes on without it{written}")
             return
         _say(f"{where}: {died}{times}: what was published is unchanged, run it again to go on{written}")
