@@ -74,7 +74,7 @@ def kill_one(command: int, name: str) -> list[psutil.Process]:
         ("ray", "gcs_server", r"Ray's gcs_server \(process \d+\) was ended by SIGKILL, .*"),
         pytest.param("ray", "raylet", r"Ray's raylet \(process \d+\) was ended by SIGKILL, .*", marks=pytest.mark.slow),
         ("spark", "java", r"Spark's JVM \(process \d+\) was ended by SIGKILL, .*"),
-        ("spark", "python", "a Python worker of Spark died"),
+        pytest.param("spark", "python", "a Python worker of Spark died", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_process_of_an_engine_is_named_and_the_stage_is_begun_again(
