@@ -164,16 +164,18 @@ def _folders(kept: _Kept, name: str) -> Removed:
 
 
 def _models(kept: _Kept) -> Removed:
-    """Versions that are no alias, of no kept day, and that no day with a run record serves or started from."""
+    """Versions that are no alias, of no kept day, and that no day with a run record serves, starts from or measures."""
     day, removed = kept.day, []
     aliased = {versions.alias_version(day, alias) for alias in (versions.CHALLENGER, versions.CHAMPION)}
     days = [day.at(ds) for ds in kept.workspace.days("runs")]
     records = [other.record for other in days if other.has_record]
     named = {version for record in records for version in (record.chosen_model, record.parent_model) if version}
-    serving = versions.champion(day.at(day.ds + dt.timedelta(days=1)))
+    named |= {version for other in days for version in (other.result("evaluate") or {}).get("versions", {}).values()}
+    after = day.at(day.ds + dt.timedelta(days=1))
+    serving = (versions.champion(after), versions.reference(after))
     for info in versions.versions(day):
         since = max(info.ds, info.promoted_ds or info.ds)
-        if kept.is_old(since) and info.version not in aliased | named and info != serving:
+        if kept.is_old(since) and info.version not in aliased | named and info not in serving:
             files = versions.artifact_files(day, info.version)
             removed.append((info.ds, info.version, files))
             if not kept.dry_run:

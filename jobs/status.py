@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from jobs.day import STAGES, Day, StageResult, running
+from jobs.serving.baselines import BASELINES, POPULARITY
 
-CHALLENGER, CHAMPION, POPULARITY = "challenger", "champion", "popularity"
+CHALLENGER, CHAMPION = "challenger", "champion"
 RECENT_DAYS = 7
 """A run says what is out of date of so many days before it."""
 
@@ -34,7 +35,7 @@ class DayFigures:
     accepted: int | None
     rejected: int | None
     listeners: int | None  # with a list
-    served_by: str | None  # a model version, or popularity; None: nothing is published
+    served_by: str | None  # a model version, a baseline or popularity; None: nothing is published
     metric: str  # `gates.metric`
     value: float | None  # of what serves, over all listeners that were measured
     baselines: dict[str, float] = field(default_factory=dict)
@@ -78,7 +79,7 @@ def _figures(day: Day) -> DayFigures:
     metric = day.config.gates.metric
     values = {name: of["all"].get(metric) for name, of in results.get("evaluate", {}).get("metrics", {}).items()}
     known = {name: value for name, value in values.items() if value is not None}
-    served = (lists.get("model_version") or POPULARITY) if lists is not None else None
+    served = (lists.get("model_version") or day.record.chosen_baseline or POPULARITY) if lists is not None else None
     return DayFigures(
         seconds={name: marker["seconds"] for name, marker in markers.items()},
         rows=logs.get("rows_read"),
@@ -88,7 +89,7 @@ def _figures(day: Day) -> DayFigures:
         served_by=served,
         metric=metric,
         value=known.get(_measured_as(day, served, results)),
-        baselines={name: value for name, value in known.items() if name not in (CHALLENGER, CHAMPION)},
+        baselines={name: value for name, value in known.items() if name in BASELINES},
     )
 
 

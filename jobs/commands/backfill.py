@@ -17,7 +17,7 @@ from pipelines.errors import BusyError, InputError
 
 PURPOSE = "fuxi backfill"
 LEASE = "backfill.lock"
-PUBLISHED, WITHOUT_A_STAGE, FROM_POPULARITY, REFUSED = "published", "published, degraded", "popular songs", "refused"
+PUBLISHED, WITHOUT_A_STAGE, WITHOUT_A_MODEL, REFUSED = "published", "published, degraded", "without a model", "refused"
 
 OpenDay = Callable[[dt.date], Day]
 RunDay = Callable[[Day], DayResult]
@@ -31,7 +31,7 @@ class BackfilledDay:
     state: str  # one of the four above
     seconds: float
     listeners: int | None = None
-    model: str | None = None  # the version that serves
+    model: str | None = None  # the version that serves, or the baseline in its place
     why: str = ""  # it is not simply published
 
     @property
@@ -80,11 +80,10 @@ def _one(day: Day, run_day: RunDay) -> BackfilledDay:
     if result.failures:
         state, why = WITHOUT_A_STAGE, "; ".join(f"{name}: {text}" for name, text in result.failures.items())
     elif result.without_model:
-        state, why = FROM_POPULARITY, result.without_model
+        state, why = WITHOUT_A_MODEL, result.without_model
     lists = result.stages.get("recommend", {})
-    return BackfilledDay(
-        day.ds, state, time.monotonic() - started, lists.get("listeners"), lists.get("model_version"), why
-    )
+    served_by = lists.get("model_version") or result.stages.get("promote", {}).get("baseline")
+    return BackfilledDay(day.ds, state, time.monotonic() - started, lists.get("listeners"), served_by, why)
 
 
 def plans(days: Sequence[dt.date], open_day: OpenDay) -> Iterator[tuple[dt.date, list[PlannedStage]]]:
