@@ -170,6 +170,7 @@ def _models(kept: _Kept) -> Removed:
     days = [day.at(ds) for ds in kept.workspace.days("runs")]
     records = [other.record for other in days if other.has_record]
     named = {version for record in records for version in (record.chosen_model, record.parent_model) if version}
+    named |= {version for other in days for version in (other.result("evaluate") or {}).get("versions", {}).values()}
     tomorrow = day.at(day.ds + dt.timedelta(days=1))
     needed = {info.version for info in (versions.champion(tomorrow), versions.reference(tomorrow)) if info}
     needed |= {version for version in (versions.model_tag(day, steering.PINNED),) if version}

@@ -35,7 +35,7 @@ class DayFigures:
     accepted: int | None
     rejected: int | None
     listeners: int | None  # with a list
-    served_by: str | None  # a model version, or popularity; None: nothing is published
+    served_by: str | None  # a model version, a baseline or popularity; None: nothing is published
     metric: str  # `gates.metric`
     value: float | None  # of what serves, over all listeners that were measured
     baselines: dict[str, float] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from jobs.daily import PlannedStage, plan
 from jobs.day import STAGES, Day, noting_at_stop
 from jobs.runtime.console import log
-from jobs.status import DayFigures, day_status
+from jobs.status import DayFigures, day_figures
 from pipelines import leases, storage
 from pipelines.errors import InputError
 
@@ -85,8 +85,11 @@ def run(
 def _outcome(day: Day) -> tuple[DayFigures | None, str]:
     if not day.has_record:
         return None, ""
-    failed = {name: message for name in STAGES if (message := day.failure(name))}
-    return day_status(day).figures, "; ".join(f"{name}: {' '.join(text.split())}" for name, text in failed.items())
+    notes = {name: message for name in STAGES if (message := day.failure(name))}
+    decided = day.result("promote") or {}
+    if not notes and decided.get("chosen", "") is None:
+        notes["no model"] = decided["reason"]
+    return day_figures(day), "; ".join(f"{name}: {' '.join(text.split())}" for name, text in notes.items())
 
 
 def daily(options: Sequence[str]) -> RunDay:

@@ -433,7 +433,7 @@ def test_reasons_of_item_neighbours_are_parts_of_the_score_that_add_up_to_it(mak
         for user, count in enumerate((5, 0, 9, 1), start=1)
     }
     listeners[2] = [(1, CUT + 5, 100)]  # nothing before the cut
-    manifest = make_shards(listeners, data_end=CUT + 86_400, vocabulary_size=SONGS)
+    manifest = make_shards([listeners], data_end=CUT + 86_400, vocabulary_size=SONGS)
     knn = fit_item_knn(manifest, end=CUT, train=TRAIN, neighbours=3)
     batch = requests(manifest)
     queries = knn.queries(batch)
