@@ -10,7 +10,7 @@
 | operator                                             | here          | C++               | Triton                |
 | ---------------------------------------------------- | ------------- | ----------------- | --------------------- |
 | token_mixer, apply_maps, with times by prepare_times | `token_mixer` | `token_mixer.cpp` | `triton.token_mixer`  |
-| block, last_rows                                     | `block`       | `block.cpp`       |                       |
+| block, last_rows                                     | `inference`   | `block.cpp`       |                       |
 | retention, retained                                  | `retention`   | `retention.cpp`   | `triton.content`      |
 | periodic, waves                                      | `periodic`    | `periodic.cpp`    | `triton.damped_waves` |
 | rms_norm, swiglu, dropout                            | `tokenwise`   | `tokenwise.cpp`   | `triton.tokenwise`    |
@@ -26,7 +26,7 @@ choice is no hyperparameter: it changes results by rounding only.
 """
 
 from fuxi_beta.ops.attribution import strongest_plays
-from fuxi_beta.ops.block import BlockWeights, LastRows, block, last_rows
+from fuxi_beta.ops.block import BlockWeights, LastRows
 from fuxi_beta.ops.contributions import Term
 from fuxi_beta.ops.damped_waves import channel_bounds
 from fuxi_beta.ops.dispatch import (
@@ -38,6 +38,7 @@ from fuxi_beta.ops.dispatch import (
     use,
     why_no_cpu_kernels,
 )
+from fuxi_beta.ops.inference import block, last_rows
 from fuxi_beta.ops.loss import sampled_softmax
 from fuxi_beta.ops.optimizer import rowwise_adagrad
 from fuxi_beta.ops.periodic import periodic, waves
