@@ -20,6 +20,11 @@ LENGTHS = {
     "many": [index % 11 for index in range(300)],
 }
 POWERS = {"pow": (-0.7, 0.3), "exppow": (0.4, 0.2, 0.8), "zero": ()}
+SHAPES = [(1, 1), (6, 9), (50, 50), (64, 64), (100, 400)]  # D, H
+CASES = [
+    *(("ragged", power, shape) for power in POWERS for shape in SHAPES),
+    *((lengths, "pow", (50, 50)) for lengths in LENGTHS),
+]
 
 
 def close(ours: Tensor, exact: Tensor) -> None:
@@ -43,10 +48,9 @@ def weights_of(dim: int, hidden: int, *, double: bool = False) -> BlockWeights:
 
 @needs_kernels
 @torch.no_grad()
-@pytest.mark.parametrize(("dim", "hidden"), [(1, 1), (6, 9), (50, 50), (64, 64), (100, 400)])
-@pytest.mark.parametrize("power", POWERS.values(), ids=POWERS)
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-def test_a_block_and_the_last_rows(make_batch, lengths, power, dim, hidden):
+@pytest.mark.parametrize(("case", "kind", "shape"), CASES, ids=str)
+def test_a_block_and_the_last_rows(make_batch, case, kind, shape):
+    lengths, power, (dim, hidden) = LENGTHS[case], POWERS[kind], shape
     batch = make_batch(lengths)
     x, by_lag = torch.randn(sum(lengths), dim), torch.randn(max(batch.longest, 1))
     numbers = tuple(torch.tensor(number) for number in power)
