@@ -15,7 +15,7 @@ PaperTemporalName = Literal["pow", "exp", "log", "linear", "sin", "nn", "mixed",
 TemporalName = Literal[PaperTemporalName, "exppow"]
 FAST_TEMPORAL = ("pow", "exppow", "zero")
 """Functions of elapsed time with which FuXi-beta runs on kernels, and so with all of its options."""
-CHANNELS = ("content_channel", "periodic_channel")
+CHANNELS = ("content_channel", "periodic_channel", "interval_channel")
 """Options of FuXi-beta: channels of the mixer beside position and time."""
 BaselineName = Literal["markov", "item-knn", "ease"]
 RequestTime = Literal["true", "previous", "fixed-hour"]
@@ -35,6 +35,7 @@ class ModelConfig:
     temporal: TemporalName = "pow"  # the function of elapsed time in FRAB; "zero" switches the channel off
     content_channel: bool = False  # fuxi-beta: a channel of the mixer by queries and keys (retention)
     periodic_channel: bool = False  # fuxi-beta: a channel of damped waves of an hour, a day and a week
+    interval_channel: bool = False  # fuxi-beta: a channel of the times between plays, whatever the request's
     sparse_positions: float = 0.0  # fuxi-beta: share of positional weights left out after training; training keeps all
     hidden: int = 100  # width of the recurrent state of gru4rec and narm
     position_margin: int = 11  # positions and relative distances beyond max_history that have weights

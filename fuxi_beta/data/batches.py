@@ -66,6 +66,13 @@ class Batch:
         return bool(sorted_plays.all() & (self.next_timestamp >= self.timestamp).all())
 
     @cached_property
+    def at_plays(self) -> "Batch":
+        """The same batch with each play's own time in place of t_{i+1}, for what looks at times between plays."""
+        batch = replace(self, next_timestamp=self.timestamp)
+        batch.__dict__.update(longest=self.longest, in_order=self.in_order)  # which would wait for a device
+        return batch
+
+    @cached_property
     def positions(self) -> Tensor:
         """Tokens that have a target. int64 [P]."""
         return self.target.nonzero().squeeze(1)
