@@ -120,6 +120,7 @@ class TrainConfig:
     uniform_share: float = 0.5  # of the negatives by popularity or in_batch, drawn from all candidates alike
     logq: bool = False  # logits of negatives are corrected for how often each song is drawn
     temperature: float = 0.05
+    completion_weight: float = 0.0  # of the loss of a head that predicts whether the next event is skipped; 0: no head
     ema: float = 0.0  # decay a step of the running average of all weights that is evaluated and exported; 0: off
     min_listeners: int = 5  # songs with fewer distinct listeners are neither negatives nor candidates
     capacity_margin: float = 0.10  # spare rows of the item table, for songs of the next days
@@ -143,6 +144,8 @@ class TrainConfig:
         for name in ("lr", "item_lr", "item_eps", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be above 0")
+        if not 0 <= self.completion_weight < float("inf"):
+            raise ValueError(f"train.completion_weight is {self.completion_weight}: it must be 0 (off) or more")
         for name, most in (("skip_weight", 1), ("random_windows", 1), ("uniform_share", 1), ("ema", 0.99999)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be between 0 and {most}")

@@ -49,6 +49,7 @@ _NEWER_KEYS = {
         "negatives_from",
         "uniform_share",
         "logq",
+        "completion_weight",
         "ema",
     },
     "evaluate": {"baselines", "baseline_events", "baseline_songs"},

@@ -90,7 +90,9 @@ def stopped_after(epochs: int):
     return on_step
 
 
-@pytest.mark.parametrize("changed", [{}, {"ema": 0.9, "negatives_from": "in_batch", "logq": True}])
+@pytest.mark.parametrize(
+    "changed", [{}, {"ema": 0.9, "negatives_from": "in_batch", "logq": True, "completion_weight": 0.5}]
+)
 def test_a_stopped_training_goes_on_with_its_newest_epoch_and_gives_the_same_model(manifest, tmp_path, changed):
     train, checkpoints = replace(TRAIN, **changed), EpochCheckpoints(tmp_path / "it", every_s=0)
     whole = fit(manifest, model=MODEL, train=train)

@@ -161,7 +161,7 @@ def test_two_sharded_ranks_equal_one_unsharded_process_with_dropout(tmp_path: Pa
 
 
 def test_two_ranks_with_a_sharded_adamw_table_equal_one_with_a_plain_one(tmp_path: Path, manifest: Manifest) -> None:
-    train = dataclasses.replace(TRAIN, item_optimizer="adamw")
+    train = dataclasses.replace(TRAIN, item_optimizer="adamw", completion_weight=0.5)
     expected = undisturbed(tmp_path, manifest, stop=8, train=train)  # the plain table
     assert_same_run(learn_in(2, tmp_path, manifest, stop=8, train=train), expected)
 
