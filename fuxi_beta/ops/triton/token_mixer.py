@@ -67,6 +67,7 @@ _WIDE_UNITS = {9, 10}  # compute capabilities whose matrix units take operands f
 _MARGIN = 256  # zeros on either side of by_lag: above the diagonal, and for rows of a tile beyond the history
 _TILE_FIELDS = tl.constexpr(FIELDS)
 _LN2 = tl.constexpr(math.log(2))
+_LEAST_LOG = tl.constexpr(1e-30)  # below log(2), that of a second
 _LOG2_E = tl.constexpr(math.log2(math.e))
 
 
@@ -108,9 +109,10 @@ def _log_elapsed(query_high, query_low, key_high, key_low, exponent, STRETCHED: 
     log_elapsed = log2(1.0 + tl.maximum(elapsed, 0.0))
     slope = log_elapsed
     if STRETCHED:
-        power = log2(log_elapsed * _LN2) * tl.load(exponent).to(tl.float32)
-        slope = tl.where(log_elapsed > 0.0, log2(log_elapsed * _LN2) * _LN2, 0.0)
-        log_elapsed = tl.where(log_elapsed == 0.0, 0.0, exp2(power) * _LOG2_E)
+        log_log = log2(tl.maximum(log_elapsed * _LN2, _LEAST_LOG))
+        stretched = exp2(log_log * tl.load(exponent).to(tl.float32)) * _LOG2_E
+        slope = tl.where(log_elapsed > 0.0, log_log * _LN2, 0.0)
+        log_elapsed = tl.where(log_elapsed > 0.0, stretched, 0.0)
     return log_elapsed, slope
 
 
@@ -170,8 +172,8 @@ def _rows_kernel(value, projected, keys, out, normed, inverse_rms, tiles, timest
         by_position = tl.dot(tl.load(by_lag + lag), v, by_position, input_precision=PRECISION)
         if TEMPORAL:
             key_high, key_low = split_time(tl.load(timestamp + start + column, mask=has_column, other=0))
-            log_elapsed, _ = _log_elapsed(query_high[:, None], query_low[:, None], key_high[None, :], key_low[None, :],
-                                          exponent, STRETCHED)  # fmt: skip
+            log_elapsed, _slope = _log_elapsed(query_high[:, None], query_low[:, None], key_high[None, :],
+                                               key_low[None, :], exponent, STRETCHED)  # fmt: skip
             decayed = exp2(log_elapsed * speed)
             by_time = tl.dot(tl.where(lag >= 0, decayed, 0.0).to(OPERAND), v, by_time, input_precision=PRECISION)
     if TEMPORAL:
@@ -392,7 +394,7 @@ class _Maps:
     by_lag: Tensor  # [reach]
     scale: Tensor | None  # 0-d
     decay: Tensor | None  # 0-d
-    exponent: Tensor | None  # 0-d; None where it is 1
+    exponent: Tensor | None = None  # 0-d; None where it is 1
 
     def __post_init__(self) -> None:
         if len(self.by_lag) < self.sequences.longest:

@@ -11,7 +11,7 @@ def test_the_mixer_compiles_for_matrix_units_and_fits(capability, compiled):
     rows = compiled("benchmarks.gpu_mixer", "--quick", "--registers", capability)
     for kernel in ("_rows_kernel", "_columns_kernel"):
         found = [row for row in rows if row["kernel"] == kernel]
-        assert found
+        assert found and any("exppow" in row["case"] for row in found)
         assert all(row["matrix_units"] for row in found)
         assert all(row["spilled"] <= 400 and row["shared"] <= SHARED[capability] for row in found)
     assert not [row for row in rows if row["kernel"] in {"_ungate_kernel", "_lags_kernel"} and row["spilled"]]
