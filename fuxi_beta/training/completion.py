@@ -36,9 +36,13 @@ class CompletionHead(nn.Module):
     def loss(self, states: Tensor, table: Tensor, row: Tensor, batch: Batch) -> Tensor:
         """The sum of the cross-entropy over the tokens whose next event has a song with a row.
 
-        states: [T, D], L2-normalised. table: [U, D]; row: int64 [V], each song's row in it. batch: with next events.
+        states: [T, D], L2-normalised. table: [U, D]; row: int64 [V], each song's row in it. batch: with next events. Raises ValueError for one
+        without.
         """
-        assert batch.next_item is not None and batch.next_completed is not None
+        if batch.next_item is None or batch.next_completed is None:
+            if len(batch.item_index):
+                raise ValueError("the batch does not know the event after each token: make it with completion_weight")
+            return states.sum() * 0  # a rank that has no listener in this step
         songs = table[row[batch.next_item].clamp(min=0)]
         logits, wanted = self(states, songs), batch.next_completed.to(states.dtype)
         counts = (batch.next_item > 0).to(states.dtype)

@@ -157,6 +157,15 @@ def test_a_step_without_it_is_as_before_and_no_export_has_it(tmp_path):
     without.warm_start_from(loaded, load_train_state(str(tmp_path / "export")))
 
 
+def test_a_batch_without_listeners_takes_a_step_and_one_without_next_events_is_refused():
+    trainer = trainer_of(TRAIN)
+    trainer.step(batch_of({user: events_of(user) for user in range(6)}), epoch=0)
+    assert trainer.step(collate([]), epoch=0).events == 0  # a rank that has run dry, of several
+    assert all(torch.isfinite(tensor).all() for tensor in trainer.state().values())
+    with pytest.raises(ValueError, match="the batch does not know the event after each token"):
+        trainer.step(batch_of({1: events_of(1)}, replace(TRAIN, completion_weight=0.0)), epoch=0)
+
+
 @pytest.mark.parametrize("weight", [-0.1, float("inf"), float("nan")])
 def test_a_weight_that_cannot_be_is_refused(weight):
     with pytest.raises(ValueError, match=r"train\.completion_weight is .*: it must be 0 \(off\) or more"):
