@@ -36,8 +36,8 @@ class CompletionHead(nn.Module):
     def loss(self, states: Tensor, table: Tensor, row: Tensor, batch: Batch) -> Tensor:
         """The sum of the cross-entropy over the tokens whose next event has a song with a row.
 
-        states: [T, D], L2-normalised. table: [U, D]; row: int64 [V], each song's row in it. batch: with next events. Raises ValueError for one
-        without.
+        states: [T, D], L2-normalised. table: [U, D]; row: int64 [V], each song's row in it. Raises ValueError for a
+        batch without next events.
         """
         if batch.next_item is None or batch.next_completed is None:
             if len(batch.item_index):
