@@ -18,7 +18,7 @@ from typing_extensions import override
 from fuxi_beta import ops
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
-from fuxi_beta.layers.channel import Channel
+from fuxi_beta.layers.channel import Channel, PackedWithIntervals
 from fuxi_beta.layers.frab import uniform
 from fuxi_beta.ops.elapsed import log_elapsed
 from fuxi_beta.ops.reference import gated
@@ -32,7 +32,7 @@ class IntervalChannel(Channel):
         self.decay = uniform(0.4, 0.8)  # b, which starts as FRAB's
 
     @override
-    def gated(self, projected: Tensor, packed: ops.Packed, mask: Mask | None) -> Tensor:
+    def gated(self, projected: Tensor, packed: PackedWithIntervals, mask: Mask | None) -> Tensor:
         gate, value = F.silu(projected.to(self.decay.dtype)).chunk(2, dim=1)
         times = packed.intervals
         no_positions, power = self.decay.new_zeros(times.longest), (self.decay.new_ones(()), self.decay)

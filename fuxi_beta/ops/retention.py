@@ -30,13 +30,12 @@ from fuxi_beta.data.padding import Padding
 from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.ops import cpu, dispatch, reference, triton
 from fuxi_beta.ops.reference import gated
-from fuxi_beta.ops.token_mixer import PreparedTimes
 
 CHUNK = 64  # m
 
 
 class Packed(Protocol):
-    """A batch, its listeners padded in groups, and its times between plays, where these are needed."""
+    """A batch, and its listeners padded in groups where that is needed."""
 
     @property
     def batch(self) -> Batch:
@@ -46,11 +45,6 @@ class Packed(Protocol):
     @property
     def padding(self) -> Padding:
         """Its groups."""
-        ...
-
-    @property
-    def intervals(self) -> PreparedTimes:
-        """The times of `Batch.at_plays`, for `apply_maps`."""
         ...
 
 
