@@ -482,7 +482,7 @@ def movielens(path: str, ds: str | None, movies: str | None, config: "Config") -
 )
 @click.option("--label", metavar="NAME", help="Names the runs made with --set. [default: made of the settings]")
 @click.option("--served", is_flag=True, help="next_day: measure lists under the default list rules, too.")
-@click.option("--against", metavar="NAME", help="next_day: the run to compare with. [default: the best baseline]")
+@click.option("--against", metavar="NAME", help="The run to compare with. [default: under next_day the best baseline]")
 @click.option("--validation", is_flag=True, help="Pick the epoch on the second-newest event, test on the newest once.")
 @click.option("--workspace", metavar="FOLDER", help="[default: ./ml-1m, ./ml-20m, or DATASET itself]")
 @click.option("--ds", metavar="DATE", help="Whose sequences to use. [default: the newest]")

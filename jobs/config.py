@@ -40,7 +40,7 @@ _NEWER_SECTIONS = {"serving", "rules"}
 _NEWER_KEYS = {
     "logs": {"timestamp_unit", "partition", "csv", "catalogue_columns"},
     "recommend": {"reasons"},
-    "model": {"side", "content", "content_channel", "periodic_channel", "sparse_positions"},
+    "model": {"side", "content", "content_channel", "periodic_channel", "interval_channel", "sparse_positions"},
     "train": {
         "target_window",
         "objective",
@@ -49,6 +49,7 @@ _NEWER_KEYS = {
         "negatives_from",
         "uniform_share",
         "logq",
+        "completion_weight",
         "ema",
         "min_steps",
         "full_every_days",
