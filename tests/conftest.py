@@ -217,6 +217,7 @@ def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> TwoDays:
             made.results.append(made.run(day_one))
             made.day_one_before_day_two += made.lists(day_one)
             made.results.append(made.run(day_two))
+        assert global_worker.node
         made.written += [root, Path(global_worker.node.get_session_dir_path())]
     finally:
         ray.shutdown()  # other modules build clusters of their own
