@@ -49,9 +49,8 @@ def _stage_options(command: Command) -> Command:
 
     @click.option(
         "--ds",
-        required=True,
         metavar="DATE",
-        help="The day the lists are served, YYYY-MM-DD; or today, by the clock of sequences.timezone.",
+        help="Required. The day the lists are served, YYYY-MM-DD; or today, by the clock of sequences.timezone.",
     )
     @click.option("--dry-run", is_flag=True, help="Say what would run and stop.")
     @click.option("--force", is_flag=True, help="Run even where the output of this run record exists.")
@@ -59,10 +58,15 @@ def _stage_options(command: Command) -> Command:
     @click.option("--wait", is_flag=True, help="Wait for runs of this day and of days it builds on; else refused.")
     @_config_options
     @functools.wraps(command)
-    def with_day(config: "Config", ds: str, dry_run: bool, wait: bool, **flags: Any) -> None:
+    def with_day(config: "Config", ds: str | None, dry_run: bool, wait: bool, **flags: Any) -> None:
         from jobs.day import open_day
         from jobs.runtime.console import waiting
 
+        if steered := {name: value for name in _STEERING if (value := flags.pop(name, None))}:
+            _steer(config, steered)
+            return
+        if ds is None:
+            raise click.UsageError("Missing option '--ds'.")
         show = waiting if wait else None
         day = open_day(config, _serving_day(config, ds), create=not dry_run, wait=show, **flags)
         command(day=day, dry_run=dry_run)
@@ -87,6 +91,27 @@ def _date(text: str) -> dt.date:
 _accept_quality = click.option(
     "--accept-quality", is_flag=True, help="Take the day's input in spite of bounds that it breaks; it is noted."
 )
+
+
+_STEERING = ("pin", "unpin", "rollback")
+
+
+def _steering(command: Command) -> Command:
+    """What an operator decides in place of the gates; no day is run then."""
+    command = click.option("--unpin", is_flag=True, help="Let the gates decide again.")(command)
+    pin = click.option(
+        "--pin", metavar="VERSION", help="Let this version serve every day that is promoted from now on."
+    )
+    rollback = click.option("--rollback", is_flag=True, help="Take the champion out of service for the one before it.")
+    return rollback(pin(command))
+
+
+def _steer(config: "Config", asked: dict[str, Any]) -> None:
+    from jobs.commands import steer
+
+    if len(asked) > 1:
+        raise click.UsageError(f"give one of {', '.join(f'--{name}' for name in asked)}")
+    click.echo(steer.run(config, **asked))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -118,11 +143,13 @@ def cli() -> None:
 def daily(day: "Day", dry_run: bool) -> None:
     """Run all stages of one serving day, skipping what is done.
 
-    Exit code 0: published. 3: published, but by the champion, from popularity or from older sequences. 2: refused,
+    Exit code 0: published. 3: published, but by the champion, without a model or from older sequences. 2: refused,
     nothing published.
     """
     from jobs.daily import OPTIONAL_STAGES, other_settings, plan, run_day
     from jobs.runtime import attempt
+    from jobs.serving.baselines import POPULARITY
+    from jobs.serving.serving_baseline import lists_of
     from jobs.status import backfill, out_of_date_before
 
     if dry_run:
@@ -138,7 +165,10 @@ def daily(day: "Day", dry_run: bool) -> None:
     for stage, message in result.failures.items():
         click.echo(f"fuxi: {stage} failed, published without it: {message}", err=True)
     if result.without_model:
-        click.echo(f"fuxi: published popular songs for everyone: {result.without_model}", err=True)
+        lists = lists_of(result.stages["promote"].get("baseline") or POPULARITY)
+        click.echo(f"fuxi: published {lists} for everyone: {result.without_model}", err=True)
+    if result.baseline_note:
+        click.echo(f"fuxi: {result.baseline_note}", err=True)
     if result.degraded:
         sys.exit(EXIT_DEGRADED)
     click.echo(result.stages["report"]["uri"])
@@ -172,7 +202,12 @@ _stage_command(
 _stage_command("hits", "Measure the lists of the day before by what listeners played of them.")
 _stage_command("train", "Fit FuXi-beta on the shards and register it as challenger (Ray Train, TorchRec, MLflow).")
 _stage_command("evaluate", "Measure challenger, champion and baselines on the same listeners.")
-_stage_command("promote", "Apply the gates and write the model version that serves this ds into the run record.")
+_stage_command(
+    "promote",
+    "Apply the gates and write the model version that serves this ds into the run record; or, without --ds, decide in "
+    "their place: --rollback, --pin, --unpin. Published lists stay as they are.",
+    _steering,
+)
 _stage_command(
     "recommend", "Score every active listener, audit the lists, publish them in one transaction (Ray, Delta)."
 )
@@ -206,40 +241,39 @@ def status(workspace: str, days: int, as_json: bool) -> None:
 @click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs of every day anew: makes all of them again.")
 @click.option("--wait", is_flag=True, help="Wait for runs of the days and of days they build on; else refused.")
 @_config_options
+@click.pass_context
 def backfill(
-    config: "Config", first: str, last: str, dry_run: bool, keep_going: bool, wait: bool, **flags: Any
+    context: click.Context, config: "Config", first: str, last: str, dry_run: bool, keep_going: bool, **flags: bool
 ) -> None:
     """Run `fuxi daily` for every day of a span, oldest first, skipping what is done.
 
     Run again, it goes on where it stopped. Exit code 0: all are published. 3: some without a model or a stage. 2: a day
-    was refused; those before it are published.
+    was refused; those before it are published. 1: a day broke off.
     """
     from jobs.commands import backfill as backfill_job
-    from jobs.daily import OPTIONAL_STAGES
     from jobs.day import open_day
-    from jobs.runtime import attempt
-    from jobs.runtime.console import waiting
 
-    show = waiting if wait else None
     days = backfill_job.span(_date(first), _serving_day(config, last))
-
-    def opened(ds: dt.date) -> "Day":
-        day = open_day(config, ds, create=not dry_run, wait=show, **flags)
-        attempt.follow(day, OPTIONAL_STAGES)
-        return day
-
+    opened = functools.partial(open_day, config, create=not dry_run, refresh_inputs=flags["refresh_inputs"])
     if dry_run:
         backfill_job.render_plan(list(backfill_job.plans(days, opened)))
         return
+    given = [f"--{name.replace('_', '-')}" for name, on in flags.items() if on]
+    run_day = backfill_job.daily([*given, *_as_typed(context)])
     done: list[backfill_job.BackfilledDay] = []
     try:
-        done.extend(backfill_job.run(days, opened, keep_going=keep_going))
+        for day in backfill_job.run(days, functools.partial(open_day, config), run_day, keep_going=keep_going):
+            done.append(day)
     finally:
         backfill_job.render(done, len(days))
-    if any(day.refused for day in done):
-        sys.exit(EXIT_REFUSED)
-    if any(day.why for day in done):
-        sys.exit(EXIT_DEGRADED)
+    sys.exit(backfill_job.exit_code(done))
+
+
+def _as_typed(context: click.Context) -> list[str]:
+    """The options of `_config_options` of a command, to be handed on to another one."""
+    file, workspace = context.params["config_file"], context.params["workspace"]
+    named = (("--config", file), ("--workspace", workspace), *(("--set", text) for text in context.params["overrides"]))
+    return [part for name, value in named if value for part in (name, value)]
 
 
 @cli.command()
@@ -448,7 +482,7 @@ def movielens(path: str, ds: str | None, movies: str | None, config: "Config") -
 )
 @click.option("--label", metavar="NAME", help="Names the runs made with --set. [default: made of the settings]")
 @click.option("--served", is_flag=True, help="next_day: measure lists under the default list rules, too.")
-@click.option("--against", metavar="NAME", help="next_day: the run to compare with. [default: the best baseline]")
+@click.option("--against", metavar="NAME", help="The run to compare with. [default: under next_day the best baseline]")
 @click.option("--validation", is_flag=True, help="Pick the epoch on the second-newest event, test on the newest once.")
 @click.option("--workspace", metavar="FOLDER", help="[default: ./ml-1m, ./ml-20m, or DATASET itself]")
 @click.option("--ds", metavar="DATE", help="Whose sequences to use. [default: the newest]")
@@ -514,7 +548,7 @@ def demo(workspace: str, listeners: int, overrides: tuple[str, ...]) -> None:
     run_demo(workspace, listeners=listeners, overrides=overrides)
 
 
-SUPERVISED = ("daily", "backfill", "sessionize", "hits", "train", "evaluate", "promote", "recommend", "report")
+SUPERVISED = ("daily", "sessionize", "hits", "train", "evaluate", "promote", "recommend", "report")
 """Commands whose work has a process of its own, and is begun again when something in it dies."""
 
 

@@ -51,9 +51,15 @@ class DayResult:
 
     @property
     def without_model(self) -> str:
-        """Why no model serves the day and everybody has popular songs; "" if one does."""
+        """Why no model may serve the day, and a baseline does, or popular songs; "" if one may."""
         decided = self.stages.get("promote", {})
         return str(decided["reason"]) if decided.get("chosen", "") is None else ""
+
+    @property
+    def baseline_note(self) -> str:
+        """Why a baseline serves the day in place of a model that may; "" if none does."""
+        decided = self.stages.get("promote", {})
+        return str(decided["reason"]) if decided.get("chosen") and decided.get("baseline") else ""
 
     @property
     def degraded(self) -> bool:

@@ -81,6 +81,8 @@ class RunRecord:
     catalogue_files: tuple[LogFile, ...] = ()  # without landing days
     sequences_ds: str | None = None  # an earlier ds whose shards serve this one, when today's input was refused
     chosen_model: str | None = None  # MLflow version that serves this ds; written by promote
+    full_retrain: str | None = None  # why training starts from nothing in spite of a champion; None: not decided
+    chosen_baseline: str | None = None  # baseline that serves this ds in place of the chosen model; written by promote
     chosen_reason: str = ""
     logs_path: str = ""  # where the logs were; `logs.path` of the configuration says where they are
 

@@ -199,6 +199,7 @@ def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> TwoDays:
         "train.item_optimizer=adamw",
         "train.warm_start_epochs=2",
         "train.min_listeners=2",
+        "gates.margin=0.5",  # a model this small may be some per cent worse on the second day, which is to have another
         "cluster.spark_master=local[2]",
         f"cluster.spark_options={{spark.hadoop.fs.s3a.secret.key: {PLANTED[0]}}}",
     ]
@@ -216,6 +217,7 @@ def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> TwoDays:
             made.results.append(made.run(day_one))
             made.day_one_before_day_two += made.lists(day_one)
             made.results.append(made.run(day_two))
+        assert global_worker.node
         made.written += [root, Path(global_worker.node.get_session_dir_path())]
     finally:
         ray.shutdown()  # other modules build clusters of their own
