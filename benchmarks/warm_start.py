@@ -2,8 +2,8 @@
 
 Two deployments have the same histories of synthetic logs, day by day. One trains each day from the model of the day
 before, as `fuxi daily` does, the other one trains from nothing, on all history. No gate stands between them: every
-model is promoted. Each day's models are measured on the same listeners, beside the first model, which nobody trained further,
-and item-kNN. What is there already is not done again, so a run that was stopped goes on where it was.
+model is promoted. Each day's models are measured on the same listeners, beside the first model, which nobody trained
+further, and item-kNN. What is there already is not done again, so a run that was stopped goes on where it was.
 """
 
 import argparse
