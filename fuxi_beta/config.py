@@ -15,7 +15,7 @@ PaperTemporalName = Literal["pow", "exp", "log", "linear", "sin", "nn", "mixed",
 TemporalName = Literal[PaperTemporalName, "exppow"]
 FAST_TEMPORAL = ("pow", "exppow", "zero")
 """Functions of elapsed time with which FuXi-beta runs on kernels, and so with all of its options."""
-CHANNELS = ("content_channel", "periodic_channel")
+CHANNELS = ("content_channel", "periodic_channel", "interval_channel")
 """Options of FuXi-beta: channels of the mixer beside position and time."""
 BaselineName = Literal["markov", "item-knn", "ease"]
 RequestTime = Literal["true", "previous", "fixed-hour"]
@@ -35,6 +35,7 @@ class ModelConfig:
     temporal: TemporalName = "pow"  # the function of elapsed time in FRAB; "zero" switches the channel off
     content_channel: bool = False  # fuxi-beta: a channel of the mixer by queries and keys (retention)
     periodic_channel: bool = False  # fuxi-beta: a channel of damped waves of an hour, a day and a week
+    interval_channel: bool = False  # fuxi-beta: a channel of the times between plays, whatever the request's
     sparse_positions: float = 0.0  # fuxi-beta: share of positional weights left out after training; training keeps all
     hidden: int = 100  # width of the recurrent state of gru4rec and narm
     position_margin: int = 11  # positions and relative distances beyond max_history that have weights
@@ -121,6 +122,7 @@ class TrainConfig:
     uniform_share: float = 0.5  # of the negatives by popularity or in_batch, drawn from all candidates alike
     logq: bool = False  # logits of negatives are corrected for how often each song is drawn
     temperature: float = 0.05
+    completion_weight: float = 0.0  # of the loss of a head that predicts whether the next event is skipped; 0: no head
     ema: float = 0.0  # decay a step of the running average of all weights that is evaluated and exported; 0: off
     min_listeners: int = 5  # songs with fewer distinct listeners are neither negatives nor candidates
     capacity_margin: float = 0.10  # spare rows of the item table, for songs of the next days
@@ -145,6 +147,8 @@ class TrainConfig:
         for name in ("lr", "item_lr", "item_eps", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be above 0")
+        if not 0 <= self.completion_weight < float("inf"):
+            raise ValueError(f"train.completion_weight is {self.completion_weight}: it must be 0 (off) or more")
         for name, most in (("skip_weight", 1), ("random_windows", 1), ("uniform_share", 1), ("ema", 0.99999)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be between 0 and {most}")

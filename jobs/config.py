@@ -40,7 +40,7 @@ _NEWER_SECTIONS = {"serving", "rules"}
 _NEWER_KEYS = {
     "logs": {"timestamp_unit", "partition", "csv", "catalogue_columns"},
     "recommend": {"reasons"},
-    "model": {"side", "content", "content_channel", "periodic_channel", "sparse_positions"},
+    "model": {"side", "content", "content_channel", "periodic_channel", "interval_channel", "sparse_positions"},
     "train": {
         "target_window",
         "objective",
@@ -49,6 +49,7 @@ _NEWER_KEYS = {
         "negatives_from",
         "uniform_share",
         "logq",
+        "completion_weight",
         "ema",
         "min_steps",
         "full_every_days",
@@ -366,6 +367,12 @@ class ClusterConfig(Section):
         0.0, ge=0, le=1, description="share of a GPU that a task of the daily list takes; 0: none"
     )
     max_failures: int = Field(3, ge=0, description="worker deaths a training run survives")
+    stall_minutes: float = Field(
+        30.0, ge=0, description="a stage without any progress for so long is ended and begun again; 0: never"
+    )
+    stage_retries: int = Field(
+        2, ge=0, description="how often a command begins a stage again after a process died or it stood still"
+    )
     kernels: Kernels = Field(
         "auto", description="operators of the model: the fastest there is, plain torch, or one kind or failure"
     )

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from jobs.config import Config
 from jobs.places import located, portable
 from jobs.stage_inputs import STAGE_INPUTS, differences, settings_of
-from pipelines import leases, storage
+from pipelines import leases, progress, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
@@ -106,6 +106,7 @@ class Day:
     accept_quality: bool = False  # take the day's input in spite of bounds that it breaks
     wait: Wait | None = None  # wait for another run instead of refusing; shows what is waited for
     leased: bool = False  # the lease of the ds is held
+    begun: frozenset[str] = frozenset()  # stages that an earlier attempt of this command began, with these flags
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -405,7 +406,7 @@ def noting_at_stop(note: Callable[[], str]) -> Iterator[None]:
 def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
     """Run one stage unless it has finished from the same inputs (`Day.must_run`); note the time and the result."""
     done = day.result(name)
-    forced = day.force or (day.refresh_inputs and name == "sessionize")
+    forced = (day.force or (day.refresh_inputs and name == "sessionize")) and name not in day.begun
     if done is not None and not forced and not day.must_run(name):
         day.timings[name] = 0.0
         return {**done, "skipped": True}
@@ -414,6 +415,7 @@ def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
         up_to_date = done is not None and not day.must_run(name)
         record = storage.read_json(day.record_uri) if up_to_date else None
         day.withdraw(name)
+        progress.begun(name)
         try:
             result = stage(day)
         except InputError:
@@ -423,6 +425,7 @@ def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
             raise
         day.timings[name] = time.monotonic() - started
         day.finish(name, result, day.timings[name], inputs=inputs)
+        progress.finished(name)
     return result
 
 

@@ -1,7 +1,7 @@
 """How the days of a workspace stand: what is done, what runs at this moment, and what is out of date by now."""
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from jobs.day import STAGES, Day, StageResult, running
@@ -67,11 +67,12 @@ def day_status(day: Day) -> DayStatus:
         missing=missing,
         out_of_date=tuple(out_of_date(day)),
         run_by=held[1] if held else "",
-        figures=_figures(day),
+        figures=day_figures(day),
     )
 
 
-def _figures(day: Day) -> DayFigures:
+def day_figures(day: Day) -> DayFigures:
+    """What the markers of a day say."""
     markers = {name: marker for name in STAGES if (marker := day.marker(name))}
     results: dict[str, StageResult] = {name: marker["result"] for name, marker in markers.items()}
     logs, lists = results.get("sessionize", {}), results.get("recommend")
@@ -79,7 +80,7 @@ def _figures(day: Day) -> DayFigures:
     metric = day.config.gates.metric
     values = {name: of["all"].get(metric) for name, of in results.get("evaluate", {}).get("metrics", {}).items()}
     known = {name: value for name, value in values.items() if value is not None}
-    served = (lists.get("model_version") or day.record.chosen_baseline or POPULARITY) if lists is not None else None
+    served = served_by(day, results)
     return DayFigures(
         seconds={name: marker["seconds"] for name, marker in markers.items()},
         rows=logs.get("rows_read"),
@@ -88,16 +89,23 @@ def _figures(day: Day) -> DayFigures:
         listeners=lists.get("listeners") if lists is not None else None,
         served_by=served,
         metric=metric,
-        value=known.get(_measured_as(day, served, results)),
+        value=known.get(measured_as(day, served, results)) if served else None,
         baselines={name: value for name, value in known.items() if name in BASELINES},
     )
 
 
-def _measured_as(day: Day, served: str | None, results: dict[str, StageResult]) -> str:
-    """The name under which evaluate measured what serves."""
-    if served is None:
-        return ""
-    if served == results.get("train", {}).get("model_version"):
+def served_by(day: Day, results: Mapping[str, StageResult]) -> str | None:
+    """The model version, or the baseline, that a day's lists are from; None if nothing is published."""
+    lists = results.get("recommend")
+    if lists is None:
+        return None
+    chosen = day.record.chosen_baseline if day.has_record else None
+    return chosen or lists.get("model_version") or POPULARITY
+
+
+def measured_as(day: Day, served: str | None, results: Mapping[str, StageResult]) -> str:
+    """The name under which evaluate measured what serves; the challenger's where nothing does."""
+    if served is None or served == results.get("train", {}).get("model_version"):
         return CHALLENGER
     return CHAMPION if served == day.record.chosen_model else served
 

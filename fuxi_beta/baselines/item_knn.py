@@ -28,13 +28,15 @@ from fuxi_beta.baselines.base import (
 )
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.data.batches import Batch
-from fuxi_beta.models.reasons import Contributions, Trace, strongest_plays
+from fuxi_beta.ops.contributions import largest, newest_of_song
 from fuxi_beta.recommender import Queries, Reasons
 from pipelines.histories.shards import Manifest
 
 if TYPE_CHECKING:
     from scipy import sparse
 
+_CELLS = 1 << 18
+"""Contributions (plays times songs) computed at once, but for at least one listener."""
 NEIGHBOURS = 100
 DECAY = 0.7
 _PRIOR = 1e-6  # popularity decides only between songs that similarity leaves equal, or so nearly
@@ -84,29 +86,33 @@ class ItemKNNQueries(ScoreQueries):
     @override
     def reasons(self, items: Tensor, n: int) -> Reasons | None:
         """The plays with the largest decayed similarity to each song."""
-        songs = torch.arange(len(self.candidates), dtype=torch.float32)[:, None]  # a song's "vector" is its index
-        return strongest_plays(_Neighbours(self.knn, self.batch), self.batch, songs, items, n)
+        batch, (count, k) = self.batch, items.shape
+        found = Reasons.none(count, k, n, device=items.device, dtype=torch.float32)
+        if not k:
+            return found
+        newest, weights = newest_of_song(batch.offsets, batch.item_index), self.knn.play_weights(batch)
+        longest = max(1, int(batch.lengths.max())) if count else 1
+        for rows in batch.lengths.nonzero().squeeze(1).split(max(1, _CELLS // (longest * k))):
+            unlisted = items[rows] == 0
+            tokens, weight = largest(*self._contributed(items[rows], rows, weights), newest, n)
+            found.token[rows] = tokens.masked_fill_(unlisted[..., None], -1)
+            found.weight[rows] = weight.masked_fill_(unlisted[..., None], 0)
+            found.remainder[rows] = self.knn.prior[items[rows]].masked_fill_(unlisted, 0)
+        return found
 
-
-class _Neighbours(Trace):
-    """The similarities of plays to songs as contributions to scores."""
-
-    def __init__(self, knn: ItemKNN, batch: Batch) -> None:
-        self.knn, self.batch, self.weight = knn, batch, knn.play_weights(batch)
-
-    @override
-    def contributions(self, songs: Tensor, rows: Tensor) -> Contributions:
-        listed, batch = songs[..., 0].long(), self.batch  # [R, K]
+    def _contributed(self, listed: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Packed tokens of some listeners, int64 [R, n], -1 for none, and what each adds to their songs [R, n, K]."""
+        batch = self.batch
         place = torch.arange(int(batch.lengths[rows].max()))
         there = place < batch.lengths[rows][:, None]
-        tokens = (batch.offsets[rows][:, None] + place).masked_fill(~there, -1)  # [R, n]
+        tokens = (batch.offsets[rows][:, None] + place).masked_fill(~there, -1)
         played = batch.item_index[tokens.clamp(min=0)]
-        wanted = (played[..., None] * len(self.knn.candidates) + listed[:, None]).numpy()  # [R, n, K]
+        wanted = (played[..., None] * len(self.knn.candidates) + listed[:, None]).numpy()
         pairs, cosines = self.knn.pairs
         found = np.searchsorted(pairs, wanted)
         cosine = np.where(pairs[found] == wanted, cosines[found], np.float32(0))
-        weight = torch.where(there, self.weight[tokens.clamp(min=0)], 0)
-        return Contributions(tokens, torch.from_numpy(cosine) * weight[..., None], self.knn.prior[listed])
+        weight = torch.where(there, weights[tokens.clamp(min=0)], 0)
+        return tokens, torch.from_numpy(cosine) * weight[..., None]
 
 
 def fit_item_knn(

@@ -16,6 +16,7 @@ from jobs.report.list_quality import list_quality_section
 from jobs.report.quality import quality_lines, trailing_chart
 from jobs.serving.baselines import LABELS, POPULARITY
 from jobs.serving.serving_baseline import lists_of
+from jobs.status import measured_as, served_by
 from jobs.tables.metrics import OF_REFERENCE
 from pipelines import delta_tables, storage
 from pipelines.schema import DS, METRIC, MODEL_VERSION, PROTOCOL, SLICE, VALUE
@@ -87,6 +88,7 @@ def content(day: Day) -> dict[str, Any]:
         "earlier": {name: marker["result"] for name, marker in earlier.items()},
         "timing": timing(stages, earlier),
         "headline": metric_title(headline),
+        "served": measured_as(day, served_by(day, results), results),
         "headline_values": {n: values.get("all", {}).get(headline) for n, values in metrics.items()},
         "recommenders": RECOMMENDERS,
         "metric_tables": metric_tables(measured, headline),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from jobs.config import GatesConfig
 from jobs.day import Day, StageResult
-from jobs.registry import versions
+from jobs.registry import steering, versions
 from jobs.serving.baselines import BASELINES, POPULARITY
 from jobs.serving.serving_baseline import best_baseline, finite, lists_of, serves_instead
 from jobs.stages.evaluate import CHALLENGER, CHAMPION
@@ -47,8 +47,12 @@ def run(day: Day) -> StageResult:
     gates: list[Gate] = []
     if trained is not None and measured is not None:
         gates = apply_gates(measured, config=day.config.gates, recent=recent_days(day))
-    passed = bool(gates) and all(gate.passed for gate in gates)
-    if passed and trained is not None:
+        gates += _not_withdrawn(day, str(trained["model_version"]))
+    fixed = steering.pinned(day)
+    passed = bool(gates) and all(gate.passed for gate in gates) and not fixed
+    if fixed:
+        chosen, chosen_ds, moved, reason = fixed.version, fixed.ds, False, f"version {fixed.version} is pinned"
+    elif passed and trained is not None:
         version = str(trained["model_version"])
         reason = "the challenger passed every gate"
         moved = versions.promote(day, version)
@@ -58,7 +62,8 @@ def run(day: Day) -> StageResult:
         chosen, chosen_ds = (champion.version, champion.ds) if champion else (None, None)
         reason += f"; version {chosen} of {chosen_ds} serves" if champion else "; there is no champion to serve instead"
     versions.withdraw_promotions(day, but=chosen)
-    baseline, why = _serving_baseline(day, measured, CHALLENGER if passed else CHAMPION, chosen)
+    serving = (None, "") if fixed else _serving_baseline(day, measured, CHALLENGER if passed else CHAMPION, chosen)
+    baseline, why = serving
     reason += f"; {why}" if why else ""
     day.update_record(chosen_model=chosen, chosen_baseline=baseline, chosen_reason=reason)
     return {
@@ -70,6 +75,12 @@ def run(day: Day) -> StageResult:
         "gates": [asdict(gate) for gate in gates],
         "full_retrain": _asks_for_full_retrain(day, trained, gates),
     }
+
+
+def _not_withdrawn(day: Day, version: str) -> list[Gate]:
+    """A gate that fails, of a version that an operator took out of service; no gate of any other."""
+    withdrawn = versions.version_info(day, version).withdrawn
+    return [Gate("not_withdrawn", False, f"version {version} was rolled back on {withdrawn}")] if withdrawn else []
 
 
 def _serving_baseline(day: Day, measured: StageResult | None, model: str, chosen: str | None) -> tuple[str | None, str]:

@@ -35,7 +35,7 @@ def run(day: Day) -> StageResult:
     manifest = day.manifest(day.ds)
     checkpoints = day.path("checkpoints")
     name = _run_name(day, checkpoints)
-    if day.force and day.has_finished_before("train"):
+    if day.force and "train" not in day.begun and day.has_finished_before("train"):
         storage.delete_folder(storage.join(checkpoints, name))  # it has finished: start again instead of resuming
     parent, folder = _parent(day, manifest)
     songs = _known_songs(day, manifest, folder)

@@ -445,7 +445,7 @@ def test_the_page_is_one_well_formed_file_that_loads_nothing(two_days: Any) -> N
     assert "@import" not in page
     assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", page)
     outward = [ref for ref in found.references if not ref.startswith("#")]
-    assert outward in ([], [f"../ds={DAY_ONE}/report.html"])
+    assert outward in (["../index.html"], ["../index.html", f"../ds={DAY_ONE}/report.html"])
     assert all(ref[1:] in found.ids for ref in found.references if ref.startswith("#"))
 
 
@@ -721,3 +721,17 @@ def test_the_reason_of_a_failed_stage_outlives_the_process_until_the_stage_finis
     assert made.day(DAY_ONE).failure("train") == "RuntimeError: out of memory"
     run_day(made.day(DAY_ONE), {"train": lambda _: TRAINING})
     assert made.day(DAY_ONE).failure("train") is None
+
+
+def test_the_index_names_every_day_with_a_page_and_what_serves_it(two_days: Any) -> None:
+    for ds in (DAY_ONE, DAY_TWO):
+        run(two_days.day(ds))
+    index = Path(two_days.config.workspace, "reports", "index.html")
+    page = text_of(index.read_text())
+    assert page.index(str(DAY_TWO)) < page.index(str(DAY_ONE)) and "2 days with a page" in page
+    links = re.findall(r'href="(ds=[^"]+)"', index.read_text())
+    assert links and all((index.parent / link).is_file() for link in links)
+    assert 'href="../index.html"' in page_of(two_days.day(DAY_TWO))
+    (index.parent / "index.json").unlink()  # of an earlier release, or of two days at once: made from the markers
+    run(two_days.day(DAY_ONE))
+    assert text_of(index.read_text()) == page

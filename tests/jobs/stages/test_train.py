@@ -4,6 +4,7 @@ import contextlib
 import datetime as dt
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -188,6 +189,69 @@ def test_a_killed_driver_run_again_resumes_and_the_next_day_starts_from_its_mode
     assert second["loss_curve"][0][1] < result["loss_curve"][0][1]
     assert int(second["model_version"]) == int(result["model_version"]) + 1
     assert [info.full for info in registry.versions(day)] == [True, False]
+
+
+def killed_in_mid_training(
+    house: Deployment, name: str, number: signal.Signals, *settings: str
+) -> tuple[int, str, str]:
+    """Run `fuxi train`, send a signal to one process of it, by its name, behind step 14.
+
+    Returns exit code, standard output and the lines for people on standard error; nothing is left running by then.
+    """
+    overrides = (f"workspace={house.config.workspace}", "sequences.buckets=4", *SMALL, *settings)
+    command = [sys.executable, "-m", "jobs.cli", "train", "--ds", str(DAY_ONE)]
+    command += [part for text in overrides for part in ("--set", text)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for_steps(house.day(DAY_ONE), 14, alive=lambda: process.poll() is None)
+            started = psutil.Process(process.pid).children(recursive=True)
+            victims = [child for child in started if name in " ".join(child.cmdline())] if name else [process]
+            assert len(victims) == 1
+            victims[0].send_signal(number)
+            printed, said = process.communicate(timeout=200)
+        finally:
+            process.kill()
+    assert not psutil.wait_procs(started, timeout=5)[1]
+    lines = [line for line in said.splitlines() if line and not line.startswith("{")]
+    assert all(line.startswith("fuxi: ") for line in lines), said
+    return process.returncode, printed, "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "settings", "died"),
+    [
+        ("TrainController", signal.SIGKILL, (), "Ray Train's controller died"),
+        pytest.param(
+            *("TrainController", signal.SIGSTOP, ("cluster.stall_minutes=1",), "TrainController.* is stopped"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("RayTrainWorker", signal.SIGSTOP, ("cluster.stall_minutes=1",), "RayTrainWorker.* is stopped"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_training_goes_on_from_its_checkpoint_after_what_ray_does_not_survive(
+    deployment, name: str, number: signal.Signals, settings: tuple[str, ...], died: str
+) -> None:
+    house: Deployment = deployment(*SMALL, listeners=120)
+    manifest, day = house.sessionized(DAY_ONE), house.day(DAY_ONE)
+    code, printed, line = killed_in_mid_training(house, name, number, *settings)
+    assert code == 0, line
+    assert re.fullmatch(rf"fuxi: train of {DAY_ONE}: .*{died}.*: it is begun again, 1 of 2 times", line), line
+    expected, steps = undisturbed(day, manifest)
+    result = json.loads(printed)
+    assert result["steps"] == steps and len(result["resumed_at"]) == 1 and result["resumed_at"][0] >= 8
+    assert result["final_loss"] == pytest.approx(expected[-1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_stopped_leaves_nothing_running(deployment) -> None:
+    house: Deployment = deployment(*SMALL, listeners=120)
+    house.sessionized(DAY_ONE)
+    code, _, line = killed_in_mid_training(house, "", signal.SIGTERM)
+    assert code == 143
+    assert re.match(r"fuxi: stopped by SIGTERM; training had taken \d+ of \d+ steps and goes on from its last", line)
 
 
 def test_a_list_of_checkpoints_cut_off_by_a_kill_costs_no_step(driver_killed: Deployment, ray_local: Any) -> None:
