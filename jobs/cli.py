@@ -422,9 +422,10 @@ def main() -> None:
 
     After SIGTERM or SIGINT the code is 143 or 130. No secret is printed.
     """
-    from jobs.runtime import stop
+    from jobs.runtime import scratch, stop
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    scratch.enter()
     sys.stdout, sys.stderr = RedactingStream(sys.stdout), RedactingStream(sys.stderr)  # type: ignore[assignment]
     stop.install()
     try:
