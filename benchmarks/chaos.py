@@ -1,10 +1,10 @@
 """Kills, full disks, outages and second runs, at moments drawn from a seed: `python -m benchmarks.chaos [--kills 30]`.
 
 A small workspace gets one serving day, then the next one, undisturbed. Each round puts the first day back and runs
-the second one again, disturbed: in every run of `fuxi daily` one process gets SIGKILL (the driver, a worker of Ray, the
-raylet, a worker of Spark, the JVM) at a drawn moment of a drawn stage, or the disk is full, read-only, the store is
-gone for 20 s, a second run starts. It is run again until it is done. On S3 (moto's server) all requests pass a proxy that
-answers a twentieth with 503, delays some and resets some.
+the second one again, disturbed: in every run of `fuxi daily` one process gets SIGKILL (the driver, a worker of Ray,
+the raylet, a worker of Spark, the JVM) at a drawn moment of a drawn stage, or the disk is full, read-only, the store is
+gone for 20 s, a second run starts. It is run again until it is done. On S3 (moto's server) all requests pass a proxy
+that answers a twentieth with 503, delays some and resets some.
 
 Lists, metrics, histories, model versions with their weights, and the run record must be those of the undisturbed run,
 `fuxi verify` must find no damage, and one more run must find nothing to do. Then it counts what the killed runs left:
@@ -76,18 +76,18 @@ class Round:
     @property
     def kills(self) -> int:
         """SIGKILLs that found their victim."""
-        return sum(run.happened for run in self.runs if run.disturbance and run.disturbance.is_kill)
+        return sum(one.happened for one in self.runs if one.disturbance and one.disturbance.is_kill)
 
     @property
     def wrong(self) -> list[str]:
         """Everything that must not be."""
-        hung = [f"hung after {run.disturbance}" for run in self.runs if run.hung]
-        orphans = [f"a process outlived {run.disturbance}: {name}" for run in self.runs for name in run.orphans]
+        hung = [f"hung after {one.disturbance}" for one in self.runs if one.hung]
+        orphans = [f"a process outlived {one.disturbance}: {name}" for one in self.runs for name in one.orphans]
         return [
             *(f"differs: {line}" for line in self.differing),
             *(f"damaged: {line}" for line in self.damaged),
             *(f"left: {line}" for line in self.left),
-            *(line for run in self.runs for line in run.wrong),
+            *(line for one in self.runs for line in one.wrong),
             *hung,
             *orphans,
         ]
@@ -178,7 +178,7 @@ def rounds(place: Place, options: argparse.Namespace, kills: int) -> Iterator[Ro
 def print_tables(found: Sequence[Round]) -> None:
     """How often each victim was killed and what its run said, then a line a round."""
     counts: dict[str, Counter[str]] = {}
-    for one in (run for each in found for run in each.runs if run.disturbance and run.happened):
+    for one in (one for each in found for one in each.runs if one.disturbance and one.happened):
         assert one.disturbance
         counts.setdefault(f"{one.disturbance.what} in {one.disturbance.stage}", Counter())[one.outcome] += 1
     table = Table("what happened", "times", "the run", title="disturbances")
@@ -193,11 +193,13 @@ def print_tables(found: Sequence[Round]) -> None:
     console = Console(width=120)
     console.print(table)
     console.print(summary)
-    traces = sum(run.traced for each in found for run in each.runs)
+    traces = sum(one.traced for each in found for one in each.runs)
     kills, wrong = sum(each.kills for each in found), [line for each in found for line in each.wrong]
     for line in dict.fromkeys(wrong):
         console.print(f"WRONG: {line}", highlight=False, soft_wrap=True)
-    console.print(f"{kills} SIGKILLs in {len(found)} rounds, {len(wrong)} things wrong, {traces} runs ended with a trace")
+    console.print(
+        f"{kills} SIGKILLs in {len(found)} rounds, {len(wrong)} things wrong, {traces} runs ended with a trace"
+    )
 
 
 def places(root: Path, options: argparse.Namespace) -> Iterator[Place]:

@@ -42,7 +42,9 @@ class Disturbance:
         return f"{self.what} at {self.share:.0%} of {self.stage}"
 
 
-def draw_round(draw: random.Random, *, where: str, kills: int, spells: bool, only: Sequence[str] = ()) -> list[Disturbance]:
+def draw_round(
+    draw: random.Random, *, where: str, kills: int, spells: bool, only: Sequence[str] = ()
+) -> list[Disturbance]:
     """The disturbances of one day, one a run, in the order of the stages: a run goes on where the last one stopped.
 
     where: "local" or "s3". spells: one of the place's besides the kills. only: victims to draw from; all by default.

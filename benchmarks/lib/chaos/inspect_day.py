@@ -1,6 +1,6 @@
 """What a day has published and what is left of killed runs, by a process that has cached nothing: JSON on its output.
 
-    python -m benchmarks.lib.chaos.inspect_day CONFIG_FILE DS
+python -m benchmarks.lib.chaos.inspect_day CONFIG_FILE DS
 """
 
 import json

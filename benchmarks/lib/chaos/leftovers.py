@@ -1,4 +1,4 @@
-"""What killed runs left: files that nothing names, temporary files, unfinished uploads, runs in MLflow without an end."""
+"""What killed runs left: files that nothing names, temporary ones, unfinished uploads, MLflow's runs without an end."""
 
 import datetime as dt
 from collections.abc import Iterator
@@ -61,7 +61,9 @@ def _of_training(day: Any) -> Iterator[str]:
         runs = storage.list_folders(checkpoints)
         yield from (storage.join(checkpoints, name) for name in runs[1:])
         for name in runs:
-            kept = [one for one in storage.list_folders(storage.join(checkpoints, name)) if one.startswith("checkpoint_")]
+            kept = [
+                one for one in storage.list_folders(storage.join(checkpoints, name)) if one.startswith("checkpoint_")
+            ]
             yield from (storage.join(checkpoints, name, one) for one in kept[:-2])
         exports = [name for name in storage.list_folders(folder) if name.startswith("export-")]
         yield from (storage.join(folder, name) for name in exports[1:])

@@ -15,7 +15,7 @@ Outcome = dict[str, Any]
 
 
 def outcome(day: Any) -> Outcome:
-    """Lists, metrics, histories, quarantine, run record and model versions as they are once a `jobs.day.Day` is done."""
+    """Lists, metrics, histories, quarantine, run record and models, once a `jobs.day.Day` is done."""
     ds: dt.date = day.ds
     manifest, record = shards.read_manifest(day.workspace.sequences(ds)), day.record
     found: Outcome = {}
@@ -40,8 +40,8 @@ def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str
         if isinstance(value, list) and isinstance(other, list):
             missing, surplus = [row for row in value if row not in other], [row for row in other if row not in value]
             lines.append(
-                f"{name}: {len(value)} rows wanted, {len(other)} found, {len(missing)} missing, {len(surplus)} surplus, "
-                f"for example {str((missing or surplus or ['another order'])[0])[:160]}"
+                f"{name}: {len(value)} rows wanted, {len(other)} found: {len(missing)} missing, {len(surplus)} too "
+                f"many, for example {str((missing or surplus or ['another order'])[0])[:160]}"
             )
         else:
             lines.append(f"{name}: {value!r} wanted, {other!r} found")

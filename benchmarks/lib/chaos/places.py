@@ -1,4 +1,4 @@
-"""Where a chaos run works: a workspace on a small disk of its own, or on an S3 server behind a proxy that injects faults.
+"""Where chaos works: in a workspace on a small disk of its own, or on an S3 server behind a proxy that injects faults.
 
 A workspace is made once, kept as it was after the day before, and put back before each round.
 """

@@ -55,6 +55,7 @@ class Watched:
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=place.environment()
         )
+        self.waits = "--wait" in options
         self.began, self.stage, self.stage_began = time.monotonic(), STAGES[0], time.monotonic()
         self.stages: dict[str, float] = {}
         self.lines: list[str] = []
@@ -117,7 +118,7 @@ def run(
                 result.happened, twin = _disturb(place, ds, disturbance, watched, spell)
             time.sleep(_POLL_S)
         if twin:
-            result.wrong += _end_of_twin(twin, limit_s, waits=disturbance is not None and disturbance.what == WAITING_TWIN)
+            result.wrong += _end_of_twin(twin, limit_s)
     result.orphans = processes.outliving(known, seconds=ORPHANS_END_S)
     watched.follow()
     result.code, result.seconds, result.stages = code, time.monotonic() - watched.began, watched.stages
@@ -145,7 +146,7 @@ def _disturb(
     return True, None
 
 
-def _end_of_twin(twin: Watched, limit_s: float, *, waits: bool) -> list[str]:
+def _end_of_twin(twin: Watched, limit_s: float) -> list[str]:
     """What is wrong with a second run: it must be refused in one line, or wait and find the day done."""
     try:
         code = twin.process.wait(limit_s)
@@ -156,7 +157,6 @@ def _end_of_twin(twin: Watched, limit_s: float, *, waits: bool) -> list[str]:
     time.sleep(0.2)
     twin.follow()
     refused = any("is held by another run" in line for line in twin.lines)
-    if code == 0 or (code == 2 and refused and not waits):
+    if code == 0 or (code == 2 and refused and not twin.waits):
         return []
     return [f"the second run ended with exit code {code}: {' '.join(twin.lines[-1:])[:200]}"]
-
