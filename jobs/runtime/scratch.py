@@ -24,7 +24,7 @@ _mine: list[tuple[Path, int]] = []
 def enter() -> None:
     """Make the folder, let this process and its children use it, and remove those of commands that were killed.
 
-    Nothing changes where no folder can be made, or where its name would be too long for Ray's sockets.
+    Nothing changes where no folder can be made. Ray stays where it was if the name would be too long for its sockets.
     """
     if _mine:
         return
@@ -33,7 +33,7 @@ def enter() -> None:
         remove_abandoned(root)
         folder = root / f"{_PREFIX}{uuid.uuid4().hex[:8]}"
         if len(os.fsencode(folder)) + _BELOW > _SOCKET_BYTES:
-            return
+            os.environ.setdefault("RAY_TMPDIR", str(root))
         lock = os.open(folder.with_suffix(".lock"), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         folder.mkdir(mode=0o700)

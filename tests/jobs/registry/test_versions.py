@@ -158,3 +158,33 @@ def test_a_server_keeps_the_versions_and_gives_the_export_back(
     versions.promote(made.day(DAY_ONE), version)
     assert versions.champion(made.day(DAY_TWO)).version == version  # type: ignore[union-attr]
     assert load_export(versions.download_model(made.day(DAY_TWO), version)).vocabulary_size == made.songs
+
+
+def test_what_a_killed_registration_left_goes_with_the_next(
+    deployment: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    made = deployment()
+    made.sessionized(DAY_ONE)
+    day, client = made.day(DAY_ONE), mlflow.MlflowClient(made.day(DAY_ONE).tracking_uri)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(mlflow.MlflowClient, "create_model_version", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made.trained(DAY_ONE)
+        patched.setattr(mlflow.MlflowClient, "set_terminated", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made.trained(DAY_ONE, run_key="other")
+    experiment = [client.get_experiment_by_name(day.config.mlflow.model_name).experiment_id]  # type: ignore[union-attr]
+    [left] = client.search_logged_models(experiment)
+    assert {run.info.status for run in client.search_runs(experiment)} == {"FINISHED", "RUNNING"}
+
+    assert (made.trained(DAY_ONE), made.trained(DAY_ONE, run_key="other")) == ("1", "2")
+    models = client.search_logged_models(experiment)
+    assert len(models) == 2 and left.model_id not in {model.model_id for model in models}
+    assert not Path(left.artifact_location).exists() and Path(models[0].artifact_location).exists()
+    assert {run.info.status for run in client.search_runs(experiment)} == {"FINISHED"}
