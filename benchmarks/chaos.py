@@ -39,15 +39,16 @@ from benchmarks.lib.chaos.runs import Run, run
 from benchmarks.lib.timing import say
 
 DAY_ONE, DAY_TWO = "2026-01-19", "2026-01-20"
-LOGS = {"listeners": 60, "songs": 100, "artists": 20, "plays_per_day": 15, "first_day": "2026-01-05", "days": 15}
+LOGS = {"listeners": 120, "songs": 200, "artists": 20, "plays_per_day": 20, "first_day": "2026-01-05", "days": 15}
 SETTINGS = {
     "sequences": {"buckets": 2, "max_history": 100},
-    "model": {"dim": 16, "layers": 1, "max_history": 50},
+    "model": {"dim": 32, "layers": 1, "max_history": 50},
     "train": {
-        "epochs": 3,
+        "epochs": 15,
         "warm_start_epochs": 3,
         "min_listeners": 2,
-        "batch_size": 8,
+        "batch_size": 16,
+        "lr": 0.01,
         "checkpoint_every_steps": 5,
         "item_optimizer": "adamw",
     },
@@ -55,7 +56,7 @@ SETTINGS = {
     "gates": {"margin": 1.0},
     "cluster": {"spark_master": "local[2]", "train_workers": 1},
 }
-_NAMESPACE = "FUXI_CHAOS_NAMESPACE"
+_NAMESPACE = "CHAOS_NAMESPACE"
 _MOST_RUNS_WITHOUT_KILL = 4
 KILLS_A_ROUND = 5
 
