@@ -77,13 +77,13 @@ class Round:
     @property
     def kills(self) -> int:
         """SIGKILLs that found their victim."""
-        return sum(one.happened for one in self.runs if one.disturbance and one.disturbance.is_kill)
+        return sum(what.is_kill for one in self.runs for what in one.happened)
 
     @property
     def wrong(self) -> list[str]:
         """Everything that must not be."""
-        hung = [f"hung after {one.disturbance}" for one in self.runs if one.hung]
-        orphans = [f"a process outlived {one.disturbance}: {name}" for one in self.runs for name in one.orphans]
+        hung = [f"hung: {one}" for one in self.runs if one.hung]
+        orphans = [f"a process outlived its driver ({one}): {name}" for one in self.runs for name in one.orphans]
         return [
             *(f"differs: {line}" for line in self.differing),
             *(f"damaged: {line}" for line in self.damaged),
@@ -127,20 +127,16 @@ class Chaos:
         draw = random.Random(f"{self.options.seed}-{self.place.name}-{number}")
         self.place.restore()
         memory, result = leftovers.in_memory(), Round(self.place.name, number, [])
-        for disturbance in draw_round(
-            draw, where=self.place.name, kills=kills, spells=spells, only=self.options.victims
-        ):
-            if disturbance.what in (DISK_FULL, READ_ONLY) and not getattr(self.place, "has_disk", False):
-                continue
-            result.runs.append(self._run(disturbance))
-        for _ in range(_MOST_RUNS_WITHOUT_KILL):
-            result.runs.append(self._run(None))
-            if result.runs[-1].code == 0:
-                break
-        else:
+        pending = draw_round(draw, where=self.place.name, kills=kills, spells=spells, only=self.options.victims)
+        if not getattr(self.place, "has_disk", True):
+            pending = [one for one in pending if one.what not in (DISK_FULL, READ_ONLY)]
+        most = len(pending) + _MOST_RUNS_WITHOUT_KILL
+        while len(result.runs) < most and not (result.runs and result.runs[-1].code == 0):
+            result.runs.append(self._run(pending))
+        if result.runs[-1].code:
             result.runs[-1].wrong.append(f"not done: {' '.join(result.runs[-1].output[-1:])}")
             return result
-        again = self._run(None)
+        again = self._run([])
         if again.code:
             result.runs[-1].wrong.append(f"a finished day run again ends with {again.outcome}")
         found = self._inspect()
@@ -150,11 +146,9 @@ class Chaos:
         result.left = [*found.left, *leftovers.of_host(self.place.scratch), *shared]
         return result
 
-    def _run(self, disturbance: Disturbance | None) -> Run:
-        done = run(self.place, DAY_TWO, disturbance, usual=self.usual, limit_s=self.options.limit)
-        missed = "" if done.happened or disturbance is None else ", which did not happen"
-        traced = ", with a trace" if done.traced else ""
-        say(f"  {disturbance or 'undisturbed'}{missed}: {done.outcome}{traced}, {done.seconds:.0f} s")
+    def _run(self, pending: list[Disturbance]) -> Run:
+        done = run(self.place, DAY_TWO, pending, usual=self.usual, limit_s=self.options.limit)
+        say(f"  {done}")
         if self.options.keep and (done.traced or done.hung or done.wrong):
             log = self.place.root / f"run-{time.time():.0f}.log"
             log.write_text("\n".join(done.output))
@@ -179,9 +173,9 @@ def rounds(place: Place, options: argparse.Namespace, kills: int) -> Iterator[Ro
 def print_tables(found: Sequence[Round]) -> None:
     """How often each victim was killed and what its run said, then a line a round."""
     counts: dict[str, Counter[str]] = {}
-    for one in (one for each in found for one in each.runs if one.disturbance and one.happened):
-        assert one.disturbance
-        counts.setdefault(f"{one.disturbance.what} in {one.disturbance.stage}", Counter())[one.outcome] += 1
+    happened = [(what, one.outcome) for each in found for one in each.runs for what in one.happened]
+    for what, outcome in happened:
+        counts.setdefault(f"{what.what} in {what.stage}", Counter())[outcome] += 1
     table = Table("what happened", "times", "the run", title="disturbances")
     for what, outcomes in sorted(counts.items()):
         said = ", ".join(f"{outcome}: {count}" for outcome, count in outcomes.most_common())

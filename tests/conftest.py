@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -120,6 +121,7 @@ class TwoDays:
     results: list[Any]  # of jobs.daily.DayResult
     listeners: int
     day_one_before_day_two: list[tuple[Any, ...]]
+    after_day_one: Path  # a copy of the workspace of then
 
     @property
     def root(self) -> Path:
@@ -194,10 +196,11 @@ def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> TwoDays:
         "cluster.spark_master=local[2]",
     ]
     day_one, day_two = first + dt.timedelta(21), first + dt.timedelta(22)
-    made = TwoDays(load_config(overrides=overrides, environment={}), [], listeners, [])
+    made = TwoDays(load_config(overrides=overrides, environment={}), [], listeners, [], root.with_name("after-day-one"))
     try:
         made.results.append(made.run(day_one))
         made.day_one_before_day_two += made.lists(day_one)
+        shutil.copytree(root, made.after_day_one)
         made.results.append(made.run(day_two))
     finally:
         ray.shutdown()  # other modules build clusters of their own

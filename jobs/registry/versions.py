@@ -112,12 +112,12 @@ def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run
 def _remove_unregistered(day: Day, client: "MlflowClient", mlflow_run_id: str) -> None:
     """Remove the models of a training that were logged and not registered, because their run was killed between."""
     name, experiment = day.config.mlflow.model_name, _experiment(day, client)
-    named = {version.model_id for version in client.search_model_versions(f"name = '{name}'")}
+    sources = " ".join(str(version.source) for version in client.search_model_versions(f"name = '{name}'"))
     logged = client.search_logged_models([experiment], filter_string=f"source_run_id = '{mlflow_run_id}'")
     for model in logged:
-        if model.model_id not in named:
+        if model.model_id not in sources:
             client.delete_logged_model(model.model_id)
-            if model.artifact_location.startswith(day.workspace.uri):  # a server deletes what it keeps by itself
+            if model.artifact_location.startswith(f"{day.workspace.uri}/"):  # a server deletes what it keeps by itself
                 storage.delete_folder(model.artifact_location)
 
 

@@ -81,9 +81,9 @@ def _of_registry(day: Any) -> Iterator[str]:
         if run.info.status != "FINISHED":
             yield f"MLflow run {run.info.run_id} is {run.info.status}"
     versions = client.search_model_versions(f"name = '{day.config.mlflow.model_name}'")
-    named = {version.model_id for version in versions}
+    sources = " ".join(str(version.source) for version in versions)
     for model in client.search_logged_models([experiment.experiment_id]):
-        if model.model_id not in named:
+        if model.model_id not in sources:
             yield f"MLflow model {model.model_id} ({model.status}) is no version"
 
 

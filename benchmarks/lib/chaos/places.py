@@ -79,8 +79,8 @@ class LocalPlace(Place):
 
     name = "local"
 
-    def __init__(self, root: Path, settings: Mapping[str, Any], *, has_disk: bool) -> None:
-        self.disk, self.has_disk = root / "disk", has_disk
+    def __init__(self, root: Path, settings: Mapping[str, Any], *, has_disk: bool, logs: str = "") -> None:
+        self.disk, self.has_disk, self.logs = root / "disk", has_disk, logs or f"{root.parent}/logs"
         self.disk.mkdir(parents=True, exist_ok=True)
         if has_disk:
             _mount("-t", "tmpfs", "-o", f"size={DISK_MB}m", "chaos", str(self.disk))
@@ -98,8 +98,8 @@ class LocalPlace(Place):
 
     def settings(self) -> dict[str, Any]:
         """Everything on the local disk."""
-        logs = self.root.parent / "logs"
-        return {"workspace": self.workspace, "logs": {"path": f"{logs}/plays", "catalogue": f"{logs}/catalogue"}}
+        logs = {"path": f"{self.logs}/plays", "catalogue": f"{self.logs}/catalogue"}
+        return {"workspace": self.workspace, "logs": logs}
 
     def keep(self) -> None:
         """A copy of the folder."""

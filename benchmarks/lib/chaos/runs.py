@@ -29,10 +29,9 @@ _POLL_S = 0.05
 class Run:
     """What became of a run."""
 
-    disturbance: Disturbance | None
+    happened: list[Disturbance] = field(default_factory=list)
     code: int = 0  # negative: the signal that ended the driver
     seconds: float = 0.0
-    happened: bool = False  # the disturbance found its moment
     hung: bool = False  # ended at the limit
     traced: bool = False  # it ended by itself with a trace instead of one line
     stages: dict[str, float] = field(default_factory=dict)  # seconds
@@ -45,6 +44,11 @@ class Run:
         """In words, for the table."""
         ended = f"killed by signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
         return "hung" if self.hung else ended
+
+    def __str__(self) -> str:
+        """One line: what happened, and how it ended."""
+        what = ", ".join(map(str, self.happened)) or "undisturbed"
+        return f"{what}: {self.outcome}{', with a trace' if self.traced else ''}, {self.seconds:.0f} s"
 
 
 class Watched:
@@ -87,42 +91,52 @@ class Watched:
             after = STAGES.index(ended[1]) + 1
             self.stage, self.stage_began = (*STAGES, "")[after], now
 
+    def is_past(self, disturbance: Disturbance) -> bool:
+        """Whether the stage of a disturbance is over."""
+        return (*STAGES, "").index(self.stage) > STAGES.index(disturbance.stage)
+
     def is_due(self, disturbance: Disturbance, usual: Mapping[str, float]) -> bool:
         """Whether the moment of a disturbance has come or has passed. usual: seconds of each stage."""
         if self.stage != disturbance.stage:
-            return bool(self.stage) and STAGES.index(self.stage) > STAGES.index(disturbance.stage)
+            return self.is_past(disturbance)
         return time.monotonic() - self.stage_began >= disturbance.share * usual.get(disturbance.stage, 0.0)
 
 
 def run(
-    place: Place, ds: str, disturbance: Disturbance | None = None, *, usual: Mapping[str, float], limit_s: float
+    place: Place, ds: str, pending: list[Disturbance] | None = None, *, usual: Mapping[str, float], limit_s: float
 ) -> Run:
-    """Run a day, disturb it once, wait for its end and for that of all its processes.
+    """Run a day, disturb it, wait for its end and for that of all its processes.
 
-    usual: seconds of each stage of an undisturbed run. After `limit_s` seconds everything of the run is killed.
+    pending: what is to happen, in order; what has happened, or has missed its
+    moment, is taken out, and what is left is for the next run. usual:
+    seconds of each stage of an undisturbed run. After `limit_s` seconds everything of the run is killed.
     """
-    result, known = Run(disturbance), _children()
+    result, known, todo = Run(), _children(), pending if pending is not None else []
     with contextlib.ExitStack() as spell:
-        if disturbance and disturbance.what == READ_ONLY:
+        if todo and todo[0].what == READ_ONLY:
             spell.enter_context(place.read_only())
-            result.happened = True
+            result.happened.append(todo.pop(0))
+            todo = []
         watched = Watched(place, ds)
-        twin: Watched | None = None
+        twins: list[Watched] = []
         while (code := watched.follow()) is None:
             if time.monotonic() - watched.began > limit_s:
                 result.hung = True
                 processes.outliving(known, seconds=0)
                 code = watched.process.wait()
                 break
-            if disturbance and not result.happened and watched.is_due(disturbance, usual):
-                result.happened, twin = _disturb(place, ds, disturbance, watched, spell)
+            if todo and todo[0].what != READ_ONLY and watched.is_due(todo[0], usual):
+                happened, past = _disturb(place, ds, todo[0], watched, spell, twins), watched.is_past(todo[0])
+                result.happened += todo[:1] * happened
+                del todo[: happened or past]
             time.sleep(_POLL_S)
-        if twin:
+        result.code, result.seconds = code, time.monotonic() - watched.began
+        for twin in twins:
             result.wrong += _end_of_twin(twin, limit_s)
     result.orphans = processes.outliving(known, seconds=ORPHANS_END_S)
     watched.follow()
-    result.code, result.seconds, result.stages = code, time.monotonic() - watched.began, watched.stages
-    result.output, result.traced = watched.lines, code > 0 and any("Traceback" in line for line in watched.lines)
+    result.stages, result.output = watched.stages, watched.lines
+    result.traced = code > 0 and any("Traceback" in line for line in watched.lines)
     return result
 
 
@@ -131,19 +145,24 @@ def _children() -> set[int]:
 
 
 def _disturb(
-    place: Place, ds: str, disturbance: Disturbance, watched: Watched, spell: contextlib.ExitStack
-) -> tuple[bool, Watched | None]:
-    """Do it; whether it happened, and the second run that was started. Without a victim the next poll tries again."""
+    place: Place,
+    ds: str,
+    disturbance: Disturbance,
+    watched: Watched,
+    spell: contextlib.ExitStack,
+    twins: list[Watched],
+) -> bool:
+    """Do it; False if there is no victim, perhaps not yet."""
     if disturbance.is_kill:
         found = processes.victims(watched.process.pid, disturbance.what)
-        return bool(found) and processes.kill(found[int(disturbance.share * 1000) % len(found)]), None
+        return bool(found) and processes.kill(found[int(disturbance.share * 1000) % len(found)])
     if disturbance.what in (TWIN, WAITING_TWIN):
-        return True, Watched(place, ds, *["--wait"] * (disturbance.what == WAITING_TWIN))
-    if disturbance.what == OUTAGE:
+        twins.append(Watched(place, ds, *["--wait"] * (disturbance.what == WAITING_TWIN)))
+    elif disturbance.what == OUTAGE:
         place.outage(OUTAGE_S)
     else:
         spell.enter_context(place.full())
-    return True, None
+    return True
 
 
 def _end_of_twin(twin: Watched, limit_s: float) -> list[str]:

@@ -185,6 +185,6 @@ def test_what_a_killed_registration_left_goes_with_the_next(
 
     assert (made.trained(DAY_ONE), made.trained(DAY_ONE, run_key="other")) == ("1", "2")
     models = client.search_logged_models(experiment)
-    assert len(models) == 2 and left.model_id not in {model.model_id for model in models}
+    assert len(models) == 2 == len(versions.versions(day)) and left.model_id not in {model.model_id for model in models}
     assert not Path(left.artifact_location).exists() and Path(models[0].artifact_location).exists()
     assert {run.info.status for run in client.search_runs(experiment)} == {"FINISHED"}
