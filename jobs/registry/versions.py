@@ -85,12 +85,15 @@ def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run
     The version that already has this `run_key` is returned as it is, so a repeated call adds nothing.
     export_folder: local folder or URI, as `fuxi_beta.training.checkpoint.save_export` wrote it.
     """
+    from mlflow.exceptions import MlflowException
+
     client, name = _client(day), day.config.mlflow.model_name
     registered = [version for version in versions(day) if version.run_key == run_key]
     if registered:
         _forward_alias(day, CHALLENGER, registered[-1])
         return registered[-1].version
-    _remove_unregistered(day, client, mlflow_run_id)
+    with contextlib.suppress(MlflowException):  # a server of another release may not know of logged models
+        _remove_unregistered(day, client, mlflow_run_id)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "export")  # MLflow keeps the last part of its path as the artifact's name
         if storage.is_s3(export_folder):
