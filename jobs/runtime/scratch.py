@@ -13,6 +13,8 @@ import tempfile
 import uuid
 from pathlib import Path
 
+import psutil
+
 _PREFIX = "fuxi-"
 _SOCKET_BYTES, _BELOW = 107, len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 """The longest name of a socket in Linux, and what Ray appends to the folder for the longest of its own."""
@@ -59,15 +61,27 @@ def leave() -> None:
 
 
 def remove_abandoned(root: Path) -> None:
-    """Remove the folders of commands that have ended, of this user, below the machine's folder for temporary files."""
+    """Remove the folders of commands of this user that were killed, below the machine's folder for temporary files.
+
+    Processes that such a command has started, and that have not noticed yet, are killed: Ray's agents wait for minutes.
+    """
     for lock in root.glob(f"{_PREFIX}*.lock"):
         with contextlib.suppress(OSError):  # in use, another user's, or just removed
             descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 if os.fstat(descriptor).st_uid == os.getuid():
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _kill_users(lock.with_suffix(""))
                     shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
                     if not lock.with_suffix("").exists():
                         lock.unlink()
             finally:
                 os.close(descriptor)
+
+
+def _kill_users(folder: Path) -> None:
+    """Kill the processes of this user whose temporary files are in a folder."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it has ended, or is another user's
+            if process.uids().real == os.getuid() and process.environ().get("TMPDIR") == str(folder):
+                process.kill()

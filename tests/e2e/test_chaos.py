@@ -19,10 +19,9 @@ from benchmarks.lib.chaos.runs import run
 
 DAY_TWO = "2026-01-27"  # of the fixture `two_days`
 KILLS = [
-    Disturbance("driver", "sessionize", 0.8),
-    Disturbance("driver", "train", 0.9),
+    Disturbance("jvm", "sessionize", 0.9),
+    Disturbance("driver", "train", 0.8),
     Disturbance("ray worker", "recommend", 0.1),
-    Disturbance("driver", "recommend", 0.6),
 ]
 
 
@@ -37,17 +36,18 @@ def place(two_days: Any) -> Iterator[LocalPlace]:
         yield place
 
 
-def test_a_day_that_is_killed_four_times_is_as_if_it_had_not_been_and_leaves_nothing(
+def test_a_day_that_is_killed_three_times_is_as_if_it_had_not_been_and_leaves_nothing(
     two_days: Any, place: LocalPlace, tmp_path: Path
 ) -> None:
     processes.adopt_orphans()
-    usual, pending, runs = two_days.results[1].seconds, list(KILLS), []
-    memory = leftovers.in_memory()
+    usual, pending, runs = two_days.results[1].seconds | {"sessionize": 8.0}, list(KILLS), []
+    memory, known = leftovers.in_memory(), processes.children()
     while len(runs) < 8 and not (runs and runs[-1].code == 0):
         runs.append(run(place, DAY_TWO, pending, usual=usual, limit_s=150))
     said = "\n".join(map(str, runs))
-    assert runs[-1].code == 0 and not any(one.hung or one.orphans for one in runs), said
-    assert sum(len(one.happened) for one in runs) >= 3, said
+    assert runs[-1].code == 0 and not any(one.hung for one in runs), said
+    assert not processes.outliving(known, seconds=10), said
+    assert sum(len(one.happened) for one in runs) == 3, said
     (tmp_path / "undisturbed.yaml").write_text(
         place.config_file.read_text().replace(place.workspace, str(two_days.root))
     )

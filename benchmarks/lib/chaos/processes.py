@@ -56,6 +56,11 @@ def kill(process: psutil.Process) -> bool:
     return True
 
 
+def children() -> set[int]:
+    """The process ids of this process's own children, adopted ones included."""
+    return {child.pid for child in psutil.Process().children()}
+
+
 def outliving(known: Collection[int], *, seconds: float) -> list[str]:
     """Commands of this process's descendants that are still there after so long, which are then killed.
 

@@ -12,15 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import IO
 
-import psutil
-
 from benchmarks.lib.chaos import processes
 from benchmarks.lib.chaos.disturbances import OUTAGE, READ_ONLY, STAGES, TWIN, WAITING_TWIN, Disturbance
 from benchmarks.lib.chaos.places import Place
 
 OUTAGE_S = 20.0
-ORPHANS_END_S = 30.0
-"""Processes whose driver was killed may take so long to notice."""
 _ENDED = re.compile(rf"({'|'.join(STAGES)}) (?:done|already done|failed.*)")
 _POLL_S = 0.05
 
@@ -35,7 +31,6 @@ class Run:
     hung: bool = False  # ended at the limit
     traced: bool = False  # it ended by itself with a trace instead of one line
     stages: dict[str, float] = field(default_factory=dict)  # seconds
-    orphans: list[str] = field(default_factory=list)  # processes that outlived it
     wrong: list[str] = field(default_factory=list)  # what must not be
     output: list[str] = field(default_factory=list)
 
@@ -105,13 +100,13 @@ class Watched:
 def run(
     place: Place, ds: str, pending: list[Disturbance] | None = None, *, usual: Mapping[str, float], limit_s: float
 ) -> Run:
-    """Run a day, disturb it, wait for its end and for that of all its processes.
+    """Run a day, disturb it, and wait for its end.
 
     pending: what is to happen, in order; what has happened, or has missed its
     moment, is taken out, and what is left is for the next run. usual:
     seconds of each stage of an undisturbed run. After `limit_s` seconds everything of the run is killed.
     """
-    result, known, todo = Run(), _children(), pending if pending is not None else []
+    result, known, todo = Run(), processes.children(), pending if pending is not None else []
     with contextlib.ExitStack() as spell:
         if todo and todo[0].what == READ_ONLY:
             spell.enter_context(place.read_only())
@@ -133,15 +128,11 @@ def run(
         result.code, result.seconds = code, time.monotonic() - watched.began
         for twin in twins:
             result.wrong += _end_of_twin(twin, limit_s)
-    result.orphans = processes.outliving(known, seconds=ORPHANS_END_S)
+    time.sleep(_POLL_S)
     watched.follow()
     result.stages, result.output = watched.stages, watched.lines
     result.traced = code > 0 and any("Traceback" in line for line in watched.lines)
     return result
-
-
-def _children() -> set[int]:
-    return {child.pid for child in psutil.Process().children()}
 
 
 def _disturb(

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from jobs.runtime import scratch
@@ -58,6 +59,23 @@ def test_what_a_killed_command_left_goes_with_the_next_and_that_of_a_running_one
     running.communicate("")
     third.communicate("")
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_of_a_killed_command_end_with_the_next_and_those_of_a_running_one_go_on(tmp_path: Path) -> None:
+    begin = 'print(subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL).pid, flush=True); '
+    (killed, dead), (running, alive) = (
+        (process, int(process.stdout.readline()))  # type: ignore[union-attr]
+        for process, _ in (start(tmp_path, begin + "sys.stdin.read()") for _ in range(2))
+    )
+    killed.kill()
+    killed.wait()
+    assert psutil.pid_exists(dead)
+    third, _ = start(tmp_path)
+    assert not psutil.pid_exists(dead) or psutil.Process(dead).status() == psutil.STATUS_ZOMBIE
+    assert psutil.Process(alive).status() != psutil.STATUS_ZOMBIE
+    psutil.Process(alive).kill()
+    for process in (running, third):
+        process.communicate("")
 
 
 def test_a_command_that_is_stopped_removes_its_folder(tmp_path: Path) -> None:
