@@ -64,8 +64,9 @@ def log_training(
     finished = client.search_runs([experiment], filter_string=f"tags.run_key = '{quoted}' and status = 'FINISHED'")
     if finished:
         return finished[0].info.run_id
-    for left in client.search_runs([experiment], filter_string=f"tags.ds = '{day.ds}' and status = 'RUNNING'"):
-        client.delete_run(left.info.run_id)  # of a run of this ds that was killed
+    for left in client.search_runs([experiment], filter_string=f"tags.ds = '{day.ds}' and status != 'FINISHED'"):
+        _remove_unregistered(day, client, left.info.run_id)  # of a run of this ds that was killed
+        client.delete_run(left.info.run_id)
     run_id = client.create_run(
         experiment, run_name=f"train {day.ds}", tags=redacted({"run_key": run_key, "ds": str(day.ds), **(tags or {})})
     ).info.run_id
@@ -85,15 +86,12 @@ def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run
     The version that already has this `run_key` is returned as it is, so a repeated call adds nothing.
     export_folder: local folder or URI, as `fuxi_beta.training.checkpoint.save_export` wrote it.
     """
-    from mlflow.exceptions import MlflowException
-
     client, name = _client(day), day.config.mlflow.model_name
     registered = [version for version in versions(day) if version.run_key == run_key]
     if registered:
         _forward_alias(day, CHALLENGER, registered[-1])
         return registered[-1].version
-    with contextlib.suppress(MlflowException):  # a server of another release may not know of logged models
-        _remove_unregistered(day, client, mlflow_run_id)
+    _remove_unregistered(day, client, mlflow_run_id)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "export")  # MLflow keeps the last part of its path as the artifact's name
         if storage.is_s3(export_folder):
@@ -114,11 +112,14 @@ def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run
 
 def _remove_unregistered(day: Day, client: "MlflowClient", mlflow_run_id: str) -> None:
     """Remove the models of a training that were logged and not registered, because their run was killed between."""
+    from mlflow.exceptions import MlflowException
+
     name, experiment = day.config.mlflow.model_name, _experiment(day, client)
     sources = " ".join(str(version.source) for version in client.search_model_versions(f"name = '{name}'"))
-    logged = client.search_logged_models([experiment], filter_string=f"source_run_id = '{mlflow_run_id}'")
-    for model in logged:
-        if model.model_id not in sources:
+    with contextlib.suppress(MlflowException):  # a server of another release may not know of logged models
+        for model in client.search_logged_models([experiment], filter_string=f"source_run_id = '{mlflow_run_id}'"):
+            if model.model_id in sources:
+                continue
             client.delete_logged_model(model.model_id)
             if model.artifact_location.startswith(f"{day.workspace.uri}/"):  # a server deletes what it keeps by itself
                 storage.delete_folder(model.artifact_location)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jobs.registry import versions
+from jobs.registry import package, versions
 from pipelines.errors import InputError
 
 DAY_ONE, DAY_TWO, DAY_THREE = (dt.date(2026, 3, n) for n in (2, 3, 4))
@@ -172,15 +172,18 @@ def test_what_a_killed_registration_left_goes_with_the_next(
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(mlflow.MlflowClient, "create_model_version", killed)
-        with pytest.raises(KeyboardInterrupt):
-            made.trained(DAY_ONE)
-        patched.setattr(mlflow.MlflowClient, "set_terminated", killed)
-        with pytest.raises(KeyboardInterrupt):
-            made.trained(DAY_ONE, run_key="other")
+    def registered_but_killed(where: Any, name: str, **options: str) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                made.trained(DAY_ONE, **options)
+
+    registered_but_killed(package, "_note_digests")
     experiment = [client.get_experiment_by_name(day.config.mlflow.model_name).experiment_id]  # type: ignore[union-attr]
-    [left] = client.search_logged_models(experiment)
+    client.update_run(client.search_runs(experiment)[0].info.run_id, status="RUNNING")  # as SIGKILL leaves it
+    registered_but_killed(mlflow.MlflowClient, "create_model_version")
+    [left] = client.search_logged_models(experiment)  # the first is gone
+    registered_but_killed(mlflow.MlflowClient, "set_terminated", run_key="other")
     assert {run.info.status for run in client.search_runs(experiment)} == {"FINISHED", "RUNNING"}
 
     assert (made.trained(DAY_ONE), made.trained(DAY_ONE, run_key="other")) == ("1", "2")
