@@ -18,6 +18,7 @@ import argparse
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -253,15 +254,22 @@ def main() -> None:
     """Print progress, the tables, and what is wrong."""
     options = _options()
     enter_namespace()
+    if _NAMESPACE in os.environ:  # shared memory of these runs alone, so that what is left can be told
+        subprocess.run(["mount", "-t", "tmpfs", "chaos", str(leftovers.MEMORY)], check=True)
     processes.adopt_orphans()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     say(f"seed {options.seed}: `python -m benchmarks.chaos --seed {options.seed} ...` draws the same disturbances")
     found: list[Round] = []
     kills = options.kills // len(options.where.split(","))
     with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
         root = Path(options.keep or temporary).absolute()
         root.mkdir(parents=True, exist_ok=True)
-        for place in places(root, options):
-            found += rounds(place, options, kills)
+        try:
+            for place in places(root, options):
+                for result in rounds(place, options, kills):
+                    found.append(result)
+        except KeyboardInterrupt:
+            say("stopped")
     print_tables(found)
     sys.exit(any(each.wrong for each in found))
 

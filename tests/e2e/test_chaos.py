@@ -1,6 +1,6 @@
 """A day that is killed again and again gives what the same day gives undisturbed, and leaves nothing behind."""
 
-import os
+import datetime as dt
 import random
 import shutil
 import tempfile
@@ -12,12 +12,14 @@ import pytest
 
 from benchmarks.lib.chaos import leftovers, processes
 from benchmarks.lib.chaos.disturbances import SPELLS, STAGES, VICTIMS, Disturbance, draw_round
-from benchmarks.lib.chaos.inspect_day import inspect
+from benchmarks.lib.chaos.inspect_day import look
 from benchmarks.lib.chaos.outcome import differences
 from benchmarks.lib.chaos.places import LocalPlace
 from benchmarks.lib.chaos.runs import run
+from jobs.config import load_config
+from jobs.day import open_day
 
-DAY_TWO = "2026-01-27"  # of the fixture `two_days`
+DAY_TWO = dt.date(2026, 1, 27)  # of the fixture `two_days`
 KILLS = [
     Disturbance("jvm", "sessionize", 0.9),
     Disturbance("driver", "train", 0.8),
@@ -33,26 +35,24 @@ def place(two_days: Any) -> Iterator[LocalPlace]:
         place = LocalPlace(Path(short, "l"), settings, has_disk=False, logs=f"{short}/l/disk/workspace/logs")
         shutil.copytree(two_days.after_day_one, place.root / "kept")
         place.restore()
+        processes.adopt_orphans()
         yield place
+        processes.adopt_orphans(False)
 
 
 def test_a_day_that_is_killed_three_times_is_as_if_it_had_not_been_and_leaves_nothing(
-    two_days: Any, place: LocalPlace, tmp_path: Path
+    two_days: Any, place: LocalPlace
 ) -> None:
-    processes.adopt_orphans()
     usual, pending, runs = two_days.results[1].seconds | {"sessionize": 8.0}, list(KILLS), []
     memory, known = leftovers.in_memory(), processes.children()
     while len(runs) < 8 and not (runs and runs[-1].code == 0):
-        runs.append(run(place, DAY_TWO, pending, usual=usual, limit_s=150))
+        runs.append(run(place, str(DAY_TWO), pending, usual=usual, limit_s=150))
     said = "\n".join(map(str, runs))
     assert runs[-1].code == 0 and not any(one.hung for one in runs), said
     assert not processes.outliving(known, seconds=10), said
     assert sum(len(one.happened) for one in runs) == 3, said
-    (tmp_path / "undisturbed.yaml").write_text(
-        place.config_file.read_text().replace(place.workspace, str(two_days.root))
-    )
-    wanted = inspect(tmp_path / "undisturbed.yaml", DAY_TWO, environment=os.environ)
-    found = inspect(place.config_file, DAY_TWO, environment=os.environ)
+    wanted = look(open_day(two_days.config, DAY_TWO))
+    found = look(open_day(load_config(str(place.config_file), environment={}), DAY_TWO))
     assert not differences(wanted.outcome, found.outcome), said
     assert not found.damaged and not found.left, said
     assert not leftovers.of_host(place.scratch), said

@@ -31,13 +31,20 @@ def inspect(config_file: Path, ds: str, *, environment: Mapping[str, str]) -> In
     return Inspected(**json.loads(done.stdout.splitlines()[-1]))
 
 
+def look(day: Any) -> Inspected:
+    """The same of a `jobs.day.Day`, in this process."""
+    from benchmarks.lib.chaos import leftovers
+    from benchmarks.lib.chaos.outcome import outcome
+    from jobs.commands import verify
+
+    left = leftovers.of_workspace(day)
+    return Inspected(outcome(day), list(verify.run(day.workspace.uri).damaged), left)
+
+
 def main() -> None:
     """Print it."""
     import tempfile
 
-    from benchmarks.lib.chaos import leftovers
-    from benchmarks.lib.chaos.outcome import outcome
-    from jobs.commands import verify
     from jobs.config import load_config
     from jobs.day import open_day
     from pipelines.schema import parse_ds
@@ -46,9 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         tempfile.tempdir = scratch  # for what MLflow downloads
         day = open_day(load_config(sys.argv[1], environment={}), parse_ds(sys.argv[2]), create=False)
-        left = leftovers.of_workspace(day)
-        found = Inspected(outcome(day), list(verify.run(day.workspace.uri).damaged), left)
-        print(json.dumps(found.__dict__, default=str))
+        print(json.dumps(look(day).__dict__, default=str))
 
 
 if __name__ == "__main__":
