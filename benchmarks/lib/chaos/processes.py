@@ -30,8 +30,8 @@ def victims(driver: int, what: str) -> list[psutil.Process]:
     """The processes of one kind among a driver's descendants. what: a key of `disturbances.VICTIMS`."""
     with contextlib.suppress(psutil.Error):
         root = psutil.Process(driver)
-        if what == "driver":
-            return [root]
+        if what == "driver":  # and the process that it has forked for the work, where it has one
+            return [root, *(one for one in root.children() if command_of(one) == command_of(root))]
         found = [one for one in root.children(recursive=True) if re.match(_COMMANDS[what], command_of(one))]
         if what == "spark worker":  # the daemon forks a worker for each task at work; its own parent is the JVM
             found = [one for one in found if re.match(_COMMANDS[what], command_of(one.parent()))]
