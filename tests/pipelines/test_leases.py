@@ -23,7 +23,7 @@ import sys, time
 from pipelines import leases
 uri, marker, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 try:
-    with leases.lease(uri, purpose="first run", seconds=seconds):
+    with leases.lease(uri, purpose="first run", seconds=8):
         print("held", flush=True)
         for line in sys.stdin:
             leases.publish_json(marker, {"by": "first run"})
@@ -185,14 +185,17 @@ def test_work_ends_before_a_lease_runs_out_that_cannot_be_renewed(
     s3: str, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
     """Whether the renewal is refused or waits for an answer that does not come."""
-    uri, ended, seconds = f"{s3}/runs/ds=2026-03-02/daily.lock", [], 8
+    uri, ended = f"{s3}/runs/ds=2026-03-02/daily.lock", []
     with proxied(monkeypatch) as proxy:
-        with pytest.raises(FencedError, match="could not be renewed"), leases.lease(uri, purpose="run", seconds=seconds):
+        with (
+            pytest.raises(FencedError, match="could not be renewed"),
+            leases.lease(uri, purpose="run", seconds=8),
+        ):
             started = time.monotonic()
             leases.at_stop(lambda: ended.append(time.monotonic() - started))
             proxy.outage(60, silent=answer == "silence")
             time.sleep(60)
-        assert ended and ended[0] < seconds
+        assert ended and ended[0] < 8
         proxy.outage(0)
         storage.write_json(uri, {**storage.read_json(uri), "pid": os.getppid(), "hold": "another's"})
     assert not storage.read_json(uri)["released"]
