@@ -31,7 +31,8 @@ def victims(driver: int, what: str) -> list[psutil.Process]:
     with contextlib.suppress(psutil.Error):
         root = psutil.Process(driver)
         if what == "driver":  # and the process that it has forked for the work, where it has one
-            return [root, *(one for one in root.children() if command_of(one) == command_of(root))]
+            command = command_of(root)
+            return [one for one in (root, *root.children()) if command and command_of(one) == command]
         found = [one for one in root.children(recursive=True) if re.match(_COMMANDS[what], command_of(one))]
         if what == "spark worker":  # the daemon forks a worker for each task at work; its own parent is the JVM
             found = [one for one in found if re.match(_COMMANDS[what], command_of(one.parent()))]
