@@ -503,9 +503,9 @@ def main() -> None:
     from jobs.runtime import scratch, stop
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    scratch.enter()
     sys.stdout, sys.stderr = RedactingStream(sys.stdout), RedactingStream(sys.stderr)  # type: ignore[assignment]
     stop.install()
+    scratch.enter()
     try:
         cli(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
