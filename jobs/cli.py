@@ -557,7 +557,7 @@ def main() -> None:
 
     After SIGTERM or SIGINT the code is 143 or 130. No secret is printed.
     """
-    from jobs.runtime import stop
+    from jobs.runtime import scratch, stop
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if sys.argv[1:2] and sys.argv[1] in SUPERVISED and not {"--dry-run", "-h", "--help"} & set(sys.argv):
@@ -566,6 +566,7 @@ def main() -> None:
         supervisor.supervise()  # goes on in a child
     sys.stdout, sys.stderr = RedactingStream(sys.stdout), RedactingStream(sys.stderr)  # type: ignore[assignment]
     stop.install()
+    scratch.enter()
     code = _exit_code_of_command()
     if "jobs.runtime.attempt" in sys.modules:
         from jobs.runtime import attempt

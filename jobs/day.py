@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from jobs.config import Config
 from jobs.places import located, portable
 from jobs.stage_inputs import STAGE_INPUTS, differences, settings_of
-from pipelines import leases, progress, storage
+from pipelines import leases, leftovers, progress, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
@@ -376,7 +376,7 @@ def running(
 def day_lease(day: Day, purpose: str) -> Iterator[None]:
     """Hold the lease of the ds while the block runs, unless the caller does already.
 
-    What killed runs of the ds left in the object store is removed first.
+    What killed runs of the ds left is removed first.
     """
     if day.leased:
         yield
@@ -384,13 +384,21 @@ def day_lease(day: Day, purpose: str) -> Iterator[None]:
     uri, purpose = lease_uri(day.workspace, day.ds), f"fuxi {purpose} --ds {day.ds}"
     with contextlib.ExitStack() as stack:
         wait = stack.enter_context(day.wait(f"wait for {uri}")) if day.wait else None
+        begun = storage.exists(uri)
         stack.enter_context(leases.lease(uri, purpose=purpose, wait=wait))
         storage.abort_uploads(day.workspace.uri, own=f"/ds={day.ds}/")
+        if begun and any(map(day.must_run, STAGES)):
+            leftovers.remove(day.workspace, day.ds, alone=lambda: _is_alone(day.workspace, uri))
         day.leased = True
         try:
             yield
         finally:
             day.leased = False
+
+
+def _is_alone(workspace: Workspace, uri: str) -> bool:
+    """Whether neither a run of another day than that of the lease nor `fuxi forget` or maintenance works."""
+    return not running(workspace, besides=[uri]) and not leases.lease_holder(workspace.forget_lock)
 
 
 @contextlib.contextmanager
