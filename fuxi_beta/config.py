@@ -106,6 +106,8 @@ class TrainConfig:
     min_completion: int = 30  # percent played below which an event is a skip: neither context nor target
     epochs: int = 5
     warm_start_epochs: int = 2  # epochs when weights come from the previous champion
+    min_steps: int = 0  # more epochs until so many steps are taken; of a warm start the same share as of its epochs
+    full_every_days: int = 0  # a day trains from nothing if the last full retrain is so many days ago; 0: when asked
     batch_size: int = 128  # listeners a step, over all workers
     batch_tokens: int = 0  # instead: about this many events a step, of histories of like length; 0: use batch_size
     lr: float = 1e-3
@@ -139,8 +141,9 @@ class TrainConfig:
             )
         counts = ("epochs", "warm_start_epochs", "batch_size", "negatives", "checkpoint_every_steps", "lanes")
         _check_at_least_one(self, "train", *counts, "target_window")
-        if self.batch_tokens < 0:
-            raise ValueError(f"train.batch_tokens is {self.batch_tokens}: it must be 0 (off) or more")
+        for name in ("batch_tokens", "min_steps", "full_every_days"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} is {getattr(self, name)}: it must be 0 (off) or more")
         for name in ("lr", "item_lr", "item_eps", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be above 0")
@@ -160,6 +163,16 @@ class TrainConfig:
                     f"train.objective is next_day, which takes every song of a day, and train.{name} is "
                     f"{getattr(self, name)}: set it to {value}, or train.objective to next_play"
                 )
+
+    def epochs_of(self, steps_per_epoch: int, *, warm: bool = False) -> int:
+        """How many epochs a training has: as set, and more where they are fewer steps than `min_steps`.
+
+        warm: it starts from a champion's weights, and takes as much less of both as `warm_start_epochs` is of `epochs`.
+        """
+        epochs, steps = self.epochs, self.min_steps
+        if warm:
+            epochs, steps = self.warm_start_epochs, self.min_steps * self.warm_start_epochs // self.epochs
+        return max(epochs, -(-steps // max(steps_per_epoch, 1)))
 
 
 @dataclass(frozen=True)

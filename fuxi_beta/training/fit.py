@@ -56,7 +56,7 @@ def fit(
     on_step: Callable[[int, int], None] | None = None,
     checkpoints: EpochCheckpoints | None = None,
 ) -> Fitted:
-    """Train `train.epochs` epochs from `train.seed`. Same arguments, same result.
+    """Train `train.epochs` epochs, or `train.min_steps` steps, from `train.seed`. Same arguments, same result.
 
     data_end: Unix second before which every target is, by default all of the shards. catalogue: where `model.side` and
     `model.content` are columns of, a row a song in the order of item indices (`fuxi_beta.data.side.align`); songs that
@@ -76,11 +76,12 @@ def fit(
     checkpoints = checkpoints if quality is None else None
     progress = checkpoints.restore(trainer, key) if checkpoints else FitProgress()
     qualities, best, resumed_at = [], None, len(progress.epoch_losses)
-    for epoch in range(resumed_at, train.epochs):
+    epochs = train.epochs_of(batches.steps_per_epoch)
+    for epoch in range(resumed_at, epochs):
         started = time.perf_counter()
-        progress.epoch_losses.append(_epoch(trainer, batches, epoch, on_step))
+        progress.epoch_losses.append(_epoch(trainer, batches, epoch, epochs, on_step))
         progress.epoch_seconds.append(time.perf_counter() - started)
-        if checkpoints and epoch + 1 < train.epochs:
+        if checkpoints and epoch + 1 < epochs:
             checkpoints.save(trainer, key, progress)
         if quality is not None:
             trained = _trained(trainer, manifest, songs, data_end)
@@ -146,14 +147,16 @@ def all_batches(manifest: Manifest, *, model: ModelConfig, train: TrainConfig, d
     )
 
 
-def _epoch(trainer: Trainer, batches: TrainingBatches, epoch: int, on_step: Callable[[int, int], None] | None) -> float:
+def _epoch(
+    trainer: Trainer, batches: TrainingBatches, epoch: int, epochs: int, on_step: Callable[[int, int], None] | None
+) -> float:
     """Every step of an epoch. Returns the mean loss over its positions."""
     loss, positions, steps = 0.0, 0, batches.steps_per_epoch
     read = prefetched(pinned(batches.epoch(epoch), trainer.device))
     for step, result in enumerate(trainer.learn(read, epoch=epoch), start=1):
         loss, positions = loss + result.loss * result.positions, positions + result.positions
         if on_step:
-            on_step(epoch * steps + step, trainer.train.epochs * steps)
+            on_step(epoch * steps + step, epochs * steps)
     return loss / max(positions, 1)
 
 
