@@ -132,6 +132,13 @@ def sample(spec: LogSpec, file: LogFile) -> RawBatch | None:
         return format.sample(spec, file)
 
 
+def schema(spec: LogSpec, file: LogFile) -> pa.Schema | None:
+    """The columns that a file says it has; null is the type of those of text. None if only its rows tell them."""
+    format = format_of(spec, file.uri)
+    with _opened(format, file.uri) as source:
+        return format.columns(spec, source)
+
+
 def first_rows(spec: LogSpec, file: LogFile, rows: int, *, unit: str = "s") -> Iterator[RawBatch]:
     """The first rows of a file, at least `rows` if it has as many. InputError if it cannot be read so far."""
     format, seen = format_of(spec, file.uri), 0

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.logs import files as logs
-from pipelines.logs.formats import by_ending, delta
+from pipelines.logs.formats import by_ending, delta, format_of
 from pipelines.logs.formats.base import AUTO, LogFile, LogSpec, open_text
 from pipelines.logs.formats.values import escaped
 from pipelines.schema import DS
@@ -74,6 +74,11 @@ def look(path: str, spec: LogSpec, *, partition_is_given: bool = False) -> Layou
         move = f"logs are folders of landing days: move it to {folder}/ds=YYYY-MM-DD/ of the day on which it arrived"
         layout = replace(layout, path=folder, kind="file", problem=f"{uri} is a single file, and {move}")
     return _with_format(layout, spec)
+
+
+def is_csv(spec: LogSpec, file: LogFile) -> bool:
+    """Whether a file is read as CSV. InputError if its format is not known."""
+    return format_of(spec, file.uri).name == "csv"
 
 
 def choose(layout: Layout, most: int) -> list[LogFile]:
@@ -157,7 +162,9 @@ def _folders(root: str, files: list[LogFile], spec: LogSpec, *, given: bool) -> 
     notes += [f"{','.join(other)} would do as the landing day, too: set logs.partition" for other, _, _ in fitting[1:]]
     outside = [file.uri for file in dated if not file.landing_day]
     if outside and not wrong:
-        notes.append(f"{len(outside):,} files in no folder {partition[0]}=... are passed over, for example {outside[0]}")
+        notes.append(
+            f"{len(outside):,} files in no folder {partition[0]}=... are passed over, for example {outside[0]}"
+        )
     return Layout(root, "days", dated, partition, notes=tuple(notes), problem=wrong)
 
 
@@ -195,7 +202,9 @@ def _without_days(root: str, files: Sequence[LogFile], keys: Sequence[str]) -> s
             f"the {where} in {root} have dates in their names but no key (for example {path}): move its files into a "
             f"folder {target}, and so for every day"
         )
-    return f"{len(files):,} files are in {root}, none of them in a folder of a day (for example {files[0].uri}): {_MOVE}"
+    return (
+        f"{len(files):,} files are in {root}, none of them in a folder of a day (for example {files[0].uri}): {_MOVE}"
+    )
 
 
 def _with_format(layout: Layout, spec: LogSpec) -> Layout:

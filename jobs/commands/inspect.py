@@ -1,0 +1,355 @@
+"""`fuxi inspect`: what play logs are like before the first run, and the configuration that reads them."""
+
+import dataclasses
+import datetime as dt
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from jobs.config import Config, load_config
+from pipelines import storage
+from pipelines.errors import InputError
+from pipelines.logs.formats.base import AUTO, LogFile, LogSpec
+from pipelines.logs.inspection import columns, dialect, layout, mapping, trial
+from pipelines.logs.validate import ValidationRules
+from pipelines.schema import DS, EVENT_TYPE, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, TIMESTAMP
+
+ROWS, FILES = 10_000, 20
+_LATEST = dt.date(2100, 1, 1)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that was found. `problem` is empty if the settings read the sample."""
+
+    layout: layout.Layout
+    sampled: list[LogFile]
+    rows_each: int
+    profiles: list[columns.Profile]
+    mapping: mapping.Mapping
+    settings: dict[str, Any]  # sections of a configuration
+    trial: trial.Trial
+    notes: tuple[str, ...]
+    problem: str
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Samples of files, and what was guessed and found out while they were read."""
+
+    spec: LogSpec  # with the dialect of the CSV files
+    samples: list[columns.Sample]
+    notes: tuple[str, ...]
+    problem: str
+
+
+def run(path: str, given: dict[str, Any], *, rows: int = ROWS, files: int = FILES) -> Inspection:
+    """Look at the logs at a path. given: sections of a configuration whose settings are kept and not guessed.
+
+    No engine is started and nothing is written. Raises InputError if nothing is there, or no file can be read.
+    """
+    config = load_config(values=given, environment={})
+    said = given.get("logs", {})
+    start = _spec(config)
+    found = layout.look(path, start, partition_is_given="partition" in said)
+    sampled = layout.choose(found, files)
+    if not sampled:
+        raise InputError(f"all files below {found.path} are empty: correct the path")
+    spec = dataclasses.replace(start, path=found.path, format=found.format, partition=found.partition)
+    read = _read(spec, sampled, rows)
+    profiles = columns.profiles(read.samples, until=_until(found), null_texts=spec.csv.null_values)
+    guessed = mapping.guess(profiles, files=len(read.samples), given=said.get("columns", {}))
+    settings = _settings(found, read.spec, guessed, given)
+    final = load_config(values=settings, environment={})
+    problem = read.problem or guessed.problem
+    tried = trial.Trial()
+    if not problem:
+        # An empty file may be one that the job refuses.
+        empty = [file for file in found.files if not file.size][:1]
+        tried = trial.read(_spec(final), _rules(final), [*sampled, *empty], rows=rows)
+    notes = (*found.notes, *read.notes, *guessed.notes, *_notes_of_trial(tried))
+    problem = found.problem or problem or _verdict(tried, final)
+    return Inspection(found, sampled, rows, profiles, guessed, settings, tried, notes, problem)
+
+
+def _spec(config: Config) -> LogSpec:
+    types = {name: getattr(config.sequences, name) for name in ("user_id_type", "item_id_type")}
+    return config.logs.spec(**types)
+
+
+def _rules(config: Config) -> ValidationRules:
+    configured = config.logs.model_dump(include={"play_events", "other_events", "max_late_days"})
+    return ValidationRules(**configured, timezone=config.sequences.timezone)
+
+
+def _until(found: layout.Layout) -> int:
+    """The Unix second before which times are plausible: two days behind the last landing day."""
+    newest = dt.date.fromisoformat(found.landing_days[-1]) if found.landing_days else _LATEST
+    return int((_day_number(newest) + 2) * 86_400)
+
+
+def _day_number(day: dt.date) -> int:
+    return (day - dt.date(1970, 1, 1)).days
+
+
+def _read(spec: LogSpec, files: Sequence[LogFile], rows: int) -> _Read:
+    """Sample files; those that cannot be read are left to the trial, unless it is all of them."""
+    notes: tuple[str, ...] = ()
+    problem = first_error = ""
+    samples: list[columns.Sample] = []
+    guessed = False
+    for file in files:
+        try:
+            if not guessed and layout.is_csv(spec, file):
+                guess = dialect.guess(file, spec)
+                spec, notes, problem, guessed = (
+                    dataclasses.replace(spec, csv=guess.csv),
+                    guess.notes,
+                    guess.problem,
+                    True,
+                )
+            samples.append(columns.sample(spec, file, rows))
+        except InputError as error:
+            first_error = first_error or str(error)
+    if not samples:
+        raise InputError(first_error)
+    return _Read(spec, samples, notes, problem)
+
+
+def _settings(found: layout.Layout, spec: LogSpec, guessed: mapping.Mapping, given: dict[str, Any]) -> dict[str, Any]:
+    """The sections that read these logs: what is given, and of the rest what is not the default."""
+    logs: dict[str, Any] = {"path": found.path}
+    if found.partition != (DS,):
+        logs["partition"] = found.partition[0] if len(found.partition) == 1 else list(found.partition)
+    if found.format != AUTO:
+        logs["format"] = found.format
+    named = {name: column for name, column in guessed.columns.items() if name != column}
+    if named:
+        logs["columns"] = {name: named[name] for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if name in named}
+    if csv := _csv_settings(spec, guessed):
+        logs["csv"] = csv
+    default = load_config(environment={}).logs
+    if EVENT_TYPE in guessed.columns:
+        if guessed.play_events and set(guessed.play_events) != set(default.play_events):
+            logs["play_events"] = list(guessed.play_events)
+        if set(guessed.other_events) - set(default.other_events):
+            logs["other_events"] = list(dict.fromkeys((*default.other_events, *guessed.other_events)))
+    types = {"user_id_type": guessed.user_id_type, "item_id_type": guessed.item_id_type}
+    sequences = {name: type_ for name, type_ in types.items() if type_ != "int64"}
+    merged = {"workspace": "./workspace", **given}
+    merged["logs"] = logs | given.get("logs", {}) | {"path": found.path}
+    if "columns" in logs:
+        merged["logs"]["columns"] = logs["columns"] | given.get("logs", {}).get("columns", {})
+    if "csv" in logs:
+        merged["logs"]["csv"] = logs["csv"] | given.get("logs", {}).get("csv", {})
+    if sequences or "sequences" in given:
+        merged["sequences"] = sequences | given.get("sequences", {})
+    return merged
+
+
+def _csv_settings(spec: LogSpec, guessed: mapping.Mapping) -> dict[str, Any]:
+    """What of the dialect is not found by itself."""
+    default, csv = type(spec.csv)(), spec.csv
+    changed = {
+        field.name: getattr(csv, field.name)
+        for field in dataclasses.fields(csv)
+        if getattr(csv, field.name) != getattr(default, field.name)
+    }
+    if changed.get("separator") == "," and not csv.columns:
+        del changed["separator"]
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
+
+
+def _notes_of_trial(tried: trial.Trial) -> list[str]:
+    notes = []
+    units = sorted(set(tried.units.values()))
+    if len(units) > 1:
+        notes.append(
+            f"times that are numbers are in {' and '.join(units)}, by landing day: logs.timestamp_unit: auto reads both"
+        )
+    if tried.accepted and tried.duplicates / tried.accepted >= 0.01:
+        share = tried.duplicates / tried.accepted
+        notes.append(
+            f"{share:.0%} of the sampled plays are there twice (same listener, song and second); one of them counts"
+        )
+    return notes
+
+
+def _verdict(tried: trial.Trial, config: Config) -> str:
+    """Why these settings do not read the sample, in one line; "" if they do."""
+    bound = config.logs.max_rejected_share
+    if tried.refused:
+        more = f" (and {len(tried.refused) - 1} more files of the sample)" if len(tried.refused) > 1 else ""
+        return f"{tried.refused[0]}{more}"
+    if not tried.rows:
+        return "the sampled files have no rows: correct the path"
+    if tried.rejected_share > bound:
+        reason, count = tried.rejected.most_common(1)[0]
+        example = tried.examples.get(reason, "")
+        return (
+            f"{tried.rejected_share:.1%} of the sampled rows would be rejected, logs.max_rejected_share allows {bound:.0%}; "
+            f"most ({count:,}) as {reason}{f': {example}' if example else ''}"
+        )
+    if not tried.accepted:
+        return "no row of the sample is a play: see logs.play_events and logs.other_events"
+    return ""
+
+
+def as_yaml(inspection: Inspection) -> str:
+    """The configuration as a file: what it was made from, the settings, and as comments what is to be known."""
+    sampled, files = len(inspection.sampled), len(inspection.layout.files)
+    head = [
+        f"Made by `fuxi inspect` from the first {inspection.rows_each:,} rows of {sampled:,} of {files:,} files.",
+        *inspection.notes,
+    ]
+    comments = "".join(f"# {line}\n" for line in head)
+    return comments + yaml.safe_dump(inspection.settings, sort_keys=False, allow_unicode=True, width=100)
+
+
+def as_json(inspection: Inspection) -> str:
+    """The same for programs, one object."""
+    found, tried = inspection.layout, inspection.trial
+    content = {
+        "path": found.path,
+        "kind": found.kind,
+        "files": len(found.files),
+        "bytes": sum(file.size for file in found.files),
+        "formats": dict(found.formats),
+        "landing_days": found.landing_days,
+        "sample": {"files": [file.uri for file in inspection.sampled], "rows_of_each": inspection.rows_each},
+        "columns": [_profile_content(profile) for profile in inspection.profiles],
+        "mapping": inspection.mapping.columns,
+        "doubts": inspection.mapping.doubts,
+        "units": tried.units,
+        "rows": tried.rows,
+        "plays": tried.accepted,
+        "ignored": tried.ignored,
+        "duplicates": tried.duplicates,
+        "listeners": tried.listeners,
+        "songs": tried.songs,
+        "rejected": {
+            reason: {"rows": count, "example": tried.examples.get(reason, "")}
+            for reason, count in tried.rejected.most_common()
+        },
+        "refused_files": tried.refused,
+        "notes": inspection.notes,
+        "configuration": inspection.settings,
+        "problem": inspection.problem,
+    }
+    return json.dumps(content, indent=2)
+
+
+def _profile_content(profile: columns.Profile) -> dict[str, Any]:
+    kept = ("name", "types", "files", "rows", "nulls", "distinct", "example", "least", "greatest")
+    return {name: getattr(profile, name) for name in kept}
+
+
+def write(inspection: Inspection, file: str, *, force: bool = False) -> None:
+    """Write the configuration. InputError if it does not read the sample, or if the file is there and not `force`."""
+    if inspection.problem:
+        raise InputError(f"{file} is not written: {inspection.problem}")
+    uri = storage.absolute(file)
+    if storage.exists(uri) and not force:
+        raise InputError(f"{file} is there already and is not replaced: give another name, or --force")
+    storage.write_bytes(uri, as_yaml(inspection).encode())
+
+
+def render(inspection: Inspection) -> None:
+    """Print what was found, for people."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    _render_files(console, inspection)
+    _render_columns(console, inspection)
+    if inspection.trial.rows:
+        _render_trial(console, inspection)
+    for note in inspection.notes:
+        console.print(f"- {note}", soft_wrap=False)
+    console.print(
+        f"\nThe configuration ({'reads the sample' if not inspection.problem else 'does not read it yet'}):\n"
+    )
+    console.print(
+        yaml.safe_dump(inspection.settings, sort_keys=False, allow_unicode=True, width=100), soft_wrap=True, end=""
+    )
+
+
+def _render_files(console: Any, inspection: Inspection) -> None:
+    found, days = inspection.layout, inspection.layout.landing_days
+    size = storage.in_words(sum(file.size for file in found.files))
+    formats = ", ".join(f"{count:,} {name or 'of unknown format'}" for name, count in found.formats.items())
+    console.print(f"{found.path}\n{len(found.files):,} files ({formats}), {size}", soft_wrap=True)
+    keys = "/".join(f"{key}=..." for key in found.partition)
+    if days:
+        console.print(f"{len(days):,} landing days in {keys}, {days[0]} to {days[-1]}{_gap(days)}")
+    else:
+        console.print("no landing days")
+    console.print(
+        f"Below is a sample: the first {inspection.rows_each:,} rows of {len(inspection.sampled):,} of these files.\n"
+    )
+
+
+def _gap(days: Sequence[str]) -> str:
+    """How many days between the first and the last are not there."""
+    span = _day_number(dt.date.fromisoformat(days[-1])) - _day_number(dt.date.fromisoformat(days[0])) + 1
+    return f", {span - len(days):,} days between them are missing" if span > len(days) else ""
+
+
+def _render_columns(console: Any, inspection: Inspection) -> None:
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    ours = {column: name for name, column in inspection.mapping.columns.items()}
+    right = {"justify": "right", "no_wrap": True}
+    table = Table(
+        Column("column", overflow="fold"),
+        "is",
+        "type",
+        Column("nulls", **right),
+        Column("distinct", **right),
+        Column("values", overflow="fold"),
+        pad_edge=False,
+    )
+    for profile in inspection.profiles:
+        bounds = f"{profile.least} .. {profile.greatest}" if profile.least != profile.greatest else ""
+        cells = (
+            profile.name,
+            ours.get(profile.name, ""),
+            "|".join(profile.types),
+            f"{profile.null_share:.1%}" if profile.nulls else "0",
+            f"{profile.distinct:,}",
+            bounds or _short(profile.example),
+        )
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+    units = sorted(set(inspection.trial.units.values()))
+    timestamp = next((p for p in inspection.profiles if p.name == inspection.mapping.columns.get(TIMESTAMP)), None)
+    if timestamp and timestamp.unit:
+        console.print(f"times are numbers, in {' and '.join(units) or timestamp.unit} since 1970")
+
+
+def _short(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _render_trial(console: Any, inspection: Inspection) -> None:
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    tried = inspection.trial
+    span = f", {columns.moment(tried.first)} to {columns.moment(tried.last)} UTC" if tried.first and tried.last else ""
+    console.print(
+        f"\n{tried.rows:,} rows read: {tried.accepted:,} plays of {tried.listeners:,} listeners and {tried.songs:,} songs"
+        f"{span}, {tried.duplicates:,} of them twice; {tried.ignored:,} other events, {tried.rejected.total():,} rejected"
+    )
+    if tried.rejected:
+        table = Table(
+            "rejected as", Column("rows", justify="right"), "for example, and what would read it", pad_edge=False
+        )
+        for reason, count in tried.rejected.most_common():
+            table.add_row(reason, f"{count:,}", Text(tried.examples.get(reason, "")))
+        console.print(table)
+    for line in tried.refused[:5]:
+        console.print(f"- would be refused: {line}", soft_wrap=True)
