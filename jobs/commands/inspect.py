@@ -70,7 +70,7 @@ def run(path: str, given: dict[str, Any], *, rows: int = ROWS, files: int = FILE
         # An empty file may be one that the job refuses.
         empty = [file for file in found.files if not file.size][:1]
         tried = trial.read(_spec(final), _rules(final), [*sampled, *empty], rows=rows)
-    notes = (*found.notes, *read.notes, *guessed.notes, *_notes_of_trial(tried))
+    notes = (*found.notes, *read.notes, *guessed.notes, *_notes_of_trial(tried, final))
     problem = found.problem or problem or _verdict(tried, final)
     return Inspection(found, sampled, rows, profiles, guessed, settings, tried, notes, problem)
 
@@ -163,18 +163,22 @@ def _csv_settings(spec: LogSpec, guessed: mapping.Mapping) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
 
 
-def _notes_of_trial(tried: trial.Trial) -> list[str]:
+def _notes_of_trial(tried: trial.Trial, config: Config) -> list[str]:
     notes = []
+    if tried.late_days:
+        notes.append(
+            f"rows are up to {tried.late_days:,} days older than the day on which they landed: logs.max_late_days: "
+            f"{tried.late_days} takes them all, as a first dump of history may need"
+        )
     units = sorted(set(tried.units.values()))
     if len(units) > 1:
         notes.append(
             f"times that are numbers are in {' and '.join(units)}, by landing day: logs.timestamp_unit: auto reads both"
         )
     if tried.accepted and tried.duplicates / tried.accepted >= 0.01:
-        share = tried.duplicates / tried.accepted
-        notes.append(
-            f"{share:.0%} of the sampled plays are there twice (same listener, song and second); one of them counts"
-        )
+        share, bound = tried.duplicates / tried.accepted, config.quality.max_duplicate_share
+        allowed = f"; quality.max_duplicate_share allows {bound:.0%}" if share > bound else ""
+        notes.append(f"{share:.0%} of the sampled plays repeat another (same listener, song and second){allowed}")
     return notes
 
 
@@ -190,8 +194,8 @@ def _verdict(tried: trial.Trial, config: Config) -> str:
         reason, count = tried.rejected.most_common(1)[0]
         example = tried.examples.get(reason, "")
         return (
-            f"{tried.rejected_share:.1%} of the sampled rows would be rejected, logs.max_rejected_share allows {bound:.0%}; "
-            f"most ({count:,}) as {reason}{f': {example}' if example else ''}"
+            f"{tried.rejected_share:.1%} of the sampled rows would be rejected, logs.max_rejected_share allows "
+            f"{bound:.0%}; most ({count:,}) as {reason}{f': {example}' if example else ''}"
         )
     if not tried.accepted:
         return "no row of the sample is a play: see logs.play_events and logs.other_events"
@@ -287,7 +291,7 @@ def _render_files(console: Any, inspection: Inspection) -> None:
     else:
         console.print("no landing days")
     console.print(
-        f"Below is a sample: the first {inspection.rows_each:,} rows of {len(inspection.sampled):,} of these files.\n"
+        f"A sample: at most the first {inspection.rows_each:,} rows of each of {len(inspection.sampled):,} files."
     )
 
 
@@ -298,6 +302,7 @@ def _gap(days: Sequence[str]) -> str:
 
 
 def _render_columns(console: Any, inspection: Inspection) -> None:
+    from rich import box
     from rich.table import Column, Table
     from rich.text import Text
 
@@ -311,16 +316,16 @@ def _render_columns(console: Any, inspection: Inspection) -> None:
         Column("distinct", **right),
         Column("values", overflow="fold"),
         pad_edge=False,
+        box=box.SIMPLE_HEAD,
     )
     for profile in inspection.profiles:
-        bounds = f"{profile.least} .. {profile.greatest}" if profile.least != profile.greatest else ""
         cells = (
             profile.name,
             ours.get(profile.name, ""),
             "|".join(profile.types),
             f"{profile.null_share:.1%}" if profile.nulls else "0",
             f"{profile.distinct:,}",
-            bounds or _short(profile.example),
+            _shown(profile),
         )
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
@@ -330,23 +335,39 @@ def _render_columns(console: Any, inspection: Inspection) -> None:
         console.print(f"times are numbers, in {' and '.join(units) or timestamp.unit} since 1970")
 
 
-def _short(text: str, most: int = 40) -> str:
+def _shown(profile: columns.Profile) -> str:
+    """The range of a column's values, the commonest ones, or one of them."""
+    if profile.least != profile.greatest:
+        return f"{profile.least} .. {profile.greatest}"
+    if 1 < len(profile.counts) <= 10:
+        ordered = sorted(profile.counts, key=lambda value: -profile.counts[value])
+        return ", ".join(f"{_short(value, 12)} {profile.counts[value]:,}" for value in ordered[:3])
+    return _short(profile.example)
+
+
+def _short(text: str, most: int = 30) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _render_trial(console: Any, inspection: Inspection) -> None:
+    from rich import box
     from rich.table import Column, Table
     from rich.text import Text
 
     tried = inspection.trial
     span = f", {columns.moment(tried.first)} to {columns.moment(tried.last)} UTC" if tried.first and tried.last else ""
     console.print(
-        f"\n{tried.rows:,} rows read: {tried.accepted:,} plays of {tried.listeners:,} listeners and {tried.songs:,} songs"
-        f"{span}, {tried.duplicates:,} of them twice; {tried.ignored:,} other events, {tried.rejected.total():,} rejected"
+        f"{tried.rows:,} rows: {tried.accepted:,} plays of {tried.listeners:,} listeners and {tried.songs:,} songs"
+        f"{span}; {tried.duplicates:,} repeat another, {tried.ignored:,} are other events, "
+        f"{tried.rejected.total():,} are rejected"
     )
     if tried.rejected:
         table = Table(
-            "rejected as", Column("rows", justify="right"), "for example, and what would read it", pad_edge=False
+            "rejected as",
+            Column("rows", justify="right"),
+            "for example, and what would read it",
+            pad_edge=False,
+            box=box.SIMPLE_HEAD,
         )
         for reason, count in tried.rejected.most_common():
             table.add_row(reason, f"{count:,}", Text(tried.examples.get(reason, "")))

@@ -128,7 +128,7 @@ def read(spec: LogSpec, split: Split) -> Iterator[RawBatch]:
 def sample(spec: LogSpec, file: LogFile) -> RawBatch | None:
     """Some of the first rows of a file, for its times' unit or for a look at it; None if it has none."""
     format = format_of(spec, file.uri)
-    with _readable(format, file.uri):
+    with readable(format, file.uri):
         return format.sample(spec, file)
 
 
@@ -191,12 +191,13 @@ def _unit(spec: LogSpec, file: LogFile) -> str:
 @contextlib.contextmanager
 def _opened(format: Format, uri: str) -> Iterator[Any]:
     """The source of a file. An InputError that names the file takes the place of errors while it is open."""
-    with _readable(format, uri), format.open(uri) as source:
+    with readable(format, uri), format.open(uri) as source:
         yield source
 
 
 @contextlib.contextmanager
-def _readable(format: Format, uri: str) -> Iterator[None]:
+def readable(format: Format, uri: str) -> Iterator[None]:
+    """Within it, errors of a broken file become an InputError that names the file and its format."""
     try:
         yield
     except InputError:

@@ -52,8 +52,9 @@ class Profile:
     middle: float  # median of numbers
     unit: str  # of times that are numbers; "" if they are texts or timestamps
     nested: bool  # lists, objects, true and false: nothing that is read here
-    no_number: str = ""  # a value that is not itself as a whole number
-    looks_like_numbers: float = 0.0  # share of the values that are digits
+    lossy: str = ""  # a value of digits that is not itself as a whole number of 64 bits, for example 007
+    no_number: str = ""  # another value that is no whole number
+    digits: float = 0.0  # share of the values that are digits
     zoneless: str = ""  # a time that names no zone
     counts: dict[str, int] = field(default_factory=dict)  # of the values, where there are few
 
@@ -156,9 +157,10 @@ def _profile(name: str, samples: Sequence[Sample], until: int, null_texts: Seque
         middle=float(np.median(number.values.drop_null().to_numpy())) if number.values.null_count < len(there) else 0.0,
         unit=unit,
         nested=nested,
-        no_number=_first(shown, whole.bad),
-        looks_like_numbers=_digits(counts, len(there)),
-        zoneless=_zoneless(shown, zoned, unit),
+        lossy=_first(shown, whole.bad, digits=True),
+        no_number=_first(shown, whole.bad, digits=False),
+        digits=_digits(counts, len(there)),
+        zoneless=_zoneless(shown.filter(_inside(seconds, until)), zoned, unit),
         counts=counts if len(counts) <= 50 else {},
     )
 
@@ -209,8 +211,12 @@ def _share(bad: np.ndarray | None, column: pa.Array) -> float:
 
 
 def _plausible(seconds: pa.Array, column: pa.Array, until: int) -> float:
-    inside = pc.and_(pc.greater_equal(seconds, FIRST_TIME), pc.less(seconds, until)).fill_null(False)
-    return float((pc.sum(inside).as_py() or 0) / max(len(column), 1))
+    return float((pc.sum(_inside(seconds, until)).as_py() or 0) / max(len(column), 1))
+
+
+def _inside(seconds: pa.Array, until: int) -> pa.Array:
+    """Which times are between 2000 and `until`."""
+    return pc.and_(pc.greater_equal(seconds, FIRST_TIME), pc.less(seconds, until)).fill_null(False)
 
 
 def _bounds(there: pa.Array, number: values.Column, seconds: pa.Array, until: int) -> tuple[str, str]:
@@ -234,8 +240,10 @@ def moment(second: int) -> str:
         return f"{second} s"
 
 
-def _first(shown: pa.Array, bad: np.ndarray | None) -> str:
-    return "" if bad is None or not bad.any() else str(shown[int(bad.argmax())].as_py())
+def _first(shown: pa.Array, bad: np.ndarray | None, *, digits: bool) -> str:
+    """The first bad value that is of digits alone, or is not; "" if there is none."""
+    texts = [] if bad is None else shown.filter(pa.array(bad)).to_pylist()
+    return next((text for text in texts if bool(_WHOLE.fullmatch(text.strip())) == digits), "")
 
 
 def _digits(counts: dict[str, int], rows: int) -> float:

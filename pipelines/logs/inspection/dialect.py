@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.logs import files as logs
-from pipelines.logs.formats import values
+from pipelines.logs.formats import format_of, values
 from pipelines.logs.formats.base import AUTO, COLUMNS, CsvSpec, LogFile, LogSpec, open_text
 from pipelines.schema import ITEM_ID, TIMESTAMP, USER_ID
 
@@ -30,8 +30,9 @@ class Dialect:
 
 
 def guess(file: LogFile, spec: LogSpec) -> Dialect:
-    """The dialect of a CSV file. What `spec.csv` sets is kept. Raises OSError or ValueError for a broken file."""
-    lines = _first_lines(file.uri)
+    """The dialect of a CSV file. What `spec.csv` sets is kept. InputError if it cannot be read."""
+    with logs.readable(format_of(spec, file.uri), file.uri):
+        lines = _first_lines(file.uri)
     given = spec.csv
     mark = given.separator if given.separator != AUTO else _separator(lines, given)
     found = replace(given, separator=mark)

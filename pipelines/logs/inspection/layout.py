@@ -3,7 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -217,9 +217,10 @@ def _with_format(layout: Layout, spec: LogSpec) -> Layout:
     if len(told | sniffed) == 1 and "" not in sniffed:
         note = f"the names of {len(unknown):,} files do not say their format, their first bytes do"
         return replace(layout, format=sniffed.pop(), notes=(*layout.notes, note))
+    more = f" (there are {len(unknown):,} such files)" if len(unknown) > 1 else ""
     wrong = (
-        f"{unknown[0].uri}: neither its name nor its first bytes say a format that is read here: move it (of such files "
-        f"there are {len(unknown):,}) out of the logs"
+        f"{unknown[0].uri}: neither its name nor its first bytes say a format that is read here: move it out of the "
+        f"logs{more}"
     )
     return replace(layout, problem=layout.problem or wrong)
 

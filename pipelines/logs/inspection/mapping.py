@@ -19,20 +19,20 @@ from pipelines.schema import (
 
 _NAMES: dict[str, tuple[str, ...]] = {
     USER_ID: (
-        "userid user uid userkey useruuid usermbid userhash listenerid listener accountid customerid memberid profileid "
-        "subscriberid anonymousid anonid personid msno",
+        "userid user uid userkey useruuid usermbid userhash listenerid listener accountid customerid memberid "
+        "profileid subscriberid anonymousid anonid personid msno",
         "username account customer member profile login subscriber userlogin",
     ),
     ITEM_ID: (
-        "itemid trackid songid item tracuri trackuri spotifytrackuri songuri trackkey songkey recordingid recordingmbid "
-        "trackmbid contentid mediaid audioid musicid sngid traid isrc",
+        "itemid trackid songid item trackuri spotifytrackuri songuri trackkey songkey recordingid "
+        "recordingmbid trackmbid contentid mediaid audioid musicid sngid traid isrc",
         "track song itemkey content recording recordingmsid trackmsid",
         "trackname songname title tracktitle songtitle mastermetadatatrackname",
     ),
     TIMESTAMP: (
-        "timestamp ts time playedat listenedat playedtime listentime eventtime eventtimestamp eventts starttime startedat "
-        "startts starttimestamp endtime endedat endts endtimestamp datetime createdat occurredat streamedat playdate "
-        "timeplayed timestamputc utctime unixtime unixtimestamp epoch loggedat at",
+        "timestamp ts time playedat listenedat playedtime listentime eventtime eventtimestamp eventts starttime "
+        "startedat startts starttimestamp endtime endedat endts endtimestamp datetime createdat occurredat streamedat "
+        "playdate timeplayed timestamputc utctime unixtime unixtimestamp epoch loggedat at",
         "date day servertime servertimestamp clienttime receivedat ingestedat",
     ),
     EVENT_TYPE: ("eventtype action event eventname actiontype interactiontype type activity listentype",),
@@ -54,17 +54,20 @@ _SECONDS = {
     "songdurationseconds durationsec durations lengths tracklengths trackdurations durationinseconds",
 }
 """Names of columns in seconds, which nothing reads."""
-_SHARES = set("playedratio playedratiopct playedpct percentplayed completion completionrate playedshare".split())
+_SHARES = "playedratio playedratiopct playedpct percentplayed completion completionrate playedshare"
 _SHORTEST_MS = 5_000  # a song whose length is below is in seconds
-_PLAYS = set(
+_FEW = 0.01
+"""Share of ids that may be no numbers where the others are: a header in the middle, "unknown"."""
+_PLAYS = (
     "play played plays playing listen listened listening stream streamed scrobble playback trackplay trackplayed "
-    "songplay songplayed playtrack playsong playcompleted nextsong".split()
+    "songplay songplayed playtrack playsong playcompleted nextsong"
 )
-_OTHERS = set(
-    "like unlike dislike love unlove favorite favourite pause paused resume resumed seek seeked stop stopped search click "
-    "impression view share follow unfollow login logout rate download subscribe unsubscribe thumbsup thumbsdown "
-    "addtoplaylist addtolibrary rolladvert advert ad home help error settings about".split()
+_OTHERS = (
+    "like unlike dislike love unlove favorite favourite pause paused resume resumed seek seeked stop stopped search "
+    "click impression view share follow unfollow login logout rate download subscribe unsubscribe thumbsup thumbsdown "
+    "addtoplaylist addtolibrary rolladvert advert ad home help error settings about"
 )
+"""Values of an event type, without case and marks, that are plays, and that are none."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def _confirmed(name: str, profile: Profile) -> bool:
 
 
 def _is_play(value: str) -> bool:
-    return normalized(value) in _PLAYS
+    return normalized(value) in _PLAYS.split()
 
 
 def _usable(name: str, found: list[Profile], files: int) -> tuple[list[Profile], list[str]]:
@@ -200,7 +203,7 @@ def _not_read(profile: Profile, columns: dict[str, str]) -> str:
     for name, names in _SECONDS.items():
         if last in names.split() and name not in columns:
             return f"{profile.name} may be {name} in seconds: {_WRITE_MS}"
-    if last in _SHARES and PLAY_MS not in columns:
+    if last in _SHARES.split() and PLAY_MS not in columns:
         return f"{profile.name} is a share of the song: what is read is {PLAY_MS} and {DURATION_MS}; {_WRITE_MS}"
     return ""
 
@@ -223,33 +226,52 @@ def _notes_of_choice(
         profile = by_name.get(columns.get(name, ""))
         if profile and profile.null_share >= 0.01:
             notes.append(
-                f"{profile.name} ({name}) has no value in {profile.null_share:.0%} of the rows, which are rejected"
+                f"{_named(name, profile)} has no value in {profile.null_share:.0%} of the rows, which are rejected"
             )
     return notes
 
 
+def _named(name: str, profile: Profile) -> str:
+    return name if profile.name == name else f"{profile.name} ({name})"
+
+
 def _id_type(profile: Profile | None) -> str:
-    return "string" if profile is not None and profile.distinct and profile.as_id < 1 else "int64"
+    """Text where a value would be changed as a whole number, or more than a few are none."""
+    if profile is None or not profile.distinct:
+        return "int64"
+    return "string" if profile.lossy or profile.as_id < 1 - _FEW else "int64"
 
 
 def _note_of_type(name: str, profile: Profile | None, type_: str) -> str:
     """A line on ids that look like numbers and are not the same as numbers."""
-    if profile is None or type_ == "int64" or not profile.looks_like_numbers:
+    if profile is None or not profile.digits:
         return ""
-    share = "all" if profile.looks_like_numbers == 1 else f"{profile.looks_like_numbers:.0%} of the"
-    return (
-        f"{share} values of {profile.name} ({name}) look like numbers, but {quoted(profile.no_number)} is not itself as a "
-        "whole number of 64 bits: they are read as text"
+    shown = _named(name, profile)
+    if type_ == "int64":
+        return (
+            f"{1 - profile.as_id:.2%} of the values of {shown} are no whole numbers, for example "
+            f"{quoted(profile.no_number)}: their rows are rejected, unless sequences.{name}_type is string"
+            if profile.no_number
+            else ""
+        )
+    share = "all" if profile.digits == 1 else f"{profile.digits:.0%} of the"
+    what = (
+        f"{quoted(profile.lossy)} is not itself as a whole number of 64 bits"
+        if profile.lossy
+        else f"{quoted(profile.no_number)} does not"
     )
+    return f"{share} values of {shown} look like numbers, but {what}: they are read as text"
 
 
 def _events(profile: Profile | None) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
     """The values of event_type that are plays, those that are known and none, and a line on the rest."""
     if profile is None:
         return (), (), []
+    if not profile.distinct:
+        return (), (), [f"{profile.name} has no value in any row, which are rejected: take the column out of the logs"]
     ordered = sorted(profile.counts, key=lambda value: -profile.counts[value])
     plays = tuple(value for value in ordered if _is_play(value))
-    others = tuple(value for value in ordered if normalized(value) in _OTHERS)
+    others = tuple(value for value in ordered if normalized(value) in _OTHERS.split())
     rest = [f"{quoted(value)} ({profile.counts[value]:,} rows)" for value in ordered if value not in {*plays, *others}]
     if not rest:
         return plays, others, []
@@ -268,8 +290,9 @@ def _note_of_zone(profile: Profile | None) -> list[str]:
     if profile is None or not profile.zoneless:
         return []
     return [
-        f"times of {profile.name} name no zone (for example {quoted(profile.zoneless)}) and are read as UTC: if they are "
-        "local, write them with their offset; sequences.timezone only says where a day begins and when lists are asked for"
+        f"times of {profile.name} name no zone (for example {quoted(profile.zoneless)}) and are read as UTC: if they "
+        "are local, write them with their offset; sequences.timezone only says where a day begins and when lists are "
+        "asked for"
     ]
 
 
@@ -285,5 +308,6 @@ def _missing(columns: dict[str, str], profiles: Sequence[Profile]) -> str:
     what = {USER_ID: "the listener", ITEM_ID: "the song", TIMESTAMP: "the time"}
     return (
         f"no column looks like {' or '.join(what[name] for name in missing)} ({', '.join(missing)}) among "
-        f"{shown or 'those that are left'}: say which with --set 'logs.columns={{{known}{wanted}}}', or add it to the logs"
+        f"{shown or 'those that are left'}: say which with --set 'logs.columns={{{known}{wanted}}}', or add it to the "
+        "logs"
     )

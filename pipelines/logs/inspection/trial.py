@@ -12,8 +12,11 @@ import pyarrow.compute as pc
 from pipelines.errors import InputError
 from pipelines.logs import files as logs
 from pipelines.logs.formats.base import LogFile, LogSpec, RawBatch
+from pipelines.logs.inspection.columns import FIRST_TIME
 from pipelines.logs.validate import IGNORED, REASONS, VALID, ValidationRules, explained, validate
 from pipelines.schema import ITEM_ID, REQUIRED_COLUMNS, TIMESTAMP, USER_ID
+
+_TOO_OLD = REASONS.index("timestamp_too_old")
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Trial:
     units: dict[str, str] = field(default_factory=dict)  # landing day -> the unit of its times
     first: int | None = None  # Unix seconds of the plays
     last: int | None = None
+    late_days: int = 0  # days between the oldest row that is too old, of a time after 2000, and its landing day
 
     @property
     def rejected_share(self) -> float:
@@ -79,11 +83,20 @@ def _add(trial: Trial, spec: LogSpec, rules: ValidationRules, file: LogFile, bat
     trial.accepted += int((codes == VALID).sum())
     trial.ignored += int((codes == IGNORED).sum())
     trial.rejected.update(REASONS[code] for code in codes[codes >= 0])
+    trial.late_days = max(trial.late_days, _late_days(batch, codes, _landing_day(file, batch)))
     trial.examples = explained(spec, batch, codes) | trial.examples
     kept = pa.array(np.flatnonzero(codes == VALID))
     columns = {name: batch.columns[name].take(kept) for name in REQUIRED_COLUMNS}
     types = {USER_ID: pa.string(), ITEM_ID: pa.string(), TIMESTAMP: pa.int64()}
     return pa.record_batch({name: column.cast(types[name]) for name, column in columns.items()})
+
+
+def _late_days(batch: RawBatch, codes: np.ndarray, landing_day: dt.date) -> int:
+    """How many days before it landed the oldest row is that is too old; 0 if none is, or their times are no times."""
+    times = batch.columns[TIMESTAMP].filter(pa.array(codes == _TOO_OLD)).to_numpy()
+    times = times[times >= FIRST_TIME]
+    newest = (landing_day - dt.date(1970, 1, 1)).days
+    return int(newest - times.min() // 86_400) if len(times) else 0
 
 
 def _landing_day(file: LogFile, batch: RawBatch) -> dt.date:
