@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.errors import InputError
 from pipelines.logs import files as logs
 from pipelines.logs.formats import format_of, values
 from pipelines.logs.formats.base import COLUMNS, LogFile, LogSpec
@@ -82,6 +83,10 @@ def sample(spec: LogSpec, file: LogFile, rows: int) -> Sample:
             break
     # A column that is there: a format without a header would read on to the end for one that is not.
     types = dict(_types(logs.schema(replace(spec, columns=dict.fromkeys(COLUMNS, first)), file))) if found else {}
+    if types and not all(found):
+        raise InputError(
+            f"{file.uri}: its columns cannot be read, although it says which they are: replace or remove it"
+        )
     return Sample(file, format_of(spec, file.uri).name, types, found[:rows], broken)
 
 

@@ -19,6 +19,7 @@ _DAY_KEYS = (DS, "dt", "date", "day", "landing_date", "landing_day", "event_date
 """Keys of folders that usually are the landing day, the likeliest first."""
 _PARTS_OF_A_DATE = (("year", "month", "day"), ("y", "m", "d"), ("yyyy", "mm", "dd"), ("yr", "mon", "day"))
 _DATE = re.compile(r"(20\d\d)[-_/]?(0[1-9]|1[0-2])[-_/]?(0[1-9]|[12]\d|3[01])(?!\d)")
+_SNIFFED = 50  # files at most whose first bytes are read
 _MOVE = "put each file into a folder ds=YYYY-MM-DD of the day on which it arrived"
 
 
@@ -212,15 +213,17 @@ def _with_format(layout: Layout, spec: LogSpec) -> Layout:
     unknown = [file for file in layout.files if file.size and by_ending(file.uri) is None]
     if spec.format != AUTO or not unknown:
         return replace(layout, format=spec.format)
-    told = {name for name in layout.formats if name}
-    sniffed = {_sniff(file.uri) for file in unknown[:5]}
-    if len(told | sniffed) == 1 and "" not in sniffed:
+    sniffed = {file.uri: _sniff(file.uri) for file in unknown[:_SNIFFED]}
+    found = {name for name in layout.formats if name} | set(sniffed.values())
+    if len(found) == 1 and "" not in found:
         note = f"the names of {len(unknown):,} files do not say their format, their first bytes do"
-        return replace(layout, format=sniffed.pop(), notes=(*layout.notes, note))
-    more = f" (there are {len(unknown):,} such files)" if len(unknown) > 1 else ""
+        return replace(layout, format=found.pop(), notes=(*layout.notes, note))
+    strange = next((uri for uri, name in sniffed.items() if not name), "")
     wrong = (
-        f"{unknown[0].uri}: neither its name nor its first bytes say a format that is read here: move it out of the "
-        f"logs{more}"
+        f"{strange}: neither its name nor its first bytes say a format that is read here: move it out of the logs"
+        if strange
+        else f"{unknown[0].uri}: its name says no format, its first bytes {sniffed[unknown[0].uri]}, and there are "
+        f"files of {' and '.join(sorted(found))}: give it an ending (.parquet, .csv, .json), or move it out of the logs"
     )
     return replace(layout, problem=layout.problem or wrong)
 
