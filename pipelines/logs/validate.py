@@ -180,7 +180,7 @@ def _all_valid(batch: files.RawBatch, rules: ValidationRules, first: int, end: i
 
 def explained(spec: files.LogSpec, batch: files.RawBatch, codes: np.ndarray) -> dict[str, str]:
     """Reason -> a line on the first row that `validate` rejects for it: column, value and the setting to see."""
-    lines = {}
+    lines: dict[str, str] = {}
     for code in np.unique(codes[codes >= 0]):
         reason = REASONS[code]
         column = faults.COLUMN_OF.get(reason)

@@ -20,7 +20,11 @@ FIRST_TIME = 946_684_800
 """2000-01-01 UTC: no play is older."""
 _DEEPEST = 4
 _ZONE = re.compile(r"(?:z|utc|gmt|[+-]\d\d:?\d\d|[+-]\d\d|\])\s*$", re.IGNORECASE)
-_WHOLE = re.compile(r"[+-]?\d+(?:\.0*)?")
+_WHOLE = r"^\s*[+-]?[0-9]+(?:\.0*)?\s*$"
+_PROBE = 1000
+"""Distinct values by which a column of text is judged to hold no number, or no time, at all."""
+_FEW = 50
+"""Distinct values at most of which a profile has the counts."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +49,19 @@ class Profile:
     nulls: int
     distinct: int
     example: str
-    least: str  # "" where values have no order that says anything
-    greatest: str
-    as_id: float  # share of the values that are whole numbers without loss
-    as_time: float  # ... that are times between 2000 and the day behind the last landing day
-    as_length: float  # ... that are numbers
-    middle: float  # median of numbers
-    unit: str  # of times that are numbers; "" if they are texts or timestamps
     nested: bool  # lists, objects, true and false: nothing that is read here
+    counts: dict[str, int] = field(default_factory=dict)  # of the values, where there are few
+    least: str = ""  # of numbers and times; "" where the order of values says nothing
+    greatest: str = ""
+    as_id: float = 0.0  # share of the values that are whole numbers without loss
+    as_length: float = 0.0  # ... that are numbers
+    as_time: float = 0.0  # ... that are times between 2000 and the day behind the last landing day
+    middle: float = 0.0  # median of the distinct numbers
+    unit: str = ""  # of times that are numbers; "" if they are texts or timestamps
     lossy: str = ""  # a value of digits that is not itself as a whole number of 64 bits, for example 007
     no_number: str = ""  # another value that is no whole number
     digits: float = 0.0  # share of the values that are digits
     zoneless: str = ""  # a time that names no zone
-    counts: dict[str, int] = field(default_factory=dict)  # of the values, where there are few
 
     @property
     def null_share(self) -> float:
@@ -127,47 +131,111 @@ def _keys(rows: Iterable[dict[str, Any]]) -> dict[str, None]:
     return {key: None for row in rows for key in row}
 
 
+@dataclass(frozen=True)
+class _Distinct:
+    """The distinct values of a column, in the order in which they come, and how often each does."""
+
+    values: pa.Array
+    weights: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        return int(self.weights.sum())
+
+    def share(self, mask: np.ndarray) -> float:
+        """The share of rows of whose values a mask is true; 0 of no rows."""
+        return float(self.weights[mask].sum() / max(self.rows, 1))
+
+    def first(self, most: int) -> "_Distinct":
+        """At most so many distinct values."""
+        return _Distinct(self.values.slice(0, most), self.weights[:most])
+
+    @property
+    def texts(self) -> pa.Array:
+        return self.values.cast(pa.string())
+
+
 def _profile(name: str, samples: Sequence[Sample], until: int, null_texts: Sequence[str]) -> Profile:
     """The profile of one column."""
     having = [part for part in samples if name in part.types or any(name in row for row in part.rows)]
     found = [row.get(name) for part in having for row in part.rows]
     said = dict.fromkeys(part.types[name] for part in having if name in part.types)
     kinds = {type(value) for value in found} - {type(None)}
-    column = _array(found)
-    text = values.read_column(values.TEXT, column, null_texts=null_texts).values
-    there = column.filter(text.is_valid()) if pa.types.is_string(column.type) else column.drop_null()
-    if pa.types.is_floating(there.type):
-        there = there.filter(pc.is_finite(there))
-    nested = bool(kinds & {list, dict, bool})
-    whole = values.read_column(values.ID, there, null_texts=null_texts)
-    number = values.read_column(values.LENGTH, there, null_texts=null_texts)
-    seconds, unit = _times(there, null_texts)
-    zoned = (*(kind for kind in said if kind.startswith("timestamp")),)
-    counts = {str(pair["values"]): pair["counts"] for pair in pc.value_counts(there).to_pylist()} if len(there) else {}
-    least, greatest = _bounds(there, number, seconds, until)
-    shown = there.cast(pa.string())
-    return Profile(
+    there = _distinct(_array(found), null_texts)
+    texts = there.texts
+    few = len(texts) <= _FEW
+    plain = Profile(
         name=name,
         types=tuple(said) or _kinds(kinds, {part.format for part in having}),
         files=len(having),
         rows=len(found),
-        nulls=len(found) - len(there),
-        distinct=len(counts),
-        example=str(shown[0].as_py()) if len(shown) else "",
-        least=least,
-        greatest=greatest,
-        as_id=0.0 if nested else _share(whole.bad, there),
-        as_time=0.0 if nested else _plausible(seconds, there, until),
-        as_length=0.0 if nested else _share(number.bad, there),
-        middle=float(np.median(number.values.drop_null().to_numpy())) if number.values.null_count < len(there) else 0.0,
-        unit=unit,
-        nested=nested,
-        lossy=_first(shown, whole.bad, digits=True),
-        no_number=_first(shown, whole.bad, digits=False),
-        digits=_digits(counts, len(there)),
-        zoneless=_zoneless(shown.filter(_inside(seconds, until)), zoned, unit),
-        counts=counts if len(counts) <= 50 else {},
+        nulls=len(found) - there.rows,
+        distinct=len(texts),
+        example=str(texts[0].as_py()) if len(texts) else "",
+        nested=bool(kinds & {list, dict, bool}),
+        counts=dict(zip(texts.to_pylist(), there.weights.tolist(), strict=True)) if few else {},
     )
+    if plain.nested or not plain.distinct:
+        return plain
+    return _as_time(_as_number(plain, there, null_texts), there, until, null_texts)
+
+
+def _distinct(column: pa.Array, null_texts: Sequence[str]) -> _Distinct:
+    """The values of a column without those that stand for none."""
+    counted = pc.value_counts(column)
+    unique, weights = counted.field("values"), counted.field("counts").to_numpy(zero_copy_only=False)
+    kept = unique.is_valid()
+    if pa.types.is_string(unique.type):
+        kept = values.read_column(values.TEXT, unique, null_texts=null_texts).values.is_valid()
+    elif pa.types.is_floating(unique.type):
+        kept = pc.is_finite(unique).fill_null(False)
+    return _Distinct(unique.filter(kept), weights[kept.to_numpy(zero_copy_only=False)])
+
+
+def _as_number(profile: Profile, there: _Distinct, null_texts: Sequence[str]) -> Profile:
+    """A profile with what the values are as whole numbers and as lengths."""
+    whole = values.read_column(values.ID, there.values, null_texts=null_texts)
+    digits = pc.match_substring_regex(there.texts, _WHOLE).to_numpy(zero_copy_only=False)
+    bad = np.zeros(len(digits), bool) if whole.bad is None else whole.bad
+    profile = replace(
+        profile,
+        as_id=there.share(~bad),
+        lossy=_first(there, bad & digits),
+        no_number=_first(there, bad & ~digits),
+        digits=there.share(digits),
+    )
+    if _nothing_of(values.LENGTH, there, null_texts):
+        return profile
+    number = values.read_column(values.LENGTH, there.values, null_texts=null_texts)
+    if number.bad is not None or number.values.null_count:
+        return replace(profile, as_length=there.share(number.values.is_valid().to_numpy(zero_copy_only=False)))
+    bounds = pc.min_max(number.values if pa.types.is_string(there.values.type) else there.values).as_py()
+    middle = np.sort(number.values.to_numpy())[len(digits) // 2]
+    shown = {"least": str(bounds["min"]), "greatest": str(bounds["max"])}
+    return replace(profile, as_length=1.0, middle=float(middle), **shown)
+
+
+def _as_time(profile: Profile, there: _Distinct, until: int, null_texts: Sequence[str]) -> Profile:
+    """A profile with what the values are as times."""
+    if _nothing_of(values.TIME, there, null_texts):
+        return profile
+    seconds, unit = _times(there.values, null_texts)
+    plausible = pc.and_(pc.greater_equal(seconds, FIRST_TIME), pc.less(seconds, until)).fill_null(False)
+    share = there.share(plausible.to_numpy(zero_copy_only=False))
+    profile = replace(profile, as_time=share, unit=unit)
+    if share < 0.5:
+        return profile
+    bounds = pc.min_max(seconds).as_py()
+    zoneless = "" if unit else _zoneless(there.texts.filter(plausible), profile.types)
+    return replace(profile, zoneless=zoneless, least=moment(bounds["min"]), greatest=moment(bounds["max"]))
+
+
+def _nothing_of(kind: str, there: _Distinct, null_texts: Sequence[str]) -> bool:
+    """Whether none of many values can be read as a kind: texts are tried one by one, which takes its time."""
+    if not pa.types.is_string(there.values.type):
+        return False
+    read = values.read_column(kind, there.first(_PROBE).values, null_texts=null_texts)
+    return read.values.null_count == len(read.values)
 
 
 def _kinds(kinds: set[type], formats: set[str]) -> tuple[str, ...]:
@@ -181,12 +249,11 @@ def _kinds(kinds: set[type], formats: set[str]) -> tuple[str, ...]:
 def _array(found: Sequence[Any]) -> pa.Array:
     """Values as a column of numbers if they all are, else of text."""
     kinds = {type(value) for value in found} - {type(None)}
+    types = {int: pa.int64(), float: pa.float64(), str: pa.string()}
     try:
-        if kinds <= {int}:
-            return pa.array(found, pa.int64())
-        if kinds <= {float}:
-            return pa.array(found, pa.float64())
-    except OverflowError:
+        if len(kinds) == 1 and (kind := kinds.pop()) in types:
+            return pa.array(found, types[kind])
+    except (OverflowError, UnicodeEncodeError):
         pass
     return pa.array([None if value is None else _text(value) for value in found], pa.string())
 
@@ -210,33 +277,6 @@ def _times(column: pa.Array, null_texts: Sequence[str]) -> tuple[pa.Array, str]:
     return values.read_column(values.TIME, column, unit=unit, null_texts=null_texts).values, unit
 
 
-def _share(bad: np.ndarray | None, column: pa.Array) -> float:
-    """The share of values that are not bad; 0 of no values."""
-    return float(len(column) and 1 - (0.0 if bad is None else bad.mean()))
-
-
-def _plausible(seconds: pa.Array, column: pa.Array, until: int) -> float:
-    return float((pc.sum(_inside(seconds, until)).as_py() or 0) / max(len(column), 1))
-
-
-def _inside(seconds: pa.Array, until: int) -> pa.Array:
-    """Which times are between 2000 and `until`."""
-    return pc.and_(pc.greater_equal(seconds, FIRST_TIME), pc.less(seconds, until)).fill_null(False)
-
-
-def _bounds(there: pa.Array, number: values.Column, seconds: pa.Array, until: int) -> tuple[str, str]:
-    """The least and the greatest value, of times as they are in UTC, of numbers; of neither none."""
-    if not len(there):
-        return "", ""
-    if _plausible(seconds, there, until) >= 0.5:
-        bounds = pc.min_max(seconds).as_py()
-        return moment(bounds["min"]), moment(bounds["max"])
-    if number.bad is not None or number.values.null_count:
-        return "", ""
-    bounds = pc.min_max(number.values if pa.types.is_string(there.type) else there).as_py()
-    return str(bounds["min"]), str(bounds["max"])
-
-
 def moment(second: int) -> str:
     """A Unix second as text in UTC, also where no calendar has it."""
     try:
@@ -245,24 +285,16 @@ def moment(second: int) -> str:
         return f"{second} s"
 
 
-def _first(shown: pa.Array, bad: np.ndarray | None, *, digits: bool) -> str:
-    """The first bad value that is of digits alone, or is not; "" if there is none."""
-    texts = [] if bad is None else shown.filter(pa.array(bad)).to_pylist()
-    return next((text for text in texts if bool(_WHOLE.fullmatch(text.strip())) == digits), "")
+def _first(there: _Distinct, mask: np.ndarray) -> str:
+    """The first value of which a mask is true; "" if there is none."""
+    return str(there.texts[int(mask.argmax())].as_py()) if mask.any() else ""
 
 
-def _digits(counts: dict[str, int], rows: int) -> float:
-    return sum(count for value, count in counts.items() if _WHOLE.fullmatch(value.strip())) / max(rows, 1)
-
-
-def _zoneless(shown: pa.Array, timestamps: Sequence[str], unit: str) -> str:
-    """An example of times without a zone; "" if they have one, or are numbers."""
-    if timestamps:
-        return str(shown[0].as_py()) if len(shown) and any("tz=" not in type_ for type_ in timestamps) else ""
-    if unit:
-        return ""
-    texts = shown.slice(0, 1000).to_pylist()
-    return next((t for t in texts if values.time_seconds(t) is not None and not _ZONE.search(_time_of_day(t))), "")
+def _zoneless(texts: pa.Array, types: Sequence[str]) -> str:
+    """An example of times without a zone; "" if they have one."""
+    if any(type_.startswith("timestamp") for type_ in types):
+        return str(texts[0].as_py()) if any("tz=" not in type_ for type_ in types) else ""
+    return next((text for text in texts.slice(0, 1000).to_pylist() if not _ZONE.search(_time_of_day(text))), "")
 
 
 def _time_of_day(text: str) -> str:
