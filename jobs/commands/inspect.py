@@ -72,7 +72,13 @@ def run(path: str, given: dict[str, Any], *, rows: int = ROWS, files: int = FILE
         tried = trial.read(_spec(final), _rules(final), [*sampled, *empty], rows=rows)
     notes = (*found.notes, *read.notes, *guessed.notes, *_notes_of_trial(tried, final))
     problem = found.problem or problem or _verdict(tried, final)
-    return Inspection(found, sampled, rows, profiles, guessed, settings, tried, notes, problem)
+    lines = tuple(printable(note) for note in notes)
+    return Inspection(found, sampled, rows, profiles, guessed, settings, tried, lines, printable(problem))
+
+
+def printable(text: str) -> str:
+    """Text of the logs on one line, whatever it is: line ends and codes of terminals are escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def _spec(config: Config) -> LogSpec:
@@ -327,7 +333,7 @@ def _render_columns(console: Any, inspection: Inspection) -> None:
             f"{profile.distinct:,}",
             _shown(profile),
         )
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     console.print(table)
     units = sorted(set(inspection.trial.units.values()))
     timestamp = next((p for p in inspection.profiles if p.name == inspection.mapping.columns.get(TIMESTAMP)), None)
@@ -370,7 +376,7 @@ def _render_trial(console: Any, inspection: Inspection) -> None:
             box=box.SIMPLE_HEAD,
         )
         for reason, count in tried.rejected.most_common():
-            table.add_row(reason, f"{count:,}", Text(tried.examples.get(reason, "")))
+            table.add_row(reason, f"{count:,}", Text(printable(tried.examples.get(reason, ""))))
         console.print(table)
     for line in tried.refused[:5]:
-        console.print(f"- would be refused: {line}", soft_wrap=True)
+        console.print(f"- would be refused: {printable(line)}", soft_wrap=True)

@@ -15,6 +15,7 @@ from deltalake import write_deltalake
 from jobs.cli import cli
 from jobs.commands import inspect
 from jobs.config import load_config
+from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.logs import files as logs
 from pipelines.logs.validate import IGNORED, REASONS, VALID, ValidationRules, validate
@@ -228,6 +229,34 @@ def test_the_screen_fits_80_columns_and_says_what_it_is_a_sample_of(tmp_path):
     assert "at most the first 10 rows of each of 3 files" in done.stdout
     assert "30 rows: 30 plays" in done.stdout
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if str(tmp_path) not in line)
+
+
+def test_names_and_values_cannot_leave_their_line(tmp_path):
+    def content(rows):
+        events = [{"user_id": "u\x1b[2J", "item_id\nworkspace": s, "ts\u2028": iso(t)} for _, s, t in rows]
+        return lines(map(json.dumps, events))
+
+    by_day(tmp_path / "logs", "plays.json", content)
+    columns = 'logs.columns={item_id: "item_id\\nworkspace", timestamp: "ts\\u2028"}'
+    arguments = ["inspect", str(tmp_path / "logs"), "--set", columns, "--write", str(tmp_path / "daily.yaml")]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.exception
+    assert "\x1b" not in done.stdout
+    config = load_config(str(tmp_path / "daily.yaml"), environment={})
+    assert config.logs.columns["item_id"] == "item_id\nworkspace"
+    assert read_all(config)["plays"] == 240
+
+
+def test_logs_on_s3(tmp_path, s3):
+    milliseconds(tmp_path / "logs")
+    storage.upload_folder(str(tmp_path / "logs"), f"{s3}/plays")
+    found = inspect.run(f"{s3}/plays/", {})
+    assert (found.problem, found.trial.accepted) == ("", 240)
+    assert found.settings["logs"]["path"] == f"{s3}/plays"
+    [problem] = [inspect.run(found.sampled[0].uri, {}).problem]
+    assert problem == ""
+    with pytest.raises(InputError, match="no files are below"):
+        inspect.run(f"{s3}/nowhere", {})
 
 
 def test_broken_files_are_refused_in_one_line(tmp_path):
