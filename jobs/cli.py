@@ -94,7 +94,10 @@ def cli() -> None:
     How the days stand:   fuxi status
     Look at a list:       fuxi show USER --ds 2026-03-02
     Forget a listener:    fuxi forget USER
+    Several days:         fuxi backfill --from 2026-03-01 --to 2026-03-07
+    Compare two days:     fuxi diff 2026-03-03 2026-03-04
     Tidy the tables:      fuxi maintain
+    Delete what is old:   fuxi retain --dry-run
     Look for damage:      fuxi verify
     The paper's tables:   fuxi reproduce ml-1m
 
@@ -167,16 +170,91 @@ _stage_command("report", "Write the day's self-contained HTML page.")
 
 @cli.command()
 @click.argument("workspace", default="./workspace", metavar="[WORKSPACE]")
-@click.option("--json", "as_json", is_flag=True, help="A JSON list, a day an object.")
-def status(workspace: str, as_json: bool) -> None:
-    """Say how the days of a workspace stand: done, stale, not run, running, and what is out of date. Writes nothing."""
-    from jobs.commands import status as status_job
+@click.option("--days", default=14, show_default=True, type=click.IntRange(0), help="The newest so many; 0: all.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON list, a day an object: with the seconds of each stage.")
+def status(workspace: str, days: int, as_json: bool) -> None:
+    """Say how the days of a workspace stand, and what they read, published and took. Writes nothing.
 
-    days = status_job.run(workspace)
+    Below the table: stages that are stale or not run, days that are out of date, and who works on a day now.
+    """
+    from jobs.commands import status as status_job
+    from jobs.config import load_config
+
+    found = status_job.run(load_config(overrides=[f"workspace={workspace}"], environment={}), days=days)
     if as_json:
-        click.echo(status_job.as_json(days))
+        click.echo(status_job.as_json(found))
     else:
-        status_job.render(days)
+        status_job.render(found)
+
+
+@cli.command()
+@click.option("--from", "first", required=True, metavar="DATE", help="The oldest day, YYYY-MM-DD.")
+@click.option("--to", "last", required=True, metavar="DATE", help="The newest day, YYYY-MM-DD; or today.")
+@click.option("--dry-run", is_flag=True, help="Say what would run and stop.")
+@click.option("--keep-going", is_flag=True, help="Build the days after a refused one, too, without its plays.")
+@click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs of every day anew: makes all of them again.")
+@click.option("--wait", is_flag=True, help="Wait for runs of the days and of days they build on; else refused.")
+@_config_options
+def backfill(
+    config: "Config", first: str, last: str, dry_run: bool, keep_going: bool, wait: bool, **flags: Any
+) -> None:
+    """Run `fuxi daily` for every day of a span, oldest first, skipping what is done.
+
+    Run again, it goes on where it stopped. Exit code 0: all are published. 3: some without a model or a stage. 2: a day
+    was refused; those before it are published.
+    """
+    from jobs.commands import backfill as backfill_job
+    from jobs.day import open_day
+    from jobs.runtime.console import waiting
+
+    show = waiting if wait else None
+    days = backfill_job.span(parse_ds(first), _serving_day(config, last))
+    opened = functools.partial(open_day, config, create=not dry_run, wait=show, **flags)
+    if dry_run:
+        backfill_job.render_plan(list(backfill_job.plans(days, opened)))
+        return
+    done: list[backfill_job.BackfilledDay] = []
+    try:
+        done.extend(backfill_job.run(days, opened, keep_going=keep_going))
+    finally:
+        backfill_job.render(done, len(days))
+    if any(day.refused for day in done):
+        sys.exit(EXIT_REFUSED)
+    if any(day.why for day in done):
+        sys.exit(EXIT_DEGRADED)
+
+
+@cli.command()
+@click.argument("first", metavar="DAY")
+@click.argument("second", metavar="DAY")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_config_options
+def diff(first: str, second: str, as_json: bool, config: "Config") -> None:
+    """Say how the lists of two days differ, and what is otherwise: plays, model, settings. Writes nothing.
+
+    \b
+    fuxi diff 2026-03-03 2026-03-04 --workspace ./workspace
+    """
+    from jobs.commands import diff as diff_job
+
+    found = diff_job.run(config, parse_ds(first), parse_ds(second))
+    if as_json:
+        click.echo(found.as_json())
+    else:
+        diff_job.render(found)
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Say what would go, change nothing.")
+@_config_options
+def retain(dry_run: bool, config: "Config") -> None:
+    """Delete what is older than the settings `retain` keep: scratch, shards, lists, models, runs (docs/workspace.md).
+
+    Whatever a kept day names stays. `fuxi daily` does it where `retain.in_daily` is set.
+    """
+    from jobs.commands import retain as retain_job
+
+    retain_job.render(retain_job.run(config, dry_run=dry_run), dry_run=dry_run)
 
 
 @cli.command()

@@ -74,6 +74,7 @@ _NO_RESULT: dict[str, Any] = {
     "mlflow": True,
     "quality": True,
     "maintain": True,
+    "retain": True,
     "logs": {"path", "catalogue", "max_rejected_share"},
     "sequences": {"check_digests"},
 }
@@ -330,6 +331,21 @@ class MaintainConfig(Section):
         return hours
 
 
+class RetainConfig(Section):
+    """How many days are kept of what a workspace stores; 0: all of them. docs/workspace.md says what is lost."""
+
+    in_daily: bool = Field(
+        False, description="`fuxi daily` applies the bounds after its report; else `fuxi retain` does"
+    )
+    scratch_days: int = Field(7, ge=0, description="checkpoints and exports of finished trainings")
+    sequences_days: int = Field(0, ge=0, description="shards that no kept day reads")
+    lists_days: int = Field(0, ge=0, description="lists; at least 8, and more than rules.listed_days")
+    quarantine_days: int = Field(0, ge=0, description="rejected rows")
+    reports_days: int = Field(0, ge=0, description="pages")
+    models_days: int = Field(0, ge=0, description="versions that serve no day with a run record, and are no alias")
+    runs_days: int = Field(0, ge=0, description="run records and markers; more than gates.best_of_days")
+
+
 class ClusterConfig(Section):
     """Engines. The defaults run everything on this machine and listen on loopback only."""
 
@@ -374,6 +390,7 @@ class Config(Section):
     rules: RulesConfig = RulesConfig()  # type: ignore[call-arg]
 
     maintain: MaintainConfig = MaintainConfig()  # type: ignore[call-arg]
+    retain: RetainConfig = RetainConfig()  # type: ignore[call-arg]
     cluster: ClusterConfig = ClusterConfig()  # type: ignore[call-arg]
     mlflow: MlflowConfig = MlflowConfig()  # type: ignore[call-arg]
 

@@ -9,7 +9,8 @@ training or evaluation fails, the champion serves; when the day's input is refus
 Either way the lists of the day are published and the command ends with exit code 3. So they are where there is no
 champion yet: from popularity. A day that cannot be published has a page all the same, which says why.
 
-After the report of every `maintain.every_days`th ds the tables are tidied (`jobs.tables.maintenance`).
+After the report of every `maintain.every_days`th ds the tables are tidied (`jobs.tables.maintenance`), and what is
+older than `retain` keeps is deleted (`jobs.retention`) if that is set.
 """
 
 import datetime as dt
@@ -20,6 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jobs.day import STAGES, Day, Stage, StageResult, day_lease, lease_uri, noting_at_stop, run_stage, running
+from jobs.retention import check as check_retention
+from jobs.retention import retain
 from jobs.runtime import failures
 from jobs.runtime.console import log
 from jobs.stage_inputs import STAGE_INPUTS, all_before
@@ -68,6 +71,7 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
     Raises InputError if the day cannot be published at all; nothing published before is changed then.
     """
     result = DayResult(day.ds)
+    check_retention(day.config)
     wait_for_earlier(day)
     before = backfill(day)
     for note in before:
@@ -87,6 +91,8 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
                 raise
         if maintenance_due(day):
             _maintain(day)
+        if day.config.retain.in_daily:
+            _retain(day)
         result.notes = [*before, *other_settings(day), *out_of_date_before(day)]
     result.seconds = dict(day.timings)
     return result
@@ -171,6 +177,18 @@ def _maintain(day: Day) -> None:
     removed = sum(table.removed_files for table in tables), sum(table.removed_bytes for table in tables)
     notes = {table.name: table.note for table in tables if table.note}
     log("maintain done", removed_files=removed[0], removed_bytes=removed[1], **notes)
+
+
+def _retain(day: Day) -> None:
+    """Delete what is too old, if this is the newest day. The day is published already, whatever goes wrong here."""
+    if day.ds != day.workspace.days("runs")[-1]:
+        return
+    try:
+        removed = retain(day, held=lease_uri(day.workspace, day.ds))
+    except Exception as error:
+        log("retain failed; the day is published", error=redact(f"{type(error).__name__}: {error}"))
+        return
+    log("retain done", **{kind.kind: f"{kind.files} files, {kind.bytes:,} bytes" for kind in removed if kind.files})
 
 
 def serve_stale(day: Day) -> bool:

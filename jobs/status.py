@@ -2,10 +2,11 @@
 
 import datetime as dt
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from jobs.day import STAGES, Day, running
+from jobs.day import STAGES, Day, StageResult, running
 
+CHALLENGER, CHAMPION, POPULARITY = "challenger", "champion", "popularity"
 RECENT_DAYS = 7
 """A run says what is out of date of so many days before it."""
 
@@ -21,6 +22,27 @@ class DayStatus:
     missing: tuple[str, ...]  # stages that have not finished
     out_of_date: tuple[str, ...]  # what has changed on the days before since, in words
     run_by: str = ""  # who works on it at this moment
+    figures: "DayFigures | None" = None
+
+
+@dataclass(frozen=True)
+class DayFigures:
+    """What a day took, read and published; None of what its stages have not said."""
+
+    seconds: dict[str, float]  # by stage
+    rows: int | None  # of the day's logs
+    accepted: int | None
+    rejected: int | None
+    listeners: int | None  # with a list
+    served_by: str | None  # a model version, or popularity; None: nothing is published
+    metric: str  # `gates.metric`
+    value: float | None  # of what serves, over all listeners that were measured
+    baselines: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def best_baseline(self) -> tuple[str, float] | None:
+        """The baseline with the highest value."""
+        return max(self.baselines.items(), key=lambda item: item[1], default=None)
 
 
 def day_status(day: Day) -> DayStatus:
@@ -37,8 +59,46 @@ def day_status(day: Day) -> DayStatus:
         state = "published stale" if day.stale_days else "published"
     missing = tuple(name for name in STAGES if name not in (*done, *stale))
     return DayStatus(
-        day.ds, state, tuple(done), tuple(stale), missing, tuple(out_of_date(day)), held[1] if held else ""
+        ds=day.ds,
+        state=state,
+        done=tuple(done),
+        stale=tuple(stale),
+        missing=missing,
+        out_of_date=tuple(out_of_date(day)),
+        run_by=held[1] if held else "",
+        figures=_figures(day),
     )
+
+
+def _figures(day: Day) -> DayFigures:
+    markers = {name: marker for name in STAGES if (marker := day.marker(name))}
+    results: dict[str, StageResult] = {name: marker["result"] for name, marker in markers.items()}
+    logs, lists = results.get("sessionize", {}), results.get("recommend")
+    rejected = logs.get("rejected")
+    metric = day.config.gates.metric
+    values = {name: of["all"].get(metric) for name, of in results.get("evaluate", {}).get("metrics", {}).items()}
+    known = {name: value for name, value in values.items() if value is not None}
+    served = (lists.get("model_version") or POPULARITY) if lists is not None else None
+    return DayFigures(
+        seconds={name: marker["seconds"] for name, marker in markers.items()},
+        rows=logs.get("rows_read"),
+        accepted=logs.get("accepted"),
+        rejected=sum(rejected.values()) if rejected is not None else None,
+        listeners=lists.get("listeners") if lists is not None else None,
+        served_by=served,
+        metric=metric,
+        value=known.get(_measured_as(day, served, results)),
+        baselines={name: value for name, value in known.items() if name not in (CHALLENGER, CHAMPION)},
+    )
+
+
+def _measured_as(day: Day, served: str | None, results: dict[str, StageResult]) -> str:
+    """The name under which evaluate measured what serves."""
+    if served is None:
+        return ""
+    if served == results.get("train", {}).get("model_version"):
+        return CHALLENGER
+    return CHAMPION if served == day.record.chosen_model else served
 
 
 def _begun_again(day: Day, stage: str) -> bool:

@@ -1,4 +1,4 @@
-"""Secrets are left out of everything that is printed or stored: passwords in URLs, keys, tokens, signed queries."""
+"""What is printed or stored: without secrets (passwords in URLs, keys, tokens, signed queries), and safe to look at."""
 
 import os
 import re
@@ -6,6 +6,7 @@ from typing import Any, TextIO
 
 HIDDEN = "***"
 _LEAST = 6  # characters; shorter values of the environment stand for too much else
+_COMMANDING = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _SECRET_NAME = re.compile(r"(?i)secret|passw|token|credential|access_key|api_?key|private_key")
 _PATTERNS = (
     (re.compile(r"(?i)\b([a-z][a-z0-9+.\-]*://)[^/\s@'\"]+@"), rf"\1{HIDDEN}@"),
@@ -96,3 +97,12 @@ def _secrets() -> list[str]:
     urls = {found for value in os.environ.values() for found in _URL_PASSWORD.findall(value) if len(found) >= _LEAST}
     files = {value for value in named if value.startswith(("/", "~"))}  # names of files that hold them
     return sorted((named - files) | urls | _known, key=len, reverse=True)
+
+
+def visible(text: str) -> str:
+    """A text from logs or a catalogue on one line of a terminal or page, without what would command either.
+
+    Control characters, among them those that begin a terminal's escape sequences, and those that turn the direction of
+    the text after them read as the replacement character.
+    """
+    return _COMMANDING.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))

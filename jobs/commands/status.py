@@ -4,17 +4,19 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from jobs.config import load_config
+from jobs.config import Config
 from jobs.day import Day
 from jobs.status import DayStatus, day_status
 from pipelines.workspace import open_workspace
 
+DAYS = 14
+NOTHING = "-"
 
-def run(workspace: str) -> list[DayStatus]:
-    """How every day of a workspace stands, oldest first. Writes nothing."""
-    opened = open_workspace(workspace)
-    config = load_config(overrides=[f"workspace={opened.uri}"], environment={})
-    return [day_status(Day(config, ds, opened)) for ds in opened.days("runs")]
+
+def run(config: Config, *, days: int = 0) -> list[DayStatus]:
+    """How the newest days (0: all) of a configuration's workspace stand, oldest first. Writes nothing."""
+    opened = open_workspace(config.workspace)
+    return [day_status(Day(config, ds, opened)) for ds in opened.days("runs")[-days:]]
 
 
 def as_json(days: Sequence[DayStatus]) -> str:
@@ -23,18 +25,46 @@ def as_json(days: Sequence[DayStatus]) -> str:
 
 
 def render(days: Sequence[DayStatus]) -> None:
-    """Print a row a day, and below them what is out of date."""
+    """Print a row a day (baseline: the best one's metric), and below what is not done or out of date, and who works."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Column, Table
 
-    console = Console()
-    table = Table("Day", "State", Column("Done", justify="right"), "Stale", "Not run")
+    console = Console(highlight=False, soft_wrap=True)
+    if not days:
+        console.print("no days yet: `fuxi daily --ds DATE` runs the first one")
+        return
+    metric = days[-1].figures.metric if days[-1].figures else ""
+    numbers = ("Plays", "Rej.", "Lists", "Served by", metric, "baseline", "Time")
+    columns = (Column(name, justify="right", no_wrap=name != "Served by") for name in numbers)
+    table = Table(Column("Day", no_wrap=True), "State", *columns, box=SIMPLE_HEAD, padding=0, collapse_padding=True)
     for day in days:
-        total = len(day.done) + len(day.stale) + len(day.missing)
-        table.add_row(str(day.ds), day.state, f"{len(day.done)}/{total}", ", ".join(day.stale), ", ".join(day.missing))
+        table.add_row(str(day.ds), day.state, *_figures(day))
     console.print(table)
     for day in days:
-        if day.run_by:
-            console.print(f"{day.ds}: {day.run_by}", highlight=False, soft_wrap=True)
-        for reason in day.out_of_date:
-            console.print(f"{day.ds} is out of date: {reason}", highlight=False, soft_wrap=True)
+        for note in _notes(day):
+            console.print(f"{day.ds}: {note}")
+
+
+def _figures(day: DayStatus) -> list[str]:
+    figures = day.figures
+    if figures is None:
+        return [NOTHING] * 7
+    best = figures.best_baseline
+    rejected = None if not figures.rows or figures.rejected is None else figures.rejected / figures.rows
+    return [
+        NOTHING if figures.accepted is None else f"{figures.accepted:,}",
+        NOTHING if rejected is None else f"{rejected:.1%}",
+        NOTHING if figures.listeners is None else f"{figures.listeners:,}",
+        figures.served_by or NOTHING,
+        NOTHING if figures.value is None else f"{figures.value:.4f}",
+        f"{best[1]:.4f}" if best else NOTHING,
+        f"{sum(figures.seconds.values()):,.0f} s",
+    ]
+
+
+def _notes(day: DayStatus) -> list[str]:
+    notes = [f"{day.run_by}"] * bool(day.run_by)
+    notes += [f"stale: {', '.join(day.stale)}; run `fuxi daily --ds {day.ds}`"] * bool(day.stale)
+    notes += [f"not run: {', '.join(day.missing)}"] * bool(day.missing)
+    return notes + [f"out of date: {reason}" for reason in day.out_of_date]

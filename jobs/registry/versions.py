@@ -191,6 +191,43 @@ def download_model(day: Day, version: str) -> str:
         raise InputError(f"{uri} cannot be read ({reason}): run `fuxi train --ds {day.ds}` again") from None
 
 
+def artifact_files(day: Day, version: str) -> list[storage.FileInfo]:
+    """The files of a version in this deployment's own registry; none where a server keeps them."""
+    folder = _artifact_folder(day, version)
+    return storage.list_files(folder) if folder else []
+
+
+def delete_version(day: Day, version: str) -> None:
+    """Remove a version, and its files from this deployment's own registry.
+
+    A server frees its files when somebody runs `mlflow gc` there. The training run stays.
+    """
+    client, name = _client(day), day.config.mlflow.model_name
+    folder, model_id = _artifact_folder(day, version), _model_id(day, version)
+    with leases.publishing():
+        _retry(lambda: client.delete_model_version(name, version))
+    if model_id:
+        _retry(lambda: client.delete_logged_model(model_id))
+    if folder:
+        storage.delete_folder(folder)
+
+
+def _artifact_folder(day: Day, version: str) -> str | None:
+    """Where this deployment's own registry keeps a version; None on a server."""
+    model_id = _model_id(day, version)
+    if not day.has_own_registry or not model_id:
+        return None
+    folder = storage.absolute(_client(day).get_logged_model(model_id).artifact_location.removeprefix("file://"))
+    return folder if folder.startswith(storage.join(day.workspace.uri, ARTIFACTS) + "/") else None
+
+
+def _model_id(day: Day, version: str) -> str | None:
+    """MLflow's id of the logged model that a version was made of; None of a version with files of a run."""
+    found = _client(day).get_model_version(day.config.mlflow.model_name, version)
+    logged = (found.source or "").removeprefix("models:/")
+    return found.model_id or (logged if logged.startswith("m-") else None)
+
+
 def model_uri(day: Day, version: str) -> str:
     """The URI for `mlflow.pyfunc.load_model`, after pointing MLflow at this deployment's registry."""
     _client(day)

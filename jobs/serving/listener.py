@@ -15,6 +15,7 @@ from jobs.tables.recommendations import published_days, read_list
 from pipelines.errors import InputError
 from pipelines.histories.buckets import user_bucket
 from pipelines.histories.histories import Histories
+from pipelines.redact import visible
 from pipelines.schema import (
     COMPLETION,
     DS,
@@ -62,7 +63,7 @@ def served_listener(day: Day, user: str) -> ServedListener:
     played = [reason for item in row[ITEMS] for reason in item.get(REASONS) or ()]
     names = titles(day, [song[ITEM_ID] for song in [*row[ITEMS], *recent, *played]])
     return ServedListener(
-        user=user,
+        user=visible(user),
         ds=str(day.ds),
         known=own is not None,
         source=row[SOURCE],
@@ -130,4 +131,4 @@ def day_in_words(day: dt.date, today: dt.date) -> str:
 def named(song: dict[str, Any], names: Titles) -> dict[str, Any]:
     """The song with its title and artist; without a catalogue row its id stands for the title."""
     title, artist = names.get(song[ITEM_ID], ("", ""))
-    return {**song, "title": title or str(song[ITEM_ID]), "artist": artist}
+    return {**song, "title": visible(title or str(song[ITEM_ID])), "artist": visible(artist)}

@@ -1,11 +1,10 @@
 """docs/workspace.md names every path that two serving days, a failure and a forgotten listener leave."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-import pytest
+from jobs.commands import retain
 
 TEXT = (Path(__file__).parents[2] / "docs" / "workspace.md").read_text()
 
@@ -38,7 +37,7 @@ def test_every_file_of_two_serving_days_is_documented(two_days: Any) -> None:
 def test_everything_that_every_day_writes_is_there(two_days: Any) -> None:
     """So that a path that is no longer written does not stay on the page."""
     files = [file.relative_to(two_days.root).as_posix() for file in two_days.root.rglob("*") if file.is_file()]
-    runs = ("runs/ds=D/staging", "runs/ds=D/parent-", "runs/ds=D/*.failure", "runs/ds=D/side")
+    runs = ("runs/backfill.lock", "runs/ds=D/staging", "runs/ds=D/parent-", "runs/ds=D/*.failure", "runs/ds=D/side")
     elsewhere = ("forgotten/", "catalogue/", "reproduce", "logs/", *runs)
     for path in documented():
         if not path.startswith(elsewhere) and "delta-" not in path:
@@ -52,16 +51,21 @@ def test_an_undocumented_file_is_found(tmp_path: Path) -> None:
     assert undocumented(tmp_path) == ["runs/ds=2026-03-02/train.txt", "sequences/ds=x/_manifest.json"]
 
 
-def test_the_files_that_may_go_are_those_that_no_kept_day_names(
-    two_days: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code = re.search(r"```python\n(.*?)```", TEXT, re.S)
-    assert code and 'keep = open_workspace("./workspace"), 30' in code[1]
-    root = str(two_days.root)
-    exec(code[1].replace("./workspace", root).replace(", 30", ", 1"), {})
-    printed = capsys.readouterr().out.split()
-    first_day = {str(file) for file in (two_days.root / "sequences" / "ds=2026-01-26").rglob("*.parquet")}
-    manifest = json.loads((two_days.root / "sequences" / "ds=2026-01-27" / "_manifest.json").read_text())
-    kept = {f"{root}/sequences/ds={file['home']}/{file['path']}" for file in manifest["files"] if file["home"]}
-    assert first_day - kept  # the tables of the first day
-    assert set(printed) == first_day - kept
+def test_what_may_go_is_what_the_command_would_delete(two_days: Any) -> None:
+    """Of two real days: the first one's scratch, and no shard, because the second day was built on them."""
+    bounds = two_days.config.retain.model_copy(update={"scratch_days": 1, "sequences_days": 1, "quarantine_days": 1})
+    planned = {
+        kind.kind: kind for kind in retain.run(two_days.config.model_copy(update={"retain": bounds}), dry_run=True)
+    }
+    first = two_days.root / "runs" / "ds=2026-01-26"
+    scratch = [
+        file for name in ("checkpoints", "export-*") for folder in first.glob(name) for file in folder.rglob("*")
+    ]
+    assert planned["sequences"].files == 0
+    assert (
+        0
+        < planned["checkpoints and exports"].files
+        == sum(file.is_file() and file.name[0] not in "._" for file in scratch)
+    )
+    rejected = (two_days.root / "quarantine" / "ds=2026-01-26").glob("*.parquet")
+    assert planned["quarantine"].files == len(list(rejected))

@@ -62,6 +62,17 @@ def test_an_unknown_listener_gets_the_default_list(published) -> None:
     assert (shown["known"], shown["source"], len(shown["items"])) == (False, "popular", 30)
 
 
+def test_what_would_command_a_terminal_or_turn_the_text_after_it_is_shown_as_a_mark(published, tmp_path: Path) -> None:
+    made = with_catalogue(published(), tmp_path)
+    songs = pq.read_table(tmp_path / "catalogue" / "songs.parquet")
+    hostile = pa.array(["\x1b]0;owned\x07 \x1b[2Jgone\u202e\n next"] * songs.num_rows)
+    pq.write_table(
+        songs.set_column(songs.column_names.index("title"), "title", hostile), tmp_path / "catalogue" / "songs.parquet"
+    )
+    shown = served_listener(made.day(DAY_ONE), "3")
+    assert {item["title"] for item in shown["items"]} == {"\ufffd]0;owned\ufffd \ufffd[2Jgone\ufffd next"}
+
+
 def test_without_a_catalogue_the_id_stands_for_the_title(published) -> None:
     shown = served_listener(published().day(DAY_ONE), "3")
     assert all(item["title"] == str(item["item_id"]) for item in shown["items"])
