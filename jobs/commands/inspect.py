@@ -15,6 +15,7 @@ from pipelines.errors import InputError
 from pipelines.logs.formats.base import AUTO, LogFile, LogSpec
 from pipelines.logs.inspection import columns, dialect, layout, mapping, trial
 from pipelines.logs.validate import ValidationRules
+from pipelines.redact import visible
 from pipelines.schema import DS, EVENT_TYPE, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, TIMESTAMP
 
 ROWS, FILES = 10_000, 20
@@ -72,13 +73,8 @@ def run(path: str, given: dict[str, Any], *, rows: int = ROWS, files: int = FILE
         tried = trial.read(_spec(final), _rules(final), [*sampled, *empty], rows=rows)
     notes = (*found.notes, *read.notes, *guessed.notes, *_notes_of_trial(tried, final))
     problem = found.problem or problem or _verdict(tried, final)
-    lines = tuple(printable(note) for note in notes)
-    return Inspection(found, sampled, rows, profiles, guessed, settings, tried, lines, printable(problem))
-
-
-def printable(text: str) -> str:
-    """Text of the logs on one line, whatever it is: line ends and codes of terminals are escaped."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    lines = tuple(visible(note) for note in notes)
+    return Inspection(found, sampled, rows, profiles, guessed, settings, tried, lines, visible(problem))
 
 
 def _spec(config: Config) -> LogSpec:
@@ -333,7 +329,7 @@ def _render_columns(console: Any, inspection: Inspection) -> None:
             f"{profile.distinct:,}",
             _shown(profile),
         )
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+        table.add_row(*(Text(visible(cell)) for cell in cells))
     console.print(table)
     units = sorted(set(inspection.trial.units.values()))
     timestamp = next((p for p in inspection.profiles if p.name == inspection.mapping.columns.get(TIMESTAMP)), None)
@@ -343,7 +339,7 @@ def _render_columns(console: Any, inspection: Inspection) -> None:
 
 def _shown(profile: columns.Profile) -> str:
     """The range of a column's values, the commonest ones, or one of them."""
-    if profile.least != profile.greatest:
+    if profile.least != profile.greatest and not profile.lossy:
         return f"{profile.least} .. {profile.greatest}"
     if 1 < len(profile.counts) <= 10:
         ordered = sorted(profile.counts, key=lambda value: -profile.counts[value])
@@ -376,7 +372,7 @@ def _render_trial(console: Any, inspection: Inspection) -> None:
             box=box.SIMPLE_HEAD,
         )
         for reason, count in tried.rejected.most_common():
-            table.add_row(reason, f"{count:,}", Text(printable(tried.examples.get(reason, ""))))
+            table.add_row(reason, f"{count:,}", Text(visible(tried.examples.get(reason, ""))))
         console.print(table)
     for line in tried.refused[:5]:
-        console.print(f"- would be refused: {printable(line)}", soft_wrap=True)
+        console.print(f"- would be refused: {visible(line)}", soft_wrap=True)

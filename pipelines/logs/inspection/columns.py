@@ -110,7 +110,7 @@ def _object(text: str) -> dict[str, Any] | None:
 
 def _flat(row: dict[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     for key, value in row.items():
-        if isinstance(value, dict) and value and depth < _DEEPEST:
+        if isinstance(value, dict) and depth < _DEEPEST:
             yield from _flat(value, f"{prefix}{key}.", depth + 1)
         else:
             yield f"{prefix}{key}", value
