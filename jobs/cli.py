@@ -284,10 +284,8 @@ def inspect(
     it prints reads the sample. 2: it does not, and the line on standard error says column, value and setting.
     """
     from jobs.commands import inspect as inspect_job
-    from jobs.config import load_config
 
-    given = load_config(config_file, overrides=overrides, environment={}).model_dump(mode="json", exclude_unset=True)
-    inspection = inspect_job.run(path, given, rows=rows, files=files)
+    inspection = inspect_job.run(path, inspect_job.given_settings(config_file, overrides), rows=rows, files=files)
     if as_json:
         click.echo(inspect_job.as_json(inspection))
     else:

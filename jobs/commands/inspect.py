@@ -19,6 +19,8 @@ from pipelines.redact import visible
 from pipelines.schema import DS, EVENT_TYPE, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, TIMESTAMP
 
 ROWS, FILES = 10_000, 20
+_GUESSED = {"logs", "sequences"}
+"""Sections whose settings are guessed unless they are said."""
 _LATEST = dt.date(2100, 1, 1)
 
 
@@ -47,6 +49,16 @@ class _Read:
     problem: str
 
 
+def given_settings(file: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """The sections that a file and `--set` say. Environment variables are left out: secrets are kept in them."""
+    config = load_config(file, overrides=overrides, environment={})
+    said = config.model_dump(mode="json", exclude_unset=True)
+    changed = config.model_dump(mode="json", exclude_defaults=True)
+    for name in said.keys() - _GUESSED:  # the model's are dataclasses, which do not know what was said
+        said[name] = changed.get(name)
+    return {name: value for name, value in said.items() if value is not None}
+
+
 def run(path: str, given: dict[str, Any], *, rows: int = ROWS, files: int = FILES) -> Inspection:
     """Look at the logs at a path. given: sections of a configuration whose settings are kept and not guessed.
 
@@ -62,7 +74,8 @@ def run(path: str, given: dict[str, Any], *, rows: int = ROWS, files: int = FILE
     spec = dataclasses.replace(start, path=found.path, format=found.format, partition=found.partition)
     read = _read(spec, sampled, rows)
     profiles = columns.profiles(read.samples, until=_until(found), null_texts=spec.csv.null_values)
-    guessed = mapping.guess(profiles, files=len(read.samples), given=said.get("columns", {}))
+    events = (*said.get("play_events", ()), *said.get("other_events", ()))
+    guessed = mapping.guess(profiles, files=len(read.samples), given=said.get("columns", {}), events=events)
     settings = _settings(found, read.spec, guessed, given)
     final = load_config(values=settings, environment={})
     problem = read.problem or guessed.problem

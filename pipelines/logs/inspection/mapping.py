@@ -1,7 +1,7 @@
 """Which columns of the logs are ours: guessed by their names, as services write them, and confirmed by their values."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.logs.faults import quoted
@@ -93,8 +93,11 @@ def normalized(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def guess(profiles: Sequence[Profile], *, files: int, given: dict[str, str]) -> Mapping:
-    """The mapping of the columns of `files` sampled files. given: our column -> the logs', not to be guessed."""
+def guess(profiles: Sequence[Profile], *, files: int, given: dict[str, str], events: Collection[str] = ()) -> Mapping:
+    """The mapping of the columns of `files` sampled files.
+
+    given: our column -> the logs', not to be guessed. events: types of events about which the settings say what they are.
+    """
     by_name = {profile.name: profile for profile in profiles}
     columns, doubts, notes = dict(given), {}, []
     for name in (TIMESTAMP, USER_ID, ITEM_ID, EVENT_TYPE, PLAY_MS, DURATION_MS):
@@ -112,7 +115,7 @@ def guess(profiles: Sequence[Profile], *, files: int, given: dict[str, str]) -> 
     notes += [note for profile in profiles if (note := _not_read(profile, columns))]
     types = {name: _id_type(by_name.get(columns.get(name, ""))) for name in (USER_ID, ITEM_ID)}
     notes += [note for name in types if (note := _note_of_type(name, by_name.get(columns.get(name, "")), types[name]))]
-    plays, others, more = _events(by_name.get(columns.get(EVENT_TYPE, "")))
+    plays, others, more = _events(by_name.get(columns.get(EVENT_TYPE, "")), events)
     notes += [*more, *_note_of_zone(by_name.get(columns.get(TIMESTAMP, "")))]
     return Mapping(
         columns,
@@ -263,7 +266,7 @@ def _note_of_type(name: str, profile: Profile | None, type_: str) -> str:
     return f"{share} values of {shown} look like numbers, but {what}: they are read as text"
 
 
-def _events(profile: Profile | None) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
+def _events(profile: Profile | None, known: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
     """The values of event_type that are plays, those that are known and none, and a line on the rest."""
     if profile is None:
         return (), (), []
@@ -272,7 +275,11 @@ def _events(profile: Profile | None) -> tuple[tuple[str, ...], tuple[str, ...], 
     ordered = sorted(profile.counts, key=lambda value: -profile.counts[value])
     plays = tuple(value for value in ordered if _is_play(value))
     others = tuple(value for value in ordered if normalized(value) in _OTHERS.split())
-    rest = [f"{quoted(value)} ({profile.counts[value]:,} rows)" for value in ordered if value not in {*plays, *others}]
+    rest = [
+        f"{quoted(value)} ({profile.counts[value]:,} rows)"
+        for value in ordered
+        if value not in {*plays, *others, *known}
+    ]
     if not rest:
         return plays, others, []
     shown = ", ".join(rest[:5]) + (f" and {len(rest) - 5} more" if len(rest) > 5 else "")

@@ -159,6 +159,18 @@ def test_what_was_guessed(tmp_path):
     assert any("'001'" in note for note in found.notes)
 
 
+def test_only_what_a_file_says_is_taken_over(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("train: {epochs: 3}\nmaintain: {every_days: 1}\nlogs: {max_late_days: 60}\n")
+    monkeypatch.setenv("FUXI_MLFLOW__TRACKING_URI", "https://me:secret@mlflow")
+    given = inspect.given_settings(str(tmp_path / "mine.yaml"), ["sequences.user_id_type=int64"])
+    assert given == {
+        "train": {"epochs": 3},
+        "maintain": {"every_days": 1},
+        "logs": {"max_late_days": 60},
+        "sequences": {"user_id_type": "int64"},
+    }
+
+
 def test_settings_that_are_given_are_kept(tmp_path):
     tabs(tmp_path)
     given = {"train": {"epochs": 3}, "logs": {"columns": {"item_id": "played_at"}, "max_late_days": 9}}

@@ -117,6 +117,9 @@ def test_events_are_divided_and_the_rest_is_named():
     found = guess([row(n, event=events[n % 4]) for n in range(40)])
     assert (found.play_events, found.other_events) == (("listen",), ("like",))
     assert any("'skip' (10 rows)" in note and "logs.other_events" in note for note in found.notes)
+    rows = [row(n, event=events[n % 4]) for n in range(40)]
+    known = mapping.guess(profiles(rows), files=1, given={}, events=["skip"])
+    assert not any("skip" in note for note in known.notes)
 
 
 @pytest.mark.parametrize(
