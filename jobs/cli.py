@@ -284,12 +284,13 @@ def inspect(
     it prints reads the sample. 2: it does not, and the line on standard error says column, value and setting.
     """
     from jobs.commands import inspect as inspect_job
+    from jobs.commands import inspect_screen
 
     inspection = inspect_job.run(path, inspect_job.given_settings(config_file, overrides), rows=rows, files=files)
     if as_json:
-        click.echo(inspect_job.as_json(inspection))
+        click.echo(inspect_screen.as_json(inspection))
     else:
-        inspect_job.render(inspection)
+        inspect_screen.render(inspection)
     if target:
         inspect_job.write(inspection, target, force=force)
     elif inspection.problem:

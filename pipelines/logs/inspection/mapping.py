@@ -96,7 +96,7 @@ def normalized(name: str) -> str:
 def guess(profiles: Sequence[Profile], *, files: int, given: dict[str, str], events: Collection[str] = ()) -> Mapping:
     """The mapping of the columns of `files` sampled files.
 
-    given: our column -> the logs', not to be guessed. events: types of events about which the settings say what they are.
+    given: our column -> the logs', not to be guessed. events: types of events that the settings know.
     """
     by_name = {profile.name: profile for profile in profiles}
     columns, doubts, notes = dict(given), {}, []

@@ -110,6 +110,10 @@ def delta(root):
         write_deltalake(str(root), table, partition_by=["landed"], mode="append")
 
 
+def _outcome(code):
+    return REASONS[code] if code >= 0 else {VALID: "plays", IGNORED: "ignored"}[code]
+
+
 def read_all(config):
     """Rows, plays, other events and rejected rows of all logs, as the job reads them."""
     types = {name: getattr(config.sequences, name) for name in ("user_id_type", "item_id_type")}
@@ -119,7 +123,7 @@ def read_all(config):
     for split in logs.plan(spec, logs.discover(spec, before=AFTER)):
         for batch in logs.read(spec, split):
             codes = validate(batch, rules, dt.date.fromisoformat(split.file.landing_day))
-            counts.update({VALID: "plays", IGNORED: "ignored"}.get(code, REASONS[code]) for code in codes)
+            counts.update(_outcome(int(code)) for code in codes)
     return counts
 
 
