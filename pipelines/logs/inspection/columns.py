@@ -21,6 +21,7 @@ FIRST_TIME = 946_684_800
 _DEEPEST = 4
 _ZONE = re.compile(r"(?:z|utc|gmt|[+-]\d\d:?\d\d|[+-]\d\d|\])\s*$", re.IGNORECASE)
 _WHOLE = r"^\s*[+-]?[0-9]+(?:\.0*)?\s*$"
+_DIGITS = r"^\s*[+-]?[0-9.]+\s*$"
 _PROBE = 1000
 """Distinct values by which a column of text is judged to hold no number, or no time, at all."""
 _FEW = 50
@@ -270,7 +271,7 @@ def _times(column: pa.Array, null_texts: Sequence[str]) -> tuple[pa.Array, str]:
     """Unix seconds of a column, null where it has no times; and the unit of numbers, "" if it has none."""
     read = values.read_column(values.TIME, column, null_texts=null_texts).values
     is_text = pa.types.is_string(column.type)
-    digits = pc.all(pc.match_substring_regex(column, r"^\s*[+-]?[0-9.]+\s*$")).as_py() if is_text else True
+    digits = pc.all(pc.match_substring_regex(column, _DIGITS)).as_py() if is_text else True
     if not len(column) or not digits:
         return read, ""
     unit = values.unit_of(read.drop_null().to_pylist())
@@ -294,6 +295,7 @@ def _zoneless(texts: pa.Array, types: Sequence[str]) -> str:
     """An example of times without a zone; "" if they have one."""
     if any(type_.startswith("timestamp") for type_ in types):
         return str(texts[0].as_py()) if any("tz=" not in type_ for type_ in types) else ""
+    texts = texts.filter(pc.invert(pc.match_substring_regex(texts, _DIGITS)))
     return next((text for text in texts.slice(0, 1000).to_pylist() if not _ZONE.search(_time_of_day(text))), "")
 
 

@@ -141,6 +141,11 @@ def test_times_without_a_zone_are_said_to_be_read_as_utc(written, zoneless):
     assert bool(notes) == zoneless
 
 
+def test_numbers_among_written_times_are_no_times_without_a_zone():
+    written = ["2026-03-02T12:00:00Z", str(NOON), f"{NOON}.5"]
+    assert not any("read as UTC" in note for note in guess([row(n, timestamp=written[n % 3]) for n in range(9)]).notes)
+
+
 def test_a_profile_counts_nulls_and_knows_units():
     rows = [row(n, timestamp=(NOON + n) * 1000, title=["", "x", None][n % 3]) for n in range(30)]
     by_name = {profile.name: profile for profile in profiles(rows, files=2)}
