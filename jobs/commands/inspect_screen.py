@@ -71,15 +71,19 @@ def _render_files(console: Any, inspection: Inspection) -> None:
     found, days = inspection.layout, inspection.layout.landing_days
     size = storage.in_words(sum(file.size for file in found.files))
     formats = ", ".join(f"{count:,} {name or 'of unknown format'}" for name, count in found.formats.items())
-    console.print(f"{found.path}\n{len(found.files):,} files ({formats}), {size}", soft_wrap=True)
+    console.print(f"{found.path}\n{_counted(len(found.files), 'file')} ({formats}), {size}", soft_wrap=True)
     keys = "/".join(f"{key}=..." for key in found.partition)
     if days:
-        console.print(f"{len(days):,} landing days in {keys}, {days[0]} to {days[-1]}{_gap(days)}")
+        console.print(f"{_counted(len(days), 'landing day')} in {keys}, {days[0]} to {days[-1]}{_gap(days)}")
     else:
         console.print("no landing days")
     console.print(
-        f"A sample: at most the first {inspection.rows_each:,} rows of each of {len(inspection.sampled):,} files."
+        f"A sample: at most the first {inspection.rows_each:,} rows of each of {_counted(len(inspection.sampled), 'file')}."
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def _gap(days: Sequence[str]) -> str:

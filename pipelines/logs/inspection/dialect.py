@@ -40,7 +40,10 @@ def guess(file: LogFile, spec: LogSpec) -> Dialect:
         return Dialect(found)
     first = _cells(lines[0], mark, given.quote)
     notes, problem = [], ""
-    if given.header and not given.columns and _is_row(first):
+    if given.header and given.columns and _is_row(first):
+        found = replace(found, header=False)
+        notes.append("the first line is a row, not a header")
+    elif given.header and _is_row(first):
         names, sure = _names(lines, mark, given)
         found = replace(found, header=False, columns=names)
         notes.append(f"the first line is a row, not a header: its {len(names)} columns are named here by place")
@@ -49,7 +52,7 @@ def guess(file: LogFile, spec: LogSpec) -> Dialect:
         if not sure:
             problem = (
                 "the CSV files have no header, so their columns need names: set logs.csv.columns to "
-                f"[{', '.join(names)}] with user_id, item_id and timestamp in the places of yours"
+                f"[{', '.join(names)}] with user_id, item_id and timestamp in the places of yours (and logs.csv.header: false)"
             )
     found, more = _quoting(file, spec, found, lines)
     return Dialect(found, (*notes, *more), problem)

@@ -312,6 +312,9 @@ def _missing(columns: dict[str, str], profiles: Sequence[Profile]) -> str:
     shown = ", ".join(f"{p.name} ({quoted(p.example)})" for p in free[:6]) + (" ..." if len(free) > 6 else "")
     known = "".join(f"{name}: {column}, " for name, column in columns.items() if column != name)
     wanted = ", ".join(f"{name}: ..." for name in missing)
+    for profile in free:
+        if TIMESTAMP in missing and _rank(TIMESTAMP, profile.name) and not profile.as_time:
+            shown += f"; the values of {profile.name} are no times between 2000 and the last landing day in any unit"
     what = {USER_ID: "the listener", ITEM_ID: "the song", TIMESTAMP: "the time"}
     return (
         f"no column looks like {' or '.join(what[name] for name in missing)} ({', '.join(missing)}) among "

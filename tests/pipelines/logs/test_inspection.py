@@ -57,6 +57,7 @@ def test_a_name_alone_is_not_enough():
     without = [{"user": n, "song": n, "timestamp": 5 * n} for n in range(30)]  # seconds since when?
     problem = guess(without).problem
     assert "the time (timestamp)" in problem
+    assert "the values of timestamp are no times between 2000 and the last landing day" in problem
     assert "logs.columns={user_id: user, item_id: song, timestamp: ...}" in problem
 
 
@@ -265,3 +266,7 @@ def test_dialects(tmp_path, text, expected):
     found = dialect.guess(LogFile(str(file), len(text), "", "2026-03-02"), SPEC)
     assert {name: getattr(found.csv, name) for name in expected} == expected
     assert bool(found.problem) == ("column_1" in found.csv.columns)
+    if found.problem:
+        named = LogSpec("", csv=dialect.CsvSpec(columns=("user_id", "timestamp", "item_id", "title")))
+        again = dialect.guess(LogFile(str(file), len(text), "", "2026-03-02"), named)
+        assert (again.csv.header, again.csv.columns, again.problem) == (False, named.csv.columns, "")
