@@ -77,9 +77,8 @@ def _render_files(console: Any, inspection: Inspection) -> None:
         console.print(f"{_counted(len(days), 'landing day')} in {keys}, {days[0]} to {days[-1]}{_gap(days)}")
     else:
         console.print("no landing days")
-    console.print(
-        f"A sample: at most the first {inspection.rows_each:,} rows of each of {_counted(len(inspection.sampled), 'file')}."
-    )
+    sampled = _counted(len(inspection.sampled), "file")
+    console.print(f"A sample: at most the first {inspection.rows_each:,} rows of each of {sampled}.")
 
 
 def _counted(count: int, noun: str) -> str:

@@ -51,8 +51,8 @@ def guess(file: LogFile, spec: LogSpec) -> Dialect:
             notes.append("that the first column which is no time is the listener, and the second the song, is assumed")
         if not sure:
             problem = (
-                "the CSV files have no header, so their columns need names: set logs.csv.columns to "
-                f"[{', '.join(names)}] with user_id, item_id and timestamp in the places of yours (and logs.csv.header: false)"
+                "the CSV files have no header, so their columns need names: set logs.csv.header: false and "
+                f"logs.csv.columns to [{', '.join(names)}] with user_id, item_id and timestamp in the places of yours"
             )
     found, more = _quoting(file, spec, found, lines)
     return Dialect(found, (*notes, *more), problem)
