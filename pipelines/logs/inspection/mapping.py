@@ -259,7 +259,7 @@ def _note_of_type(name: str, profile: Profile | None, type_: str) -> str:
         )
     share = "all" if profile.digits == 1 else f"{profile.digits:.0%} of the"
     what = (
-        f"{quoted(profile.lossy)} is not itself as a whole number of 64 bits"
+        f"{quoted(profile.lossy)} would be lost or changed as a whole number of 64 bits"
         if profile.lossy
         else f"{quoted(profile.no_number)} does not"
     )
