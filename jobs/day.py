@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from jobs.config import Config
 from jobs.places import located, portable
 from jobs.stage_inputs import STAGE_INPUTS, differences, settings_of
-from pipelines import leases, storage
+from pipelines import leases, progress, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
@@ -81,6 +81,8 @@ class RunRecord:
     catalogue_files: tuple[LogFile, ...] = ()  # without landing days
     sequences_ds: str | None = None  # an earlier ds whose shards serve this one, when today's input was refused
     chosen_model: str | None = None  # MLflow version that serves this ds; written by promote
+    full_retrain: str | None = None  # why training starts from nothing in spite of a champion; None: not decided
+    chosen_baseline: str | None = None  # baseline that serves this ds in place of the chosen model; written by promote
     chosen_reason: str = ""
     logs_path: str = ""  # where the logs were; `logs.path` of the configuration says where they are
 
@@ -104,6 +106,7 @@ class Day:
     accept_quality: bool = False  # take the day's input in spite of bounds that it breaks
     wait: Wait | None = None  # wait for another run instead of refusing; shows what is waited for
     leased: bool = False  # the lease of the ds is held
+    begun: frozenset[str] = frozenset()  # stages that an earlier attempt of this command began, with these flags
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -396,7 +399,7 @@ def noting_at_stop(note: Callable[[], str]) -> Iterator[None]:
 def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
     """Run one stage unless it has finished from the same inputs (`Day.must_run`); note the time and the result."""
     done = day.result(name)
-    forced = day.force or (day.refresh_inputs and name == "sessionize")
+    forced = (day.force or (day.refresh_inputs and name == "sessionize")) and name not in day.begun
     if done is not None and not forced and not day.must_run(name):
         day.timings[name] = 0.0
         return {**done, "skipped": True}
@@ -405,6 +408,7 @@ def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
         up_to_date = done is not None and not day.must_run(name)
         record = storage.read_json(day.record_uri) if up_to_date else None
         day.withdraw(name)
+        progress.begun(name)
         try:
             result = stage(day)
         except InputError:
@@ -414,6 +418,7 @@ def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
             raise
         day.timings[name] = time.monotonic() - started
         day.finish(name, result, day.timings[name], inputs=inputs)
+        progress.finished(name)
     return result
 
 

@@ -2,7 +2,7 @@
 
 The projection and the order of heads are here; all after the projection is the operator `fuxi_beta.ops.token_mixer`.
 
-Shapes: `B` listeners, `R` some of them, `T` packed tokens, `D` width, `C` = 2 D channels.
+Shapes: `B` listeners, `R` some of them, `T` packed tokens, `D` width, `C` = 2 D channels, `K` songs of each listener.
 """
 
 from dataclasses import dataclass
@@ -17,24 +17,19 @@ from fuxi_beta.data.stateless_random import Mask
 from fuxi_beta.layers.frab import FRAB
 from fuxi_beta.layers.precision import product
 from fuxi_beta.layers.rab import RAB
-from fuxi_beta.ops import PreparedTimes
-from fuxi_beta.ops.elapsed import log_elapsed
+from fuxi_beta.ops import LastRows, PreparedTimes, Term
+from fuxi_beta.ops.block import rows_of_value
 from fuxi_beta.ops.reference import RMS_EPS, gated
+from fuxi_beta.ops.token_mixer import Power
 
 
 @dataclass(frozen=True)
 class LastRow:
-    """The mixer at each listener's last token, and the sums over plays that it gates.
-
-    A sum of listener b is sum_j by_position[j] V[j] (D channels), then a sum_j decayed[j] V[j] (D more).
-    """
+    """The mixer at each listener's last token, and the sums over plays that it gates."""
 
     output: Tensor  # [B, C], in the order of `AFTM.by_head`
-    value: Tensor  # V [T, D]
-    by_position: Tensor  # [T], the last row of B
-    decayed: Tensor | None  # [T], that of B^t without its factor a; None: there is no temporal channel
     gate: Tensor  # U [B, C], [position | time]
-    sums: Tensor  # [B, C], [position | time]
+    rows: LastRows
 
 
 class AFTM(nn.Module):
@@ -59,13 +54,17 @@ class AFTM(nn.Module):
         """normed: RMSNorm(x) [T, D] -> [T, C], dropped out if there is a mask. sparse: as of `RAB.by_lag`."""
         projected = product(self._project, normed, bf16=self.bf16)
         by_lag = self.positional.by_lag(times.longest, sparse=sparse)
-        power = None if self.temporal is None else self.temporal.power
-        return self.by_head(ops.token_mixer(projected, times, by_lag, power, mask))
+        return self.by_head(ops.token_mixer(projected, times, by_lag, self.power, mask))
+
+    @property
+    def power(self) -> Power | None:
+        """Of the temporal channel, as operators take it; None if there is none."""
+        return None if self.temporal is None else self.temporal.power
 
     def _project(self, normed: Tensor) -> Tensor:
-        return normed @ self._weight()
+        return normed @ self.weight()
 
-    def _weight(self) -> Tensor:
+    def weight(self) -> Tensor:
         """W with the columns of U in the order [position | time] for any number of heads. [D, 3 D]."""
         if self.heads == 1:
             return self.project
@@ -78,40 +77,34 @@ class AFTM(nn.Module):
 
         Rows of listeners without tokens are zeros.
         """
-        of_gate, of_value = self._weight().split([2 * self.dim, self.dim], dim=1)
-        value = F.silu(product(lambda x: x @ of_value, normed, bf16=self.bf16))
-        tokens = torch.arange(len(value), device=value.device)
-        ends = batch.offsets[1:][batch.listener]  # [T]
-
-        def row_times_value(weight: Tensor) -> Tensor:  # [T] -> [B, D]
-            return F.embedding_bag(tokens, value, batch.offsets[:-1], mode="sum", per_sample_weights=weight)
-
-        by_position = self.positional.by_lag(self.positional.reach, sparse=True)[ends - 1 - tokens]
-        of_position, decayed = row_times_value(by_position), None
-        if self.temporal is None:
-            of_time = torch.zeros_like(of_position)
+        of_gate, of_value = self.weight().split([2 * self.dim, self.dim], dim=1)
+        by_lag = self.positional.by_lag(batch.longest, sparse=True)
+        if self.bf16:
+            value = F.silu(product(lambda x: x @ of_value, normed, bf16=True))
+            rows = rows_of_value(value, batch, by_lag, self.power)
         else:
-            decayed = self.temporal.decayed(log_elapsed(batch.next_timestamp[ends - 1], batch.timestamp, value.dtype))
-            of_time = self.temporal.scale * row_times_value(decayed)
-        sums = torch.cat([of_position, of_time], dim=-1)
+            rows = ops.last_rows(normed, of_value, batch, by_lag, self.power)
         has_tokens = batch.lengths > 0
-        gate = value.new_zeros(batch.num_listeners, 2 * self.dim)
+        gate = normed.new_zeros(batch.num_listeners, 2 * self.dim)
         last_tokens = normed[batch.offsets[1:][has_tokens] - 1]
         gate[has_tokens] = F.silu(product(lambda x: x @ of_gate, last_tokens, bf16=self.bf16))
-        return LastRow(self.by_head(gated(gate, sums, None)), value, by_position, decayed, gate, sums)
+        return LastRow(self.by_head(gated(gate, rows.sums, None)), gate, rows)
 
-    def pull_back(self, towards: Tensor, row: LastRow, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """<towards, output> as linear functions of V, with the gate and the norm held at their values.
+    def terms(self, towards: Tensor, row: LastRow, rows: Tensor) -> list[Term]:
+        """<towards, output> as a sum over plays, linear in V, with the gate and the norm held at their values.
 
-        towards: [R, K, C] for each of `rows`. It equals the sum over plays j of by_position[j] <first, V[j]> +
-        decayed[j] <second, V[j]>; first and second: [R, K, D], second None where there is no temporal channel.
+        towards: [R, K, C] for each of `rows`. A term for the plays' positions, and one for the elapsed times where
+        there is a temporal channel.
         """
-        sums = row.sums[rows]
+        sums, of = row.rows.sums[rows], row.rows
         factor = row.gate[rows] * (sums.square().mean(-1, keepdim=True) + RMS_EPS).rsqrt()
-        first, second = (self._by_map(towards) * factor[:, None]).split(self.dim, dim=-1)
-        return first, None if self.temporal is None else second * self.temporal.scale
+        first, second = (self.by_map(towards) * factor[:, None]).split(self.dim, dim=-1)
+        found = [Term(of.value, first, of.by_position)]
+        if self.temporal is not None:
+            found.append(Term(of.value, second * self.temporal.scale, of.decayed))
+        return found
 
-    def _by_map(self, by_head: Tensor) -> Tensor:
+    def by_map(self, by_head: Tensor) -> Tensor:
         """The inverse of `by_head`. [..., C] -> [..., C]."""
         if self.heads == 1:
             return by_head

@@ -4,8 +4,7 @@ Notable choices, all as in the authors' code: pre-norm with weightless RMSNorm; 
 instead of query-key attention; no final norm. Not in the paper, and off by default: further channels of the mixer
 (`fuxi_beta.layers.channel`).
 
-Shapes: `B` listeners, `R` some of them, `T` packed tokens, `n` plays of the longest of the R, `D` width, `C` = 2 D
-channels, `K` songs of each listener.
+Shapes: `B` listeners, `R` some of them, `T` packed tokens, `D` width, `C` = 2 D channels, `K` songs of each listener.
 """
 
 import torch
@@ -19,13 +18,15 @@ from fuxi_beta.layers.aftm import AFTM
 from fuxi_beta.layers.channel import Channel
 from fuxi_beta.layers.content import ContentChannel
 from fuxi_beta.layers.frab import FRAB, ExpPow
+from fuxi_beta.layers.intervals import IntervalChannel
 from fuxi_beta.layers.mffn import MFFN, compile_all
 from fuxi_beta.layers.periodic import PeriodicChannel
 from fuxi_beta.layers.precision import operand_dtype
 from fuxi_beta.models.base import NORM_CLAMP, Dropout, ForwardContext, SequenceModel, l2_normalise, last_rows
 from fuxi_beta.models.fuxi_alpha import FuXiAlpha
-from fuxi_beta.models.reasons import Contributions, Trace, gathered
+from fuxi_beta.models.reasons import Contributions, Trace
 from fuxi_beta.models.registry import register
+from fuxi_beta.ops import BlockWeights, Term
 
 _TEMPORAL = {"pow": FRAB, "exppow": ExpPow, "zero": None}
 
@@ -43,16 +44,30 @@ class Block(nn.Module):
             self.channels["content"] = ContentChannel(config.dim)
         if config.periodic_channel:
             self.channels["periodic"] = PeriodicChannel(config.dim)
+        if config.interval_channel:
+            self.channels["interval"] = IntervalChannel(config.dim)
         self.ffn = MFFN(config.dim, config.ffn_multiply * config.dim)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """[T, D] -> [T, D]."""
+        if not ctx.dropout.learning and self._is_one_operator():
+            by_lag = self.mixer.positional.by_lag(ctx.times.longest, sparse=True)
+            return ops.block(x, ctx.times, by_lag, self.mixer.power, self._weights())
         normed = ops.rms_norm(x, None, operand_dtype(x, bf16=self.mixer.bf16))
         mixed = self.mixer(normed, ctx.times, ctx.dropout.mask(), sparse=not ctx.dropout.learning)
         stage_two = ctx.dropout.mask()  # drawn before those of channels, which so leave the other masks as they are
         for channel in self.further_channels():
             x = x + channel(normed, ctx, ctx.dropout.mask())
         return self.ffn(mixed, x, stage_two)
+
+    def _is_one_operator(self) -> bool:
+        """Whether `ops.block` computes what `forward` does without dropout."""
+        return not self.channels and not self.mixer.bf16 and not torch.is_grad_enabled()
+
+    def _weights(self) -> BlockWeights:
+        merge, ffn = self.ffn.merge, self.ffn
+        of_mixed = self.mixer.by_map(merge.weight).t()
+        return BlockWeights(self.mixer.weight(), of_mixed, merge.bias, ffn.gate_and_up.weight.t(), ffn.down.weight.t())
 
     def further_channels(self) -> list[Channel]:
         """Those beside position and time."""
@@ -83,26 +98,11 @@ class LastBlock(Trace):
         ffn, row = self._block.ffn, self._row
         towards = songs / self._state[rows].norm(dim=-1).clamp(min=NORM_CLAMP)[:, None, None]
         of_joined = ffn.pull_back(towards, row.output[rows], self._stream[rows])
-        lengths = self._batch.lengths[rows, None]
-        step = torch.arange(int(lengths.max()), device=rows.device)
-        there = step < lengths
-        tokens = (self._batch.offsets[rows, None] + step) * there  # [R, n]
-        weight = self._of_mixer(of_joined @ ffn.merge.weight, rows, tokens)
+        terms = self._block.mixer.terms(of_joined @ ffn.merge.weight, row, rows)
         for channel, of_channel in self._channels:
-            towards_addends = channel.pull_back(of_joined, of_channel, rows)
-            weight.baddbmm_(gathered(of_channel.addend, tokens), towards_addends.mT)
+            terms.append(Term(of_channel.addend, channel.pull_back(of_joined, of_channel, rows)))
         remainder = (of_joined @ (self._x[rows] + ffn.merge.bias)[..., None]).squeeze(-1)
-        return Contributions(tokens.masked_fill(~there, -1), weight.mul_(there[..., None]), remainder)
-
-    def _of_mixer(self, of_mixed: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
-        """What plays contribute by position and by elapsed time, and any numbers behind the newest. [R, n, K]."""
-        row = self._row
-        by_position, by_time = self._block.mixer.pull_back(of_mixed, row, rows)
-        value = gathered(row.value, tokens)
-        weight = (value @ by_position.mT).mul_(gathered(row.by_position, tokens)[..., None])
-        if by_time is not None and row.decayed is not None:
-            weight.addcmul_(value @ by_time.mT, gathered(row.decayed, tokens)[..., None])
-        return weight
+        return Contributions(terms, remainder)
 
 
 class FuXiBeta(SequenceModel):

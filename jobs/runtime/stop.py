@@ -35,6 +35,11 @@ def exit_code() -> int:
     return 128 + _state.get("asked", signal.SIGINT)
 
 
+def was_asked() -> bool:
+    """Whether this process got a signal."""
+    return "asked" in _state
+
+
 def describe(stop: BaseException) -> str:
     """How far the work came: the notes of the stages that it went through."""
     name = signal.Signals(exit_code() - 128).name

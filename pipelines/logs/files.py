@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from pipelines import storage
+from pipelines import progress, storage
 from pipelines.errors import InputError
 from pipelines.logs import faults
 from pipelines.logs.formats import FORMATS, format_of, table_at, values
@@ -100,7 +100,10 @@ def plan(spec: LogSpec, files: Sequence[LogFile], *, split_bytes: int = 64 << 20
         if file.size:
             firsts.setdefault(file.landing_day, file)
     with ThreadPoolExecutor(16) as pool:
-        inspected = list(pool.map(lambda file: _inspect(spec, file, split_bytes), files))
+        inspected = []
+        for splits in pool.map(lambda file: _inspect(spec, file, split_bytes), files):
+            inspected.append(splits)
+            progress.amount("looking into play logs", len(inspected), len(files), "files")
         units = dict(zip(firsts, pool.map(lambda file: _unit(spec, file), firsts.values()), strict=True))
     return [replace(split, unit=units.get(split.file.landing_day, "s")) for splits in inspected for split in splits]
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
+from fuxi_beta.ops.contributions import Term
 from fuxi_beta.ops.token_mixer import Power
 
 
@@ -26,6 +27,20 @@ class PackedTimes:
     def apply_maps(self, value: Tensor, by_lag: Tensor, power: Power | None) -> Tensor:
         """See `fuxi_beta.ops.apply_maps`."""
         return _ApplyMaps.apply(value, by_lag, *self.times, *(power or ()))  # type: ignore[return-value]
+
+    def block(self, x: Tensor, by_lag: Tensor, power: Power | None, weights: Sequence[Tensor]) -> Tensor:
+        """See `fuxi_beta.ops.block`."""
+        maps = (by_lag.detach().contiguous(), *_power_arguments(power or ()))
+        matrices = (weight.detach() for weight in weights)
+        return torch.ops.fuxi_beta.block(x.detach().contiguous(), *self.times, *maps, *matrices)
+
+    def last_rows(
+        self, normed: Tensor, by_lag: Tensor, power: Power | None, project: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """See `fuxi_beta.ops.last_rows`."""
+        maps = (by_lag.detach().contiguous(), *_power_arguments(power or ()))
+        *found, decayed = torch.ops.fuxi_beta.last_rows(normed.contiguous(), *self.times, *maps, project.detach())
+        return *found, decayed if power else None
 
 
 def _power_arguments(power: Sequence[Tensor]) -> tuple[bool, float, float, float]:
@@ -191,6 +206,18 @@ class _Dropout(torch.autograd.Function):
 def integers(keys: Tensor, count: int, below: int) -> Tensor:
     """See `fuxi_beta.data.stateless_random.integers`."""
     return torch.ops.fuxi_beta.integers(keys.contiguous(), count, below)
+
+
+def strongest_plays(
+    terms: Sequence[Term], offsets: Tensor, item_index: Tensor, rows: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """See `fuxi_beta.ops.strongest_plays`."""
+    vectors = [term.vector.detach().contiguous() for term in terms]
+    towards = [term.towards.detach().contiguous() for term in terms]
+    ones = vectors[0].new_empty(0)
+    factors = [ones if term.factor is None else term.factor.detach().contiguous() for term in terms]
+    where = (tensor.contiguous() for tensor in (offsets, item_index, rows))
+    return torch.ops.fuxi_beta.strongest_plays(vectors, factors, towards, *where, count)
 
 
 def top_k_of_scores(

@@ -90,6 +90,36 @@ MixerGradients apply_maps_backward(const Tensor& gradient, const Tensor& value,
   return {of_value, of_by_lag, of_scale, of_decay, of_exponent};
 }
 
+fuxi::Weights weights_of(const Tensor& w) {  // [inputs, outputs], by any strides
+  return {floats(w), w.size(0), w.size(1), w.stride(0), w.stride(1)};
+}
+
+// x [T, D], the matrices [inputs, outputs], bias [D], the rest as for token_mixer -> [T, D].
+Tensor block(const Tensor& x, const Tensor& offsets, const Tensor& timestamp, const Tensor& next_timestamp,
+             const Tensor& by_lag, bool temporal, double scale, double decay, double exponent, const Tensor& project,
+             const Tensor& merge, const Tensor& bias, const Tensor& gate_and_up, const Tensor& down) {
+  Tensor out = like(x);
+  fuxi::block(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay, exponent),
+              {weights_of(project), weights_of(merge), floats(bias), weights_of(gate_and_up), weights_of(down), x.size(1),
+               down.size(0)},
+              floats(x), result(out));
+  return out;
+}
+
+// normed [T, D], project [D, D], the rest as for token_mixer -> V [T, D], sums [B, 2 D], and the last row of both maps
+// [T] each, the second empty if it is zero.
+std::tuple<Tensor, Tensor, Tensor, Tensor> last_rows(const Tensor& normed, const Tensor& offsets,
+                                                     const Tensor& timestamp, const Tensor& next_timestamp,
+                                                     const Tensor& by_lag, bool temporal, double scale, double decay,
+                                                     double exponent, const Tensor& project) {
+  Tensor value = like(normed), sums = at::empty({offsets.size(0) - 1, 2 * normed.size(1)}, normed.options());
+  Tensor by_position = at::empty({normed.size(0)}, normed.options());
+  Tensor decayed = at::empty({temporal ? normed.size(0) : 0}, normed.options());
+  fuxi::last_rows(sequences_of(offsets, timestamp, next_timestamp), maps_of(by_lag, temporal, scale, decay, exponent),
+                  weights_of(project), floats(normed), {result(value), result(by_position), result(decayed), result(sums)});
+  return {value, sums, by_position, decayed};
+}
+
 fuxi::Heads heads_of(const Tensor& projected, const Tensor& offsets, const Tensor& decay) {
   return {offsets.const_data_ptr<int64_t>(), offsets.size(0) - 1, floats(decay), decay.size(0),
           projected.size(1) / (4 * decay.size(0))};
@@ -188,6 +218,24 @@ Tensor integers(const Tensor& keys, int64_t draws, int64_t below) {
   return out;
 }
 
+// vectors [T, D], factors [T] (empty for 1) and towards [R, K, D] of each term; offsets [B + 1], items [T], rows [R] ->
+// tokens int64 [R, K, count] and what they contribute [R, K, count].
+std::tuple<Tensor, Tensor> strongest_plays(const std::vector<Tensor>& vectors, const std::vector<Tensor>& factors,
+                                           const std::vector<Tensor>& towards, const Tensor& offsets,
+                                           const Tensor& items, const Tensor& rows, int64_t count) {
+  std::vector<fuxi::PlayTerm> terms;
+  for (size_t i = 0; i < vectors.size(); ++i)
+    terms.push_back({floats(vectors[i]), floats(towards[i]), factors[i].numel() ? floats(factors[i]) : nullptr,
+                     vectors[i].size(1)});
+  const int64_t listeners = rows.size(0), songs = towards[0].size(1);
+  Tensor tokens = at::empty({listeners, songs, count}, rows.options());
+  Tensor weight = at::empty({listeners, songs, count}, towards[0].options());
+  fuxi::strongest_plays(terms, {offsets.const_data_ptr<int64_t>(), items.const_data_ptr<int64_t>()},
+                        rows.const_data_ptr<int64_t>(), listeners, songs, count,
+                        {tokens.mutable_data_ptr<int64_t>(), result(weight)});
+  return {tokens, weight};
+}
+
 fuxi::SeenPairs pairs_of(const Tensor& listener, const Tensor& item) {
   return {listener.const_data_ptr<int64_t>(), item.const_data_ptr<int64_t>(), listener.size(0)};
 }
@@ -272,6 +320,8 @@ TORCH_LIBRARY(fuxi_beta, library) {
   library.def("token_mixer_backward", token_mixer_backward);
   library.def("apply_maps", apply_maps);
   library.def("apply_maps_backward", apply_maps_backward);
+  library.def("block", block);
+  library.def("last_rows", last_rows);
   library.def("periodic", periodic);
   library.def("periodic_backward", periodic_backward);
   library.def("retention", retention);
@@ -283,6 +333,7 @@ TORCH_LIBRARY(fuxi_beta, library) {
   library.def("swiglu_backward", swiglu_backward);
   library.def("dropout", dropout);
   library.def("integers", integers);
+  library.def("strongest_plays", strongest_plays);
   library.def("top_k_of_scores", top_k_of_scores);
   library.def("scans", scans);
   library.def("pack_rows", pack_rows);

@@ -9,7 +9,9 @@ from fuxi_beta.data import stateless_random
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.padding import Padding
 from fuxi_beta.data.stateless_random import Mask
-from fuxi_beta.ops import cpu, reference
+from fuxi_beta.ops import contributions, cpu, reference
+from fuxi_beta.ops.block import BlockWeights, compose, rows_of_value
+from fuxi_beta.ops.contributions import Term
 from fuxi_beta.ops.cpu import top_k
 from fuxi_beta.ops.damped_waves import waves_dense, waves_of
 from fuxi_beta.ops.token_mixer import PreparedTimes
@@ -20,10 +22,12 @@ def run() -> None:
     """Raises AssertionError if a kernel disagrees with its reference, forward or backward."""
     generator = torch.Generator().manual_seed(0)
     _check_token_mixer(generator)
+    _check_block(generator)
     _check_retention(generator)
     _check_periodic(generator)
     _check_loss(generator)
     _check_top_k(generator)
+    _check_strongest_plays(generator)
     keys = torch.randint(1 << 62, (33,), generator=generator)
     x = torch.randn(33, 70, generator=generator)
     mask = Mask(keys, 0.2)
@@ -60,6 +64,23 @@ def _check_token_mixer(generator: torch.Generator) -> None:
 
     inputs = [projected, by_lag, torch.tensor(0.3), torch.tensor(0.2)]
     _compare(mixer(cpu.PackedTimes(batch)), mixer(reference.PaddedTimes(batch, torch.float32)), inputs)
+
+
+@torch.no_grad()
+def _check_block(generator: torch.Generator) -> None:
+    batch, power = _ragged_batch(generator), (torch.tensor(0.3), torch.tensor(0.2))
+    x, by_lag = torch.randn(90, 33, generator=generator), torch.randn(77, generator=generator)
+    shapes = (33, 99), (66, 33), (33,), (33, 40), (20, 33)
+    weights = BlockWeights(*(torch.randn(shape, generator=generator) / 6 for shape in shapes))
+    times, last = cpu.PackedTimes(batch), weights.project[:, 66:]
+    torch.testing.assert_close(
+        times.block(x, by_lag, power, weights),
+        compose(x, reference.PaddedTimes(batch, torch.float32), by_lag, power, weights, operators=reference),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    plain = rows_of_value(torch.nn.functional.silu(x @ last), batch, by_lag, power)
+    torch.testing.assert_close(times.last_rows(x, by_lag, power, last), tuple(plain), rtol=1e-3, atol=1e-3)
 
 
 def _check_retention(generator: torch.Generator) -> None:
@@ -116,6 +137,21 @@ def _check_top_k(generator: torch.Generator) -> None:
     for items, scores in (of_scores, *(found[:2] for found in searches)):
         torch.testing.assert_close(items, expected[0], rtol=0, atol=0)
         torch.testing.assert_close(scores, expected[1], rtol=0, atol=0)
+
+
+def _check_strongest_plays(generator: torch.Generator) -> None:
+    """Integers, whose sums every implementation gets exactly."""
+    batch, rows = _ragged_batch(generator), torch.tensor([3, 1, 2])
+    songs = torch.randint(20, (90,), generator=generator)
+
+    def integers(*shape: int) -> Tensor:
+        return torch.randint(-3, 4, shape, generator=generator).float()
+
+    terms = [Term(integers(90, dim), integers(3, 35, dim), integers(90)) for dim in (33, 5)]
+    ours = cpu.strongest_plays(terms, batch.offsets, songs, rows, 4)
+    expected = contributions.strongest_plays(terms, batch.offsets, songs, rows, 4)
+    for mine, theirs in zip(ours, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
 
 def _compare(ours, reference, inputs: list[Tensor]) -> None:

@@ -24,6 +24,37 @@ struct Maps {
 // value [T, D] -> [B V | B^t V] [T, 2 D].
 void apply_maps(const Sequences& sequences, const Maps& maps, const float* value, int64_t dim, float* out);
 
+// A weight matrix [inputs, outputs] wherever its numbers lie.
+struct Weights {
+  const float* numbers;
+  int64_t inputs, outputs, input_stride, output_stride;
+};
+
+// Of one block of FuXi-beta with one head.
+struct BlockWeights {
+  Weights project;      // [D, 3 D]: 2 D of U in the order [position | time], then D of V
+  Weights merge;        // [2 D, D]
+  const float* bias;    // [D], of merge
+  Weights gate_and_up;  // [D, 2 H]
+  Weights down;         // [H, D]
+  int64_t dim, hidden;
+};
+
+// x [T, D] -> MFFN(AFTM(RMSNorm(x)), x) [T, D], without dropout.
+void block(const Sequences& sequences, const Maps& maps, const BlockWeights& weights, const float* x, float* out);
+
+// The token mixer's sums at the last token of each sequence, and what they are sums of.
+struct LastRows {
+  float* value;        // V [T, D]
+  float* by_position;  // [T], the last row of B
+  float* decayed;      // [T], that of B^t without its factor a; not written if there is none
+  float* sums;         // [B, 2 D], zeros for a sequence without tokens
+};
+
+// normed [T, D], project [D, D] of V.
+void last_rows(const Sequences& sequences, const Maps& maps, const Weights& project, const float* normed,
+               const LastRows& out);
+
 struct MapGradients {
   float* by_lag;  // [reach]
   double* scale;  // one number each
@@ -109,6 +140,30 @@ struct Waves {
 void periodic(const Waves& waves, const Projected& projected, const Mask& mask, float* out, float* mixed);
 void periodic_backward(const Waves& waves, const Projected& projected, const Mask& mask, const float* mixed,
                        const float* gradient, float* of_projected, float* of_rate);
+
+// The plays of a batch of packed sequences.
+struct Plays {
+  const int64_t* offsets;  // [sequences + 1]
+  const int64_t* items;    // [T]
+};
+
+// What plays contribute to songs: play j adds factor[j] <towards[r][k], vectors[j]> to song k of listener r.
+struct PlayTerm {
+  const float* vectors;  // [T, D]
+  const float* towards;  // [R, K, D]
+  const float* factor;   // [T]; null for 1
+  int64_t dim;
+};
+
+// The plays that contribute most to a song, the largest first; -1 and 0 where there are fewer.
+struct Strongest {
+  int64_t* tokens;  // [R, K, count]
+  float* weight;    // [R, K, count]
+};
+
+// Of R listeners with K songs each; the plays of one song count as one, at the newest. rows: [R], their sequences.
+void strongest_plays(const std::vector<PlayTerm>& terms, const Plays& plays, const int64_t* rows, int64_t listeners,
+                     int64_t songs, int64_t count, const Strongest& out);
 
 // Counter-based random integers in [0, below): [count, draws].
 void integers(const int64_t* keys, int64_t count, int64_t draws, int64_t below, int64_t* out);

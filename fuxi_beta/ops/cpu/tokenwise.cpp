@@ -1,14 +1,12 @@
 // Token-wise operators: one pass over memory forward, one backward.
-#include <cmath>
 #include <vector>
 
 #include "kernels.h"
+#include "rows.h"
 #include "vec.h"
 
 namespace fuxi {
 namespace {
-
-constexpr float EPS = 1e-6f;  // of RMSNorm
 
 // Calls row(t, factors) for every token, with its row of the dropout mask.
 template <typename Row>
@@ -24,18 +22,6 @@ void for_each_token(const Mask& mask, int64_t tokens, int64_t channels, const Ro
     }
   }
 }
-
-// 1 / sqrt(mean of squares + eps)
-float inverse_rms(const float* x, int64_t channels) {
-  Vec squares = {};
-  for (int64_t c = 0; c < channels; c += LANES) {
-    const Vec v = load(x + c, channels - c);
-    squares += v * v;
-  }
-  return 1.f / std::sqrt(sum(squares) / channels + EPS);
-}
-
-Vec silu(Vec x) { return x * sigmoid(x); }
 
 Vec silu_slope(Vec x) {
   const Vec s = sigmoid(x);

@@ -1,6 +1,6 @@
 """Contributions of plays: they sum to the score, each is what the score loses without it, and the strongest win."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from torch import Tensor
 from fuxi_beta import models
 from fuxi_beta.config import CHANNELS, ModelConfig, TrainConfig
 from fuxi_beta.models import reasons
+from fuxi_beta.ops import contributions
 from fuxi_beta.training.checkpoint import EncodedBatch, TrainedModel
 
 CONFIG = ModelConfig(dim=10, layers=2, max_history=40, position_margin=5)
@@ -24,6 +25,7 @@ SHAPES = [
     replace(CONFIG, content_channel=True),
     replace(CONFIG, content_channel=True, periodic_channel=True),
     replace(CONFIG, dim=12, heads=3, temporal="zero", content_channel=True, ffn_multiply=2),
+    replace(CONFIG, interval_channel=True),
 ]
 
 
@@ -59,14 +61,24 @@ def ragged(make_batch):
     return replace(batch, item_index=torch.randint(1, SONGS, batch.item_index.shape))
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Contributions to every song of the table, in full."""
+
+    weight: Tensor  # [R, n, V]
+    remainder: Tensor  # [R, V]
+
+
 @torch.inference_mode()
-def all_parts(model: TrainedModel, batch: Any) -> tuple[list[int], Tensor, reasons.Contributions]:
+def all_parts(model: TrainedModel, batch: Any) -> tuple[list[int], Tensor, Parts]:
     """Listeners with plays, their vectors, and the contributions to every song of the table."""
     trace = model.model.trace_last(model.item_vectors[batch.item_index], batch)
     assert trace is not None
     rows = batch.lengths.nonzero().squeeze(1)
     table = model.songs().table
-    return rows.tolist(), trace.vectors[rows], trace.contributions(table.expand(len(rows), -1, -1), rows)
+    parts = trace.contributions(table.expand(len(rows), -1, -1), rows)
+    _, weight = contributions.contributed(parts.terms, batch.offsets, rows)
+    return rows.tolist(), trace.vectors[rows], Parts(weight, parts.remainder)
 
 
 @every_shape
@@ -86,10 +98,10 @@ def test_a_play_contributes_what_the_score_loses_without_its_value(ragged, confi
     rows, _, parts = all_parts(model, ragged)
     block: Any = model.model.blocks[-1]  # type: ignore[index]
     trace: Any = model.model.trace_last(model.item_vectors[ragged.item_index], ragged)
-    row, x = trace._row, trace._x
+    mixed, row, x = trace._row, trace._row.rows, trace._x
     channels = trace._channels
     rms = (row.sums.square().mean(1, keepdim=True) + 1e-6).sqrt()
-    joined = block.ffn.merge(row.output) + x + sum(of_channel.output for _, of_channel in channels)
+    joined = block.ffn.merge(mixed.output) + x + sum(of_channel.output for _, of_channel in channels)
     normed = joined / (joined.square().mean(1, keepdim=True) + 1e-6).sqrt()
     first, third = block.ffn.gate_and_up.weight.chunk(2)
     silu = torch.nn.functional.silu(normed @ first.T)
@@ -102,7 +114,7 @@ def test_a_play_contributes_what_the_score_loses_without_its_value(ragged, confi
         if row.decayed is not None:
             of_time = block.mixer.temporal.scale * (row.decayed[start:end, None] * own).sum(0)
         sums = torch.cat([(row.by_position[start:end, None] * own).sum(0), of_time])
-        output = block.mixer.by_head(row.gate[number] * sums / rms[number])
+        output = block.mixer.by_head(mixed.gate[number] * sums / rms[number])
         stage_one = block.ffn.merge(output) + x[number]
         for (channel, of_channel), addend in zip(channels, addends, strict=True):
             stage_one = stage_one + (of_channel.factor[number] * addend[start:end].sum(0)) @ channel.out
@@ -135,7 +147,8 @@ def strongest_of(batch: Any, number: int, weight: Tensor, count: int) -> tuple[l
 @pytest.mark.parametrize("cells", [1, 500, 1 << 18], ids=lambda cells: f"{cells} at once")
 def test_the_strongest_songs_are_named_by_their_newest_play(ragged, config, cells, monkeypatch):
     """Against a loop over listeners, songs and plays."""
-    monkeypatch.setattr(reasons, "_CELLS", cells)
+    monkeypatch.setattr(reasons, "_NUMBERS", cells)
+    monkeypatch.setattr(contributions, "_CELLS", cells)
     model = trained(config)
     queries = model.queries(ragged)
     items = queries.rank(6)[0].clone()
@@ -153,7 +166,8 @@ def test_the_strongest_songs_are_named_by_their_newest_play(ragged, config, cell
             assert found.token[number, place].tolist() == tokens
             torch.testing.assert_close(found.weight[number, place], torch.tensor(weights), atol=1e-5, rtol=0)
             assert float(found.remainder[number, place]) == pytest.approx(rest, abs=1e-5)
-    assert bool((reasons.newest_of_song(ragged) != torch.arange(len(ragged.item_index))).sum() > 20), "songs repeat"
+    newest = contributions.newest_of_song(ragged.offsets, ragged.item_index)
+    assert bool((newest != torch.arange(len(ragged.item_index))).sum() > 20), "songs repeat"
 
 
 def test_one_play_and_the_remainder_are_the_score_in_a_list(ragged):

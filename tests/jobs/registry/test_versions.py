@@ -52,6 +52,40 @@ def test_the_champion_of_a_day_is_the_newest_promoted_before_it(deployment: Call
     assert versions.champion(made.day(DAY_THREE)).version == two  # type: ignore[union-attr]
 
 
+def test_the_reference_is_the_last_full_retrain_that_was_promoted_however_many_warm_starts_follow(
+    deployment: Callable[..., Any],
+) -> None:
+    made = deployment()
+    made.sessionized(DAY_ONE)
+    days = [DAY_ONE + dt.timedelta(days=n) for n in range(5)]
+    for seed, (ds, parent) in enumerate(zip(days, [None, "1", "2", None, "4"], strict=True), start=1):
+        assert made.trained(ds, seed=seed, parent=parent) == f"{seed}"
+        if seed != 4:
+            versions.promote(made.day(ds), f"{seed}")
+    found = [versions.reference(made.day(ds)) for ds in (*days, days[-1] + dt.timedelta(days=1))]
+    assert [info and info.version for info in found] == [None, "1", "1", "1", "1", "1"]
+    versions.promote(made.day(days[3]), "4")
+    assert versions.reference(made.day(days[4])).version == "4"  # type: ignore[union-attr]
+    assert versions.reference(made.day(days[3])).version == "1"  # type: ignore[union-attr]
+    assert [versions.last_full_training(made.day(ds)) for ds in days] == [None, *[days[0]] * 3, days[3]]
+
+
+def test_where_no_version_says_that_it_is_a_full_retrain_the_first_promoted_one_is_the_reference(
+    deployment: Callable[..., Any],
+) -> None:
+    import mlflow
+
+    made = deployment()
+    made.sessionized(DAY_ONE)
+    for seed, ds in enumerate((DAY_ONE, DAY_TWO), start=1):
+        version = made.trained(ds, seed=seed)
+        versions.promote(made.day(ds), version)
+        client = mlflow.MlflowClient()
+        client.delete_model_version_tag(made.config.mlflow.model_name, version, "warm_started_from")
+    assert versions.reference(made.day(DAY_THREE)).version == "1"  # type: ignore[union-attr]
+    assert versions.last_full_training(made.day(DAY_THREE)) is None
+
+
 def test_a_model_trained_on_later_events_is_no_champion(deployment: Callable[..., Any]) -> None:
     made = deployment()
     made.sessionized(DAY_ONE)
