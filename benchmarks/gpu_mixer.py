@@ -47,20 +47,29 @@ class Row(NamedTuple):
 
 
 def contestant(
-    times: PreparedTimes, batch: Batch, *, dim: int = DIM, dtype: torch.dtype = torch.bfloat16, backend: str = ""
+    times: PreparedTimes,
+    batch: Batch,
+    *,
+    dim: int = DIM,
+    dtype: torch.dtype = torch.bfloat16,
+    backend: str = "",
+    power: tuple[float, ...] = (0.1, 0.6),
 ):
-    """Forward and backward of one layer's mixer, as a function. backend: of torch.compile, empty for none."""
+    """Forward and backward of one layer's mixer, as a function. backend: of torch.compile, empty for none.
+
+    power: a and b, or a, b and c.
+    """
     tokens, device = len(batch.timestamp), batch.timestamp.device
     projected = torch.randn(tokens, 3 * dim, device=device, dtype=dtype).requires_grad_()
     by_lag = (torch.randn(times.longest, device=device) * 0.02).to(_parameters(times, dtype)).requires_grad_()
-    scale, decay = (torch.tensor(x, device=device, dtype=by_lag.dtype).requires_grad_() for x in (0.1, 0.6))
+    parameters = [torch.tensor(x, device=device, dtype=by_lag.dtype).requires_grad_() for x in power]
     upstream = torch.randn(tokens, 2 * dim, device=device, dtype=dtype)
     mask = Mask(torch.arange(tokens, device=device), 0.2)
     mix = torch.compile(times.token_mixer, backend=backend) if backend else times.token_mixer
 
     def call() -> None:
-        out = mix(projected, by_lag, (scale, decay), mask)
-        torch.autograd.grad(out, [projected, by_lag, scale, decay], upstream)
+        out = mix(projected, by_lag, tuple(parameters), mask)
+        torch.autograd.grad(out, [projected, by_lag, *parameters], upstream)
 
     return call
 
@@ -113,9 +122,9 @@ def cases(quick: bool) -> dict[str, Callable[[], None]]:
     if not quick:
         kinds |= {"bf16, D 64": (64, torch.bfloat16), "bf16, D 512": (512, torch.bfloat16)}
         kinds |= {"fp16, D 256": (256, torch.float16), "fp32, D 256": (256, torch.float32)}
-    return {
-        name: contestant(triton.PackedTimes(batch), batch, dim=dim, dtype=dtype) for name, (dim, dtype) in kinds.items()
-    }
+    times = triton.PackedTimes(batch)
+    found = {name: contestant(times, batch, dim=dim, dtype=dtype) for name, (dim, dtype) in kinds.items()}
+    return found | {"bf16, D 256, exppow": contestant(times, batch, power=(0.1, 0.6, 0.9))}
 
 
 def print_registers(capability: int, *, quick: bool) -> None:

@@ -23,11 +23,11 @@ from jobs.commands.demo import SERVING_DAYS, demo_config
 from jobs.day import Day, open_day
 from jobs.registry import versions
 from jobs.runtime import machine
+from jobs.serving.baselines import known_songs
 from jobs.serving.day_rules import read_item_ids, recent_popularity
 from jobs.serving.rules import ListenerFacts, ListRules, MadeLists
 from jobs.serving.rules.facts import SongFacts, strangers
 from jobs.serving.song_facts import song_facts
-from jobs.stages.evaluate import known_songs
 from pipelines.histories.histories import Histories
 from pipelines.histories.shards import read_manifest
 

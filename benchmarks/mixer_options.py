@@ -19,6 +19,7 @@ PLAIN = ModelConfig(dim=64)
 CASES = {
     "content": replace(PLAIN, content_channel=True),
     "periodic": replace(PLAIN, periodic_channel=True),
+    "intervals": replace(PLAIN, interval_channel=True),
     "exppow": replace(PLAIN, temporal="exppow"),
     "all three": replace(PLAIN, content_channel=True, periodic_channel=True, temporal="exppow"),
     "fuxi-alpha": replace(PLAIN, name="fuxi-alpha"),

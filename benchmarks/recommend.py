@@ -167,7 +167,7 @@ def measure_evaluation(folder: Path, size: Size) -> list[dict[str, object]]:
     cut, train = CALENDAR.day_start(DS - dt.timedelta(days=1)), TrainConfig()
     popularity = fit_popularity(manifest, end=cut, train=train, config=EvaluateConfig())
     recommenders = {
-        "challenger": job.model,
+        "challenger": job.recommender,
         "champion": list_days.untrained(size, list_days.artists(size.songs), seed=1),
         "popularity": popularity,
         "markov": fit_markov(manifest, end=cut, train=train),

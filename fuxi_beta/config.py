@@ -15,7 +15,7 @@ PaperTemporalName = Literal["pow", "exp", "log", "linear", "sin", "nn", "mixed",
 TemporalName = Literal[PaperTemporalName, "exppow"]
 FAST_TEMPORAL = ("pow", "exppow", "zero")
 """Functions of elapsed time with which FuXi-beta runs on kernels, and so with all of its options."""
-CHANNELS = ("content_channel", "periodic_channel")
+CHANNELS = ("content_channel", "periodic_channel", "interval_channel")
 """Options of FuXi-beta: channels of the mixer beside position and time."""
 BaselineName = Literal["markov", "item-knn", "ease"]
 RequestTime = Literal["true", "previous", "fixed-hour"]
@@ -35,6 +35,7 @@ class ModelConfig:
     temporal: TemporalName = "pow"  # the function of elapsed time in FRAB; "zero" switches the channel off
     content_channel: bool = False  # fuxi-beta: a channel of the mixer by queries and keys (retention)
     periodic_channel: bool = False  # fuxi-beta: a channel of damped waves of an hour, a day and a week
+    interval_channel: bool = False  # fuxi-beta: a channel of the times between plays, whatever the request's
     sparse_positions: float = 0.0  # fuxi-beta: share of positional weights left out after training; training keeps all
     hidden: int = 100  # width of the recurrent state of gru4rec and narm
     position_margin: int = 11  # positions and relative distances beyond max_history that have weights
@@ -105,6 +106,8 @@ class TrainConfig:
     min_completion: int = 30  # percent played below which an event is a skip: neither context nor target
     epochs: int = 5
     warm_start_epochs: int = 2  # epochs when weights come from the previous champion
+    min_steps: int = 0  # more epochs until so many steps are taken; of a warm start the same share as of its epochs
+    full_every_days: int = 0  # a day trains from nothing if the last full retrain is so many days ago; 0: when asked
     batch_size: int = 128  # listeners a step, over all workers
     batch_tokens: int = 0  # instead: about this many events a step, of histories of like length; 0: use batch_size
     lr: float = 1e-3
@@ -119,6 +122,7 @@ class TrainConfig:
     uniform_share: float = 0.5  # of the negatives by popularity or in_batch, drawn from all candidates alike
     logq: bool = False  # logits of negatives are corrected for how often each song is drawn
     temperature: float = 0.05
+    completion_weight: float = 0.0  # of the loss of a head that predicts whether the next event is skipped; 0: no head
     ema: float = 0.0  # decay a step of the running average of all weights that is evaluated and exported; 0: off
     min_listeners: int = 5  # songs with fewer distinct listeners are neither negatives nor candidates
     capacity_margin: float = 0.10  # spare rows of the item table, for songs of the next days
@@ -137,11 +141,14 @@ class TrainConfig:
             )
         counts = ("epochs", "warm_start_epochs", "batch_size", "negatives", "checkpoint_every_steps", "lanes")
         _check_at_least_one(self, "train", *counts, "target_window")
-        if self.batch_tokens < 0:
-            raise ValueError(f"train.batch_tokens is {self.batch_tokens}: it must be 0 (off) or more")
+        for name in ("batch_tokens", "min_steps", "full_every_days"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} is {getattr(self, name)}: it must be 0 (off) or more")
         for name in ("lr", "item_lr", "item_eps", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be above 0")
+        if not 0 <= self.completion_weight < float("inf"):
+            raise ValueError(f"train.completion_weight is {self.completion_weight}: it must be 0 (off) or more")
         for name, most in (("skip_weight", 1), ("random_windows", 1), ("uniform_share", 1), ("ema", 0.99999)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be between 0 and {most}")
@@ -156,6 +163,16 @@ class TrainConfig:
                     f"train.objective is next_day, which takes every song of a day, and train.{name} is "
                     f"{getattr(self, name)}: set it to {value}, or train.objective to next_play"
                 )
+
+    def epochs_of(self, steps_per_epoch: int, *, warm: bool = False) -> int:
+        """How many epochs a training has: as set, and more where they are fewer steps than `min_steps`.
+
+        warm: it starts from a champion's weights, and takes as much less of both as `warm_start_epochs` is of `epochs`.
+        """
+        epochs, steps = self.epochs, self.min_steps
+        if warm:
+            epochs, steps = self.warm_start_epochs, self.min_steps * self.warm_start_epochs // self.epochs
+        return max(epochs, -(-steps // max(steps_per_epoch, 1)))
 
 
 @dataclass(frozen=True)

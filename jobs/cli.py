@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -13,12 +14,12 @@ import click
 
 from pipelines.errors import InputError
 from pipelines.redact import RedactingStream, redact
-from pipelines.schema import parse_ds
 
 if TYPE_CHECKING:
     from jobs.config import Config
     from jobs.day import Day
 
+EXIT_BROKE_OFF = 1
 EXIT_REFUSED = 2
 EXIT_DEGRADED = 3
 
@@ -48,9 +49,8 @@ def _stage_options(command: Command) -> Command:
 
     @click.option(
         "--ds",
-        required=True,
         metavar="DATE",
-        help="The day the lists are served, YYYY-MM-DD; or today, by the clock of sequences.timezone.",
+        help="Required. The day the lists are served, YYYY-MM-DD; or today, by the clock of sequences.timezone.",
     )
     @click.option("--dry-run", is_flag=True, help="Say what would run and stop.")
     @click.option("--force", is_flag=True, help="Run even where the output of this run record exists.")
@@ -58,10 +58,15 @@ def _stage_options(command: Command) -> Command:
     @click.option("--wait", is_flag=True, help="Wait for runs of this day and of days it builds on; else refused.")
     @_config_options
     @functools.wraps(command)
-    def with_day(config: "Config", ds: str, dry_run: bool, wait: bool, **flags: Any) -> None:
+    def with_day(config: "Config", ds: str | None, dry_run: bool, wait: bool, **flags: Any) -> None:
         from jobs.day import open_day
         from jobs.runtime.console import waiting
 
+        if steered := {name: value for name in _STEERING if (value := flags.pop(name, None))}:
+            _steer(config, steered)
+            return
+        if ds is None:
+            raise click.UsageError("Missing option '--ds'.")
         show = waiting if wait else None
         day = open_day(config, _serving_day(config, ds), create=not dry_run, wait=show, **flags)
         command(day=day, dry_run=dry_run)
@@ -73,12 +78,40 @@ def _serving_day(config: "Config", text: str) -> dt.date:
     """The day that --ds names. `today` is for schedulers whose clock is in another time zone than the service."""
     if text == "today":
         return dt.datetime.now(ZoneInfo(config.sequences.timezone)).date()
+    return _date(text)
+
+
+def _date(text: str) -> dt.date:
+    """YYYY-MM-DD as a date. Imports Arrow only now: that starts threads, and the supervisor forks before it."""
+    from pipelines.schema import parse_ds
+
     return parse_ds(text)
 
 
 _accept_quality = click.option(
     "--accept-quality", is_flag=True, help="Take the day's input in spite of bounds that it breaks; it is noted."
 )
+
+
+_STEERING = ("pin", "unpin", "rollback")
+
+
+def _steering(command: Command) -> Command:
+    """What an operator decides in place of the gates; no day is run then."""
+    command = click.option("--unpin", is_flag=True, help="Let the gates decide again.")(command)
+    pin = click.option(
+        "--pin", metavar="VERSION", help="Let this version serve every day that is promoted from now on."
+    )
+    rollback = click.option("--rollback", is_flag=True, help="Take the champion out of service for the one before it.")
+    return rollback(pin(command))
+
+
+def _steer(config: "Config", asked: dict[str, Any]) -> None:
+    from jobs.commands import steer
+
+    if len(asked) > 1:
+        raise click.UsageError(f"give one of {', '.join(f'--{name}' for name in asked)}")
+    click.echo(steer.run(config, **asked))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -88,6 +121,7 @@ def cli() -> None:
 
     \b
     On a laptop:          fuxi demo
+    Own logs, at first:   fuxi inspect s3://my-logs/plays --write daily.yaml
     Every day:            fuxi daily --ds 2026-03-02 --config daily.yaml
     One stage at a time:  sessionize, hits, train, evaluate, promote, recommend, report (all take --ds)
     How the days stand:   fuxi status
@@ -110,10 +144,13 @@ def cli() -> None:
 def daily(day: "Day", dry_run: bool) -> None:
     """Run all stages of one serving day, skipping what is done.
 
-    Exit code 0: published. 3: published, but by the champion, from popularity or from older sequences. 2: refused,
+    Exit code 0: published. 3: published, but by the champion, without a model or from older sequences. 2: refused,
     nothing published.
     """
-    from jobs.daily import other_settings, plan, run_day
+    from jobs.daily import OPTIONAL_STAGES, other_settings, plan, run_day
+    from jobs.runtime import attempt
+    from jobs.serving.baselines import POPULARITY
+    from jobs.serving.serving_baseline import lists_of
     from jobs.status import backfill, out_of_date_before
 
     if dry_run:
@@ -122,13 +159,17 @@ def daily(day: "Day", dry_run: bool) -> None:
         for note in [*backfill(day), *other_settings(day), *out_of_date_before(day)]:
             click.echo(f"fuxi: {note}", err=True)
         return
+    attempt.follow(day, OPTIONAL_STAGES)
     result = run_day(day)
     for note in result.notes:
         click.echo(f"fuxi: {note}", err=True)
     for stage, message in result.failures.items():
         click.echo(f"fuxi: {stage} failed, published without it: {message}", err=True)
     if result.without_model:
-        click.echo(f"fuxi: published popular songs for everyone: {result.without_model}", err=True)
+        lists = lists_of(result.stages["promote"].get("baseline") or POPULARITY)
+        click.echo(f"fuxi: published {lists} for everyone: {result.without_model}", err=True)
+    if result.baseline_note:
+        click.echo(f"fuxi: {result.baseline_note}", err=True)
     if result.degraded:
         sys.exit(EXIT_DEGRADED)
     click.echo(result.stages["report"]["uri"])
@@ -141,10 +182,12 @@ def _stage_command(name: str, help_text: str, option: Decorator = lambda command
     def run_one(day: "Day", dry_run: bool) -> None:
         from jobs.daily import other_settings, plan, stage_function, wait_for_earlier
         from jobs.day import run_stage
+        from jobs.runtime import attempt
 
         if dry_run:
             click.echo(str(next(stage for stage in plan(day) if stage.name == name)))
             return
+        attempt.follow(day)
         wait_for_earlier(day)
         result = run_stage(day, name, stage_function(name))
         for note in other_settings(day):
@@ -160,7 +203,12 @@ _stage_command(
 _stage_command("hits", "Measure the lists of the day before by what listeners played of them.")
 _stage_command("train", "Fit FuXi-beta on the shards and register it as challenger (Ray Train, TorchRec, MLflow).")
 _stage_command("evaluate", "Measure challenger, champion and baselines on the same listeners.")
-_stage_command("promote", "Apply the gates and write the model version that serves this ds into the run record.")
+_stage_command(
+    "promote",
+    "Apply the gates and write the model version that serves this ds into the run record; or, without --ds, decide in "
+    "their place: --rollback, --pin, --unpin. Published lists stay as they are.",
+    _steering,
+)
 _stage_command(
     "recommend", "Score every active listener, audit the lists, publish them in one transaction (Ray, Delta)."
 )
@@ -194,33 +242,39 @@ def status(workspace: str, days: int, as_json: bool) -> None:
 @click.option("--refresh-inputs", is_flag=True, help="Freeze the inputs of every day anew: makes all of them again.")
 @click.option("--wait", is_flag=True, help="Wait for runs of the days and of days they build on; else refused.")
 @_config_options
+@click.pass_context
 def backfill(
-    config: "Config", first: str, last: str, dry_run: bool, keep_going: bool, wait: bool, **flags: Any
+    context: click.Context, config: "Config", first: str, last: str, dry_run: bool, keep_going: bool, **flags: bool
 ) -> None:
     """Run `fuxi daily` for every day of a span, oldest first, skipping what is done.
 
     Run again, it goes on where it stopped. Exit code 0: all are published. 3: some without a model or a stage. 2: a day
-    was refused; those before it are published.
+    was refused; those before it are published. 1: a day broke off.
     """
     from jobs.commands import backfill as backfill_job
     from jobs.day import open_day
-    from jobs.runtime.console import waiting
 
-    show = waiting if wait else None
-    days = backfill_job.span(parse_ds(first), _serving_day(config, last))
-    opened = functools.partial(open_day, config, create=not dry_run, wait=show, **flags)
+    days = backfill_job.span(_date(first), _serving_day(config, last))
+    opened = functools.partial(open_day, config, create=not dry_run, refresh_inputs=flags["refresh_inputs"])
     if dry_run:
         backfill_job.render_plan(list(backfill_job.plans(days, opened)))
         return
+    given = [f"--{name.replace('_', '-')}" for name, on in flags.items() if on]
+    run_day = backfill_job.daily([*given, *_as_typed(context)])
     done: list[backfill_job.BackfilledDay] = []
     try:
-        done.extend(backfill_job.run(days, opened, keep_going=keep_going))
+        for day in backfill_job.run(days, functools.partial(open_day, config), run_day, keep_going=keep_going):
+            done.append(day)
     finally:
         backfill_job.render(done, len(days))
-    if any(day.refused for day in done):
-        sys.exit(EXIT_REFUSED)
-    if any(day.why for day in done):
-        sys.exit(EXIT_DEGRADED)
+    sys.exit(backfill_job.exit_code(done))
+
+
+def _as_typed(context: click.Context) -> list[str]:
+    """The options of `_config_options` of a command, to be handed on to another one."""
+    file, workspace = context.params["config_file"], context.params["workspace"]
+    named = (("--config", file), ("--workspace", workspace), *(("--set", text) for text in context.params["overrides"]))
+    return [part for name, value in named if value for part in (name, value)]
 
 
 @cli.command()
@@ -236,7 +290,7 @@ def diff(first: str, second: str, as_json: bool, config: "Config") -> None:
     """
     from jobs.commands import diff as diff_job
 
-    found = diff_job.run(config, parse_ds(first), parse_ds(second))
+    found = diff_job.run(config, _date(first), _date(second))
     if as_json:
         click.echo(found.as_json())
     else:
@@ -257,6 +311,46 @@ def retain(dry_run: bool, config: "Config") -> None:
 
 
 @cli.command()
+@click.argument("path")
+@click.option("--rows", default=10_000, show_default=True, type=click.IntRange(1), help="Rows of each file.")
+@click.option(
+    "--files", default=20, show_default=True, type=click.IntRange(1), help="Files, of as many days as may be."
+)
+@click.option("--write", "target", metavar="FILE", help="Write the configuration, if it reads the sample.")
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--config", "config_file", metavar="FILE", help="YAML file whose settings are kept and not guessed.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="The same for single settings.")
+def inspect(
+    path: str,
+    rows: int,
+    files: int,
+    target: str | None,
+    force: bool,
+    as_json: bool,
+    config_file: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Look at play logs before a first run: columns, days, what would be rejected, and the configuration that fits.
+
+    It reads a sample of a file, a folder or a Delta table at PATH, without Spark. Exit code 0: the configuration that
+    it prints reads the sample. 2: it does not, and the line on standard error says column, value and setting.
+    """
+    from jobs.commands import inspect as inspect_job
+    from jobs.commands import inspect_screen
+
+    inspection = inspect_job.run(path, inspect_job.given_settings(config_file, overrides), rows=rows, files=files)
+    if as_json:
+        click.echo(inspect_screen.as_json(inspection))
+    else:
+        inspect_screen.render(inspection)
+    if target:
+        inspect_job.write(inspection, target, force=force)
+    elif inspection.problem:
+        raise InputError(inspection.problem)
+
+
+@cli.command()
 @click.argument("user")
 @click.option("--ds", required=True, metavar="DATE", help="The day of the list, YYYY-MM-DD.")
 @click.option("--explain", is_flag=True, help="Make the list again and say which songs the rules kept out of it.")
@@ -265,9 +359,9 @@ def show(user: str, ds: str, explain: bool, config: "Config") -> None:
     """Print one listener's recent plays and list, with titles and artists."""
     from jobs.commands import show as show_job
 
-    show_job.render(show_job.show(config, user, parse_ds(ds)))
+    show_job.render(show_job.show(config, user, _date(ds)))
     if explain:
-        show_job.render_explanation(show_job.explain(config, user, parse_ds(ds)))
+        show_job.render_explanation(show_job.explain(config, user, _date(ds)))
 
 
 @cli.command()
@@ -316,7 +410,7 @@ def verify(workspace: str, ds: str | None) -> None:
     """
     from jobs.commands import verify as verify_job
 
-    verified = verify_job.run(workspace, ds=str(parse_ds(ds)) if ds else None)
+    verified = verify_job.run(workspace, ds=str(_date(ds)) if ds else None)
     verify_job.render(verified)
     for line in verified.damaged:
         click.echo(f"fuxi: {' '.join(line.split())}", err=True)
@@ -366,7 +460,7 @@ def synth(context: click.Context, first_day: str, **options: Any) -> None:
 
     typed = click.core.ParameterSource.COMMANDLINE
     written = {name for name in (*options, "first_day") if context.get_parameter_source(name) == typed}
-    result = synth_job.main({**options, "first_day": parse_ds(first_day)}, written)
+    result = synth_job.main({**options, "first_day": _date(first_day)}, written)
     click.echo(f"{result}")
 
 
@@ -391,7 +485,7 @@ def movielens(path: str, ds: str | None, movies: str | None, config: "Config") -
     """
     from jobs.commands import import_movielens
 
-    result = import_movielens.run(config, path, ds=parse_ds(ds) if ds else None, movies=movies)
+    result = import_movielens.run(config, path, ds=_date(ds) if ds else None, movies=movies)
     click.echo(f"{result}")
 
 
@@ -429,7 +523,7 @@ def movielens(path: str, ds: str | None, movies: str | None, config: "Config") -
 )
 @click.option("--label", metavar="NAME", help="Names the runs made with --set. [default: made of the settings]")
 @click.option("--served", is_flag=True, help="next_day: measure lists under the default list rules, too.")
-@click.option("--against", metavar="NAME", help="next_day: the run to compare with. [default: the best baseline]")
+@click.option("--against", metavar="NAME", help="The run to compare with. [default: under next_day the best baseline]")
 @click.option("--validation", is_flag=True, help="Pick the epoch on the second-newest event, test on the newest once.")
 @click.option("--workspace", metavar="FOLDER", help="[default: ./ml-1m, ./ml-20m, or DATASET itself]")
 @click.option("--ds", metavar="DATE", help="Whose sequences to use. [default: the newest]")
@@ -495,16 +589,38 @@ def demo(workspace: str, listeners: int, overrides: tuple[str, ...]) -> None:
     run_demo(workspace, listeners=listeners, overrides=overrides)
 
 
+SUPERVISED = ("daily", "sessionize", "hits", "train", "evaluate", "promote", "recommend", "report")
+"""Commands whose work has a process of its own, and is begun again when something in it dies."""
+
+
 def main() -> None:
     """Entry point: refusals, and failures of disks, stores and servers, are one line on standard error and exit code 2.
 
     After SIGTERM or SIGINT the code is 143 or 130. No secret is printed.
     """
-    from jobs.runtime import stop
+    from jobs.runtime import scratch, stop
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if sys.argv[1:2] and sys.argv[1] in SUPERVISED and not {"--dry-run", "-h", "--help"} & set(sys.argv):
+        from jobs.runtime import supervisor
+
+        supervisor.supervise()  # goes on in a child
     sys.stdout, sys.stderr = RedactingStream(sys.stdout), RedactingStream(sys.stderr)  # type: ignore[assignment]
     stop.install()
+    scratch.enter()
+    code = _exit_code_of_command()
+    if "jobs.runtime.attempt" in sys.modules:
+        from jobs.runtime import attempt
+
+        attempt.ended(code)
+    if stop.was_asked():
+        stop.leave(code)
+    sys.exit(code)
+
+
+def _exit_code_of_command() -> int:
+    from jobs.runtime import stop
+
     try:
         cli(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
@@ -512,23 +628,32 @@ def main() -> None:
         if isinstance(asked, KeyboardInterrupt):
             click.echo(f"fuxi: {stop.describe(asked)}", err=True)
             _end_engines()
-        stop.leave(stop.exit_code())
+        return stop.exit_code()
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
     except Exception as error:
-        _fail(error)
+        return _failed(error)
+    return 0
 
 
-def _fail(error: Exception) -> None:
+def _failed(error: Exception) -> int:
     """One line for what the operator can change, else the trace."""
-    from jobs.runtime import failures
+    from jobs.runtime import attempt, deaths, failures
 
+    if not isinstance(error, InputError):
+        attempt.end_if_died(error)
     line = str(error) if isinstance(error, InputError) else failures.explain(error)
+    code = EXIT_REFUSED
     if line is None:
-        raise error
-    click.echo(redact(f"fuxi: {' '.join(line.split())}"), err=True)
-    sys.exit(EXIT_REFUSED)
+        line, code = deaths.what_died(error), EXIT_BROKE_OFF
+    if line is None:
+        traceback.print_exception(error)
+    else:
+        click.echo(redact(f"fuxi: {' '.join(line.split())}"), err=True)
+    return code
 
 
 def _end_engines() -> None:

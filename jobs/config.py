@@ -26,7 +26,7 @@ from pipelines import storage
 from pipelines.calendar import REQUEST_HOUR
 from pipelines.errors import InputError
 from pipelines.logs.formats import FORMATS
-from pipelines.logs.formats.base import CsvSpec
+from pipelines.logs.formats.base import CsvSpec, LogSpec
 from pipelines.logs.formats.csv import one_character
 from pipelines.logs.formats.values import NULL_TEXTS
 from pipelines.redact import remember
@@ -40,7 +40,7 @@ _NEWER_SECTIONS = {"serving", "rules"}
 _NEWER_KEYS = {
     "logs": {"timestamp_unit", "partition", "csv", "catalogue_columns"},
     "recommend": {"reasons"},
-    "model": {"side", "content", "content_channel", "periodic_channel", "sparse_positions"},
+    "model": {"side", "content", "content_channel", "periodic_channel", "interval_channel", "sparse_positions"},
     "train": {
         "target_window",
         "objective",
@@ -49,9 +49,13 @@ _NEWER_KEYS = {
         "negatives_from",
         "uniform_share",
         "logq",
+        "completion_weight",
         "ema",
+        "min_steps",
+        "full_every_days",
     },
     "evaluate": {"baselines", "baseline_events", "baseline_songs"},
+    "gates": {"floor", "serve_baseline"},
 }
 """The same for single keys of older sections."""
 _LIST_BOUNDS = {
@@ -139,6 +143,16 @@ class LogsConfig(Section):
         """`partition` as the keys that it names."""
         return (self.partition,) if isinstance(self.partition, str) else self.partition
 
+    def spec(self, *, user_id_type: str, item_id_type: str) -> LogSpec:
+        """Where the logs are and how to read them. The types of ids are a workspace's."""
+        return LogSpec(
+            **self.model_dump(include={"path", "format", "columns", "timestamp_unit"}),
+            user_id_type=user_id_type,
+            item_id_type=item_id_type,
+            partition=self.partition_keys,
+            csv=CsvSpec(**self.csv.model_dump()),
+        )
+
     @field_validator("partition")
     @classmethod
     def _one_or_three_keys(cls, keys: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -198,12 +212,24 @@ class SequencesConfig(Section):
 
 
 class GatesConfig(Section):
-    """When a challenger may serve."""
+    """When a challenger may serve, and when a baseline serves instead of a model."""
 
     metric: str = "ndcg_30"
     margin: float = Field(0.05, ge=0, description="relative loss against the champion that is tolerated")
     best_of_days: int = Field(
-        28, ge=1, description="more than twice the margin below the best of so many days is refused"
+        28,
+        ge=1,
+        description="more than twice the margin below the best of so many days is refused; each day's value counts "
+        "relative to the baselines of that day",
+    )
+    floor: float = Field(
+        0.95,
+        ge=0,
+        description="least share of the last full retrain's value on the same listeners; below it a challenger is "
+        "refused and the next training is a full retrain",
+    )
+    serve_baseline: bool = Field(
+        True, description="a baseline that is better than the model beyond noise serves the day instead"
     )
 
 
@@ -351,6 +377,12 @@ class ClusterConfig(Section):
         0.0, ge=0, le=1, description="share of a GPU that a task of the daily list takes; 0: none"
     )
     max_failures: int = Field(3, ge=0, description="worker deaths a training run survives")
+    stall_minutes: float = Field(
+        30.0, ge=0, description="a stage without any progress for so long is ended and begun again; 0: never"
+    )
+    stage_retries: int = Field(
+        2, ge=0, description="how often a command begins a stage again after a process died or it stood still"
+    )
     kernels: Kernels = Field(
         "auto", description="operators of the model: the fastest there is, plain torch, or one kind or failure"
     )

@@ -23,11 +23,12 @@ from dataclasses import dataclass, field
 from jobs.day import STAGES, Day, Stage, StageResult, day_lease, lease_uri, noting_at_stop, run_stage, running
 from jobs.retention import check as check_retention
 from jobs.retention import retain
-from jobs.runtime import failures
+from jobs.runtime import attempt, deaths, failures
 from jobs.runtime.console import log
 from jobs.stage_inputs import STAGE_INPUTS, all_before
 from jobs.status import backfill, out_of_date_before
 from jobs.tables.maintenance import maintain
+from pipelines import progress
 from pipelines.errors import BusyError, InputError
 from pipelines.redact import redact
 
@@ -50,9 +51,15 @@ class DayResult:
 
     @property
     def without_model(self) -> str:
-        """Why no model serves the day and everybody has popular songs; "" if one does."""
+        """Why no model may serve the day, and a baseline does, or popular songs; "" if one may."""
         decided = self.stages.get("promote", {})
         return str(decided["reason"]) if decided.get("chosen", "") is None else ""
+
+    @property
+    def baseline_note(self) -> str:
+        """Why a baseline serves the day in place of a model that may; "" if none does."""
+        decided = self.stages.get("promote", {})
+        return str(decided["reason"]) if decided.get("chosen") and decided.get("baseline") else ""
 
     @property
     def degraded(self) -> bool:
@@ -127,6 +134,8 @@ def _is_served_stale(day: Day) -> bool:
 
 def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:
     try:
+        if died := attempt.given_up(name):  # it died too often in earlier attempts of this command
+            raise InputError(died)
         done = run_stage(day, name, stage)
     except BusyError:
         raise
@@ -135,9 +144,10 @@ def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:
             raise
         result.failures[name] = str(error)
     except Exception as error:
+        attempt.end_if_died(error)
         if name not in OPTIONAL_STAGES:
             raise
-        if (line := failures.explain(error)) is None:
+        if (line := failures.explain(error) or deaths.what_died(error)) is None:
             log(f"{name} failed", error=traceback.format_exc())
             line = f"{type(error).__name__}: {error}"
         result.failures[name] = redact(line)
@@ -169,11 +179,13 @@ def maintenance_due(day: Day) -> bool:
 
 def _maintain(day: Day) -> None:
     """Tidy the tables. The day is published already, whatever goes wrong here."""
+    progress.begun("maintain")
     try:
         tables = maintain(day.workspace, day.config.maintain, held=lease_uri(day.workspace, day.ds))
     except Exception as error:
         log("maintain failed; the day is published", error=f"{type(error).__name__}: {error}")
         return
+    progress.finished("maintain")
     removed = sum(table.removed_files for table in tables), sum(table.removed_bytes for table in tables)
     notes = {table.name: table.note for table in tables if table.note}
     log("maintain done", removed_files=removed[0], removed_bytes=removed[1], **notes)
@@ -183,11 +195,13 @@ def _retain(day: Day) -> None:
     """Delete what is too old, if this is the newest day. The day is published already, whatever goes wrong here."""
     if day.ds != day.workspace.days("runs")[-1]:
         return
+    progress.begun("retain")
     try:
         removed = retain(day, held=lease_uri(day.workspace, day.ds))
     except Exception as error:
         log("retain failed; the day is published", error=redact(f"{type(error).__name__}: {error}"))
         return
+    progress.finished("retain")
     log("retain done", **{kind.kind: f"{kind.files} files, {kind.bytes:,} bytes" for kind in removed if kind.files})
 
 

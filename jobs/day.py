@@ -17,12 +17,12 @@ from pydantic import TypeAdapter
 from jobs.config import Config
 from jobs.places import located, portable
 from jobs.stage_inputs import STAGE_INPUTS, differences, settings_of
-from pipelines import leases, storage
+from pipelines import leases, leftovers, progress, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
 from pipelines.logs.files import LogFile
-from pipelines.logs.formats.base import CsvSpec, LogSpec
+from pipelines.logs.formats.base import LogSpec
 from pipelines.redact import redact, redacted
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 
@@ -81,6 +81,8 @@ class RunRecord:
     catalogue_files: tuple[LogFile, ...] = ()  # without landing days
     sequences_ds: str | None = None  # an earlier ds whose shards serve this one, when today's input was refused
     chosen_model: str | None = None  # MLflow version that serves this ds; written by promote
+    full_retrain: str | None = None  # why training starts from nothing in spite of a champion; None: not decided
+    chosen_baseline: str | None = None  # baseline that serves this ds in place of the chosen model; written by promote
     chosen_reason: str = ""
     logs_path: str = ""  # where the logs were; `logs.path` of the configuration says where they are
 
@@ -104,6 +106,7 @@ class Day:
     accept_quality: bool = False  # take the day's input in spite of bounds that it breaks
     wait: Wait | None = None  # wait for another run instead of refusing; shows what is waited for
     leased: bool = False  # the lease of the ds is held
+    begun: frozenset[str] = frozenset()  # stages that an earlier attempt of this command began, with these flags
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -314,15 +317,8 @@ class Day:
 
 def log_spec(day: Day) -> LogSpec:
     """Where this deployment's play logs are and how to read them."""
-    configured, fixed = day.config.logs, day.workspace.spec
-    values = configured.model_dump(include={"path", "format", "columns", "timestamp_unit"})
-    return LogSpec(
-        **values,
-        user_id_type=fixed.user_id_type,
-        item_id_type=fixed.item_id_type,
-        partition=configured.partition_keys,
-        csv=CsvSpec(**configured.csv.model_dump()),
-    )
+    fixed = day.workspace.spec
+    return day.config.logs.spec(user_id_type=fixed.user_id_type, item_id_type=fixed.item_id_type)
 
 
 Stage = Callable[[Day], StageResult]
@@ -373,7 +369,7 @@ def running(
 def day_lease(day: Day, purpose: str) -> Iterator[None]:
     """Hold the lease of the ds while the block runs, unless the caller does already.
 
-    What killed runs of the ds left in the object store is removed first.
+    What killed runs of the ds left is removed first.
     """
     if day.leased:
         yield
@@ -381,13 +377,21 @@ def day_lease(day: Day, purpose: str) -> Iterator[None]:
     uri, purpose = lease_uri(day.workspace, day.ds), f"fuxi {purpose} --ds {day.ds}"
     with contextlib.ExitStack() as stack:
         wait = stack.enter_context(day.wait(f"wait for {uri}")) if day.wait else None
+        begun = storage.exists(uri)
         stack.enter_context(leases.lease(uri, purpose=purpose, wait=wait))
         storage.abort_uploads(day.workspace.uri, own=f"/ds={day.ds}/")
+        if begun and any(map(day.must_run, STAGES)):
+            leftovers.remove(day.workspace, day.ds, alone=lambda: _is_alone(day.workspace, uri))
         day.leased = True
         try:
             yield
         finally:
             day.leased = False
+
+
+def _is_alone(workspace: Workspace, uri: str) -> bool:
+    """Whether neither a run of another day than that of the lease nor `fuxi forget` or maintenance works."""
+    return not running(workspace, besides=[uri]) and not leases.lease_holder(workspace.forget_lock)
 
 
 @contextlib.contextmanager
@@ -403,7 +407,7 @@ def noting_at_stop(note: Callable[[], str]) -> Iterator[None]:
 def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
     """Run one stage unless it has finished from the same inputs (`Day.must_run`); note the time and the result."""
     done = day.result(name)
-    forced = day.force or (day.refresh_inputs and name == "sessionize")
+    forced = (day.force or (day.refresh_inputs and name == "sessionize")) and name not in day.begun
     if done is not None and not forced and not day.must_run(name):
         day.timings[name] = 0.0
         return {**done, "skipped": True}
@@ -412,6 +416,7 @@ def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
         up_to_date = done is not None and not day.must_run(name)
         record = storage.read_json(day.record_uri) if up_to_date else None
         day.withdraw(name)
+        progress.begun(name)
         try:
             result = stage(day)
         except InputError:
@@ -421,6 +426,7 @@ def run_stage(day: Day, name: str, stage: Stage) -> StageResult:
             raise
         day.timings[name] = time.monotonic() - started
         day.finish(name, result, day.timings[name], inputs=inputs)
+        progress.finished(name)
     return result
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from jobs.config import Config
 from jobs.day import Day, running
-from jobs.registry import versions
+from jobs.registry import steering, versions
 from pipelines import delta_tables, leases, storage
 from pipelines.errors import BusyError, InputError
 from pipelines.histories.shards import listed_uris, read_manifest
@@ -164,16 +164,19 @@ def _folders(kept: _Kept, name: str) -> Removed:
 
 
 def _models(kept: _Kept) -> Removed:
-    """Versions that are no alias, of no kept day, and that no day with a run record serves or started from."""
+    """Versions that are no alias, neither pinned nor the last full retrain, of no kept day, and in no run record."""
     day, removed = kept.day, []
     aliased = {versions.alias_version(day, alias) for alias in (versions.CHALLENGER, versions.CHAMPION)}
     days = [day.at(ds) for ds in kept.workspace.days("runs")]
     records = [other.record for other in days if other.has_record]
     named = {version for record in records for version in (record.chosen_model, record.parent_model) if version}
-    serving = versions.champion(day.at(day.ds + dt.timedelta(days=1)))
+    named |= {version for other in days for version in (other.result("evaluate") or {}).get("versions", {}).values()}
+    tomorrow = day.at(day.ds + dt.timedelta(days=1))
+    needed = {info.version for info in (versions.champion(tomorrow), versions.reference(tomorrow)) if info}
+    needed |= {version for version in (versions.model_tag(day, steering.PINNED),) if version}
     for info in versions.versions(day):
         since = max(info.ds, info.promoted_ds or info.ds)
-        if kept.is_old(since) and info.version not in aliased | named and info != serving:
+        if kept.is_old(since) and info.version not in aliased | named | needed:
             files = versions.artifact_files(day, info.version)
             removed.append((info.ds, info.version, files))
             if not kept.dry_run:

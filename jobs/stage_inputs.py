@@ -42,7 +42,7 @@ STAGE_INPUTS = {
     ),
     "evaluate": StageInputs(
         after=("sessionize", "train"),
-        settings=("evaluate", "model", "train", "rules", "recommend.k", "serving", *_CATALOGUE),
+        settings=("evaluate", "gates.metric", "model", "train", "rules", "recommend.k", "serving", *_CATALOGUE),
     ),
     "promote": StageInputs(
         after=("train", "evaluate"),
@@ -56,6 +56,7 @@ STAGE_INPUTS = {
             "rules",
             "evaluate.popularity_days",
             "evaluate.popularity_daily_cap",
+            "model",
             "train",
             "serving",
             *_CATALOGUE,
@@ -63,7 +64,7 @@ STAGE_INPUTS = {
     ),
     "report": StageInputs(
         after=("sessionize", "hits", "train", "evaluate", "promote", "recommend"),
-        settings=("gates.metric", "train.protocol", *_CATALOGUE),
+        settings=("gates.metric", "gates.floor", "train.protocol", *_CATALOGUE),
         also_reads=("serving",),
         failures=True,
     ),

@@ -1,12 +1,13 @@
 """How the days of a workspace stand: what is done, what runs at this moment, and what is out of date by now."""
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from jobs.day import STAGES, Day, StageResult, running
+from jobs.serving.baselines import BASELINES, POPULARITY
 
-CHALLENGER, CHAMPION, POPULARITY = "challenger", "champion", "popularity"
+CHALLENGER, CHAMPION = "challenger", "champion"
 RECENT_DAYS = 7
 """A run says what is out of date of so many days before it."""
 
@@ -34,7 +35,7 @@ class DayFigures:
     accepted: int | None
     rejected: int | None
     listeners: int | None  # with a list
-    served_by: str | None  # a model version, or popularity; None: nothing is published
+    served_by: str | None  # a model version, a baseline or popularity; None: nothing is published
     metric: str  # `gates.metric`
     value: float | None  # of what serves, over all listeners that were measured
     baselines: dict[str, float] = field(default_factory=dict)
@@ -66,11 +67,12 @@ def day_status(day: Day) -> DayStatus:
         missing=missing,
         out_of_date=tuple(out_of_date(day)),
         run_by=held[1] if held else "",
-        figures=_figures(day),
+        figures=day_figures(day),
     )
 
 
-def _figures(day: Day) -> DayFigures:
+def day_figures(day: Day) -> DayFigures:
+    """What the markers of a day say."""
     markers = {name: marker for name in STAGES if (marker := day.marker(name))}
     results: dict[str, StageResult] = {name: marker["result"] for name, marker in markers.items()}
     logs, lists = results.get("sessionize", {}), results.get("recommend")
@@ -78,7 +80,7 @@ def _figures(day: Day) -> DayFigures:
     metric = day.config.gates.metric
     values = {name: of["all"].get(metric) for name, of in results.get("evaluate", {}).get("metrics", {}).items()}
     known = {name: value for name, value in values.items() if value is not None}
-    served = (lists.get("model_version") or POPULARITY) if lists is not None else None
+    served = served_by(day, results)
     return DayFigures(
         seconds={name: marker["seconds"] for name, marker in markers.items()},
         rows=logs.get("rows_read"),
@@ -87,16 +89,23 @@ def _figures(day: Day) -> DayFigures:
         listeners=lists.get("listeners") if lists is not None else None,
         served_by=served,
         metric=metric,
-        value=known.get(_measured_as(day, served, results)),
-        baselines={name: value for name, value in known.items() if name not in (CHALLENGER, CHAMPION)},
+        value=known.get(measured_as(day, served, results)) if served else None,
+        baselines={name: value for name, value in known.items() if name in BASELINES},
     )
 
 
-def _measured_as(day: Day, served: str | None, results: dict[str, StageResult]) -> str:
-    """The name under which evaluate measured what serves."""
-    if served is None:
-        return ""
-    if served == results.get("train", {}).get("model_version"):
+def served_by(day: Day, results: Mapping[str, StageResult]) -> str | None:
+    """The model version, or the baseline, that a day's lists are from; None if nothing is published."""
+    lists = results.get("recommend")
+    if lists is None:
+        return None
+    chosen = day.record.chosen_baseline if day.has_record else None
+    return chosen or lists.get("model_version") or POPULARITY
+
+
+def measured_as(day: Day, served: str | None, results: Mapping[str, StageResult]) -> str:
+    """The name under which evaluate measured what serves; the challenger's where nothing does."""
+    if served is None or served == results.get("train", {}).get("model_version"):
         return CHALLENGER
     return CHAMPION if served == day.record.chosen_model else served
 
@@ -119,16 +128,17 @@ def out_of_date(day: Day) -> Iterator[str]:
         if parent.get("shards", then) != then:
             yield f"built on ds {record.parent_sequences}, which has other histories now"
     serving = _serving_before(day)
-    if day.marker("train") and serving and (record.parent_model or None) != serving[1]:
+    if day.marker("train") and serving and not record.full_retrain and (record.parent_model or None) != serving[1]:
         ds, version = serving
         yield f"trained from {_version(record.parent_model)}; {_version(version)} serves ds {ds}"
 
 
 def _serving_before(day: Day) -> tuple[dt.date, str | None] | None:
-    """The newest earlier day with lists, and the model version that serves it."""
+    """The newest earlier day with lists, and its model version, whether or not a baseline serves in its place."""
     for ds in reversed(day.workspace.days("runs")):
-        if ds < day.ds and (lists := day.at(ds).result("recommend")) is not None:
-            return ds, lists.get("model_version")
+        other = day.at(ds)
+        if ds < day.ds and (lists := other.result("recommend")) is not None:
+            return ds, lists.get("model_version") or other.record.chosen_model
     return None
 
 

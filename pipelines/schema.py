@@ -81,7 +81,8 @@ PADDING_INDEX = 0
 """Item index 0 is padding: no song ever has it."""
 
 SOURCE_MODEL, SOURCE_POPULAR = "model", "popular"
-"""Values of `source`: the list is the model's, or it is of popular songs."""
+"""Values of `source`: the list is the model's, or it is of popular songs. A baseline that serves in the model's place
+has its name there."""
 
 SOURCE_DEFAULT = "default"
 """In the table of hits: the listener had no list and saw the default list."""
@@ -224,7 +225,7 @@ METRICS_TABLE = TableSpec("metrics", pa.schema(_METRICS_COLUMNS))
 _LIST_HITS_COLUMNS = [
     pa.field(DS, pa.date32(), nullable=False),  # of the lists and of the plays
     pa.field(SEGMENT, pa.string(), nullable=False),  # EVERY, DEFAULT_SEGMENT or a segment's name
-    pa.field(SOURCE, pa.string(), nullable=False),  # EVERY, SOURCE_MODEL, SOURCE_POPULAR or SOURCE_DEFAULT
+    pa.field(SOURCE, pa.string(), nullable=False),  # EVERY, a value of `source`, or SOURCE_DEFAULT
     pa.field(METRIC, pa.string(), nullable=False),  # of `fuxi_beta.evaluation.served`
     pa.field(POSITION, pa.int32()),  # in the list, 1 is the first; null: of whole lists
     pa.field(VALUE, pa.float64(), nullable=False),

@@ -131,6 +131,16 @@ def read_bytes(uri: str) -> bytes:
     return object_store.get(uri).content if is_s3(uri) else Path(absolute(uri)).read_bytes()
 
 
+@contextlib.contextmanager
+def writing(uri: str) -> Iterator[None]:
+    """Note on an error of the system, which often does not say so, which file was being written."""
+    try:
+        yield
+    except OSError as error:
+        error.add_note(f"while writing {uri}")
+        raise
+
+
 def write_bytes(uri: str, content: bytes, *, fence: int = 0) -> None:
     """Write a file atomically: readers see the old content or the new, never a part of it.
 
@@ -144,7 +154,7 @@ def write_bytes(uri: str, content: bytes, *, fence: int = 0) -> None:
     path = Path(absolute(uri))
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "wb") as stream:
+        with writing(uri), open(temporary, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())

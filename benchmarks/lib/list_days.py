@@ -30,7 +30,7 @@ from pipelines.calendar import Calendar
 from pipelines.histories.buckets import user_bucket
 from pipelines.histories.histories import Histories
 from pipelines.histories.shards import Manifest, ShardFile
-from pipelines.schema import USER_ID
+from pipelines.schema import SOURCE_MODEL, USER_ID
 from pipelines.workspace import Workspace, WorkspaceSpec
 
 DS = dt.date(2026, 3, 4)
@@ -118,7 +118,9 @@ def list_job(folder: Path, manifest: Manifest, size: Size, *, rules: bool) -> Li
         manifest=manifest,
         item_ids=item_ids,
         popularity=popular,
-        model=untrained(size, artist),
+        recommender=untrained(size, artist),
+        source=SOURCE_MODEL,
+        model_config=ModelConfig(),
         rules=ListRules(RulesConfig(), facts, mode="exclusive", k=K),  # type: ignore[call-arg]
         model_version="1",
         stale_days=0,

@@ -4,24 +4,39 @@
     score(j)  = sum over the listener's plays i, aged 0, 1, ... from the newest, of decay^age sim(i, j)
 
 Only the `neighbours` most similar songs j of each i count. decay = 1 is the method as published, blind to order.
+A score is a sum over plays, so the plays that pulled a song into a list are known exactly.
 
-Shapes: `B` listeners of a batch, `U` listeners of the shards, `T` packed tokens, `V` songs and the padding row.
+Shapes: `B` listeners of a batch, `R` some of them, `n` plays of the longest, `K` listed songs, `U` listeners of the
+shards, `T` packed tokens, `V` songs and the padding row.
 """
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from fuxi_beta.baselines.base import DecayedBaseline, heard_songs, or_all_songs, shared_listeners, sums_of_rows
+from fuxi_beta.baselines.base import (
+    DecayedBaseline,
+    ScoreQueries,
+    heard_songs,
+    or_all_songs,
+    shared_listeners,
+    sums_of_rows,
+)
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.data.batches import Batch
+from fuxi_beta.ops.contributions import largest, newest_of_song
+from fuxi_beta.recommender import Queries, Reasons
 from pipelines.histories.shards import Manifest
 
 if TYPE_CHECKING:
     from scipy import sparse
 
+_CELLS = 1 << 18
+"""Contributions (plays times songs) computed at once, but for at least one listener."""
 NEIGHBOURS = 100
 DECAY = 0.7
 _PRIOR = 1e-6  # popularity decides only between songs that similarity leaves equal, or so nearly
@@ -46,6 +61,58 @@ class ItemKNN(DecayedBaseline):
     def scores(self, batch: Batch) -> Tensor:
         """Decayed sum of the similarities to the plays in the context. float32 [B, V]."""
         return sums_of_rows(batch, self.play_weights(batch), self.similarities).add_(self.prior)
+
+    @cached_property
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Neighbours i, j as i V + j, int64 ascending, the last none, and their cosines, float32."""
+        found = self.similarities.tocoo()
+        pair = np.append(found.row.astype(np.int64) * len(self.candidates) + found.col, np.iinfo(np.int64).max)
+        order = np.argsort(pair)
+        return pair[order], np.append(found.data, np.float32(0))[order]
+
+    @override
+    def queries(self, batch: Batch) -> Queries:
+        """Score every song for every listener, and remember by which plays."""
+        return ItemKNNQueries(self, batch)
+
+
+class ItemKNNQueries(ScoreQueries):
+    """Rankings whose reasons are the similar songs that a listener played."""
+
+    def __init__(self, knn: ItemKNN, batch: Batch) -> None:
+        super().__init__(knn.scores(batch), knn.candidates)
+        self.knn, self.batch = knn, batch
+
+    @override
+    def reasons(self, items: Tensor, n: int) -> Reasons | None:
+        """The plays with the largest decayed similarity to each song."""
+        batch, (count, k) = self.batch, items.shape
+        found = Reasons.none(count, k, n, device=items.device, dtype=torch.float32)
+        if not k:
+            return found
+        newest, weights = newest_of_song(batch.offsets, batch.item_index), self.knn.play_weights(batch)
+        longest = max(1, int(batch.lengths.max())) if count else 1
+        for rows in batch.lengths.nonzero().squeeze(1).split(max(1, _CELLS // (longest * k))):
+            unlisted = items[rows] == 0
+            tokens, weight = largest(*self._contributed(items[rows], rows, weights), newest, n)
+            found.token[rows] = tokens.masked_fill_(unlisted[..., None], -1)
+            found.weight[rows] = weight.masked_fill_(unlisted[..., None], 0)
+            found.remainder[rows] = self.knn.prior[items[rows]].masked_fill_(unlisted, 0)
+        return found
+
+    def _contributed(self, listed: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Packed tokens of some listeners, int64 [R, n], -1 for none, and what each adds to their songs [R, n, K]."""
+        batch = self.batch
+        place = torch.arange(int(batch.lengths[rows].max()))
+        there = place < batch.lengths[rows][:, None]
+        tokens = (batch.offsets[rows][:, None] + place).masked_fill(~there, -1)
+        played = batch.item_index[tokens.clamp(min=0)]
+        wanted = (played[..., None] * len(self.knn.candidates) + listed[:, None]).numpy()
+        pairs, cosines = self.knn.pairs
+        found = np.searchsorted(pairs, wanted)
+        cosine = np.where(pairs[found] == wanted, cosines[found], np.float32(0))
+        weight = torch.where(there, weights[tokens.clamp(min=0)], 0)
+        return tokens, torch.from_numpy(cosine) * weight[..., None]
 
 
 def fit_item_knn(

@@ -20,6 +20,8 @@ from pipelines.calendar import Calendar
 from pipelines.histories.histories import Histories, gather, offsets_of, ranges
 
 Packed = TypeVar("Packed", "Batch", "Samples")
+_OPTIONAL = ("back", "next_item", "next_completed")
+"""Fields of a batch that some trainings have, of every token."""
 _SORTED_AT_ONCE = 1 << 15
 """Events and listeners whose songs are sorted together: few enough that the arrays of a sort stay in the CPU cache."""
 
@@ -37,6 +39,8 @@ class Batch:
     seen_offsets: Tensor  # int64 [B + 1]
     seen_items: Tensor  # int64, every song a listener heard before the batch's cut, ascending within a listener
     back: Tensor | None = None  # int64 [T], by how many tokens the state that predicts a target is earlier; None: by 0
+    next_item: Tensor | None = None  # int64 [T], of the event after a token, skipped or not; 0: the model lacks it
+    next_completed: Tensor | None = None  # int64 [T], 1 if that event is no skip, else 0
 
     @property
     def num_listeners(self) -> int:
@@ -64,6 +68,13 @@ class Batch:
         """Whether plays of every listener are in order of time, and none is predicted for a time before its own."""
         sorted_plays = (self.timestamp.diff() >= 0) | (self.listener.diff() != 0)
         return bool(sorted_plays.all() & (self.next_timestamp >= self.timestamp).all())
+
+    @cached_property
+    def at_plays(self) -> "Batch":
+        """The same batch with each play's own time in place of t_{i+1}, for what looks at times between plays."""
+        batch = replace(self, next_timestamp=self.timestamp)
+        batch.__dict__.update(longest=self.longest, in_order=self.in_order)  # which would wait for a device
+        return batch
 
     @cached_property
     def positions(self) -> Tensor:
@@ -189,6 +200,8 @@ class Samples:
     seen_offsets: np.ndarray  # int64 [B + 1]
     seen_items: np.ndarray  # int32; empty where all plays are learned from, which does not use them
     back: np.ndarray | None = None  # int64 [T]
+    next_item: np.ndarray | None = None  # int32 [T]
+    next_completed: np.ndarray | None = None  # bool [T]
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -211,7 +224,7 @@ def _consecutive(packed: Packed, start: int, stop: int) -> Packed:
         sample=packed.sample[start:stop],
         seen_offsets=packed.seen_offsets[start : stop + 1] - seen.start,
         seen_items=packed.seen_items[seen],
-        back=None if packed.back is None else packed.back[tokens],
+        **{name: None if (array := getattr(packed, name)) is None else array[tokens] for name in _OPTIONAL},
     )
 
 
@@ -226,8 +239,8 @@ def collate(pieces: Sequence[Samples]) -> Batch:
         arrays = [getattr(piece, name) for piece in pieces]
         return torch.from_numpy(np.concatenate(arrays, dtype=np.int64) if arrays else np.zeros(0, np.int64))
 
-    without_back = not pieces or pieces[0].back is None
-    names = [field.name for field in fields(Batch) if not (without_back and field.name == "back")]
+    lacking = {name for name in _OPTIONAL if not pieces or getattr(pieces[0], name) is None}
+    names = [field.name for field in fields(Batch) if field.name not in lacking]
     return Batch(**{name: offsets(name) if name.endswith("offsets") else joined(name) for name in names})
 
 
@@ -281,6 +294,7 @@ def training_samples(
         target *= first_listen[targets]
         seen_offsets, songs = gather(all_offsets, rows)
         seen_items = all_items[songs]
+    following = _next_events(histories, np.flatnonzero(counts)[tokens - 1] + 1, counts, vocabulary_size, train)
     if train.objective == "next_day":
         back, counted = _from_the_day_before(offsets, timestamp, plays.timestamp[tokens], target, calendar)
         target *= counted
@@ -294,7 +308,21 @@ def training_samples(
         seen_offsets=seen_offsets,
         seen_items=seen_items,
         back=back,
+        **following,
     )
+
+
+def _next_events(
+    histories: Histories, events: np.ndarray, counts: np.ndarray, vocabulary_size: int, train: TrainConfig
+) -> dict[str, np.ndarray]:
+    """The song of each event and whether it is no skip, for the completion head; nothing where there is none.
+
+    events: int64 [T], each of the listener of its token, since a token has a later play.
+    """
+    if not train.completion_weight:
+        return {}
+    items = histories.item_index[events]
+    return {"next_item": items * (items <= vocabulary_size), "next_completed": counts[events]}
 
 
 def _earlier(spare: np.ndarray, sample: np.ndarray, train: TrainConfig, epoch: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import pyarrow.compute as pc
 
 from fuxi_beta.config import TrainConfig
 from pipelines import schema
-from pipelines.histories.shards import Manifest, read_item_counts
+from pipelines.histories.shards import Manifest
 
 _COLUMNS = [schema.ITEM_INDEX, schema.TIMESTAMP, schema.COMPLETION]
 
@@ -15,23 +15,20 @@ def candidate_songs(
     *,
     train: TrainConfig,
     data_end: int,
-    counted_before: int | None = None,
     played: np.ndarray | None = None,
 ) -> np.ndarray:
-    """bool [V + 1]: songs played before `data_end` (Unix seconds) that at least `min_listeners` have heard.
+    """bool [V + 1]: songs played before `data_end` (Unix seconds) that at least `min_listeners` had heard by then.
 
-    counted_before: Unix second; only listeners who heard a song before it count, which takes a further pass over the
-    shards. By default all of the shards count, those after `data_end` too.
-
-    A song nobody played before training's end has no trained vector, however popular it became since. Under
-    `leave_one_out` every song of the catalogue is a candidate (the protocol ranks all of it). played: bool
-    [V + 1], songs with `play_counts` above 0, if they are known already.
+    What happened since decides nothing: the plays of the day that a model is measured on are among it. A song nobody
+    played before training's end has no trained vector, however popular it became since. Under `leave_one_out` every
+    song of the catalogue is a candidate (the protocol ranks all of it). played: bool [V + 1], songs with `play_counts`
+    above 0, if they are known already.
     """
     eligible = np.zeros(manifest.vocabulary_size + 1, bool)
     if train.protocol == "leave_one_out":
         eligible[1:] = True
         return eligible
-    counts = read_item_counts(manifest) if counted_before is None else _listeners(manifest, before=counted_before)
+    counts = _listeners(manifest, before=data_end)
     eligible[: len(counts)] = (counts >= train.min_listeners)[: len(eligible)]
     eligible[schema.PADDING_INDEX] = False
     return eligible & (play_counts(manifest, train=train, before=data_end) > 0 if played is None else played)

@@ -5,7 +5,7 @@ Shapes: `B` listeners, `V` songs and the padding row, `K` list length. Times are
 
 import datetime as dt
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -34,9 +34,13 @@ from pipelines.histories.shards import Manifest
 
 @dataclass(frozen=True)
 class NextDayResult(Result):
-    """What `evaluate_next_day` found on its sample of listeners."""
+    """What `evaluate_next_day` found on its sample of listeners.
+
+    values: recommender -> the kept metric of each listener measured, float64 [U], the same listeners in the same order.
+    """
 
     request_time: int
+    values: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ def evaluate_next_day(
     known_items: int | np.ndarray | None = None,
     fallback: Recommender | None = None,
     served: ListMaker | None = None,
+    keep: str = "",
     on_progress: Progress | None = None,
 ) -> NextDayResult:
     """Protocol `next_day` for the serving day `ds` on its own shards, which hold the events of D-1.
@@ -196,24 +201,28 @@ def evaluate_next_day(
     the list where a recommender has none, as serving does. `model` and `train` shape the contexts of recommenders that
     are no TrainedModel. Metrics are those of `metrics.METRICS` at the cut-offs `config.at`, and coverage (share of the
     known songs in any list), of raw lists. served: makes lists as listeners get them; their metrics have the prefix
-    `served_`. Slices: `all`, and a partition of it into `new` (first event within new_days of the cut), `light` and
-    `heavy`.
+    `served_`. keep: a metric whose value of each listener is returned, too. Slices: `all`, and a partition of it into
+    `new` (first event within new_days of the cut), `light` and `heavy`.
     """
     cases = NextDayCases(manifest, ds, calendar, train, _known(manifest, known_items), config.max_listeners)
     cases.refuse_missing_events()
     makers = ListMakers(recommenders, model, train, max(config.at), fallback, served)
     sums, done = ListMeans(config.at, cases.known), 0
+    kept: dict[str, list[np.ndarray]] = {}
     groups = sampled_histories(manifest, config.max_listeners)
     chunks = (chunk for histories in groups for chunk in cases.chunks(histories, config.batch_size))
     for chunk, found in on_every_core(lambda chunk: (chunk, list(makers.lists(chunk))), chunks):
         slices = kind_slices(chunk.context, cases.cut, config)
         sums.count(slices)
         for name, prefix, lists in found:
-            sums.add_lists(name, slices, lists, prefix=prefix)
+            values = sums.add_lists(name, slices, lists, prefix=prefix)
+            if keep in values:
+                kept.setdefault(name, []).append(values[keep])
         done += chunk.counted
         if on_progress:
             on_progress(done, min(manifest.rows, config.max_listeners))
-    return NextDayResult(sums.means(), done - sums.listeners["all"], sums.listeners, cases.request_time)
+    by_listener = {name: np.concatenate(values) for name, values in kept.items()}
+    return NextDayResult(sums.means(), done - sums.listeners["all"], sums.listeners, cases.request_time, by_listener)
 
 
 class ListMeans(Means):

@@ -12,6 +12,7 @@ Shapes: `B` listeners, `R` some of them, `T` packed tokens, `D` width, `K` songs
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,15 @@ class ChannelRow:
     factor: Tensor  # [B, D], U / rms(Y)
 
 
+class PackedWithIntervals(ops.Packed, Protocol):
+    """What channels may ask of a batch."""
+
+    @property
+    def intervals(self) -> ops.PreparedTimes:
+        """The times of `Batch.at_plays`, for `ops.apply_maps`."""
+        ...
+
+
 class Channel(nn.Module, ABC):
     """W_o dropout(U * RMSNorm(Y)). Subclasses define Y: `gated` at every token, `addends` at the last one."""
 
@@ -45,14 +55,14 @@ class Channel(nn.Module, ABC):
         self.bf16 = False  # both products; never the sum
 
     @abstractmethod
-    def gated(self, projected: Tensor, packed: ops.Packed, mask: Mask | None) -> Tensor:
+    def gated(self, projected: Tensor, packed: PackedWithIntervals, mask: Mask | None) -> Tensor:
         """U * RMSNorm(Y), dropped out if there is a mask; projected before its SiLU. [T, D + inputs] -> [T, D]."""
 
     @abstractmethod
     def addends(self, inputs: Tensor, batch: Batch) -> Tensor:
         """What each play adds to Y at its listener's last token; inputs after their SiLU. [T, inputs] -> [T, D]."""
 
-    def forward(self, normed: Tensor, packed: ops.Packed, mask: Mask | None) -> Tensor:
+    def forward(self, normed: Tensor, packed: PackedWithIntervals, mask: Mask | None) -> Tensor:
         """normed: RMSNorm(x) [T, D] -> what the channel adds to the residual stream [T, D]."""
         return self._output(self.gated(product(self._project, normed, bf16=self.bf16), packed, mask))
 

@@ -67,6 +67,15 @@ class ForwardContext:
         return ops.prepare_times(self.batch, like=self._like)
 
     @property
+    def intervals(self) -> PreparedTimes:
+        """The times between the plays of the batch, for `ops.apply_maps`."""
+        return self._intervals
+
+    @cached_property
+    def _intervals(self) -> PreparedTimes:
+        return ops.prepare_times(self.batch.at_plays, like=self._like)
+
+    @property
     def padding(self) -> Padding:
         """Listeners of like length, padded together."""
         return self._padding

@@ -18,6 +18,7 @@ from fuxi_beta.layers.aftm import AFTM
 from fuxi_beta.layers.channel import Channel
 from fuxi_beta.layers.content import ContentChannel
 from fuxi_beta.layers.frab import FRAB, ExpPow
+from fuxi_beta.layers.intervals import IntervalChannel
 from fuxi_beta.layers.mffn import MFFN, compile_all
 from fuxi_beta.layers.periodic import PeriodicChannel
 from fuxi_beta.layers.precision import operand_dtype
@@ -43,6 +44,8 @@ class Block(nn.Module):
             self.channels["content"] = ContentChannel(config.dim)
         if config.periodic_channel:
             self.channels["periodic"] = PeriodicChannel(config.dim)
+        if config.interval_channel:
+            self.channels["interval"] = IntervalChannel(config.dim)
         self.ffn = MFFN(config.dim, config.ffn_multiply * config.dim)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:

@@ -55,7 +55,7 @@ def strongest_plays(
     while start < len(rows):
         some = by_length[start : start + max(1, _CELLS // (longest[start] * songs))]
         own = [Term(term.vector, term.towards[some], term.factor) for term in terms]
-        tokens[some], weight[some] = _largest(*contributed(own, offsets, rows[some]), newest, count)
+        tokens[some], weight[some] = largest(*contributed(own, offsets, rows[some]), newest, count)
         start += len(some)
     return tokens, weight
 
@@ -77,8 +77,12 @@ def newest_of_song(offsets: Tensor, item_index: Tensor) -> Tensor:
     return torch.empty_like(order).index_copy_(0, order, newest[run])
 
 
-def _largest(tokens: Tensor, weight: Tensor, newest: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Tokens int64 [R, K, N], -1 where no contribution is positive, and the contributions, zero there."""
+def largest(tokens: Tensor, weight: Tensor, newest: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest contributions of each song, those of all plays of a song as one, by the newest.
+
+    tokens: int64 [R, n], -1 for none; weight: [R, n, K], changed in place; newest: of `newest_of_song`. Returns tokens
+    int64 [R, K, N], -1 where no contribution is positive, and the contributions, zero there.
+    """
     weight = _by_song(tokens, weight, newest)
     found = weight.new_full((weight.shape[0], weight.shape[2], count), -1, dtype=torch.int64)
     weights = weight.new_zeros(found.shape)

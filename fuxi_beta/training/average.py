@@ -1,9 +1,10 @@
 """The running average (EMA) of all weights of a training, those of songs included, for evaluation and export.
 
 After step t: average = d average + (1 - d) weights, with d = min(decay, (t - 1) / (t + 9)), so that the first step's
-weights are the first average and a short training is not held back by weights from before it (as the `num_updates` of
-TensorFlow's ExponentialMovingAverage). It takes a copy of all weights, and a pass over them in every step: over the
-whole item table too, whose rows change without being looked up under AdamW.
+weights are the first average and a short training is not held back by weights from before it. (TensorFlow's
+ExponentialMovingAverage with `num_updates` n takes min(decay, (1 + n) / (10 + n)), which begins at 1/10 and not at 0.)
+It takes a copy of all weights, and a pass over them in every step: over the whole item table too, whose rows change
+without being looked up under AdamW.
 """
 
 import contextlib

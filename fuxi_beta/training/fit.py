@@ -22,6 +22,7 @@ from fuxi_beta.data.side import KnownSongs, SongSide, side_information, takes_si
 from fuxi_beta.data.transfer import pinned
 from fuxi_beta.training.checkpoint import TrainedModel
 from fuxi_beta.training.item_table import PlainItemTable, capacity_rows
+from fuxi_beta.training.resume import EpochCheckpoints, FitProgress, training_key
 from fuxi_beta.training.song_table import song_table
 from fuxi_beta.training.trainer import Trainer, assembled
 from pipelines.calendar import Calendar
@@ -40,6 +41,7 @@ class Fitted:
     epoch_seconds: list[float]  # wall time of steps; what `quality` takes is not in it
     qualities: list[float]
     best_epoch: int | None  # counted from 1; None where no `quality` chose
+    resumed_at: int = 0  # epochs that were finished before, by a training that was stopped
 
 
 def fit(
@@ -52,15 +54,17 @@ def fit(
     device: torch.device | str = "cpu",
     quality: Quality | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    checkpoints: EpochCheckpoints | None = None,
 ) -> Fitted:
-    """Train `train.epochs` epochs from `train.seed`. Same arguments, same result.
+    """Train `train.epochs` epochs, or `train.min_steps` steps, from `train.seed`. Same arguments, same result.
 
     data_end: Unix second before which every target is, by default all of the shards. catalogue: where `model.side` and
     `model.content` are columns of, a row a song in the order of item indices (`fuxi_beta.data.side.align`); songs that
     are released from `data_end` on are no candidates until `TrainedModel.as_of` a later time.
     quality: measured after every epoch; the weights of the best one are returned (validation), else the last ones.
-    on_step: called with (steps done, steps in all). Raises DivergedError if the loss is not finite, InputError for a
-    catalogue without a column that is asked for.
+    on_step: called with (steps done, steps in all). checkpoints: where a training that was stopped goes on, without
+    `quality`, whose best weights are not in a checkpoint. Raises DivergedError if the loss is not finite, InputError
+    for a catalogue without a column that is asked for, or a damaged checkpoint.
     """
     data_end = manifest.data_end if data_end is None else data_end
     songs = known_songs(manifest, catalogue, model=model, train=train, data_end=data_end)
@@ -68,21 +72,28 @@ def fit(
         manifest, songs.candidates, model=model, train=train, device=device, side=songs.side, plays=songs.plays
     )
     batches = all_batches(manifest, model=model, train=train, data_end=data_end)
-    losses, seconds, qualities, best = [], [], [], None
-    for epoch in range(train.epochs):
+    key = training_key(manifest, catalogue, model=model, train=train, data_end=data_end)
+    checkpoints = checkpoints if quality is None else None
+    progress = checkpoints.restore(trainer, key) if checkpoints else FitProgress()
+    qualities, best, resumed_at = [], None, len(progress.epoch_losses)
+    epochs = train.epochs_of(batches.steps_per_epoch)
+    for epoch in range(resumed_at, epochs):
         started = time.perf_counter()
-        losses.append(_epoch(trainer, batches, epoch, on_step))
-        seconds.append(time.perf_counter() - started)
+        progress.epoch_losses.append(_epoch(trainer, batches, epoch, epochs, on_step))
+        progress.epoch_seconds.append(time.perf_counter() - started)
+        if checkpoints and epoch + 1 < epochs:
+            checkpoints.save(trainer, key, progress)
         if quality is not None:
             trained = _trained(trainer, manifest, songs, data_end)
             qualities.append(quality(trained))
             best = trained if qualities[-1] > max(qualities[:-1], default=-math.inf) else best
     return Fitted(
         model=best or _trained(trainer, manifest, songs, data_end),
-        epoch_losses=losses,
-        epoch_seconds=seconds,
+        epoch_losses=progress.epoch_losses,
+        epoch_seconds=progress.epoch_seconds,
         qualities=qualities,
         best_epoch=1 + qualities.index(max(qualities)) if best else None,
+        resumed_at=resumed_at,
     )
 
 
@@ -92,7 +103,7 @@ def known_songs(
     """The candidates of a training, and its side information if the model takes any. Arguments as for `fit`."""
     plays = play_counts(manifest, train=train, before=data_end)
     played = plays > 0
-    candidates = candidate_songs(manifest, train=train, data_end=data_end, counted_before=data_end, played=played)
+    candidates = candidate_songs(manifest, train=train, data_end=data_end, played=played)
     if not takes_side(model):
         return KnownSongs(candidates, plays)
     calendar = Calendar(manifest.timezone)
@@ -136,14 +147,16 @@ def all_batches(manifest: Manifest, *, model: ModelConfig, train: TrainConfig, d
     )
 
 
-def _epoch(trainer: Trainer, batches: TrainingBatches, epoch: int, on_step: Callable[[int, int], None] | None) -> float:
+def _epoch(
+    trainer: Trainer, batches: TrainingBatches, epoch: int, epochs: int, on_step: Callable[[int, int], None] | None
+) -> float:
     """Every step of an epoch. Returns the mean loss over its positions."""
     loss, positions, steps = 0.0, 0, batches.steps_per_epoch
     read = prefetched(pinned(batches.epoch(epoch), trainer.device))
     for step, result in enumerate(trainer.learn(read, epoch=epoch), start=1):
         loss, positions = loss + result.loss * result.positions, positions + result.positions
         if on_step:
-            on_step(epoch * steps + step, trainer.train.epochs * steps)
+            on_step(epoch * steps + step, epochs * steps)
     return loss / max(positions, 1)
 
 

@@ -16,6 +16,7 @@ from fuxi_beta.config import TrainConfig
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import DropoutKey
 from fuxi_beta.models.base import l2_normalise
+from fuxi_beta.training.completion import CompletionHead
 from fuxi_beta.training.negatives import Frequencies, Masks, draw, log_expected_draws
 
 _LOGITS_AT_ONCE = 1 << 24
@@ -45,47 +46,58 @@ def training_loss(
     epoch: int,
     candidates: Tensor,
     frequencies: Frequencies | None = None,
+    head: CompletionHead | None = None,
 ) -> tuple[Tensor, int]:
     """Sum of the softmax loss over this rank's targets, and their number.
 
     model: a SequenceModel, maybe wrapped. candidates: int64, ascending, the songs that negatives are drawn from, as
-    `train.negatives_from` says; frequencies: what `popularity` and `in_batch` draw by. A negative that equals the
-    target, or another target of the same state, is masked; learning from `first_listens`, where no target is a song
-    heard before, also one that the listener has heard. Without targets the sum is a zero that still has a graph
-    through the model and the lookup, so that every rank can take every step. The lookup is called exactly once. Nothing
-    waits for a device, unless the lookup does.
+    `train.negatives_from` says; frequencies: what `popularity` and `in_batch` draw by. head: its loss is added, times
+    `train.completion_weight`. A negative that equals the target, or another target of the same state, is masked;
+    learning from `first_listens`, where no target is a song heard before, also one that the listener has heard. Without
+    targets the sum is a zero that still has a graph through the model and the lookup, so that every rank can take every
+    step. The lookup is called exactly once. Nothing waits for a device, unless the lookup does.
     """
-    positions, target = batch.positions, batch.target[batch.positions]
-    full = train.negatives_from == "full"
-    drawn = torch.full((len(candidates),), full, device=target.device)
     draws = None
-    if not full:
+    if train.negatives_from != "full":
         draws = draw(batch, train=train, epoch=epoch, count=len(candidates), frequencies=frequencies)
-        drawn.index_fill_(0, draws.flatten(), True)
-    occurs = torch.zeros(lookup.rows, dtype=torch.bool, device=target.device).index_copy_(0, candidates, drawn)
-    occurs.index_fill_(0, batch.item_index, True).index_fill_(0, target, True)
-
-    at_most = len(batch.item_index) + len(positions) + (len(candidates) if draws is None else draws.numel())
+    occurs, at_most = _songs_of_step(batch, candidates, draws, rows=lookup.rows)
     songs, row = _unique_songs(occurs, at_most=None if lookup.host_waits or occurs.device.type == "cpu" else at_most)
     vectors = lookup(songs)
     states = model(F.embedding(row[batch.item_index], vectors), batch, key=DropoutKey(train.seed, epoch))
     table = l2_normalise(vectors)
-    if not len(positions):
-        return states.sum() * 0 + table.sum() * 0, 0
+    of_head = 0 if head is None else train.completion_weight * head.loss(states, table, row, batch)
+    if not len(batch.positions):
+        return states.sum() * 0 + table.sum() * 0 + of_head, 0
 
-    target_row, states = row[target], states.index_select(0, batch.states)
+    target_row, states = row[batch.target[batch.positions]], states.index_select(0, batch.states)
     masks = Masks(batch, train=train, target_row=target_row, row=row, width=len(songs))
     if draws is None:
         loss = _full_softmax(states, table, target_row, row[candidates], masks, train.temperature)
-        return loss, len(positions)
-    negative_rows = row[candidates].take(draws)
-    masked = masks(negative_rows)
-    if train.logq:
-        logq = torch.zeros(lookup.rows, dtype=table.dtype, device=table.device)
-        logq[candidates] = log_expected_draws(train, frequencies, candidates).to(table.dtype)
-        states, table = _with_correction(states, table, logq[songs] * train.temperature)
-        negative_rows = negative_rows + len(songs)
-    return ops.sampled_softmax(states, table, target_row, negative_rows, masked, train.temperature), len(positions)
+    else:
+        negative_rows = row[candidates].take(draws)
+        masked = masks(negative_rows)
+        if train.logq:
+            logq = torch.zeros(lookup.rows, dtype=table.dtype, device=table.device)
+            logq[candidates] = log_expected_draws(train, frequencies, candidates).to(table.dtype)
+            states, table = _with_correction(states, table, logq[songs] * train.temperature)
+            negative_rows = negative_rows + len(songs)
+        loss = ops.sampled_softmax(states, table, target_row, negative_rows, masked, train.temperature)
+    return loss + of_head, len(batch.positions)
+
+
+def _songs_of_step(batch: Batch, candidates: Tensor, draws: Tensor | None, *, rows: int) -> tuple[Tensor, int]:
+    """Which songs a step reads, bool [V], and at most how many. draws: places among candidates; None: all of them."""
+    target = batch.target[batch.positions]
+    drawn = torch.full((len(candidates),), draws is None, device=target.device)
+    if draws is not None:
+        drawn.index_fill_(0, draws.flatten(), True)
+    occurs = torch.zeros(rows, dtype=torch.bool, device=target.device).index_copy_(0, candidates, drawn)
+    occurs.index_fill_(0, batch.item_index, True).index_fill_(0, target, True)
+    at_most = len(batch.item_index) + len(target) + (len(candidates) if draws is None else draws.numel())
+    if batch.next_item is not None:
+        occurs.index_fill_(0, batch.next_item, True)[:1].fill_(False)  # padding is read by nobody
+        at_most += len(batch.next_item)
+    return occurs, at_most
 
 
 def _with_correction(states: Tensor, table: Tensor, correction: Tensor) -> tuple[Tensor, Tensor]:

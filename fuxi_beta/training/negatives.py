@@ -93,10 +93,11 @@ def log_expected_draws(train: TrainConfig, frequencies: Frequencies | None, cand
     """The logarithm of how often each candidate is drawn for a target, on average: log(K Q). float64 [C].
 
     Subtracted from the logit of a negative it makes the sum over negatives an unbiased estimate of the sum over all
-    candidates that are not masked. The target's own logit stays as it is, since the target is not drawn: with this
-    correction the gradient is that of "Correcting the LogQ Correction" (arXiv 2507.09331), a softmax over negatives by
-    their corrected logits, weighted by the probability of everything but the target. `in_batch` negatives are drawn by
-    the plays of the training on average, as Yi et al. 2019 (doi 10.1145/3298689.3346996) estimate it.
+    candidates that are not masked. The target's own logit stays as it is, since the target is not drawn but always
+    there, which is the point of "Correcting the LogQ Correction" (arXiv 2507.09331): the gradient is then that of a
+    softmax over negatives by their corrected logits, times the probability of everything but the target, as in its
+    loss. `in_batch` negatives are drawn by the plays of the training on average, which are known here; Yi et al. 2019
+    (doi 10.1145/3298689.3346996) estimate that frequency from a stream.
     """
     uniform = uniform_draws(train, frequencies)
     expected = torch.full(candidates.shape, uniform / len(candidates), dtype=torch.float64, device=candidates.device)

@@ -28,6 +28,7 @@ from fuxi_beta.data.transfer import to_device
 from fuxi_beta.models.base import SequenceModel
 from fuxi_beta.training.average import AVERAGE, ITEMS, MODEL, STEPS, WeightAverage
 from fuxi_beta.training.checkpoint import TrainedModel
+from fuxi_beta.training.completion import CompletionHead
 from fuxi_beta.training.item_table import ItemTable
 from fuxi_beta.training.loss import training_loss
 from fuxi_beta.training.negatives import NegativeSampler
@@ -36,6 +37,8 @@ from fuxi_beta.training.song_table import CONTENT, SIDE, logical_song_state, son
 
 DENSE = "dense."
 """Prefix of the names in a checkpoint of the state of the network's optimizer; the others are in `average`."""
+HEAD = "completion_head."
+"""Of the head for completion, in a checkpoint and in the names of its optimizer state."""
 ITEM_WEIGHT = f"{ITEMS}weight"
 STEPS_IN_FLIGHT = 2
 """Steps that the host launches on a GPU beyond the one whose result it waits for."""
@@ -86,7 +89,8 @@ class Trainer:
         self.table.check(candidates)
         plays = None if plays is None else plays.to(device)
         self.negatives = NegativeSampler(candidates.to(device), train=train, rows=table.rows, plays=plays)
-        self.optimizer = adamw(self.model.parameters(), train)
+        self.head = CompletionHead(model.config.dim, train.temperature).to(device) if train.completion_weight else None
+        self.optimizer = adamw([parameter for _, parameter in self._dense()], train)
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.average = WeightAverage(self.model, table, decay=train.ema) if train.ema else None
         self._diverged = torch.zeros((), device=self.device)  # 1 from the first loss that is not finite
@@ -131,6 +135,7 @@ class Trainer:
             epoch=epoch,
             candidates=self.negatives.candidates,
             frequencies=self.negatives.frequencies(batch),
+            head=self.head,
         )
         total = self._sum_over_ranks(loss, positions, batch)
         if not self.runs_ahead:
@@ -162,13 +167,18 @@ class Trainer:
         """Average over ranks the gradients of all parameters that every rank holds, in one all-reduce."""
         if self.world_size == 1:
             return
-        parameters = [*self.model.parameters(), *self.table.replicated()]
+        parameters = [*(parameter for _, parameter in self._dense()), *self.table.replicated()]
         flat = torch.cat([_dense_gradient(parameter).reshape(-1) for parameter in parameters])
         dist.all_reduce(flat)
         flat /= self.world_size
         sizes = [parameter.numel() for parameter in parameters]
         for parameter, gradient in zip(parameters, flat.split(sizes), strict=True):
             parameter.grad = gradient.view_as(parameter)
+
+    def _dense(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters of the network and of the head for completion, by name."""
+        of_head = () if self.head is None else self.head.named_parameters(prefix=HEAD.removesuffix("."))
+        return [*self.model.named_parameters(), *of_head]
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Within it the weights are their running average, if there is one (`train.ema`); no step may be taken."""
@@ -177,9 +187,11 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Live tensors by name; what a checkpoint holds. Learning rates are not in it: they are configuration."""
         average = self.average.state() if self.average else {}
-        dense = named_state(self.optimizer, self.model.named_parameters())
+        dense = named_state(self.optimizer, self._dense())
+        head = self.head.state_dict() if self.head else {}
         return {
             **{MODEL + name: tensor for name, tensor in self.model.state_dict().items()},
+            **{HEAD + name: tensor for name, tensor in head.items()},
             **{DENSE + name: tensor for name, tensor in dense.items()},
             **{ITEMS + name: tensor for name, tensor in self.table.state().items()},
             **{AVERAGE + name: tensor for name, tensor in average.items()},

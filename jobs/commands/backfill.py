@@ -1,26 +1,34 @@
 """`fuxi backfill`: the serving days of a span, one after another, oldest first.
 
-Each day is `fuxi daily` of that day, and builds on the one before. What is finished is skipped, so a backfill that was
-stopped goes on when it is run again.
+Each day is `fuxi daily` of that day in a process of its own, and builds on the one before. What is finished is skipped,
+so a backfill that was stopped goes on when it is run again.
 """
 
 import datetime as dt
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from jobs.daily import DayResult, PlannedStage, plan, run_day
-from jobs.day import Day, noting_at_stop
+from jobs.daily import PlannedStage, plan
+from jobs.day import STAGES, Day, noting_at_stop
 from jobs.runtime.console import log
+from jobs.status import DayFigures, day_figures
 from pipelines import leases, storage
-from pipelines.errors import BusyError, InputError
+from pipelines.errors import InputError
 
 PURPOSE = "fuxi backfill"
 LEASE = "backfill.lock"
-PUBLISHED, WITHOUT_A_STAGE, FROM_POPULARITY, REFUSED = "published", "published, degraded", "popular songs", "refused"
+STATES = {0: "published", 1: "broke off", 2: "refused", 3: "published, degraded"}
+"""What became of a day, by the exit code of `fuxi daily`."""
+_PUBLISHED = (0, 3)
+_TO_END_S = 60
 
 OpenDay = Callable[[dt.date], Day]
-RunDay = Callable[[Day], DayResult]
+RunDay = Callable[[dt.date], int]
+"""Runs a day and returns the exit code of `fuxi daily`."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +36,20 @@ class BackfilledDay:
     """What became of one day."""
 
     ds: dt.date
-    state: str  # one of the four above
+    code: int
     seconds: float
-    listeners: int | None = None
-    model: str | None = None  # the version that serves
-    why: str = ""  # it is not simply published
+    figures: DayFigures | None
+    why: str  # stages failed; "" if none did
 
     @property
-    def refused(self) -> bool:
-        """Whether nothing was published for it."""
-        return self.state == REFUSED
+    def state(self) -> str:
+        """In words."""
+        return STATES.get(self.code, f"exit code {self.code}")
+
+    @property
+    def published(self) -> bool:
+        """Whether it has lists of this run."""
+        return self.code in _PUBLISHED
 
 
 def span(first: dt.date, last: dt.date) -> list[dt.date]:
@@ -48,43 +60,60 @@ def span(first: dt.date, last: dt.date) -> list[dt.date]:
 
 
 def run(
-    days: Sequence[dt.date], open_day: OpenDay, *, keep_going: bool = False, run_day: RunDay = run_day
+    days: Sequence[dt.date], open_day: OpenDay, run_day: RunDay, *, keep_going: bool = False
 ) -> Iterator[BackfilledDay]:
     """Run days in order; yields what became of each, when it is done.
 
-    A refused day ends the series: the days after it would be built without its plays, and would have to be made again
-    once it is repaired. With `keep_going` they are built all the same. BusyError if another backfill works in the
-    workspace, or another run on the day whose turn it is.
+    A day that is not published ends the series: the days after it would be built without its plays, and would have to
+    be made again once it is repaired. With `keep_going` they are built all the same, unless it broke off. BusyError if
+    another backfill works in the workspace.
     """
     workspace, done = open_day(days[0]).workspace, 0
     uri = storage.join(workspace.uri, "runs", LEASE)
     with leases.lease(uri, purpose=PURPOSE), noting_at_stop(lambda: f"{done} of {len(days)} days were done"):
         for ds in days:
             log("backfill", ds=ds, day=f"{done + 1} of {len(days)}")
-            day = _one(open_day(ds), run_day)
+            started = time.monotonic()
+            code = run_day(ds)
             done += 1
-            yield day
-            if day.refused and not keep_going:
+            found = BackfilledDay(ds, code, time.monotonic() - started, *_outcome(open_day(ds)))
+            yield found
+            if not found.published and not (keep_going and code == 2):
                 return
 
 
-def _one(day: Day, run_day: RunDay) -> BackfilledDay:
-    started = time.monotonic()
-    try:
-        result = run_day(day)
-    except BusyError:
-        raise
-    except InputError as error:
-        return BackfilledDay(day.ds, REFUSED, time.monotonic() - started, why=" ".join(str(error).split()))
-    state, why = PUBLISHED, ""
-    if result.failures:
-        state, why = WITHOUT_A_STAGE, "; ".join(f"{name}: {text}" for name, text in result.failures.items())
-    elif result.without_model:
-        state, why = FROM_POPULARITY, result.without_model
-    lists = result.stages.get("recommend", {})
-    return BackfilledDay(
-        day.ds, state, time.monotonic() - started, lists.get("listeners"), lists.get("model_version"), why
-    )
+def _outcome(day: Day) -> tuple[DayFigures | None, str]:
+    if not day.has_record:
+        return None, ""
+    notes = {name: message for name in STAGES if (message := day.failure(name))}
+    decided = day.result("promote") or {}
+    if not notes and decided.get("chosen", "") is None:
+        notes["no model"] = decided["reason"]
+    return day_figures(day), "; ".join(f"{name}: {' '.join(text.split())}" for name, text in notes.items())
+
+
+def daily(options: Sequence[str]) -> RunDay:
+    """`fuxi daily` with some options as a child process, which is ended with this one. Its output is this one's."""
+
+    def run_one(ds: dt.date) -> int:
+        child = subprocess.Popen([sys.executable, "-m", "jobs.cli", "daily", "--ds", str(ds), *options])
+        try:
+            return child.wait()
+        except BaseException:
+            child.send_signal(signal.SIGTERM)
+            try:
+                child.wait(_TO_END_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+            raise
+
+    return run_one
+
+
+def exit_code(done: Sequence[BackfilledDay]) -> int:
+    """The worst of the days'."""
+    codes = [day.code for day in done]
+    return next((code for code in codes if code not in STATES), next((code for code in (1, 2, 3) if code in codes), 0))
 
 
 def plans(days: Sequence[dt.date], open_day: OpenDay) -> Iterator[tuple[dt.date, list[PlannedStage]]]:
@@ -109,11 +138,13 @@ def render(done: Sequence[BackfilledDay], asked: int) -> None:
     from rich.table import Column, Table
 
     console = Console(highlight=False, soft_wrap=True)
-    numbers = (Column(name, justify="right") for name in ("Seconds", "Listeners", "Model"))
+    numbers = (Column(name, justify="right") for name in ("Seconds", "Lists", "Served by"))
     table = Table("Day", "State", *numbers)
     for day in done:
-        listeners = "" if day.listeners is None else f"{day.listeners:,}"
-        table.add_row(str(day.ds), day.state, f"{day.seconds:,.1f}", listeners, day.model or "")
+        figures = day.figures
+        listeners = f"{figures.listeners:,}" if figures and figures.listeners is not None else ""
+        served = (figures.served_by or "") if figures else ""
+        table.add_row(str(day.ds), day.state, f"{day.seconds:,.1f}", listeners, served)
     console.print(table)
     for day in done:
         if day.why:

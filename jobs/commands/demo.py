@@ -13,9 +13,10 @@ from jobs.config import Config, load_config
 from jobs.daily import DayResult, run_day
 from jobs.day import STAGES, open_day
 from jobs.runtime.resources import Usage
+from jobs.serving.baselines import LABELS
 from pipelines import delta_tables, storage
 from pipelines.errors import InputError
-from pipelines.schema import DS, SOURCE, SOURCE_MODEL, USER_ID
+from pipelines.schema import DS, SOURCE, SOURCE_POPULAR, USER_ID
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,10 +30,8 @@ METRIC_COLUMNS = {"ndcg_30": "NDCG@30", "hr_30": "HR@30", "recall_30": "Recall@3
 NAMES = {
     "challenger": "FuXi-beta, new",
     "champion": "FuXi-beta, before",
-    "item-knn": "Item-kNN",
-    "ease": "EASE",
-    "markov": "Markov",
-    "popularity": "Popularity",
+    "reference": "FuXi-beta, last full",
+    **LABELS,
 }
 
 
@@ -100,12 +99,12 @@ def _hits_line(measured: dict[str, float]) -> str:
 
 
 def pick_listener(config: Config, ds: dt.date) -> str:
-    """The listener in the middle of those with a list from the model, by user id."""
+    """The listener in the middle of those with a list of their own, not of popular songs, by user id."""
     lists = f"{config.workspace}/recommendations"
-    by_model = (pc.field(DS) == pa.scalar(ds, pa.date32())) & (pc.field(SOURCE) == SOURCE_MODEL)
-    rows = delta_tables.read(lists, by_model & pc.field(USER_ID).is_valid(), [USER_ID])
+    own = (pc.field(DS) == pa.scalar(ds, pa.date32())) & (pc.field(SOURCE) != SOURCE_POPULAR)
+    rows = delta_tables.read(lists, own & pc.field(USER_ID).is_valid(), [USER_ID])
     if not rows:
-        raise InputError(f"{lists} has no list from a model for {ds}: see the failures above")
+        raise InputError(f"{lists} has no list but popular songs for {ds}: see the failures above")
     return str(sorted(rows[USER_ID].to_pylist())[rows.num_rows // 2])
 
 

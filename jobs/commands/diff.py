@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from jobs.config import Config
 from jobs.day import Day, RunRecord
 from jobs.runtime.console import progress
+from jobs.serving.baselines import LABELS
 from jobs.stage_inputs import differences
 from jobs.tables.published_lists import PublishedLists, published_lists
 from pipelines.errors import InputError
@@ -103,10 +104,15 @@ def _other_plays(before: Day, after: Day) -> list[str]:
 
 
 def _other_model(then: RunRecord, now: RunRecord) -> list[str]:
-    if then.chosen_model == now.chosen_model:
-        return []
-    old, new = (f"version {record.chosen_model}" if record.chosen_model else "none" for record in (then, now))
-    return [f"model: {new} in place of {old}"]
+    """What else makes the lists: another model, or a baseline in its place."""
+    old, new = (_recommender(record) for record in (then, now))
+    return [] if old == new else [f"model: {new} in place of {old}"]
+
+
+def _recommender(record: RunRecord) -> str:
+    if record.chosen_baseline:
+        return LABELS[record.chosen_baseline]
+    return f"version {record.chosen_model}" if record.chosen_model else "none"
 
 
 def _other_settings(before: Day, after: Day) -> list[str]:

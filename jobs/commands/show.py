@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from jobs.config import Config
 from jobs.day import Day
+from jobs.serving.baselines import LABELS
 from jobs.serving.catalogue import titles
 from jobs.serving.listener import ServedListener, named, parse_user, served_listener, stored_history
 from pipelines.histories.histories import Histories
-from pipelines.schema import COMPLETION, ITEM_ID, REASONS, SCORE, id_type
+from pipelines.schema import COMPLETION, ITEM_ID, REASONS, SCORE, SOURCE_MODEL, SOURCE_POPULAR, id_type
 from pipelines.workspace import open_workspace
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ def explain(config: Config, user: str, ds: dt.date) -> Explanation:
         history = Histories.without_plays(pa.array([user_id], id_type(day.workspace.spec.user_id_type)))
     contexts = contexts_of(job, history.before(job.cut))
     recommender: Recommender = job.popularity
-    if job.model is not None and bool(contexts.batch(job.model).lengths[0] > 0):
-        recommender = job.model
+    if job.recommender is not None and bool(contexts.batch(job.recommender).lengths[0] > 0):
+        recommender = job.recommender
     made = job.rules.lists(recommender, contexts, job.k)
     found = Explanations(job.rules, recommender, contexts, made).passed_over([0])[0]
     ids = job.item_ids.take(pa.array([each.item - 1 for each in found], pa.int64())).to_pylist()
@@ -116,6 +117,8 @@ def _headline(shown: ServedListener) -> str:
     songs = f"{len(shown['items'])} songs for {shown['ds']}"
     if not shown["known"]:
         return f"{songs}: the list for unknown listeners ({shown['user']} has none of their own)"
-    origin = f"model version {shown['model_version']}" if shown["source"] == "model" else "popular songs"
+    version, source = shown["model_version"], shown["source"]
+    origin = {SOURCE_MODEL: f"model version {version}", SOURCE_POPULAR: "popular songs"}.get(source)
+    origin = origin or LABELS.get(source, source)
     stale = f", from sequences {shown['stale_days']} days old" if shown["stale_days"] else ""
     return f"{songs} for listener {shown['user']}: {origin}{stale}"

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _REQUIREMENTS = ("torch", "numpy", "pyarrow", "safetensors", "xxhash", "mlflow")
 _EXAMPLE_SONGS = 5
+FROM_NOTHING = "none"
+"""Value of the tag `warm_started_from` of a full retrain."""
 
 
 def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> "tuple[ModelInfo, dict[str, str]]":
@@ -74,7 +76,9 @@ def log_pyfunc(day: Day, folder: str, *, scratch: str, mlflow_run_id: str) -> "t
         )
     _note_digests(info)
     protocol = trained.train_config.protocol
-    return info, {"ds": trained.ds, "data_end": str(trained.data_end), "protocol": protocol}
+    parent = trained.metadata.get("warm_started_from") or FROM_NOTHING
+    tags = {"ds": trained.ds, "data_end": str(trained.data_end), "protocol": protocol, "warm_started_from": parent}
+    return info, tags
 
 
 def _note_digests(info: "ModelInfo") -> None:

@@ -1,7 +1,8 @@
 """The model registry in MLflow: training runs, versions of the daily model, and which of them may serve a day.
 
-A version carries the tags `run_key` (what it was trained from), `ds`, `data_end` and `protocol`; promotion adds
-`promoted_ds`. Stages find versions by tag, never by alias: aliases are for people and other services.
+A version carries the tags `run_key` (what it was trained from), `ds`, `data_end`, `protocol` and `warm_started_from`
+(a version, or `none`: a full retrain); promotion adds `promoted_ds`. Stages find versions by tag, never by alias:
+aliases are for people and other services.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from jobs.day import Day
 from jobs.registry.database import ensure_database
-from jobs.registry.package import log_pyfunc
+from jobs.registry.package import FROM_NOTHING, log_pyfunc
 from jobs.registry.relocate import ARTIFACTS, relocate
 from pipelines import leases, storage
 from pipelines.errors import InputError
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHALLENGER, CHAMPION = "challenger", "champion"
+WITHDRAWN = "withdrawn"
+"""Tag of a version that an operator took out of service (`jobs.registry.steering`)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class ModelVersionInfo:
     run_key: str
     protocol: str
     promoted_ds: dt.date | None
+    withdrawn: str  # the date on which an operator took it out of service; ""
+    full: bool  # trained from nothing, over the whole history; False of versions by releases that did not note it
 
 
 def log_training(
@@ -64,6 +69,9 @@ def log_training(
     finished = client.search_runs([experiment], filter_string=f"tags.run_key = '{quoted}' and status = 'FINISHED'")
     if finished:
         return finished[0].info.run_id
+    for left in client.search_runs([experiment], filter_string=f"tags.ds = '{day.ds}' and status != 'FINISHED'"):
+        _remove_unregistered(day, client, left.info.run_id)  # of a run of this ds that was killed
+        client.delete_run(left.info.run_id)
     run_id = client.create_run(
         experiment, run_name=f"train {day.ds}", tags=redacted({"run_key": run_key, "ds": str(day.ds), **(tags or {})})
     ).info.run_id
@@ -88,6 +96,7 @@ def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run
     if registered:
         _forward_alias(day, CHALLENGER, registered[-1])
         return registered[-1].version
+    _remove_unregistered(day, client, mlflow_run_id)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "export")  # MLflow keeps the last part of its path as the artifact's name
         if storage.is_s3(export_folder):
@@ -104,6 +113,21 @@ def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run
     info = version_info(day, str(version.version))
     _forward_alias(day, CHALLENGER, info)
     return info.version
+
+
+def _remove_unregistered(day: Day, client: "MlflowClient", mlflow_run_id: str) -> None:
+    """Remove the models of a training that were logged and not registered, because their run was killed between."""
+    from mlflow.exceptions import MlflowException
+
+    name, experiment = day.config.mlflow.model_name, _experiment(day, client)
+    sources = " ".join(str(version.source) for version in client.search_model_versions(f"name = '{name}'"))
+    with contextlib.suppress(MlflowException):  # a server of another release may not know of logged models
+        for model in client.search_logged_models([experiment], filter_string=f"source_run_id = '{mlflow_run_id}'"):
+            if model.model_id in sources:
+                continue
+            client.delete_logged_model(model.model_id)
+            if model.artifact_location.startswith(f"{day.workspace.uri}/"):  # a server deletes what it keeps by itself
+                storage.delete_folder(model.artifact_location)
 
 
 def versions(day: Day) -> list[ModelVersionInfo]:
@@ -131,16 +155,45 @@ def champion(day: Day) -> ModelVersionInfo | None:
 
     Later promotions do not count, so a day that is run again has the same champion as the first time.
     """
+    return max(_promoted_before(day), key=promotion, default=None)
+
+
+def reference(day: Day) -> ModelVersionInfo | None:
+    """The last full retrain among the versions that `champion` chooses from: frozen, so no chain of warm starts creeps.
+
+    Where no version says that it is one (releases before 0.3 did not note it), the first that was promoted: before it
+    there was nothing to start from. None without any.
+    """
+    promoted = _promoted_before(day)
+    full = [info for info in promoted if info.full]
+    if full:
+        return max(full, key=promotion)
+    return min(promoted, key=promotion, default=None)
+
+
+def promotion(info: ModelVersionInfo) -> tuple[str, int]:
+    """Orders promoted versions by day, then by number."""
+    return str(info.promoted_ds), int(info.version)
+
+
+def _promoted_before(day: Day) -> list[ModelVersionInfo]:
     latest_end = day.calendar.day_start(day.ds - dt.timedelta(days=1))
-    candidates = [
+    return [
         info
         for info in versions(day)
         if info.promoted_ds is not None
+        and not info.withdrawn
         and info.promoted_ds < day.ds
         and info.data_end <= latest_end
         and info.protocol == day.config.train.protocol
     ]
-    return max(candidates, key=lambda info: (info.promoted_ds, int(info.version)), default=None)
+
+
+def last_full_training(day: Day) -> dt.date | None:
+    """The ds of the newest version before `day.ds` that was trained from nothing, promoted or not."""
+    protocol = day.config.train.protocol
+    trained = (info.ds for info in versions(day) if info.full and info.ds < day.ds and info.protocol == protocol)
+    return max(trained, default=None)
 
 
 def promote(day: Day, version: str) -> bool:
@@ -166,6 +219,41 @@ def withdraw_promotions(day: Day, *, but: str | None) -> None:
             _retry(lambda info=info: client.delete_model_version_tag(name, info.version, "promoted_ds"))
             if info.version == alias and (serving := but or getattr(champion(day), "version", None)):
                 _retry(lambda version=serving: client.set_registered_model_alias(name, CHAMPION, version))
+
+
+def withdraw(day: Day, version: str) -> None:
+    """Take a version out of service: it is never champion, reference or challenger again."""
+    client, name = _client(day), day.config.mlflow.model_name
+    today = str(day.calendar.date_of(int(time.time())))
+    with leases.publishing():
+        _retry(lambda: client.set_model_version_tag(name, version, WITHDRAWN, today))
+
+
+def model_tag(day: Day, key: str) -> str | None:
+    """A tag of the registered model; None without it, or without the model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _client(day).get_registered_model(day.config.mlflow.model_name).tags.get(key)
+    except MlflowException:
+        return None
+
+
+def set_model_tag(day: Day, key: str, value: str | None) -> None:
+    """Set a tag of the registered model, or remove it (None)."""
+    client, name = _client(day), day.config.mlflow.model_name
+    with leases.publishing():
+        if value is None:
+            _retry(lambda: client.delete_registered_model_tag(name, key))
+        else:
+            _retry(lambda: client.set_registered_model_tag(name, key, value))
+
+
+def set_alias(day: Day, alias: str, version: str) -> None:
+    """Move an alias to a version, backwards, too."""
+    client, name = _client(day), day.config.mlflow.model_name
+    with leases.publishing():
+        _retry(lambda: client.set_registered_model_alias(name, alias, version))
 
 
 def alias_version(day: Day, alias: str) -> str | None:
@@ -301,6 +389,8 @@ def _info(version: "ModelVersion") -> ModelVersionInfo:
         run_key=tags.get("run_key", ""),
         protocol=tags.get("protocol", ""),
         promoted_ds=dt.date.fromisoformat(promoted) if promoted else None,
+        withdrawn=tags.get(WITHDRAWN, ""),
+        full=tags.get("warm_started_from") == FROM_NOTHING,
     )
 
 

@@ -89,7 +89,9 @@ def trend_chart(
     if not days:
         return None
     lines = {
-        key: Line(label, n % 6 + 1, STROKES[n % 3]) for n, (key, label) in enumerate(labels.items()) if key in trend
+        key: Line(label, n % 6 + 1, STROKES[(n + n // 6) % 3])
+        for n, (key, label) in enumerate(labels.items())
+        if key in trend
     }
     every_day = range(days[0].toordinal(), days[-1].toordinal() + 1)
 

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from fuxi_beta.evaluation.metrics import SERVED, metric_of, metric_order, metric_title
-from jobs.day import STAGES, Day, StageMarker, StageResult
+from jobs.day import STAGES, Day, RunRecord, StageMarker, StageResult
 from jobs.report.charts import loss_chart, temporal_chart, trend_chart
 from jobs.report.examples import example_lists
 from jobs.report.hits import hits_section
 from jobs.report.list_quality import list_quality_section
 from jobs.report.quality import quality_lines, trailing_chart
+from jobs.serving.baselines import LABELS, POPULARITY
+from jobs.serving.serving_baseline import lists_of
+from jobs.status import measured_as, served_by
+from jobs.tables.metrics import OF_REFERENCE
 from pipelines import delta_tables, storage
 from pipelines.schema import DS, METRIC, MODEL_VERSION, PROTOCOL, SLICE, VALUE
 
@@ -24,10 +28,8 @@ TREND_DAYS = 28
 RECOMMENDERS = {
     "challenger": "Challenger",
     "champion": "Champion",
-    "item-knn": "Item-kNN",
-    "ease": "EASE",
-    "markov": "Markov",
-    "popularity": "Popularity",
+    "reference": "Last full retrain",
+    **LABELS,
 }
 SLICES = {"all": "All listeners", "new": "New listeners", "light": "Light listeners", "heavy": "Heavy listeners"}
 MAX_COLUMNS = 8
@@ -53,8 +55,8 @@ Results = Mapping[str, StageResult]
 class Status:
     """How the day went.
 
-    level: good, held (the gates kept the champion, or the input broke its bounds and was accepted), degraded, missing
-    (nothing published).
+    level: good, held (the gates kept the champion, a baseline serves in the model's place, or the input broke its
+    bounds and was accepted), degraded, missing (nothing published).
     """
 
     level: str
@@ -73,6 +75,7 @@ def content(day: Day) -> dict[str, Any]:
     headline = headline_metric(day.config.gates.metric, metrics)
     protocol = measured.get("protocol", day.config.train.protocol)
     trend = metric_trend(day, metric=headline, protocol=protocol)
+    gap = metric_trend(day, metric=f"{headline}{OF_REFERENCE}", protocol=protocol)
     quality = _last_days(day, day.workspace.quality)
     examples, no_examples = example_lists(day) if "recommend" in results else ((), "nothing is published for this day")
     return {
@@ -85,6 +88,7 @@ def content(day: Day) -> dict[str, Any]:
         "earlier": {name: marker["result"] for name, marker in earlier.items()},
         "timing": timing(stages, earlier),
         "headline": metric_title(headline),
+        "served": measured_as(day, served_by(day, results), results),
         "headline_values": {n: values.get("all", {}).get(headline) for n, values in metrics.items()},
         "recommenders": RECOMMENDERS,
         "metric_tables": metric_tables(measured, headline),
@@ -97,6 +101,8 @@ def content(day: Day) -> dict[str, Any]:
         "temporal": temporal_chart(train.get("temporal", ())),
         "trend": trend_chart(trend, labels=RECOMMENDERS),
         "trend_days": len({ds for values in trend.values() for ds in values}),
+        "gap": trend_chart(gap, labels=RECOMMENDERS, name="gap"),
+        "floor": day.config.gates.floor,
         "list_quality": list_quality_section(day, _last_days(day, day.workspace.list_quality)),
         "hits": hits_section(day, days=TREND_DAYS),
         "examples": examples,
@@ -114,24 +120,35 @@ def day_status(day: Day, results: Results) -> Status:
     missing = _missing_stages(day, results)
     if "recommend" not in results:
         return Status("missing", f"Nothing is published for {day.ds}", tuple(missing))
-    chosen = day.record.chosen_model
-    own = chosen is not None and chosen == results.get("train", {}).get("model_version")
+    record = day.record
+    own = record.chosen_model is not None and record.chosen_model == results.get("train", {}).get("model_version")
     held = [gate for gate in results.get("promote", {}).get("gates", ()) if not gate["passed"]]
     accepted = results.get("sessionize", {}).get("accepted_quality", ())
     notes = list(missing)
     if accepted:
         notes.append(f"The input broke its bounds and was taken with --accept-quality: {'; '.join(accepted)}.")
-    if held or not (own or missing):
-        notes.append(_sentence(day.record.chosen_reason))
-    if chosen is None:
-        return Status("degraded", "Published, degraded: popular songs for everyone, no model serves", tuple(notes))
+    if held or record.chosen_baseline or not (own or missing):
+        notes.append(_sentence(record.chosen_reason))
+    level, headline = _level(record, missing=bool(missing), own=own, accepted=bool(accepted))
+    return Status(level, headline, () if level == "good" else tuple(notes))
+
+
+def _level(record: RunRecord, *, missing: bool, own: bool, accepted: bool) -> tuple[str, str]:
+    """`Status.level` and `Status.headline` of a published day. own: the day's model is the one trained for it."""
+    version = f"version {record.chosen_model}"
+    if record.chosen_model is None:
+        lists = lists_of(record.chosen_baseline or POPULARITY)
+        return "degraded", f"Published, degraded: {lists} for everyone, no model serves"
     if missing:
-        return Status("degraded", f"Published, degraded: version {chosen} serves", tuple(notes))
+        serves = f"{lists_of(record.chosen_baseline)} serve" if record.chosen_baseline else f"{version} serves"
+        return "degraded", f"Published, degraded: {serves}"
+    if record.chosen_baseline:
+        return "held", f"Published with {lists_of(record.chosen_baseline)}, in place of {version}"
     if not own:
-        return Status("held", f"Published with version {chosen}: the challenger was held back", tuple(notes))
+        return "held", f"Published with {version}: the challenger was held back"
     if accepted:
-        return Status("held", f"Published with version {chosen}, from input that broke its bounds", tuple(notes))
-    return Status("good", f"Published with version {chosen}, trained for this day", ())
+        return "held", f"Published with {version}, from input that broke its bounds"
+    return "good", f"Published with {version}, trained for this day"
 
 
 def _missing_stages(day: Day, results: Results) -> list[str]:
@@ -218,16 +235,23 @@ def metric_trend(day: Day, *, metric: str, protocol: str) -> dict[str, dict[dt.d
     rows = [row for row in _last_days(day, day.workspace.metrics) if wanted.items() <= row.items()]
     days = sorted({row[DS] for row in rows})
     with ThreadPoolExecutor(8) as pool:
-        trained = dict(zip(days, pool.map(lambda ds: day.at(ds).result("train"), days), strict=True))
+        names = dict(zip(days, pool.map(lambda ds: _names_of_versions(day.at(ds)), days), strict=True))
     trend: dict[str, dict[dt.date, float]] = {}
     for row in rows:
-        name, marker = row[MODEL_VERSION], trained[row[DS]]
-        if name not in RECOMMENDERS:  # the table names versions: the one trained that day was the challenger
-            if marker is None:
-                continue
-            name = "challenger" if marker["model_version"] == name else "champion"
-        trend.setdefault(name, {})[row[DS]] = row[VALUE]
+        version = row[MODEL_VERSION]
+        name = version if version in RECOMMENDERS else names[row[DS]].get(version)
+        if name:
+            trend.setdefault(name, {})[row[DS]] = row[VALUE]
     return trend
+
+
+def _names_of_versions(day: Day) -> dict[str, str]:
+    """What model versions were on a day: the table of metrics names versions."""
+    versions = (day.result("evaluate") or {}).get("versions")
+    if versions is None:  # it is measured anew
+        trained = day.result("train")
+        return {trained["model_version"]: "challenger"} if trained else {}
+    return {version: name for name, version in versions.items()}
 
 
 def _last_days(day: Day, table_uri: str) -> list[delta_tables.Row]:

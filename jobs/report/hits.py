@@ -8,6 +8,7 @@ from fuxi_beta.evaluation.metrics import metric_title
 from fuxi_beta.evaluation.served import RANKING
 from jobs.day import Day
 from jobs.report.charts import Chart, position_chart, trend_chart
+from jobs.serving.baselines import LABELS
 from jobs.tables.list_hits import read_list_hits
 from jobs.tables.recommendations import published_days
 from pipelines.delta_tables import Row
@@ -29,6 +30,7 @@ from pipelines.schema import (
 SOURCES = {
     EVERY: "All lists",
     SOURCE_MODEL: "From the model",
+    **{name: f"From {label}" for name, label in LABELS.items()},
     SOURCE_POPULAR: "Popular songs",
     SOURCE_DEFAULT: "Default list, no list of their own",
 }

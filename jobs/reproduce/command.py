@@ -162,7 +162,11 @@ def main(options: dict[str, Any]) -> None:
         workers = options["workers"] or max(1, min(4, len(os.sched_getaffinity(0))))
         device = _device(options["device"])
         finished, failed = reproduce(source, selection, workers=workers, device=device, command=_command())
-        show_days(source, finished, options["against"]) if selection.protocol == "next_day" else show(finished)
+        if selection.protocol == "next_day":
+            show_days(source, finished, options["against"])
+        else:
+            show(finished)
+            show_against(source, finished, options["against"])
     if options["write"]:
         write([source.folder, *options["also"]], options["write"])
     if failed:
@@ -186,12 +190,34 @@ def show(finished: Sequence[ExperimentRun]) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(table, highlight=False)
 
 
+def show_against(source: DatasetSource, finished: Sequence[ExperimentRun], name: str | None) -> None:
+    """Print how settings of one protocol differ from the one that is named, which may be any finished one."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from jobs.reproduce import comparisons
+    from jobs.reproduce.groups import ListenerMetrics, named
+
+    if name is None or not finished:
+        return
+    folder = runs_folder(source)
+    kept = group_by_setting([run for run in runs.read(folder) if run.protocol == finished[0].protocol])
+    wanted = {run.name for run in (*finished, *named(kept, name).runs)}
+    groups = [g for g in kept if any(run.name in wanted for run in g.runs)]
+    header, rows = comparisons.against(groups, name, ListenerMetrics(runs.ranks_in([folder])))
+    shown = Table(*(Column(title, overflow="fold") for title in header), title="paired", title_justify="left")
+    for cells in rows:
+        shown.add_row(*cells, style="bold" if "yes" in cells else None)
+    Console(width=None if sys.stdout.isatty() else 160).print(shown, highlight=False)
+
+
 def show_days(source: DatasetSource, finished: Sequence[ExperimentRun], against: str | None) -> None:
     """Print runs under next_day, the baselines and ceilings of the same days among them, with intervals."""
     from rich.console import Console
     from rich.table import Column, Table
 
-    from jobs.reproduce.days import CaseMetrics, DayRuns, names_of, on_the_same_days
+    from jobs.reproduce.days import CaseMetrics, DayRuns, on_the_same_days
+    from jobs.reproduce.groups import names_of
 
     folder, wanted = runs_folder(source), {run.name for run in finished}
     measured = {(run.ds, run.days) for run in finished}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from fuxi_beta.evaluation.metrics import metric_title
 from fuxi_beta.evaluation.statistics import Difference, order_agreement, paired_difference
-from jobs.reproduce.groups import ListenerMetrics, SeedGroup
+from jobs.reproduce.groups import ListenerMetrics, SeedGroup, named
 from jobs.reproduce.markdown import NOTHING, signed, table
 from jobs.reproduce.sections import Section, TableRow, metric_cells
 
@@ -15,6 +15,8 @@ CONDITIONS = {
     "permuted": "(c) gaps permuted",
     "fixed-hour": "(d) fixed hour",
 }
+AGAINST = ("ndcg_10", "hr_10")
+"""Metrics that `--against` compares under leave_one_out."""
 _SEED = 1  # of the bootstrap: the same report from the same runs
 _METHOD = (
     "Bootstrap over listeners and over seeds, 95 % each, not corrected for their number; with one seed on a side the "
@@ -36,6 +38,28 @@ def differences(sections: Sequence[Section], listeners: ListenerMetrics) -> list
         return []
     header = ["table", "pair", "metric", "difference", "95 % interval", "p", "told apart", "seeds", "paper"]
     return ["### Differences", "", _METHOD, "", *table(header, rows, left=3)]
+
+
+def against(groups: Sequence[SeedGroup], name: str, listeners: ListenerMetrics) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: each setting less the one that `name` means (`names_of`), paired over listeners and seeds.
+
+    Raises InputError if no setting, or several, are called so.
+    """
+    other, rows = named(groups, name), []
+    for g in groups:
+        if g is not other:
+            compared = (_comparison(g, other, metric, listeners) for metric in AGAINST)
+            rows += [
+                [_with_condition(g), metric_title(metric), *cells]
+                for metric, cells in zip(AGAINST, compared, strict=True)
+            ]
+    header = ["run", "metric", f"less {_with_condition(other)}", "95 % interval", "p", "told apart", "seeds"]
+    return header, rows
+
+
+def _with_condition(g: SeedGroup) -> str:
+    condition = g.first.condition
+    return g.label_with_function + (f" {CONDITIONS[condition]}" if condition != "true" else "")
 
 
 def agreement(sections: Sequence[Section], listeners: ListenerMetrics) -> list[str]:
@@ -71,7 +95,8 @@ def conditions(groups: Sequence[SeedGroup], listeners: ListenerMetrics) -> list[
     """NDCG@10 by time condition; (a) - (b) is the value of the time of the predicted event."""
     settings: dict[tuple, dict[str, SeedGroup]] = {}
     for g in groups:
-        key = (g.system, g.layers, g.first.temporal, g.first.hidden, g.first.epochs, g.first.validation)
+        run = g.first
+        key = (g.system, g.layers, run.temporal, run.hidden, run.epochs, run.validation, run.label)
         settings.setdefault(key, {})[g.first.condition] = g
     measured = [by_condition for by_condition in settings.values() if len(by_condition) > 1]
     if not measured:

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from fuxi_beta.evaluation.metrics import SERVED, metric_title
 from fuxi_beta.evaluation.next_days import GAP, GAPS, KIND, KINDS, RECENT, RECENT_DAYS, UNTRAINED
 from fuxi_beta.evaluation.statistics import Difference, mean_interval, paired_difference
-from jobs.reproduce.groups import SeedGroup
+from jobs.reproduce.groups import SeedGroup, named, names_of
 from jobs.reproduce.markdown import NOTHING, signed, table
 from jobs.reproduce.runs import ExperimentRun
-from jobs.reproduce.systems import BASE_LAYERS, CEILINGS, SANITY
+from jobs.reproduce.systems import CEILINGS, SANITY
 from pipelines.errors import InputError
 from pipelines.schema import DS, USER_ID
 
@@ -107,12 +107,7 @@ class DayRuns:
         if self.against is None:
             baselines = [g for g in self.groups if g.system in SANITY]
             return max(baselines, key=lambda g: g.mean(metric) or 0.0, default=None)
-        named = [g for g in self.groups if self.against in names_of(g)]
-        if len(named) != 1:
-            names = ", ".join(names_of(g)[0] for g in self.groups)
-            found = "several settings are" if named else "nothing is"
-            raise InputError(f"--against {self.against}: {found} called so on these days: there are {names}")
-        return named[0]
+        return named(self.groups, self.against)
 
     def difference(self, g: SeedGroup, metric: str, part: str = "all") -> Difference | None:
         """A row less its reference; None for the reference itself, ceilings, and slices without a case."""
@@ -162,12 +157,6 @@ class DayRuns:
         mean, found = g.mean(metric, part), self.difference(g, metric, part)
         mark = "" if found is None or not found.detectable else " ▲" if found.mean > 0 else " ▼"
         return NOTHING if mean is None else f"{mean:.4f}{mark}"
-
-
-def names_of(g: SeedGroup) -> list[str]:
-    """A setting as `--against` may name it: `item-knn`, `fuxi-beta-wide` with its label, or a run's full name."""
-    depth = f"-L{g.layers}" if g.layers != BASE_LAYERS else ""
-    return [f"{g.variant}{'-' * bool(g.first.label)}{g.first.label}{depth}", *(run.name for run in g.runs)]
 
 
 def on_the_same_days(groups: Sequence[SeedGroup]) -> dict[tuple[str, int], list[SeedGroup]]:

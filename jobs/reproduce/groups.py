@@ -137,6 +137,22 @@ def one_each(groups: Sequence[SeedGroup]) -> dict[str, SeedGroup]:
     return {system: best[system] for system in in_order(best)}
 
 
+def names_of(g: SeedGroup) -> list[str]:
+    """A setting as `--against` may name it: `item-knn`, `fuxi-beta-wide` with its label, or a run's full name."""
+    depth = f"-L{g.layers}" if g.layers != BASE_LAYERS else ""
+    return [f"{g.variant}{'-' * bool(g.first.label)}{g.first.label}{depth}", *(run.name for run in g.runs)]
+
+
+def named(groups: Sequence[SeedGroup], name: str) -> SeedGroup:
+    """The setting that `--against` means. Raises InputError, with the names there are, if none or several are."""
+    found = [g for g in groups if name in names_of(g)]
+    if len(found) != 1:
+        names = ", ".join(names_of(g)[0] for g in groups)
+        how_many = "several settings are" if found else "nothing is"
+        raise InputError(f"--against {name}: {how_many} called so among those compared: there are {names}")
+    return found[0]
+
+
 @dataclass(frozen=True)
 class EpochTimes:
     """Seconds an epoch, and multiples of a baseline's.

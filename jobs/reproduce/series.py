@@ -1,6 +1,6 @@
 """A series of runs: those whose files are missing, several at a time, in worker processes.
 
-A series that was interrupted continues with the runs that have no file.
+A series that was interrupted continues with the runs that have no file, a run with its newest finished epoch.
 """
 
 import contextlib

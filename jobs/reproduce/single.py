@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -43,6 +44,7 @@ from fuxi_beta.presets import Preset
 from fuxi_beta.recommender import Recommender
 from fuxi_beta.training.checkpoint import TrainedModel
 from fuxi_beta.training.fit import fit
+from fuxi_beta.training.resume import EpochCheckpoints
 from jobs.reproduce import runs
 from jobs.reproduce.ceiling import OracleLists, oracle
 from jobs.reproduce.runs import Dataset, ExperimentRun, TemporalCurves, TimeCondition
@@ -109,6 +111,7 @@ class _Trained:
     parameters: int
     best_epoch: int | None = None
     curves: TemporalCurves | None = None
+    resumed_s: float = 0.0  # seconds of its epochs before it was stopped
 
 
 def perform(task: RunTask, on_step: OnStep | None = None) -> list[ExperimentRun]:
@@ -119,12 +122,14 @@ def perform(task: RunTask, on_step: OnStep | None = None) -> list[ExperimentRun]
     """
     model, train = task.spec.configs(task.preset)
     started = time.perf_counter()
-    trained = _train(task, model, train, on_step)
-    seconds = time.perf_counter() - started
+    checkpoints = EpochCheckpoints(Path(task.folder, f"{task.spec.name}.training"))
+    trained = _train(task, model, train, on_step, checkpoints)
+    seconds = time.perf_counter() - started + trained.resumed_s
     written = []
     for condition in reversed(_conditions(task.spec)):  # so that the requested run is written last
         spec = replace(task.spec, condition=condition)
         written.insert(0, _write(task, spec, trained, _measure(task, spec, trained, model, train), seconds))
+    checkpoints.remove()
     return written
 
 
@@ -136,7 +141,9 @@ def _conditions(spec: RunSpec) -> tuple[TimeCondition, ...]:
     return (spec.condition,)
 
 
-def _train(task: RunTask, model: ModelConfig, train: TrainConfig, on_step: OnStep | None) -> _Trained:
+def _train(
+    task: RunTask, model: ModelConfig, train: TrainConfig, on_step: OnStep | None, checkpoints: EpochCheckpoints
+) -> _Trained:
     if task.spec.system in CEILINGS:
         return _Trained(oracle(task.manifest, task.spec.system, k=max(EvaluateConfig().at)), [], [], 0)
     if task.spec.system in SANITY:
@@ -153,6 +160,7 @@ def _train(task: RunTask, model: ModelConfig, train: TrainConfig, on_step: OnSte
         device=task.device,
         quality=quality,
         on_step=on_step,
+        checkpoints=checkpoints,
     )
     network = fitted.model.model
     weights = network.temporal_weights(torch.tensor(CURVE_SECONDS))
@@ -163,6 +171,7 @@ def _train(task: RunTask, model: ModelConfig, train: TrainConfig, on_step: OnSte
         parameters=sum(p.numel() for p in network.parameters()) + fitted.model.item_vectors.numel(),
         best_epoch=fitted.best_epoch,
         curves=TemporalCurves(CURVE_SECONDS, [layer.tolist() for layer in weights]) if weights else None,
+        resumed_s=sum(fitted.epoch_seconds[: fitted.resumed_at]),
     )
 
 

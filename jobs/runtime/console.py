@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from pipelines import progress as heard
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -26,7 +28,15 @@ def interactive() -> bool:
 
 
 def log(event: str, **values: object) -> None:
-    """One event: a readable line on a terminal, a JSON line elsewhere. Standard output is for results alone."""
+    """One event: a readable line on a terminal, a JSON line elsewhere. Standard output is for results alone.
+
+    It counts as progress of the stage.
+    """
+    heard.note(event)
+    _print(event, **values)
+
+
+def _print(event: str, **values: object) -> None:
     if interactive():
         details = "  ".join(f"{key} {value}" for key, value in values.items())
         console().print(f"[bold]{event}[/bold]  {details}" if details else event, highlight=False)
@@ -48,27 +58,42 @@ def progress(description: str, total: int | None, *, unit: str = "", remaining: 
     """A bar for a long step: call the yielded function with the amount done since the last call.
 
     remaining: with an estimate of the time left. Without a terminal it logs a JSON line at most every five seconds and
-    one at the end.
+    one at the end. Every amount above 0 counts as progress of the stage.
     """
+    done = 0
+    with _shown(description, total, unit, remaining=remaining) as show:
+
+        def advance(amount: int = 1) -> None:
+            nonlocal done
+            done += amount
+            if amount:
+                heard.amount(description, done, total, unit)
+            show(amount)
+
+        yield advance
+
+
+@contextlib.contextmanager
+def _shown(description: str, total: int | None, unit: str, *, remaining: bool) -> Iterator[Callable[[int], None]]:
     if interactive():
         with bars(unit, remaining=remaining) as bar:
             task = bar.add_task(description, total=total)
-            yield lambda amount=1: bar.advance(task, amount)
+            yield lambda amount: bar.advance(task, amount)
         return
     started = last = time.monotonic()
     done = 0
 
-    def advance(amount: int = 1) -> None:
+    def show(amount: int) -> None:
         nonlocal done, last
         done += amount
         if time.monotonic() - last >= 5:
             last = time.monotonic()
             seconds = last - started
             left = {"seconds_left": round(seconds * (total - done) / done)} if remaining and total and done else {}
-            log(description, done=done, total=total, unit=unit, seconds=round(seconds, 1), **left)
+            _print(description, done=done, total=total, unit=unit, seconds=round(seconds, 1), **left)
 
-    yield advance
-    log(description, done=done, total=total, unit=unit, seconds=round(time.monotonic() - started, 1), finished=True)
+    yield show
+    _print(description, done=done, total=total, unit=unit, seconds=round(time.monotonic() - started, 1), finished=True)
 
 
 @contextlib.contextmanager
@@ -82,6 +107,7 @@ def polled_progress(
         while (total := poll()[1]) == 0:
             if ended.wait(POLL_S):
                 return
+        heard.amount(description, 0, total, unit)  # the workers are there
         shown, last = 0, False
         with progress(description, total, unit=unit, remaining=remaining) as advance:
             while not last:
@@ -106,6 +132,7 @@ def waiting(description: str) -> Iterator[Callable[[str], None]]:
         shown: dict[str, object] = {}
 
         def show(holder: str) -> None:
+            heard.note(f"{description}: held by {holder}")
             if shown.get("holder") != holder:
                 log(description, held_by=holder or "nobody any more")
             if not shown and interactive():

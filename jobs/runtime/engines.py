@@ -7,12 +7,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from jobs.config import ClusterConfig
-from jobs.runtime import stop
+from jobs.runtime import attempt, deaths, stop
 from jobs.runtime.console import polled_progress
 from pipelines import leases, object_store
 from pipelines.errors import InputError
@@ -52,6 +52,8 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
         session.sparkContext.setLogLevel("ERROR")
     _set_worker_environment(session, local=local)
     logging.getLogger().addFilter(_not_of_py4j)
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it logs the traces of errors that the caller gets
+    attempt.watch_engines()
     stop.keep()
     leases.at_stop(end)
     return session
@@ -113,18 +115,28 @@ def ray_session(cluster: ClusterConfig) -> ModuleType:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
+    import ray._private.worker
 
+    ray._private.worker.print_to_stdstream = _to_standard_error
     if not ray.is_initialized():
         store = {"include_dashboard": False, "object_store_memory": cluster.ray_object_store_mb * 2**20}
         local = store if cluster.ray_address == "local" else {}
         ray.init(address=cluster.ray_address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        attempt.watch_engines()
         stop.keep()
     leases.at_stop(end)
     return ray
 
 
+def _to_standard_error(message: dict[str, Any], ignore_prefix: bool = False) -> None:
+    """In place of Ray's own function, which prints the news of its cluster among a command's results."""
+    with contextlib.suppress(OSError):
+        os.write(2, "".join(f"(ray) {line}\n" for line in message.get("lines", ())).encode())
+
+
 def end() -> None:
     """End Spark and Ray of this process and all that they have started here, in mid-work too; within 20 seconds."""
+    deaths.unwatch()
     children = psutil.Process().children(recursive=True)
     threads = [threading.Thread(target=end_one, daemon=True) for end_one in (_end_ray, _end_spark)]
     for thread in threads:

@@ -3,11 +3,15 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
+from pathlib import Path
 
-from pipelines import object_store
+from jobs.runtime.deaths import chain
+from pipelines import object_store, storage
 from pipelines.errors import InputError
 
+NEEDS = " needs "
+"""In a note of an error that says what room a stage takes."""
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|\[?[Ee]rrno:? (?:28|122)\b")
 _READ_ONLY = re.compile(r"Read-only file system|Permission denied")
 _STORE = re.compile(
@@ -15,21 +19,22 @@ _STORE = re.compile(
 )
 _NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|NoSuchBucket|bucket does not exist")
 _DENIED = re.compile(r"ACCESS_DENIED|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken")
+_WRITTEN = re.compile(r"while writing (\S+)")  # as `storage.writing` notes it
 _PATH = re.compile(r"(?:'(/[^']+)'|(/[^\s:'\"]+\.\w+))")
 _REGISTRY_MODULES = ("mlflow.", "sqlalchemy.", "alembic.", "requests.", "urllib3.")
 
 
 def explain(error: BaseException) -> str | None:
     """The failure in one line with its remedy; None if it is none of these and the trace is wanted."""
-    chain = list(_chain(error))
-    for one in chain:
+    chained = list(chain(error))
+    for one in chained:
         if isinstance(one, InputError):
             return str(one)
-    for one in chain:
+    for one in chained:
         text = f"{one} {getattr(one, 'java_exception', '')}"
         number = getattr(one, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(text):
-            return f"{_place(one, text)}: the disk is full: make room and run again; what was published is unchanged"
+            return _full_disk(_place(one, text), chained)
         if isinstance(one, OSError) and (number in (errno.EROFS, errno.EACCES) or _READ_ONLY.search(text)):
             place = _place(one, text)
             return (
@@ -42,22 +47,20 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what caused it, also in a worker of Ray."""
-    seen: set[int] = set()
-    todo: list[BaseException | None] = [error]
-    while todo:
-        one = todo.pop(0)
-        if isinstance(one, BaseException) and id(one) not in seen:
-            seen.add(id(one))
-            yield one
-            failures = getattr(one, "worker_failures", None) or {}
-            inner = [getattr(failure, "_base_exc", failure) for failure in failures.values()]
-            todo += [getattr(one, "cause", None), *inner, one.__cause__, one.__context__]
+def _full_disk(place: str, chained: Sequence[BaseException]) -> str:
+    """Names the file, the room that is left beside it, and what the stage needs if it has noted that."""
+    folder = Path(place).parent
+    there = place.startswith("/") and folder.exists()
+    left = f" ({storage.in_words(storage.free_bytes(str(folder)) or 0)} free in {folder})" if there else ""
+    needs = "".join(f"; {note}" for one in chained for note in getattr(one, "__notes__", ()) if NEEDS in note)
+    return f"{place}: the disk is full{left}{needs}: make room and run again; what was published is unchanged"
 
 
 def _place(error: BaseException, text: str) -> str:
     name = getattr(error, "filename", None)
+    text = "\n".join([text, *getattr(error, "__notes__", ())])
+    if written := _WRITTEN.search(text):
+        return written[1]
     found = _PATH.search(text)
     return str(name or (found and (found[1] or found[2])) or "a file of this run")
 

@@ -10,6 +10,7 @@ from types import FrameType
 
 import psutil
 
+from jobs.runtime import scratch
 from pipelines import leases
 
 _state: dict[str, int] = {}
@@ -35,6 +36,11 @@ def exit_code() -> int:
     return 128 + _state.get("asked", signal.SIGINT)
 
 
+def was_asked() -> bool:
+    """Whether this process got a signal."""
+    return "asked" in _state
+
+
 def describe(stop: BaseException) -> str:
     """How far the work came: the notes of the stages that it went through."""
     name = signal.Signals(exit_code() - 128).name
@@ -45,6 +51,7 @@ def leave(code: int) -> None:
     """End this process now: at the interpreter's own end, engines that were stopped in mid-work may crash."""
     sys.stdout.flush()
     sys.stderr.flush()
+    scratch.leave()
     os._exit(code)
 
 

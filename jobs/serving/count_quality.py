@@ -35,35 +35,35 @@ class QualityCount:
     """Counts lists as they are made."""
 
     rules: ListRules
-    model: Recommender | None
+    recommender: Recommender | None
     popularity: Recommender
     sample: float  # share of the listeners of whom it is counted which rules cut how much
 
-    def count(self, contexts: Contexts, made: MadeLists, by_model: np.ndarray) -> dict[str, QualitySums]:
-        """What is counted of the lists of a batch, by segment. by_model: bool [B]; other lists are of popular songs."""
+    def count(self, contexts: Contexts, made: MadeLists, own: np.ndarray) -> dict[str, QualitySums]:
+        """What is counted of the lists of a batch, by segment. own: bool [B], the recommender's; others are popular."""
         histories, items, artist = contexts.histories, made.items.numpy(), self.rules.songs.artist
         length = (items > 0).sum(axis=1)
         values = {
-            POPULAR_SHARE: (~by_model).astype(float),
+            POPULAR_SHARE: (~own).astype(float),
             SHORT_SHARE: (length < items.shape[1]).astype(float),
             EMPTY_SHARE: (length == 0).astype(float),
             OVERLAP: _overlap(items, self.rules.listeners.lists_before(histories.user_id), self.rules.songs.size),
         }
         if artist is not None:
             values |= _artists(items, artist.numpy(), histories)
-        values |= self._cut(contexts, made, by_model)
+        values |= self._cut(contexts, made, own)
         counted = {}
         for name in np.unique(made.segment.astype(str)).tolist():
             rows = np.flatnonzero(made.segment == name)
             counted[name] = QualitySums.of(items[rows], {metric: value[rows] for metric, value in values.items()})
         return counted
 
-    def _cut(self, contexts: Contexts, made: MadeLists, by_model: np.ndarray) -> dict[str, np.ndarray]:
+    def _cut(self, contexts: Contexts, made: MadeLists, own: np.ndarray) -> dict[str, np.ndarray]:
         """Better-ranked songs that each rule keeps out of the list, NaN of listeners not in the sample. [B] each."""
         names = [*(rule.name for rule in self.rules.rules), QUOTA]
-        values = {f"{CUT}{name}": np.full(len(by_model), np.nan) for name in names}
+        values = {f"{CUT}{name}": np.full(len(own), np.nan) for name in names}
         sampled = hash_share(contexts.histories.user_id) < self.sample
-        for recommender, theirs in ((self.model, by_model), (self.popularity, ~by_model)):
+        for recommender, theirs in ((self.recommender, own), (self.popularity, ~own)):
             rows = np.flatnonzero(sampled & theirs)
             if recommender is None or not len(rows):
                 continue

@@ -40,7 +40,7 @@ class ServedListener(TypedDict):
     user: str  # as asked for
     ds: str
     known: bool  # False: the default list, for listeners without one of their own
-    source: str  # model or popular
+    source: str  # model, popular, or the baseline that served in the model's place
     model_version: str | None
     stale_days: int
     timezone: str

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from fuxi_beta.config import Kernels, ModelConfig
 from fuxi_beta.data.batches import cuts_by_tokens
 from fuxi_beta.data.reader import ahead
+from fuxi_beta.training.checkpoint import TrainedModel
 from jobs.serving.count_quality import QualityCount
 from jobs.serving.reasons import reasons_column
 from jobs.serving.rules import ListenerFacts, ListRules, MadeLists
@@ -35,7 +36,6 @@ from pipelines.schema import (
     SEGMENT,
     SHORT,
     SOURCE,
-    SOURCE_MODEL,
     SOURCE_POPULAR,
     STALE_DAYS,
     USER_ID,
@@ -46,13 +46,15 @@ from pipelines.schema import (
 if TYPE_CHECKING:
     from fuxi_beta.baselines.popularity import Popularity
     from fuxi_beta.evaluation.protocol import Contexts
-    from fuxi_beta.training.checkpoint import TrainedModel
+    from fuxi_beta.recommender import Recommender
 
 
 BATCH_TOKENS = 1 << 16
 """Tokens of the listeners whose lists are made at once, on a CPU."""
 LEAST_TOKENS = 64
 """What a listener counts at least: `BATCH_TOKENS` are no more than 1,024 listeners."""
+BATCH_SCORES = 1 << 24
+"""Scores of a baseline that are held at once: 64 MB."""
 
 CUT_SAMPLE, CUT_SHARE = 512, 0.02
 """Of about so many listeners a day, and of no larger share, it is counted which rules cut how much: it is dear."""
@@ -67,10 +69,12 @@ class ListJob:
     table_uri: str
     manifest: Manifest
     item_ids: pa.Array  # item_id of the songs 1..V, at index - 1
-    popularity: "Popularity"  # makes the lists of listeners for whom the model has none
-    model: "TrainedModel | None"  # None: popular lists only
+    popularity: "Popularity"  # makes the lists of listeners for whom the recommender has none
+    recommender: "Recommender | None"  # a model, or the baseline that serves in its place; None: popular lists only
+    source: str  # of the recommender's lists
+    model_config: ModelConfig  # what a baseline reads of a history; a model reads by its own
     rules: ListRules
-    model_version: str | None
+    model_version: str | None  # None unless a model serves
     stale_days: int
     k: int
     active_days: int
@@ -93,7 +97,18 @@ class ListJob:
     def quality_count(self) -> QualityCount:
         """Counts the lists that are made."""
         sample = min(CUT_SHARE, CUT_SAMPLE / max(self.manifest.rows, 1))
-        return QualityCount(self.rules, self.model, self.popularity, sample)
+        return QualityCount(self.rules, self.recommender, self.popularity, sample)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """What a listener counts at least and at most in a batch of `batch_tokens`."""
+        if isinstance(self.recommender, TrainedModel):
+            return LEAST_TOKENS, max(self.recommender.model_config.max_history, LEAST_TOKENS)
+        if self.recommender is None:
+            return LEAST_TOKENS, LEAST_TOKENS
+        scored = self.batch_tokens * (self.manifest.vocabulary_size + 1) // BATCH_SCORES  # every song of each listener
+        least = min(max(LEAST_TOKENS, scored), self.batch_tokens)
+        return least, max(self.model_config.max_history, least)
 
     @property
     def schema(self) -> pa.Schema:
@@ -126,7 +141,7 @@ def default_part(job: ListJob) -> ListPart:
     segments = [NO_SEGMENT, *job.rules.config.segments]
     nobody = Histories.without_plays(pa.nulls(len(segments), job.schema.field(USER_ID).type))
     facts = ListenerFacts(np.array(segments, object))
-    return write_part(job.table_uri, job.ds, _rows(replace(job, model=None), None, nobody, facts))
+    return write_part(job.table_uri, job.ds, _rows(replace(job, recommender=None), None, nobody, facts))
 
 
 def _active(job: ListJob, file: ShardFile, group: int) -> Histories:
@@ -140,8 +155,7 @@ def _active(job: ListJob, file: ShardFile, group: int) -> Histories:
 
 
 def _batches(job: ListJob, histories: Histories) -> Iterator[Histories]:
-    longest = job.model.model_config.max_history if job.model else 0
-    tokens = histories.lengths.clip(LEAST_TOKENS, max(longest, LEAST_TOKENS))
+    tokens = histories.lengths.clip(*job.bounds)
     for start, stop in cuts_by_tokens(tokens, job.batch_tokens):
         yield histories.slice(start, stop)
 
@@ -160,31 +174,31 @@ def _rows(
     """
     contexts = contexts_of(job, histories)
     facts = facts or job.rules.listeners.facts(histories.user_id)
-    by_model = np.zeros(len(histories), bool)
-    if job.model is not None:
-        made = job.rules.lists(job.model, contexts, job.k, facts=facts)
-        by_model = contexts.batch(job.model).lengths.numpy() > 0
+    own = np.zeros(len(histories), bool)
+    if job.recommender is not None:
+        made = job.rules.lists(job.recommender, contexts, job.k, facts=facts)
+        own = contexts.batch(job.recommender).lengths.numpy() > 0
     else:
         made = MadeLists.empty_of(facts, job.k)
-    rest = np.flatnonzero(~by_model)
+    rest = np.flatnonzero(~own)
     if len(rest):
         popular = job.rules.lists(job.popularity, contexts_of(job, histories.take(rest)), job.k, facts=facts.of(rest))
         made.put(rest, popular)
     reasons = _reasons(job, contexts, made)
     if counted is not None:  # last: of the recommenders that it asks `contexts` keeps only the latest encoded
-        counted.append(job.quality_count.count(contexts, made, by_model))
-    return list_table(job, histories.user_id, made, by_model, bucket=bucket, reasons=reasons)
+        counted.append(job.quality_count.count(contexts, made, own))
+    return list_table(job, histories.user_id, made, own, bucket=bucket, reasons=reasons)
 
 
 def _reasons(job: ListJob, contexts: "Contexts", made: MadeLists) -> pa.Array | None:
-    """The reasons of every listed song; None where there is no model, or one that explains nothing."""
-    if job.model is None or not job.reasons:
+    """The reasons of every listed song; None where there is no recommender, or one that explains nothing."""
+    if job.recommender is None or not job.reasons:
         return None
-    found = contexts.queries(job.model).reasons(made.items, job.reasons)
+    found = contexts.queries(job.recommender).reasons(made.items, job.reasons)
     if found is None:
         return None
     type = job.schema.field(ITEMS).type.value_type.field(REASONS).type
-    batch, listed = contexts.batch(job.model), made.items.numpy() > 0
+    batch, listed = contexts.batch(job.recommender), made.items.numpy() > 0
     return reasons_column(found, batch, listed, job.item_ids, calendar=job.calendar, type=type)
 
 
@@ -193,19 +207,19 @@ def contexts_of(job: ListJob, histories: Histories) -> "Contexts":
     from fuxi_beta.evaluation.protocol import Contexts
 
     calendar = job.calendar
-    return Contexts(histories, calendar.request_time(job.ds), ModelConfig(), job.popularity.train, calendar)
+    return Contexts(histories, calendar.request_time(job.ds), job.model_config, job.popularity.train, calendar)
 
 
 def list_table(
     job: ListJob,
     user_id: pa.Array,
     made: MadeLists,
-    by_model: np.ndarray,
+    own: np.ndarray,
     *,
     bucket: int | None,
     reasons: pa.Array | None = None,
 ) -> pa.Table:
-    """Lists as rows of a part. by_model: bool [B], whether the model made them; popularity made the others.
+    """Lists as rows of a part. own: bool [B], whether the recommender made them; popularity made the others.
 
     reasons: of every listed song.
     """
@@ -221,13 +235,13 @@ def list_table(
         pa.nulls(int(there.sum()), type.field(REASONS).type) if reasons is None else reasons,
     ]
     element = pa.StructArray.from_arrays(songs, fields=list(type))
-    origin = pa.array(by_model)
+    origin = pa.array(own)
     version = pa.scalar(job.model_version, pa.string())
     columns = {
         BUCKET: pa.repeat(pa.scalar(bucket, pa.int32()), number),
         USER_ID: user_id,
         ITEMS: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), element),
-        SOURCE: pc.if_else(origin, SOURCE_MODEL, SOURCE_POPULAR),
+        SOURCE: pc.if_else(origin, job.source, SOURCE_POPULAR),
         MODEL_VERSION: pc.if_else(origin, version, pa.scalar(None, pa.string())),
         STALE_DAYS: pa.repeat(pa.scalar(job.stale_days, pa.int32()), number),
         SEGMENT: pa.array(made.segment, pa.string(), mask=made.segment == NO_SEGMENT),

@@ -1,4 +1,4 @@
-"""`fuxi evaluate`: challenger, champion and baselines measured on the same listeners."""
+"""`fuxi evaluate`: challenger, champion, the last full retrain and baselines measured on the same listeners."""
 
 import datetime as dt
 from typing import TYPE_CHECKING, cast
@@ -9,8 +9,10 @@ from jobs.day import Day, StageResult
 from jobs.registry import versions as registry
 from jobs.runtime import kernels
 from jobs.runtime.console import Advance, log, progress
+from jobs.serving.baselines import POPULARITY, fit_baseline, known_songs, too_large
 from jobs.serving.day_rules import day_rules, read_item_ids
-from jobs.tables.metrics import write_metrics
+from jobs.serving.serving_baseline import finite, leads_over_models
+from jobs.tables.metrics import OF_REFERENCE, write_metrics
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest
 
@@ -19,26 +21,29 @@ if TYPE_CHECKING:
     from fuxi_beta.baselines.popularity import Popularity
     from fuxi_beta.evaluation.leave_one_out import LeaveOneOutResult
     from fuxi_beta.evaluation.next_day import NextDayResult
-    from fuxi_beta.evaluation.protocol import Progress
+    from fuxi_beta.evaluation.protocol import Metrics, Progress
     from fuxi_beta.recommender import Recommender
     from fuxi_beta.training.checkpoint import TrainedModel
 
-CHALLENGER, CHAMPION, POPULARITY = "challenger", "champion", "popularity"
-MARKOV, ITEM_KNN, EASE = "markov", "item-knn", "ease"
-BASELINES = (POPULARITY, MARKOV, ITEM_KNN, EASE)
+CHALLENGER, CHAMPION, REFERENCE = "challenger", "champion", "reference"
 
 
 def run(day: Day) -> StageResult:
     """Measure on the shards of `day.ds` and replace the day's rows of the metrics table.
 
     Returns protocol, listeners, excluded, request_time (Unix seconds; None under leave_one_out), slices (listeners of
-    each), versions (of challenger and champion) and metrics: recommender -> slice -> metric -> value.
+    each), versions (of challenger, champion and reference), metrics: recommender -> slice -> metric -> value, reference
+    (which of them is the last full retrain, None without one), of_reference (challenger and champion -> their share of
+    its value of `gates.metric`) and comparisons (`leads_over_models`). InputError if there is nobody to measure on.
     """
     trained = day.result("train")
     if trained is None:
         raise InputError(f"no model is trained for {day.ds}: run `fuxi train --ds {day.ds}` first")
-    champion = registry.champion(day)
+    champion, reference = registry.champion(day), registry.reference(day)
     versions = {CHALLENGER: str(trained["model_version"])} | ({CHAMPION: champion.version} if champion else {})
+    if reference and reference.version not in versions.values():
+        versions[REFERENCE] = reference.version
+    frozen = next((name for name, version in versions.items() if reference and version == reference.version), None)
     manifest = day.manifest(day.ds)
     protocol = day.config.train.protocol
     try:
@@ -52,9 +57,7 @@ def run(day: Day) -> StageResult:
             f"nobody can be measured for {day.ds}: none of {result.excluded:,} listeners {_nothing_to_predict(day)}; "
             "see whether the logs of that day are late"
         )
-    by_version = {versions.get(name, name): slices for name, slices in result.metrics.items()}
-    write_metrics(day.workspace, day.ds, by_version, protocol=protocol, listeners=result.slices)
-    return {
+    measured = {
         "protocol": protocol,
         "listeners": result.listeners,
         "excluded": result.excluded,
@@ -62,7 +65,34 @@ def run(day: Day) -> StageResult:
         "slices": result.slices,
         "metrics": result.metrics,
         "versions": versions,
+        "reference": frozen,
+        "of_reference": _shares_of_reference(result.metrics, reference=frozen, metric=day.config.gates.metric),
+        "comparisons": leads_over_models(getattr(result, "values", {}), models=(CHALLENGER, CHAMPION)),
     }
+    write_metrics(day.workspace, day.ds, _by_version(day, measured), protocol=protocol, listeners=result.slices)
+    return measured
+
+
+def _shares_of_reference(metrics: "Metrics", *, reference: str | None, metric: str) -> dict[str, float]:
+    """Challenger's and champion's value of a metric over all listeners as a share of the last full retrain's.
+
+    Empty without a reference, or where it has nothing.
+    """
+    models = (name for name in (CHALLENGER, CHAMPION, REFERENCE) if name in metrics)
+    values = finite({name: metrics[name]["all"].get(metric) for name in models})
+    if reference is None or not values.get(reference):
+        return {}
+    return {name: values[name] / values[reference] for name in (CHALLENGER, CHAMPION) if name in values}
+
+
+def _by_version(day: Day, measured: StageResult) -> dict[str, dict[str, dict[str, float]]]:
+    """What the table of metrics gets: model version or baseline -> slice -> metric -> value."""
+    versions = measured["versions"]
+    rows = {versions.get(name, name): dict(slices) for name, slices in measured["metrics"].items()}
+    for name, share in measured["of_reference"].items():
+        version = versions[name]
+        rows[version]["all"] = {**rows[version]["all"], f"{day.config.gates.metric}{OF_REFERENCE}": share}
+    return rows
 
 
 def _nothing_to_predict(day: Day) -> str:
@@ -96,6 +126,7 @@ def _next_day(day: Day, manifest: Manifest, versions: dict[str, str]) -> "NextDa
             known_items=_listable(known, models),
             fallback=baselines[POPULARITY],
             served=rules.as_list_maker,
+            keep=config.gates.metric,
             on_progress=_increments(advance),
         )
 
@@ -117,19 +148,6 @@ def _leave_one_out(day: Day, manifest: Manifest, versions: dict[str, str]) -> "L
         )
 
 
-def known_songs(manifest: Manifest, *, before: int) -> np.ndarray:
-    """Songs with a play before a Unix second. bool [vocabulary_size + 1].
-
-    `first_ds` of the vocabulary does not say this: on the first day of a workspace it is that day for every song.
-    """
-    known = np.zeros(manifest.vocabulary_size + 1, bool)
-    for file, group, _ in manifest.row_groups():
-        histories = manifest.histories(file, group)
-        known[histories.item_index[histories.timestamp < before]] = True
-        known[histories.heard_items] = True  # of plays older than those kept
-    return known
-
-
 def _listable(known: np.ndarray, models: "dict[str, TrainedModel]") -> np.ndarray:
     """Songs that may be truth: those with a play, and those that a model lists by side information. bool [V]."""
     listable = known.copy()
@@ -149,33 +167,15 @@ def _models(day: Day, versions: dict[str, str], time: int) -> "dict[str, Trained
 
 
 def _baselines(day: Day, manifest: Manifest, *, end: int, candidates: np.ndarray) -> "dict[str, ScoredBaseline]":
-    import torch
-
-    from fuxi_beta.baselines.ease import fit_ease
-    from fuxi_beta.baselines.item_knn import fit_item_knn
-    from fuxi_beta.baselines.markov import fit_markov
-    from fuxi_beta.baselines.popularity import fit_popularity
-
-    train, config, mask = day.config.train, day.config.evaluate, torch.from_numpy(candidates)
-    popularity = fit_popularity(manifest, end=end, train=train, config=config, candidates=mask)
-    fits = {MARKOV: fit_markov, ITEM_KNN: fit_item_knn, EASE: fit_ease}
-    found: dict[str, ScoredBaseline] = {POPULARITY: popularity}
-    for name in config.baselines:
-        if reason := _too_large(name, manifest, day):
+    found: dict[str, ScoredBaseline] = {}
+    for name in (POPULARITY, *day.config.evaluate.baselines):
+        if reason := too_large(name, manifest, day.config.evaluate):
             log("baseline left out", baseline=name, reason=reason)
         else:
-            found[name] = fits[name](manifest, end=end, train=train, candidates=mask)
+            found[name] = fit_baseline(
+                name, manifest, end=end, train=day.config.train, config=day.config.evaluate, candidates=candidates
+            )
     return found
-
-
-def _too_large(name: str, manifest: Manifest, day: Day) -> str:
-    """Why a baseline is not fitted to these sequences; "" if it is."""
-    config = day.config.evaluate
-    if name in {ITEM_KNN, EASE} and manifest.events > config.baseline_events:
-        return f"{manifest.events:,} plays, evaluate.baseline_events is {config.baseline_events:,}"
-    if name == EASE and manifest.vocabulary_size > config.baseline_songs:
-        return f"{manifest.vocabulary_size:,} songs, evaluate.baseline_songs is {config.baseline_songs:,}"
-    return ""
 
 
 def _increments(advance: Advance) -> "Progress":

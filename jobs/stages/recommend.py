@@ -1,7 +1,8 @@
 """`fuxi recommend`: a list for every active listener, published in one Delta transaction.
 
-The model is the one in the run record. Ray tasks read a shard file each and write a part of the table that readers do
-not see; the driver audits all parts together and commits them at once, or publishes nothing.
+The model, or the baseline that serves in its place, is the one in the run record. Ray tasks read a shard file each and
+write a part of the table that readers do not see; the driver audits all parts together and commits them at once, or
+publishes nothing.
 """
 
 import datetime as dt
@@ -10,24 +11,28 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from fuxi_beta.training.checkpoint import TrainedModel, load_export
 from jobs.day import Day, digest
 from jobs.registry import versions
 from jobs.runtime.console import progress
 from jobs.runtime.engines import need_gpus, ray_session
+from jobs.serving.baselines import POPULARITY, fit_baseline, known_songs
 from jobs.serving.count_quality import songs_of_day
 from jobs.serving.day_rules import day_rules, read_item_ids, recent_popularity
 from jobs.serving.make_lists import BATCH_TOKENS, ListJob, default_part, make_part
+from jobs.serving.serving_baseline import lists_of
 from jobs.tables import recommendations as lists
 from jobs.tables.audit import audit, audit_quality, summarize
 from jobs.tables.list_quality import add_up, list_quality, write_list_quality
 from jobs.tables.recommendations import ListPart
 from pipelines.errors import InputError
-from pipelines.histories.shards import ShardFile
-from pipelines.schema import DS, MODEL_VERSION
+from pipelines.histories.shards import Manifest, ShardFile
+from pipelines.schema import DS, MODEL_VERSION, SOURCE, SOURCE_MODEL, SOURCE_POPULAR
 
 if TYPE_CHECKING:
     from ray import ObjectRef
 
+    from fuxi_beta.recommender import Recommender
 
 GPU_TOKENS = 1 << 19
 """Tokens in a batch on a GPU: enough to fill it; a few GB of memory."""
@@ -39,7 +44,8 @@ _jobs: dict[str, ListJob] = {}
 def run(day: Day) -> dict[str, Any]:
     """Publish the lists of `day.ds`, replacing exactly that day.
 
-    Returns the counts, the audit, the quality of the lists, the Delta version and the model version. After a run that
+    Returns the counts, the audit, the quality of the lists, the Delta version, the model version and source (`model`,
+    or the baseline that serves; `popular` where neither does). After a run that
     was killed behind its commit, that commit's result is returned and nothing is published twice. Raises InputError if
     the audit fails.
     """
@@ -47,7 +53,8 @@ def run(day: Day) -> dict[str, Any]:
         raise InputError(f"no model is chosen for {day.ds}: run `fuxi promote --ds {day.ds}` first")
     record = day.record
     made_from = digest(day.inputs("recommend"))
-    key = lists.commit_key(record.run_id, record.chosen_model, made_from, str(day.sequences_ds))
+    instead = [record.chosen_baseline] if record.chosen_baseline else []
+    key = lists.commit_key(record.run_id, record.chosen_model, made_from, str(day.sequences_ds), *instead)
     table = lists.open_lists(day.workspace)
     published = None if day.force else lists.published_result(table, day.ds, key)
     if published is None:
@@ -68,7 +75,7 @@ def _publish(day: Day, table: "lists.DeltaTable", key: int) -> dict[str, Any]:
             DS: str(day.ds),
             "run_id": record.run_id,
             "config_hash": day.config.hash(),
-            MODEL_VERSION: record.chosen_model or "",
+            MODEL_VERSION: job.model_version or "",
             "result": json.dumps(result),
         }
         lists.check_parts(job.table_uri, parts)
@@ -82,14 +89,14 @@ def _audited_result(
     day: Day, job: ListJob, parts: Sequence[ListPart], earlier: tuple[dt.date, int] | None
 ) -> dict[str, Any]:
     """The counts and the audit of the lists. InputError if a check fails."""
-    eligible = (job.model or job.popularity).candidates
+    eligible = (job.recommender or job.popularity).candidates
     counts = [part.counts for part in parts]
     summary = summarize(counts, eligible=int(eligible.sum()))
     songs = songs_of_day(job.rules, eligible, job.cut)
     quality = list_quality(add_up(part.quality for part in parts), songs)
-    by_model = job.model is not None
-    checks = audit(counts, summary, config=day.config.recommend, earlier=earlier, by_model=by_model)
-    checks += audit_quality(quality, config=day.config.recommend, by_model=by_model)
+    judged = job.recommender is not None and day.record.chosen_model is not None
+    checks = audit(counts, summary, config=day.config.recommend, earlier=earlier, judged=judged)
+    checks += audit_quality(quality, config=day.config.recommend, judged=judged)
     failed = [f"{check.check} ({check.detail})" for check in checks if not check.passed]
     if failed:
         raise InputError(
@@ -99,6 +106,7 @@ def _audited_result(
     return {
         **asdict(summary),
         MODEL_VERSION: job.model_version,
+        SOURCE: job.source,
         "undefined_segments": job.rules.listeners.undefined,
         "audit": [asdict(check) for check in checks],
         "quality": quality,
@@ -106,19 +114,17 @@ def _audited_result(
 
 
 def list_job(day: Day) -> ListJob:
-    """What the tasks of a day share: the chosen model, the songs by popularity, the ids of the songs."""
+    """What the tasks of a day share: who makes the lists, the songs by popularity, the ids of the songs."""
     record, config = day.record, day.config
     manifest = day.manifest(day.sequences_ds)
-    model = None
-    if record.chosen_model is not None:
-        from fuxi_beta.training.checkpoint import load_export
-
-        model = load_export(versions.download_model(day, record.chosen_model))
-    train = model.train_config if model else config.train
+    recommender = _recommender(day, manifest)
+    by_model = isinstance(recommender, TrainedModel)
+    train = recommender.train_config if isinstance(recommender, TrainedModel) else config.train
     on_gpu = config.cluster.recommend_gpus_per_task > 0
     item_ids, popular = read_item_ids(day, manifest), recent_popularity(day, manifest, train)
     rules = day_rules(day, day.ds, item_ids, popular)
-    rules.check(model or popular, day.calendar.request_time(day.ds))
+    rules.check(recommender or popular, day.calendar.request_time(day.ds))
+    source = SOURCE_MODEL if by_model else record.chosen_baseline
     return ListJob(
         ds=day.ds,
         calendar=day.calendar,
@@ -126,9 +132,11 @@ def list_job(day: Day) -> ListJob:
         manifest=manifest,
         item_ids=item_ids,
         popularity=popular,
-        model=model,
+        recommender=recommender,
+        source=source if recommender and source else SOURCE_POPULAR,
+        model_config=config.model,
         rules=rules,
-        model_version=record.chosen_model,
+        model_version=record.chosen_model if by_model else None,
         stale_days=day.stale_days,
         k=config.recommend.k,
         active_days=config.recommend.active_days,
@@ -137,6 +145,22 @@ def list_job(day: Day) -> ListJob:
         device="cuda" if on_gpu else "cpu",
         reasons=config.recommend.reasons,
     )
+
+
+def _recommender(day: Day, manifest: Manifest) -> "Recommender | None":
+    """Who makes the lists according to the run record; None: popular songs for everyone."""
+    record, config = day.record, day.config
+    if record.chosen_baseline == POPULARITY:
+        return None
+    if record.chosen_baseline:
+        cut = day.calendar.day_start(day.ds)
+        known = known_songs(manifest, before=cut)
+        return fit_baseline(
+            record.chosen_baseline, manifest, end=cut, train=config.train, config=config.evaluate, candidates=known
+        )
+    if record.chosen_model is None:
+        return None
+    return load_export(versions.download_model(day, record.chosen_model))
 
 
 def make_parts(day: Day, job: ListJob, parts: list[ListPart]) -> None:
@@ -163,7 +187,8 @@ def make_parts(day: Day, job: ListJob, parts: list[ListPart]) -> None:
         if isinstance(cause, InputError):
             raise InputError(str(cause)) from None
         if isinstance(cause, ValueError):
-            raise InputError(f"model version {job.model_version} cannot make lists: {cause}") from None
+            who = f"model version {job.model_version}" if job.model_version else lists_of(job.source)
+            raise InputError(f"{who} cannot make lists: {cause}") from None
         raise
     finally:
         parts += [done[file.path] for file in job.manifest.files if file.path in done]
@@ -185,5 +210,7 @@ def _make_part(shared: "list[ObjectRef]", file: ShardFile) -> ListPart:
         _jobs.clear()
         job: ListJob = ray.get(shared[0])
         ops.use(job.kernels)
-        _jobs[key] = job if job.model is None else replace(job, model=job.model.to(job.device))
+        if isinstance(job.recommender, TrainedModel):
+            job = replace(job, recommender=job.recommender.to(job.device))
+        _jobs[key] = job
     return make_part(_jobs[key], file)

@@ -11,6 +11,7 @@ import jinja2
 
 from jobs.day import Day, StageResult
 from jobs.report.content import content
+from jobs.report.index import index_content, index_uri
 from pipelines import digests, storage
 from pipelines.redact import redact
 
@@ -18,14 +19,15 @@ NOTHING = "–"
 
 
 def run(day: Day) -> StageResult:
-    """Write the page of `day.ds` in one write. Returns its uri."""
+    """Write the page of `day.ds` in one write, and the index of all pages. Returns the page's uri."""
     uri = day.workspace.report(day.ds)
     storage.write_bytes(uri, redact(render(content(day))).encode())
     digests.write_digests(storage.parent(uri), name=digests.NOTED_FILE)
+    storage.write_bytes(index_uri(day), redact(render(index_content(day), "index.html")).encode())
     return {"uri": uri}
 
 
-def render(values: dict[str, Any]) -> str:
+def render(values: dict[str, Any], template: str = "report.html") -> str:
     """The page. Every value is escaped; a value that an older marker lacks reads as a dash."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jobs", "templates"),
@@ -35,7 +37,7 @@ def render(values: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"count": count, "decimal": decimal, "percent": percent, "seconds": seconds}
-    return environment.get_template("report.html").render(values)
+    return environment.get_template(template).render(values)
 
 
 def count(value: object) -> str:

@@ -41,12 +41,15 @@ def run(day: Day) -> dict[str, Any]:
     log("sessionize", ds=day.ds, files=len(files), parent=record.parent_sequences or "none: from all logs")
     if units := sorted({split.unit for split in splits} - {"s"}):
         log("times that are numbers", unit=", ".join(units), setting="logs.timestamp_unit")
-    _check_space(day, files, splits)
+    needs = _check_space(day, files, splits)
     staging = storage.join(day.workspace.run(day.ds), "staging")
     storage.delete_folder(staging)
     with Usage() as usage:
         try:
             counts, manifest, temporary = _sessionize(day, parent, files, splits, staging)
+        except Exception as error:
+            error.add_note(needs)  # for one line, if the disk was full
+            raise
         finally:
             storage.delete_folder(staging)
     figures = _figures(counts, files, temporary, usage)
@@ -102,16 +105,17 @@ def _with_catalogue(day: Day, played: pa.Array) -> pa.Array:
     return played if known is None else pc.unique(pa.concat_arrays([played, known.cast(played.type)]))
 
 
-def _check_space(day: Day, files: Sequence[logs.LogFile], splits: list[logs.Split]) -> None:
-    """Refuse before anything is written if the disk is too small for the runs and the new shards."""
+def _check_space(day: Day, files: Sequence[logs.LogFile], splits: list[logs.Split]) -> str:
+    """What the day needs. InputError, before anything is written, if the disk is too small for runs and new shards."""
     free = storage.free_bytes(day.workspace.uri)
     temporary = TEMPORARY_SHARE * sum(file.size for file in files)
     need = int(temporary + SHARD_ROW_BYTES * sum(split.rows for split in splits))
+    needs = f"ds {day.ds} needs {storage.in_words(need)} ({storage.in_words(temporary)} of it for a while)"
     if free is not None and free < need:
         raise InputError(
-            f"{day.workspace.uri}: {storage.in_words(free)} free, ds {day.ds} needs {storage.in_words(need)} "
-            f"({temporary / 1e9:.1f} GB of it for a while): free some space, or use another --workspace"
+            f"{day.workspace.uri}: {storage.in_words(free)} free, {needs}: free some space, or use another --workspace"
         )
+    return needs
 
 
 def _figures(counts: dict[str, Any], files: Sequence[logs.LogFile], temporary: int, usage: Usage) -> dict[str, Any]:

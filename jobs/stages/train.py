@@ -35,7 +35,7 @@ def run(day: Day) -> StageResult:
     manifest = day.manifest(day.ds)
     checkpoints = day.path("checkpoints")
     name = _run_name(day, checkpoints)
-    if day.force and day.has_finished_before("train"):
+    if day.force and "train" not in day.begun and day.has_finished_before("train"):
         storage.delete_folder(storage.join(checkpoints, name))  # it has finished: start again instead of resuming
     parent, folder = _parent(day, manifest)
     songs = _known_songs(day, manifest, folder)
@@ -129,7 +129,6 @@ def _loop_config(
         manifest=manifest,
         model=config.model,
         train=train,
-        epochs=train.warm_start_epochs if parent else train.epochs,
         data_end=_data_end(day, manifest),
         request_hour=config.serving.request_hour,
         rows=capacity_rows(manifest.vocabulary_size, train.capacity_margin),
@@ -149,11 +148,7 @@ def _parent(day: Day, manifest: Manifest) -> tuple[str | None, str]:
     """Version and export of the model to start from, chosen once per run record; None and "" for a cold start."""
     from fuxi_beta.training.checkpoint import load_export
 
-    version = day.record.parent_model
-    if version is None:
-        champion = versions.champion(day)
-        version = champion.version if champion else ""  # "": a cold start
-        day.update_record(parent_model=version)
+    version = _frozen_parent(day)
     if not version:
         return None, ""
     folder = versions.download_model(day, version)
@@ -168,6 +163,37 @@ def _parent(day: Day, manifest: Manifest) -> tuple[str | None, str]:
     shared = day.path(f"parent-{version}")  # where workers of a cluster can read it
     storage.upload_folder(folder, shared)
     return version, shared
+
+
+def _frozen_parent(day: Day) -> str:
+    """Version of the model to start from, empty for a cold start; from the run record, once it is there."""
+    record = day.record
+    if record.parent_model is not None and record.full_retrain is not None:
+        return record.parent_model
+    version = record.parent_model
+    if version is None:
+        champion = versions.champion(day)
+        version = champion.version if champion else ""
+    reason = _full_retrain(day) if version else ""
+    if reason:
+        log("full retrain", reason=reason)
+        version = ""
+    day.update_record(parent_model=version, full_retrain=reason)
+    return version
+
+
+def _full_retrain(day: Day) -> str:
+    """Why a day trains from nothing although there is a champion; "" if it starts from the champion's weights."""
+    every, last = day.config.train.full_every_days, versions.last_full_training(day)
+    if every and (last is None or (day.ds - last).days >= every):
+        return f"the last full retrain is of {last or 'no day'}, train.full_every_days is {every}"
+    before = (day.at(ds) for ds in reversed(day.workspace.days("runs")) if ds < day.ds)
+    decided = (other for other in before if other.has_record)
+    newest = next((other for other in decided if other.record.full_retrain is not None or other.marker("train")), None)
+    if newest is None:
+        return ""
+    promoted = newest.result("promote")
+    return promoted.get("full_retrain", "") if promoted else newest.record.full_retrain or ""
 
 
 def _export(

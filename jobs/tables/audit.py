@@ -30,7 +30,7 @@ class ListCounts:
 
     listeners: int  # rows with a user_id
     model_lists: int
-    popular_lists: int
+    popular_lists: int  # the others are of a baseline
     repeated: int  # lists that name a song twice
     not_finite: int  # scores that are NaN or infinite
     longest: int  # songs
@@ -45,6 +45,7 @@ class ListSummary:
     listeners: int
     model_lists: int
     popular_lists: int
+    baseline_lists: int  # of the baseline that serves in the model's place
     coverage: float  # share of the eligible songs that are in any list
     top_share: float  # share of the lists that name the most frequent song
 
@@ -78,11 +79,13 @@ def count_lists(rows: pa.Table) -> ListCounts:
 def summarize(counts: Sequence[ListCounts], *, eligible: int) -> ListSummary:
     """Add up the counts of a day's parts. eligible: songs that may be in a list."""
     listeners = sum(part.listeners for part in counts)
+    by_model, popular = sum(part.model_lists for part in counts), sum(part.popular_lists for part in counts)
     songs = pa.concat_tables([part.songs for part in counts]).group_by(ITEM_ID).aggregate([(_LISTS, "sum")])
     return ListSummary(
         listeners=listeners,
-        model_lists=sum(part.model_lists for part in counts),
-        popular_lists=sum(part.popular_lists for part in counts),
+        model_lists=by_model,
+        popular_lists=popular,
+        baseline_lists=listeners - by_model - popular,
         coverage=songs.num_rows / max(eligible, 1),
         top_share=(pc.max(songs[f"{_LISTS}_sum"]).as_py() or 0) / max(listeners, 1),
     )
@@ -94,11 +97,12 @@ def audit(
     *,
     config: RecommendConfig,
     earlier: tuple[dt.date, int] | None,
-    by_model: bool = True,
+    judged: bool = True,
 ) -> list[AuditCheck]:
     """Whether the lists of a day may be published. earlier: the last day with lists and its listeners.
 
-    by_model: a model serves. Without one everybody has popular songs, and whether these are few is not judged.
+    judged: whether lists must be good. They need not be where no model may serve: popular songs, or a baseline's lists,
+    are then all there is, and any are better than none.
     """
     listeners, top = summary.listeners, summary.top_share
     popular, limit = summary.popular_lists / max(listeners, 1), config.max_fallback_share
@@ -113,7 +117,7 @@ def audit(
     ]
     checks = [
         AuditCheck("listeners", listeners > 0, f"{listeners:,} lists"),
-        *(of_model if by_model else ()),
+        *(of_model if judged else ()),
         AuditCheck("length", longest <= config.k, f"{shortest} to {longest} songs a list, at most {config.k}"),
         AuditCheck("sound", repeated + not_finite == 0, sound),
     ]
@@ -125,15 +129,15 @@ def audit(
     return checks
 
 
-def audit_quality(quality: ListQuality, *, config: RecommendConfig, by_model: bool = True) -> list[AuditCheck]:
+def audit_quality(quality: ListQuality, *, config: RecommendConfig, judged: bool = True) -> list[AuditCheck]:
     """Whether the lists of all segments together keep the bounds of their quality that are set.
 
-    A bound that is set by default is passed over where the figure could not be taken; another one fails. by_model: as
-    in `audit`; without a model only the songs that lists lack are judged.
+    A bound that is set by default is passed over where the figure could not be taken; another one fails. judged: as in
+    `audit`; if False only the songs that lists lack are judged.
     """
     found, checks = quality.get(EVERY, {}), []
     for setting, (metric, what) in _QUALITY_BOUNDS.items():
-        if not by_model and metric not in (EMPTY_SHARE, SHORT_SHARE):
+        if not judged and metric not in (EMPTY_SHARE, SHORT_SHARE):
             continue
         limit, least = getattr(config, setting), setting.startswith("min_")
         if limit is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from jobs.config import MaintainConfig
 from jobs.day import running
-from pipelines import delta_tables, digests, leases, storage
+from pipelines import delta_tables, digests, leases, progress, storage
 from pipelines.schema import USER_ID, TableSpec
 from pipelines.workspace import Workspace
 
@@ -48,7 +48,10 @@ def maintain(
         busy = f"not compacted while a day runs ({run[0]})" if run else ""
         named = {workspace.vocabulary: _recorded_versions(workspace)}
         steps = [_Steps(uri, spec, config.retention_hours, dry_run) for uri, spec in workspace.tables()]
-        done = [step.take(busy=busy, named=named.get(step.uri, set())) for step in steps]
+        done = []
+        for step in steps:
+            done.append(step.take(busy=busy, named=named.get(step.uri, set())))
+            progress.amount("tables", len(done), len(steps), step.spec.name)
         return [table for table in done if table is not None]
 
 

@@ -7,6 +7,9 @@ from pipelines import delta_tables
 from pipelines.schema import DS, LISTENERS, METRIC, METRICS_TABLE, MODEL_VERSION, PROTOCOL, SLICE, VALUE
 from pipelines.workspace import Workspace
 
+OF_REFERENCE = "_of_reference"
+"""Ending of a metric that is a model's value as a share of the last full retrain's."""
+
 
 def write_metrics(
     workspace: Workspace,

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from jobs.config import ClusterConfig
 from jobs.runtime.console import polled_progress
+from jobs.runtime.deaths import StageDiedError
 from jobs.runtime.engines import end, need_gpus, ray_session
 from jobs.training.worker import LoopConfig, train_worker
-from pipelines import storage
+from pipelines import progress, storage
 from pipelines.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,15 +40,19 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
     ray_session(cluster)
     gpus = cluster.train_workers * cluster.train_gpus_per_worker
     need_gpus(cluster, gpus, setting="train_gpus_per_worker")
+    from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     trainer = _trainer(cluster, loop, storage_uri, name)
     storage.write_json(loop.progress, {"steps": 0, "total": 0})  # rank 0 goes on with it
+    progress.note("Ray is there")
     try:
         with polled_progress("train", lambda: _steps(loop.progress), unit="steps"):
             result = _interruptible(trainer.fit)
     except TrainingFailedError as error:
         raise _worker_error(error) from None
+    except RayActorError as error:
+        raise StageDiedError("Ray Train's controller died") from error
     except KeyboardInterrupt as stop:
         end()  # also the workers, which know nothing of the signal
         steps, total = _steps(loop.progress)

@@ -40,7 +40,6 @@ class LoopConfig:
     manifest: Manifest
     model: ModelConfig
     train: TrainConfig
-    epochs: int
     data_end: int  # Unix seconds; targets are before it
     request_hour: int  # hour of the day for which lists are learned
     rows: int  # of the item table
@@ -54,12 +53,16 @@ class LoopConfig:
     kernels: Kernels = "auto"
     side: str = ""  # URI of side information, as `SongSide.write` wrote it; empty without any
 
+    def epochs(self, steps_per_epoch: int) -> int:
+        """How many epochs this training has."""
+        return self.train.epochs_of(steps_per_epoch, warm=bool(self.parent))
+
 
 class ProgressFile:
     """What the driver's progress bar shows: steps done and in all, written by rank 0 at most twice a second."""
 
     def __init__(self, loop: LoopConfig, steps_per_epoch: int) -> None:
-        self.uri, self.total, self.written = loop.progress, loop.epochs * steps_per_epoch, 0.0
+        self.uri, self.total, self.written = loop.progress, loop.epochs(steps_per_epoch) * steps_per_epoch, 0.0
 
     def show(self, position: CheckpointPosition, *, now: bool = False) -> None:
         """Write the position. now: even if that was done just before."""
@@ -98,7 +101,7 @@ def train_worker(settings: dict[str, LoopConfig]) -> str:
     position.kernels, position.workers = ops.describe(trainer.device), world_size
     progress = ProgressFile(loop, batches.steps_per_epoch) if rank == 0 else None
     try:
-        while position.epoch < loop.epochs:
+        while position.epoch < loop.epochs(batches.steps_per_epoch):
             _run_epoch(trainer, batches, position, progress)
     except DivergedError as error:
         return f"{error} at step {position.steps + 1} (epoch {position.epoch + 1})"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines import leases, storage
+from pipelines import leases, progress, storage
 from pipelines.digests import FileDigest, digest_of
 from pipelines.errors import InputError
 from pipelines.histories.histories import HISTORY_COLUMNS, Histories, jagged, user_array
@@ -223,6 +223,7 @@ class Manifest(ShardSettings):
             table = source.read_row_group(place, columns=names, use_threads=False)
             if missing := set(names) - set(table.column_names):  # a damaged name
                 raise pa.ArrowInvalid(f"no column {', '.join(sorted(missing))}")
+            progress.note()
             return table.select(names)
 
     def row_groups(self) -> Iterator[tuple[ShardFile, int, int]]:

@@ -270,7 +270,11 @@ def _write_run(uri: str, rows: ShuffleRows, partition: np.ndarray, partitions: i
     storage.make_parent(uri)
     fs, path = storage.filesystem(uri)
     options = ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1), use_threads=False)
-    with fs.open_output_stream(path) as sink, ipc.new_file(sink, batch.schema, options=options) as writer:
+    with (
+        storage.writing(uri),
+        fs.open_output_stream(path) as sink,
+        ipc.new_file(sink, batch.schema, options=options) as writer,
+    ):
         writer.write_batch(batch.slice(0, 0))  # writes the schema too, which is in no partition's range then
         start, offsets = 0, [sink.tell()]
         for count in counts:

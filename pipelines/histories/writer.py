@@ -173,6 +173,7 @@ class _HashingSink(io.RawIOBase):
     def __init__(self, uri: str):
         self.sha256, self.size = hashlib.sha256(), 0
         storage.make_parent(uri)
+        self._uri = uri
         self._fs, self._path = storage.filesystem(uri)
         # An object becomes visible when its upload completes; a local file needs another name until then.
         self._written = self._path if storage.is_s3(uri) else f"{self._path}.{uuid.uuid4().hex}.tmp"
@@ -184,11 +185,13 @@ class _HashingSink(io.RawIOBase):
     def write(self, content: Any, /) -> int:
         self.sha256.update(content)
         self.size += len(content)
-        self._stream.write(content)
+        with storage.writing(self._uri):
+            self._stream.write(content)
         return len(content)
 
     def commit(self) -> None:
         """Make the file visible. Not `close`, which a garbage collector also calls on a half-written file."""
-        self._stream.close()
+        with storage.writing(self._uri):
+            self._stream.close()
         if self._written != self._path:
             self._fs.move(self._written, self._path)

@@ -13,6 +13,8 @@ from jobs.config import Config
 from jobs.stage_inputs import STAGE_INPUTS, is_declared
 from pipelines.histories.shards import read_manifest
 
+from ..conftest import PLANTED
+
 DAY_ONE, DAY_TWO = dt.date(2026, 1, 26), dt.date(2026, 1, 27)  # of the fixture `two_days`
 
 
@@ -192,6 +194,35 @@ def test_a_workspace_is_moved_and_goes_on_and_nothing_in_it_says_where_it_was(
         assert len(inputs) > 20 and all(uri.startswith("{workspace}/logs/plays/ds=") for uri in inputs)
     finally:
         hidden.rename(two_days.root)
+
+
+def test_no_file_that_two_days_write_holds_a_secret(two_days: Any) -> None:
+    workspace, ray_session = two_days.written
+    files = [file for folder in (workspace, ray_session) for file in folder.rglob("*") if file.is_file()]
+    assert any(file.is_relative_to(ray_session / "logs") for file in files)
+    contents = {str(file): file.read_bytes() for file in files if not file.is_relative_to(workspace / "logs")}
+    assert not [(uri, secret) for uri, content in contents.items() for secret in PLANTED if secret.encode() in content]
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        (
+            "sessionize",
+            ["looking into play logs: .* f", "reading play logs: .* rows", "building sequences: 4 of 4"],
+        ),
+        ("hits", [r"hits of 2026-01-26: \d+ of \d+ listeners"]),
+        ("train", [r"train: \d+ of \d+ steps"]),
+        ("evaluate", [r"evaluate: \d+ of \d+ listeners"]),
+        ("promote", ["promote"]),
+        ("recommend", [r"lists: \d+ of \d+ listeners"]),
+        ("report", ["report"]),
+    ],
+)
+def test_every_stage_tells_its_progress(two_days: Any, stage: str, expected: list[str]) -> None:
+    """A stage that told nothing would be ended as one that stands still (`cluster.stall_minutes`)."""
+    told = two_days.told[stage]
+    assert all(any(re.match(part, text) for text in told) for part in expected), told
 
 
 def test_the_report_of_each_day_is_there(two_days: Any) -> None:

@@ -89,8 +89,11 @@ class Deployment:
         day.finish("sessionize", {}, 0.0)
         return manifest
 
-    def export(self, ds: dt.date, *, seed: int = 1, known: int | None = None) -> str:
-        """An untrained model of a ds, as the train stage leaves it in the run folder. `known`: its songs."""
+    def export(self, ds: dt.date, *, seed: int = 1, known: int | None = None, parent: str | None = None) -> str:
+        """An untrained model of a ds, as the train stage leaves it in the run folder. `known`: its songs.
+
+        parent: the version that it is said to have started from.
+        """
         import torch
 
         from fuxi_beta.config import ModelConfig
@@ -113,6 +116,7 @@ class Deployment:
             ds=str(ds),
             data_end=day.calendar.day_start(ds - dt.timedelta(days=1)),
             request_hour=self.config.serving.request_hour,
+            metadata={"warm_started_from": parent},
         )
         folder = f"{day.workspace.run(ds)}/export-{seed}"
         with tempfile.TemporaryDirectory() as scratch:
@@ -120,33 +124,44 @@ class Deployment:
             storage.upload_folder(scratch, folder)
         return folder
 
-    def trained(self, ds: dt.date, *, seed: int = 1, run_key: str = "", known: int | None = None) -> str:
-        """Register a model of a ds and leave the marker of train; returns its version."""
+    def trained(
+        self, ds: dt.date, *, seed: int = 1, run_key: str = "", known: int | None = None, parent: str | None = None
+    ) -> str:
+        """Register a model of a ds and leave the marker of train; returns its version. parent: as of `export`."""
         from jobs.registry import versions
 
         day = self.day(ds)
         if not day.has_record:
             day.new_record()
         run_key = run_key or f"{ds}-{seed}"
-        folder = self.export(ds, seed=seed, known=known)
+        folder = self.export(ds, seed=seed, known=known, parent=parent)
         run = versions.log_training(day, {"dim": 8}, [[1, 5.0], [2, 4.0]], run_key=run_key)
         version = versions.register_challenger(day, folder, mlflow_run_id=run, run_key=run_key)
         day.finish("train", {"model_version": version, "export": folder}, 0.0)
         return version
 
-    def choose(self, ds: dt.date, version: str | None) -> None:
-        """Leave what promote leaves: the chosen version in the run record, and its marker."""
-        self.day(ds).update_record(chosen_model=version)
-        self.day(ds).finish("promote", {"chosen": version}, 0.0)
+    def choose(self, ds: dt.date, version: str | None, *, baseline: str | None = None) -> None:
+        """Leave what promote leaves: the chosen version and baseline in the run record, and its marker."""
+        self.day(ds).update_record(chosen_model=version, chosen_baseline=baseline)
+        self.day(ds).finish("promote", {"chosen": version, "baseline": baseline}, 0.0)
 
-    def published(self, ds: dt.date, histories: dict[Any, list[tuple[int, int, int]]] | None = None) -> None:
-        """Publish lists of an untrained model, made as the Ray tasks make them but in this process."""
+    def published(
+        self,
+        ds: dt.date,
+        histories: dict[Any, list[tuple[int, int, int]]] | None = None,
+        *,
+        baseline: str | None = None,
+    ) -> None:
+        """Publish lists of an untrained model, made as the Ray tasks make them but in this process.
+
+        baseline: serves in its place.
+        """
         from jobs.serving.make_lists import default_part, make_part
         from jobs.stages.recommend import list_job
         from jobs.tables import recommendations
 
         self.sessionized(ds, histories)
-        self.choose(ds, self.trained(ds))
+        self.choose(ds, self.trained(ds), baseline=baseline)
         job = list_job(self.day(ds))
         table = recommendations.open_lists(self.day(ds).workspace)
         parts = [default_part(job), *(make_part(job, file) for file in job.manifest.files)]

@@ -9,7 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 
+from jobs.cli import cli
 from jobs.config import MaintainConfig, load_config
 from jobs.daily import DayResult, other_settings, plan, run_day
 from jobs.day import STAGES, Day, Stage, open_day
@@ -337,6 +339,24 @@ def test_a_day_without_any_model_is_published_and_degraded(tmp_path: Path) -> No
         result = run_day(make_day(tmp_path), stages)
         assert result.degraded and result.without_model == reason
     assert not run_day(make_day(tmp_path / "b"), recorder.stages() | {"promote": lambda day: {"chosen": "3"}}).degraded
+
+
+@pytest.mark.parametrize(
+    ("chosen", "code", "said"),
+    [
+        ("3", 0, "fuxi: the challenger passed; lists of EASE serve"),
+        (None, 3, "fuxi: published lists of EASE for everyone: the challenger passed; lists of EASE serve"),
+    ],
+)
+def test_a_baseline_that_serves_in_place_of_a_model_that_may_is_said_and_nothing_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str | None, code: int, said: str
+) -> None:
+    decided = {"chosen": chosen, "baseline": "ease", "reason": "the challenger passed; lists of EASE serve"}
+    stages = Recorder().stages() | {"promote": lambda day: decided, "report": lambda day: {"uri": "page"}}
+    monkeypatch.setattr("jobs.daily.stage_function", stages.__getitem__)
+    day = make_day(tmp_path)
+    result = CliRunner().invoke(cli, ["daily", "--ds", str(day.ds), "--workspace", day.workspace.uri])
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (code, said), result.stderr
 
 
 @pytest.mark.parametrize("refused", ["promote", "recommend"])

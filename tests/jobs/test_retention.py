@@ -131,6 +131,20 @@ def test_models_that_serve_start_or_are_named_stay(deployment: Callable[..., Dep
     assert Path(versions.download_model(house.day(DAYS[5]), made[DAYS[0]])).exists()
 
 
+def test_the_last_full_retrain_stays_however_old_and_so_does_what_a_day_was_measured_beside(
+    deployment: Callable[..., Deployment],
+) -> None:
+    house = bounded(deployment(), models_days=1)
+    for number, ds in enumerate(DAYS[:5]):
+        version = house.trained(ds, parent=None if number in (0, 1, 3) else "2")
+        house.day(ds).update_record(chosen_model="5")
+        if number in (1, 2, 4):  # 2 is the last full retrain that was promoted, 1 and 4 were not, 5 serves
+            versions.promote(house.day(ds), version)
+    house.day(DAYS[4]).finish("evaluate", {"versions": {"challenger": "5", "champion": "3"}}, 0.0)
+    command.run(house.config)
+    assert {info.version for info in versions.versions(house.day(DAYS[4]))} == {"2", "3", "5"}
+
+
 def test_scratch_of_a_training_goes_once_the_model_is_registered(deployment: Callable[..., Deployment]) -> None:
     house = bounded(deployment(), scratch_days=1)
     for ds in DAYS[:3]:

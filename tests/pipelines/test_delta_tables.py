@@ -1,11 +1,14 @@
 """Delta tables: created as their specification says, on the local disk and on a real S3 server, and opened again."""
 
 import datetime as dt
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
@@ -96,6 +99,59 @@ def test_rows_are_replaced_though_the_table_is_compacted_meanwhile(
 
 def test_rows_are_replaced_on_an_object_store(s3: str) -> None:
     replace_and_read(f"{s3}/metrics")
+
+
+RUN = """
+import contextlib, os, signal, sys
+from pipelines import delta_tables, leases
+from pipelines.errors import FencedError
+from pipelines.schema import METRICS_TABLE, parse_ds
+
+lease, table, value, stops = sys.argv[1:]
+check = leases.publishing
+
+
+@contextlib.contextmanager
+def stopped_behind_its_look_at_the_lease():
+    with check():
+        os.kill(os.getpid(), signal.SIGSTOP)
+        yield
+
+
+row = dict.fromkeys(METRICS_TABLE.schema.names) | {"ds": parse_ds("2026-03-02"), "protocol": "next_day"}
+row |= {"metric": "hr_30", "value": float(value), "model_version": "1", "slice": "all", "listeners": 5}
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # the lease's own thread would end the work before the table can refuse it
+with leases.lease(lease, purpose="run", seconds=2.0 if stops else 60.0, wait=lambda _: None):
+    if stops:
+        leases.publishing = stopped_behind_its_look_at_the_lease
+    try:
+        delta_tables.overwrite(table, METRICS_TABLE, [row], {"ds": "2026-03-02"})
+        print("committed", flush=True)
+    except FencedError as error:
+        print(error, flush=True)
+        os._exit(0)
+"""
+
+
+def test_the_commit_of_a_run_whose_lease_another_process_has_taken_over_is_refused(s3: str) -> None:
+    """The first process is stopped between its look at the lease and its commit, until the second has committed."""
+    uri, lease = f"{s3}/metrics", f"{s3}/runs/ds={TWO}/daily.lock"
+    delta_tables.overwrite(uri, METRICS_TABLE, [metric(ONE, "hr_30", 0.1)], {"ds": ONE})
+    command = [sys.executable, "-c", RUN, lease, uri]
+    with subprocess.Popen([*command, "0.2", "stops"], stdout=subprocess.PIPE, text=True) as late:
+        try:
+            until = time.monotonic() + 60
+            while psutil.Process(late.pid).status() != psutil.STATUS_STOPPED:
+                assert late.poll() is None and time.monotonic() < until
+                time.sleep(0.05)
+            second = subprocess.run([*command, "0.3", ""], capture_output=True, text=True, check=True, timeout=60)
+            assert second.stdout == "committed\n"
+            late.send_signal(signal.SIGCONT)
+            said, _ = late.communicate(timeout=60)
+        finally:
+            late.kill()
+    assert "was changed by a later run of ds=2026-03-02, which has taken over: nothing is published here" in said
+    assert values(uri) == [(ONE, "hr_30", 0.1), (TWO, "hr_30", 0.3)]
 
 
 def test_rows_outside_what_is_replaced_are_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ use them and never leave the registers. V is read once for both maps.
 | `_rows_kernel`    | rows i of the maps    | [B V | B^t V], then RMSNorm, U and dropout if it has all channels |
 | `gate.gate`       | any tokens            | RMSNorm, U and dropout of wider models                            |
 | `gate.ungate`     | any tokens            | the gradients of U and of [B V | B^t V]                           |
-| `_columns_kernel` | columns j of the maps | the gradient of V; sums of each lag, of a and of b over its tile  |
+| `_columns_kernel` | columns j of the maps | the gradient of V; sums of each lag, of a, b and c over its tile  |
 | `_lags_kernel`    | lags                  | the sums of the tiles, lag by lag                                 |
 
 RMSNorm needs all channels of a token. Up to `_WHOLE` channels of V a program of `_rows_kernel` holds them all in
@@ -31,7 +31,6 @@ Shapes: `T` packed tokens, `D` width, `C` = 2 D channels, `S` places for tiles, 
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,7 +41,6 @@ from torch.autograd.function import once_differentiable
 
 from fuxi_beta.data.batches import Batch
 from fuxi_beta.data.stateless_random import Mask
-from fuxi_beta.ops.reference import PaddedTimes
 from fuxi_beta.ops.token_mixer import Power
 from fuxi_beta.ops.triton import tuning
 from fuxi_beta.ops.triton.gate import gate, ungate
@@ -68,7 +66,9 @@ _LAGS, _TILES_AT_ONCE, _LAG_SPLITS = 64, 32, 64  # of `_lags_kernel`: lags and t
 _WIDE_UNITS = {9, 10}  # compute capabilities whose matrix units take operands from shared memory
 _MARGIN = 256  # zeros on either side of by_lag: above the diagonal, and for rows of a tile beyond the history
 _TILE_FIELDS = tl.constexpr(FIELDS)
-_MINUS_LN2 = tl.constexpr(-math.log(2))
+_LN2 = tl.constexpr(math.log(2))
+_LEAST_LOG = tl.constexpr(1e-30)  # below log(2), that of a second
+_LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,29 @@ def _tile(tiles, place):
 
 
 @device_function
-def _log_elapsed(query_high, query_low, key_high, key_low):
-    """log2(1 + max(t_{i+1} - t_j, 0)) of split query and key times that broadcast."""
+def _log_elapsed(query_high, query_low, key_high, key_low, exponent, STRETCHED: tl.constexpr):
+    """l with 2^(-b l) as the weight of a pair of split query and key times that broadcast, and the slope of ln l by c.
+
+    x = max(t_{i+1} - t_j, 0). l is log2(1 + x), the slope is not used; or if STRETCHED log2(e) log(1 + x)^c and
+    log(log(1 + x)), 0 where x is 0, where the first and its product with the second, its derivative, go to 0.
+    """
     elapsed = (query_high - key_high) + (query_low - key_low)
-    return log2(1.0 + tl.maximum(elapsed, 0.0))
+    log_elapsed = log2(1.0 + tl.maximum(elapsed, 0.0))
+    slope = log_elapsed
+    if STRETCHED:
+        log_log = log2(tl.maximum(log_elapsed * _LN2, _LEAST_LOG))
+        stretched = exp2(log_log * tl.load(exponent).to(tl.float32)) * _LOG2_E
+        slope = tl.where(log_elapsed > 0.0, log_log * _LN2, 0.0)
+        log_elapsed = tl.where(log_elapsed > 0.0, stretched, 0.0)
+    return log_elapsed, slope
+
+
+@device_function
+def _store_power(at, of_scale, of_decay, of_exponent, scale, speed):
+    """Sums of a tile: the gradients of a, b and c from the sums of its columns. speed: -b."""
+    tl.store(at, tl.sum(of_scale, 0))
+    tl.store(at + 1, tl.sum(of_decay, 0) * scale * -_LN2)
+    tl.store(at + 2, tl.sum(of_exponent, 0) * scale * speed * _LN2)
 
 
 @device_function
@@ -121,10 +140,10 @@ def _normed_and_gated(values, inverse, normed_at, gate_at, mask_key_at, has_row,
 
 @kernel
 def _rows_kernel(value, projected, keys, out, normed, inverse_rms, tiles, timestamp, next_timestamp, by_lag, scale,
-                 decay, dim, value_stride, zeroed, factor, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                 WIDTH: tl.constexpr, TEMPORAL: tl.constexpr, GATED: tl.constexpr, MASKED: tl.constexpr,
-                 SAVED: tl.constexpr, ACTIVATED: tl.constexpr, BY_FOUR: tl.constexpr, OPERAND: tl.constexpr,
-                 PRECISION: tl.constexpr):  # fmt: skip
+                 decay, exponent, dim, value_stride, zeroed, factor, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                 WIDTH: tl.constexpr, TEMPORAL: tl.constexpr, STRETCHED: tl.constexpr, GATED: tl.constexpr,
+                 MASKED: tl.constexpr, SAVED: tl.constexpr, ACTIVATED: tl.constexpr, BY_FOUR: tl.constexpr,
+                 OPERAND: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Rows of [B V | B^t V], or of the gated output and of what its backward pass needs.
 
     value: V or, unless ACTIVATED, V before its SiLU; rows `value_stride` apart. out: [T, C].
@@ -153,7 +172,8 @@ def _rows_kernel(value, projected, keys, out, normed, inverse_rms, tiles, timest
         by_position = tl.dot(tl.load(by_lag + lag), v, by_position, input_precision=PRECISION)
         if TEMPORAL:
             key_high, key_low = split_time(tl.load(timestamp + start + column, mask=has_column, other=0))
-            log_elapsed = _log_elapsed(query_high[:, None], query_low[:, None], key_high[None, :], key_low[None, :])
+            log_elapsed, _slope = _log_elapsed(query_high[:, None], query_low[:, None], key_high[None, :],
+                                               key_low[None, :], exponent, STRETCHED)  # fmt: skip
             decayed = exp2(log_elapsed * speed)
             by_time = tl.dot(tl.where(lag >= 0, decayed, 0.0).to(OPERAND), v, by_time, input_precision=PRECISION)
     if TEMPORAL:
@@ -204,15 +224,15 @@ def _sums_by_diagonal(pair, SIZE: tl.constexpr):
 
 
 @kernel(dynamic=("lags",))
-def _columns_kernel(gradient, source, of_source, tiles, timestamp, next_timestamp, by_lag, scale, decay, lag_sums,
-                    power_sums, dim, source_stride, of_stride, lags, SIZE: tl.constexpr, WIDTH: tl.constexpr,
-                    TEMPORAL: tl.constexpr, ACTIVATED: tl.constexpr, OPERAND: tl.constexpr,
-                    PRECISION: tl.constexpr):  # fmt: skip
-    """The gradients of a tile of columns, from the rows below: of V, and sums for each lag, for a and for b.
+def _columns_kernel(gradient, source, of_source, tiles, timestamp, next_timestamp, by_lag, scale, decay,
+                    exponent, lag_sums, power_sums, dim, source_stride, of_stride, lags, SIZE: tl.constexpr,
+                    WIDTH: tl.constexpr, TEMPORAL: tl.constexpr, STRETCHED: tl.constexpr, ACTIVATED: tl.constexpr,
+                    OPERAND: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """The gradients of a tile of columns, from the rows below: of V, and sums for each lag, for a, b and c.
 
     gradient: of [B V | B^t V], [T, C]. source: V or, unless ACTIVATED, V before its SiLU; of_source gets its gradient.
     The maps are transposed here, columns first. Sums over channels are linear, so each tile of channels stores separate
-    sums: lag_sums [channel tiles, lags], power_sums [channel tiles, S, 2].
+    sums: lag_sums [channel tiles, lags], power_sums [channel tiles, S, 3].
     """
     place, channel_tile = tl.program_id(0), tl.program_id(1)
     first, length, start, first_lag = _tile(tiles, place)
@@ -231,7 +251,8 @@ def _columns_kernel(gradient, source, of_source, tiles, timestamp, next_timestam
         key_high, key_low = split_time(tl.load(timestamp + start + column, mask=column < length, other=0))
         speed, factor = -tl.load(decay).to(tl.float32), tl.load(scale).to(tl.float32)
     of_value = tl.zeros([SIZE, WIDTH], tl.float32)
-    of_scale, of_decay = tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
+    of_scale, of_decay, of_exponent = (tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32),
+                                       tl.zeros([SIZE], tl.float32))  # fmt: skip
     unfinished = tl.zeros([SIZE], tl.float32)  # sums of the lags that this step begins and the next one completes
     for ahead in range(0, length - first, SIZE):
         row = first + ahead + step
@@ -240,7 +261,8 @@ def _columns_kernel(gradient, source, of_source, tiles, timestamp, next_timestam
         above = _gradient_rows(gradient, first + ahead, length, dim, channel, SIZE, TEMPORAL).to(OPERAND)
         if TEMPORAL:
             query_high, query_low = split_time(tl.load(next_timestamp + start + row, mask=row < length, other=0))
-            log_elapsed = _log_elapsed(query_high[None, :], query_low[None, :], key_high[:, None], key_low[:, None])
+            log_elapsed, slope = _log_elapsed(query_high[None, :], query_low[None, :], key_high[:, None],
+                                              key_low[:, None], exponent, STRETCHED)  # fmt: skip
             decayed = tl.where(lag >= 0, exp2(log_elapsed * speed), 0.0)
             weight = tl.reshape(tl.join(weight, (decayed * factor).to(OPERAND)), [SIZE, 2 * SIZE])
         of_value = tl.dot(weight, above, of_value, input_precision=PRECISION)
@@ -250,6 +272,8 @@ def _columns_kernel(gradient, source, of_source, tiles, timestamp, next_timestam
             share = decayed * by_time
             of_scale += tl.sum(share, 1)
             of_decay += tl.sum(share * log_elapsed, 1)
+            if STRETCHED:
+                of_exponent += tl.sum(share * log_elapsed * slope, 1)
         ended, begun = _sums_by_diagonal(pair, SIZE)
         ended_lag = ahead - SIZE + step
         tl.store(sums_at + ended_lag, unfinished + ended, mask=(ended_lag >= 0) & (ended_lag < length - first))
@@ -257,9 +281,8 @@ def _columns_kernel(gradient, source, of_source, tiles, timestamp, next_timestam
     last_lag = (length - first - 1) // SIZE * SIZE + step
     tl.store(sums_at + last_lag, unfinished, mask=(last_lag >= 0) & (last_lag < length - first))
     if TEMPORAL:
-        power_at = power_sums + (channel_tile * tl.num_programs(0) + place) * 2
-        tl.store(power_at, tl.sum(of_scale, 0))
-        tl.store(power_at + 1, tl.sum(of_decay, 0) * factor * _MINUS_LN2)
+        _store_power(power_sums + (channel_tile * tl.num_programs(0) + place) * 3, of_scale, of_decay, of_exponent,
+                     factor, speed)  # fmt: skip
     if not ACTIVATED:
         of_value *= silu_slope(tl.load(source_at, mask=inside, other=0.0).to(tl.float32))
     of_at = of_source + (start + column)[:, None] * of_stride + channel[None, :]
@@ -300,38 +323,34 @@ class PackedTimes:
     """The times of a batch cut into tiles: the kernels compute the maps where they use them."""
 
     def __init__(self, batch: Batch) -> None:
-        self.longest, self._batch = batch.longest, batch
+        self.longest = batch.longest
         self.sequences = Sequences.of(batch)
-
-    @cached_property
-    def _plain(self) -> PaddedTimes:
-        """The times for a function of elapsed time that these kernels do not have."""
-        return PaddedTimes(self._batch, torch.float32)
 
     def token_mixer(self, projected: Tensor, by_lag: Tensor, power: Power | None, mask: Mask | None) -> Tensor:
         """See `fuxi_beta.ops.token_mixer`."""
-        if power is not None and len(power) > 2:
-            return self._plain.token_mixer(projected.float(), by_lag, power, mask).to(projected.dtype)
         tensors = (projected, by_lag, *(power or ()))
         differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        rest = (*(power or (None, None)), mask, self.sequences, differentiated)
+        rest = (*_padded(power), mask, self.sequences, differentiated)
         return _TokenMixer.apply(projected, by_lag, *rest)  # type: ignore[return-value]
 
     def apply_maps(self, value: Tensor, by_lag: Tensor, power: Power | None) -> Tensor:
         """See `fuxi_beta.ops.apply_maps`."""
-        if power is not None and len(power) > 2:
-            return self._plain.apply_maps(value.float(), by_lag, power).to(value.dtype)
-        return _ApplyMaps.apply(value, by_lag, *(power or (None, None)), self.sequences)  # type: ignore[return-value]
+        return _ApplyMaps.apply(value, by_lag, *_padded(power), self.sequences)  # type: ignore[return-value]
+
+
+def _padded(power: Power | None) -> tuple[Tensor | None, ...]:
+    """a, b and c, None for those that are not there."""
+    return (*(power or ()), None, None, None)[:3]
 
 
 class _ApplyMaps(torch.autograd.Function):
     @staticmethod
     @on_device
     def forward(ctx: Any, value: Tensor, *rest: Any) -> Tensor:
-        by_lag, scale, decay, ctx.sequences = rest
+        by_lag, *power, ctx.sequences = rest
         value, by_lag = value.contiguous(), by_lag.contiguous()
-        ctx.save_for_backward(value, by_lag, scale, decay)
-        return _Maps(ctx.sequences, by_lag, scale, decay).apply(value)
+        ctx.save_for_backward(value, by_lag, *power)
+        return _Maps(ctx.sequences, by_lag, *power).apply(value)
 
     @staticmethod
     @once_differentiable
@@ -348,11 +367,11 @@ class _TokenMixer(torch.autograd.Function):
     @staticmethod
     @on_device
     def forward(ctx: Any, projected: Tensor, *rest: Any) -> Tensor:
-        by_lag, scale, decay, mask, sequences, differentiated = rest
+        by_lag, *power, mask, sequences, differentiated = rest
         projected, by_lag = projected.contiguous(), by_lag.contiguous()
-        out, kept = _Maps(sequences, by_lag, scale, decay).gated(projected, mask, differentiated=differentiated)
+        out, kept = _Maps(sequences, by_lag, *power).gated(projected, mask, differentiated=differentiated)
         ctx.sequences, ctx.mask = sequences, mask
-        ctx.save_for_backward(projected, *kept, by_lag, scale, decay)
+        ctx.save_for_backward(projected, *kept, by_lag, *power)
         return out
 
     @staticmethod
@@ -375,6 +394,7 @@ class _Maps:
     by_lag: Tensor  # [reach]
     scale: Tensor | None  # 0-d
     decay: Tensor | None  # 0-d
+    exponent: Tensor | None = None  # 0-d; None where it is 1
 
     def __post_init__(self) -> None:
         if len(self.by_lag) < self.sequences.longest:
@@ -387,20 +407,25 @@ class _Maps:
         """Whether there is a temporal map."""
         return self.scale is not None and self.decay is not None
 
+    @property
+    def stretched(self) -> bool:
+        """Whether the temporal map has an exponent."""
+        return self.exponent is not None
+
     def _pointers(self, size: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """The pointers that every kernel of the maps takes; placeholders for a and b without a temporal map.
+        """The pointers that every kernel of the maps takes; placeholders for those of a, b and c that are not there.
 
         by_lag has zeros around it, so that kernels need not test for the diagonal and the end of a history.
         """
         padded = F.pad(self.by_lag, (_MARGIN, _MARGIN)).to(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
-        scale, decay = self.scale, self.decay
-        power = (padded, padded) if scale is None or decay is None else (scale, decay)
+        power = (padded if number is None else number for number in (self.scale, self.decay, self.exponent))
         times = (self.sequences.timestamp, self.sequences.next_timestamp)
         return (self.sequences.tiles(size).table, *times, padded[_MARGIN:], *power)
 
     def _key(self, name: str, like: Tensor, dim: int) -> tuple[object, ...]:
         """Key of the tuning: all that the fastest tiles depend on."""
-        return (name, like.device.index, like.dtype, dim, power_of_two(self.sequences.longest), self.temporal)
+        of_maps = (power_of_two(self.sequences.longest), self.temporal, self.stretched)
+        return (name, like.device.index, like.dtype, dim, *of_maps)
 
     def apply(self, value: Tensor) -> Tensor:
         """[B V | B^t V]. [T, D] -> [T, C]."""
@@ -411,7 +436,8 @@ class _Maps:
             rows = choice.own
             _rows_kernel[self._grid(choice, dim)](
                 value, value, value, out, out, out, *self._pointers(rows, value.dtype), dim, value.stride(0), 0, 1.0,
-                ROWS=rows, COLUMNS=choice.others, WIDTH=choice.width, TEMPORAL=self.temporal, GATED=False,
+                ROWS=rows, COLUMNS=choice.others, WIDTH=choice.width, TEMPORAL=self.temporal, STRETCHED=self.stretched,
+                GATED=False,
                 MASKED=False, SAVED=False, ACTIVATED=True, BY_FOUR=True, **operands(value.dtype), **choice.launch,
             )  # fmt: skip
 
@@ -439,7 +465,7 @@ class _Maps:
                 value, projected, keys, out if whole else normed, normed, inverse_rms,
                 *self._pointers(choice.own, projected.dtype), dim, value.stride(0), zeroed, factor,
                 ROWS=choice.own, COLUMNS=choice.others, WIDTH=choice.width, TEMPORAL=self.temporal,
-                GATED=whole, MASKED=mask is not None, SAVED=differentiated,
+                STRETCHED=self.stretched, GATED=whole, MASKED=mask is not None, SAVED=differentiated,
                 ACTIVATED=choice.activate_first, BY_FOUR=dim % 4 == 0, **operands(projected.dtype), **choice.launch,
             )  # fmt: skip
             if not whole:
@@ -452,39 +478,39 @@ class _Maps:
 
     def backward(
         self, gradient: Tensor, source: Tensor, of_source: Tensor, *, activated: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The gradients of by_lag, a and b from that of [B V | B^t V]; the one of `source` goes into `of_source`.
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of by_lag, a, b and c from that of [B V | B^t V]; the one of `source` goes into `of_source`.
 
         source: V, or V before its SiLU unless `activated`; it and of_source may be slices of columns. [T, D].
         """
         dim = source.shape[1]
         of_by_lag = torch.zeros_like(self.by_lag)
-        of_scale, of_decay = (
-            None if number is None else torch.zeros_like(number) for number in (self.scale, self.decay)
-        )
+        power = (self.scale, self.decay, self.exponent)
+        of_power = [None if number is None else torch.zeros_like(number) for number in power]
         if not source.numel():
-            return of_by_lag, of_scale, of_decay
+            return of_by_lag, *of_power
 
         def call(choice: Choice) -> tuple[Tensor, Tensor]:
             tiles = self.sequences.tiles(choice.own)
             channel_tiles = ceil_div(dim, choice.width)
             lag_sums = gradient.new_empty(channel_tiles, tiles.lags, dtype=torch.float32)
-            power_sums = gradient.new_empty(channel_tiles * len(tiles), 2, dtype=torch.float32)
+            power_sums = gradient.new_empty(channel_tiles * len(tiles), 3, dtype=torch.float32)
             _columns_kernel[self._grid(choice, dim)](
                 gradient, source, of_source, *self._pointers(choice.own, source.dtype), lag_sums, power_sums, dim,
                 source.stride(0), of_source.stride(0), tiles.lags, SIZE=choice.own, WIDTH=choice.width,
-                TEMPORAL=self.temporal, ACTIVATED=activated, **operands(source.dtype), **choice.launch,
+                TEMPORAL=self.temporal, STRETCHED=self.stretched, ACTIVATED=activated, **operands(source.dtype),
+                **choice.launch,
             )  # fmt: skip
             return self._sum_by_lag(lag_sums, choice), power_sums
 
         choices = _columns_choices(source.dtype, dim)
         by_lag, power_sums = tuning.run(self._key(f"back, {activated=}", source, dim), choices, call)
         of_by_lag.copy_(by_lag)
-        if of_scale is not None and of_decay is not None:
-            of_power = power_sums.sum(0, dtype=torch.float64)
-            of_scale.copy_(of_power[0])
-            of_decay.copy_(of_power[1])
-        return of_by_lag, of_scale, of_decay
+        if self.temporal:
+            for of_number, total in zip(of_power, power_sums.sum(0, dtype=torch.float64), strict=True):
+                if of_number is not None:
+                    of_number.copy_(total)
+        return of_by_lag, *of_power
 
     def _grid(self, choice: Choice, dim: int) -> tuple[int, int]:
         """A program for each tile of tokens and of channels."""

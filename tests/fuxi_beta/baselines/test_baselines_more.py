@@ -424,3 +424,37 @@ def test_a_listener_without_plays_gets_popular_songs(make_shards, fit):
 def test_settings_outside_their_range_are_refused_by_name(shards, call, message):
     with pytest.raises(ValueError, match=message):
         call(shards)
+
+
+def test_reasons_of_item_neighbours_are_parts_of_the_score_that_add_up_to_it(make_shards):
+    random = np.random.default_rng(3)
+    listeners = {
+        user: [(int(song), CUT - 1000 + n, 100) for n, song in enumerate(random.integers(1, SONGS + 1, count))]
+        for user, count in enumerate((5, 0, 9, 1), start=1)
+    }
+    listeners[2] = [(1, CUT + 5, 100)]  # nothing before the cut
+    manifest = make_shards([listeners], data_end=CUT + 86_400, vocabulary_size=SONGS)
+    knn = fit_item_knn(manifest, end=CUT, train=TRAIN, neighbours=3)
+    batch = requests(manifest)
+    queries = knn.queries(batch)
+    items = torch.tensor([*range(1, SONGS + 1), 0]).repeat(batch.num_listeners, 1)
+    scores, found = knn.scores(batch), queries.reasons(items, 2)
+    assert found is not None
+    similar = knn.similarities.toarray()
+    for listener in range(batch.num_listeners):
+        start, stop = batch.offsets[listener : listener + 2].tolist()
+        played = batch.item_index[start:stop].tolist()
+        for place in range(SONGS):
+            parts: dict[int, float] = {}
+            for age, song in enumerate(reversed(played)):
+                parts[song] = parts.get(song, 0) + float(similar[song, place + 1]) * knn.decay**age
+            best = sorted((part for part in parts.values() if part > 0), reverse=True)[:2]
+            named = [n for n in found.token[listener, place].tolist() if n >= 0]
+            assert found.weight[listener, place].tolist()[: len(best)] == pytest.approx(best)
+            assert len(named) == len(best)
+            assert [parts[int(batch.item_index[n])] for n in named] == pytest.approx(best)
+            assert all(start + len(played) - 1 - played[::-1].index(int(batch.item_index[n])) == n for n in named)
+            if played:
+                whole = sum(parts.values()) + float(found.remainder[listener, place])
+                assert whole == pytest.approx(float(scores[listener, place + 1]), rel=1e-5)
+    assert found.token[:, SONGS].max() == -1

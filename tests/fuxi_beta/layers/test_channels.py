@@ -12,6 +12,7 @@ from fuxi_beta import models
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data.stateless_random import DropoutKey
 from fuxi_beta.layers.content import ContentChannel, DecayRates
+from fuxi_beta.layers.intervals import IntervalChannel
 from fuxi_beta.layers.periodic import PeriodicChannel
 from fuxi_beta.models.base import Dropout, ForwardContext
 from fuxi_beta.training.item_table import PlainItemTable
@@ -20,6 +21,7 @@ from fuxi_beta.training.trainer import ITEM_WEIGHT, Trainer
 CONFIG = ModelConfig(dim=12, layers=2, heads=2, max_history=16, position_margin=5, dropout=0.0)
 WITH_CONTENT = replace(CONFIG, content_channel=True)
 WITH_BOTH = replace(WITH_CONTENT, periodic_channel=True)
+WITH_INTERVALS = replace(WITH_CONTENT, interval_channel=True)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -108,6 +110,36 @@ def test_periodic_equals_the_loop_in_value_and_every_gradient(make_batch, dim):
         torch.testing.assert_close(one, other)
 
 
+def slow_intervals(channel: Any, normed: Tensor, played: list[int]) -> Tensor:
+    """What the interval channel adds for one listener, [n, D] -> [n, D]."""
+    gate, value = silu(normed @ channel.project).split(channel.dim, dim=1)
+    rows = []
+    for n in range(len(normed)):
+        weights = [(1.0 + played[n] - played[m]) ** -channel.decay for m in range(n + 1)]
+        rows.append(sum(weight * value[m] for m, weight in enumerate(weights)))
+    return (gate * rms(torch.stack(rows))) @ channel.out
+
+
+@pytest.mark.parametrize("dim", [12, 7])
+def test_intervals_equal_the_loop_in_value_and_every_gradient_whatever_the_request(make_batch, dim):
+    torch.manual_seed(0)
+    channel: Any = IntervalChannel(dim).double()
+    with torch.no_grad():
+        channel.project.mul_(30)
+        channel.out.normal_()
+    batch = make_batch([5, 0, 9, 1])
+    batch = replace(batch, next_timestamp=batch.next_timestamp + 12_345)
+    normed = torch.randn(15, dim, dtype=torch.float64, requires_grad=True)
+    found = channel(normed, ForwardContext(batch, normed, Dropout(None, batch, 0.0)), None)
+    played = batch.timestamp.tolist()
+    expected = torch.cat([slow_intervals(channel, normed[s:e], played[s:e]) for s, e in ((0, 5), (5, 14), (14, 15))])
+    torch.testing.assert_close(found, expected)
+    inputs = [normed, *channel.parameters()]
+    upstream = torch.randn_like(found)
+    for one, other in zip(*(torch.autograd.grad(out, inputs, upstream) for out in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_waves_start_by_falling_e_fold_in_four_periods():
     torch.manual_seed(0)
     rates = torch.stack([PeriodicChannel(12).damping() for _ in range(50)]).mean(0)
@@ -123,7 +155,10 @@ def test_heads_start_by_forgetting_after_4_16_64_and_256_plays():
     torch.testing.assert_close(halves, torch.tensor([0.5, 0.25, 0.125]), rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize(("config", "channels"), [(WITH_CONTENT, ["content"]), (WITH_BOTH, ["content", "periodic"])])
+@pytest.mark.parametrize(
+    ("config", "channels"),
+    [(WITH_CONTENT, ["content"]), (WITH_BOTH, ["content", "periodic"]), (WITH_INTERVALS, ["content", "interval"])],
+)
 def test_a_channel_starts_without_effect_and_learns(make_batch, config, channels):
     """So the champion without the channel is where training with it begins."""
     torch.manual_seed(0)
@@ -151,7 +186,14 @@ def test_a_channel_leaves_the_dropout_of_the_first_layer_as_it_was(make_batch):
 
 
 @pytest.mark.parametrize(
-    "config", [WITH_CONTENT, WITH_BOTH, replace(WITH_BOTH, temporal="exppow"), replace(CONFIG, sparse_positions=0.5)]
+    "config",
+    [
+        WITH_CONTENT,
+        WITH_BOTH,
+        WITH_INTERVALS,
+        replace(WITH_BOTH, temporal="exppow"),
+        replace(CONFIG, sparse_positions=0.5),
+    ],
 )
 def test_a_warm_start_takes_the_champions_weights_and_trains_on(make_batch, config):
     train = TrainConfig(mode="all", negatives=4, batch_size=4, item_optimizer="adamw")

@@ -17,6 +17,7 @@ from fuxi_beta.data.batches import Batch
 from fuxi_beta.layers.aftm import AFTM
 from fuxi_beta.layers.content import ContentChannel
 from fuxi_beta.layers.frab import FRAB
+from fuxi_beta.layers.intervals import IntervalChannel
 from fuxi_beta.layers.periodic import PeriodicChannel
 from fuxi_beta.models.base import Dropout, ForwardContext
 from fuxi_beta.models.fuxi_beta import FuXiBeta
@@ -114,7 +115,7 @@ def test_elapsed_time_is_as_exact_under_bf16_as_under_fp32(make_batch, kernels: 
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("kind", [ContentChannel, PeriodicChannel])
+@pytest.mark.parametrize("kind", [ContentChannel, PeriodicChannel, IntervalChannel])
 def test_a_channel_in_bf16_is_within_its_bound_in_value_and_every_gradient(make_batch, kind, kernels) -> None:
     """Queries, keys, values and U are rounded; the norm of a small sum magnifies that in gradients."""
     ops.use(kernels)

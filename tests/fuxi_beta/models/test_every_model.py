@@ -30,6 +30,7 @@ CASES = [
     pytest.param(replace(CONFIG, content_channel=True), id="fuxi-beta, content"),
     pytest.param(replace(CONFIG, content_channel=True, periodic_channel=True), id="fuxi-beta, content and periodic"),
     pytest.param(replace(CONFIG, content_channel=True, temporal="zero", dim=12), id="fuxi-beta:zero, content"),
+    pytest.param(replace(CONFIG, interval_channel=True), id="fuxi-beta, intervals"),
 ]
 every_model = pytest.mark.parametrize("config", CASES)
 TIMELESS_FUNCTIONS = {"zero"}

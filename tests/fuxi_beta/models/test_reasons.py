@@ -25,6 +25,7 @@ SHAPES = [
     replace(CONFIG, content_channel=True),
     replace(CONFIG, content_channel=True, periodic_channel=True),
     replace(CONFIG, dim=12, heads=3, temporal="zero", content_channel=True, ffn_multiply=2),
+    replace(CONFIG, interval_channel=True),
 ]
 
 

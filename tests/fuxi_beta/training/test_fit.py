@@ -9,7 +9,9 @@ import torch
 from fuxi_beta.config import EvaluateConfig, ModelConfig, TrainConfig
 from fuxi_beta.evaluation.leave_one_out import evaluate_leave_one_out
 from fuxi_beta.training.fit import fit
+from fuxi_beta.training.resume import EpochCheckpoints
 from fuxi_beta.training.trainer import DivergedError
+from pipelines.errors import InputError
 
 SONGS, DAY = 30, 86_400
 MODEL = ModelConfig(dim=8, layers=1, max_history=12, dropout=0.1)
@@ -50,7 +52,7 @@ def ndcg(manifest, trained) -> float:
 def test_it_learns_and_the_same_arguments_give_the_same_model(manifest, name):
     model, steps = replace(MODEL, name=name), []
     fitted = fit(manifest, model=model, train=replace(TRAIN, epochs=12), on_step=lambda *done: steps.append(done))
-    again = fit(manifest, model=model, train=replace(TRAIN, epochs=12))
+    again = fit(manifest, model=model, train=replace(TRAIN, epochs=1, min_steps=steps[0][1]))
     assert fitted.epoch_losses == again.epoch_losses and len(fitted.epoch_losses) == 12
     assert torch.equal(fitted.model.item_vectors, again.model.item_vectors)
     assert fitted.epoch_losses[-1] < 0.7 * fitted.epoch_losses[0]
@@ -76,3 +78,53 @@ def test_validation_returns_the_weights_of_the_best_epoch(manifest):
 def test_a_loss_that_is_not_finite_ends_the_run(manifest):
     with pytest.raises(DivergedError, match="the training loss is"):
         fit(manifest, model=MODEL, train=replace(TRAIN, temperature=1e-45))
+
+
+def stopped_after(epochs: int):
+    """Ends a training when the first step of the next epoch was taken."""
+
+    def on_step(done: int, total: int) -> None:
+        if done > epochs * total // TRAIN.epochs:
+            raise KeyboardInterrupt
+
+    return on_step
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"ema": 0.9, "negatives_from": "in_batch", "logq": True, "completion_weight": 0.5}]
+)
+def test_a_stopped_training_goes_on_with_its_newest_epoch_and_gives_the_same_model(manifest, tmp_path, changed):
+    train, checkpoints = replace(TRAIN, **changed), EpochCheckpoints(tmp_path / "it", every_s=0)
+    whole = fit(manifest, model=MODEL, train=train)
+    for epochs in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            fit(manifest, model=MODEL, train=train, on_step=stopped_after(epochs), checkpoints=checkpoints)
+        assert [path.name[-3:] for path in (tmp_path / "it").iterdir()] == [f"-e{epochs}"]  # the newest alone is kept
+        checkpoints = EpochCheckpoints(tmp_path / "it", every_s=0)
+    (tmp_path / "it" / ".half-written").mkdir()
+    steps = []
+    resumed = fit(manifest, model=MODEL, train=train, on_step=lambda *done: steps.append(done), checkpoints=checkpoints)
+    assert resumed.resumed_at == 3 and steps[0][0] == 3 * steps[0][1] // TRAIN.epochs + 1
+    assert resumed.epoch_losses == whole.epoch_losses and len(resumed.epoch_seconds) == TRAIN.epochs
+    assert torch.equal(resumed.model.item_vectors, whole.model.item_vectors)
+    weights = resumed.model.model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in whole.model.model.state_dict().items())
+    checkpoints.remove()
+    assert not (tmp_path / "it").exists()
+
+
+def test_checkpoints_of_another_training_are_left_and_damaged_ones_named(manifest, tmp_path):
+    checkpoints = EpochCheckpoints(tmp_path, every_s=0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(manifest, model=MODEL, train=TRAIN, on_step=stopped_after(2), checkpoints=checkpoints)
+    other = fit(manifest, model=MODEL, train=replace(TRAIN, lr=0.02), checkpoints=EpochCheckpoints(tmp_path))
+    assert other.resumed_at == 0
+    (file,) = tmp_path.glob("*-e2/*.distcp")
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match=rf"{file.name} does not match its SHA-256: remove .*-e2 and run again"):
+        fit(manifest, model=MODEL, train=TRAIN, checkpoints=EpochCheckpoints(tmp_path))
+
+
+def test_a_short_training_writes_no_checkpoint(manifest, tmp_path):
+    fit(manifest, model=MODEL, train=TRAIN, checkpoints=EpochCheckpoints(tmp_path / "it"))
+    assert not (tmp_path / "it").exists()

@@ -2,6 +2,9 @@
 
 import datetime as dt
 import functools
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +13,8 @@ from click.testing import CliRunner
 
 from jobs.cli import cli
 from jobs.commands import backfill
-from jobs.daily import DayResult, run_day
-from jobs.day import STAGES, Day
+from jobs.daily import run_day
+from jobs.day import STAGES
 from pipelines import leases
 from pipelines.errors import BusyError, InputError
 
@@ -21,57 +24,65 @@ ONE, TWO, THREE = (dt.date(2026, 3, day) for day in (2, 3, 4))
 DAYS = [ONE, TWO, THREE]
 
 
-def runner(began: list[dt.date], recorders: dict[dt.date, Recorder]) -> Callable[[Day], DayResult]:
-    def run_one(day: Day) -> DayResult:
-        began.append(day.ds)
-        return run_day(day, recorders.setdefault(day.ds, Recorder()).stages())
+def runner(tmp_path: Path, recorders: dict[dt.date, Recorder]) -> Callable[[dt.date], int]:
+    """Runs days with recorded stages, and returns what `fuxi daily` would."""
+
+    def run_one(ds: dt.date) -> int:
+        try:
+            result = run_day(make_day(tmp_path, ds), recorders.setdefault(ds, Recorder()).stages())
+        except InputError:
+            return 2
+        return 3 if result.degraded else 0
 
     return run_one
 
 
 def test_days_run_in_order_and_what_is_done_is_skipped(tmp_path: Path) -> None:
-    began: list[dt.date] = []
     recorders: dict[dt.date, Recorder] = {}
-    run = functools.partial(backfill.run, DAYS, functools.partial(make_day, tmp_path), run_day=runner(began, recorders))
+    opened = functools.partial(make_day, tmp_path)
     run_day(make_day(tmp_path, TWO), Recorder().stages())
-    assert [(day.ds, day.state) for day in run()] == [(ds, backfill.PUBLISHED) for ds in DAYS]
-    assert began == DAYS and recorders[TWO].calls == [] and recorders[THREE].calls == list(STAGES)
-    assert not any(
-        stage.runs for _, stages in backfill.plans(DAYS, functools.partial(make_day, tmp_path)) for stage in stages
-    )
+    done = list(backfill.run(DAYS, opened, runner(tmp_path, recorders)))
+    assert [(day.ds, day.state) for day in done] == [(ds, "published") for ds in DAYS]
+    assert recorders[TWO].calls == [] and recorders[THREE].calls == list(STAGES)
+    assert not any(stage.runs for _, stages in backfill.plans(DAYS, opened) for stage in stages)
+    assert backfill.exit_code(done) == 0
 
 
 @pytest.mark.parametrize("keep_going", [False, True])
 def test_a_refused_day_ends_it_and_running_again_goes_on(tmp_path: Path, keep_going: bool) -> None:
-    began: list[dt.date] = []
     recorders = {ds: Recorder() for ds in DAYS}
     recorders[TWO].failing["recommend"] = InputError("the lists failed the audit")
-    opened = functools.partial(make_day, tmp_path)
-    done = list(backfill.run(DAYS, opened, keep_going=keep_going, run_day=runner(began, recorders)))
-    assert began == (DAYS if keep_going else [ONE, TWO])
-    assert done[1].refused and done[1].why == "the lists failed the audit"
+    opened, run_one = functools.partial(make_day, tmp_path), runner(tmp_path, recorders)
+    done = list(backfill.run(DAYS, opened, run_one, keep_going=keep_going))
+    assert [day.ds for day in done] == (DAYS if keep_going else [ONE, TWO])
+    assert done[1].state == "refused" and done[1].why == "recommend: the lists failed the audit"
+    assert backfill.exit_code(done) == 2
     recorders[TWO].failing.clear()
-    again = list(backfill.run(DAYS, opened, run_day=runner(began, recorders)))
-    assert [day.state for day in again] == [backfill.PUBLISHED] * 3
+    again = list(backfill.run(DAYS, opened, run_one))
+    assert [day.state for day in again] == ["published"] * 3
     assert recorders[ONE].calls == list(STAGES) and recorders[TWO].calls.count("train") == 1
 
 
-def test_a_day_without_a_stage_or_a_model_is_published_and_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [1, 143])
+def test_a_day_that_broke_off_ends_it_whatever_was_asked(tmp_path: Path, code: int) -> None:
+    done = list(backfill.run(DAYS, functools.partial(make_day, tmp_path), lambda ds: code, keep_going=True))
+    assert [day.ds for day in done] == [ONE] and backfill.exit_code(done) == code
+
+
+def test_a_day_without_a_stage_is_published_and_said(tmp_path: Path) -> None:
     recorders = {ds: Recorder() for ds in DAYS}
     recorders[TWO].failing["train"] = InputError("no songs to learn from")
-    done = list(backfill.run(DAYS, functools.partial(make_day, tmp_path), run_day=runner([], recorders)))
-    assert [day.state for day in done] == [backfill.PUBLISHED, backfill.WITHOUT_A_STAGE, backfill.PUBLISHED]
-    assert done[1].why == "train: no songs to learn from"
+    done = list(backfill.run(DAYS, functools.partial(make_day, tmp_path), runner(tmp_path, recorders)))
+    assert [day.state for day in done] == ["published", "published, degraded", "published"]
+    assert done[1].why == "train: no songs to learn from" and backfill.exit_code(done) == 3
 
 
 def test_one_backfill_at_a_time_and_each_ends_its_lease(tmp_path: Path) -> None:
-    opened = functools.partial(make_day, tmp_path)
-    with (
-        leases.lease(f"{tmp_path}/w/runs/{backfill.LEASE}", purpose="another"),
-        pytest.raises(BusyError, match="another"),
-    ):
-        list(backfill.run(DAYS, opened, run_day=runner([], {})))
-    assert len(list(backfill.run(DAYS, opened, run_day=runner([], {})))) == 3
+    opened, run_one = functools.partial(make_day, tmp_path), runner(tmp_path, {})
+    lease = leases.lease(f"{tmp_path}/w/runs/{backfill.LEASE}", purpose="another")
+    with lease, pytest.raises(BusyError, match="another"):
+        list(backfill.run(DAYS, opened, run_one))
+    assert len(list(backfill.run(DAYS, opened, run_one))) == 3
 
 
 def test_what_the_operator_types_and_sees(tmp_path: Path) -> None:
@@ -83,5 +94,35 @@ def test_what_the_operator_types_and_sees(tmp_path: Path) -> None:
     planned = CliRunner().invoke(cli, ["backfill", "--from", "2026-03-02", "--to", "2026-03-04", "--dry-run", *options])
     assert planned.output.splitlines()[:2] == ["2026-03-02  done", "2026-03-03  done"]
     assert planned.output.splitlines()[2].startswith("2026-03-04  to run: sessionize, hits, train")
-    finished = CliRunner().invoke(cli, ["backfill", "--from", "2026-03-02", "--to", "2026-03-03", *options])
-    assert finished.exit_code == 0 and finished.output.count("published") == 2
+
+
+def command(tmp_path: Path, *more: str) -> list[str]:
+    span = ["--from", "2026-03-02", "--to", "2026-03-03", "--workspace", f"{tmp_path}/w"]
+    return [sys.executable, "-m", "jobs.cli", "backfill", *span, *more]
+
+
+def test_each_day_is_fuxi_daily_with_what_was_typed(tmp_path: Path) -> None:
+    """Without logs the first day is refused, in the line of `fuxi daily`; with --keep-going so is the second."""
+    settings = ("--set", f"logs.path={tmp_path}/logs", "--set", "sequences.buckets=8", "--keep-going")
+    ended = subprocess.run(command(tmp_path, *settings), capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.count(f"{tmp_path}/logs") >= 2 and ended.stdout.count("refused") == 2
+
+
+def test_a_backfill_that_is_stopped_leaves_no_day_running(tmp_path: Path) -> None:
+    run_one = backfill.daily(["--workspace", f"{tmp_path}/w"])
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupted)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_one(ONE)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    found = subprocess.run(
+        ["pgrep", "-f", f"daily --ds {ONE} --workspace {tmp_path}/w"], capture_output=True, check=False
+    )
+    assert not found.stdout

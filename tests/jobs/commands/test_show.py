@@ -53,6 +53,18 @@ def test_an_unknown_listener_is_told_that_the_list_is_the_default(deployment: Ca
     assert "the list for unknown listeners (123456 has none of their own)" in text
 
 
+def test_a_baseline_that_serves_is_named_explains_its_songs_and_can_be_asked_why_not(
+    deployment: Callable[..., Deployment],
+) -> None:
+    made = deployment()
+    made.published(DAY_ONE, baseline="item-knn")
+    text = printed(show.show(made.config, "3", DAY_ONE))
+    assert "30 songs for 2026-03-02 for listener 3: Item-kNN" in text
+    assert "because you played" in text
+    found = show.explain(made.config, "3", DAY_ONE)
+    assert not found.changed and found.songs
+
+
 def test_songs_passed_over_are_printed_with_their_rule(deployment: Callable[..., Deployment]) -> None:
     made = deployment()
     made.published(DAY_ONE)

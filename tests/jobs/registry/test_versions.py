@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jobs.registry import versions
+from jobs.registry import package, versions
 from pipelines.errors import InputError
 
 DAY_ONE, DAY_TWO, DAY_THREE = (dt.date(2026, 3, n) for n in (2, 3, 4))
@@ -50,6 +50,40 @@ def test_the_champion_of_a_day_is_the_newest_promoted_before_it(deployment: Call
     assert versions.champion(made.day(DAY_ONE)) is None  # day one run again must not see day two's model, nor its own
     assert versions.champion(made.day(DAY_TWO)).version == one  # type: ignore[union-attr]
     assert versions.champion(made.day(DAY_THREE)).version == two  # type: ignore[union-attr]
+
+
+def test_the_reference_is_the_last_full_retrain_that_was_promoted_however_many_warm_starts_follow(
+    deployment: Callable[..., Any],
+) -> None:
+    made = deployment()
+    made.sessionized(DAY_ONE)
+    days = [DAY_ONE + dt.timedelta(days=n) for n in range(5)]
+    for seed, (ds, parent) in enumerate(zip(days, [None, "1", "2", None, "4"], strict=True), start=1):
+        assert made.trained(ds, seed=seed, parent=parent) == f"{seed}"
+        if seed != 4:
+            versions.promote(made.day(ds), f"{seed}")
+    found = [versions.reference(made.day(ds)) for ds in (*days, days[-1] + dt.timedelta(days=1))]
+    assert [info and info.version for info in found] == [None, "1", "1", "1", "1", "1"]
+    versions.promote(made.day(days[3]), "4")
+    assert versions.reference(made.day(days[4])).version == "4"  # type: ignore[union-attr]
+    assert versions.reference(made.day(days[3])).version == "1"  # type: ignore[union-attr]
+    assert [versions.last_full_training(made.day(ds)) for ds in days] == [None, *[days[0]] * 3, days[3]]
+
+
+def test_where_no_version_says_that_it_is_a_full_retrain_the_first_promoted_one_is_the_reference(
+    deployment: Callable[..., Any],
+) -> None:
+    import mlflow
+
+    made = deployment()
+    made.sessionized(DAY_ONE)
+    for seed, ds in enumerate((DAY_ONE, DAY_TWO), start=1):
+        version = made.trained(ds, seed=seed)
+        versions.promote(made.day(ds), version)
+        client = mlflow.MlflowClient()
+        client.delete_model_version_tag(made.config.mlflow.model_name, version, "warm_started_from")
+    assert versions.reference(made.day(DAY_THREE)).version == "1"  # type: ignore[union-attr]
+    assert versions.last_full_training(made.day(DAY_THREE)) is None
 
 
 def test_a_model_trained_on_later_events_is_no_champion(deployment: Callable[..., Any]) -> None:
@@ -158,3 +192,36 @@ def test_a_server_keeps_the_versions_and_gives_the_export_back(
     versions.promote(made.day(DAY_ONE), version)
     assert versions.champion(made.day(DAY_TWO)).version == version  # type: ignore[union-attr]
     assert load_export(versions.download_model(made.day(DAY_TWO), version)).vocabulary_size == made.songs
+
+
+def test_what_a_killed_registration_left_goes_with_the_next(
+    deployment: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    made = deployment()
+    made.sessionized(DAY_ONE)
+    day, client = made.day(DAY_ONE), mlflow.MlflowClient(made.day(DAY_ONE).tracking_uri)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def registered_but_killed(where: Any, name: str, **options: str) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                made.trained(DAY_ONE, **options)
+
+    registered_but_killed(package, "_note_digests")
+    experiment = [client.get_experiment_by_name(day.config.mlflow.model_name).experiment_id]  # type: ignore[union-attr]
+    client.update_run(client.search_runs(experiment)[0].info.run_id, status="RUNNING")  # as SIGKILL leaves it
+    registered_but_killed(mlflow.MlflowClient, "create_model_version")
+    [left] = client.search_logged_models(experiment)  # the first is gone
+    registered_but_killed(mlflow.MlflowClient, "set_terminated", run_key="other")
+    assert {run.info.status for run in client.search_runs(experiment)} == {"FINISHED", "RUNNING"}
+
+    assert (made.trained(DAY_ONE), made.trained(DAY_ONE, run_key="other")) == ("1", "2")
+    models = client.search_logged_models(experiment)
+    assert len(models) == 2 == len(versions.versions(day)) and left.model_id not in {model.model_id for model in models}
+    assert not Path(left.artifact_location).exists() and Path(models[0].artifact_location).exists()
+    assert {run.info.status for run in client.search_runs(experiment)} == {"FINISHED"}

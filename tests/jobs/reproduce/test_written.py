@@ -12,7 +12,8 @@ import pytest
 
 from fuxi_beta.config import PaperTemporalName
 from fuxi_beta.evaluation.metrics import rank_metrics
-from jobs.reproduce import figures, paper, runs, tables
+from jobs.reproduce import comparisons, figures, paper, runs, tables
+from jobs.reproduce.groups import ListenerMetrics, group_by_setting
 from jobs.reproduce.markdown import table
 from jobs.reproduce.paper import TABLES
 from jobs.reproduce.runs import Dataset, ExperimentRun, Ranks, TemporalCurves
@@ -216,6 +217,29 @@ def test_what_knowing_the_time_is_worth_is_a_paired_difference(fabricated):
     assert found["HSTU †"][5:] == ["+1.0000 to +1.0000", "< .001", "yes", "2, 2"]
     assert section(fabricated.report(), "Table 3").count("| HSTU †") == 1
     assert rows(fabricated.report(), "Table 3")["HSTU †"][1] == "**1.0000** ± 0.0000"  # the true condition alone
+
+
+def test_conditions_of_one_system_with_two_labels_are_two_rows(fabricated):
+    for label, firsts in (("", 4), ("content", 6)):
+        fabricated.add("fuxi-beta", firsts, label=label, uses_time=True)
+        fabricated.add("fuxi-beta", firsts - 2, label=label, uses_time=True, condition="fixed-hour")
+    found = rows(fabricated.report(), "Time of the predicted event")
+    assert [cells[3] for cells in found.values() if "0." in cells[3]] == ["0.2500", "0.5000"]
+
+
+def test_differences_to_a_named_run_are_paired_under_any_condition(fabricated):
+    """Its names are those of the tables of several days: system, system and label, or the run's own."""
+    fabricated.add("sasrec", 3)
+    fabricated.add("fuxi-beta", 5, label="content", uses_time=True, condition="fixed-hour")
+    fabricated.add("fuxi-beta", 3, uses_time=True)
+    groups, listeners = group_by_setting(fabricated.runs), ListenerMetrics(lambda run: fabricated.ranks[run.name])
+    header, found = comparisons.against(groups, "sasrec", listeners)
+    assert header[:3] == ["run", "metric", "less SASRec"] and len(found) == 4
+    difference = {cells[0]: cells[2] for cells in found if cells[1] == "NDCG@10"}
+    assert difference == {"FuXi-β †": "+0.0000", "FuXi-β † (content) (d) fixed hour": "+0.2500"}
+    assert comparisons.against(groups, fabricated.runs[1].name, listeners)[0][2].endswith("(d) fixed hour")
+    with pytest.raises(InputError, match="--against hstu: nothing is called so among those compared: there are sasrec"):
+        comparisons.against(groups, "hstu", listeners)
 
 
 def test_pairs_that_are_ordered_otherwise_than_in_the_paper_are_named(fabricated):

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.config import load_config
@@ -160,3 +162,71 @@ def test_what_is_no_secret_stays() -> None:
     ):
         assert redact(text) == text
     assert isinstance(storage.filesystem("/tmp")[0], pafs.LocalFileSystem)
+
+
+SMALL_DISK = """
+mount -t tmpfs -o size={size} tmpfs {folder} || exit 77
+cd {root}
+exec "$0" -c "$1"
+"""
+WRITE = """
+import pyarrow as pa
+from jobs.runtime import failures
+from pipelines import storage
+try:
+    storage.write_table("{folder}/shards/part.parquet", pa.table({{"x": range(1_000_000)}}))
+except OSError as error:
+    error.add_note("ds 2026-03-02 needs 9.0 GB")
+    print(failures.explain(error))
+"""
+SESSIONIZE = """
+import pathlib, psutil, subprocess, sys, time
+command = [sys.executable, "-m", "jobs.cli", "sessionize", "--ds", "2026-03-03", "--workspace", "{folder}/w"]
+command += ["--set", "logs.path={logs}", "--set", "sequences.buckets=2", "--set", "cluster.spark_master=local[2]"]
+process = psutil.Popen(command, stderr=subprocess.PIPE, text=True)
+while not [child for child in process.children(recursive=True) if child.name() == "java"]:
+    assert process.poll() is None
+    time.sleep(0.1)
+with open("{folder}/fill", "wb", buffering=0) as file:
+    try:
+        while True:
+            file.write(bytes(1 << 12))
+    except OSError:
+        pass
+print(process.communicate()[1], process.returncode)
+"""
+
+
+def on_a_small_disk(tmp_path: Path, size: str, code: str, **names: object) -> str:
+    """What a program prints for which a folder is a file system of its own, of some size."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    script = SMALL_DISK.format(size=size, folder=folder, root=Path(__file__).parents[3])
+    command = ["unshare", "-rm", "bash", "-c", script, sys.executable, code.format(folder=folder, **names)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("this machine lets nobody mount a file system")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.replace(str(folder), "DISK")
+
+
+def test_a_file_system_that_fills_up_below_arrow_is_named_with_what_the_day_needs(tmp_path: Path) -> None:
+    line = on_a_small_disk(tmp_path, "1m", WRITE)
+    assert re.match(
+        r"DISK/shards/part\.parquet\S*: the disk is full \(0 bytes free in DISK/shards\); ds 2026-03-02 needs 9\.0 GB: "
+        "make room and run again; what was published is unchanged",
+        line,
+    ), line
+
+
+@pytest.mark.slow
+def test_a_file_system_that_fills_up_below_spark_is_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "logs" / "ds=2026-03-02"
+    folder.mkdir(parents=True)
+    start = int(dt.datetime(2026, 3, 2, tzinfo=dt.UTC).timestamp())
+    plays = pa.table({"user_id": range(20_000), "item_id": range(20_000), "timestamp": range(start, start + 20_000)})
+    pq.write_table(plays, folder / "part-0.parquet")
+    said = on_a_small_disk(tmp_path, "30m", SESSIONIZE, logs=tmp_path / "logs")
+    *lines, code = [line for line in said.splitlines() if line and not line.startswith("{")]
+    assert int(code) == 2 and len(lines) == 1, said
+    assert "the disk is full" in lines[0] and "; ds 2026-03-03 needs " in lines[0]

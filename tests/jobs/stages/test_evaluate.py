@@ -131,6 +131,43 @@ def test_day_two_measures_the_champion_of_day_one_on_the_same_listeners(deployme
     assert result["metrics"]["champion"] == result["metrics"]["challenger"]
 
 
+def test_the_last_full_retrain_is_measured_beside_the_champion_and_the_gap_is_a_metric(
+    deployment: Callable[..., Any],
+) -> None:
+    made = prepared(deployment)
+    versions.promote(made.day(DAY_ONE), "1")
+    made.trained(DAY_ONE, seed=2, parent="1")
+    versions.promote(made.day(DAY_ONE), "2")  # a warm start, and the champion
+    made.sessionized(DAY_TWO)
+    made.trained(DAY_TWO, seed=3, parent="2")
+    result = run_stage(made.day(DAY_TWO), "evaluate", evaluate.run)
+    assert result["versions"] == {"challenger": "3", "champion": "2", "reference": "1"}
+    assert result["reference"] == "reference"
+    value = {name: slices["all"]["ndcg_30"] for name, slices in result["metrics"].items()}
+    expected = {name: value[name] / value["reference"] for name in ("challenger", "champion")}
+    assert result["of_reference"] == pytest.approx(expected)
+    gap = pl.scan_delta(made.day(DAY_TWO).workspace.metrics).filter(metric="ndcg_30_of_reference").collect()
+    rows = {(row["model_version"], row["slice"]): row["value"] for row in gap.rows(named=True)}
+    assert rows == {("3", "all"): expected["challenger"], ("2", "all"): expected["champion"]}
+    assert "above_floor" in [gate["gate"] for gate in run_stage(made.day(DAY_TWO), "promote", promote.run)["gates"]]
+
+
+def test_the_best_baseline_is_compared_with_each_model_listener_by_listener(deployment: Callable[..., Any]) -> None:
+    made = prepared(deployment)
+    versions.promote(made.day(DAY_ONE), "1")
+    made.sessionized(DAY_TWO)
+    made.trained(DAY_TWO, seed=2)
+    result = evaluate.run(made.day(DAY_TWO))
+    value = {name: slices["all"]["ndcg_30"] for name, slices in result["metrics"].items()}
+    best = max(BASELINES, key=value.__getitem__)
+    assert result["comparisons"].keys() == {"challenger", "champion"}
+    for name, lead in result["comparisons"].items():
+        assert lead["baseline"] == best
+        assert lead["mean"] == pytest.approx(value[best] - value[name])
+        assert lead["low"] < lead["mean"] < lead["high"]
+    assert result["comparisons"]["challenger"]["low"] > 0  # the weights are random
+
+
 def test_a_workspace_goes_on_with_another_request_hour(deployment: Callable[..., Any]) -> None:
     made = prepared(deployment)
     versions.promote(made.day(DAY_ONE), "1")

@@ -19,8 +19,9 @@ DAY_ONE, DAY_TWO, DAY_THREE = (dt.date(2026, 3, n) for n in (2, 3, 4))
 GATES = GatesConfig(metric="ndcg_30", margin=0.1, best_of_days=28)  # type: ignore[call-arg]
 
 
-def measured(**values: float) -> dict[str, dict[str, dict[str, float]]]:
-    return {name: {"all": {"ndcg_30": value}} for name, value in values.items()}
+def measured(**values: float) -> dict[str, Any]:
+    """What evaluate returns, as far as gates read it."""
+    return {"metrics": {name: {"all": {"ndcg_30": value}} for name, value in values.items()}}
 
 
 @pytest.mark.parametrize(
@@ -63,10 +64,19 @@ def test_a_model_is_compared_with_other_days_relative_to_what_baselines_had_on_t
         DAY_THREE: promote.RecentDay(0.50, {"markov": 0.1}),
     }
     today = {"challenger": challenger, "popularity": 0.01, "item-knn": 0.09, "ease": 0.3}
-    metrics = {name: {"all": {"ndcg_30": value}} for name, value in today.items()}
-    gates = promote.apply_gates(metrics, config=GATES, recent=recent)
+    gates = promote.apply_gates(measured(**today), config=GATES, recent=recent)
     assert [gate.gate for gate in gates if not gate.passed] == failed
     assert f"of what served {DAY_ONE}, the best of 2 days" in gates[-1].detail
+
+
+@pytest.mark.parametrize(("share", "failed"), [(0.96, []), (1.2, []), (0.95, []), (0.94, ["above_floor"])])
+def test_a_challenger_too_far_below_the_last_full_retrain_is_refused(share: float, failed: list[str]) -> None:
+    """Though each day is within the margin of the champion: that is what a chain of days creeps away from."""
+    today = measured(challenger=0.19, champion=0.195, reference=0.2, popularity=0.1)
+    today |= {"versions": {"reference": "3"}, "reference": "reference", "of_reference": {"challenger": share}}
+    gates = promote.apply_gates(today, config=GATES, recent={})
+    assert [gate.gate for gate in gates if not gate.passed] == failed
+    assert gates[-1].detail == f"{share:.1%} of the last full retrain, version 3, at least 95%"
 
 
 def test_a_hard_day_between_easy_ones_locks_no_model_out(deployment: Callable[..., Any]) -> None:
@@ -191,3 +201,70 @@ def test_recent_days_are_those_of_the_chosen_models_in_the_window(deployment: Ca
     assert all(then.baselines == {"popularity": 0.05} for then in found.values())
     later = promote.recent_days(made.day(DAY_TWO))
     assert {ds: then.served for ds, then in later.items()} == {days[1]: 0.2, DAY_ONE: 0.9}
+
+
+BEHIND = {"baseline": "item-knn", "mean": 0.02, "low": 0.01, "high": 0.03}
+LEVEL = {"baseline": "ease", "mean": 0.005, "low": -0.005, "high": 0.015}
+AHEAD = {"baseline": "item-knn", "mean": -0.01, "low": -0.02, "high": 0.001}
+
+
+def of_day(made: Any, ds: dt.date, lead: dict[str, Any] | None, **values: float) -> dict[str, Any]:
+    """A day's promote after an evaluation with a baseline's lead over the challenger; None: nothing was measured."""
+    made.trained(ds, seed=ds.day)
+    if lead is not None:
+        found = measured(**({"challenger": 0.2, "popularity": 0.1} | values))
+        made.day(ds).finish("evaluate", found | {"comparisons": {"challenger": lead, "champion": lead}}, 0.0)
+    return run_stage(made.day(ds), "promote", promote.run)
+
+
+def test_a_baseline_serves_while_it_is_better_beyond_noise_and_the_challenger_is_champion_all_the_same(
+    deployment: Callable[..., Any],
+) -> None:
+    made = deployment()
+    days = [DAY_ONE + dt.timedelta(days=n) for n in range(6)]
+    leads = [LEVEL, BEHIND, LEVEL, None, AHEAD, LEVEL]
+    results = [of_day(made, ds, lead) for ds, lead in zip(days, leads, strict=True)]
+    # within noise the model begins; a baseline that serves stays until the model is ahead, and while nobody is measured
+    assert [result["baseline"] for result in results] == [None, "item-knn", "ease", "ease", None, None]
+    assert [made.day(ds).record.chosen_baseline for ds in days] == [result["baseline"] for result in results]
+    assert [result["chosen"] for result in results] == ["1", "2", "3", "3", "5", "6"]
+    assert versions.version_info(made.day(days[1]), "2").promoted_ds == days[1]
+    assert "lists of Item-kNN serve until the model is better: ndcg_30 0.0200 above version 2" in results[1]["reason"]
+    assert "nothing was measured since" in results[3]["reason"]
+
+
+def test_no_baseline_serves_where_that_is_off(deployment: Callable[..., Any]) -> None:
+    made = deployment("gates.serve_baseline=false")
+    assert of_day(made, DAY_ONE, BEHIND)["baseline"] is None
+    assert of_day(made, DAY_TWO, BEHIND, challenger=0.05)["baseline"] is None
+
+
+def test_without_a_model_the_best_baseline_serves(deployment: Callable[..., Any]) -> None:
+    made = deployment()
+    values = {"challenger": 0.05, "item-knn": 0.18, "ease": 0.2, "markov": math.nan}
+    result = of_day(made, DAY_ONE, BEHIND, **values)
+    assert (result["chosen"], result["baseline"]) == (None, "ease")
+    assert result["reason"].endswith("there is no champion to serve instead; lists of EASE serve")
+    assert of_day(made, DAY_TWO, None)["baseline"] == "ease"
+    popular = of_day(made, DAY_THREE, BEHIND, challenger=0.05)
+    assert (popular["chosen"], popular["baseline"]) == (None, None)  # popular songs, as of old
+
+
+def test_a_challenger_below_the_floor_asks_for_a_full_retrain_until_one_is_trained(
+    deployment: Callable[..., Any],
+) -> None:
+    made = deployment()
+    two_days(made, {"challenger": 0.2, "champion": 0.2, "popularity": 0.1})
+    assert made.day(DAY_TWO).result("promote")["full_retrain"] == ""
+    made.trained(DAY_THREE, seed=3)
+    below = measured(challenger=0.19, champion=0.2, reference=0.25, popularity=0.1)
+    below |= {"versions": {"reference": "1"}, "reference": "reference", "of_reference": {"challenger": 0.76}}
+    made.day(DAY_THREE).finish("evaluate", below, 0.0)
+    result = run_stage(made.day(DAY_THREE), "promote", promote.run)
+    assert (result["chosen"], result["alias_moved"]) == ("2", False)
+    assert result["full_retrain"] == (
+        f"the challenger of {DAY_THREE} was below gates.floor: 76.0% of the last full retrain, version 1, at least 95%"
+    )
+    fourth = made.day(DAY_THREE + dt.timedelta(days=1))
+    fourth.new_record(parent_model="", full_retrain=result["full_retrain"])  # whose training does not finish
+    assert run_stage(fourth, "promote", promote.run)["full_retrain"] == result["full_retrain"]

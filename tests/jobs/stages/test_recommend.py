@@ -11,12 +11,14 @@ from typing import Any
 import duckdb
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from deltalake import DeltaTable
 
 from jobs.day import Day, run_stage
 from jobs.registry import versions
+from jobs.serving import make_lists
 from jobs.stages import recommend
 from jobs.tables import recommendations as lists
 from jobs.tables.audit import audit_quality
@@ -221,8 +223,64 @@ def test_without_a_model_everybody_has_popular_songs_whatever_the_bounds_of_a_mo
     assert all(check["passed"] for check in result["audit"])
     assert {row[4] for row in read(made.day(DAY_ONE))} == {"popular"}
     config = made.config.recommend.model_copy(update={"max_short_share": 0.1})
-    checks = audit_quality({EVERY: {SHORT_SHARE: [0.2, 10], OVERLAP: [0.9, 10]}}, config=config, by_model=False)
+    checks = audit_quality({EVERY: {SHORT_SHARE: [0.2, 10], OVERLAP: [0.9, 10]}}, config=config, judged=False)
     assert [(check.check, check.passed) for check in checks] == [(SHORT_SHARE, False)]
+
+
+@pytest.mark.parametrize("baseline", ["item-knn", "ease", "markov"])
+def test_a_baseline_serves_under_the_same_rules_with_its_name_as_the_source(
+    deployment: Callable[..., Any], ray_local: Any, baseline: str
+) -> None:
+    made = deployment("recommend.k=10")
+    start = made.day(DAY_ONE).calendar.day_start(DAY_ONE)
+    histories = made.make_histories(DAY_ONE)
+    histories[101] = [(1, start - 500, 5), (2, start - 400, 5)]  # only skips
+    made.sessionized(DAY_ONE, histories)
+    made.choose(DAY_ONE, made.trained(DAY_ONE), baseline=baseline)
+    result = run_stage(made.day(DAY_ONE), "recommend", recommend.run)
+    counts = (result["model_lists"], result["baseline_lists"], result["popular_lists"])
+    assert counts == (0, made.listeners, 1)
+    assert (result["source"], result["model_version"]) == (baseline, None)
+    rows = {row[1]: row for row in read(made.day(DAY_ONE))}
+    played = {song for events in histories.values() for song, _, _ in events}
+    for user, (_, _, items, scores, source, version, _) in rows.items():
+        expected = "popular" if user in (None, 101) else baseline
+        assert (source, version) == (expected, None)
+        heard = {made.item_id(song) for song, _, _ in histories.get(user, [])}
+        assert len(items) == len(set(items)) == 10
+        assert set(items) <= {made.item_id(song) for song in played} - heard
+        assert scores == sorted(scores, reverse=True)
+    assert len({tuple(row[2]) for row in rows.values()}) > made.listeners / 2
+    made.choose(DAY_ONE, "1")  # the model serves again: other lists, and another commit
+    assert run_stage(made.day(DAY_ONE), "recommend", recommend.run)["source"] == "model"
+    assert {row[4] for row in read(made.day(DAY_ONE))} == {"model", "popular"}
+
+
+def test_popularity_that_is_better_than_the_model_gives_everybody_popular_songs(
+    deployment: Callable[..., Any], ray_local: Any
+) -> None:
+    made = deployment("recommend.max_fallback_share=0.1")
+    made.sessionized(DAY_ONE)
+    made.choose(DAY_ONE, made.trained(DAY_ONE), baseline="popularity")
+    result = run_stage(made.day(DAY_ONE), "recommend", recommend.run)
+    assert (result["popular_lists"], result["source"], result["model_version"]) == (made.listeners, "popular", None)
+
+
+def test_lists_of_a_baseline_do_not_depend_on_how_many_are_made_at_once(
+    deployment: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = deployment("recommend.k=10")
+    made.sessionized(DAY_ONE)
+    made.choose(DAY_ONE, None, baseline="item-knn")
+    job = recommend.list_job(made.day(DAY_ONE))
+    histories = make_lists._active(job, job.manifest.files[0], 0)
+    together = list(make_lists._batches(job, histories))
+    whole = make_lists._rows(job, 0, histories)
+    monkeypatch.setattr(make_lists, "BATCH_SCORES", 3 * (made.songs + 1))  # scores of three listeners
+    batches = list(make_lists._batches(job, histories))
+    assert len(together) == 1 and {len(batch) for batch in batches} <= {1, 2, 3} and len(batches) > 1
+    assert pa.concat_tables([make_lists._rows(job, 0, batch) for batch in batches]).equals(whole)
+    assert all(item["reasons"] for row in whole.to_pylist() for item in row["items"][:1])
 
 
 def test_a_model_with_nan_is_refused_in_one_line(deployment: Callable[..., Any], ray_local: Any) -> None:

@@ -203,6 +203,9 @@ def two_days(deployment: Callable[..., Any], tmp_path: Path) -> Any:
     return made
 
 
+OF_REFERENCE = {"challenger": 0.982, "champion": 0.961}
+
+
 def page_of(day: Day) -> str:
     return storage.read_bytes(run(day)["uri"]).decode()
 
@@ -442,7 +445,7 @@ def test_the_page_is_one_well_formed_file_that_loads_nothing(two_days: Any) -> N
     assert "@import" not in page
     assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", page)
     outward = [ref for ref in found.references if not ref.startswith("#")]
-    assert outward in ([], [f"../ds={DAY_ONE}/report.html"])
+    assert outward in (["../index.html"], ["../index.html", f"../ds={DAY_ONE}/report.html"])
     assert all(ref[1:] in found.ids for ref in found.references if ref.startswith("#"))
 
 
@@ -519,6 +522,44 @@ def test_a_day_without_any_model_is_degraded(two_days: Any) -> None:
     text = text_of(page_of(day))
     assert "Published, degraded: popular songs for everyone, no model serves" in text
     assert "there is no champion to serve instead." in text
+
+
+def test_a_day_served_by_a_baseline_names_it_and_why(two_days: Any) -> None:
+    day = two_days.day(DAY_TWO)
+    reason = "the challenger passed every gate; lists of Item-kNN serve until the model is better: ndcg_30 0.0200 above"
+    day.update_record(chosen_model="7", chosen_baseline="item-knn", chosen_reason=reason)
+    day.finish("promote", PROMOTION | {"baseline": "item-knn", "reason": reason}, 1.0)
+    served = {"source": "item-knn", "model_lists": 0, "baseline_lists": 2_900, "model_version": None}
+    day.finish("recommend", LISTS | served, 1.0)
+    page = page_of(day)
+    text = text_of(page)
+    top = text[: text.index("Lists published")]
+    assert "Published with lists of Item-kNN, in place of version 7" in top
+    assert "The challenger passed every gate; lists of Item-kNN serve until the model is better" in top
+    assert 'class="status held"' in page
+    assert "2,900 from Item-kNN" in text
+    assert "Baseline that serves Item-kNN in place of version 7, trained for" in text
+    day.update_record(chosen_model=None, chosen_baseline="ease")
+    assert "Published, degraded: lists of EASE for everyone, no model serves" in text_of(page_of(day))
+
+
+def test_the_gap_to_the_last_full_retrain_is_drawn_over_days(two_days: Any) -> None:
+    day, found = two_days.day(DAY_TWO), measured()
+    assert "share of the last full retrain" not in text_of(page_of(day))
+    found["versions"]["reference"] = "3"
+    found["metrics"]["reference"] = found["metrics"]["champion"]
+    day.finish("evaluate", found, 1.0)
+    day.update_record(full_retrain="the last full retrain is of 2026-02-01, train.full_every_days is 28")
+    day.finish("train", TRAINING | {"warm_started_from": None}, 1.0)
+    rows = {found["versions"][name]: {"all": {"ndcg_30_of_reference": share}} for name, share in OF_REFERENCE.items()}
+    write_metrics(day.workspace, DAY_TWO, rows, protocol="next_day", listeners={"all": 1})
+    page = page_of(day)
+    text = text_of(page)
+    assert "NDCG@30 as a share of the last full retrain" in text
+    assert "a challenger below 0.95 is refused" in text
+    assert f"on the last: Challenger {OF_REFERENCE['challenger']:.3f}; Champion {OF_REFERENCE['champion']:.3f}" in page
+    assert "Last full retrain" in text
+    assert "Started from nothing: the last full retrain is of 2026-02-01, train.full_every_days is 28." in text
 
 
 def test_a_day_served_from_older_sequences_says_how_old_they_are_and_why(deployment: Callable[..., Any]) -> None:
@@ -680,3 +721,17 @@ def test_the_reason_of_a_failed_stage_outlives_the_process_until_the_stage_finis
     assert made.day(DAY_ONE).failure("train") == "RuntimeError: out of memory"
     run_day(made.day(DAY_ONE), {"train": lambda _: TRAINING})
     assert made.day(DAY_ONE).failure("train") is None
+
+
+def test_the_index_names_every_day_with_a_page_and_what_serves_it(two_days: Any) -> None:
+    for ds in (DAY_ONE, DAY_TWO):
+        run(two_days.day(ds))
+    index = Path(two_days.config.workspace, "reports", "index.html")
+    page = text_of(index.read_text())
+    assert page.index(str(DAY_TWO)) < page.index(str(DAY_ONE)) and "2 days with a page" in page
+    links = re.findall(r'href="(ds=[^"]+)"', index.read_text())
+    assert links and all((index.parent / link).is_file() for link in links)
+    assert 'href="../index.html"' in page_of(two_days.day(DAY_TWO))
+    (index.parent / "index.json").unlink()  # of an earlier release, or of two days at once: made from the markers
+    run(two_days.day(DAY_ONE))
+    assert text_of(index.read_text()) == page

@@ -1,8 +1,10 @@
 """`fuxi train` on real Ray workers: what is killed is resumed, and the result is that of an undisturbed run."""
 
 import contextlib
+import datetime as dt
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from fuxi_beta.config import TrainConfig
 from jobs.day import Day
 from jobs.registry import versions as registry
 from jobs.stages import train
@@ -66,10 +69,11 @@ def undisturbed(day: Day, manifest: Manifest) -> tuple[list[float], int]:
         vocabulary_size=manifest.vocabulary_size,
     )
     means = []
-    for epoch in range(loop.epochs):
+    epochs = loop.epochs(batches.steps_per_epoch)
+    for epoch in range(epochs):
         steps = [trainer.step(batch, epoch=epoch) for batch in batches.epoch(epoch)]
         means.append(sum(s.loss * s.positions for s in steps) / sum(s.positions for s in steps))
-    return means, loop.epochs * batches.steps_per_epoch
+    return means, epochs * batches.steps_per_epoch
 
 
 def steps_taken(day: Day) -> int:
@@ -184,6 +188,70 @@ def test_a_killed_driver_run_again_resumes_and_the_next_day_starts_from_its_mode
     assert second["epochs"] == house.config.train.warm_start_epochs
     assert second["loss_curve"][0][1] < result["loss_curve"][0][1]
     assert int(second["model_version"]) == int(result["model_version"]) + 1
+    assert [info.full for info in registry.versions(day)] == [True, False]
+
+
+def killed_in_mid_training(
+    house: Deployment, name: str, number: signal.Signals, *settings: str
+) -> tuple[int, str, str]:
+    """Run `fuxi train`, send a signal to one process of it, by its name, behind step 14.
+
+    Returns exit code, standard output and the lines for people on standard error; nothing is left running by then.
+    """
+    overrides = (f"workspace={house.config.workspace}", "sequences.buckets=4", *SMALL, *settings)
+    command = [sys.executable, "-m", "jobs.cli", "train", "--ds", str(DAY_ONE)]
+    command += [part for text in overrides for part in ("--set", text)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for_steps(house.day(DAY_ONE), 14, alive=lambda: process.poll() is None)
+            started = psutil.Process(process.pid).children(recursive=True)
+            victims = [child for child in started if name in " ".join(child.cmdline())] if name else [process]
+            assert len(victims) == 1
+            victims[0].send_signal(number)
+            printed, said = process.communicate(timeout=200)
+        finally:
+            process.kill()
+    assert not psutil.wait_procs(started, timeout=5)[1]
+    lines = [line for line in said.splitlines() if line and not line.startswith("{")]
+    assert all(line.startswith("fuxi: ") for line in lines), said
+    return process.returncode, printed, "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "settings", "died"),
+    [
+        ("TrainController", signal.SIGKILL, (), "Ray Train's controller died"),
+        pytest.param(
+            *("TrainController", signal.SIGSTOP, ("cluster.stall_minutes=1",), "TrainController.* is stopped"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("RayTrainWorker", signal.SIGSTOP, ("cluster.stall_minutes=1",), "RayTrainWorker.* is stopped"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_training_goes_on_from_its_checkpoint_after_what_ray_does_not_survive(
+    deployment, name: str, number: signal.Signals, settings: tuple[str, ...], died: str
+) -> None:
+    house: Deployment = deployment(*SMALL, listeners=120)
+    manifest, day = house.sessionized(DAY_ONE), house.day(DAY_ONE)
+    code, printed, line = killed_in_mid_training(house, name, number, *settings)
+    assert code == 0, line
+    assert re.fullmatch(rf"fuxi: train of {DAY_ONE}: .*{died}.*: it is begun again, 1 of 2 times", line), line
+    expected, steps = undisturbed(day, manifest)
+    result = json.loads(printed)
+    assert result["steps"] == steps and len(result["resumed_at"]) == 1 and result["resumed_at"][0] >= 8
+    assert result["final_loss"] == pytest.approx(expected[-1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_stopped_leaves_nothing_running(deployment) -> None:
+    house: Deployment = deployment(*SMALL, listeners=120)
+    house.sessionized(DAY_ONE)
+    code, _, line = killed_in_mid_training(house, "", signal.SIGTERM)
+    assert code == 143
+    assert re.match(r"fuxi: stopped by SIGTERM; training had taken \d+ of \d+ steps and goes on from its last", line)
 
 
 def test_a_list_of_checkpoints_cut_off_by_a_kill_costs_no_step(driver_killed: Deployment, ray_local: Any) -> None:
@@ -243,13 +311,15 @@ def test_any_system_can_be_the_daily_model(deployment, ray_local: Any) -> None:
     from fuxi_beta.training.checkpoint import load_export
 
     hour = "serving.request_hour=18"
-    house: Deployment = deployment(*SMALL, "model.name=hstu-beta", "train.epochs=2", hour, listeners=40)
+    epochs = ("train.epochs=1", "train.min_steps=5")
+    house: Deployment = deployment(*SMALL, "model.name=hstu-beta", *epochs, hour, listeners=40)
     manifest = house.sessionized(DAY_ONE)
     day = house.day(DAY_ONE)
     result = train.run(day)
     trained = load_export(result["export"])
     assert trained.model_config.name == "hstu-beta" and type(trained.model).__name__ == "HSTU"
     assert trained.request_hour == 18
+    assert (result["epochs"], result["steps"]) == (2, 6)  # three steps of 16 listeners each
     assert len(result["temporal"]) == 1  # its power function, for the report
     batch = inference_batch(
         manifest.histories(manifest.files[0]),
@@ -295,3 +365,33 @@ def test_whether_there_is_a_parent_is_decided_once_per_run_record(deployment) ->
     assert train._parent(day, manifest) == (None, "")
     registry.promote(house.day(DAY_ONE), house.trained(DAY_ONE))  # yesterday is promoted only now
     assert train._parent(day, manifest) == (None, "")
+
+
+def test_a_full_retrain_is_asked_for_by_the_gate_or_the_calendar_and_decided_once(deployment) -> None:
+    house: Deployment = deployment(*SMALL, "train.full_every_days=3")
+    registry.promote(house.day(DAY_ONE), house.trained(DAY_ONE))  # full
+    days = [DAY_ONE + dt.timedelta(days=n) for n in range(1, 5)]
+    manifest = house.sessionized(days[0])
+    for ds in days:
+        house.sessionized(ds, house.histories)
+    assert train._parent(house.day(days[0]), manifest)[0] == "1"
+    house.day(days[0]).finish("promote", {"full_retrain": "below gates.floor"}, 0.0)
+    assert train._parent(house.day(days[1]), manifest) == (None, "")
+    assert house.day(days[1]).record.full_retrain == "below gates.floor"
+    house.day(days[0]).finish("promote", {"full_retrain": ""}, 0.0)
+    assert train._parent(house.day(days[1]), manifest) == (None, "")  # as it was decided
+    assert house.day(days[1]).record.full_retrain == "below gates.floor"  # whose training did not finish
+    assert train._parent(house.day(days[2]), manifest) == (None, "")  # so that it stands, and is 3 days later anyway
+    assert house.day(days[2]).record.full_retrain == (
+        f"the last full retrain is of {DAY_ONE}, train.full_every_days is 3"
+    )
+    house.day(days[2]).finish("promote", {"full_retrain": ""}, 0.0)
+    house.trained(days[2], seed=2)  # from nothing, and not promoted
+    assert train._parent(house.day(days[3]), manifest)[0] == "1"
+
+
+def test_least_steps_mean_more_epochs_of_a_warm_start_in_its_share() -> None:
+    config = TrainConfig(epochs=6, warm_start_epochs=2, min_steps=100)
+    assert [config.epochs_of(steps) for steps in (0, 1, 9, 16, 17, 1000)] == [100, 100, 12, 7, 6, 6]
+    assert [config.epochs_of(steps, warm=True) for steps in (1, 9, 17, 1000)] == [33, 4, 2, 2]
+    assert TrainConfig(epochs=6).epochs_of(1) == 6

@@ -56,12 +56,13 @@ def test_a_check_fails_where_its_limit_is_exceeded(
 
 def test_the_default_list_counts_for_no_share() -> None:
     song_counts = pa.table({"item_id": [1, 2], "lists": [3, 1]})
-    counted = ListCounts(4, 3, 1, 0, 0, 2, 1, song_counts)
+    counted = ListCounts(4, 1, 1, 0, 0, 2, 1, song_counts)
     default = ListCounts(0, 0, 0, 0, 0, 2, 2, song_counts.slice(0, 0))
     assert asdict(summarize([default, counted], eligible=4)) == {
         "listeners": 4,
-        "model_lists": 3,
+        "model_lists": 1,
         "popular_lists": 1,
+        "baseline_lists": 2,
         "coverage": 0.5,
         "top_share": 0.75,
     }

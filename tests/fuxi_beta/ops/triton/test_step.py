@@ -111,7 +111,7 @@ def no_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_no_step_asks_the_device(no_launches, monkeypatch, batches, learn_from, optimizer) -> None:
     told = []
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: told.append(self.found_inf))
-    model = replace(MODEL, content_channel=True, periodic_channel=True)
+    model = replace(MODEL, content_channel=True, periodic_channel=True, interval_channel=True)
     trainer = make_trainer(replace(TRAIN, learn_from=learn_from, item_optimizer=optimizer), "meta", model)
     trainer.runs_ahead = True
     steps = trainer.learn(batches, epoch=1)

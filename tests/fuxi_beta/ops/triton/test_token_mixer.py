@@ -36,7 +36,7 @@ def close(ours: Tensor, exact: Tensor, tolerance: float, size: Tensor | None = N
 
 
 def run(times: PreparedTimes, inputs: list[Tensor], mask: Mask | None, *, bare: bool) -> Tensor:
-    """The token mixer, or if `bare` its maps, of (projected or V, by_lag[, a, b])."""
+    """The token mixer, or if `bare` its maps, of (projected or V, by_lag[, a, b[, c]])."""
     first, by_lag, *power = inputs
     if bare:
         return ops.apply_maps(first, times, by_lag, tuple(power) or None)  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ def sizes_of_terms(
     by_lag, *power = parameters
     sizes = [by_lag.abs().requires_grad_()]
     if power:
-        sizes += [power[0].abs().requires_grad_(), power[1].clone().requires_grad_()]
+        sizes += [power[0].abs().requires_grad_(), *(number.clone().requires_grad_() for number in power[1:])]
     of_sizes = torch.autograd.grad(run(times, [value.abs(), *sizes], None, bare=True), sizes, upstream.abs())
     return [size.abs() for size in of_sizes]
 
@@ -110,6 +110,26 @@ def test_mixer(make_batch, dim, dtype):
 def test_mixer_at_every_decay(make_batch, decay, dtype):
     batch = make_batch([40, 0, 3])
     compare(batch, random_inputs(batch, 16, decay), None, dtype)
+
+
+@pytest.mark.parametrize("exponent", [0.01, 0.4, 1.0, 1.7])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bare", [False, True])
+def test_mixer_with_an_exponential_of_a_power(make_batch, exponent, dtype, bare):
+    """Plays of the same second as the request, and of the second before: log(1 + x)^c and its derivative are 0 at 0."""
+    batch = make_batch([40, 0, 3])
+    batch = replace(batch, next_timestamp=batch.timestamp + torch.arange(43) % 2)
+    first, *parameters = [*random_inputs(batch, 16, 0.3), torch.tensor(exponent)]
+    compare(batch, [first[:, :16] if bare else first, *parameters], None if bare else random_mask(batch), dtype, bare)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_exponent_of_one_is_the_power(make_batch, dtype):
+    batch = make_batch([40, 0, 3])
+    projected, by_lag, *power = (tensor.to(DEVICE) for tensor in random_inputs(batch, 16, 0.3))
+    times, one = token_mixer.PackedTimes(batch.to(DEVICE)), torch.ones((), device=DEVICE)
+    plain, nested = (times.token_mixer(projected.to(dtype), by_lag, (*power, *of), None) for of in ((), (one,)))
+    close(nested, plain.cpu().double(), TOLERANCE[dtype])
 
 
 def test_mixer_with_a_scale_of_zero(make_batch):

@@ -1,0 +1,129 @@
+"""Real processes of Spark and Ray that are killed in mid-work: each is named in one line, and its stage begun again."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs.runtime import deaths
+
+DS = "2026-03-02"
+DAY = """
+import os, pathlib, time
+from jobs import cli, daily
+from jobs.runtime import engines
+
+begun = pathlib.Path(os.environ["BEGUN"])
+
+
+def busy(day):
+    if begun.exists():
+        return {"uri": ""}
+    if os.environ["ENGINE"] == "ray":
+        ray = engines.ray_session(day.config.cluster)
+        begun.touch()
+        ray.get(ray.remote(lambda: time.sleep(300)).remote())
+    context = engines.spark_session(day.config.cluster).sparkContext
+    begun.touch()
+    context.parallelize([1, 2], 2).mapPartitions(lambda rows: time.sleep(300) or rows).count()
+
+
+def other(day):
+    if not day.has_record:
+        day.new_record()
+    return {"uri": "", "chosen": "1"}
+
+
+daily.stage_function = lambda name: busy if name == "recommend" else other
+cli.main()
+"""
+IS = {
+    "raylet": lambda process: process.name() == "raylet",
+    "gcs_server": lambda process: process.name() == "gcs_server",
+    "java": lambda process: process.name() == "java",
+    "python": lambda process: "pyspark.daemon" in process.cmdline() and "pyspark.daemon" in process.parent().cmdline(),
+}
+
+
+def kill_one(command: int, name: str) -> list[psutil.Process]:
+    """Kill a process below a command as soon as it is there; returns all that are."""
+    until = time.monotonic() + 90
+    while time.monotonic() < until:
+        found = psutil.Process(command).children(recursive=True)
+        for process in found:
+            try:
+                if IS[name](process):
+                    time.sleep(0.5)
+                    process.kill()
+                    return found
+            except psutil.Error:
+                continue
+        time.sleep(0.1)
+    raise AssertionError(f"no {name} below {command}")
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "died"),
+    [
+        ("ray", "gcs_server", r"Ray's gcs_server \(process \d+\) was ended by SIGKILL, .*"),
+        pytest.param("ray", "raylet", r"Ray's raylet \(process \d+\) was ended by SIGKILL, .*", marks=pytest.mark.slow),
+        ("spark", "java", r"Spark's JVM \(process \d+\) was ended by SIGKILL, .*"),
+        pytest.param("spark", "python", "a Python worker of Spark died", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_process_of_an_engine_is_named_and_the_stage_is_begun_again(
+    tmp_path: Path, engine: str, name: str, died: str
+) -> None:
+    environment = {**os.environ, "ENGINE": engine, "BEGUN": str(tmp_path / "begun")}
+    command = [sys.executable, "-c", DAY, "daily", "--ds", DS, "--workspace", str(tmp_path / "w")]
+    command += ["--set", "cluster.spark_master=local[2]"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            while not (tmp_path / "begun").exists():
+                assert process.poll() is None
+                time.sleep(0.1)
+            started = kill_one(process.pid, name)
+            killed = time.monotonic()
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert time.monotonic() - killed < 30
+    lines = [line for line in said.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1 and process.returncode == 0, said
+    assert re.fullmatch(rf"fuxi: recommend of {DS}: {died}: it is begun again, 1 of 2 times", lines[0]), lines
+    assert not psutil.wait_procs(started, timeout=5)[1]
+
+
+def test_errors_that_come_from_deaths_are_told_from_others() -> None:
+    from py4j.protocol import Py4JNetworkError
+    from ray.exceptions import ActorDiedError, OutOfMemoryError, WorkerCrashedError
+
+    for error, died in (
+        (Py4JNetworkError("Answer from Java side is empty"), "Spark's JVM died"),
+        (ActorDiedError(), "an actor of Ray died"),
+        (WorkerCrashedError(), "a worker of Ray died"),
+        (OutOfMemoryError("x"), "a worker of Ray, because memory ran out, died"),
+        (ConnectionRefusedError(111, "of something else"), None),
+        (ValueError("the Ray Python worker of my text"), None),
+    ):
+        outer = RuntimeError("while making lists")
+        outer.__cause__ = error
+        assert deaths.what_died(outer) == died
+
+
+def test_how_a_process_ended_is_said_in_words() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert deaths.exit_code(child.pid) is None
+        os.kill(child.pid, signal.SIGSEGV)
+        until = time.monotonic() + 10
+        while (code := deaths.exit_code(child.pid)) is None and time.monotonic() < until:
+            time.sleep(0.01)
+    assert code == -signal.SIGSEGV == child.returncode  # looked at, not waited for
+    assert deaths.ended("Ray's raylet", 7, -signal.SIGSEGV) == "Ray's raylet (process 7) was ended by SIGSEGV"
+    assert deaths.ended("Ray's raylet", 7, 1) == "Ray's raylet (process 7) ended with code 1"
