@@ -22,7 +22,7 @@ from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
 from pipelines.logs.files import LogFile
-from pipelines.logs.formats.base import CsvSpec, LogSpec
+from pipelines.logs.formats.base import LogSpec
 from pipelines.redact import redact, redacted
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 
@@ -317,15 +317,8 @@ class Day:
 
 def log_spec(day: Day) -> LogSpec:
     """Where this deployment's play logs are and how to read them."""
-    configured, fixed = day.config.logs, day.workspace.spec
-    values = configured.model_dump(include={"path", "format", "columns", "timestamp_unit"})
-    return LogSpec(
-        **values,
-        user_id_type=fixed.user_id_type,
-        item_id_type=fixed.item_id_type,
-        partition=configured.partition_keys,
-        csv=CsvSpec(**configured.csv.model_dump()),
-    )
+    fixed = day.workspace.spec
+    return day.config.logs.spec(user_id_type=fixed.user_id_type, item_id_type=fixed.item_id_type)
 
 
 Stage = Callable[[Day], StageResult]

@@ -84,6 +84,8 @@ class _Supervisor:
         sys.stderr.flush()
         passed_on = {signal.SIGTERM, signal.SIGINT}
         signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
+        if self.asked:  # to stop, while there was no attempt to pass it on to
+            self._leave(128 + self.asked)
         parent = os.getpid()
         self.child = os.fork()
         if self.child:
