@@ -29,7 +29,11 @@ _OF_RAY = {
     "ObjectReconstructionFailedError": "a process of Ray that held an object",
     "RpcError": "a part of Ray",
 }
-_WORKER = re.compile(r"Python worker (?:exited unexpectedly|failed to connect|process terminated)")
+_WORKER = re.compile(
+    r"Python worker (?:exited unexpectedly|failed to connect|process terminated)"
+    r"|(?:java\.io\.EOFException|java\.net\.SocketException)(?s:.){0,600}org\.apache\.spark\.api\.python\."
+)
+_START = re.compile(r"timed out during startup")  # of Ray, where one of its processes dies meanwhile: a bare Exception
 _EXECUTOR = re.compile(r"ExecutorLostFailure|Executor heartbeat timed out|Slave lost|Remote RPC client disassociated")
 
 
@@ -75,6 +79,8 @@ def _of_one(error: BaseException) -> str | None:
         return str(error)
     if kind.__module__.startswith("ray.") and (name := _named(kind)):
         return f"{name} died"
+    if kind is Exception and _START.search(text):
+        return "a part of Ray died while it started"
     if kind.__module__.startswith(("py4j.", "pyspark.")):
         if _WORKER.search(text):
             return "a Python worker of Spark died"
