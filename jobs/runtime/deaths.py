@@ -35,6 +35,7 @@ _WORKER = re.compile(
 )
 _START = re.compile(r"timed out during startup")  # of Ray, where one of its processes dies meanwhile: a bare Exception
 _EXECUTOR = re.compile(r"ExecutorLostFailure|Executor heartbeat timed out|Slave lost|Remote RPC client disassociated")
+_OF_SPARK = ((_WORKER, "a Python worker of Spark died"), (_EXECUTOR, "an executor of Spark died"))
 
 
 JVM_DIED = f"{NAMES['java']} died"
@@ -82,10 +83,8 @@ def _of_one(error: BaseException) -> str | None:
     if kind is Exception and _START.search(text):
         return "a part of Ray died while it started"
     if kind.__module__.startswith(("py4j.", "pyspark.")):
-        if _WORKER.search(text):
-            return "a Python worker of Spark died"
-        if _EXECUTOR.search(text):
-            return "an executor of Spark died"
+        if found := next((name for pattern, name in _OF_SPARK if pattern.search(text)), None):
+            return found
     if kind.__name__ == "Py4JNetworkError" or (isinstance(error, ConnectionError | EOFError) and _from_py4j(error)):
         return JVM_DIED
     return None
