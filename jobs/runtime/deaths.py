@@ -82,9 +82,9 @@ def _of_one(error: BaseException) -> str | None:
         return f"{name} died"
     if kind is Exception and _START.search(text):
         return "a part of Ray died while it started"
-    if kind.__module__.startswith(("py4j.", "pyspark.")):
-        if found := next((name for pattern, name in _OF_SPARK if pattern.search(text)), None):
-            return found
+    of_spark = _OF_SPARK if kind.__module__.startswith(("py4j.", "pyspark.")) else ()
+    if found := next((name for pattern, name in of_spark if pattern.search(text)), None):
+        return found
     if kind.__name__ == "Py4JNetworkError" or (isinstance(error, ConnectionError | EOFError) and _from_py4j(error)):
         return JVM_DIED
     return None
