@@ -100,7 +100,7 @@ def test_the_report_shows_it_with_the_best_of_a_group(manifest):
 
 def test_the_gates_decide_by_it():
     measured = {"challenger": {"all": {"map_30": 0.2}}, "popularity": {"all": {"map_30": 0.3}}}
-    gates = apply_gates(measured, config=GatesConfig.model_validate({"metric": "map_30"}), recent={})
+    gates = apply_gates({"metrics": measured}, config=GatesConfig.model_validate({"metric": "map_30"}), recent={})
     assert [(gate.gate, gate.passed) for gate in gates] == [("finite", True), ("beats_popularity", False)]
 
 
