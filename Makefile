@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup daily test test-all lint format lock doctor clean
+.PHONY: help setup daily test test-all chaos lint format lock doctor clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ test: $(STAMP) doctor ## run the tests, in TEST_WORKERS (2) processes
 
 test-all: $(STAMP) doctor ## run the tests, the slow ones too
 	@$(BIN)/$(PYTEST)
+
+chaos: $(STAMP) ## kill, fill, cut off and double a small day on disk and on S3 at random moments; 40 minutes
+	@$(BIN)/python -m benchmarks.chaos $(CHAOS)
 
 lint: $(STAMP) ## ruff and pyright
 	@$(BIN)/ruff check .

@@ -1,14 +1,15 @@
 """What a chain of warm starts is worth: `python -m benchmarks.warm_start --folder FOLDER [--quick]`.
 
-Two deployments take in the same synthetic logs day by day. One trains each day from the model of the day before, as
-`fuxi daily` does, the other one trains from nothing, on all history. No gate stands between them: every model is
-promoted. Each day's models are measured on the same listeners, beside the first model, which nobody trained further,
-and item-kNN. What is there already is not done again, so a run that was stopped goes on where it was.
+Two deployments have the same histories of synthetic logs, day by day. One trains each day from the model of the day
+before, as `fuxi daily` does, the other one trains from nothing, on all history. No gate stands between them: every
+model is promoted. Each day's models are measured on the same listeners, beside the first model, which nobody trained
+further, and item-kNN. What is there already is not done again, so a run that was stopped goes on where it was.
 """
 
 import argparse
 import datetime as dt
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,15 @@ WARM, FULL, FROZEN = "warm start", "full retrain", "first model"
 METRIC, HISTORY_DAYS = "ndcg_30", 42
 
 
-def run_days(day: Day, days: list[dt.date], trained: set[dt.date]) -> None:
-    """Take in each day, train a model on some of them and promote it."""
+def train_days(day: Day, days: list[dt.date]) -> None:
+    """Train a model on each of some days and promote it."""
     for ds in days:
         today = day.at(ds)
-        run_stage(today, "sessionize", sessionize.run)
-        if ds in trained:
-            made = run_stage(today, "train", train.run)
-            versions.promote(today, str(made["model_version"]))
-            print(f"{ds} version {made['model_version']}, from {made['warm_started_from']}, {made['steps']} steps")
+        made = run_stage(today, "train", train.run)
+        versions.promote(today, str(made["model_version"]))
+        print(
+            f"{ds} version {made['model_version']}, from {made['warm_started_from']}, {made['steps']} steps", flush=True
+        )
 
 
 def measure(warm: Day, full: Day, first: dt.date) -> Mapping[str, np.ndarray]:
@@ -114,9 +115,13 @@ def main() -> None:
         generate(SyntheticConfig(listeners=listeners, **size), str(logs))
     where = [f"logs.path={logs}/plays", f"logs.catalogue={logs}/catalogue", *options.overrides]
     chain = open_day(demo_config(str(options.folder / "warm"), where), first)
+    for ds in days:
+        run_stage(chain.at(ds), "sessionize", sessionize.run)
+    if not (options.folder / "full").exists():
+        shutil.copytree(options.folder / "warm", options.folder / "full")
     anew = open_day(demo_config(str(options.folder / "full"), [*where, "train.full_every_days=1"]), first)
-    run_days(chain, days, set(days))
-    run_days(anew, days, {ds for n, ds in enumerate(days) if n and n % options.full_every == 0})
+    train_days(chain, days)
+    train_days(anew, [ds for n, ds in enumerate(days) if n and n % options.full_every == 0])
     values = {ds: measure(chain.at(ds), anew.at(ds), first) for ds in days[1:]}
     names = (WARM, FULL, FROZEN, ITEM_KNN)
     rows = []

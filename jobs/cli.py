@@ -121,6 +121,7 @@ def cli() -> None:
 
     \b
     On a laptop:          fuxi demo
+    Own logs, at first:   fuxi inspect s3://my-logs/plays --write daily.yaml
     Every day:            fuxi daily --ds 2026-03-02 --config daily.yaml
     One stage at a time:  sessionize, hits, train, evaluate, promote, recommend, report (all take --ds)
     How the days stand:   fuxi status
@@ -307,6 +308,46 @@ def retain(dry_run: bool, config: "Config") -> None:
     from jobs.commands import retain as retain_job
 
     retain_job.render(retain_job.run(config, dry_run=dry_run), dry_run=dry_run)
+
+
+@cli.command()
+@click.argument("path")
+@click.option("--rows", default=10_000, show_default=True, type=click.IntRange(1), help="Rows of each file.")
+@click.option(
+    "--files", default=20, show_default=True, type=click.IntRange(1), help="Files, of as many days as may be."
+)
+@click.option("--write", "target", metavar="FILE", help="Write the configuration, if it reads the sample.")
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--config", "config_file", metavar="FILE", help="YAML file whose settings are kept and not guessed.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="The same for single settings.")
+def inspect(
+    path: str,
+    rows: int,
+    files: int,
+    target: str | None,
+    force: bool,
+    as_json: bool,
+    config_file: str | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Look at play logs before a first run: columns, days, what would be rejected, and the configuration that fits.
+
+    It reads a sample of a file, a folder or a Delta table at PATH, without Spark. Exit code 0: the configuration that
+    it prints reads the sample. 2: it does not, and the line on standard error says column, value and setting.
+    """
+    from jobs.commands import inspect as inspect_job
+    from jobs.commands import inspect_screen
+
+    inspection = inspect_job.run(path, inspect_job.given_settings(config_file, overrides), rows=rows, files=files)
+    if as_json:
+        click.echo(inspect_screen.as_json(inspection))
+    else:
+        inspect_screen.render(inspection)
+    if target:
+        inspect_job.write(inspection, target, force=force)
+    elif inspection.problem:
+        raise InputError(inspection.problem)
 
 
 @cli.command()
@@ -557,7 +598,7 @@ def main() -> None:
 
     After SIGTERM or SIGINT the code is 143 or 130. No secret is printed.
     """
-    from jobs.runtime import stop
+    from jobs.runtime import scratch, stop
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if sys.argv[1:2] and sys.argv[1] in SUPERVISED and not {"--dry-run", "-h", "--help"} & set(sys.argv):
@@ -566,6 +607,7 @@ def main() -> None:
         supervisor.supervise()  # goes on in a child
     sys.stdout, sys.stderr = RedactingStream(sys.stdout), RedactingStream(sys.stderr)  # type: ignore[assignment]
     stop.install()
+    scratch.enter()
     code = _exit_code_of_command()
     if "jobs.runtime.attempt" in sys.modules:
         from jobs.runtime import attempt

@@ -26,7 +26,7 @@ from pipelines import storage
 from pipelines.calendar import REQUEST_HOUR
 from pipelines.errors import InputError
 from pipelines.logs.formats import FORMATS
-from pipelines.logs.formats.base import CsvSpec
+from pipelines.logs.formats.base import CsvSpec, LogSpec
 from pipelines.logs.formats.csv import one_character
 from pipelines.logs.formats.values import NULL_TEXTS
 from pipelines.redact import remember
@@ -142,6 +142,16 @@ class LogsConfig(Section):
     def partition_keys(self) -> tuple[str, ...]:
         """`partition` as the keys that it names."""
         return (self.partition,) if isinstance(self.partition, str) else self.partition
+
+    def spec(self, *, user_id_type: str, item_id_type: str) -> LogSpec:
+        """Where the logs are and how to read them. The types of ids are a workspace's."""
+        return LogSpec(
+            **self.model_dump(include={"path", "format", "columns", "timestamp_unit"}),
+            user_id_type=user_id_type,
+            item_id_type=item_id_type,
+            partition=self.partition_keys,
+            csv=CsvSpec(**self.csv.model_dump()),
+        )
 
     @field_validator("partition")
     @classmethod

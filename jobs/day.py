@@ -17,12 +17,12 @@ from pydantic import TypeAdapter
 from jobs.config import Config
 from jobs.places import located, portable
 from jobs.stage_inputs import STAGE_INPUTS, differences, settings_of
-from pipelines import leases, progress, storage
+from pipelines import leases, leftovers, progress, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
 from pipelines.logs.files import LogFile
-from pipelines.logs.formats.base import CsvSpec, LogSpec
+from pipelines.logs.formats.base import LogSpec
 from pipelines.redact import redact, redacted
 from pipelines.workspace import Workspace, WorkspaceSpec, open_workspace
 
@@ -317,15 +317,8 @@ class Day:
 
 def log_spec(day: Day) -> LogSpec:
     """Where this deployment's play logs are and how to read them."""
-    configured, fixed = day.config.logs, day.workspace.spec
-    values = configured.model_dump(include={"path", "format", "columns", "timestamp_unit"})
-    return LogSpec(
-        **values,
-        user_id_type=fixed.user_id_type,
-        item_id_type=fixed.item_id_type,
-        partition=configured.partition_keys,
-        csv=CsvSpec(**configured.csv.model_dump()),
-    )
+    fixed = day.workspace.spec
+    return day.config.logs.spec(user_id_type=fixed.user_id_type, item_id_type=fixed.item_id_type)
 
 
 Stage = Callable[[Day], StageResult]
@@ -376,7 +369,7 @@ def running(
 def day_lease(day: Day, purpose: str) -> Iterator[None]:
     """Hold the lease of the ds while the block runs, unless the caller does already.
 
-    What killed runs of the ds left in the object store is removed first.
+    What killed runs of the ds left is removed first.
     """
     if day.leased:
         yield
@@ -384,13 +377,21 @@ def day_lease(day: Day, purpose: str) -> Iterator[None]:
     uri, purpose = lease_uri(day.workspace, day.ds), f"fuxi {purpose} --ds {day.ds}"
     with contextlib.ExitStack() as stack:
         wait = stack.enter_context(day.wait(f"wait for {uri}")) if day.wait else None
+        begun = storage.exists(uri)
         stack.enter_context(leases.lease(uri, purpose=purpose, wait=wait))
         storage.abort_uploads(day.workspace.uri, own=f"/ds={day.ds}/")
+        if begun and any(map(day.must_run, STAGES)):
+            leftovers.remove(day.workspace, day.ds, alone=lambda: _is_alone(day.workspace, uri))
         day.leased = True
         try:
             yield
         finally:
             day.leased = False
+
+
+def _is_alone(workspace: Workspace, uri: str) -> bool:
+    """Whether neither a run of another day than that of the lease nor `fuxi forget` or maintenance works."""
+    return not running(workspace, besides=[uri]) and not leases.lease_holder(workspace.forget_lock)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -124,6 +125,7 @@ class TwoDays:
     results: list[Any]  # of jobs.daily.DayResult
     listeners: int
     day_one_before_day_two: list[tuple[Any, ...]]
+    after_day_one: Path  # a copy of the workspace of then
     told: dict[str, list[str]] = field(default_factory=dict)  # progress of each stage
     written: list[Path] = field(default_factory=list)  # folders that the days wrote to
 
@@ -204,7 +206,7 @@ def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> TwoDays:
         f"cluster.spark_options={{spark.hadoop.fs.s3a.secret.key: {PLANTED[0]}}}",
     ]
     day_one, day_two = first + dt.timedelta(21), first + dt.timedelta(22)
-    made = TwoDays(load_config(overrides=overrides, environment={}), [], listeners, [])
+    made = TwoDays(load_config(overrides=overrides, environment={}), [], listeners, [], root.with_name("after-day-one"))
     stage = [""]
 
     def hear(event: str, text: str) -> None:
@@ -216,6 +218,7 @@ def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> TwoDays:
             environment.setenv("MLFLOW_TRACKING_PASSWORD", PLANTED[1])
             made.results.append(made.run(day_one))
             made.day_one_before_day_two += made.lists(day_one)
+            shutil.copytree(root, made.after_day_one)
             made.results.append(made.run(day_two))
         assert global_worker.node
         made.written += [root, Path(global_worker.node.get_session_dir_path())]

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = {
     "pipelines": "errors redact progress calendar schema object_store storage digests leases workspace delta_tables "
-    "spark histories forget logs imports synthetic",
+    "leftovers spark histories forget logs imports synthetic",
     "fuxi_beta": "config presets data recommender ops layers models baselines training evaluation __init__",
     "jobs": "config places stage_inputs day runtime tables serving registry training status report stages retention "
     "daily reproduce commands cli",

@@ -10,6 +10,7 @@ from types import FrameType
 
 import psutil
 
+from jobs.runtime import scratch
 from pipelines import leases
 
 _state: dict[str, int] = {}
@@ -50,6 +51,7 @@ def leave(code: int) -> None:
     """End this process now: at the interpreter's own end, engines that were stopped in mid-work may crash."""
     sys.stdout.flush()
     sys.stderr.flush()
+    scratch.leave()
     os._exit(code)
 
 

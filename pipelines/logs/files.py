@@ -46,10 +46,26 @@ def discover(spec: LogSpec, *, before: dt.date) -> list[LogFile]:
         files = table.files(spec, folder)
     else:
         found = storage.list_files(folder)
-        files = [LogFile(f.uri, f.size, f.etag, _landing_day(spec, f.uri, folder)) for f in found]
+        files = [LogFile(f.uri, f.size, f.etag, landing_day(spec, f.uri, folder)) for f in found]
         _check_found(spec, folder, files)
     files = [file for file in files if file.landing_day and file.landing_day < before.isoformat()]
     return sorted(files, key=lambda file: (file.landing_day, file.uri))
+
+
+def landing_day(spec: LogSpec, uri: str, root: str) -> str:
+    """ISO date that the folders of a file say, "" if they lack one of the keys. InputError if they say no date."""
+    parts = [unquote(part) for part in uri[len(root) + 1 :].split("/")[:-1]]
+    keys = dict(part.split("=", 1) for part in parts if "=" in part)
+    if not set(spec.partition) <= keys.keys():
+        return ""
+    found = [keys[key].strip() for key in spec.partition]
+    text = found[0].removesuffix(" 00:00:00") if len(found) == 1 else "-".join(part.zfill(2) for part in found)
+    try:
+        return parse_ds(text).isoformat()
+    except InputError:
+        shown = "/".join(f"{key}={keys[key]}" for key in spec.partition)
+        wanted = f"{spec.partition[0]}=YYYY-MM-DD" if len(found) == 1 else f"{'=../'.join(spec.partition)}=.. of a date"
+        raise InputError(f"{root}/{shown}: its name is not a landing day: rename it to {wanted}") from None
 
 
 def rewritten(spec: LogSpec) -> dict[str, list[str]]:
@@ -115,24 +131,27 @@ def read(spec: LogSpec, split: Split) -> Iterator[RawBatch]:
 def sample(spec: LogSpec, file: LogFile) -> RawBatch | None:
     """Some of the first rows of a file, for its times' unit or for a look at it; None if it has none."""
     format = format_of(spec, file.uri)
-    with _readable(format, file.uri):
+    with readable(format, file.uri):
         return format.sample(spec, file)
 
 
-def _landing_day(spec: LogSpec, uri: str, root: str) -> str:
-    """ISO date that the folders of a file say, "" if they lack one of the keys."""
-    parts = [unquote(part) for part in uri[len(root) + 1 :].split("/")[:-1]]
-    keys = dict(part.split("=", 1) for part in parts if "=" in part)
-    if not set(spec.partition) <= keys.keys():
-        return ""
-    found = [keys[key].strip() for key in spec.partition]
-    text = found[0].removesuffix(" 00:00:00") if len(found) == 1 else "-".join(part.zfill(2) for part in found)
-    try:
-        return parse_ds(text).isoformat()
-    except InputError:
-        shown = "/".join(f"{key}={keys[key]}" for key in spec.partition)
-        wanted = f"{spec.partition[0]}=YYYY-MM-DD" if len(found) == 1 else f"{'=../'.join(spec.partition)}=.. of a date"
-        raise InputError(f"{root}/{shown}: its name is not a landing day: rename it to {wanted}") from None
+def schema(spec: LogSpec, file: LogFile) -> pa.Schema | None:
+    """The columns that a file says it has; null is the type of those of text. None if only its rows tell them."""
+    format = format_of(spec, file.uri)
+    with _opened(format, file.uri) as source:
+        return format.columns(spec, source)
+
+
+def first_rows(spec: LogSpec, file: LogFile, rows: int, *, unit: str = "s") -> Iterator[RawBatch]:
+    """The first rows of a file, at least `rows` if it has as many. InputError if it cannot be read so far."""
+    format, seen = format_of(spec, file.uri), 0
+    with _opened(format, file.uri) as source:
+        for split in format.splits(file, source, 1 << 60):
+            for batch in format.read(replace(spec, batch_rows=rows), source, replace(split, unit=unit)):
+                yield batch
+                seen += len(batch.unparseable)
+                if seen >= rows:
+                    return
 
 
 def _check_found(spec: LogSpec, folder: str, files: Sequence[LogFile]) -> None:
@@ -175,12 +194,13 @@ def _unit(spec: LogSpec, file: LogFile) -> str:
 @contextlib.contextmanager
 def _opened(format: Format, uri: str) -> Iterator[Any]:
     """The source of a file. An InputError that names the file takes the place of errors while it is open."""
-    with _readable(format, uri), format.open(uri) as source:
+    with readable(format, uri), format.open(uri) as source:
         yield source
 
 
 @contextlib.contextmanager
-def _readable(format: Format, uri: str) -> Iterator[None]:
+def readable(format: Format, uri: str) -> Iterator[None]:
+    """Within it, errors of a broken file become an InputError that names the file and its format."""
     try:
         yield
     except InputError:

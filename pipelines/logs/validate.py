@@ -178,6 +178,21 @@ def _all_valid(batch: files.RawBatch, rules: ValidationRules, first: int, end: i
     return all((pc.min(columns[name]).as_py() or 0) >= 0 for name in (PLAY_MS, DURATION_MS) if name in columns)
 
 
+def explained(spec: files.LogSpec, batch: files.RawBatch, codes: np.ndarray) -> dict[str, str]:
+    """Reason -> a line on the first row that `validate` rejects for it: column, value and the setting to see."""
+    lines: dict[str, str] = {}
+    for code in np.unique(codes[codes >= 0]):
+        reason = REASONS[code]
+        column = faults.COLUMN_OF.get(reason)
+        if reason == UNPARSEABLE:
+            found = [faults.explained(spec, fault) for fault in batch.faults]
+            lines[reason] = found[0] if found else ""
+        elif column in batch.columns:
+            value = batch.columns[column][int((codes == code).argmax())].as_py()
+            lines[reason] = faults.of_reason(spec, reason, value)
+    return lines
+
+
 def completion(play_ms: pa.Array | None, duration_ms: pa.Array | None, rows: int) -> np.ndarray:
     """Percent played, uint8 in 0..100, halves rounded up; 100 where either column is null or the duration is 0.
 
@@ -315,25 +330,10 @@ class CleanTask:
             if len(rejected):
                 self._rejects.write(_quarantined(batch, rejected, codes[rejected], split.file))
                 self._rejected.update(REASONS[code] for code in codes[rejected])
-                self._explain(batch, codes)
+                self._examples = explained(self._logs, batch, codes) | self._examples
         # Whether a file has a column is known at its end only: until then it may be one that no row of it has.
         has = {name for name in nulls if name not in lacking or lacking[name] < rows}
         self._nulls.update({name: nulls[name] for name in has})
-
-    def _explain(self, batch: files.RawBatch, codes: np.ndarray) -> None:
-        """Keep a line on the first row that is rejected for each reason."""
-        for code in np.unique(codes[codes >= 0]):
-            reason = REASONS[code]
-            if reason in self._examples:
-                continue
-            if reason == UNPARSEABLE:
-                found = [faults.explained(self._logs, fault) for fault in batch.faults]
-                self._examples[reason] = found[0] if found else ""
-                continue
-            column = faults.COLUMN_OF.get(reason)
-            if column in batch.columns:
-                value = batch.columns[column][int((codes == code).argmax())].as_py()
-                self._examples[reason] = faults.of_reason(self._logs, reason, value)
 
     def finish(self) -> dict[str, Any]:
         """Close the files and return their URIs and what was counted."""

@@ -38,6 +38,7 @@ def test_help_names_every_verb_and_loads_no_engine() -> None:
         "promote",
         "recommend",
         "report",
+        "inspect",
         "show",
         "maintain",
         "synth",
@@ -47,7 +48,9 @@ def test_help_names_every_verb_and_loads_no_engine() -> None:
     assert "loaded []" in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["daily", "train", "show", "maintain", "synth", "import", "doctor", "demo", "config"])
+@pytest.mark.parametrize(
+    "verb", ["daily", "train", "inspect", "show", "maintain", "synth", "import", "doctor", "demo", "config"]
+)
 def test_every_verb_explains_itself(verb: str) -> None:
     done = fuxi(verb, "--help")
     assert done.returncode == 0

@@ -293,6 +293,8 @@ def rows_as_json(
         places = pa.array(positions, pa.int64())
         rows = batch.take(places)
         more = unmapped()
+        if more is None and not rows.num_columns:
+            return ["{}"] * len(positions)
         if more is None and all(pa.types.is_integer(kind) for kind in rows.schema.types):
             return _integers_as_json(rows)
         names, columns = list(rows.schema.names), [shown(column) for column in rows.columns]

@@ -39,6 +39,10 @@ class DeltaLogs:
         """Whether a folder is a Delta table."""
         return storage.exists(storage.join(folder, "_delta_log"))
 
+    def partition_columns(self, folder: str) -> tuple[str, ...]:
+        """What a table is partitioned by. InputError if it cannot be opened."""
+        return tuple(_opened(folder).metadata().partition_columns)
+
     def files(self, spec: LogSpec, folder: str) -> list[LogFile]:
         """The live files, each with its partition as landing day. InputError if the table cannot be used as logs."""
         table = _opened(folder)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jobs.registry import versions
+from jobs.registry import package, versions
 from pipelines.errors import InputError
 
 DAY_ONE, DAY_TWO, DAY_THREE = (dt.date(2026, 3, n) for n in (2, 3, 4))
@@ -192,3 +192,36 @@ def test_a_server_keeps_the_versions_and_gives_the_export_back(
     versions.promote(made.day(DAY_ONE), version)
     assert versions.champion(made.day(DAY_TWO)).version == version  # type: ignore[union-attr]
     assert load_export(versions.download_model(made.day(DAY_TWO), version)).vocabulary_size == made.songs
+
+
+def test_what_a_killed_registration_left_goes_with_the_next(
+    deployment: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    made = deployment()
+    made.sessionized(DAY_ONE)
+    day, client = made.day(DAY_ONE), mlflow.MlflowClient(made.day(DAY_ONE).tracking_uri)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def registered_but_killed(where: Any, name: str, **options: str) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                made.trained(DAY_ONE, **options)
+
+    registered_but_killed(package, "_note_digests")
+    experiment = [client.get_experiment_by_name(day.config.mlflow.model_name).experiment_id]  # type: ignore[union-attr]
+    client.update_run(client.search_runs(experiment)[0].info.run_id, status="RUNNING")  # as SIGKILL leaves it
+    registered_but_killed(mlflow.MlflowClient, "create_model_version")
+    [left] = client.search_logged_models(experiment)  # the first is gone
+    registered_but_killed(mlflow.MlflowClient, "set_terminated", run_key="other")
+    assert {run.info.status for run in client.search_runs(experiment)} == {"FINISHED", "RUNNING"}
+
+    assert (made.trained(DAY_ONE), made.trained(DAY_ONE, run_key="other")) == ("1", "2")
+    models = client.search_logged_models(experiment)
+    assert len(models) == 2 == len(versions.versions(day)) and left.model_id not in {model.model_id for model in models}
+    assert not Path(left.artifact_location).exists() and Path(models[0].artifact_location).exists()
+    assert {run.info.status for run in client.search_runs(experiment)} == {"FINISHED"}
