@@ -213,7 +213,7 @@ def on_a_small_disk(tmp_path: Path, size: str, code: str, **names: object) -> st
 def test_a_file_system_that_fills_up_below_arrow_is_named_with_what_the_day_needs(tmp_path: Path) -> None:
     line = on_a_small_disk(tmp_path, "1m", WRITE)
     assert re.match(
-        r"DISK/shards/part\.parquet\S*: the disk is full \(0 bytes free in DISK/shards\); ds 2026-03-02 needs 9\.0 GB: "
+        r"DISK/shards/part\.parquet\S*: the disk is full \(1\.0 MB free in DISK/shards\); ds 2026-03-02 needs 9\.0 GB: "
         "make room and run again; what was published is unchanged",
         line,
     ), line
