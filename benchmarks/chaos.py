@@ -269,6 +269,7 @@ def main() -> None:
                 for result in rounds(place, options, kills):
                     found.append(result)
         except KeyboardInterrupt:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             say("stopped")
     print_tables(found)
     sys.exit(any(each.wrong for each in found))

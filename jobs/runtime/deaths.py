@@ -29,8 +29,13 @@ _OF_RAY = {
     "ObjectReconstructionFailedError": "a process of Ray that held an object",
     "RpcError": "a part of Ray",
 }
-_WORKER = re.compile(r"Python worker (?:exited unexpectedly|failed to connect|process terminated)")
+_WORKER = re.compile(
+    r"Python worker (?:exited unexpectedly|failed to connect|process terminated)"
+    r"|(?:java\.io\.EOFException|java\.net\.SocketException)(?s:.){0,600}org\.apache\.spark\.api\.python\."
+)
+_START = re.compile(r"timed out during startup")  # of Ray, where one of its processes dies meanwhile: a bare Exception
 _EXECUTOR = re.compile(r"ExecutorLostFailure|Executor heartbeat timed out|Slave lost|Remote RPC client disassociated")
+_OF_SPARK = ((_WORKER, "a Python worker of Spark died"), (_EXECUTOR, "an executor of Spark died"))
 
 
 JVM_DIED = f"{NAMES['java']} died"
@@ -75,11 +80,11 @@ def _of_one(error: BaseException) -> str | None:
         return str(error)
     if kind.__module__.startswith("ray.") and (name := _named(kind)):
         return f"{name} died"
-    if kind.__module__.startswith(("py4j.", "pyspark.")):
-        if _WORKER.search(text):
-            return "a Python worker of Spark died"
-        if _EXECUTOR.search(text):
-            return "an executor of Spark died"
+    if kind is Exception and _START.search(text):
+        return "a part of Ray died while it started"
+    of_spark = _OF_SPARK if kind.__module__.startswith(("py4j.", "pyspark.")) else ()
+    if found := next((name for pattern, name in of_spark if pattern.search(text)), None):
+        return found
     if kind.__name__ == "Py4JNetworkError" or (isinstance(error, ConnectionError | EOFError) and _from_py4j(error)):
         return JVM_DIED
     return None

@@ -127,3 +127,39 @@ def test_how_a_process_ended_is_said_in_words() -> None:
     assert code == -signal.SIGSEGV == child.returncode  # looked at, not waited for
     assert deaths.ended("Ray's raylet", 7, -signal.SIGSEGV) == "Ray's raylet (process 7) was ended by SIGSEGV"
     assert deaths.ended("Ray's raylet", 7, 1) == "Ray's raylet (process 7) ended with code 1"
+
+
+class Py4JJavaError(Exception):
+    """As Py4J raises it: the JVM's whole trace is its text."""
+
+
+Py4JJavaError.__module__ = "py4j.protocol"
+SPARK_TRACE = """An error occurred while calling o56.collectToPython.
+: org.apache.spark.SparkException: Job aborted due to stage failure: Task 0 in stage 3.0 failed 1 times: {why}
+\tat java.base/java.io.DataInputStream.readInt(DataInputStream.java:397)
+\tat {where}(PythonRunner.scala:774)"""
+
+
+@pytest.mark.parametrize(
+    ("error", "died"),
+    [
+        ("Python worker exited unexpectedly (crashed)", "a Python worker of Spark died"),
+        ("java.io.EOFException", "a Python worker of Spark died"),
+        ("java.net.SocketException: Connection reset", "a Python worker of Spark died"),
+        ("java.lang.IllegalStateException: no", None),
+    ],
+)
+def test_what_the_jvm_says_of_a_worker_that_died_is_known(error: str, died: str | None) -> None:
+    where = "org.apache.spark.api.python.PythonRunner$$anon$3.read"
+    assert deaths.what_died(Py4JJavaError(SPARK_TRACE.format(why=error, where=where))) == died
+
+
+def test_an_end_of_a_file_that_no_worker_wrote_is_no_death() -> None:
+    trace = SPARK_TRACE.format(why="java.io.EOFException", where="org.apache.hadoop.fs.FSDataInputStream.read")
+    assert deaths.what_died(Py4JJavaError(trace)) is None
+
+
+def test_ray_that_does_not_start_because_a_part_of_it_died_is_a_death() -> None:
+    said = "The current node timed out during startup. This could happen because some of the raylet failed to startup"
+    assert deaths.what_died(Exception(said)) == "a part of Ray died while it started"
+    assert deaths.what_died(Exception("something else")) is None
