@@ -32,6 +32,7 @@ _REMEDIES = (
     (r"(recommendations|list_quality)/", "restore it from a backup, or `fuxi recommend --ds {ds} --force`"),
     (r"metrics/", "restore it from a backup, or `fuxi evaluate --ds {ds} --force`"),
     (r"list_hits/", "restore it from a backup, or `fuxi hits --ds {ds} --force`"),
+    (r"reports/[^/]+$", "write the page of any day again: `fuxi report --ds DATE --force`"),
     (r"reports/", "`fuxi report --ds {ds} --force`"),
     (r"mlartifacts/|mlflow\.db", "restore it from a backup, or train another version: `fuxi train --ds {ds} --force`"),
     (r"catalogue/", "import the data set again"),

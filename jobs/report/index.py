@@ -9,7 +9,8 @@ from typing import Any
 from fuxi_beta.evaluation.metrics import metric_title
 from jobs.day import Day
 from jobs.status import day_figures
-from pipelines import leases, storage
+from pipelines import digests, leases, storage
+from pipelines.errors import InputError
 
 _LEVELS = {"published": "yes", "published stale": "held"}
 
@@ -17,7 +18,7 @@ _LEVELS = {"published": "yes", "published stale": "held"}
 def index_content(day: Day) -> dict[str, Any]:
     """The values of the page; also stores the rows."""
     uri = storage.join(day.workspace.uri, "reports", "index.json")
-    stored: dict[str, Any] = storage.read_json(uri)["rows"] if storage.exists(uri) else {}
+    stored = _stored(uri)
     days = [ds for ds in day.workspace.days("reports") if storage.exists(day.workspace.report(ds))]
     rows = {str(ds): _row(day.at(ds)) if ds == day.ds else stored.get(str(ds)) or _row(day.at(ds)) for ds in days}
     leases.publish_json(uri, {"rows": rows})
@@ -25,9 +26,20 @@ def index_content(day: Day) -> dict[str, Any]:
     return {"rows": newest_first, "metric": metric_title(day.config.gates.metric)}
 
 
-def index_uri(day: Day) -> str:
-    """Where the page is."""
-    return storage.join(day.workspace.uri, "reports", "index.html")
+def write_index(day: Day, page: str) -> None:
+    """Write the page, and its digest beside it."""
+    folder = storage.join(day.workspace.uri, "reports")
+    uri = storage.join(folder, "index.html")
+    storage.write_bytes(uri, page.encode())
+    digests.write_listing(storage.join(folder, digests.NOTED_FILE), {"index.html": digests.digests_of([uri])[uri]})
+
+
+def _stored(uri: str) -> dict[str, Any]:
+    """The rows of earlier days; none if the file is damaged: they are made again."""
+    try:
+        return storage.read_json(uri)["rows"] if storage.exists(uri) else {}
+    except (InputError, KeyError):
+        return {}
 
 
 def _row(day: Day) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import jinja2
 
 from jobs.day import Day, StageResult
 from jobs.report.content import content
-from jobs.report.index import index_content, index_uri
+from jobs.report.index import index_content, write_index
 from pipelines import digests, storage
 from pipelines.redact import redact
 
@@ -23,7 +23,7 @@ def run(day: Day) -> StageResult:
     uri = day.workspace.report(day.ds)
     storage.write_bytes(uri, redact(render(content(day))).encode())
     digests.write_digests(storage.parent(uri), name=digests.NOTED_FILE)
-    storage.write_bytes(index_uri(day), redact(render(index_content(day), "index.html")).encode())
+    write_index(day, redact(render(index_content(day), "index.html")))
     return {"uri": uri}
 
 
