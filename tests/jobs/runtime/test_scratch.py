@@ -24,12 +24,13 @@ print(os.environ.get("SPARK_SUBMIT_OPTS", ""), flush=True)
 
 def start(root: Path, then: str = "sys.stdin.read()", **environment: str) -> tuple[subprocess.Popen[str], list[str]]:
     """A command with its temporary files below a root, and what it said: two folders, and Spark's options."""
+    before = {name: value for name, value in os.environ.items() if name not in ("RAY_TMPDIR", "SPARK_SUBMIT_OPTS")}
     process = subprocess.Popen(
         [sys.executable, "-c", USE.format(then)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "TMPDIR": str(root), **environment},
+        env={**before, "TMPDIR": str(root), **environment},
     )
     assert process.stdout
     lines = [process.stdout.readline().strip() for _ in range(4)]
@@ -95,7 +96,7 @@ def test_other_files_of_the_machine_stay(tmp_path: Path) -> None:
 def test_ray_does_not_use_a_folder_that_is_too_deep_for_its_sockets(tmp_path: Path) -> None:
     say = 'print(os.environ.get("RAY_TMPDIR", ""), flush=True)'
     for name, expected in (("x" * 80, True), ("", False)):
-        with tempfile.TemporaryDirectory(prefix="t-") as short:
+        with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as short:
             root = Path(short, name)
             root.mkdir(exist_ok=True)
             process, _ = start(root, say)
