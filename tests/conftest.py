@@ -24,6 +24,14 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 
+@pytest.fixture(autouse=True)
+def engines_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease that is interrupted in a test does not end the Spark session and the Ray instance of all tests."""
+    from pipelines import leases
+
+    monkeypatch.setattr(leases, "_at_stop", [])
+
+
 @pytest.fixture(scope="session")
 def spark():
     """The Spark session that `jobs` starts, on all local cores."""
@@ -201,6 +209,7 @@ def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> TwoDays:
         "train.item_optimizer=adamw",
         "train.warm_start_epochs=2",
         "train.min_listeners=2",
+        "gates.serve_baseline=false",  # nor is it to be better than item-kNN
         "gates.margin=0.5",  # a model this small may be some per cent worse on the second day, which is to have another
         "cluster.spark_master=local[2]",
         f"cluster.spark_options={{spark.hadoop.fs.s3a.secret.key: {PLANTED[0]}}}",

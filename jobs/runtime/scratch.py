@@ -83,5 +83,12 @@ def _kill_users(folder: Path) -> None:
     """Kill the processes of this user whose temporary files are in a folder."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # it has ended, or is another user's
-            if process.uids().real == os.getuid() and process.environ().get("TMPDIR") == str(folder):
+            if process.uids().real == os.getuid() and _uses(process, folder):
                 process.kill()
+
+
+def _uses(process: psutil.Process, folder: Path) -> bool:
+    """By its environment, or by open files: a process that renamed itself, as Ray's do, has overwritten the former."""
+    if process.environ().get("TMPDIR") == str(folder):
+        return True
+    return any(file.path.startswith(f"{folder}/") for file in process.open_files())

@@ -90,7 +90,7 @@ def test_a_killed_retention_is_finished_by_the_next(
     build(house, DAYS[:4])
     with monkeypatch.context() as patched:
         patched.setattr(storage, "delete_files", _dies_after(2))
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(RuntimeError, match="killed"):
             command.run(house.config)
     for ds in house.day(DAYS[3]).workspace.days_with_sequences():
         assert all(map(storage.exists, listed_uris(read_manifest(house.day(ds).workspace.sequences(ds)))))
@@ -104,7 +104,7 @@ def _dies_after(files: int) -> Callable[..., None]:
     def dying(uris: Any) -> None:
         for uri in uris:
             if not left[0]:
-                raise KeyboardInterrupt
+                raise RuntimeError("killed")
             left[0] -= 1
             delete([uri])
 

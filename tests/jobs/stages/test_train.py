@@ -319,7 +319,8 @@ def test_any_system_can_be_the_daily_model(deployment, ray_local: Any) -> None:
     trained = load_export(result["export"])
     assert trained.model_config.name == "hstu-beta" and type(trained.model).__name__ == "HSTU"
     assert trained.request_hour == 18
-    assert (result["epochs"], result["steps"]) == (2, 6)  # three steps of 16 listeners each
+    per_epoch = result["steps"] // result["epochs"]
+    assert result["epochs"] == 2 and result["steps"] % 2 == 0 and per_epoch < 5 <= result["steps"]  # `min_steps`
     assert len(result["temporal"]) == 1  # its power function, for the report
     batch = inference_batch(
         manifest.histories(manifest.files[0]),
