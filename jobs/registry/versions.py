@@ -70,7 +70,7 @@ def log_training(
     if finished:
         return finished[0].info.run_id
     for left in client.search_runs([experiment], filter_string=f"tags.ds = '{day.ds}' and status != 'FINISHED'"):
-        _remove_unregistered(day, client, left.info.run_id)  # of a run of this ds that was killed
+        _remove_unregistered(day, client)
         client.delete_run(left.info.run_id)
     run_id = client.create_run(
         experiment, run_name=f"train {day.ds}", tags=redacted({"run_key": run_key, "ds": str(day.ds), **(tags or {})})
@@ -96,7 +96,7 @@ def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run
     if registered:
         _forward_alias(day, CHALLENGER, registered[-1])
         return registered[-1].version
-    _remove_unregistered(day, client, mlflow_run_id)
+    _remove_unregistered(day, client)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "export")  # MLflow keeps the last part of its path as the artifact's name
         if storage.is_s3(export_folder):
@@ -115,15 +115,19 @@ def register_challenger(day: Day, export_folder: str, *, mlflow_run_id: str, run
     return info.version
 
 
-def _remove_unregistered(day: Day, client: "MlflowClient", mlflow_run_id: str) -> None:
-    """Remove the models of a training that were logged and not registered, because their run was killed between."""
+def _remove_unregistered(day: Day, client: "MlflowClient") -> None:
+    """Remove models of this ds that were logged and not registered, because their command was killed between.
+
+    They may be of another run in MLflow: a training that goes on from a checkpoint can end with other last digits.
+    """
     from mlflow.exceptions import MlflowException
 
     name, experiment = day.config.mlflow.model_name, _experiment(day, client)
     sources = " ".join(str(version.source) for version in client.search_model_versions(f"name = '{name}'"))
     with contextlib.suppress(MlflowException):  # a server of another release may not know of logged models
-        for model in client.search_logged_models([experiment], filter_string=f"source_run_id = '{mlflow_run_id}'"):
-            if model.model_id in sources:
+        runs = {run.info.run_id for run in client.search_runs([experiment], filter_string=f"tags.ds = '{day.ds}'")}
+        for model in client.search_logged_models([experiment]):
+            if model.model_id in sources or model.source_run_id not in runs:
                 continue
             client.delete_logged_model(model.model_id)
             if model.artifact_location.startswith(f"{day.workspace.uri}/"):  # a server deletes what it keeps by itself

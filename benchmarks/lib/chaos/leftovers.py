@@ -76,7 +76,7 @@ def _of_registry(day: Any) -> Iterator[str]:
     """Runs of MLflow that have not ended, and logged models that are no version."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(day.tracking_uri)
+    client = MlflowClient(day.tracking_uri, day.tracking_uri)  # the process may have opened another registry
     experiment = client.get_experiment_by_name(day.config.mlflow.model_name)
     if experiment is None:
         return
