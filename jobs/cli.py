@@ -255,8 +255,8 @@ def backfill(
     from jobs.day import open_day
 
     days = backfill_job.span(_date(first), _serving_day(config, last))
-    opened = functools.partial(open_day, config, create=not dry_run, refresh_inputs=flags["refresh_inputs"])
     if dry_run:
+        opened = functools.partial(open_day, config, create=False, refresh_inputs=flags["refresh_inputs"])
         backfill_job.render_plan(list(backfill_job.plans(days, opened)))
         return
     given = [f"--{name.replace('_', '-')}" for name, on in flags.items() if on]

@@ -17,8 +17,9 @@ import datetime as dt
 import importlib
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from jobs.day import STAGES, Day, Stage, StageResult, day_lease, lease_uri, noting_at_stop, run_stage, running
 from jobs.retention import check as check_retention
@@ -31,6 +32,8 @@ from jobs.tables.maintenance import maintain
 from pipelines import progress
 from pipelines.errors import BusyError, InputError
 from pipelines.redact import redact
+
+Tidied = TypeVar("Tidied")
 
 OPTIONAL_STAGES = ("hits", "train", "evaluate")
 """Stages without which a day is published; those to come are skipped after refused input or failed training."""
@@ -178,31 +181,37 @@ def maintenance_due(day: Day) -> bool:
 
 
 def _maintain(day: Day) -> None:
-    """Tidy the tables. The day is published already, whatever goes wrong here."""
-    progress.begun("maintain")
-    try:
-        tables = maintain(day.workspace, day.config.maintain, held=lease_uri(day.workspace, day.ds))
-    except Exception as error:
-        log("maintain failed; the day is published", error=f"{type(error).__name__}: {error}")
-        return
-    progress.finished("maintain")
-    removed = sum(table.removed_files for table in tables), sum(table.removed_bytes for table in tables)
-    notes = {table.name: table.note for table in tables if table.note}
-    log("maintain done", removed_files=removed[0], removed_bytes=removed[1], **notes)
+    """Tidy the tables."""
+    tables = _tidied("maintain", lambda: maintain(day.workspace, day.config.maintain, held=_lease_of(day)))
+    if tables is not None:
+        removed = sum(table.removed_files for table in tables), sum(table.removed_bytes for table in tables)
+        notes = {table.name: table.note for table in tables if table.note}
+        log("maintain done", removed_files=removed[0], removed_bytes=removed[1], **notes)
 
 
 def _retain(day: Day) -> None:
-    """Delete what is too old, if this is the newest day. The day is published already, whatever goes wrong here."""
+    """Delete what is too old, if this is the newest day."""
     if day.ds != day.workspace.days("runs")[-1]:
         return
-    progress.begun("retain")
+    removed = _tidied("retain", lambda: retain(day, held=_lease_of(day)))
+    if removed is not None:
+        log("retain done", **{kind.kind: f"{kind.files} files, {kind.bytes:,} bytes" for kind in removed if kind.files})
+
+
+def _lease_of(day: Day) -> str:
+    return lease_uri(day.workspace, day.ds)
+
+
+def _tidied(name: str, tidy: Callable[[], Tidied]) -> Tidied | None:
+    """What tidying gives; None if it failed, which is logged: the day is published already, whatever goes wrong."""
+    progress.begun(name)
     try:
-        removed = retain(day, held=lease_uri(day.workspace, day.ds))
+        done = tidy()
     except Exception as error:
-        log("retain failed; the day is published", error=redact(f"{type(error).__name__}: {error}"))
-        return
-    progress.finished("retain")
-    log("retain done", **{kind.kind: f"{kind.files} files, {kind.bytes:,} bytes" for kind in removed if kind.files})
+        log(f"{name} failed; the day is published", error=redact(f"{type(error).__name__}: {error}"))
+        return None
+    progress.finished(name)
+    return done
 
 
 def serve_stale(day: Day) -> bool:

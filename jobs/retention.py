@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from jobs.config import Config
-from jobs.day import Day, running
+from jobs.day import Day, RunRecord, running
 from jobs.registry import steering, versions
 from pipelines import delta_tables, leases, storage
 from pipelines.errors import BusyError, InputError
@@ -56,7 +56,7 @@ def retain(day: Day, *, held: str = "", dry_run: bool = False) -> list[Removed]:
             "quarantine_days": lambda kept: _folders(kept, "quarantine"),
             "reports_days": lambda kept: _folders(kept, "reports"),
             "models_days": _models,
-            "runs_days": _runs,
+            "runs_days": lambda kept: _folders(kept, "runs"),
         }
         bounds = {name: getattr(day.config.retain, name) for name in kinds}
         return [kinds[name](_Kept(day, days, dry_run)) for name, days in bounds.items() if days]
@@ -85,6 +85,12 @@ class _Kept:
     @property
     def workspace(self) -> Workspace:
         return self.day.workspace
+
+    @property
+    def records(self) -> list[RunRecord]:
+        """The run records of all days that have one, oldest first."""
+        days = (self.day.at(ds) for ds in self.workspace.days("runs"))
+        return [day.record for day in days if day.has_record]
 
     def old(self, folder: str) -> list[dt.date]:
         """The days of a folder that the bound does not keep, oldest first."""
@@ -137,8 +143,7 @@ def _sequences(kept: _Kept) -> Removed:
 
 def _named_sequences(kept: _Kept) -> set[dt.date]:
     """The days that the run records of kept days are built on, or served from."""
-    records = [kept.day.at(ds).record for ds in kept.workspace.days("runs") if kept.day.at(ds).has_record]
-    recent = (record for record in records if not kept.is_old(dt.date.fromisoformat(record.ds)))
+    recent = (record for record in kept.records if not kept.is_old(dt.date.fromisoformat(record.ds)))
     return {dt.date.fromisoformat(ds) for r in recent for ds in (r.parent_sequences, r.sequences_ds) if ds}
 
 
@@ -158,6 +163,7 @@ def _lists(kept: _Kept) -> Removed:
 
 
 def _folders(kept: _Kept, name: str) -> Removed:
+    """Whole folders of old days. Without their run records and markers, days cannot be run again as they were."""
     found = [(ds, storage.join(kept.workspace.uri, name, f"ds={ds}")) for ds in kept.old(name)]
     files = [(ds, file) for ds, folder in found for file in storage.list_files(folder)]
     return kept.delete(name, files, [folder for _, folder in found])
@@ -168,8 +174,7 @@ def _models(kept: _Kept) -> Removed:
     day, removed = kept.day, []
     aliased = {versions.alias_version(day, alias) for alias in (versions.CHALLENGER, versions.CHAMPION)}
     days = [day.at(ds) for ds in kept.workspace.days("runs")]
-    records = [other.record for other in days if other.has_record]
-    named = {version for record in records for version in (record.chosen_model, record.parent_model) if version}
+    named = {version for record in kept.records for version in (record.chosen_model, record.parent_model) if version}
     named |= {version for other in days for version in (other.result("evaluate") or {}).get("versions", {}).values()}
     tomorrow = day.at(day.ds + dt.timedelta(days=1))
     needed = {info.version for info in (versions.champion(tomorrow), versions.reference(tomorrow)) if info}
@@ -185,11 +190,3 @@ def _models(kept: _Kept) -> Removed:
     names = ", ".join(version for _, version, _ in removed)
     note = f"versions {names}" if names else ""
     return Removed("models", tuple(sorted({ds for ds, *_ in removed})), len(listed), sum(f.size for f in listed), note)
-
-
-def _runs(kept: _Kept) -> Removed:
-    """Run records and markers; their days cannot be run again as they were."""
-    old = kept.old("runs")
-    folders = [(ds, kept.workspace.run(ds)) for ds in old]
-    files = [(ds, file) for ds, folder in folders for file in storage.list_files(folder)]
-    return kept.delete("runs", files, [folder for _, folder in folders])

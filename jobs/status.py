@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from jobs.day import STAGES, Day, StageResult, running
-from jobs.serving.baselines import BASELINES, POPULARITY
+from jobs.serving.baselines import POPULARITY
+from jobs.serving.serving_baseline import baseline_values
+from jobs.tables.metrics import CHALLENGER, CHAMPION
 
-CHALLENGER, CHAMPION = "challenger", "champion"
 RECENT_DAYS = 7
 """A run says what is out of date of so many days before it."""
 
@@ -41,6 +42,11 @@ class DayFigures:
     baselines: dict[str, float] = field(default_factory=dict)
 
     @property
+    def rejected_share(self) -> float | None:
+        """Rejected rows, of all; None where they are not known."""
+        return self.rejected / self.rows if self.rows and self.rejected is not None else None
+
+    @property
     def best_baseline(self) -> tuple[str, float] | None:
         """The baseline with the highest value."""
         return max(self.baselines.items(), key=lambda item: item[1], default=None)
@@ -52,12 +58,7 @@ def day_status(day: Day) -> DayStatus:
     stale = [name for name, state in states.items() if state.stages or _begun_again(day, name)]
     done = [name for name, state in states.items() if state.finished and name not in stale]
     held = running(day.workspace, [day.ds])
-    if held:
-        state = "running"
-    elif not states["recommend"].finished:
-        state = "unfinished"
-    else:
-        state = "published stale" if day.stale_days else "published"
+    state = "running" if held else published_as(day) or "unfinished"
     missing = tuple(name for name in STAGES if name not in (*done, *stale))
     return DayStatus(
         ds=day.ds,
@@ -71,6 +72,13 @@ def day_status(day: Day) -> DayStatus:
     )
 
 
+def published_as(day: Day) -> str | None:
+    """Of a day with lists: published, or published stale, from an earlier day's histories; None of another."""
+    if day.marker("recommend") is None:
+        return None
+    return "published stale" if day.stale_days else "published"
+
+
 def day_figures(day: Day) -> DayFigures:
     """What the markers of a day say."""
     markers = {name: marker for name in STAGES if (marker := day.marker(name))}
@@ -78,8 +86,7 @@ def day_figures(day: Day) -> DayFigures:
     logs, lists = results.get("sessionize", {}), results.get("recommend")
     rejected = logs.get("rejected")
     metric = day.config.gates.metric
-    values = {name: of["all"].get(metric) for name, of in results.get("evaluate", {}).get("metrics", {}).items()}
-    known = {name: value for name, value in values.items() if value is not None}
+    metrics = results.get("evaluate", {}).get("metrics", {})
     served = served_by(day, results)
     return DayFigures(
         seconds={name: marker["seconds"] for name, marker in markers.items()},
@@ -89,8 +96,8 @@ def day_figures(day: Day) -> DayFigures:
         listeners=lists.get("listeners") if lists is not None else None,
         served_by=served,
         metric=metric,
-        value=known.get(measured_as(day, served, results)) if served else None,
-        baselines={name: value for name, value in known.items() if name in BASELINES},
+        value=metrics.get(measured_as(day, served, results), {}).get("all", {}).get(metric) if served else None,
+        baselines=baseline_values(metrics, metric),
     )
 
 

@@ -14,6 +14,7 @@ from jobs.daily import DayResult, run_day
 from jobs.day import STAGES, open_day
 from jobs.runtime.resources import Usage
 from jobs.serving.baselines import LABELS
+from jobs.tables.metrics import CHALLENGER, CHAMPION, REFERENCE
 from pipelines import delta_tables, storage
 from pipelines.errors import InputError
 from pipelines.schema import DS, SOURCE, SOURCE_POPULAR, USER_ID
@@ -28,9 +29,9 @@ CATALOGUE = {"songs": 2000, "artists": 240, "new_songs_per_day": 6}
 """Small enough to be learned in a minute of training."""
 METRIC_COLUMNS = {"ndcg_30": "NDCG@30", "hr_30": "HR@30", "recall_30": "Recall@30", "coverage_30": "Coverage"}
 NAMES = {
-    "challenger": "FuXi-beta, new",
-    "champion": "FuXi-beta, before",
-    "reference": "FuXi-beta, last full",
+    CHALLENGER: "FuXi-beta, new",
+    CHAMPION: "FuXi-beta, before",
+    REFERENCE: "FuXi-beta, last full",
     **LABELS,
 }
 
@@ -120,7 +121,7 @@ def metrics_table(results: list[DayResult]) -> "Table":
         for name in (name for name in NAMES if name in measured):
             values = measured[name]["all"]
             cells = (f"{values[key]:.3f}" for key in METRIC_COLUMNS)
-            first = name == "challenger"
+            first = name == CHALLENGER
             table.add_row(str(result.ds) if first else "", NAMES[name], *cells, style="bold" if first else None)
         table.add_section()
     return table

@@ -51,7 +51,7 @@ def _figures(day: DayStatus) -> list[str]:
     if figures is None:
         return [NOTHING] * 7
     best = figures.best_baseline
-    rejected = None if not figures.rows or figures.rejected is None else figures.rejected / figures.rows
+    rejected = figures.rejected_share
     return [
         NOTHING if figures.accepted is None else f"{figures.accepted:,}",
         NOTHING if rejected is None else f"{rejected:.1%}",

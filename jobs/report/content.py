@@ -17,7 +17,7 @@ from jobs.report.quality import quality_lines, trailing_chart
 from jobs.serving.baselines import LABELS, POPULARITY
 from jobs.serving.serving_baseline import lists_of
 from jobs.status import measured_as, served_by
-from jobs.tables.metrics import OF_REFERENCE
+from jobs.tables.metrics import CHALLENGER, CHAMPION, OF_REFERENCE, REFERENCE
 from pipelines import delta_tables, storage
 from pipelines.schema import DS, METRIC, MODEL_VERSION, PROTOCOL, SLICE, VALUE
 
@@ -26,9 +26,9 @@ ENDING_STAGES = ("sessionize", "promote", "recommend")
 """Stages whose refusal ends a day."""
 TREND_DAYS = 28
 RECOMMENDERS = {
-    "challenger": "Challenger",
-    "champion": "Champion",
-    "reference": "Last full retrain",
+    CHALLENGER: "Challenger",
+    CHAMPION: "Champion",
+    REFERENCE: "Last full retrain",
     **LABELS,
 }
 SLICES = {"all": "All listeners", "new": "New listeners", "light": "Light listeners", "heavy": "Heavy listeners"}
@@ -250,7 +250,7 @@ def _names_of_versions(day: Day) -> dict[str, str]:
     versions = (day.result("evaluate") or {}).get("versions")
     if versions is None:  # it is measured anew
         trained = day.result("train")
-        return {trained["model_version"]: "challenger"} if trained else {}
+        return {trained["model_version"]: CHALLENGER} if trained else {}
     return {version: name for name, version in versions.items()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fuxi_beta.evaluation.metrics import metric_title
 from jobs.day import Day
-from jobs.status import day_figures
+from jobs.status import day_figures, published_as
 from pipelines import digests, leases, storage
 from pipelines.errors import InputError
 
@@ -43,14 +43,14 @@ def _stored(uri: str) -> dict[str, Any]:
 
 
 def _row(day: Day) -> dict[str, Any]:
-    state, figures = _state(day), day_figures(day)
+    state, figures = published_as(day) or "not published", day_figures(day)
     best = figures.best_baseline
     return {
         "ds": str(day.ds),
         "state": state,
         "level": _LEVELS.get(state, "no"),
         "accepted": figures.accepted,
-        "rejected_share": figures.rejected / figures.rows if figures.rows and figures.rejected is not None else None,
+        "rejected_share": figures.rejected_share,
         "listeners": figures.listeners,
         "served_by": figures.served_by,
         "value": figures.value,
@@ -58,10 +58,3 @@ def _row(day: Day) -> dict[str, Any]:
         "baseline_value": best[1] if best else None,
         "seconds": sum(figures.seconds.values()),
     }
-
-
-def _state(day: Day) -> str:
-    """Of a day whose page is written, at the end of its run."""
-    if not day.has_record or day.marker("recommend") is None:
-        return "not published"
-    return "published stale" if day.stale_days else "published"

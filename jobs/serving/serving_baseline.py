@@ -53,8 +53,13 @@ def serves_instead(lead: Lead | None, *, before: str | None) -> str | None:
 
 def best_baseline(metrics: "Metrics", metric: str) -> str:
     """The baseline with the highest value over all listeners; popularity if none was measured."""
-    values = finite({name: metrics[name]["all"].get(metric) for name in BASELINES if name in metrics})
+    values = baseline_values(metrics, metric)
     return max(values, key=values.__getitem__, default=POPULARITY)
+
+
+def baseline_values(metrics: "Metrics", metric: str) -> dict[str, float]:
+    """Baseline -> its value over all listeners, of those that have one."""
+    return finite({name: metrics[name]["all"].get(metric) for name in BASELINES if name in metrics})
 
 
 def finite(values: Mapping[str, float | None]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from jobs.runtime.console import Advance, log, progress
 from jobs.serving.baselines import POPULARITY, fit_baseline, known_songs, too_large
 from jobs.serving.day_rules import day_rules, read_item_ids
 from jobs.serving.serving_baseline import finite, leads_over_models
-from jobs.tables.metrics import OF_REFERENCE, write_metrics
+from jobs.tables.metrics import CHALLENGER, CHAMPION, OF_REFERENCE, REFERENCE, write_metrics
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from fuxi_beta.evaluation.protocol import Metrics, Progress
     from fuxi_beta.recommender import Recommender
     from fuxi_beta.training.checkpoint import TrainedModel
-
-CHALLENGER, CHAMPION, REFERENCE = "challenger", "champion", "reference"
 
 
 def run(day: Day) -> StageResult:

@@ -13,8 +13,8 @@ from jobs.config import GatesConfig
 from jobs.day import Day, StageResult
 from jobs.registry import steering, versions
 from jobs.serving.baselines import BASELINES, POPULARITY
-from jobs.serving.serving_baseline import best_baseline, finite, lists_of, serves_instead
-from jobs.stages.evaluate import CHALLENGER, CHAMPION
+from jobs.serving.serving_baseline import baseline_values, best_baseline, finite, lists_of, serves_instead
+from jobs.tables.metrics import CHALLENGER, CHAMPION
 from pipelines import delta_tables
 from pipelines.errors import InputError
 from pipelines.schema import DS, METRIC, MODEL_VERSION, PROTOCOL, SLICE, VALUE
@@ -160,8 +160,8 @@ def apply_gates(measured: StageResult, *, config: GatesConfig, recent: Mapping[d
     if CHAMPION in metrics:
         champion = metrics[CHAMPION]["all"][config.metric]
         gates.append(_within("near_champion", value, champion, config.margin, "champion"))
-    baselines = finite({name: metrics[name]["all"].get(config.metric) for name in BASELINES if name in metrics})
-    gates += _near_recent_best(RecentDay(value, baselines), recent, 2 * config.margin)
+    today = RecentDay(value, baseline_values(metrics, config.metric))
+    gates += _near_recent_best(today, recent, 2 * config.margin)
     share = measured.get("of_reference", {}).get(CHALLENGER)
     if share is not None:
         version = measured["versions"][measured["reference"]]

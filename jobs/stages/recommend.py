@@ -45,9 +45,8 @@ def run(day: Day) -> dict[str, Any]:
     """Publish the lists of `day.ds`, replacing exactly that day.
 
     Returns the counts, the audit, the quality of the lists, the Delta version, the model version and source (`model`,
-    or the baseline that serves; `popular` where neither does). After a run that
-    was killed behind its commit, that commit's result is returned and nothing is published twice. Raises InputError if
-    the audit fails.
+    or the baseline that serves; `popular` where neither does). After a run that was killed behind its commit, that
+    commit's result is returned and nothing is published twice. Raises InputError if the audit fails.
     """
     if day.marker("promote") is None:
         raise InputError(f"no model is chosen for {day.ds}: run `fuxi promote --ds {day.ds}` first")

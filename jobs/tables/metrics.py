@@ -7,6 +7,8 @@ from pipelines import delta_tables
 from pipelines.schema import DS, LISTENERS, METRIC, METRICS_TABLE, MODEL_VERSION, PROTOCOL, SLICE, VALUE
 from pipelines.workspace import Workspace
 
+CHALLENGER, CHAMPION, REFERENCE = "challenger", "champion", "reference"
+"""What the models of a day are called while they are measured; the table has their versions."""
 OF_REFERENCE = "_of_reference"
 """Ending of a metric that is a model's value as a share of the last full retrain's."""
 
