@@ -27,6 +27,7 @@ from pipelines.redact import redact, redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
 CHALLENGER, CHAMPION = "challenger", "champion"
@@ -69,9 +70,10 @@ def log_training(
     finished = client.search_runs([experiment], filter_string=f"tags.run_key = '{quoted}' and status = 'FINISHED'")
     if finished:
         return finished[0].info.run_id
-    for left in client.search_runs([experiment], filter_string=f"tags.ds = '{day.ds}' and status != 'FINISHED'"):
+    if left := client.search_runs([experiment], filter_string=f"tags.ds = '{day.ds}' and status != 'FINISHED'"):
         _remove_unregistered(day, client)
-        client.delete_run(left.info.run_id)
+        for run in left:
+            client.delete_run(run.info.run_id)
     run_id = client.create_run(
         experiment, run_name=f"train {day.ds}", tags=redacted({"run_key": run_key, "ds": str(day.ds), **(tags or {})})
     ).info.run_id
@@ -129,9 +131,7 @@ def _remove_unregistered(day: Day, client: "MlflowClient") -> None:
         for model in client.search_logged_models([experiment]):
             if model.model_id in sources or model.source_run_id not in runs:
                 continue
-            client.delete_logged_model(model.model_id)
-            if model.artifact_location.startswith(f"{day.workspace.uri}/"):  # a server deletes what it keeps by itself
-                storage.delete_folder(model.artifact_location)
+            _delete_logged_model(day, model)
 
 
 def versions(day: Day) -> list[ModelVersionInfo]:
@@ -205,9 +205,7 @@ def promote(day: Day, version: str) -> bool:
 
     Returns whether the alias is at this version afterwards.
     """
-    client, name = _client(day), day.config.mlflow.model_name
-    with leases.publishing():
-        _retry(lambda: client.set_model_version_tag(name, version, "promoted_ds", str(day.ds)))
+    _set_tag(day, version, "promoted_ds", str(day.ds))
     return _forward_alias(day, CHAMPION, version_info(day, version))
 
 
@@ -227,10 +225,13 @@ def withdraw_promotions(day: Day, *, but: str | None) -> None:
 
 def withdraw(day: Day, version: str) -> None:
     """Take a version out of service: it is never champion, reference or challenger again."""
+    _set_tag(day, version, WITHDRAWN, str(day.calendar.date_of(int(time.time()))))
+
+
+def _set_tag(day: Day, version: str, key: str, value: str) -> None:
     client, name = _client(day), day.config.mlflow.model_name
-    today = str(day.calendar.date_of(int(time.time())))
     with leases.publishing():
-        _retry(lambda: client.set_model_version_tag(name, version, WITHDRAWN, today))
+        _retry(lambda: client.set_model_version_tag(name, version, key, value))
 
 
 def model_tag(day: Day, key: str) -> str | None:
@@ -285,7 +286,8 @@ def download_model(day: Day, version: str) -> str:
 
 def artifact_files(day: Day, version: str) -> list[storage.FileInfo]:
     """The files of a version in this deployment's own registry; none where a server keeps them."""
-    folder = _artifact_folder(day, version)
+    model = _logged_model(day, version)
+    folder = _own_folder(day, model) if model else None
     return storage.list_files(folder) if folder else []
 
 
@@ -295,29 +297,32 @@ def delete_version(day: Day, version: str) -> None:
     A server frees its files when somebody runs `mlflow gc` there. The training run stays.
     """
     client, name = _client(day), day.config.mlflow.model_name
-    folder, model_id = _artifact_folder(day, version), _model_id(day, version)
+    model = _logged_model(day, version)
     with leases.publishing():
         _retry(lambda: client.delete_model_version(name, version))
-    if model_id:
-        _retry(lambda: client.delete_logged_model(model_id))
-    if folder:
+    if model:
+        _delete_logged_model(day, model)
+
+
+def _delete_logged_model(day: Day, model: "LoggedModel") -> None:
+    """Remove a logged model, and its files if they are in the workspace; a server deletes what it keeps by itself."""
+    _retry(lambda: _client(day).delete_logged_model(model.model_id))
+    if folder := _own_folder(day, model):
         storage.delete_folder(folder)
 
 
-def _artifact_folder(day: Day, version: str) -> str | None:
-    """Where this deployment's own registry keeps a version; None on a server."""
-    model_id = _model_id(day, version)
-    if not day.has_own_registry or not model_id:
-        return None
-    folder = storage.absolute(_client(day).get_logged_model(model_id).artifact_location.removeprefix("file://"))
+def _own_folder(day: Day, model: "LoggedModel") -> str | None:
+    """Where a logged model is in the workspace; None if it is elsewhere."""
+    folder = storage.absolute(model.artifact_location.removeprefix("file://"))
     return folder if folder.startswith(storage.join(day.workspace.uri, ARTIFACTS) + "/") else None
 
 
-def _model_id(day: Day, version: str) -> str | None:
-    """MLflow's id of the logged model that a version was made of; None of a version with files of a run."""
+def _logged_model(day: Day, version: str) -> "LoggedModel | None":
+    """What a version was made of; None of a version with files of a run."""
     found = _client(day).get_model_version(day.config.mlflow.model_name, version)
     logged = (found.source or "").removeprefix("models:/")
-    return found.model_id or (logged if logged.startswith("m-") else None)
+    model_id = found.model_id or (logged if logged.startswith("m-") else None)
+    return _client(day).get_logged_model(model_id) if model_id else None
 
 
 def model_uri(day: Day, version: str) -> str:
@@ -400,14 +405,12 @@ def _info(version: "ModelVersion") -> ModelVersionInfo:
 
 def _forward_alias(day: Day, alias: str, info: ModelVersionInfo) -> bool:
     """Move an alias to a version unless it is at one of a later ds. Returns whether it is at this one afterwards."""
-    client, name = _client(day), day.config.mlflow.model_name
     current = alias_version(day, alias)
     if current == info.version:
         return True
     if current is not None and version_info(day, current).ds > info.ds:
         return False
-    with leases.publishing():
-        _retry(lambda: client.set_registered_model_alias(name, alias, info.version))
+    set_alias(day, alias, info.version)
     return True
 
 
