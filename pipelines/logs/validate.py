@@ -8,7 +8,7 @@ import datetime as dt
 import functools
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -178,11 +178,18 @@ def _all_valid(batch: files.RawBatch, rules: ValidationRules, first: int, end: i
     return all((pc.min(columns[name]).as_py() or 0) >= 0 for name in (PLAY_MS, DURATION_MS) if name in columns)
 
 
-def explained(spec: files.LogSpec, batch: files.RawBatch, codes: np.ndarray) -> dict[str, str]:
-    """Reason -> a line on the first row that `validate` rejects for it: column, value and the setting to see."""
-    lines: dict[str, str] = {}
+def explained(
+    spec: files.LogSpec, batch: files.RawBatch, codes: np.ndarray, known: Mapping[str, str]
+) -> dict[str, str]:
+    """Reason -> a line on the first row that `validate` rejects for it: column, value and the setting to see.
+
+    known: the lines of batches before, which stay.
+    """
+    lines = dict(known)
     for code in np.unique(codes[codes >= 0]):
         reason = REASONS[code]
+        if reason in known:
+            continue
         column = faults.COLUMN_OF.get(reason)
         if reason == UNPARSEABLE:
             found = [faults.explained(spec, fault) for fault in batch.faults]
@@ -330,7 +337,7 @@ class CleanTask:
             if len(rejected):
                 self._rejects.write(_quarantined(batch, rejected, codes[rejected], split.file))
                 self._rejected.update(REASONS[code] for code in codes[rejected])
-                self._examples = explained(self._logs, batch, codes) | self._examples
+                self._examples = explained(self._logs, batch, codes, self._examples)
         # Whether a file has a column is known at its end only: until then it may be one that no row of it has.
         has = {name for name in nulls if name not in lacking or lacking[name] < rows}
         self._nulls.update({name: nulls[name] for name in has})

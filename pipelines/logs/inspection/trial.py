@@ -84,7 +84,7 @@ def _add(trial: Trial, spec: LogSpec, rules: ValidationRules, file: LogFile, bat
     trial.ignored += int((codes == IGNORED).sum())
     trial.rejected.update(REASONS[code] for code in codes[codes >= 0])
     trial.late_days = max(trial.late_days, _late_days(batch, codes, _landing_day(file, batch)))
-    trial.examples = explained(spec, batch, codes) | trial.examples
+    trial.examples = explained(spec, batch, codes, trial.examples)
     kept = pa.array(np.flatnonzero(codes == VALID))
     columns = {name: batch.columns[name].take(kept) for name in REQUIRED_COLUMNS}
     types = {USER_ID: pa.string(), ITEM_ID: pa.string(), TIMESTAMP: pa.int64()}
