@@ -46,6 +46,13 @@ class Reasons:
         weight = torch.zeros(token.shape, dtype=dtype, device=device)
         return Reasons(token, weight, torch.zeros(count, k, dtype=dtype, device=device))
 
+    def put(self, rows: Tensor, items: Tensor, token: Tensor, weight: Tensor, remainder: Tensor) -> None:
+        """Reasons of some listeners, int64 [R], in place: of their songs [R, K], but not where one is 0."""
+        unlisted = items == 0
+        self.token[rows] = token.masked_fill_(unlisted[..., None], -1)
+        self.weight[rows] = weight.masked_fill_(unlisted[..., None], 0)
+        self.remainder[rows] = remainder.masked_fill(unlisted, 0)
+
 
 class Queries(ABC):
     """The listeners of a batch as a recommender encoded them, to be ranked any number of times."""

@@ -28,15 +28,13 @@ from fuxi_beta.baselines.base import (
 )
 from fuxi_beta.config import TrainConfig
 from fuxi_beta.data.batches import Batch
-from fuxi_beta.ops.contributions import largest, newest_of_song
+from fuxi_beta.ops.contributions import CELLS, largest, newest_of_song, packed_tokens
 from fuxi_beta.recommender import Queries, Reasons
 from pipelines.histories.shards import Manifest
 
 if TYPE_CHECKING:
     from scipy import sparse
 
-_CELLS = 1 << 18
-"""Contributions (plays times songs) computed at once, but for at least one listener."""
 NEIGHBOURS = 100
 DECAY = 0.7
 _PRIOR = 1e-6  # popularity decides only between songs that similarity leaves equal, or so nearly
@@ -92,26 +90,22 @@ class ItemKNNQueries(ScoreQueries):
             return found
         newest, weights = newest_of_song(batch.offsets, batch.item_index), self.knn.play_weights(batch)
         longest = max(1, int(batch.lengths.max())) if count else 1
-        for rows in batch.lengths.nonzero().squeeze(1).split(max(1, _CELLS // (longest * k))):
-            unlisted = items[rows] == 0
-            tokens, weight = largest(*self._contributed(items[rows], rows, weights), newest, n)
-            found.token[rows] = tokens.masked_fill_(unlisted[..., None], -1)
-            found.weight[rows] = weight.masked_fill_(unlisted[..., None], 0)
-            found.remainder[rows] = self.knn.prior[items[rows]].masked_fill_(unlisted, 0)
+        for rows in batch.lengths.nonzero().squeeze(1).split(max(1, CELLS // (longest * k))):
+            own = items[rows]
+            tokens, weight = largest(*self._contributed(own, rows, weights), newest, n)
+            found.put(rows, own, tokens, weight, self.knn.prior[own])
         return found
 
     def _contributed(self, listed: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Packed tokens of some listeners, int64 [R, n], -1 for none, and what each adds to their songs [R, n, K]."""
         batch = self.batch
-        place = torch.arange(int(batch.lengths[rows].max()))
-        there = place < batch.lengths[rows][:, None]
-        tokens = (batch.offsets[rows][:, None] + place).masked_fill(~there, -1)
+        tokens = packed_tokens(batch.offsets, rows)
         played = batch.item_index[tokens.clamp(min=0)]
         wanted = (played[..., None] * len(self.knn.candidates) + listed[:, None]).numpy()
         pairs, cosines = self.knn.pairs
         found = np.searchsorted(pairs, wanted)
         cosine = np.where(pairs[found] == wanted, cosines[found], np.float32(0))
-        weight = torch.where(there, weights[tokens.clamp(min=0)], 0)
+        weight = torch.where(tokens >= 0, weights[tokens.clamp(min=0)], 0)
         return tokens, torch.from_numpy(cosine) * weight[..., None]
 
 

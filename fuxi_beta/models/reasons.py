@@ -49,8 +49,5 @@ def strongest_plays(trace: Trace, batch: Batch, table: Tensor, items: Tensor, n:
         own = items[rows]
         parts = trace.contributions(gathered(table, own), rows)
         tokens, weight = ops.strongest_plays(parts.terms, batch.offsets, batch.item_index, rows, n)
-        unlisted = (own == 0)[..., None]
-        found.token[rows] = tokens.masked_fill_(unlisted, -1)
-        found.weight[rows] = weight.masked_fill_(unlisted, 0)
-        found.remainder[rows] = parts.remainder.masked_fill(unlisted[..., 0], 0)
+        found.put(rows, own, tokens, weight, parts.remainder)
     return found

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CELLS = 1 << 18
+CELLS = 1 << 18
 """Contributions (plays times songs) computed at once, but for at least one listener: they stay in the CPU cache."""
 
 
@@ -29,15 +29,20 @@ def contributed(terms: Sequence[Term], offsets: Tensor, rows: Tensor) -> tuple[T
     offsets: int64 [B + 1]; rows: int64 [R], listeners with plays. Returns the packed tokens, int64 [R, n], each
     listener's in a row, oldest first, -1 behind the newest; and the sums [R, n, K], zeros there.
     """
-    lengths = offsets.diff()[rows, None]
-    step = torch.arange(int(lengths.max()), device=rows.device)
-    there = step < lengths
-    tokens = (offsets[rows, None] + step) * there
+    packed = packed_tokens(offsets, rows)
+    tokens, there = packed.clamp(min=0), packed >= 0
     total = terms[0].towards.new_zeros(*tokens.shape, terms[0].towards.shape[1])
     for term in terms:
         part = gathered(term.vector, tokens) @ term.towards.mT
         total += part if term.factor is None else part.mul_(gathered(term.factor, tokens)[..., None])
-    return tokens.masked_fill(~there, -1), total.mul_(there[..., None])
+    return packed, total.mul_(there[..., None])
+
+
+def packed_tokens(offsets: Tensor, rows: Tensor) -> Tensor:
+    """The tokens of some listeners, each one's in a row, oldest first, -1 behind the newest. int64 [R, n]."""
+    lengths = offsets.diff()[rows, None]
+    step = torch.arange(int(lengths.max()), device=rows.device)
+    return (offsets[rows, None] + step).masked_fill(step >= lengths, -1)
 
 
 def strongest_plays(
@@ -53,7 +58,7 @@ def strongest_plays(
     lengths, by_length = offsets.diff()[rows].sort(descending=True, stable=True)
     longest, start = lengths.tolist(), 0
     while start < len(rows):
-        some = by_length[start : start + max(1, _CELLS // (longest[start] * songs))]
+        some = by_length[start : start + max(1, CELLS // (longest[start] * songs))]
         own = [Term(term.vector, term.towards[some], term.factor) for term in terms]
         tokens[some], weight[some] = largest(*contributed(own, offsets, rows[some]), newest, count)
         start += len(some)

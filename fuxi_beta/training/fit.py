@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fuxi_beta import models
 from fuxi_beta.config import ModelConfig, TrainConfig
-from fuxi_beta.data.candidates import candidate_songs, play_counts
+from fuxi_beta.data.candidates import candidates_and_plays
 from fuxi_beta.data.reader import TrainingBatches, prefetched
 from fuxi_beta.data.side import KnownSongs, SongSide, side_information, takes_side
 from fuxi_beta.data.transfer import pinned
@@ -101,14 +101,12 @@ def known_songs(
     manifest: Manifest, catalogue: pa.Table | None, *, model: ModelConfig, train: TrainConfig, data_end: int
 ) -> KnownSongs:
     """The candidates of a training, and its side information if the model takes any. Arguments as for `fit`."""
-    plays = play_counts(manifest, train=train, before=data_end)
-    played = plays > 0
-    candidates = candidate_songs(manifest, train=train, data_end=data_end, played=played)
+    candidates, plays = candidates_and_plays(manifest, train=train, data_end=data_end)
     if not takes_side(model):
         return KnownSongs(candidates, plays)
     calendar = Calendar(manifest.timezone)
     information = side_information(
-        catalogue, model=model, calendar=calendar, candidates=candidates, played=played, cut=data_end
+        catalogue, model=model, calendar=calendar, candidates=candidates, played=plays > 0, cut=data_end
     )
     return KnownSongs(candidates, plays, information)
 

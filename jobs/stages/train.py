@@ -92,20 +92,18 @@ def _content_key(folder: str) -> str:
 
 def _known_songs(day: Day, manifest: Manifest, parent: str) -> KnownSongs:
     """The candidates of the day's training and its side information. parent: as in `LoopConfig`."""
-    from fuxi_beta.data.candidates import candidate_songs, play_counts
+    from fuxi_beta.data.candidates import candidates_and_plays
     from fuxi_beta.training.checkpoint import load_side_vocabulary
 
     train, cut = day.config.train, _data_end(day, manifest)
-    plays = play_counts(manifest, train=train, before=cut)
-    played = plays > 0
-    candidates = candidate_songs(manifest, train=train, data_end=cut, played=played)
+    candidates, plays = candidates_and_plays(manifest, train=train, data_end=cut)
     if np.count_nonzero(candidates) < 2:
         raise InputError(
             f"{manifest.folder}: {np.count_nonzero(candidates)} songs have train.min_listeners ({train.min_listeners}) "
             f"listeners and a play before {dt.datetime.fromtimestamp(cut, dt.UTC):%F %R} UTC: add logs or lower it"
         )
     rows = load_side_vocabulary(parent) if parent else None
-    return KnownSongs(candidates, plays, side_of(day, candidates=candidates, played=played, cut=cut, parent=rows))
+    return KnownSongs(candidates, plays, side_of(day, candidates=candidates, played=plays > 0, cut=cut, parent=rows))
 
 
 def _data_end(day: Day, manifest: Manifest) -> int:

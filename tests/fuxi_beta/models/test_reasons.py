@@ -148,7 +148,7 @@ def strongest_of(batch: Any, number: int, weight: Tensor, count: int) -> tuple[l
 def test_the_strongest_songs_are_named_by_their_newest_play(ragged, config, cells, monkeypatch):
     """Against a loop over listeners, songs and plays."""
     monkeypatch.setattr(reasons, "_NUMBERS", cells)
-    monkeypatch.setattr(contributions, "_CELLS", cells)
+    monkeypatch.setattr(contributions, "CELLS", cells)
     model = trained(config)
     queries = model.queries(ragged)
     items = queries.rank(6)[0].clone()
