@@ -37,6 +37,7 @@ from benchmarks.lib.chaos.inspect_day import Inspected, inspect
 from benchmarks.lib.chaos.outcome import differences
 from benchmarks.lib.chaos.places import LocalPlace, S3Place
 from benchmarks.lib.chaos.runs import Run, run
+from benchmarks.lib.processes import adopt_orphans
 from benchmarks.lib.timing import say
 
 DAY_ONE, DAY_TWO = "2026-01-19", "2026-01-20"
@@ -256,7 +257,7 @@ def main() -> None:
     enter_namespace()
     if _NAMESPACE in os.environ:  # shared memory of these runs alone, so that what is left can be told
         subprocess.run(["mount", "-t", "tmpfs", "chaos", str(leftovers.MEMORY)], check=True)
-    processes.adopt_orphans()
+    adopt_orphans()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     say(f"seed {options.seed}: `python -m benchmarks.chaos --seed {options.seed} ...` draws the same disturbances")
     found: list[Round] = []

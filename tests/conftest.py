@@ -4,11 +4,6 @@ import datetime as dt
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+from benchmarks.lib.s3_server import environment, s3_server
 
 if TYPE_CHECKING:
     from fuxi_beta.data.batches import Batch
@@ -59,33 +56,11 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A real S3 server (moto) on loopback with an empty bucket; yields `s3://workspace-test`."""
     import boto3
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    endpoint = f"http://127.0.0.1:{port}"
-    environment = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
-    try:
-        for _ in range(150):
-            try:
-                urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.2)
+    with s3_server() as endpoint:
+        for name, value in environment(endpoint, key="test", secret="test").items():
+            monkeypatch.setenv(name, value)
         boto3.client("s3").create_bucket(Bucket="workspace-test")
         yield "s3://workspace-test"
-    finally:
-        server.terminate()
-        server.wait()
 
 
 @pytest.fixture

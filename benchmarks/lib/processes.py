@@ -49,11 +49,11 @@ def run(
 
     Children that this process already has are not counted; it must start no others meanwhile.
     """
-    _adopt_orphans(True)
+    adopt_orphans(True)
     try:
         return _run(command, folder, {**os.environ, **(environment or {})}, sample_s)
     finally:
-        _adopt_orphans(False)
+        adopt_orphans(False)
 
 
 def _run(command: Sequence[str], folder: Path, environment: Mapping[str, str], sample_s: float) -> Cost:
@@ -204,6 +204,7 @@ def _ignores_children(pid: int) -> bool:
     return bool(mask >> (signal.SIGCHLD - 1) & 1)
 
 
-def _adopt_orphans(adopt: bool) -> None:
+def adopt_orphans(adopt: bool = True) -> None:
+    """Become the parent of processes whose own ends before them, so that none is lost; or no longer (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)

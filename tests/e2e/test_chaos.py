@@ -16,6 +16,7 @@ from benchmarks.lib.chaos.inspect_day import look
 from benchmarks.lib.chaos.outcome import differences
 from benchmarks.lib.chaos.places import LocalPlace
 from benchmarks.lib.chaos.runs import run
+from benchmarks.lib.processes import adopt_orphans
 from jobs.config import load_config
 from jobs.day import open_day
 
@@ -35,9 +36,9 @@ def place(two_days: Any) -> Iterator[LocalPlace]:
         place = LocalPlace(Path(short, "l"), settings, has_disk=False, logs=f"{short}/l/disk/workspace/logs")
         shutil.copytree(two_days.after_day_one, place.root / "kept")
         place.restore()
-        processes.adopt_orphans()
+        adopt_orphans()
         yield place
-        processes.adopt_orphans(False)
+        adopt_orphans(False)
 
 
 def test_a_day_that_is_killed_three_times_is_as_if_it_had_not_been_and_leaves_nothing(

@@ -4,14 +4,9 @@ A workspace is made once, kept as it was after the day before, and put back befo
 """
 
 import contextlib
-import errno
 import os
 import shutil
-import socket
 import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +14,7 @@ from typing import Any
 import yaml
 
 from benchmarks.lib.fault_proxy import FaultProxy, Faults
+from benchmarks.lib.s3_server import environment, s3_server
 
 DISK_MB = 256
 FAULTS = Faults(errors=0.05, delays=0.01, resets=0.01, delay_s=(0.5, 2.0))
@@ -145,15 +141,10 @@ class S3Place(Place):
     workspace = f"s3://{BUCKET}/workspace"
 
     def __init__(self, root: Path, settings: Mapping[str, Any], *, seed: int) -> None:
-        self._server, self.endpoint = _start_server()
-        os.environ |= {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": "chaos",
-            "AWS_SECRET_ACCESS_KEY": "chaos-key",
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        self.proxy = FaultProxy(self.endpoint, FAULTS, seed=seed).__enter__()
+        self._servers = contextlib.ExitStack()
+        self.endpoint = self._servers.enter_context(s3_server())
+        os.environ |= environment(self.endpoint, key="chaos", secret="chaos-key")
+        self.proxy = self._servers.enter_context(FaultProxy(self.endpoint, FAULTS, seed=seed))
         self.faulty = False
         super().__init__(root, settings)
         for bucket in (BUCKET, KEPT):
@@ -161,9 +152,7 @@ class S3Place(Place):
 
     def close(self) -> None:
         """End server and proxy."""
-        self.proxy.__exit__()
-        self._server.terminate()
-        self._server.wait()
+        self._servers.close()
 
     def settings(self) -> dict[str, Any]:
         """Everything on S3 but MLflow's database, which is beside the configuration."""
@@ -215,20 +204,3 @@ class S3Place(Place):
         from pipelines import object_store
 
         return object_store.client()
-
-
-def _start_server() -> tuple[subprocess.Popen[bytes], str]:
-    """moto's S3 server on a free port of loopback. RuntimeError if it does not answer."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    endpoint = f"http://127.0.0.1:{port}"
-    for _ in range(300):
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=1)
-            return server, endpoint
-        time.sleep(0.2)
-    server.kill()
-    raise RuntimeError(f"no S3 server at {endpoint}: {os.strerror(errno.ETIMEDOUT)}")

@@ -1,29 +1,20 @@
 """The processes of a run: which of them is the driver, a worker, the raylet or the JVM, and which outlive it."""
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Collection
 
 import psutil
 
-_PR_SET_CHILD_SUBREAPER = 36
 _COMMANDS = {
     "jvm": r"\S*java .*org\.apache\.spark\.deploy\.SparkSubmit",
     "raylet": r"\S*/raylet ",
     "ray worker": r"ray::(?!IDLE)",
     "spark worker": r"\S*python\S* -m pyspark\.daemon",
 }
-
-
-def adopt_orphans(adopt: bool = True) -> None:
-    """Become the parent of processes whose own ends before them, so that none is lost (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
 
 
 def victims(driver: int, what: str) -> list[psutil.Process]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fuxi_beta import models
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data.stateless_random import DropoutKey
+from fuxi_beta.layers.channel import Channel
 from fuxi_beta.layers.content import ContentChannel, DecayRates
 from fuxi_beta.layers.intervals import IntervalChannel
 from fuxi_beta.layers.periodic import PeriodicChannel
@@ -30,6 +31,23 @@ def silu(x: Tensor) -> Tensor:
 
 def rms(x: Tensor) -> Tensor:
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6)
+
+
+def far_from_zero(kind: type[Channel], dim: int) -> Any:
+    """A channel in float64 that adds more than nothing."""
+    torch.manual_seed(0)
+    channel: Any = kind(dim).double()  # type: ignore[call-arg]
+    with torch.no_grad():
+        channel.project.mul_(30)
+        channel.out.normal_()
+    return channel
+
+
+def same_in_value_and_every_gradient(found: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(found)
+    for one, other in zip(*(torch.autograd.grad(out, inputs, upstream) for out in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def slow_content(channel: Any, normed: Tensor) -> Tensor:
@@ -54,22 +72,14 @@ def slow_content(channel: Any, normed: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("dim", "heads"), [(12, 4), (10, 2), (7, 1), (9, 3)])
 def test_content_equals_the_loop_in_value_and_every_gradient(make_batch, dim, heads):
-    torch.manual_seed(0)
-    channel: Any = ContentChannel(dim).double()
+    channel = far_from_zero(ContentChannel, dim)
     assert channel.heads == heads
-    with torch.no_grad():
-        channel.project.mul_(30)
-        channel.out.normal_()
     batch = make_batch([5, 0, 9, 1])
     normed = torch.randn(15, dim, dtype=torch.float64, requires_grad=True)
     ctx = ForwardContext(batch, normed, Dropout(None, batch, 0.0))
     found = channel(normed, ctx, None)
     expected = torch.cat([slow_content(channel, normed[start:end]) for start, end in ((0, 5), (5, 14), (14, 15))])
-    torch.testing.assert_close(found, expected)
-    inputs = [normed, *channel.parameters()]
-    upstream = torch.randn_like(found)
-    for one, other in zip(*(torch.autograd.grad(out, inputs, upstream) for out in (found, expected)), strict=True):
-        torch.testing.assert_close(one, other)
+    same_in_value_and_every_gradient(found, expected, [normed, *channel.parameters()])
 
 
 def slow_periodic(channel: Any, normed: Tensor, asked: list[int], played: list[int]) -> Tensor:
@@ -92,22 +102,14 @@ def slow_periodic(channel: Any, normed: Tensor, asked: list[int], played: list[i
 
 @pytest.mark.parametrize("dim", [12, 7])
 def test_periodic_equals_the_loop_in_value_and_every_gradient(make_batch, dim):
-    torch.manual_seed(0)
-    channel: Any = PeriodicChannel(dim).double()
-    with torch.no_grad():
-        channel.project.mul_(30)
-        channel.out.normal_()
+    channel = far_from_zero(PeriodicChannel, dim)
     batch = make_batch([5, 0, 9, 1])
     normed = torch.randn(15, dim, dtype=torch.float64, requires_grad=True)
     found = channel(normed, ForwardContext(batch, normed, Dropout(None, batch, 0.0)), None)
     asked, played = batch.next_timestamp.tolist(), batch.timestamp.tolist()
     slow = [slow_periodic(channel, normed[s:e], asked[s:e], played[s:e]) for s, e in ((0, 5), (5, 14), (14, 15))]
     expected = torch.cat(slow)
-    torch.testing.assert_close(found, expected)
-    inputs = [normed, *channel.parameters()]
-    upstream = torch.randn_like(found)
-    for one, other in zip(*(torch.autograd.grad(out, inputs, upstream) for out in (found, expected)), strict=True):
-        torch.testing.assert_close(one, other)
+    same_in_value_and_every_gradient(found, expected, [normed, *channel.parameters()])
 
 
 def slow_intervals(channel: Any, normed: Tensor, played: list[int]) -> Tensor:
@@ -122,22 +124,14 @@ def slow_intervals(channel: Any, normed: Tensor, played: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("dim", [12, 7])
 def test_intervals_equal_the_loop_in_value_and_every_gradient_whatever_the_request(make_batch, dim):
-    torch.manual_seed(0)
-    channel: Any = IntervalChannel(dim).double()
-    with torch.no_grad():
-        channel.project.mul_(30)
-        channel.out.normal_()
+    channel = far_from_zero(IntervalChannel, dim)
     batch = make_batch([5, 0, 9, 1])
     batch = replace(batch, next_timestamp=batch.next_timestamp + 12_345)
     normed = torch.randn(15, dim, dtype=torch.float64, requires_grad=True)
     found = channel(normed, ForwardContext(batch, normed, Dropout(None, batch, 0.0)), None)
     played = batch.timestamp.tolist()
     expected = torch.cat([slow_intervals(channel, normed[s:e], played[s:e]) for s, e in ((0, 5), (5, 14), (14, 15))])
-    torch.testing.assert_close(found, expected)
-    inputs = [normed, *channel.parameters()]
-    upstream = torch.randn_like(found)
-    for one, other in zip(*(torch.autograd.grad(out, inputs, upstream) for out in (found, expected)), strict=True):
-        torch.testing.assert_close(one, other)
+    same_in_value_and_every_gradient(found, expected, [normed, *channel.parameters()])
 
 
 def test_waves_start_by_falling_e_fold_in_four_periods():
