@@ -269,6 +269,7 @@ class _S3Lease(Lease):
         super().__init__(uri, holder.token)
         self.holder, self._etag, self._renewed_at = holder, etag, taken_at
         self._done, self._taken, self._failure = threading.Event(), threading.Event(), "no answer"
+        self._losing = threading.Lock()
         self._main = threading.current_thread() is threading.main_thread()
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._renew, self._watch)]
         for thread in self._threads:
@@ -284,8 +285,15 @@ class _S3Lease(Lease):
             with contextlib.suppress(FileNotFoundError):
                 if _parsed(object_store.get(self.uri).content).hold == self.holder.hold:
                     return
-        self.lost = True
+        if not self._lose() and self._main and threading.current_thread() is threading.main_thread():
+            time.sleep(self.holder.seconds / 8)  # `_watch` was first, and its interruption is on its way to here
         raise self.lost_error()
+
+    def _lose(self) -> bool:
+        """Note that it is lost. Whether nobody did before: who is first ends the block, and nobody else."""
+        with self._losing:
+            first, self.lost = not self.lost, True
+        return first
 
     def release(self) -> None:
         """Leave the lock file with the token, unless it is another's by now."""
@@ -318,9 +326,10 @@ class _S3Lease(Lease):
     def _watch(self) -> None:
         while not self._done.wait(min(1.0, self.holder.seconds / 40)):
             if self._taken.is_set() or self._left < self.holder.seconds / 4:
-                self.lost, why = True, "another run has it" if self._taken.is_set() else self._failure
-                print(f"fuxi: {self.uri} cannot be renewed ({why})", file=sys.stderr, flush=True)
-                self._interrupt()
+                first, why = self._lose(), "another run has it" if self._taken.is_set() else self._failure
+                if first:
+                    print(f"fuxi: {self.uri} cannot be renewed ({why})", file=sys.stderr, flush=True)
+                self._see_the_end(interrupt=first)
                 return
 
     def _still_ours(self) -> bool:
@@ -331,11 +340,15 @@ class _S3Lease(Lease):
             return _parsed(current.content).hold == self.holder.hold
         return False
 
-    def _interrupt(self) -> None:
-        """End the block: by a signal to the main thread, which waits in engines; at the end of the lease for good."""
+    def _see_the_end(self, *, interrupt: bool) -> None:
+        """Wait for the end of the block; at the end of the lease end the process.
+
+        interrupt: end the block by a signal to the main thread, which may wait in an engine.
+        """
         if not self._main:
             return
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        if interrupt:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         if not self._done.wait(max(self._left, self.holder.seconds / 8)):
             print(f"fuxi: {self.uri} is lost and the work did not end: this process ends", file=sys.stderr, flush=True)
             os._exit(EXIT_LOST)

@@ -23,7 +23,7 @@ import sys, time
 from pipelines import leases
 uri, marker, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 try:
-    with leases.lease(uri, purpose="first run", seconds=8):
+    with leases.lease(uri, purpose="first run", seconds=seconds):
         print("held", flush=True)
         for line in sys.stdin:
             leases.publish_json(marker, {"by": "first run"})
@@ -125,7 +125,7 @@ def test_a_frozen_holder_publishes_nothing_after_another_took_over(s3: str, monk
     monkeypatch.setattr(leases, "_S3_POLL_S", 0.2)
     folder = storage.join(s3, "runs", "ds=2026-03-02")
     uri, marker = storage.join(folder, "daily.lock"), storage.join(folder, "train.json")
-    with holder(uri, marker, seconds=2) as process:
+    with holder(uri, marker, seconds=8) as process:
         assert process.stdin
         print("go", file=process.stdin, flush=True)
         assert said(process.stdout) == "published"
