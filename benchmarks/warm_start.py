@@ -1,9 +1,10 @@
 """What a chain of warm starts is worth: `python -m benchmarks.warm_start --folder FOLDER [--quick]`.
 
-Two deployments have the same histories of synthetic logs, day by day. One trains each day from the model of the day
-before, as `fuxi daily` does, the other one trains from nothing, on all history. No gate stands between them: every
-model is promoted. Each day's models are measured on the same listeners, beside the first model, which nobody trained
-further, and item-kNN. What is there already is not done again, so a run that was stopped goes on where it was.
+Three deployments have the same histories of synthetic logs, day by day, and the same first model. One trains each day
+from the model of the day before, as `fuxi daily` does, one does so from the plays that are new alone
+(`train.incremental`), the third one trains from nothing, on all history. No gate stands between them: every model is
+promoted. Each day's models are measured on the same listeners, beside the first model, which nobody trained further,
+and item-kNN. What is there already is not done again, so a run that was stopped goes on where it was.
 """
 
 import argparse
@@ -28,8 +29,24 @@ from jobs.serving.baselines import ITEM_KNN, fit_baseline, known_songs
 from jobs.stages import sessionize, train
 from pipelines.synthetic import SyntheticConfig, generate
 
-WARM, FULL, FROZEN = "warm start", "full retrain", "first model"
+WARM, NEW, FULL, FROZEN = "warm start", "incremental", "full retrain", "first model"
+CHAINS = {WARM: [], NEW: ["train.incremental=true"], FULL: ["train.full_every_days=1"]}
+"""Deployments: the settings of each beside the demo's."""
 METRIC, HISTORY_DAYS = "ndcg_30", 42
+
+
+def open_chain(folder: Path, name: str, where: list[str], days: list[dt.date]) -> Day:
+    """A deployment on its first day: the histories of all days are there, and the first model, which all share."""
+    home = folder / name.replace(" ", "-")
+    first = folder / WARM.replace(" ", "-")
+    if name != WARM and not home.exists():
+        shutil.copytree(first, home)
+    chain = open_day(demo_config(str(home), [*where, *CHAINS[name]]), days[0])
+    if name == WARM:
+        for ds in days:
+            run_stage(chain.at(ds), "sessionize", sessionize.run)
+        train_days(chain, days[:1])
+    return chain
 
 
 def train_days(day: Day, days: list[dt.date]) -> None:
@@ -43,8 +60,9 @@ def train_days(day: Day, days: list[dt.date]) -> None:
         )
 
 
-def measure(warm: Day, full: Day, first: dt.date) -> Mapping[str, np.ndarray]:
+def measure(chains: Mapping[str, Day], first: dt.date) -> Mapping[str, np.ndarray]:
     """Recommender -> the metric of each listener of a day, those who have something to find. [U]"""
+    warm = chains[WARM]
     ds, config = warm.ds, warm.config
     cut = warm.calendar.day_start(ds - dt.timedelta(days=1))
     manifest = warm.manifest(ds)
@@ -55,7 +73,7 @@ def measure(warm: Day, full: Day, first: dt.date) -> Mapping[str, np.ndarray]:
         )
     }
     request = warm.calendar.request_time(ds - dt.timedelta(days=1))
-    for name, day in ((WARM, warm), (FULL, full), (FROZEN, warm.at(first))):
+    for name, day in {**chains, FROZEN: warm.at(first)}.items():
         if result := day.result("train"):
             folder = versions.download_model(day, str(result["model_version"]))
             recommenders[name] = load_export(folder).as_of(request)
@@ -114,23 +132,20 @@ def main() -> None:
         size = {**CATALOGUE, "first_day": FIRST_LANDING_DAY, "days": HISTORY_DAYS + number}
         generate(SyntheticConfig(listeners=listeners, **size), str(logs))
     where = [f"logs.path={logs}/plays", f"logs.catalogue={logs}/catalogue", *options.overrides]
-    chain = open_day(demo_config(str(options.folder / "warm"), where), first)
-    for ds in days:
-        run_stage(chain.at(ds), "sessionize", sessionize.run)
-    if not (options.folder / "full").exists():
-        shutil.copytree(options.folder / "warm", options.folder / "full")
-    anew = open_day(demo_config(str(options.folder / "full"), [*where, "train.full_every_days=1"]), first)
-    train_days(chain, days)
-    train_days(anew, [ds for n, ds in enumerate(days) if n and n % options.full_every == 0])
-    values = {ds: measure(chain.at(ds), anew.at(ds), first) for ds in days[1:]}
-    names = (WARM, FULL, FROZEN, ITEM_KNN)
+    chains = {name: open_chain(options.folder, name, where, days) for name in CHAINS}
+    for name, chain in chains.items():
+        every = options.full_every if name == FULL else 1
+        train_days(chain, [ds for n, ds in enumerate(days) if n and n % every == 0])
+    values = {ds: measure({name: chain.at(ds) for name, chain in chains.items()}, first) for ds in days[1:]}
+    names = (*CHAINS, FROZEN, ITEM_KNN)
     rows = []
     for ds in days[1:]:
         means = {name: float(values[ds][name].mean()) for name in names if name in values[ds]}
         rows.append({"ds": str(ds), "cases": len(values[ds][WARM]), **means})
-        rows[-1] |= {WARM + ", cost": costs(chain.at(ds)), FULL + ", cost": costs(anew.at(ds))}
+        rows[-1] |= {f"{name}, cost": costs(chain.at(ds)) for name, chain in chains.items()}
         print(f"{ds}  {len(values[ds][WARM]):>6}  " + "  ".join(f"{name} {mean:.4f}" for name, mean in means.items()))
-    pairs = [compared(values, WARM, other) for other in (FULL, FROZEN, ITEM_KNN)]
+    pairs = [compared(values, name, other) for name in (WARM, NEW) for other in (FULL, FROZEN, ITEM_KNN)]
+    pairs.append(compared(values, NEW, WARM))
     for pair in pairs:
         print(pair)
     print(json.dumps({"benchmark": "warm_start", "machine": machine.describe(), "rows": rows, "pairs": pairs}))

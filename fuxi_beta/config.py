@@ -106,6 +106,7 @@ class TrainConfig:
     min_completion: int = 30  # percent played below which an event is a skip: neither context nor target
     epochs: int = 5
     warm_start_epochs: int = 2  # epochs when weights come from the previous champion
+    incremental: bool = False  # a warm start has targets among the plays that its parent was not trained on, alone
     min_steps: int = 0  # more epochs until so many steps are taken; of a warm start the same share as of its epochs
     full_every_days: int = 0  # a day trains from nothing if the last full retrain is so many days ago; 0: when asked
     batch_size: int = 128  # listeners a step, over all workers
@@ -164,11 +165,14 @@ class TrainConfig:
                     f"{getattr(self, name)}: set it to {value}, or train.objective to next_play"
                 )
 
-    def epochs_of(self, steps_per_epoch: int, *, warm: bool = False) -> int:
+    def epochs_of(self, steps_per_epoch: int, *, warm: bool = False, incremental: bool = False) -> int:
         """How many epochs a training has: as set, and more where they are fewer steps than `min_steps`.
 
         warm: it starts from a champion's weights, and takes as much less of both as `warm_start_epochs` is of `epochs`.
+        incremental: and from new plays alone, which are not repeated to reach `min_steps`.
         """
+        if incremental:
+            return self.warm_start_epochs
         epochs, steps = self.epochs, self.min_steps
         if warm:
             epochs, steps = self.warm_start_epochs, self.min_steps * self.warm_start_epochs // self.epochs

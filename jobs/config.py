@@ -53,6 +53,7 @@ _NEWER_KEYS = {
         "ema",
         "min_steps",
         "full_every_days",
+        "incremental",
     },
     "evaluate": {"baselines", "baseline_events", "baseline_songs"},
     "gates": {"floor", "serve_baseline"},

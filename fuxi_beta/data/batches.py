@@ -255,6 +255,7 @@ def training_samples(
     vocabulary_size: int,
     rows: np.ndarray | None = None,
     epoch: int = 0,
+    data_start: int = 0,
 ) -> Samples:
     """Contexts with a target at every position that is trained on.
 
@@ -264,8 +265,9 @@ def training_samples(
     predicted from the state before the first play of its day, if there is one, and of equal songs of a day only the
     first is a target. Learning from `first_listens` a target is a first listen: a song in no earlier event of the
     listener, skipped ones included, nor in `heard_before`; only such samples have the songs seen. Under `leave_one_out`
-    each listener's newest `held_out` plays, and all events after them, are removed first. sample: int64 [B]. rows: the
-    listeners to make samples of, in that order; all unless given.
+    each listener's newest `held_out` plays, and all events after them, are removed first. Events before `data_start`
+    (Unix seconds) are context and no targets. sample: int64 [B]. rows: the listeners to make samples of, in that order;
+    all unless given.
     """
     if rows is None:
         rows = np.arange(len(histories))
@@ -287,14 +289,15 @@ def training_samples(
         weight = np.where(counts, _PLAY, round(train.skip_weight * _PLAY)) * (histories.item_index <= vocabulary_size)
         keys = _target_keys(offsets, sample[rows], train, epoch)
         targets = _drawn_targets(tokens, np.repeat(newest, lengths), weight, counts, keys, train)
-    target = histories.item_index[targets]
+    target = histories.item_index[targets] * (histories.timestamp[targets] >= data_start)
     seen_offsets, seen_items = np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32)
     if train.learn_from == "first_listens":
         (all_offsets, all_items), first_listen = _seen_songs(histories)
         target *= first_listen[targets]
         seen_offsets, songs = gather(all_offsets, rows)
         seen_items = all_items[songs]
-    following = _next_events(histories, np.flatnonzero(counts)[tokens - 1] + 1, counts, vocabulary_size, train)
+    after = np.flatnonzero(counts)[tokens - 1] + 1
+    following = _next_events(histories, after, counts, vocabulary_size, train, data_start)
     if train.objective == "next_day":
         back, counted = _from_the_day_before(offsets, timestamp, plays.timestamp[tokens], target, calendar)
         target *= counted
@@ -313,7 +316,12 @@ def training_samples(
 
 
 def _next_events(
-    histories: Histories, events: np.ndarray, counts: np.ndarray, vocabulary_size: int, train: TrainConfig
+    histories: Histories,
+    events: np.ndarray,
+    counts: np.ndarray,
+    vocabulary_size: int,
+    train: TrainConfig,
+    data_start: int,
 ) -> dict[str, np.ndarray]:
     """The song of each event and whether it is no skip, for the completion head; nothing where there is none.
 
@@ -322,7 +330,8 @@ def _next_events(
     if not train.completion_weight:
         return {}
     items = histories.item_index[events]
-    return {"next_item": items * (items <= vocabulary_size), "next_completed": counts[events]}
+    predicted = (items <= vocabulary_size) & (histories.timestamp[events] >= data_start)
+    return {"next_item": items * predicted, "next_completed": counts[events]}
 
 
 def _earlier(spare: np.ndarray, sample: np.ndarray, train: TrainConfig, epoch: int) -> np.ndarray:

@@ -22,7 +22,7 @@ import torch
 
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data import stateless_random
-from fuxi_beta.data.batches import Batch, Samples, collate, training_samples
+from fuxi_beta.data.batches import Batch, Samples, collate, is_play, training_samples
 from pipelines.calendar import REQUEST_HOUR, Calendar
 from pipelines.histories.shards import Manifest, ShardFile
 
@@ -40,6 +40,9 @@ class TrainingBatches:
     `train.batch_tokens` a lane's share is a number of tokens instead of listeners, and its listeners have histories of
     similar length.
 
+    Events before `data_start` (Unix seconds) are context and no targets. Listeners without a play from then on are not
+    read; which ones have one is looked up in what the days since then wrote.
+
     `threads` load row groups. In memory are one for each lane and at most two more for each thread, 24 bytes a token
     and 4 a song seen, besides the ones being loaded.
     """
@@ -55,16 +58,39 @@ class TrainingBatches:
         world_size: int,
         vocabulary_size: int,
         request_hour: int = REQUEST_HOUR,
+        data_start: int = 0,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not in a world of {world_size}")
         self.manifest, self.model, self.train = manifest, model, train
-        self.data_end, self.vocabulary_size = data_end, vocabulary_size
+        self.data_start, self.data_end, self.vocabulary_size = data_start, data_end, vocabulary_size
         self.calendar = Calendar(manifest.timezone, request_hour)
         self.threads = min(MAX_THREADS, torch.get_num_threads())
-        lanes = _assign_lanes(manifest, model, train)
+        lanes = _assign_lanes(self._row_groups(), manifest, model, train)
         self._lanes = {number: lane for number, lane in enumerate(lanes) if number % world_size == rank}
         self.steps_per_epoch = max((lane.steps for lane in lanes), default=0)
+
+    def _row_groups(self) -> "list[_RowGroup]":
+        """The row groups that have rows to read."""
+        groups, first = [], 0
+        for file, group, rows in self.manifest.row_groups():
+            groups.append(_RowGroup(file, group, rows, first))
+            first += rows
+        if self.data_start:
+            with closing(ahead(self._active, groups, threads=self.threads)) as found:
+                groups = [replace(group, active=rows) for group, rows in zip(groups, found, strict=True)]
+        return [group for group in groups if group.read]
+
+    def _active(self, group: "_RowGroup") -> np.ndarray:
+        """The rows of a row group with a play from `data_start` to `data_end`, ascending. int64."""
+        since = self.calendar.date_of(self.data_start)
+        added = self.manifest.added_after(group.file, group.group, since)
+        if added is None:
+            return np.zeros(0, np.int64)
+        new = is_play(added, self.train, self.vocabulary_size)
+        new &= (added.timestamp >= self.data_start) & (added.timestamp < self.data_end)
+        users, _ = self.manifest.sizes(group.file, group.group)
+        return np.searchsorted(users, added.users[np.unique(added.listener[new])])
 
     def epoch(self, epoch: int, *, start_step: int = 0) -> Iterator[Batch]:
         """Batches of steps start_step, start_step + 1, ... of an epoch, equal to those of a run from step 0."""
@@ -85,7 +111,7 @@ class TrainingBatches:
             len(lane.groups), self.train.seed, epoch, stateless_random.SHUFFLE_LANE, number
         ).tolist():
             group = lane.groups[place]
-            size = group.shares or group.rows
+            size = group.shares or group.read
             if done + size > skip:
                 plan.append(_Load(max(done // unit, start_step), number, epoch, group, max(skip - done, 0)))
             done += size
@@ -127,6 +153,7 @@ class TrainingBatches:
             vocabulary_size=self.vocabulary_size,
             rows=order,
             epoch=load.epoch,
+            data_start=self.data_start,
         )
         return _Loaded(samples, ends)
 
@@ -134,8 +161,10 @@ class TrainingBatches:
         """The rows used of a row group, in their order, and the bounds of its shares if there is a budget of tokens."""
         group, seed = load.group, self.train.seed
         order = stateless_random.permutation(
-            group.rows, seed, load.epoch, stateless_random.SHUFFLE_ROWS, group.first_sample
+            group.read, seed, load.epoch, stateless_random.SHUFFLE_ROWS, group.first_sample
         ).numpy()
+        if group.active is not None:
+            order = group.active[order]
         if group.tokens is None:
             return order[load.skip :], []
         doublings = np.frexp(group.tokens[order].astype(np.float64))[1]
@@ -174,8 +203,14 @@ class _RowGroup:
     group: int
     rows: int
     first_sample: int  # number of its first row among all rows of the manifest
+    active: np.ndarray | None = None  # the rows that are read; None: all
     tokens: np.ndarray | None = None  # of each row, about; None unless there is a budget of tokens
     shares: int = 0  # that this budget cuts it into
+
+    @property
+    def read(self) -> int:
+        """How many rows are read."""
+        return self.rows if self.active is None else len(self.active)
 
 
 @dataclass(frozen=True)
@@ -186,21 +221,16 @@ class _Lane:
     @property
     def steps(self) -> int:
         """Global batches that have a share of it."""
-        return sum(group.shares for group in self.groups) or -(-sum(group.rows for group in self.groups) // self.quota)
+        return sum(group.shares for group in self.groups) or -(-sum(group.read for group in self.groups) // self.quota)
 
 
-def _assign_lanes(manifest: Manifest, model: ModelConfig, train: TrainConfig) -> list[_Lane]:
+def _assign_lanes(groups: list[_RowGroup], manifest: Manifest, model: ModelConfig, train: TrainConfig) -> list[_Lane]:
     """Row groups in lanes of about equal length, largest first; the same for every epoch and world size."""
-    groups, first = [], 0
-    for file, group, rows in manifest.row_groups():
-        if rows:
-            groups.append(_RowGroup(file, group, rows, first))
-        first += rows
     budget = train.batch_tokens or train.batch_size
     count = min(train.lanes, len(groups), budget)
     lanes: list[list[_RowGroup]] = [[] for _ in range(count)]
-    for group in sorted(groups, key=lambda group: (-group.rows, group.first_sample)):
-        min(lanes, key=lambda lane: sum(other.rows for other in lane)).append(group)
+    for group in sorted(groups, key=lambda group: (-group.read, group.first_sample)):
+        min(lanes, key=lambda lane: sum(other.read for other in lane)).append(group)
     quotas = [budget * (n + 1) // count - budget * n // count for n in range(count)]
     if train.batch_tokens:
         pairs = zip(lanes, quotas, strict=True)
@@ -212,7 +242,8 @@ def _with_tokens(manifest: Manifest, group: _RowGroup, model: ModelConfig, quota
     """The row group with its rows' tokens, from the one narrow column num_events, and its number of shares."""
     _, events = manifest.sizes(group.file, group.group)
     tokens = np.clip(events, 1, model.max_history)
-    shares = min(max(1, round(tokens.sum() / quota)), group.rows)
+    read = tokens if group.active is None else tokens[group.active]
+    shares = min(max(1, round(read.sum() / quota)), group.read)
     return replace(group, tokens=tokens, shares=shares)
 
 

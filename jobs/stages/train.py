@@ -39,7 +39,9 @@ def run(day: Day) -> StageResult:
         storage.delete_folder(storage.join(checkpoints, name))  # it has finished: start again instead of resuming
     parent, folder = _parent(day, manifest)
     songs = _known_songs(day, manifest, folder)
-    loop = _loop_config(day, manifest, folder, songs=songs, resume=recover(storage.join(checkpoints, name)))
+    resume = recover(storage.join(checkpoints, name))
+    since = _data_start(day, manifest, parent)
+    loop = _loop_config(day, manifest, folder, songs=songs, resume=resume, data_start=since)
     kernels.prepare_for_training(day.config.cluster)
     last = fit(day.config.cluster, loop, storage_uri=checkpoints, name=name)
     ended = time.time()
@@ -47,9 +49,7 @@ def run(day: Day) -> StageResult:
         check_checkpoint(checkpoint)
         position = CheckpointPosition.read(checkpoint)
         if not position.positions:
-            raise InputError(
-                f"{manifest.folder}: no listener has a play to learn from before the training cut: add logs"
-            )
+            raise InputError(f"{manifest.folder}: no listener has a play to learn from {_period(loop)}: add logs")
         exported = _export(day, loop, checkpoint, scratch, songs=songs, parent=parent)
         run_key = f"{day.record.run_id}-{_content_key(scratch)}"
         export = day.path(f"export-{day.record.run_id}")
@@ -113,8 +113,33 @@ def _data_end(day: Day, manifest: Manifest) -> int:
     return manifest.data_end
 
 
+def _data_start(day: Day, manifest: Manifest, parent: str | None) -> int:
+    """Unix second from which plays are targets: with `train.incremental` where the parent's training ended, else 0."""
+    if not (parent and day.config.train.incremental):
+        return 0
+    start = versions.version_info(day, parent).data_end
+    if start < _data_end(day, manifest):
+        return start
+    log(
+        "all plays are learned from", reason=f"train.incremental is on, but version {parent} was trained on all of them"
+    )
+    return 0
+
+
+def _period(loop: LoopConfig) -> str:
+    """When the targets of a training are."""
+    since = f"since {dt.datetime.fromtimestamp(loop.data_start, dt.UTC):%F %R} UTC and " if loop.data_start else ""
+    return f"{since}before the training cut"
+
+
 def _loop_config(
-    day: Day, manifest: Manifest, parent: str, *, songs: KnownSongs | None = None, resume: str = ""
+    day: Day,
+    manifest: Manifest,
+    parent: str,
+    *,
+    songs: KnownSongs | None = None,
+    resume: str = "",
+    data_start: int = 0,
 ) -> LoopConfig:
     from fuxi_beta.training.item_table import capacity_rows
 
@@ -128,6 +153,7 @@ def _loop_config(
         model=config.model,
         train=train,
         data_end=_data_end(day, manifest),
+        data_start=data_start,
         request_hour=config.serving.request_hour,
         rows=capacity_rows(manifest.vocabulary_size, train.capacity_margin),
         candidates=songs.candidates,
@@ -238,6 +264,7 @@ def _result(loop: LoopConfig, position: CheckpointPosition, parent: str | None) 
         "loss_curve": position.curve,
         "final_loss": position.epoch_losses[-1],  # mean over all positions of the last epoch
         "warm_started_from": parent,
+        "data_start": loop.data_start,
         "parameters": {
             **{f"model.{key}": value for key, value in dataclasses.asdict(loop.model).items()},
             **{f"train.{key}": value for key, value in dataclasses.asdict(loop.train).items()},

@@ -41,6 +41,7 @@ class LoopConfig:
     model: ModelConfig
     train: TrainConfig
     data_end: int  # Unix seconds; targets are before it
+    data_start: int  # and not before this; 0: wherever they are
     request_hour: int  # hour of the day for which lists are learned
     rows: int  # of the item table
     candidates: np.ndarray  # bool [vocabulary + 1]
@@ -55,7 +56,7 @@ class LoopConfig:
 
     def epochs(self, steps_per_epoch: int) -> int:
         """How many epochs this training has."""
-        return self.train.epochs_of(steps_per_epoch, warm=bool(self.parent))
+        return self.train.epochs_of(steps_per_epoch, warm=bool(self.parent), incremental=bool(self.data_start))
 
 
 class ProgressFile:
@@ -95,6 +96,7 @@ def train_worker(settings: dict[str, LoopConfig]) -> str:
         world_size=world_size,
         vocabulary_size=loop.manifest.vocabulary_size,
         request_hour=loop.request_hour,
+        data_start=loop.data_start,
     )
     trainer = _new_trainer(loop, ray.train.torch.get_device())
     position = _start(trainer, loop)

@@ -56,7 +56,7 @@ def shards(make_shards) -> Manifest:
 
 
 def reader_of(
-    shards: Manifest, *, rank: int = 0, world_size: int = 1, request_hour: int = 8, **train
+    shards: Manifest, *, rank: int = 0, world_size: int = 1, request_hour: int = 8, data_start: int = 0, **train
 ) -> TrainingBatches:
     return TrainingBatches(
         shards,
@@ -67,6 +67,7 @@ def reader_of(
         world_size=world_size,
         vocabulary_size=VOCABULARY,
         request_hour=request_hour,
+        data_start=data_start,
     )
 
 
@@ -76,7 +77,7 @@ Sample = tuple[list[int], list[int], list[int], list[int], int, list[int]]
 """Songs, times, next times, targets, sample number, songs seen."""
 
 
-def plain_sample(row: dict, sample: int, train: TrainConfig) -> Sample:
+def plain_sample(row: dict, sample: int, train: TrainConfig, data_start: int) -> Sample:
     calendar = Calendar(TIMEZONE)
     events = list(zip(row["item_index"], row["timestamp"], row["completion"], strict=True))
     if train.protocol == "leave_one_out":
@@ -92,15 +93,22 @@ def plain_sample(row: dict, sample: int, train: TrainConfig) -> Sample:
     tokens = []
     for here, following in pairwise(kept):
         (song, at, _), (target, then, _) = events[here], events[following]
+        learned = then >= data_start and (train.learn_from == "plays" or firsts[following])
         if train.protocol == "next_day" and calendar.date_of(then) != calendar.date_of(at):
             then = calendar.request_time(calendar.date_of(then))
-        tokens.append((song, at, then, target if train.learn_from == "plays" or firsts[following] else 0))
+        tokens.append((song, at, then, target if learned else 0))
     columns = [list(column) for column in zip(*tokens[-N:], strict=True)] or [[], [], [], []]
     return (*columns, sample, sorted(heard) if train.learn_from == "first_listens" else [])  # type: ignore[return-value]
 
 
 def plays(event: tuple[int, int, int], train: TrainConfig) -> bool:
     return event[2] >= train.min_completion and event[0] <= VOCABULARY
+
+
+def is_active(row: dict, data_start: int, train: TrainConfig) -> bool:
+    """Whether there is a play between the training before and this one's end."""
+    events = zip(row["item_index"], row["timestamp"], row["completion"], strict=True)
+    return any(data_start <= event[1] < END and plays(event, train) for event in events)
 
 
 def plain_lane(reader: TrainingBatches, number: int, epoch: int) -> Iterator[list[Sample]]:
@@ -111,10 +119,13 @@ def plain_lane(reader: TrainingBatches, number: int, epoch: int) -> Iterator[lis
     ).tolist():
         group = lane.groups[place]
         rows = reader.manifest.read(group.file, group.group).to_pylist()
-        samples = [plain_sample(row, group.first_sample + n, train) for n, row in enumerate(rows)]
+        samples = [plain_sample(row, group.first_sample + n, train, reader.data_start) for n, row in enumerate(rows)]
+        read = [n for n, row in enumerate(rows) if not reader.data_start or is_active(row, reader.data_start, train)]
+        assert group.read == len(read)
         order = stateless_random.permutation(
-            group.rows, train.seed, epoch, stateless_random.SHUFFLE_ROWS, group.first_sample
+            group.read, train.seed, epoch, stateless_random.SHUFFLE_ROWS, group.first_sample
         ).tolist()
+        order = [read[n] for n in order]
         if train.batch_tokens:
             shares = plain_shares([min(max(row["num_events"], 1), N) for row in rows], order, group.shares)
             key = (train.seed, epoch, stateless_random.SHUFFLE_SHARES, group.first_sample)
@@ -128,10 +139,10 @@ def plain_lane(reader: TrainingBatches, number: int, epoch: int) -> Iterator[lis
 
 def plain_shares(tokens: list[int], order: list[int], count: int) -> list[list[int]]:
     """Rows by the doublings of their lengths, cut where the tokens so far reach each share of all."""
-    shares, done = [[] for _ in range(count)], 0
+    shares, done, every = [[] for _ in range(count)], 0, sum(tokens[row] for row in order)
     for row in sorted(order, key=lambda row: tokens[row].bit_length()):
         done += tokens[row]
-        shares[sum(done >= cut for cut in np.linspace(0, sum(tokens), count + 1)[1:-1])].append(row)
+        shares[sum(done >= cut for cut in np.linspace(0, every, count + 1)[1:-1])].append(row)
     return shares
 
 
@@ -153,8 +164,26 @@ def assert_same(found: Batch, expected: list[Sample]) -> None:
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_the_stream_of_batches_is_that_of_plain_loops(shards, mode, budget):
+    assert_plain(shards, 0, **mode, **budget)
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("since", [END - 2 * DAY + 7, END - DAY // 3])
+def test_incremental_batches_have_the_listeners_and_targets_that_are_new(shards, mode, budget, since):
+    late = replace(shards, ds=dt.date(2026, 4, 2))
+    assert_plain(late, since, **mode, **budget)
+    assert 0 < reader_of(late, data_start=since).steps_per_epoch < reader_of(late).steps_per_epoch
+
+
+def test_incremental_batches_are_none_where_no_later_day_wrote_anything(shards):
+    assert reader_of(shards, data_start=END - DAY).steps_per_epoch == 0
+    assert list(reader_of(shards, data_start=END - DAY).epoch(0)) == []
+
+
+def assert_plain(shards: Manifest, data_start: int, **train) -> None:
     for rank, world_size, epoch in ((0, 1, 0), (1, 3, 2)):
-        reader = reader_of(shards, rank=rank, world_size=world_size, **mode, **budget)
+        reader = reader_of(shards, rank=rank, world_size=world_size, data_start=data_start, **train)
         lanes = [plain_lane(reader, number, epoch) for number in reader._lanes]
         steps = 0
         for batch in reader.epoch(epoch):

@@ -396,3 +396,19 @@ def test_least_steps_mean_more_epochs_of_a_warm_start_in_its_share() -> None:
     assert [config.epochs_of(steps) for steps in (0, 1, 9, 16, 17, 1000)] == [100, 100, 12, 7, 6, 6]
     assert [config.epochs_of(steps, warm=True) for steps in (1, 9, 17, 1000)] == [33, 4, 2, 2]
     assert TrainConfig(epochs=6).epochs_of(1) == 6
+    assert config.epochs_of(1, warm=True, incremental=True) == 2
+
+
+def test_an_incremental_training_learns_from_where_its_parent_ended(deployment) -> None:
+    house: Deployment = deployment(*SMALL, "train.incremental=true")
+    house.sessionized(DAY_ONE)
+    assert train._data_start(house.day(DAY_ONE), house.sessionized(DAY_ONE), None) == 0
+    registry.promote(house.day(DAY_ONE), house.trained(DAY_ONE))
+    day, manifest = house.day(DAY_TWO), house.sessionized(DAY_TWO, house.histories)
+    version, folder = train._parent(day, manifest)
+    start = train._data_start(day, manifest, version)
+    assert start == registry.version_info(day, "1").data_end
+    loop = train._loop_config(day, manifest, folder, data_start=start)
+    assert start < loop.data_end and loop.epochs(1) == loop.train.warm_start_epochs
+    again = house.day(DAY_ONE)  # of plays that the champion knows all of
+    assert train._data_start(again, house.sessionized(DAY_ONE), "1") == 0
