@@ -48,7 +48,15 @@ PRESETS: dict[str, Preset] = {
     # which adds the artists of its catalogue and the content channel: not every data set and system has them).
     "demo": Preset(
         ModelConfig(dim=64),
-        TrainConfig(item_optimizer="adamw", lr=3e-3, batch_size=32, epochs=6, warm_start_epochs=1, target_window=20),
+        TrainConfig(
+            item_optimizer="adamw",
+            lr=3e-3,
+            batch_size=32,
+            epochs=6,
+            warm_start_epochs=1,
+            target_window=20,
+            ema=0.99,
+        ),
     ),
 }
 
