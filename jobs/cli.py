@@ -598,8 +598,10 @@ def main() -> None:
 
     After SIGTERM or SIGINT the code is 143 or 130. No secret is printed.
     """
-    from jobs.runtime import scratch, stop
+    from jobs.runtime import account, scratch, stop
 
+    account.speak_utf8()
+    account.settle()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if sys.argv[1:2] and sys.argv[1] in SUPERVISED and not {"--dry-run", "-h", "--help"} & set(sys.argv):
         from jobs.runtime import supervisor
