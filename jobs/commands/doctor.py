@@ -162,7 +162,8 @@ def check_temporary_files() -> Finding:
         scratch.check_sockets()
         return Finding("temporary", scratch.described())
     except (InputError, OSError) as error:
-        return Finding("temporary", *str(error).rsplit(": ", 1))
+        found, _, remedy = str(error).rpartition(": ")
+        return Finding("temporary", found, remedy)
 
 
 def check_workspace(uri: str) -> Finding:

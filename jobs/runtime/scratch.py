@@ -57,7 +57,9 @@ def described() -> str:
     if not _mine:
         return tempfile.gettempdir()
     folder, _, name = _mine[0]
-    link = "" if name == folder else f", {len(os.fsencode(folder))} bytes: used by the link {name}, short enough for Ray"
+    link = (
+        "" if name == folder else f", {len(os.fsencode(folder))} bytes: used by the link {name}, short enough for Ray"
+    )
     return f"{folder.parent}{link}"
 
 
