@@ -91,7 +91,7 @@ def test_a_whole_day_is_published_all_the_same(tmp_path: Path) -> None:
     assert done.returncode in (0, 3), done.stderr  # 3: a model of two epochs may be worse than popularity
     assert (tmp_path / "w" / "runs" / f"ds={DAY}" / "train.json").exists()
     shown = fuxi(tmp_path, "show", "7", *flags)
-    assert f"for {DAY} for listener 7" in shown.stdout, shown.stderr
+    assert f"30 songs for {DAY}" in shown.stdout, shown.stderr
     assert not list((tmp_path / "home").iterdir())
 
 
