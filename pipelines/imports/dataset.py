@@ -89,7 +89,7 @@ class Dataset(ABC):
         keys = dict.fromkeys([*(download.key for download in downloads), *imported])
         plays = [key.rpartition(":")[0] for key in keys if key.startswith(self.whole)] if self.whole else []
         if len(plays) > 1:
-            raise InputError(f"{', '.join(plays)} have all the plays of {self.name}, each of them: give one")
+            raise InputError(f"{', '.join(sorted(plays))} have all the plays of {self.name}, each of them: give one")
 
     def published(self, downloads: Sequence[Download]) -> Sequence[Published]:
         """Counts to compare with; none where nobody published any."""

@@ -87,6 +87,7 @@ class Landing:
 
     def _import(self, new: Sequence[Download], keys: list[str]) -> dict[str, Any]:
         self.state.files = keys
+        self._save()
         if not self.state.written:
             for download in new:
                 self._stage(download)

@@ -25,13 +25,13 @@ class Lines:
     text: pa.Array  # string, which may not be valid UTF-8
 
 
-def read_lines(stream: Any, *, block_bytes: int = BLOCK_BYTES) -> Iterator[Lines]:
+def read_lines(stream: Any) -> Iterator[Lines]:
     """The lines of a stream of bytes, in blocks that are the same each time. Empty lines count. No line may be longer
     than a block: that is an error of Arrow, as is a file that is cut off.
     """
     whole_line = pa_csv.ParseOptions(delimiter=_NOT_IN_TEXT, quote_char=False, ignore_empty_lines=False)
     as_text = pa_csv.ConvertOptions(column_types={"line": pa.string()}, strings_can_be_null=False, check_utf8=False)
-    reading = pa_csv.ReadOptions(column_names=["line"], block_size=block_bytes, use_threads=False)
+    reading = pa_csv.ReadOptions(column_names=["line"], block_size=BLOCK_BYTES, use_threads=False)
     number = 1
     try:
         reader = pa_csv.open_csv(stream, reading, whole_line, as_text)
