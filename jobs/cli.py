@@ -122,6 +122,7 @@ def cli() -> None:
     \b
     On a laptop:          fuxi demo
     Own logs, at first:   fuxi inspect s3://my-logs/plays --write daily.yaml
+    Public data sets:     fuxi import --help
     Every day:            fuxi daily --ds 2026-03-02 --config daily.yaml
     One stage at a time:  sessionize, hits, train, evaluate, promote, recommend, report (all take --ds)
     How the days stand:   fuxi status
@@ -466,7 +467,76 @@ def synth(context: click.Context, first_day: str, **options: Any) -> None:
 
 @cli.group(name="import")
 def import_group() -> None:
-    """Turn other data sets into the same shards."""
+    """Turn data sets that you have downloaded into play logs, or MovieLens into shards (docs/datasets.md)."""
+
+
+def _import_options(command: Command) -> Command:
+    """PATH, --out and --max-rejected-share; the command returns the data set."""
+
+    @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+    @click.option(
+        "--out", required=True, metavar="FOLDER", help="A folder for this data set alone; run again to go on."
+    )
+    @click.option("--max-rejected-share", default=0.25, show_default=True, type=click.FloatRange(0, 1))
+    @functools.wraps(command)
+    def with_folder(
+        paths: tuple[str, ...], out: str, max_rejected_share: float, previous: str | None = None, **rest: Any
+    ) -> None:
+        from jobs.commands import import_logs
+
+        dataset = command(**rest)
+        result = import_logs.run(dataset, paths, out, max_rejected_share=max_rejected_share, previous=previous)  # type: ignore[arg-type]
+        click.echo(f"{result}")
+
+    return with_folder
+
+
+@import_group.command()
+@click.option("--previous", metavar="FOLDER", help="Import of an earlier full dump: whom to forget is written down.")
+@_import_options
+def listenbrainz() -> Any:
+    """Import dumps of ListenBrainz: a full one, and incremental ones after it; as JSON or as Parquet."""
+    from pipelines.imports.listenbrainz import ListenBrainz
+
+    return ListenBrainz()
+
+
+@import_group.command()
+@click.option("--first-day", metavar="DATE", help="The day that time 0 becomes. [default: 2020-01-01]")
+@_import_options
+def yambda(first_day: str | None) -> Any:
+    """Import Yambda, flat or sequential: listens.parquet or multi_event.parquet, with artist_item_mapping.parquet."""
+    from pipelines.imports.yambda import FIRST_DAY, Yambda
+
+    return Yambda(_date(first_day) if first_day else FIRST_DAY)
+
+
+@import_group.command(name="lastfm-1k")
+@_import_options
+def lastfm_1k() -> Any:
+    """Import Last.fm Dataset - 1K users: lastfm-dataset-1K.tar.gz or the table in it."""
+    from pipelines.imports.lastfm_1k import LastFm1K
+
+    return LastFm1K()
+
+
+@import_group.command(name="lfm-2b")
+@_import_options
+def lfm_2b() -> Any:
+    """Import LFM-2b: listening-events.tsv and tracks.tsv, also compressed."""
+    from pipelines.imports.lfm_2b import Lfm2b
+
+    return Lfm2b()
+
+
+@import_group.command()
+@click.option("--user", required=True, metavar="ID", help="What the person is called here.")
+@_import_options
+def spotify(user: str) -> Any:
+    """Import a person's extended streaming history from Spotify; run again with another --user to add people."""
+    from pipelines.imports.spotify import Spotify
+
+    return Spotify(user)
 
 
 @import_group.command()
@@ -598,8 +668,10 @@ def main() -> None:
 
     After SIGTERM or SIGINT the code is 143 or 130. No secret is printed.
     """
-    from jobs.runtime import scratch, stop
+    from jobs.runtime import account, scratch, stop
 
+    account.speak_utf8()
+    account.settle()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if sys.argv[1:2] and sys.argv[1] in SUPERVISED and not {"--dry-run", "-h", "--help"} & set(sys.argv):
         from jobs.runtime import supervisor

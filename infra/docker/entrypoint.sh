@@ -3,6 +3,13 @@
 # with "driver" or "executor" as the first argument and says the rest in the environment.
 set -euo pipefail
 
+# An id without a name (OpenShift, `docker run --user`): the JVM looks it up. /etc/passwd stays as it is.
+if ! getent passwd "$(id -u)" > /dev/null && [[ -e "${NSS_WRAPPER:=/usr/lib/$(uname -m)-linux-gnu/libnss_wrapper.so}" ]]; then
+  NSS_WRAPPER_PASSWD=$(mktemp) && NSS_WRAPPER_GROUP=/etc/group LD_PRELOAD=$NSS_WRAPPER
+  { cat /etc/passwd && echo "fuxi:x:$(id -u):$(id -g)::${HOME:-/tmp}:/bin/false"; } > "$NSS_WRAPPER_PASSWD"
+  export NSS_WRAPPER_PASSWD NSS_WRAPPER_GROUP LD_PRELOAD
+fi
+
 case "${1:-}" in
   driver)
     shift

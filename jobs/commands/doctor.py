@@ -12,6 +12,7 @@ import sys
 import uuid
 from dataclasses import dataclass
 
+from jobs.runtime import account, scratch
 from pipelines import storage
 from pipelines.errors import InputError
 
@@ -32,7 +33,17 @@ class Finding:
 
 def examine(workspace: str) -> list[Finding]:
     """Run every check. No engine is started, and no file is left behind."""
-    return [check_python(), check_java(), check_triple(), check_gpu(), check_kernels(), check_workspace(workspace)]
+    return [
+        check_python(),
+        check_java(),
+        check_triple(),
+        check_gpu(),
+        check_kernels(),
+        check_user(),
+        check_home(),
+        check_temporary_files(),
+        check_workspace(workspace),
+    ]
 
 
 def check_python() -> Finding:
@@ -118,6 +129,41 @@ def check_kernels() -> Finding:
     if failure:
         return Finding("CPU kernels", failure, f"remove {library.parent} to build anew", required=False)
     return Finding("CPU kernels", f"{ops.describe()} at {library.parent}")
+
+
+def check_user() -> Finding:
+    """The user id has a name, and the locale is UTF-8; commands do without either."""
+    found = account.as_found()
+    encoding = f"{sys.getfilesystemencoding()}, umask {account.umask():03o}"
+    if found.name:
+        return Finding("user", f"{found.name}, {encoding}")
+    remedy = (
+        f"commands go by this name; for spark-submit and others add the id to /etc/passwd (the image's entry point "
+        f"gives it a name), for example {account.substitute_name()}:x:{os.getuid()}:{os.getgid()}::/tmp:/bin/false"
+    )
+    text = f"{os.getuid()} has no name, called {account.substitute_name()}, {encoding}"
+    return Finding("user", text, remedy, required=False)
+
+
+def check_home() -> Finding:
+    """The home can be written, where libraries and the kernels keep their caches; another folder does as well."""
+    found = account.as_found()
+    caches = os.environ.get("XDG_CACHE_HOME") or found.caches or f"{found.home}/.cache"
+    if found.writable and not found.caches:
+        return Finding("home", f"{found.home}, caches in {caches}")
+    home = f"{found.home} cannot be written" if found.home else "there is none"
+    remedy = "set XDG_CACHE_HOME to a folder that stays, or the kernels are built anew when that one goes"
+    return Finding("home", f"{home}, caches in {caches}", "" if not found.caches else remedy, required=False)
+
+
+def check_temporary_files() -> Finding:
+    """TMPDIR can be written, and its name is not too long for the sockets of Ray."""
+    try:
+        scratch.check_sockets()
+        return Finding("temporary", scratch.described())
+    except (InputError, OSError) as error:
+        found, _, remedy = str(error).rpartition(": ")
+        return Finding("temporary", found, remedy)
 
 
 def check_workspace(uri: str) -> Finding:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import secrets
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from jobs.config import ClusterConfig
-from jobs.runtime import attempt, deaths, stop
+from jobs.runtime import account, attempt, deaths, scratch, stop
 from jobs.runtime.console import polled_progress
 from pipelines import leases, object_store
 from pipelines.errors import InputError
@@ -47,6 +48,8 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
             "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         }
     defaults = {key: value for key, value in options.items() if key not in submitted}
+    if not submitted and not account.name_of_user():
+        _log_in(defaults | cluster.spark_options)
     session = SparkSession.builder.config(map=defaults | cluster.spark_options).getOrCreate()  # type: ignore[attr-defined]
     if not submitted:  # a submission sets the log level itself
         session.sparkContext.setLogLevel("ERROR")
@@ -57,6 +60,16 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
     stop.keep()
     leases.at_stop(end)
     return session
+
+
+def _log_in(options: dict[str, str]) -> None:
+    """Start Spark's JVM and give Hadoop, which Spark asks who it is, a name: its own login fails without one."""
+    from pyspark import SparkConf, SparkContext
+
+    SparkContext._ensure_initialized(conf=SparkConf().setAll(list(options.items())))
+    jvm: Any = SparkContext._jvm
+    users = jvm.org.apache.hadoop.security.UserGroupInformation
+    users.setLoginUser(users.createRemoteUser(account.substitute_name()))
 
 
 def _not_of_py4j(record: logging.LogRecord) -> bool:
@@ -119,6 +132,10 @@ def ray_session(cluster: ClusterConfig) -> ModuleType:
 
     ray._private.worker.print_to_stdstream = _to_standard_error
     if not ray.is_initialized():
+        scratch.check_sockets()
+        if cluster.ray_address == "local" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            # Else Ray keeps one in the home, which may be read-only, for whoever may read files there.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
         store = {"include_dashboard": False, "object_store_memory": cluster.ray_object_store_mb * 2**20}
         local = store if cluster.ray_address == "local" else {}
         ray.init(address=cluster.ray_address, log_to_driver=False, logging_level=logging.ERROR, **local)

@@ -15,18 +15,22 @@ from pathlib import Path
 
 import psutil
 
+from pipelines.errors import InputError
+
 _PREFIX = "fuxi-"
 _SOCKET_BYTES, _BELOW = 107, len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 """The longest name of a socket in Linux, and what Ray appends to the folder for the longest of its own."""
+_SHORT = ("/tmp", "/var/tmp", "/dev/shm")
+"""Where a folder whose name is too long for sockets gets a second, short name: a link."""
 
-_mine: list[tuple[Path, int]] = []
-"""The folder of this process and the descriptor of its lock."""
+_mine: list[tuple[Path, int, Path]] = []
+"""The folder of this process, the descriptor of its lock, and the name by which it is used."""
 
 
 def enter() -> None:
     """Make the folder, let this process and its children use it, and remove those of commands that were killed.
 
-    Nothing changes where no folder can be made. Ray stays where it was if the name would be too long for its sockets.
+    Nothing changes where no folder can be made.
     """
     if _mine:
         return
@@ -34,14 +38,51 @@ def enter() -> None:
         root = Path(tempfile.gettempdir()).absolute()
         remove_abandoned(root)
         folder = root / f"{_PREFIX}{uuid.uuid4().hex[:8]}"
-        if len(os.fsencode(folder)) + _BELOW > _SOCKET_BYTES:
-            os.environ.setdefault("RAY_TMPDIR", str(root))
         lock = os.open(folder.with_suffix(".lock"), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         folder.mkdir(mode=0o700)
-        _mine.append((folder, lock))
-        _use(folder)
+        name = _short_name(folder)
+        _mine.append((folder, lock, name))
+        _use(name)
         atexit.register(leave)  # before any engine is loaded: so it is called after their own ends
+
+
+def too_long(folder: str | Path) -> bool:
+    """Whether sockets of Ray below a folder for temporary files would have names that Linux refuses."""
+    return len(os.fsencode(folder)) + _BELOW > _SOCKET_BYTES
+
+
+def described() -> str:
+    """Where temporary files are, and the short name of that folder if it needs one. OSError if there is none."""
+    if not _mine:
+        return tempfile.gettempdir()
+    folder, _, name = _mine[0]
+    link = (
+        "" if name == folder else f", {len(os.fsencode(folder))} bytes: used by the link {name}, short enough for Ray"
+    )
+    return f"{folder.parent}{link}"
+
+
+def check_sockets() -> None:
+    """InputError if Ray could not open its sockets, which it would say in a trace only."""
+    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    folder = os.environ.get(name) or tempfile.gettempdir()
+    if too_long(folder):
+        raise InputError(
+            f"{name} is {folder}, {len(os.fsencode(folder))} bytes: names of Ray's sockets below it would be too long, "
+            f"at most {_SOCKET_BYTES - _BELOW} bytes go: set {name} to a folder with a shorter name, or make one of "
+            f"{', '.join(_SHORT)} writable"
+        )
+
+
+def _short_name(folder: Path) -> Path:
+    """The folder, or a link to it where its own name is too long for sockets."""
+    for short in _SHORT if too_long(folder) else ():
+        with contextlib.suppress(OSError):
+            link = Path(short, folder.name)
+            link.symlink_to(folder, target_is_directory=True)
+            return link
+    return folder
 
 
 def _use(folder: Path) -> None:
@@ -53,8 +94,10 @@ def _use(folder: Path) -> None:
 def leave() -> None:
     """Remove the folder; what another process is still writing there is left to the next command."""
     while _mine:
-        folder, lock = _mine.pop()
+        folder, lock, name = _mine.pop()
         shutil.rmtree(folder, ignore_errors=True)
+        if name != folder:
+            name.unlink(missing_ok=True)
         if not folder.exists():
             folder.with_suffix(".lock").unlink(missing_ok=True)
         os.close(lock)
@@ -77,6 +120,11 @@ def remove_abandoned(root: Path) -> None:
                         lock.unlink()
             finally:
                 os.close(descriptor)
+    for short in _SHORT:
+        for link in Path(short).glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                if link.is_symlink() and link.lstat().st_uid == os.getuid() and not link.exists():
+                    link.unlink()
 
 
 def _kill_users(folder: Path) -> None:
@@ -89,6 +137,6 @@ def _kill_users(folder: Path) -> None:
 
 def _uses(process: psutil.Process, folder: Path) -> bool:
     """By its environment, or by open files: a process that renamed itself, as Ray's do, has overwritten the former."""
-    if process.environ().get("TMPDIR") == str(folder):
+    if os.path.realpath(process.environ().get("TMPDIR", "")) == os.path.realpath(folder):
         return True
     return any(file.path.startswith(f"{folder}/") for file in process.open_files())

@@ -73,6 +73,25 @@ def test_arguments_are_those_of_fuxi() -> None:
     assert "version" in done.stdout
 
 
+def test_an_id_without_a_name_gets_one_and_no_file_of_the_image_is_changed(tmp_path: Path) -> None:
+    """The wrapper's place is taken by a library that is loaded anyway; its file of names is what counts here."""
+    (tmp_path / "fuxi").write_text(f'#!/bin/sh\nPATH={os.environ["PATH"]}; tail -n 1 "$NSS_WRAPPER_PASSWD"\n')
+    (tmp_path / "getent").write_text("#!/bin/sh\nexit 2\n")
+    for program in tmp_path.iterdir():
+        program.chmod(0o755)
+    library = subprocess.run(["ldd", "/bin/sh"], capture_output=True, text=True, check=True).stdout
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "HOME": "/h",
+        "TMPDIR": str(tmp_path),
+        "NSS_WRAPPER": re.findall(r"/\S*libc\.so\S*", library)[0],
+    }
+    done = subprocess.run([ENTRYPOINT], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"fuxi:x:{os.getuid()}:{os.getgid()}::/h:/bin/false\n"
+    packages = next(text for name, text in instructions() if name == "RUN" and "apt-get install" in text)
+    assert "libnss-wrapper" in packages.split()
+
+
 DRIVER = """
 import os, time
 from jobs.config import ClusterConfig

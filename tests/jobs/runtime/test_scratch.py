@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import psutil
 import pytest
 
 from jobs.runtime import scratch
+from pipelines.errors import InputError
 
 USE = """
 import os, subprocess, sys, tempfile
@@ -40,7 +40,7 @@ def start(root: Path, then: str = "sys.stdin.read()", **environment: str) -> tup
 def test_all_that_a_command_starts_uses_its_folder_and_the_folder_goes_with_it(tmp_path: Path) -> None:
     process, (folder, child, options) = start(tmp_path, SPARK_SUBMIT_OPTS="-Da=b")
     own = Path(folder).parent
-    assert own.parent == tmp_path and own.name.startswith("fuxi-") and Path(child).parent == own
+    assert own.resolve().parent == tmp_path and own.name.startswith("fuxi-") and Path(child).parent == own
     assert options == f'-Da=b -Djava.io.tmpdir="{own}"'
     process.communicate("")
     assert process.returncode == 0 and not list(tmp_path.iterdir())
@@ -93,14 +93,29 @@ def test_other_files_of_the_machine_stay(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_ray_does_not_use_a_folder_that_is_too_deep_for_its_sockets(tmp_path: Path) -> None:
-    say = 'print(os.environ.get("RAY_TMPDIR", ""), flush=True)'
-    for name, expected in (("x" * 80, True), ("", False)):
-        with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as short:
-            root = Path(short, name)
-            root.mkdir(exist_ok=True)
-            process, _ = start(root, say)
-            assert process.stdout
-            said = process.stdout.read()  # what is in its buffer by now, too, which `communicate` passes over
-            process.communicate("")
-            assert said.strip() == (str(root) if expected else "")
+def test_a_folder_with_a_name_too_long_for_sockets_is_used_by_a_short_link_that_goes_with_it(tmp_path: Path) -> None:
+    root = tmp_path / ("x" * 80)
+    root.mkdir()
+    listen = "import socket; socket.socket(socket.AF_UNIX).bind(os.environ['TMPDIR'] + '/' + 's' * 68)"
+    process, (made, *_) = start(root, listen + "; sys.stdin.read()")
+    link = Path(made).parent
+    assert link.is_symlink() and link.resolve().parent == root and not scratch.too_long(link)
+    process.communicate("")
+    assert process.returncode == 0 and not link.is_symlink() and not list(root.iterdir())
+
+
+def test_the_link_of_a_killed_command_goes_with_the_next(tmp_path: Path) -> None:
+    root = tmp_path / ("x" * 80)
+    root.mkdir()
+    killed, (made, *_) = start(root, "os._exit(3)")
+    killed.communicate()
+    assert Path(made).parent.is_symlink()
+    following, _ = start(root)
+    assert not Path(made).parent.is_symlink()
+    following.communicate("")
+
+
+def test_sockets_that_cannot_be_made_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "x" * 90)
+    with pytest.raises(InputError, match=r"RAY_TMPDIR is /x+, 91 bytes: .* set RAY_TMPDIR to a folder with a shorter"):
+        scratch.check_sockets()
