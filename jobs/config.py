@@ -495,6 +495,11 @@ def load_config(
     return config
 
 
+def as_yaml(config: Config, *, defaults: bool = False) -> str:
+    """A configuration as a file that `load_config` reads. defaults: with the settings that have their default."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=not defaults), sort_keys=False)
+
+
 def _check_model(config: Config) -> None:
     """Refuse an unknown model, or options that it does not offer, before any stage runs."""
     model, train = config.model, config.train

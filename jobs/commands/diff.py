@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from jobs.config import Config
 from jobs.day import Day, RunRecord
 from jobs.runtime.console import progress
+from jobs.runtime.screen import screen
 from jobs.serving.baselines import LABELS
 from jobs.stage_inputs import differences
 from jobs.tables.published_lists import PublishedLists, published_lists
@@ -186,19 +187,15 @@ def _songs(rows: pa.Table, taken: np.ndarray) -> list[np.ndarray]:
 
 def render(found: ListDiff) -> None:
     """Print what is otherwise, and a row for each group of listeners."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"Lists of {found.after} beside those of {found.before}", style="bold")
+    shown, numbers, rows = screen(), ("Listeners", "Same list", "Reordered", "Songs kept"), []
+    shown.say(f"Lists of {found.after} beside those of {found.before}", style="bold")
     for cause in found.causes or ["nothing that lists are made from is otherwise"]:
-        console.print(f"  {cause}")
-    names = ("Listeners", "Same list", "Reordered", "Songs kept")
-    table = Table("On both days", *(Column(name, justify="right") for name in names))
+        shown.say(f"  {cause}", indent=4)
     for name, group in found.changed.items():
         kept = "" if group.overlap is None else f"{group.overlap:.1%}"
-        table.add_row(name, f"{group.listeners:,}", f"{group.same:,}", f"{group.reordered:,}", kept)
-    console.print(table)
-    console.print(
-        f"only on {found.before}: {found.only_before:,} listeners; only on {found.after}: {found.only_after:,}"
+        rows.append((name, f"{group.listeners:,}", f"{group.same:,}", f"{group.reordered:,}", kept))
+    shown.table(("On both days", *numbers), rows, right=numbers, wrapped=("On both days",))
+    shown.say(
+        f"only on {found.before}: {found.only_before:,} listeners; only on {found.after}: {found.only_after:,}",
+        indent=2,
     )

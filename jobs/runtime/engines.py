@@ -13,7 +13,7 @@ import psutil
 
 from jobs.config import ClusterConfig
 from jobs.runtime import attempt, deaths, stop
-from jobs.runtime.console import polled_progress
+from jobs.runtime.console import doing, polled_progress
 from pipelines import leases, object_store
 from pipelines.errors import InputError
 
@@ -47,7 +47,10 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
             "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         }
     defaults = {key: value for key, value in options.items() if key not in submitted}
-    session = SparkSession.builder.config(map=defaults | cluster.spark_options).getOrCreate()  # type: ignore[attr-defined]
+    builder = SparkSession.builder.config(map=defaults | cluster.spark_options)  # type: ignore[attr-defined]
+    running = SparkSession.getActiveSession() is not None
+    with contextlib.nullcontext() if running else doing("starting Spark"):
+        session = builder.getOrCreate()
     if not submitted:  # a submission sets the log level itself
         session.sparkContext.setLogLevel("ERROR")
     _set_worker_environment(session, local=local)
@@ -121,7 +124,8 @@ def ray_session(cluster: ClusterConfig) -> ModuleType:
     if not ray.is_initialized():
         store = {"include_dashboard": False, "object_store_memory": cluster.ray_object_store_mb * 2**20}
         local = store if cluster.ray_address == "local" else {}
-        ray.init(address=cluster.ray_address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        with doing("starting Ray" if local else "connecting to Ray"):
+            ray.init(address=cluster.ray_address, log_to_driver=False, logging_level=logging.ERROR, **local)
         attempt.watch_engines()
         stop.keep()
     leases.at_stop(end)
