@@ -581,12 +581,28 @@ def doctor(workspace: str) -> None:
 
 
 @cli.command()
+@click.option(
+    "--describe",
+    metavar="[KEY]",
+    is_flag=False,
+    flag_value="",
+    help="Say what each key means, its type, unit, bounds and default; only of keys that begin with KEY.",
+)
 @_config_options
-def config(config: "Config") -> None:
-    """Print the configuration in force, every key with its value."""
+def config(config: "Config", describe: str | None) -> None:
+    """Print the configuration in force, every key with its value.
+
+    \b
+    fuxi config --describe                 every key, with what it means
+    fuxi config --describe train.          those of a section
+    """
+    from jobs.commands import describe as descriptions
     from jobs.config import as_yaml
 
-    click.echo(as_yaml(config, defaults=True), nl=False)
+    if describe is None:
+        click.echo(as_yaml(config, defaults=True), nl=False)
+    else:
+        descriptions.render(config, describe)
 
 
 @cli.command()

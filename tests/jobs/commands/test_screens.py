@@ -83,7 +83,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, empty_registry: Path) -> Dep
     shutil.copy(empty_registry, root / "workspace" / "mlflow.db")
     settings = [f"workspace={root}/workspace", f"sequences.buckets={BUCKETS}", f"logs.catalogue={root}/catalogue"]
     made = Deployment(load_config(overrides=settings, environment={}))
-    long = ["A Very Long Title of Many Words " * 3, "夜の終わりに聞こえる遠い列車の音" * 3, "", "Cafe\u0301 No\u0308el " * 6]
+    long = ["A Very Long Title of Many Words " * 3, "夜の終わりに聞こえる遠い列車の音" * 3, "", "Cafe\u0301 " * 12]
     rows = [
         {"item_id": made.item_id(n), "title": long[n % 4], "artist_id": n % 7, "artist": long[(n + 1) % 4]}
         for n in range(1, made.songs + 1)
