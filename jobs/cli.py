@@ -293,7 +293,7 @@ def _as_typed(context: click.Context) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @_config_options
 def diff(first: str, second: str, as_json: bool, config: "Config") -> None:
-    """Say how the lists of two days differ, and what is otherwise: plays, model, settings. Writes nothing.
+    """Say how the lists of two days differ, and what else does: plays, model, settings. Writes nothing.
 
     \b
     fuxi diff 2026-03-03 2026-03-04 --workspace ./workspace
