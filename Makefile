@@ -14,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup daily test test-all chaos lint format lock doctor clean
+.PHONY: help setup daily test test-all chaos lint format reference lock doctor clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ format: $(STAMP) ## let ruff format and fix
 
 doctor: $(STAMP) ## check Python, Java, torch, torchrec, fbgemm, GPU, workspace
 	@$(BIN)/fuxi doctor --workspace $(WORKSPACE)
+
+reference: $(STAMP) ## write the reference of docs/configuration.md from the code
+	@$(BIN)/python -m jobs.commands.describe docs/configuration.md
 
 lock: $(STAMP) ## resolve requirements/cpu.txt, cpu-runtime.txt and cuda.txt anew
 	$(BIN)/pip install --quiet uv

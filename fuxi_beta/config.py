@@ -1,7 +1,10 @@
 """Every hyperparameter of a model and of its training, with its default. Published settings are in `presets`."""
 
-from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 Mode = Literal["exclusive", "all"]
 LearnFrom = Literal["plays", "first_listens"]
@@ -22,29 +25,99 @@ RequestTime = Literal["true", "previous", "fixed-hour"]
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Shape of the network. The number of songs is not here: it belongs to the item table."""
+class Unit:
+    """What a number is measured in: an annotation of a setting's type."""
 
-    name: str = "fuxi-beta"  # a sequence model of `fuxi_beta.models`
-    dim: int = 50  # D, width of item vectors and of the residual stream
-    layers: int = 2
-    heads: int = 1  # maps are shared by heads, so heads only order the channels
-    ffn_multiply: int = 1  # hidden width of the MFFN as a multiple of dim
-    max_history: int = 200  # N, the newest events of a history that are a listener's context
-    dropout: float = 0.2
-    temporal: TemporalName = "pow"  # the function of elapsed time in FRAB; "zero" switches the channel off
-    content_channel: bool = False  # fuxi-beta: a channel of the mixer by queries and keys (retention)
-    periodic_channel: bool = False  # fuxi-beta: a channel of damped waves of an hour, a day and a week
-    interval_channel: bool = False  # fuxi-beta: a channel of the times between plays, whatever the request's
-    sparse_positions: float = 0.0  # fuxi-beta: share of positional weights left out after training; training keeps all
-    hidden: int = 100  # width of the recurrent state of gru4rec and narm
-    position_margin: int = 11  # positions and relative distances beyond max_history that have weights
-    side: tuple[str, ...] = ()  # columns of the catalogue whose values have vectors, added to the song's own
-    content: str | None = None  # column of the catalogue with a vector a song; a learned map of it is added
+    name: str
+
+
+Share = Annotated[float, Unit("share")]
+Percent = Annotated[int, Unit("per cent")]
+Seconds = Annotated[int, Unit("seconds")]
+Minutes = Annotated[float, Unit("minutes")]
+Hours = Annotated[int, Unit("hours")]
+Days = Annotated[int, Unit("days")]
+Plays = Annotated[int, Unit("plays")]
+Songs = Annotated[int, Unit("songs")]
+Listeners = Annotated[int, Unit("listeners")]
+Epochs = Annotated[int, Unit("epochs")]
+Steps = Annotated[int, Unit("steps")]
+Mebibytes = Annotated[int, Unit("MiB")]
+
+T = TypeVar("T")
+
+BOUNDS = {"ge": (operator.ge, "at least"), "gt": (operator.gt, "above"), "le": (operator.le, "at most")}
+BOUNDS["lt"] = (operator.lt, "below")
+"""How a setting may be bounded: whether a value keeps the bound, and the bound in words."""
+
+
+def setting(default: T, description: str, **bounds: float) -> T:
+    """A field of a configuration: its default, what it means, and its bounds (`BOUNDS`)."""
+    unknown = bounds.keys() - BOUNDS.keys()
+    if unknown:
+        raise TypeError(f"{', '.join(sorted(unknown))}: bounds are {', '.join(BOUNDS)}")
+    return field(default=default, metadata={"description": description, "bounds": bounds})
+
+
+def bounds_in_words(bounds: Mapping[str, float]) -> str:
+    """Bounds as people read them.
+
+    >>> bounds_in_words({"ge": 0, "le": 1}), bounds_in_words({"ge": 0, "lt": 1}), bounds_in_words({"gt": 0})
+    ('between 0 and 1', 'at least 0 and below 1', 'above 0')
+    """
+    if bounds.keys() == {"ge", "le"}:
+        return f"between {bounds['ge']:g} and {bounds['le']:g}"
+    return " and ".join(f"{BOUNDS[name][1]} {bound:g}" for name, bound in bounds.items())
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. The number of songs is not here: it belongs to the item table."""
+
+    name: str = setting("fuxi-beta", "the sequence model: one of those in fuxi_beta/models/")
+    dim: int = setting(50, "width of item vectors and of the residual stream, D", ge=1)
+    layers: int = setting(2, "number of blocks", ge=1)
+    heads: int = setting(
+        1, "number of heads; FuXi-beta's maps are shared by heads, which only order its channels", ge=1
+    )
+    ffn_multiply: int = setting(1, "hidden width of the MFFN as a multiple of `model.dim`", ge=1)
+    max_history: Plays = setting(200, "newest plays of a history that are a listener's context, N", ge=1)
+    dropout: Share = setting(0.2, "dropout rate", ge=0, le=0.9999)  # sixteen bits decide a channel
+    temporal: TemporalName = setting(
+        "pow", "FRAB's function of elapsed time; zero switches that map off (docs/model.md#functions-of-elapsed-time)"
+    )
+    content_channel: bool = setting(
+        False, "whether FuXi-beta's mixer has a channel by queries and keys, too (docs/model.md#further-channels)"
+    )
+    periodic_channel: bool = setting(
+        False, "whether it has a channel of waves of an hour, a day and a week, too (docs/model.md#further-channels)"
+    )
+    interval_channel: bool = setting(
+        False, "whether it has a channel by the times between plays, too (docs/model.md#further-channels)"
+    )
+    sparse_positions: Share = setting(
+        0.0,
+        "share of FuXi-beta's positional weights, the least important ones, that is removed after training "
+        "(docs/model.md#positions-left-out-after-training)",
+        ge=0,
+        lt=1,
+    )
+    hidden: int = setting(100, "width of the recurrent state of gru4rec and narm", ge=1)
+    position_margin: int = setting(
+        11, "how many positions and relative distances beyond `model.max_history` have weights of their own", ge=0
+    )
+    side: tuple[str, ...] = setting(
+        (),
+        "catalogue columns whose values have vectors that are added to the song's own, for example `[artist, genre]` "
+        "(docs/model.md#side-information)",
+    )
+    content: str | None = setting(
+        None, "catalogue column with a content vector of each song, of which a learned map is added"
+    )
 
     def __post_init__(self) -> None:
         _check_choices(self, "model", temporal=TemporalName)
-        _check_at_least_one(self, "model", "dim", "layers", "heads", "ffn_multiply", "max_history", "hidden")
+        _check_bounds(self, "model")
         if self.dim % self.heads:
             raise ValueError(f"model.heads is {self.heads}: it must divide model.dim ({self.dim})")
         for channel in CHANNELS:
@@ -53,8 +126,6 @@ class ModelConfig:
                     f"model.{channel} is on: fuxi-beta with temporal {' or '.join(FAST_TEMPORAL)} alone has it, "
                     f"not {self.name} with {self.temporal}"
                 )
-        if not 0 <= self.sparse_positions < 1:
-            raise ValueError(f"model.sparse_positions is {self.sparse_positions}: it must be at least 0 and below 1")
         if self.sparse_positions and (self.name != "fuxi-beta" or self.temporal not in FAST_TEMPORAL):
             raise ValueError(
                 f"model.sparse_positions is {self.sparse_positions}: fuxi-beta with temporal "
@@ -66,8 +137,6 @@ class ModelConfig:
                 raise ValueError(
                     f"model.side and model.content have {name!r} {columns.count(name)} times: name it once"
                 )
-        if not 0 <= self.dropout <= 0.9999:  # sixteen bits decide a channel
-            raise ValueError(f"model.dropout is {self.dropout}: it must be between 0 and 0.9999")
 
     def contains(self, other: "ModelConfig") -> bool:
         """Whether the weights of a model of another shape make one of this shape that computes the same.
@@ -88,50 +157,116 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is fitted. The batch size and every count are global: the number of workers changes no result."""
+    """How a model is fitted. Batch sizes and counts are global: the number of workers changes no result."""
 
-    protocol: Protocol = "next_day"  # which targets are held out, and what t_{i+1} is at a day's end
-    held_out: int = 1  # leave_one_out: newest plays kept from training: 0, 1, or 2 to validate on one of them
-    request_time: RequestTime = "true"  # leave_one_out: t_{i+1}, as it was, := t_i, or the next request hour
-    mode: Mode = "exclusive"  # what is listed and evaluated: songs that a listener never heard, or all
-    learn_from: LearnFrom = "plays"  # targets: every play, or the first listen of each song only
-    objective: Objective = (
-        "next_play"  # targets of a state: one play that follows, or the songs of the next day with plays
+    protocol: Protocol = setting(
+        "next_day",
+        "which targets are held out, and what the time of the next event is at a day's end (docs/model.md#protocols)",
     )
-    target_window: int = 1  # the target is one of so many plays that follow, drawn anew in each epoch; 1: the next
-    skip_weight: float = (
-        0.0  # of a skip among the plays that the target is drawn from, each of weight 1; 0: never drawn
+    held_out: Plays = setting(
+        1, "under leave_one_out: newest plays that are not trained on: 0, 1, or 2 to validate on one of them"
     )
-    random_windows: float = 0.0  # share of epochs in which a history longer than N has a random window, not the newest
-    min_completion: int = 30  # percent played below which an event is a skip: neither context nor target
-    epochs: int = 5
-    warm_start_epochs: int = 2  # epochs when weights come from the previous champion
-    incremental: bool = False  # a warm start has targets among the plays that its parent was not trained on, alone
-    min_steps: int = 0  # more epochs until so many steps are taken; of a warm start the same share as of its epochs
-    full_every_days: int = 0  # a day trains from nothing if the last full retrain is so many days ago; 0: when asked
-    batch_size: int = 128  # listeners a step, over all workers
-    batch_tokens: int = 0  # instead: about this many events a step, of histories of like length; 0: use batch_size
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.0
-    item_optimizer: Literal["adamw", "rowwise_adagrad"] = "rowwise_adagrad"
-    item_lr: float = 0.05  # learning rate of row-wise Adagrad; AdamW on items uses lr
-    item_eps: float = 1e-8
-    accumulator_decay: float = 0.5  # warm start multiplies Adagrad's accumulators by this
-    negatives: int = 128  # drawn for each target, with replacement
-    negatives_from: NegativesFrom = "uniform"  # all candidates alike, by plays, targets of the batch, or all of them
-    uniform_share: float = 0.5  # of the negatives by popularity or in_batch, drawn from all candidates alike
-    logq: bool = False  # logits of negatives are corrected for how often each song is drawn
-    temperature: float = 0.05
-    completion_weight: float = 0.0  # of the loss of a head that predicts whether the next event is skipped; 0: no head
-    ema: float = 0.0  # decay a step of the running average of all weights that is evaluated and exported; 0: off
-    min_listeners: int = 5  # songs with fewer distinct listeners are neither negatives nor candidates
-    capacity_margin: float = 0.10  # spare rows of the item table, for songs of the next days
-    checkpoint_every_steps: int = 200
-    lanes: int = 16  # row groups read in parallel, assigned to workers; more workers than lanes leaves some idle
-    seed: int = 1
-    precision: Precision = "fp32"  # of token-wise matrix products; "bf16" is faster where the hardware has it
-    compile: bool = False  # MFFN by torch.compile instead of C++ kernels: for GPUs, and CPUs without kernels
+    request_time: RequestTime = setting(
+        "true",
+        "under leave_one_out: the time of the predicted event that the model is told: the true one, that of the event "
+        "before (previous), or the next request hour (fixed-hour)",
+    )
+    mode: Mode = setting(
+        "exclusive", "what is recommended and evaluated: songs that the listener has never played (exclusive), or all"
+    )
+    learn_from: LearnFrom = setting(
+        "plays", "the targets: every play (plays), or only the first play of each song (first_listens)"
+    )
+    objective: Objective = setting(
+        "next_play",
+        "what a state predicts: one of the plays that follow (next_play), or the distinct songs of the next day with "
+        "plays, from the state at the end of the day before (next_day; docs/model.md#objective-and-negatives)",
+    )
+    target_window: Plays = setting(
+        1, "the target is one of so many plays that follow, drawn anew in each epoch; 1: the next play", ge=1
+    )
+    skip_weight: Share = setting(
+        0.0, "weight of a skip when the target is drawn, where a play has 1; 0: a skip is never a target", ge=0, le=1
+    )
+    random_windows: Share = setting(
+        0.0,
+        "share of epochs in which a history longer than `model.max_history` is read in a random window of it, not in "
+        "the newest one",
+        ge=0,
+        le=1,
+    )
+    min_completion: Percent = setting(30, "part of a song below which a play of it is a skip", ge=0, le=100)
+    epochs: Epochs = setting(5, "length of a training from random weights (cold start)", ge=1)
+    warm_start_epochs: Epochs = setting(
+        2, "length of a training that starts from the champion's weights (warm start)", ge=1
+    )
+    incremental: bool = setting(
+        False,
+        "whether a warm start takes its targets only from plays that its parent was not trained on "
+        "(docs/model.md#incremental-training)",
+    )
+    min_steps: Steps = setting(
+        0,
+        "more epochs than that are run until so many steps are taken; in a warm start, the same share of them as of "
+        "its epochs (docs/measurements/next-day.md#how-much-data-the-network-needs)",
+        ge=0,
+    )
+    full_every_days: Days = setting(
+        0,
+        "a day trains from random weights, on the whole history, if the last day that did is so long ago; 0: only when "
+        "a gate asks for it (docs/day.md#a-gate-that-cannot-creep)",
+        ge=0,
+    )
+    batch_size: Listeners = setting(128, "size of a batch, over all workers", ge=1)
+    batch_tokens: Plays = setting(
+        0, "size of a batch in plays, of histories of similar length, in place of `train.batch_size`; 0: off", ge=0
+    )
+    lr: float = setting(1e-3, "learning rate of AdamW", gt=0)
+    betas: tuple[float, float] = setting((0.9, 0.98), "betas of AdamW")
+    weight_decay: float = setting(0.0, "weight decay of AdamW", ge=0)
+    item_optimizer: Literal["adamw", "rowwise_adagrad"] = setting("rowwise_adagrad", "optimizer of the item table")
+    item_lr: float = setting(0.05, "learning rate of row-wise Adagrad; AdamW on the item table has `train.lr`", gt=0)
+    item_eps: float = setting(1e-8, "epsilon of row-wise Adagrad", gt=0)
+    accumulator_decay: float = setting(0.5, "a warm start multiplies the accumulators of Adagrad by this", ge=0)
+    negatives: Songs = setting(128, "negatives drawn for each target, with replacement", ge=1)
+    negatives_from: NegativesFrom = setting(
+        "uniform",
+        "how negatives are drawn: uniformly from all candidates (uniform), by their plays (popularity), from the "
+        "targets of the batch (in_batch), or every candidate is one, up to 50,000 of them (full)",
+    )
+    uniform_share: Share = setting(
+        0.5, "share of the negatives that is drawn uniformly under popularity and in_batch", ge=0, le=1
+    )
+    logq: bool = setting(False, "whether logits of negatives are corrected for how often each song is drawn (log-Q)")
+    temperature: float = setting(0.05, "temperature of the softmax", gt=0)
+    completion_weight: float = setting(
+        0.0,
+        "weight of the loss of a second head, which predicts whether the next event is skipped; 0: no such head "
+        "(docs/model.md#objective-and-negatives)",
+        ge=0,
+    )
+    ema: float = setting(
+        0.0,
+        "decay of the exponential moving average of all weights, which is then evaluated and exported; 0: the last "
+        "weights are",
+        ge=0,
+        le=0.99999,
+    )
+    min_listeners: Listeners = setting(
+        5, "a song with fewer distinct listeners is neither a negative nor a candidate", ge=0
+    )
+    capacity_margin: Share = setting(0.10, "spare rows of the item table, for songs of the next days", ge=0)
+    checkpoint_every_steps: Steps = setting(200, "distance between checkpoints", ge=1)
+    lanes: int = setting(
+        16, "parts into which the row groups are divided; each worker reads some, so more workers than parts idle", ge=1
+    )
+    seed: int = setting(1, "seed of everything that is random")
+    precision: Precision = setting(
+        "fp32", "number format of token-wise matrix products; bf16 is faster where the hardware has it"
+    )
+    compile: bool = setting(
+        False, "whether the MFFN runs by torch.compile in place of C++ kernels: for GPUs, and CPUs without kernels"
+    )
 
     def __post_init__(self) -> None:
         choices = {"objective": Objective, "negatives_from": NegativesFrom, "learn_from": LearnFrom}
@@ -140,19 +275,7 @@ class TrainConfig:
             raise ValueError(
                 f"train.held_out is {self.held_out}: it must be 0, 1, or 2 to validate on the second-newest"
             )
-        counts = ("epochs", "warm_start_epochs", "batch_size", "negatives", "checkpoint_every_steps", "lanes")
-        _check_at_least_one(self, "train", *counts, "target_window")
-        for name in ("batch_tokens", "min_steps", "full_every_days"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"train.{name} is {getattr(self, name)}: it must be 0 (off) or more")
-        for name in ("lr", "item_lr", "item_eps", "temperature"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"train.{name} is {getattr(self, name)}: it must be above 0")
-        if not 0 <= self.completion_weight < float("inf"):
-            raise ValueError(f"train.completion_weight is {self.completion_weight}: it must be 0 (off) or more")
-        for name, most in (("skip_weight", 1), ("random_windows", 1), ("uniform_share", 1), ("ema", 0.99999)):
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"train.{name} is {getattr(self, name)}: it must be between 0 and {most}")
+        _check_bounds(self, "train")
         if self.objective == "next_day":
             self._check_next_day()
 
@@ -183,19 +306,30 @@ class TrainConfig:
 class EvaluateConfig:
     """Which metrics are computed, and on which listeners."""
 
-    at: tuple[int, ...] = (10, 30, 50)  # cut-offs of the ranking metrics; next_day's headline is 30
-    max_listeners: int = 100_000  # a fixed hash sample above this
-    light_events: int = 50  # histories up to this long are "light" listeners, longer ones "heavy"
-    new_days: int = 7  # first heard of within this many days: "new"
-    popularity_days: int = 28  # window of the popularity baseline and of the fallback list
-    popularity_daily_cap: int = 200  # songs of one listener that count on one day; limits bots
-    batch_size: int = field(default=256)
-    baselines: tuple[BaselineName, ...] = ("markov", "item-knn", "ease")  # measured beside popularity every day
-    baseline_events: int = 20_000_000  # above so many stored plays item-kNN and EASE are left out: they are held whole
-    baseline_songs: int = 5_000  # above so many songs EASE is left out: its time grows with their cube
+    at: tuple[int, ...] = setting((10, 30, 50), "cut-offs k of the ranking metrics, for example of NDCG@k")
+    max_listeners: Listeners = setting(100_000, "of more listeners a fixed sample, by a hash, is measured", ge=1)
+    light_events: Plays = setting(
+        50, "a listener with a history up to this long is light, with a longer one heavy", ge=0
+    )
+    new_days: Days = setting(7, "a listener whose first play is at most so old is new", ge=0)
+    popularity_days: Days = setting(28, "window of the popularity baseline and of popular lists", ge=1)
+    popularity_daily_cap: Songs = setting(
+        200, "for how many songs of a day one listener counts in popularity, which limits bots", ge=1
+    )
+    batch_size: Listeners = setting(256, "measured at once", ge=1)
+    baselines: tuple[BaselineName, ...] = setting(
+        ("markov", "item-knn", "ease"), "measured on the same listeners every day, beside popularity"
+    )
+    baseline_events: Plays = setting(
+        20_000_000, "with more stored plays item-kNN and EASE are not fitted, which hold all of them in memory", ge=0
+    )
+    baseline_songs: Songs = setting(
+        5_000, "with more songs EASE is not fitted, whose time grows with the cube of their number", ge=0
+    )
 
     def __post_init__(self) -> None:
         _check_choices(self, "evaluate", baselines=BaselineName)
+        _check_bounds(self, "evaluate")
 
 
 def learn_from_before(mode: Mode) -> LearnFrom:
@@ -212,7 +346,8 @@ def _check_choices(config: object, section: str, **literals: object) -> None:
                 raise ValueError(f"{section}.{name} is {one!r}: it must be one of {', '.join(choices)}")
 
 
-def _check_at_least_one(config: object, section: str, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{section}.{name} is {getattr(config, name)}: it must be at least 1")
+def _check_bounds(config: Any, section: str) -> None:
+    for one in fields(config):
+        value, bounds = getattr(config, one.name), one.metadata["bounds"]
+        if not all(BOUNDS[name][0](value, bound) for name, bound in bounds.items()) or value == math.inf:
+            raise ValueError(f"{section}.{one.name} is {value}: it must be {bounds_in_words(bounds)}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXIT_BROKE_OFF = 1
 EXIT_REFUSED = 2
 EXIT_DEGRADED = 3
+PLAN_INDENT = 21
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
@@ -45,7 +46,7 @@ def _config_options(command: Command) -> Command:
 
 
 def _stage_options(command: Command) -> Command:
-    """--ds and how to run; the command gets `day` and `dry_run`."""
+    """--ds and how to run; the command gets `day` and `dry_run`, and how to print."""
 
     @click.option(
         "--ds",
@@ -67,9 +68,10 @@ def _stage_options(command: Command) -> Command:
             return
         if ds is None:
             raise click.UsageError("Missing option '--ds'.")
+        shown = {name: flags.pop(name) for name in ("as_json",) if name in flags}
         show = waiting if wait else None
         day = open_day(config, _serving_day(config, ds), create=not dry_run, wait=show, **flags)
-        command(day=day, dry_run=dry_run)
+        command(day=day, dry_run=dry_run, **shown)
 
     return with_day
 
@@ -150,13 +152,15 @@ def daily(day: "Day", dry_run: bool) -> None:
     """
     from jobs.daily import OPTIONAL_STAGES, other_settings, plan, run_day
     from jobs.runtime import attempt
+    from jobs.runtime.screen import screen
     from jobs.serving.baselines import POPULARITY
     from jobs.serving.serving_baseline import lists_of
     from jobs.status import backfill, out_of_date_before
 
     if dry_run:
+        shown = screen()
         for stage in plan(day):
-            click.echo(str(stage))
+            shown.say(str(stage), indent=PLAN_INDENT)
         for note in [*backfill(day), *other_settings(day), *out_of_date_before(day)]:
             click.echo(f"fuxi: {note}", err=True)
         return
@@ -179,21 +183,27 @@ def daily(day: "Day", dry_run: bool) -> None:
 def _stage_command(name: str, help_text: str, option: Decorator = lambda command: command) -> None:
     @cli.command(name, help=help_text)
     @_stage_options
+    @click.option("--json", "as_json", is_flag=True, help="Print all that the stage returned, as one JSON object.")
     @option
-    def run_one(day: "Day", dry_run: bool) -> None:
+    def run_one(day: "Day", dry_run: bool, as_json: bool) -> None:
+        from jobs.commands import stage_screen
         from jobs.daily import other_settings, plan, stage_function, wait_for_earlier
         from jobs.day import run_stage
         from jobs.runtime import attempt
+        from jobs.runtime.screen import screen
 
         if dry_run:
-            click.echo(str(next(stage for stage in plan(day) if stage.name == name)))
+            screen().say(str(next(stage for stage in plan(day) if stage.name == name)), indent=PLAN_INDENT)
             return
         attempt.follow(day)
         wait_for_earlier(day)
         result = run_stage(day, name, stage_function(name))
         for note in other_settings(day):
             click.echo(f"fuxi: {note}", err=True)
-        click.echo(json.dumps(result, indent=2, default=str))
+        if as_json:
+            click.echo(json.dumps(result, indent=2, default=str))
+        else:
+            stage_screen.render(day, name, result)
 
 
 _stage_command(
@@ -284,7 +294,7 @@ def _as_typed(context: click.Context) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @_config_options
 def diff(first: str, second: str, as_json: bool, config: "Config") -> None:
-    """Say how the lists of two days differ, and what is otherwise: plays, model, settings. Writes nothing.
+    """Say how the lists of two days differ, and what else does: plays, model, settings. Writes nothing.
 
     \b
     fuxi diff 2026-03-03 2026-03-04 --workspace ./workspace
@@ -452,8 +462,9 @@ def synth(context: click.Context, first_day: str, **options: Any) -> None:
     """Generate synthetic music logs with a catalogue, of any size, from a seed (docs/synthetic-logs.md).
 
     \b
-    fuxi synth --listeners 3000 --days 57                 every column, dirt and a known ceiling
-    fuxi synth --preset daily-recommendations --scale 0.1 a tenth of the paper's billion plays
+    fuxi synth --listeners 3000 --days 57      all columns, dirt, a known ceiling
+    fuxi synth --preset daily-recommendations --scale 0.1
+                                               a tenth of the paper's plays
 
     Run again, it continues where it stopped.
     """
@@ -618,11 +629,11 @@ def reproduce(**options: Any) -> None:
     with the runs that are missing.
 
     \b
-    fuxi reproduce ml-1m                                 Table 3 at 2 layers, and the sanity rows
-    fuxi reproduce ml-1m --table 5 --seeds 42,43,44      an ablation, three seeds
-    fuxi reproduce ml-1m --model fuxi-beta-large         one system of 8 layers
-    fuxi reproduce ml-1m --model fuxi-beta:sin           one of Table 6's functions of elapsed time
-    fuxi reproduce ml-1m --write results.md              tables and figures of everything that is finished
+    fuxi reproduce ml-1m                             Table 3 at 2 layers
+    fuxi reproduce ml-1m --table 5 --seeds 42,43,44  an ablation, three seeds
+    fuxi reproduce ml-1m --model fuxi-beta-large     one system of 8 layers
+    fuxi reproduce ml-1m --model fuxi-beta:sin       a function of Table 6
+    fuxi reproduce ml-1m --write results.md          what is finished, as tables
     """
     from jobs.reproduce import command
 
@@ -640,12 +651,28 @@ def doctor(workspace: str) -> None:
 
 
 @cli.command()
+@click.option(
+    "--describe",
+    metavar="[KEY]",
+    is_flag=False,
+    flag_value="",
+    help="Say what each key means, its type, unit, bounds and default; only of keys that begin with KEY.",
+)
 @_config_options
-def config(config: "Config") -> None:
-    """Print the configuration in force, every key with its value."""
-    import yaml
+def config(config: "Config", describe: str | None) -> None:
+    """Print the configuration in force, every key with its value.
 
-    click.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)
+    \b
+    fuxi config --describe                 every key, with what it means
+    fuxi config --describe train.          those of a section
+    """
+    from jobs.commands import describe as descriptions
+    from jobs.config import as_yaml
+
+    if describe is None:
+        click.echo(as_yaml(config, defaults=True), nl=False)
+    else:
+        descriptions.render(config, describe)
 
 
 @cli.command()
@@ -653,13 +680,17 @@ def config(config: "Config") -> None:
 @click.option("--listeners", default=3000, show_default=True)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For example train.epochs=3.")
 def demo(workspace: str, listeners: int, overrides: tuple[str, ...]) -> None:
-    """Generate eight weeks of logs and run two serving days; about three minutes on two cores."""
+    """Generate eight weeks of logs and run two serving days; about three minutes on two cores.
+
+    The workspace gets the configuration, daily.yaml, and logs of a week more: the last line says how to run the day
+    after. Run again, it skips what is done.
+    """
     from jobs.commands.demo import run_demo
 
     run_demo(workspace, listeners=listeners, overrides=overrides)
 
 
-SUPERVISED = ("daily", "sessionize", "hits", "train", "evaluate", "promote", "recommend", "report")
+SUPERVISED = ("demo", "daily", "sessionize", "hits", "train", "evaluate", "promote", "recommend", "report")
 """Commands whose work has a process of its own, and is begun again when something in it dies."""
 
 

@@ -16,9 +16,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fuxi_beta.config import (
     FAST_TEMPORAL,
+    Days,
     EvaluateConfig,
+    Hours,
     Kernels,
+    Mebibytes,
+    Minutes,
     ModelConfig,
+    Plays,
+    Seconds,
+    Share,
+    Songs,
     TrainConfig,
     learn_from_before,
 )
@@ -93,13 +101,15 @@ class Section(BaseModel):
 
 
 class CsvConfig(Section):
-    """How CSV files are written; `null_values` holds for the texts of every format."""
+    """How CSV files are written; `logs.csv.null_values` is for the texts of every format."""
 
-    separator: str = Field("auto", description="auto: the one of , tab ; | that finds the columns in the header")
-    quote: str = Field('"', description="around cells with separators or line ends; empty: none")
+    separator: str = Field(
+        "auto", description="one character; auto: the one of comma, tab, semicolon and bar that finds the columns"
+    )
+    quote: str = Field('"', description="around cells that contain separators or line ends; empty: none")
     escape: str = Field("", description="before a quote within a cell, for example a backslash (Spark, MySQL)")
-    null_values: tuple[str, ...] = Field(NULL_TEXTS, description="texts that stand for no value")
-    header: bool = Field(True, description="whether the first line has the columns' names")
+    null_values: tuple[str, ...] = Field(NULL_TEXTS, description="texts that stand for no value, in every format")
+    header: bool = Field(True, description="whether the first line has the names of the columns")
     columns: tuple[str, ...] = Field((), description="names of the columns, for files without a header")
 
     @model_validator(mode="after")
@@ -112,32 +122,42 @@ class CsvConfig(Section):
 
 
 class LogsConfig(Section):
-    """Where the play logs are and how their columns map onto ours."""
+    """Where the play logs are and what their columns are called (docs/own-logs.md)."""
 
     path: str = Field(
-        "", description="folder of ds=YYYY-MM-DD/ folders by landing day, or a Delta table; local or s3://"
+        "",
+        description="folder with a `ds=YYYY-MM-DD/` folder for each landing day, the date on which the files in it "
+        "arrived; or a Delta table; local or `s3://`",
     )
-    format: Literal["auto", *FORMATS] = Field("auto", description="auto: by file ending")  # type: ignore[valid-type]
+    format: Literal["auto", *FORMATS] = Field("auto", description="auto: by the endings of the files")  # type: ignore[valid-type]
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="our column -> the logs' column, for example {user_id: listener, timestamp: played_at}",
+        description="our column: the logs' column, for example `{user_id: listener, timestamp: played_at}`",
     )
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
-        "auto", description="of times that are numbers; auto: by the size of a landing day's first values"
+        "auto", description="unit of times that are numbers; auto: by the size of the first values of a landing day"
     )
     partition: str | tuple[str, ...] = Field(
-        DS, description="key of the folders that is the landing day, or several: [year, month, day]"
+        DS,
+        description="key of the folders whose value is the landing day; or three keys, for example "
+        "`[year, month, day]`",
     )
     csv: CsvConfig = CsvConfig()  # type: ignore[call-arg]
-    catalogue: str = Field("", description="folder of the optional catalogue table (item_id, title, artist_id, ...)")
+    catalogue: str = Field(
+        "", description="folder of the optional catalogue table (item_id, title, artist_id, artist, ...)"
+    )
     catalogue_columns: dict[str, str] = Field(
         default_factory=dict,
-        description="our column -> the catalogue's, for example {title: name}; item_id: see columns",
+        description="our column: the catalogue's, for example `{title: name}`; item_id is named by `logs.columns`",
     )
     play_events: tuple[str, ...] = Field(("play",), description="values of event_type that are plays")
-    other_events: tuple[str, ...] = Field(("like", "pause", "seek"), description="known event types that are ignored")
-    max_late_days: int = Field(60, ge=0, description="events older than this on their landing day are rejected")
-    max_rejected_share: float = Field(0.25, ge=0, le=1, description="a day with more rejected rows is refused")
+    other_events: tuple[str, ...] = Field(
+        ("like", "pause", "seek"), description="values of event_type that are known and ignored"
+    )
+    max_late_days: Days = Field(60, ge=0, description="events that are older when they land are rejected")
+    max_rejected_share: Share = Field(
+        0.25, ge=0, le=1, description="a day with a larger share of rejected rows is refused"
+    )
 
     @property
     def partition_keys(self) -> tuple[str, ...]:
@@ -163,27 +183,29 @@ class LogsConfig(Section):
 
 
 class QualityConfig(Section):
-    """When a day's input is refused; docs/data-quality.md. A share is between 0 and 1, and may equal its bound."""
+    """When a day's input is refused (docs/data-quality.md). A value may equal its bound."""
 
     min_volume_ratio: float = Field(
-        0.5, ge=0, le=1, description="least plays a landing day, as a multiple of the median of the last published days"
+        0.5, ge=0, le=1, description="least plays per landing day, relative to the median of the last published days"
     )
-    max_volume_ratio: float = Field(3.0, ge=1, description="most plays a landing day, as a multiple of that median")
-    trailing_days: int = Field(28, ge=3, le=365, description="published days that say what is usual; 3 are needed")
-    max_unknown_song_share: float = Field(
-        0.5, ge=0, le=1, description="plays of songs without an index before the day; not judged on a first build"
+    max_volume_ratio: float = Field(3.0, ge=1, description="most plays per landing day, relative to that median")
+    trailing_days: Days = Field(
+        28, ge=3, le=365, description="published days of which the median is taken; at least 3 must be there"
     )
-    max_age_s: int = Field(172_800, ge=1, description="seconds from the newest valid play to ds 00:00")
-    max_null_share: float = Field(0.2, ge=0, le=1, description="rows without a value in a required column")
+    max_unknown_song_share: Share = Field(
+        0.5, ge=0, le=1, description="plays of songs that were not known before the day; not checked on a first build"
+    )
+    max_age_s: Seconds = Field(172_800, ge=1, description="from the newest valid play to the start of the serving day")
+    max_null_share: Share = Field(0.2, ge=0, le=1, description="rows without a value in a required column")
     max_null_shares: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
-        default_factory=dict, description="the same for columns of their own bound, for example {play_ms: 0.4}"
+        default_factory=dict, description="the same for single columns, for example `{play_ms: 0.4}`"
     )
-    max_null_rise: float = Field(
-        0.25, ge=0, le=1, description="how much above their median nulls of an optional column may be"
+    max_null_rise: Share = Field(
+        0.25, ge=0, le=1, description="how far the share of nulls of an optional column may be above its median"
     )
-    max_duplicate_share: float = Field(0.3, ge=0, le=1, description="accepted plays that were there already")
-    min_plays: int = Field(
-        200, ge=0, description="of a service with fewer plays a landing day only rejected rows are judged"
+    max_duplicate_share: Share = Field(0.3, ge=0, le=1, description="accepted plays that were stored already")
+    min_plays: Plays = Field(
+        200, ge=0, description="with fewer plays per landing day only plays and rejected rows are checked"
     )
 
     @field_validator("max_null_shares")
@@ -197,40 +219,48 @@ class QualityConfig(Section):
 
 
 class SequencesConfig(Section):
-    """How listeners' histories are kept."""
+    """How histories are kept. Time zone, buckets and types of ids are fixed for the life of a workspace."""
 
-    timezone: str = "UTC"
-    buckets: int = Field(256, description="user buckets, a power of two; fixed for the life of a workspace")
-    max_history: int = Field(2000, ge=1, description="newest events kept per listener")
-    row_group_events: int = Field(1_000_000, ge=1, description="events in a row group of a shard; training reads these")
-    max_increments: int = Field(7, ge=0, description="days laid over a bucket before it is rewritten; 0: none")
-    check_digests: bool = Field(
-        False, description="compare each shard with its SHA-256 before it is read; its size and pages always are"
+    timezone: str = Field("UTC", description="IANA name of the time zone in which days begin")
+    buckets: int = Field(256, description="number of hash buckets of listeners, a power of two")
+    max_history: Plays = Field(2000, ge=1, description="newest plays that are kept of a listener")
+    row_group_events: Plays = Field(
+        1_000_000, ge=1, description="in a row group of a shard, the unit in which training reads"
     )
-    session_gap_s: int = Field(1800, ge=1, description="a longer pause starts a new session")
-    user_id_type: Literal["int64", "string"] = "int64"
-    item_id_type: Literal["int64", "string"] = "int64"
+    max_increments: Days = Field(
+        7, ge=0, description="increments that a bucket may have before it is rewritten; 0: it is rewritten every day"
+    )
+    check_digests: bool = Field(
+        False,
+        description="whether each shard is compared with its SHA-256 before it is read, once a process; its size and "
+        "the checksums of its pages always are (docs/workspace.md#damage)",
+    )
+    session_gap_s: Seconds = Field(1800, ge=1, description="a longer pause starts a new session")
+    user_id_type: Literal["int64", "string"] = Field("int64", description="type of the listeners' ids")
+    item_id_type: Literal["int64", "string"] = Field("int64", description="type of the songs' ids")
 
 
 class GatesConfig(Section):
-    """When a challenger may serve, and when a baseline serves instead of a model."""
+    """When a challenger may serve, and when a baseline does in its place (docs/day.md#gates)."""
 
-    metric: str = "ndcg_30"
+    metric: str = Field("ndcg_30", description="metric by which is decided")
     margin: float = Field(0.05, ge=0, description="relative loss against the champion that is tolerated")
-    best_of_days: int = Field(
+    best_of_days: Days = Field(
         28,
         ge=1,
-        description="more than twice the margin below the best of so many days is refused; each day's value counts "
-        "relative to the baselines of that day",
+        description="a challenger that is more than twice the margin below the best of so many days is refused; each "
+        "day's value is taken relative to the baselines of that day",
     )
     floor: float = Field(
         0.95,
         ge=0,
-        description="least share of the last full retrain's value on the same listeners; below it a challenger is "
-        "refused and the next training is a full retrain",
+        description="least value relative to that of the last full retrain on the same listeners; a challenger below "
+        "it is refused, and the next training starts from random weights",
     )
     serve_baseline: bool = Field(
-        True, description="a baseline that is better than the model beyond noise serves the day instead"
+        True,
+        description="whether a baseline that is significantly better than the model serves the day "
+        "(docs/day.md#never-worse-than-a-baseline)",
     )
 
 
@@ -238,82 +268,105 @@ class ServingConfig(Section):
     """When lists are requested."""
 
     request_hour: int = Field(
-        REQUEST_HOUR, ge=0, le=23, description="hour in sequences.timezone at which a day's lists are requested"
+        REQUEST_HOUR,
+        ge=0,
+        le=23,
+        description="hour of the day, in `sequences.timezone`, at which the day's lists are requested; an exported "
+        "model keeps the hour that it was trained for",
     )
 
 
 class RecommendConfig(Section):
-    """The daily list and the audit before it is published."""
+    """The daily list, and the audit before it is published."""
 
-    k: int = Field(30, ge=1)
-    reasons: int = Field(2, ge=0, description="plays that are named as the reasons of a song; 0: none")
-    active_days: int = Field(365, ge=1, description="listeners without an event for longer get no list")
-    serve_stale: bool = Field(True, description="publish from the last good sequences when a day's input is refused")
-    max_listener_drop: float = Field(0.5, description="audit: largest allowed fall of listeners against yesterday")
-    max_fallback_share: float = Field(0.5, description="audit: largest allowed share of popular lists")
-    min_coverage: float = Field(0.01, description="audit: least share of eligible songs in any list")
-    max_top_share: float = Field(0.9, description="audit: largest share of lists one song may be in")
-    max_empty_share: float = Field(0.05, ge=0, le=1, description="audit: largest share of lists without a song")
-    max_short_share: float | None = Field(
-        None, ge=0, le=1, description="audit: largest share of lists with fewer songs than k; null: any"
+    k: Songs = Field(30, ge=1, description="length of a list")
+    reasons: Plays = Field(2, ge=0, description="named as the reasons of a song; 0: none (docs/lists.md#reasons)")
+    active_days: Days = Field(365, ge=1, description="a listener without a play for longer gets no list of their own")
+    serve_stale: bool = Field(
+        True, description="whether lists are made from the last good histories when a day's input is refused"
     )
-    max_overlap: float = Field(
+    max_listener_drop: Share = Field(
+        0.5, description="audit: largest drop of the number of listeners from the day before"
+    )
+    max_fallback_share: Share = Field(0.5, description="audit: largest share of lists of popular songs")
+    min_coverage: Share = Field(0.01, description="audit: least share of the eligible songs that are in any list")
+    max_top_share: Share = Field(0.9, description="audit: largest share of lists that one song may be in")
+    max_empty_share: Share = Field(0.05, ge=0, le=1, description="audit: largest share of lists without a song")
+    max_short_share: Share | None = Field(
+        None, ge=0, le=1, description="audit: largest share of lists with fewer songs than `recommend.k`; null: any"
+    )
+    max_overlap: Share = Field(
         0.9, ge=0, le=1, description="audit: largest mean share of a list that was in the listener's list before"
     )
-    min_artists: float | None = Field(None, ge=0, description="audit: least mean number of artists a list; null: any")
-    max_artist_share: float | None = Field(
-        None, ge=0, le=1, description="audit: largest mean share of a list by its commonest artist; null: any"
+    min_artists: float | None = Field(None, ge=0, description="audit: least mean number of artists per list; null: any")
+    max_artist_share: Share | None = Field(
+        None, ge=0, le=1, description="audit: largest mean share of a list by its most frequent artist; null: any"
     )
-    min_novelty: float | None = Field(None, ge=0, description="audit: least mean novelty of a song, bits; null: any")
+    min_novelty: float | None = Field(
+        None, ge=0, description="audit: least mean novelty of a listed song, in bits; null: any"
+    )
     max_gini: float | None = Field(
         None, ge=0, le=1, description="audit: largest Gini coefficient of lists by song; null: any"
     )
 
 
 class SegmentRules(Section):
-    """What is otherwise for the listeners of a segment; what is not given is as for everybody."""
+    """The rules that differ for the listeners of a segment; what is not given is as for everybody."""
 
-    explicit: bool | None = None
-    max_per_artist: Annotated[int, Field(ge=0)] | Literal["auto"] | None = None
-    new_releases: int | None = Field(None, ge=0)
-    popularity_dampening: float | None = Field(None, ge=0)
-    explore: int | None = Field(None, ge=0)
+    explicit: bool | None = Field(None, description="as `rules.explicit`")
+    max_per_artist: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
+        None, description="as `rules.max_per_artist`"
+    )
+    new_releases: int | None = Field(None, ge=0, description="as `rules.new_releases`")
+    popularity_dampening: float | None = Field(None, ge=0, description="as `rules.popularity_dampening`")
+    explore: int | None = Field(None, ge=0, description="as `rules.explore`")
 
 
 class RulesConfig(Section):
-    """Which songs may stand in a list: docs/lists.md has an example of each."""
+    """Which songs may be in a list (docs/lists.md has an example of each rule)."""
 
     heard_days: Annotated[int, Field(ge=0)] | Literal["ever", "auto"] = Field(
-        "auto", description="no song heard in so many days; auto: ever where train.mode is exclusive, else 0"
+        "auto",
+        description="no song that the listener played in so many days, or ever; auto: ever where `train.mode` is "
+        "exclusive, else 0",
     )
-    listed_days: int = Field(7, ge=0, le=60, description="no song of the listener's lists of so many days before")
+    listed_days: Days = Field(7, ge=0, le=60, description="no song of the listener's lists of so many days before")
     one_version: bool | Literal["auto"] = Field(
-        "auto", description="songs of one work_id count as one; auto: where the catalogue has the column"
+        "auto", description="whether songs with one work_id count as one; auto: if the catalogue has that column"
     )
     max_per_artist: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="songs by one artist; 0: any number; auto: 2 where the catalogue has artist_id"
+        "auto", description="most songs by one artist; 0: any number; auto: 2 if the catalogue has artist_id"
     )
-    space_artists: bool = Field(True, description="no two neighbours by one artist where that can be helped")
-    explicit: bool = Field(True, description="whether songs may be listed that the catalogue calls explicit")
+    space_artists: bool = Field(
+        True, description="whether songs by one artist are moved apart where the list allows it"
+    )
+    explicit: bool = Field(True, description="whether songs that the catalogue marks as explicit may be listed")
     song_lists: str = Field(
-        "", description="table of songs and artists that are blocked, or the only ones allowed, for all or a segment"
+        "",
+        description="table of songs and artists that are blocked, or the only ones allowed, for everybody or a segment",
     )
     feedback: str = Field("", description="table of likes and dislikes of songs and artists by listeners")
     listeners: str = Field("", description="table of listeners and their segments")
     segments: dict[str, SegmentRules] = Field(
-        default_factory=dict, description="segment: what is otherwise for it, for example {kids: {explicit: false}}"
+        default_factory=dict,
+        description="segment: the rules that differ for it, for example `{kids: {explicit: false}}`; it may have "
+        "explicit, max_per_artist, new_releases, popularity_dampening and explore",
     )
-    new_releases: int = Field(0, ge=0, description="songs of the last new_release_days that come first")
-    new_release_days: int = Field(30, ge=1)
+    new_releases: Songs = Field(
+        0, ge=0, description="released in the last `rules.new_release_days` days that come first in a list"
+    )
+    new_release_days: Days = Field(30, ge=1, description="a song is a new release for so long")
     new_release_min_score: float = Field(0.0, description="score that a new release needs to come first")
     popularity_dampening: float = Field(
         0.0, ge=0, description="what the most popular song loses of its score; others lose less"
     )
-    max_known_share: float = Field(1.0, ge=0, le=1, description="share of songs that the listener has heard")
-    explore: int = Field(0, ge=0, description="places of a list whose songs are drawn at random")
-    explore_pool: int = Field(200, ge=1, description="... from so many songs behind the list")
-    explore_seed: int = 0
-    max_rejected_share: float = Field(
+    max_known_share: Share = Field(
+        1.0, ge=0, le=1, description="most songs of a list that the listener has played, where lists may repeat songs"
+    )
+    explore: Songs = Field(0, ge=0, description="of a list that are drawn at random, to explore")
+    explore_pool: Songs = Field(200, ge=1, description="next in the ranking after the list, from which they are drawn")
+    explore_seed: int = Field(0, description="seed of that draw: another one draws other songs")
+    max_rejected_share: Share = Field(
         0.25, ge=0, le=1, description="a table of rules with more rows that cannot be used is refused"
     )
 
@@ -333,10 +386,15 @@ class RulesConfig(Section):
 
 
 class MaintainConfig(Section):
-    """How the Delta tables are kept small; docs/maintain.md."""
+    """How the Delta tables are kept small (docs/maintain.md)."""
 
-    every_days: int = Field(7, ge=0, description="`fuxi daily` does it on every so manieth ds, 7: Sundays; 0: never")
-    retention_hours: int = Field(168, description="versions of tables and files of killed runs stay so long; 48 to 720")
+    every_days: Days = Field(
+        7, ge=0, description="how often `fuxi daily` maintains the tables; 7: on Sundays; 0: never"
+    )
+    retention_hours: Hours = Field(
+        168,
+        description="how long earlier versions of the tables and files of killed runs are kept; 48 to 720",
+    )
 
     @field_validator("retention_hours")
     @classmethod
@@ -349,58 +407,69 @@ class MaintainConfig(Section):
 
 
 class RetainConfig(Section):
-    """How many days are kept of what a workspace stores; 0: all of them. docs/workspace.md says what is lost."""
+    """For how many days is kept what a workspace stores, counted back from the newest; 0 keeps all.
+
+    `fuxi retain` deletes the rest (docs/workspace.md#when-it-may-be-deleted).
+    """
 
     in_daily: bool = Field(
-        False, description="`fuxi daily` applies the bounds after its report; else `fuxi retain` does"
+        False, description="whether `fuxi daily` applies these bounds after its report, too; `fuxi retain` always does"
     )
-    scratch_days: int = Field(7, ge=0, description="checkpoints and exports of finished trainings")
-    sequences_days: int = Field(0, ge=0, description="shards that no kept day reads")
-    lists_days: int = Field(0, ge=0, description="lists; at least 8, and more than rules.listed_days")
-    quarantine_days: int = Field(0, ge=0, description="rejected rows")
-    reports_days: int = Field(0, ge=0, description="pages")
-    models_days: int = Field(0, ge=0, description="versions that serve no day with a run record, and are no alias")
-    runs_days: int = Field(0, ge=0, description="run records and markers; more than gates.best_of_days")
+    scratch_days: Days = Field(7, ge=0, description="checkpoints and exports of finished trainings")
+    sequences_days: Days = Field(0, ge=0, description="shards that no kept day reads")
+    lists_days: Days = Field(0, ge=0, description="lists; at least 8, and more than `rules.listed_days`")
+    quarantine_days: Days = Field(0, ge=0, description="rejected rows")
+    reports_days: Days = Field(0, ge=0, description="the pages of the days")
+    models_days: Days = Field(
+        0, ge=0, description="model versions that serve no day with a run record and have no alias"
+    )
+    runs_days: Days = Field(0, ge=0, description="run records and stage markers; more than `gates.best_of_days`")
 
 
 class ClusterConfig(Section):
-    """Engines. The defaults run everything on this machine and listen on loopback only."""
+    """Spark and Ray. The defaults run everything on this machine and listen on loopback only."""
 
-    spark_master: str = Field("", description="where Spark runs; empty: where spark-submit says, else local[*]")
-    spark_driver_memory: str = "1g"
-    spark_options: dict[str, str] = Field(default_factory=dict, description="passed to Spark as they are")
-    ray_address: str = Field("local", description='"local", or the address of a running cluster')
-    ray_object_store_mb: int = 512
-    train_workers: int = Field(1, ge=1)
-    train_cpus_per_worker: int = Field(1, ge=1)
-    train_gpus_per_worker: int = Field(0, ge=0)
+    spark_master: str = Field("", description="master of Spark; empty: as spark-submit says, else `local[*]`")
+    spark_driver_memory: str = Field("1g", description="heap of Spark's driver, as Spark writes it")
+    spark_options: dict[str, str] = Field(default_factory=dict, description="options that are passed to Spark")
+    ray_address: str = Field("local", description="address of a running Ray cluster; local: one is started here")
+    ray_object_store_mb: Mebibytes = Field(512, description="memory of the object store of a local Ray")
+    train_workers: int = Field(1, ge=1, description="number of training processes")
+    train_cpus_per_worker: int = Field(1, ge=1, description="cores, and threads, of each of them")
+    train_gpus_per_worker: int = Field(0, ge=0, description="GPUs of each of them")
     recommend_gpus_per_task: float = Field(
-        0.0, ge=0, le=1, description="share of a GPU that a task of the daily list takes; 0: none"
+        0.0, ge=0, le=1, description="part of a GPU that a task of the daily lists takes; 0: it runs on CPUs"
     )
-    max_failures: int = Field(3, ge=0, description="worker deaths a training run survives")
-    stall_minutes: float = Field(
-        30.0, ge=0, description="a stage without any progress for so long is ended and begun again; 0: never"
+    max_failures: int = Field(3, ge=0, description="number of worker deaths that a training survives")
+    stall_minutes: Minutes = Field(
+        30.0, ge=0, description="a stage without any progress for so long is ended and started again; 0: never"
     )
     stage_retries: int = Field(
-        2, ge=0, description="how often a command begins a stage again after a process died or it stood still"
+        2, ge=0, description="how often a command starts a stage again after a process died or it stood still"
     )
     kernels: Kernels = Field(
-        "auto", description="operators of the model: the fastest there is, plain torch, or one kind or failure"
+        "auto",
+        description="implementation of the model's operators: the fastest there is (auto), plain PyTorch (reference), "
+        "or only the C++ (cpu) or Triton (triton) kernels, and an error without them",
     )
 
 
 class MlflowConfig(Section):
     """The model registry."""
 
-    tracking_uri: str = Field("", description="empty: sqlite beside a local workspace; required for s3:// workspaces")
-    model_name: str = "fuxi-beta-daily"
+    tracking_uri: str = Field(
+        "", description="MLflow server; empty: a SQLite file in a local workspace; required for `s3://` workspaces"
+    )
+    model_name: str = Field("fuxi-beta-daily", description="name of the experiment and of the registered model")
 
 
 class Config(Section):
     """All sections."""
 
-    workspace: str = "./workspace"
-    deterministic: bool = Field(True, description="same inputs, same lists, bit by bit, at equal worker counts")
+    workspace: str = Field("./workspace", description="where everything is stored: a folder or `s3://bucket/prefix`")
+    deterministic: bool = Field(
+        True, description="whether the same inputs give the same lists, bit by bit, with the same number of workers"
+    )
     logs: LogsConfig = LogsConfig()  # type: ignore[call-arg]
     quality: QualityConfig = QualityConfig()  # type: ignore[call-arg]
     sequences: SequencesConfig = SequencesConfig()  # type: ignore[call-arg]
@@ -495,6 +564,11 @@ def load_config(
     return config
 
 
+def as_yaml(config: Config, *, defaults: bool = False) -> str:
+    """A configuration as a file that `load_config` reads. defaults: with the settings that have their default."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=not defaults), sort_keys=False)
+
+
 def _check_model(config: Config) -> None:
     """Refuse an unknown model, or options that it does not offer, before any stage runs."""
     model, train = config.model, config.train
@@ -580,8 +654,12 @@ def _check_key(key: str, valid: Collection[str], *, prefix: str, source: str) ->
         return
     if new := RENAMED.get(f"{prefix}{key}"):
         raise InputError(f"{source}: {prefix}{key} is now called {new}: rename it")
-    near = difflib.get_close_matches(str(key), list(valid), n=1, cutoff=0.0)
-    raise InputError(f"{source}: unknown key {prefix}{key}: did you mean {prefix}{near[0]}?")
+    raise InputError(f"{source}: unknown key {prefix}{key}: did you mean {prefix}{nearest(key, valid)}?")
+
+
+def nearest(key: str, valid: Collection[str]) -> str:
+    """The valid key that is spelt most like one."""
+    return difflib.get_close_matches(str(key), list(valid), n=1, cutoff=0.0)[0]
 
 
 def _keys(section: Any) -> Collection[str] | None:

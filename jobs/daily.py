@@ -27,7 +27,7 @@ from jobs.retention import retain
 from jobs.runtime import attempt, deaths, failures
 from jobs.runtime.console import log
 from jobs.stage_inputs import STAGE_INPUTS, all_before
-from jobs.status import backfill, out_of_date_before
+from jobs.status import backfill, out_of_date_before, served_by
 from jobs.tables.maintenance import maintain
 from pipelines import progress
 from pipelines.errors import BusyError, InputError
@@ -99,6 +99,7 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
             except InputError as error:
                 _report_refusal(day, name, error, stages)
                 raise
+        _say_published(day, result)
         if maintenance_due(day):
             _maintain(day)
         if day.config.retain.in_daily:
@@ -106,6 +107,15 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
         result.notes = [*before, *other_settings(day), *out_of_date_before(day)]
     result.seconds = dict(day.timings)
     return result
+
+
+def _say_published(day: Day, result: DayResult) -> None:
+    """Which day has lists, how many and of what; of a day on which nothing was left to run, too."""
+    lists = result.stages.get("recommend", {}).get("listeners")
+    before = all(done.get("skipped") for done in result.stages.values()) and not result.failures
+    said = "published before, nothing to do" if before else "published"
+    served = served_by(day, result.stages) or ""
+    log(said, ds=day.ds, lists=f"{lists or 0:,}", served_by=f"version {served}" if served.isdigit() else served)
 
 
 def wait_for_earlier(day: Day) -> None:
@@ -156,7 +166,10 @@ def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:
         result.failures[name] = redact(line)
     else:
         result.stages[name] = done
-        log(f"{name} {'already done' if done.get('skipped') else 'done'}", seconds=round(day.timings[name], 1))
+        if not done.get("skipped"):
+            log(f"{name} done", seconds=round(day.timings[name], 1))
+        elif day.must_run("report"):  # else all are, which one line says
+            log(f"{name} already done")
     if name in result.failures:
         if day.has_record:
             day.note_failure(name, result.failures[name])
@@ -256,9 +269,8 @@ class PlannedStage:
     why: str
 
     def __str__(self) -> str:
-        """One line of at most 80 columns."""
-        line = f"{self.name:<12} {'to run' if self.runs else 'done':<7} {self.why}".rstrip()
-        return line if len(line) <= 80 else f"{line[:77]}..."
+        """One line."""
+        return f"{self.name:<12} {'to run' if self.runs else 'done':<7} {self.why}".rstrip()
 
 
 def plan(day: Day) -> list[PlannedStage]:

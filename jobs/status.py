@@ -122,7 +122,7 @@ def _begun_again(day: Day, stage: str) -> bool:
 
 
 def out_of_date(day: Day) -> Iterator[str]:
-    """What a day was made from that is otherwise by now, because an earlier day was run again or later than it.
+    """What a day was made from that has changed by now, because an earlier day was run again or later than it.
 
     Such a day is right for what was known then, and stays as it is; run again with `--refresh-inputs`, it is made from
     what there is now.

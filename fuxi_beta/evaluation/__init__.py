@@ -1,1 +1,1 @@
-"""Protocols, ranking metrics, and whether two systems can be told apart."""
+"""Protocols, ranking metrics, and whether two systems differ significantly."""

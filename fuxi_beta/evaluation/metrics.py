@@ -38,7 +38,7 @@ class Metric:
 
     of_lists: of ranked lists at cut-off k. of_ranks: of the rank of one relevant song (float [B], 1 = first, halves
     between ties) at cut-off k. Each returns float [B]; without one, the metric is not measured there. title: in tables
-    for people. more_is_better: whether the report sets off the largest value. at_cut_offs: whether there is a value for
+    for people. more_is_better: whether the largest value is the best one. at_cut_offs: whether there is a value for
     each cut-off, or one of the whole list (k is 0 then).
     """
 

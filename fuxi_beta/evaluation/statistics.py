@@ -1,8 +1,8 @@
 """Is one system better than another? Intervals over listeners and over seeds, and agreement of two orders.
 
 A metric differs between seeds of one system by as much as between systems, and between listeners by far more: on 3,000
-listeners a difference of NDCG@10 below about .010 is commonly none. What can be told apart depends on the listeners,
-the seeds and how alike two systems are, so the interval decides here and no constant does.
+listeners a difference of NDCG@10 below about .010 is commonly none. Which differences are significant depends on the
+listeners, the seeds and how alike two systems are, so the interval decides here and no constant does.
 
 Shapes: `S` seeds of one system, `U` listeners.
 """

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from jobs.daily import PlannedStage, plan
 from jobs.day import STAGES, Day, noting_at_stop
 from jobs.runtime.console import log
+from jobs.runtime.screen import screen
 from jobs.status import DayFigures, day_figures
 from pipelines import leases, storage
 from pipelines.errors import InputError
@@ -124,31 +125,26 @@ def plans(days: Sequence[dt.date], open_day: OpenDay) -> Iterator[tuple[dt.date,
 
 def render_plan(planned: Sequence[tuple[dt.date, list[PlannedStage]]]) -> None:
     """Print a line a day."""
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
+    shown = screen()
     for ds, stages in planned:
         to_run = [stage.name for stage in stages if stage.runs]
-        console.print(f"{ds}  to run: {', '.join(to_run)}" if to_run else f"{ds}  done")
+        shown.say(f"{ds}  to run: {', '.join(to_run)}" if to_run else f"{ds}  done", indent=12)
 
 
 def render(done: Sequence[BackfilledDay], asked: int) -> None:
     """Print a row a day, and how to go on."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    console = Console(highlight=False, soft_wrap=True)
-    numbers = (Column(name, justify="right") for name in ("Seconds", "Lists", "Served by"))
-    table = Table("Day", "State", *numbers)
+    shown, numbers, rows = screen(), ("Seconds", "Lists", "Served by"), []
     for day in done:
         figures = day.figures
         listeners = f"{figures.listeners:,}" if figures and figures.listeners is not None else ""
         served = (figures.served_by or "") if figures else ""
-        table.add_row(str(day.ds), day.state, f"{day.seconds:,.1f}", listeners, served)
-    console.print(table)
+        rows.append((str(day.ds), day.state, f"{day.seconds:,.1f}", listeners, served))
+    shown.table(("Day", "State", *numbers), rows, right=numbers, wrapped=("Served by",))
     for day in done:
         if day.why:
-            console.print(f"{day.ds}: {day.why}")
+            shown.say(f"{day.ds}: {day.why}", indent=12)
     if left := asked - len(done):
         plural = "" if left == 1 else "s"
-        console.print(f"{left} day{plural} after it not begun: repair the day and run again, or give --keep-going")
+        shown.say(
+            f"{left} day{plural} after it not begun: repair the day and run again, or give --keep-going", indent=2
+        )

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from jobs.config import Config
 from jobs.day import Day, RunRecord
 from jobs.runtime.console import progress
+from jobs.runtime.screen import screen
 from jobs.serving.baselines import LABELS
 from jobs.stage_inputs import differences
 from jobs.tables.published_lists import PublishedLists, published_lists
@@ -55,7 +56,7 @@ class ListDiff:
 
     before: dt.date
     after: dt.date
-    causes: list[str]  # what is otherwise, in words
+    causes: list[str]  # what else differs, in words
     only_before: int = 0  # listeners with a list on one of them
     only_after: int = 0
     changed: dict[str, Changed] = field(default_factory=lambda: {PLAYED: Changed(), SILENT: Changed()})
@@ -87,7 +88,7 @@ def run(config: Config, first: dt.date, second: dt.date) -> ListDiff:
 
 
 def causes(before: Day, after: Day) -> list[str]:
-    """What of plays, model and settings is otherwise on the later day, in words."""
+    """What of plays, model and settings differs on the later day, in words."""
     if not (before.has_record and after.has_record):
         return ["a run record is gone: what the lists were made from is not known"]
     return [*_other_plays(before, after), *_other_model(before.record, after.record), *_other_settings(before, after)]
@@ -185,20 +186,16 @@ def _songs(rows: pa.Table, taken: np.ndarray) -> list[np.ndarray]:
 
 
 def render(found: ListDiff) -> None:
-    """Print what is otherwise, and a row for each group of listeners."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"Lists of {found.after} beside those of {found.before}", style="bold")
-    for cause in found.causes or ["nothing that lists are made from is otherwise"]:
-        console.print(f"  {cause}")
-    names = ("Listeners", "Same list", "Reordered", "Songs kept")
-    table = Table("On both days", *(Column(name, justify="right") for name in names))
+    """Print what else differs, and a row for each group of listeners."""
+    shown, numbers, rows = screen(), ("Listeners", "Same list", "Reordered", "Songs kept"), []
+    shown.say(f"Lists of {found.after} beside those of {found.before}", style="bold")
+    for cause in found.causes or ["nothing that lists are made from differs"]:
+        shown.say(f"  {cause}", indent=4)
     for name, group in found.changed.items():
         kept = "" if group.overlap is None else f"{group.overlap:.1%}"
-        table.add_row(name, f"{group.listeners:,}", f"{group.same:,}", f"{group.reordered:,}", kept)
-    console.print(table)
-    console.print(
-        f"only on {found.before}: {found.only_before:,} listeners; only on {found.after}: {found.only_after:,}"
+        rows.append((name, f"{group.listeners:,}", f"{group.same:,}", f"{group.reordered:,}", kept))
+    shown.table(("On both days", *numbers), rows, right=numbers, wrapped=("On both days",))
+    shown.say(
+        f"only on {found.before}: {found.only_before:,} listeners; only on {found.after}: {found.only_after:,}",
+        indent=2,
     )

@@ -13,6 +13,7 @@ import uuid
 from dataclasses import dataclass
 
 from jobs.runtime import account, scratch
+from jobs.runtime.screen import screen
 from pipelines import storage
 from pipelines.errors import InputError
 
@@ -187,7 +188,10 @@ def check_workspace(uri: str) -> Finding:
 
 def render(findings: list[Finding]) -> bool:
     """Print a line for each check. Returns whether all required checks passed."""
+    shown = screen()
     for finding in findings:
-        sign = "ok  " if not finding.remedy else "FAIL" if finding.required else "warn"
-        print(f"{sign}  {finding.name:<13} {finding.found}" + (f"\n      {finding.remedy}" if finding.remedy else ""))
+        sign = "ok" if not finding.remedy else "FAIL" if finding.required else "warn"
+        shown.say(f"{sign:<4}  {finding.name:<13} {finding.found}", indent=20)
+        if finding.remedy:
+            shown.say(f"      {finding.remedy}", indent=6)
     return not any(finding.remedy and finding.required for finding in findings)

@@ -18,6 +18,7 @@ from jobs.commands.forget_stores import Removal, Store
 from jobs.config import Config
 from jobs.day import lease_uri, running
 from jobs.runtime.console import Advance, log, progress
+from jobs.runtime.screen import screen
 from jobs.serving.listener import parse_user
 from pipelines import digests, leases, storage
 from pipelines.errors import BusyError, InputError
@@ -197,18 +198,17 @@ def _delete_staging(removal: Removal, advance: Advance) -> Matches:
 
 def render(result: ForgetResult) -> None:
     """Print what was removed where, as a table."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    console, table = Console(), Table("Where", Column("Files", justify="right"), Column("Rows", justify="right"))
-    for name, matches in result.stores.items():
-        if matches.files:
-            table.add_row(name, f"{matches.files:,}", "" if matches.rows is None else f"{matches.rows:,}")
-    if table.row_count:
-        console.print("Would be removed" if result.dry_run else "Removed", style="bold")
-        console.print(table)
+    shown = screen()
+    rows = [
+        (name, f"{matches.files:,}", "" if matches.rows is None else f"{matches.rows:,}")
+        for name, matches in result.stores.items()
+        if matches.files
+    ]
+    if rows:
+        title = "Would be removed" if result.dry_run else "Removed"
+        shown.table(("Where", "Files", "Rows"), rows, right=("Files", "Rows"), wrapped=("Where",), title=title)
     unknown = result.listeners - result.found
     nobody = f"; nothing holds {'it' if result.listeners == 1 else f'{unknown:,} of them'}" if unknown else ""
     noted = "" if result.dry_run else f"; {result.recorded:,} newly on the list that later days read"
     plural = "" if result.listeners == 1 else "s"
-    console.print(f"{result.listeners:,} listener{plural}{nobody}{noted}", highlight=False)
+    shown.say(f"{result.listeners:,} listener{plural}{nobody}{noted}", indent=2)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jobs.commands.inspect import Inspection, settings_as_yaml
+from jobs.runtime.screen import Screen, screen
 from pipelines import storage
 from pipelines.logs.inspection import columns
 from pipelines.redact import visible
@@ -52,33 +53,30 @@ def _profile_content(profile: columns.Profile) -> dict[str, Any]:
 
 def render(inspection: Inspection) -> None:
     """Print what was found, for people."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, emoji=False)
-    _render_files(console, inspection)
-    _render_columns(console, inspection)
+    shown = screen()
+    _render_files(shown, inspection)
+    _render_columns(shown, inspection)
     if inspection.trial.rows:
-        _render_trial(console, inspection)
+        _render_trial(shown, inspection)
     for note in inspection.notes:
-        console.print(f"- {note}", soft_wrap=False)
-    console.print(
-        f"\nThe configuration ({'reads the sample' if not inspection.problem else 'does not read it yet'}):\n"
-    )
-    console.print(settings_as_yaml(inspection.settings), soft_wrap=True, end="")
+        shown.say(f"- {note}", indent=2)
+    state = "reads the sample" if not inspection.problem else "does not read it yet"
+    shown.say(f"\nThe configuration ({state}):\n")
+    shown.console.print(settings_as_yaml(inspection.settings), soft_wrap=True, end="")
 
 
-def _render_files(console: Any, inspection: Inspection) -> None:
+def _render_files(shown: Screen, inspection: Inspection) -> None:
     found, days = inspection.layout, inspection.layout.landing_days
     size = storage.in_words(sum(file.size for file in found.files))
     formats = ", ".join(f"{count:,} {name or 'of unknown format'}" for name, count in found.formats.items())
-    console.print(f"{found.path}\n{_counted(len(found.files), 'file')} ({formats}), {size}", soft_wrap=True)
+    shown.say(f"{found.path}\n{_counted(len(found.files), 'file')} ({formats}), {size}")
     keys = "/".join(f"{key}=..." for key in found.partition)
     if days:
-        console.print(f"{_counted(len(days), 'landing day')} in {keys}, {days[0]} to {days[-1]}{_gap(days)}")
+        shown.say(f"{_counted(len(days), 'landing day')} in {keys}, {days[0]} to {days[-1]}{_gap(days)}", indent=2)
     else:
-        console.print("no landing days")
+        shown.say("no landing days: no folder has the date on which its files arrived", indent=2)
     sampled = _counted(len(inspection.sampled), "file")
-    console.print(f"A sample: at most the first {inspection.rows_each:,} rows of each of {sampled}.")
+    shown.say(f"A sample: at most the first {inspection.rows_each:,} rows of each of {sampled}.")
 
 
 def _counted(count: int, noun: str) -> str:
@@ -91,25 +89,10 @@ def _gap(days: Sequence[str]) -> str:
     return f", {span - len(days):,} days between them are missing" if span > len(days) else ""
 
 
-def _render_columns(console: Any, inspection: Inspection) -> None:
-    from rich import box
-    from rich.table import Column, Table
-    from rich.text import Text
-
+def _render_columns(shown: Screen, inspection: Inspection) -> None:
     ours = {column: name for name, column in inspection.mapping.columns.items()}
-    right = {"justify": "right", "no_wrap": True}
-    table = Table(
-        Column("column", overflow="fold"),
-        "is",
-        "type",
-        Column("nulls", **right),
-        Column("distinct", **right),
-        Column("values", overflow="fold"),
-        pad_edge=False,
-        box=box.SIMPLE_HEAD,
-    )
-    for profile in inspection.profiles:
-        cells = (
+    rows = [
+        (
             profile.name,
             ours.get(profile.name, ""),
             "|".join(profile.types),
@@ -117,12 +100,14 @@ def _render_columns(console: Any, inspection: Inspection) -> None:
             f"{profile.distinct:,}",
             _shown(profile),
         )
-        table.add_row(*(Text(visible(cell)) for cell in cells))
-    console.print(table)
+        for profile in inspection.profiles
+    ]
+    names = ("Column", "Is", "Type", "Nulls", "Distinct", "Values")
+    shown.table(names, rows, right=("Nulls", "Distinct"), wrapped=("Column", "Type", "Values"))
     units = sorted(set(inspection.trial.units.values()))
     timestamp = next((p for p in inspection.profiles if p.name == inspection.mapping.columns.get(TIMESTAMP)), None)
     if timestamp and timestamp.unit:
-        console.print(f"times are numbers, in {' and '.join(units) or timestamp.unit} since 1970")
+        shown.say(f"times are numbers, in {' and '.join(units) or timestamp.unit} since 1970")
 
 
 def _shown(profile: columns.Profile) -> str:
@@ -139,28 +124,19 @@ def _short(text: str, most: int = 30) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def _render_trial(console: Any, inspection: Inspection) -> None:
-    from rich import box
-    from rich.table import Column, Table
-    from rich.text import Text
-
+def _render_trial(shown: Screen, inspection: Inspection) -> None:
     tried = inspection.trial
     span = f", {columns.moment(tried.first)} to {columns.moment(tried.last)} UTC" if tried.first and tried.last else ""
-    console.print(
+    shown.say(
         f"{tried.rows:,} rows: {tried.accepted:,} plays of {tried.listeners:,} listeners and {tried.songs:,} songs"
         f"{span}; {tried.duplicates:,} repeat another, {tried.ignored:,} are other events, "
         f"{tried.rejected.total():,} are rejected"
     )
     if tried.rejected:
-        table = Table(
-            "rejected as",
-            Column("rows", justify="right"),
-            "for example, and what would read it",
-            pad_edge=False,
-            box=box.SIMPLE_HEAD,
-        )
-        for reason, count in tried.rejected.most_common():
-            table.add_row(reason, f"{count:,}", Text(visible(tried.examples.get(reason, ""))))
-        console.print(table)
+        example = "For example, and what would read it"
+        rows = [
+            (reason, f"{count:,}", tried.examples.get(reason, "")) for reason, count in tried.rejected.most_common()
+        ]
+        shown.table(("Rejected as", "Rows", example), rows, right=("Rows",), wrapped=(example,))
     for line in tried.refused[:5]:
-        console.print(f"- would be refused: {visible(line)}", soft_wrap=True)
+        shown.say(f"- would be refused: {visible(line)}", indent=2)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from jobs.config import Config
+from jobs.runtime.screen import screen
 from jobs.tables.maintenance import TableMaintenance, maintain
 from pipelines.workspace import open_workspace
 
@@ -14,18 +15,21 @@ def run(config: Config, *, dry_run: bool = False) -> list[TableMaintenance]:
 
 def render(tables: Sequence[TableMaintenance], *, dry_run: bool) -> None:
     """Print a line a table, and what was not done."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    console, names = Console(), ("Files", "then", "Removed", "MB removed", "Versions kept")
-    shown = Table("Table", *(Column(name, justify="right") for name in names))
-    for table in tables:
-        counts = (f"{n:,}" for n in (table.files_before, table.files_after, table.removed_files))
-        shown.add_row(table.name, *counts, f"{table.removed_bytes / 1e6:,.3f}", f"{table.kept_versions:,}")
-    console.print("Would be done, nothing is changed" if dry_run else "Done", style="bold")
-    console.print(shown)
+    shown, numbers = screen(), ("Files", "Then", "Removed", "MB removed", "Versions kept")
+    rows = [
+        (
+            table.name,
+            *(f"{count:,}" for count in (table.files_before, table.files_after, table.removed_files)),
+            f"{table.removed_bytes / 1e6:,.3f}",
+            f"{table.kept_versions:,}",
+        )
+        for table in tables
+    ]
+    shown.table(
+        ("Table", *numbers), rows, right=numbers, title="Would be done, nothing is changed" if dry_run else "Done"
+    )
     if checkpoints := [table.name for table in tables if table.checkpoint]:
-        console.print(f"new checkpoints: {', '.join(checkpoints)}", highlight=False)
+        shown.say(f"new checkpoints: {', '.join(checkpoints)}", indent=2)
     for table in tables:
         if table.note:
-            console.print(f"{table.name}: {table.note}", highlight=False)
+            shown.say(f"{table.name}: {table.note}", indent=2)

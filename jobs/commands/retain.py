@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from jobs.config import Config
 from jobs.day import Day
 from jobs.retention import Removed, retain
+from jobs.runtime.screen import screen
 from pipelines.errors import InputError
 from pipelines.workspace import open_workspace
 
@@ -20,20 +21,25 @@ def run(config: Config, *, dry_run: bool = False) -> list[Removed]:
 
 def render(removed: Sequence[Removed], *, dry_run: bool) -> None:
     """Print a row for each kind that has a bound."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    console = Console(highlight=False, soft_wrap=True)
+    shown = screen()
     if not removed:
-        console.print("every bound of `retain` is 0: all is kept (see `fuxi config`, section retain)")
+        shown.say("every bound of `retain` is 0: all is kept (see `fuxi config --describe retain`)")
         return
-    days, files, megabytes = (Column(name, justify="right") for name in ("Days", "Files", "MB"))
-    table = Table("What", days, "Oldest", "Newest", files, megabytes)
-    for kind in removed:
-        span = (str(kind.days[0]), str(kind.days[-1])) if kind.days else ("", "")
-        table.add_row(kind.kind, f"{len(kind.days):,}", *span, f"{kind.files:,}", f"{kind.bytes / 1e6:,.2f}")
-    console.print("Would be deleted, nothing is changed" if dry_run else "Deleted", style="bold")
-    console.print(table)
+    numbers = ("Days", "Files", "MB")
+    rows = [
+        (
+            kind.kind,
+            f"{len(kind.days):,}",
+            *((str(kind.days[0]), str(kind.days[-1])) if kind.days else ("", "")),
+            f"{kind.files:,}",
+            f"{kind.bytes / 1e6:,.2f}",
+        )
+        for kind in removed
+    ]
+    title = "Would be deleted, nothing is changed" if dry_run else "Deleted"
+    shown.table(
+        ("What", "Days", "Oldest", "Newest", "Files", "MB"), rows, right=numbers, wrapped=("What",), title=title
+    )
     for kind in removed:
         if kind.note and kind.files:
-            console.print(f"{kind.kind}: {kind.note}")
+            shown.say(f"{kind.kind}: {kind.note}", indent=2)

@@ -3,13 +3,13 @@
 import datetime as dt
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from jobs.config import Config
 from jobs.day import Day
+from jobs.runtime.screen import Screen, screen
 from jobs.serving.baselines import LABELS
 from jobs.serving.catalogue import titles
 from jobs.serving.listener import ServedListener, named, parse_user, served_listener, stored_history
@@ -18,8 +18,6 @@ from pipelines.schema import COMPLETION, ITEM_ID, REASONS, SCORE, SOURCE_MODEL, 
 from pipelines.workspace import open_workspace
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from fuxi_beta.recommender import Recommender
 
 PASSED_OVER = 40
@@ -67,50 +65,41 @@ def explain(config: Config, user: str, ds: dt.date) -> Explanation:
     return Explanation(songs, changed=listed != [item[ITEM_ID] for item in served_listener(day, user)["items"]])
 
 
-def render_explanation(explanation: Explanation, console: "Console | None" = None) -> None:
+def render_explanation(explanation: Explanation, shown: Screen | None = None) -> None:
     """Print the songs passed over, and how many each rule kept out."""
-    from rich.console import Console
-    from rich.table import Column, Table
-    from rich.text import Text
-
-    console = console or Console()
+    shown = shown or screen()
     counts = Counter(song["rule"] for song in explanation.songs)
     said = ", ".join(f"{rule} {count}" for rule, count in counts.most_common()) or "none"
-    console.print(Text(f"Better-ranked songs that are not listed: {said}", style="bold"))
-    text = partial(Column, overflow="ellipsis", no_wrap=True)
-    songs = Table(text("Title"), text("Artist"), Column("Score", justify="right"), Column("Rule", no_wrap=True))
-    for song in explanation.songs[:PASSED_OVER]:
-        songs.add_row(Text(song["title"]), Text(song["artist"]), f"{song[SCORE]:.3f}", song["rule"])
+    shown.say(f"\nBetter-ranked songs that are not listed: {said}", style="bold", indent=2)
     if explanation.songs:
-        console.print(songs)
+        rows = [(_song(song), f"{song[SCORE]:.3f}", song["rule"]) for song in explanation.songs[:PASSED_OVER]]
+        shown.table(("Song", "Score", "Kept out by"), rows, right=("Score",), wrapped=("Song", "Kept out by"))
     if len(explanation.songs) > PASSED_OVER:
-        console.print(f"and {len(explanation.songs) - PASSED_OVER} more")
+        shown.say(f"and {len(explanation.songs) - PASSED_OVER} more")
     if explanation.changed:
-        console.print("The rules, or what they know, have changed since: they would make another list now.")
+        shown.say("The rules, or what they know, have changed since: they would make another list now.")
 
 
-def render(shown: ServedListener, console: "Console | None" = None) -> None:
+def render(listener: ServedListener, shown: Screen | None = None) -> None:
     """Print the plays, then the list, below each song the play that pulled it in most."""
-    from rich.console import Console
-    from rich.table import Column, Table
-    from rich.text import Text  # titles are text: "[Intro]" is no markup
+    shown = shown or screen()
+    if listener["recent"]:
+        plays = [(play["time"], _song(play), f"{play[COMPLETION]} %") for play in listener["recent"]]
+        title = f"Listener {listener['user']}, last plays before {listener['ds']}"
+        shown.table(("When", "Song", "Played"), plays, right=("Played",), wrapped=("Song",), title=title)
+        shown.say("")
+    songs = [(str(item["rank"]), _with_reason(item), f"{item[SCORE]:.3f}") for item in listener["items"]]
+    names = ("#", "Song", "Score")
+    shown.table(names, songs, right=("#", "Score"), wrapped=("Song",), title=_headline(listener))
 
-    console = console or Console()
-    text, figure = partial(Text, no_wrap=True, overflow="ellipsis"), partial(Column, justify="right", no_wrap=True)
-    if shown["recent"]:
-        console.print(Text(f"Listener {shown['user']}, last plays before {shown['ds']}", style="bold"))
-        plays = Table(Column("When", no_wrap=True), "Title", "Artist", figure("Played"))
-        for play in shown["recent"]:
-            plays.add_row(play["time"], text(play["title"]), text(play["artist"]), f"{play[COMPLETION]} %")
-        console.print(plays)
-    console.print(Text(_headline(shown), style="bold"))
-    songs = Table(figure(), "Title", "Artist", figure("Score"))
-    for item in shown["items"]:
-        songs.add_row(str(item["rank"]), text(item["title"]), text(item["artist"]), f"{item[SCORE]:.3f}")
-        for play in item[REASONS][:1]:
-            because, when = f"because you played {play['title']}", f"on {play['day']}"
-            songs.add_row("", text(because, style="dim"), text(when, style="dim"))
-    console.print(songs)
+
+def _song(song: dict[str, Any]) -> str:
+    return f"{song['title']} · {song['artist']}" if song["artist"] else song["title"]
+
+
+def _with_reason(item: dict[str, Any]) -> str:
+    reasons = [f"  because you played {play['title']} on {play['day']}" for play in item[REASONS][:1]]
+    return "\n".join([_song(item), *reasons])
 
 
 def _headline(shown: ServedListener) -> str:

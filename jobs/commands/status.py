@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from jobs.config import Config
 from jobs.day import Day
+from jobs.runtime.screen import screen
 from jobs.status import DayStatus, day_status
 from pipelines.workspace import open_workspace
 
@@ -26,24 +27,17 @@ def as_json(days: Sequence[DayStatus]) -> str:
 
 def render(days: Sequence[DayStatus]) -> None:
     """Print a row a day (baseline: the best one's metric), and below what is not done or out of date, and who works."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    console = Console(highlight=False, soft_wrap=True)
+    shown = screen()
     if not days:
-        console.print("no days yet: `fuxi daily --ds DATE` runs the first one")
+        shown.say("no days yet: `fuxi daily --ds DATE` runs the first one")
         return
     metric = days[-1].figures.metric if days[-1].figures else ""
-    numbers = ("Plays", "Rej.", "Lists", "Served by", metric, "baseline", "Time")
-    columns = (Column(name, justify="right", no_wrap=name != "Served by") for name in numbers)
-    table = Table(Column("Day", no_wrap=True), "State", *columns, box=SIMPLE_HEAD, padding=0, collapse_padding=True)
-    for day in days:
-        table.add_row(str(day.ds), day.state, *_figures(day))
-    console.print(table)
+    numbers = ("Plays", "Rej.", "Lists", "Served by", metric, "Baseline", "Time")
+    rows = [(str(day.ds), day.state, *_figures(day)) for day in days]
+    shown.table(("Day", "State", *numbers), rows, right=numbers, wrapped=("State", "Served by"))
     for day in days:
         for note in _notes(day):
-            console.print(f"{day.ds}: {note}")
+            shown.say(f"{day.ds}: {note}", indent=12)
 
 
 def _figures(day: DayStatus) -> list[str]:

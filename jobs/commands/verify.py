@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from jobs.runtime.screen import screen
 from pipelines import delta_tables, digests, storage
 from pipelines.digests import FileDigest
 from pipelines.errors import InputError
@@ -193,10 +194,8 @@ def _remedy(name: str, line: str) -> str:
 
 def render(verified: Verified) -> None:
     """Print what was compared, and which files have no digest."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.print(f"{verified.files:,} files compared, {verified.bytes / 1e6:,.1f} MB, {len(verified.damaged)} damaged")
+    shown = screen()
+    shown.say(f"{verified.files:,} files compared, {verified.bytes / 1e6:,.1f} MB, {len(verified.damaged)} damaged")
     if verified.unknown:
         kinds = ", ".join(f"{count:,} in {place}" for place, count in verified.unknown.items())
-        console.print(f"without a digest: {kinds}")
+        shown.say(f"without a digest: {kinds}", indent=2)

@@ -36,7 +36,7 @@ def differences(sections: Sequence[Section], listeners: ListenerMetrics) -> list
             rows.append([*pair, *compared, signed(printed)])
     if not rows:
         return []
-    header = ["table", "pair", "metric", "difference", "95 % interval", "p", "told apart", "seeds", "paper"]
+    header = ["table", "pair", "metric", "difference", "95 % interval", "p", "significant", "seeds", "paper"]
     return ["### Differences", "", _METHOD, "", *table(header, rows, left=3)]
 
 
@@ -53,7 +53,7 @@ def against(groups: Sequence[SeedGroup], name: str, listeners: ListenerMetrics) 
                 [_with_condition(g), metric_title(metric), *cells]
                 for metric, cells in zip(AGAINST, compared, strict=True)
             ]
-    header = ["run", "metric", f"less {_with_condition(other)}", "95 % interval", "p", "told apart", "seeds"]
+    header = ["run", "metric", f"less {_with_condition(other)}", "95 % interval", "p", "significant", "seeds"]
     return header, rows
 
 
@@ -83,11 +83,11 @@ def agreement(sections: Sequence[Section], listeners: ListenerMetrics) -> list[s
                 pairs.append([*cells, *_cells(pair.ours)])
     if not summary:
         return []
-    header = ["table", "metric", "Kendall's tau", "systems", "pairs", "the other way round", "of these told apart"]
+    header = ["table", "metric", "Kendall's tau", "systems", "pairs", "in the other order", "of these significant"]
     lines = ["### Agreement of order", "", *table(header, summary, left=2)]
     if pairs:
-        header = ["table", "order of the paper", "paper", "ours", "95 % interval", "p", "told apart", "seeds"]
-        lines += ["Pairs the other way round:", "", *table(header, pairs, left=2)]
+        header = ["table", "order of the paper", "paper", "ours", "95 % interval", "p", "significant", "seeds"]
+        lines += ["Pairs in the other order than in the paper:", "", *table(header, pairs, left=2)]
     return lines
 
 
@@ -112,7 +112,7 @@ def conditions(groups: Sequence[SeedGroup], listeners: ListenerMetrics) -> list[
         else [NOTHING] * 5
         for by_condition in measured
     ]
-    header = ["model", *CONDITIONS.values(), "a − b", "95 % interval", "p", "told apart", "seeds"]
+    header = ["model", *CONDITIONS.values(), "a − b", "95 % interval", "p", "significant", "seeds"]
     text = (
         "NDCG@10 where t of the predicted event is (a) the true one, (b) that of the event before, in training too, "
         "(c) another listener's gap, with the weights of (a), (d) the next fixed hour, in training too. a − b is the "

@@ -150,7 +150,7 @@ class DayRuns:
         return f"**{text}**" if found.detectable else text
 
     def sliced(self, metric: str, parts: Sequence[str]) -> list[list[str]]:
-        """A metric of each row in each slice, ▲ or ▼ where it is told apart from the reference."""
+        """A metric of each row in each slice, ▲ or ▼ where it differs significantly from the reference."""
         return [[g.label(), *(self._sliced(g, metric, part) for part in parts)] for g in self.rows]
 
     def _sliced(self, g: SeedGroup, metric: str, part: str) -> str:

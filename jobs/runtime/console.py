@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 POLL_S = 0.5
+WIDE = 100
+"""Columns of a terminal on which bars have their full length."""
 
 Advance = Callable[..., None]
 """Called with the amount done since the last call; the default is 1."""
@@ -54,14 +56,31 @@ def console() -> "Console":
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int | None, *, unit: str = "", remaining: bool = False) -> Iterator[Advance]:
+def doing(what: str) -> Iterator[None]:
+    """Say what a step is that cannot count what it has done: with a spinner on a terminal, else by a line."""
+    heard.note(what)
+    if not interactive():
+        _print(what)
+        yield
+        return
+    from rich import progress
+
+    columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.TimeElapsedColumn())
+    with progress.Progress(*columns, console=console(), transient=True) as shown:
+        shown.add_task(f"{what} ...", total=None)
+        yield
+
+
+@contextlib.contextmanager
+def progress(
+    description: str, total: int | None, *, unit: str = "", remaining: bool = False, done: int = 0
+) -> Iterator[Advance]:
     """A bar for a long step: call the yielded function with the amount done since the last call.
 
-    remaining: with an estimate of the time left. Without a terminal it logs a JSON line at most every five seconds and
-    one at the end. Every amount above 0 counts as progress of the stage.
+    remaining: with an estimate of the time left. done: before this process began. Without a terminal it logs a JSON
+    line at most every five seconds and one at the end. Every amount above 0 counts as progress of the stage.
     """
-    done = 0
-    with _shown(description, total, unit, remaining=remaining) as show:
+    with _shown(description, total, unit, remaining=remaining, before=done) as show:
 
         def advance(amount: int = 1) -> None:
             nonlocal done
@@ -74,14 +93,16 @@ def progress(description: str, total: int | None, *, unit: str = "", remaining: 
 
 
 @contextlib.contextmanager
-def _shown(description: str, total: int | None, unit: str, *, remaining: bool) -> Iterator[Callable[[int], None]]:
+def _shown(
+    description: str, total: int | None, unit: str, *, remaining: bool, before: int
+) -> Iterator[Callable[[int], None]]:
     if interactive():
         with bars(unit, remaining=remaining) as bar:
-            task = bar.add_task(description, total=total)
+            task = bar.add_task(description, total=total, completed=before)
             yield lambda amount: bar.advance(task, amount)
         return
     started = last = time.monotonic()
-    done = 0
+    done = before
 
     def show(amount: int) -> None:
         nonlocal done, last
@@ -89,7 +110,8 @@ def _shown(description: str, total: int | None, unit: str, *, remaining: bool) -
         if time.monotonic() - last >= 5:
             last = time.monotonic()
             seconds = last - started
-            left = {"seconds_left": round(seconds * (total - done) / done)} if remaining and total and done else {}
+            new = done - before
+            left = {"seconds_left": round(seconds * (total - done) / new)} if remaining and total and new else {}
             _print(description, done=done, total=total, unit=unit, seconds=round(seconds, 1), **left)
 
     yield show
@@ -98,18 +120,23 @@ def _shown(description: str, total: int | None, unit: str, *, remaining: bool) -
 
 @contextlib.contextmanager
 def polled_progress(
-    description: str, poll: Callable[[], tuple[int, int]], *, unit: str = "", remaining: bool = False
+    description: str, poll: Callable[[], tuple[int, int]], *, unit: str = "", remaining: bool = False, first: str = ""
 ) -> Iterator[None]:
-    """A bar for work that other processes do meanwhile, shown once the total is above 0. poll: (amount done, total)."""
+    """A bar for work that other processes do meanwhile, shown once the total is above 0. poll: (amount done, total).
+
+    first: what they do before the total is known.
+    """
     ended = threading.Event()
 
     def follow() -> None:
-        while (total := poll()[1]) == 0:
-            if ended.wait(POLL_S):
-                return
+        with doing(first) if first else contextlib.nullcontext():
+            while poll()[1] == 0:
+                if ended.wait(POLL_S):
+                    return
+        shown, total = poll()
         heard.amount(description, 0, total, unit)  # the workers are there
-        shown, last = 0, False
-        with progress(description, total, unit=unit, remaining=remaining) as advance:
+        last = False
+        with progress(description, total, unit=unit, remaining=remaining, done=shown) as advance:
             while not last:
                 last = ended.wait(POLL_S)
                 done = max(shown, min(poll()[0], total))  # work may be repeated after a failure
@@ -148,11 +175,11 @@ def bars(unit: str = "", *, remaining: bool = False) -> "Progress":
 
     columns = [
         progress.SpinnerColumn(),
-        progress.TextColumn("{task.description:<20}"),
-        progress.BarColumn(bar_width=20),
+        progress.TextColumn("{task.description:<18}"),
+        progress.BarColumn(bar_width=20 if console().width >= WIDE else 8),
         progress.MofNCompleteColumn(),
         progress.TextColumn(unit),
         progress.TimeElapsedColumn(),
-        *([progress.TimeRemainingColumn()] if remaining else []),
+        *([progress.TimeRemainingColumn(), progress.TextColumn("left")] if remaining else []),
     ]
     return progress.Progress(*columns, console=console())

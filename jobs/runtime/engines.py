@@ -14,7 +14,7 @@ import psutil
 
 from jobs.config import ClusterConfig
 from jobs.runtime import account, attempt, deaths, scratch, stop
-from jobs.runtime.console import polled_progress
+from jobs.runtime.console import doing, polled_progress
 from pipelines import leases, object_store
 from pipelines.errors import InputError
 
@@ -50,7 +50,10 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
     defaults = {key: value for key, value in options.items() if key not in submitted}
     if not submitted and not account.name_of_user():
         _log_in(defaults | cluster.spark_options)
-    session = SparkSession.builder.config(map=defaults | cluster.spark_options).getOrCreate()  # type: ignore[attr-defined]
+    builder = SparkSession.builder.config(map=defaults | cluster.spark_options)  # type: ignore[attr-defined]
+    running = SparkSession.getActiveSession() is not None
+    with contextlib.nullcontext() if running else doing("starting Spark"):
+        session = builder.getOrCreate()
     if not submitted:  # a submission sets the log level itself
         session.sparkContext.setLogLevel("ERROR")
     _set_worker_environment(session, local=local)
@@ -138,7 +141,8 @@ def ray_session(cluster: ClusterConfig) -> ModuleType:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
         store = {"include_dashboard": False, "object_store_memory": cluster.ray_object_store_mb * 2**20}
         local = store if cluster.ray_address == "local" else {}
-        ray.init(address=cluster.ray_address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        with doing("starting Ray" if local else "connecting to Ray"):
+            ray.init(address=cluster.ray_address, log_to_driver=False, logging_level=logging.ERROR, **local)
         attempt.watch_engines()
         stop.keep()
     leases.at_stop(end)

@@ -3,7 +3,7 @@
 import contextlib
 
 from jobs.config import ClusterConfig
-from jobs.runtime.console import log
+from jobs.runtime.console import doing, log
 from pipelines.errors import InputError
 
 
@@ -24,8 +24,9 @@ def prepare_for_training(cluster: ClusterConfig) -> None:
 
     if cluster.ray_address != "local" or cluster.train_gpus_per_worker:
         return
+    missing = False
     with contextlib.suppress(build.KernelError):
-        if cluster.kernels != "reference" and not build.is_built(build.cached_library()):
-            log("building C++ kernels", once="a machine", seconds="about 20")
-    choose(cluster)
+        missing = cluster.kernels != "reference" and not build.is_built(build.cached_library())
+    with doing("building the C++ kernels, once a machine") if missing else contextlib.nullcontext():
+        choose(cluster)
     log("kernels", training=ops.describe())

@@ -129,6 +129,6 @@ def day_in_words(day: dt.date, today: dt.date) -> str:
 
 
 def named(song: dict[str, Any], names: Titles) -> dict[str, Any]:
-    """The song with its title and artist; without a catalogue row its id stands for the title."""
+    """The song with its title and artist; without a catalogue row, or a title in it, its id stands for the title."""
     title, artist = names.get(song[ITEM_ID], ("", ""))
-    return {**song, "title": visible(title or str(song[ITEM_ID])), "artist": visible(artist)}
+    return {**song, "title": visible(title) or visible(str(song[ITEM_ID])), "artist": visible(artist)}

@@ -1,4 +1,4 @@
-"""When a baseline serves a day in place of the model: where it is better beyond noise, until the model is.
+"""When a baseline serves a day in place of the model: where it is significantly better, until the model is ahead.
 
 Shapes: `U` listeners measured.
 """
@@ -43,7 +43,7 @@ def serves_instead(lead: Lead | None, *, before: str | None) -> str | None:
 
     lead: over that model; None where nobody was measured, and then it stays as it was. before: the baseline that
     served the last day. A baseline takes over where its whole interval is above 0, and the best one stays as long as
-    it is ahead at all: lists do not change hands to and fro within the noise.
+    it is ahead at all, so that lists do not switch back and forth by chance.
     """
     if lead is None:
         return before

@@ -8,7 +8,7 @@ import numpy as np
 from jobs.day import Day, StageResult
 from jobs.registry import versions as registry
 from jobs.runtime import kernels
-from jobs.runtime.console import Advance, log, progress
+from jobs.runtime.console import Advance, doing, log, progress
 from jobs.serving.baselines import POPULARITY, fit_baseline, known_songs, too_large
 from jobs.serving.day_rules import day_rules, read_item_ids
 from jobs.serving.serving_baseline import finite, leads_over_models
@@ -108,8 +108,9 @@ def _next_day(day: Day, manifest: Manifest, versions: dict[str, str]) -> "NextDa
     eve = day.ds - dt.timedelta(days=1)
     cut = day.calendar.day_start(eve)
     known = known_songs(manifest, before=cut)
-    baselines = _baselines(day, manifest, end=cut, candidates=known)
-    models = _models(day, versions, day.calendar.request_time(eve))
+    with doing("fitting the baselines and loading the models"):
+        baselines = _baselines(day, manifest, end=cut, candidates=known)
+        models = _models(day, versions, day.calendar.request_time(eve))
     recommenders: dict[str, Recommender] = {**models, **baselines}
     rules = day_rules(day, eve, read_item_ids(day, manifest), cast("Popularity", baselines[POPULARITY]))
     with progress("evaluate", min(manifest.rows, config.evaluate.max_listeners), unit="listeners") as advance:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fuxi_beta.training.checkpoint import TrainedModel, load_export
 from jobs.day import Day, digest
 from jobs.registry import versions
-from jobs.runtime.console import progress
+from jobs.runtime.console import doing, progress
 from jobs.runtime.engines import need_gpus, ray_session
 from jobs.serving.baselines import POPULARITY, fit_baseline, known_songs
 from jobs.serving.count_quality import songs_of_day
@@ -65,8 +65,9 @@ def run(day: Day) -> dict[str, Any]:
 
 def _publish(day: Day, table: "lists.DeltaTable", key: int) -> dict[str, Any]:
     """Make the lists, audit them and commit them on top of `table`."""
-    record, job = day.record, list_job(day)
-    parts = [default_part(job)]
+    with doing("loading the model and the rules of the lists"):
+        record, job = day.record, list_job(day)
+        parts = [default_part(job)]
     try:
         make_parts(day, job, parts)
         result = _audited_result(day, job, parts, lists.listeners_before(table, day.ds))

@@ -18,7 +18,7 @@ from fuxi_beta.data.side import KnownSongs
 from jobs.day import Day, StageResult, digest
 from jobs.registry import versions
 from jobs.runtime import kernels
-from jobs.runtime.console import log
+from jobs.runtime.console import doing, log
 from jobs.training.position import CheckpointPosition, check_checkpoint
 from jobs.training.ray import fit
 from jobs.training.resume import recover
@@ -37,8 +37,9 @@ def run(day: Day) -> StageResult:
     name = _run_name(day, checkpoints)
     if day.force and "train" not in day.begun and day.has_finished_before("train"):
         storage.delete_folder(storage.join(checkpoints, name))  # it has finished: start again instead of resuming
-    parent, folder = _parent(day, manifest)
-    songs = _known_songs(day, manifest, folder)
+    with doing("reading what there is to learn from"):
+        parent, folder = _parent(day, manifest)
+        songs = _known_songs(day, manifest, folder)
     resume = recover(storage.join(checkpoints, name))
     since = _data_start(day, manifest, parent)
     loop = _loop_config(day, manifest, folder, songs=songs, resume=resume, data_start=since)
@@ -56,10 +57,11 @@ def run(day: Day) -> StageResult:
         storage.delete_folder(export)
         storage.upload_folder(scratch, export)
     result: StageResult = {**_result(loop, position, parent), **exported, "export": export}
-    mlflow_run_id = versions.log_training(
-        day, result["parameters"], position.curve, run_key=run_key, metrics={"events_per_s": result["events_per_s"]}
-    )
-    version = versions.register_challenger(day, export, mlflow_run_id=mlflow_run_id, run_key=run_key)
+    with doing("registering the model in MLflow"):
+        mlflow_run_id = versions.log_training(
+            day, result["parameters"], position.curve, run_key=run_key, metrics={"events_per_s": result["events_per_s"]}
+        )
+        version = versions.register_challenger(day, export, mlflow_run_id=mlflow_run_id, run_key=run_key)
     overhead = {
         "seconds_to_first_step": round(max(position.first_step_at - started, 0), 1),  # 0: all steps were taken before
         "seconds_after_last_step": round(ended - max(position.last_step_at, started), 1),

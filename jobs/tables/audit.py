@@ -109,7 +109,7 @@ def audit(
     coverage, fewest = summary.coverage, config.min_coverage
     longest, shortest = max(part.longest for part in counts), min(part.shortest for part in counts)
     repeated, not_finite = sum(part.repeated for part in counts), sum(part.not_finite for part in counts)
-    sound = f"{repeated} lists repeat a song, {not_finite} scores are not finite"
+    valid = f"{repeated} lists repeat a song, {not_finite} scores are not finite"
     of_model = [
         AuditCheck("popular", popular <= limit, _share(popular, limit, "are popular")),
         AuditCheck("coverage", coverage >= fewest, _share(coverage, fewest, "of songs", "least")),
@@ -119,7 +119,7 @@ def audit(
         AuditCheck("listeners", listeners > 0, f"{listeners:,} lists"),
         *(of_model if judged else ()),
         AuditCheck("length", longest <= config.k, f"{shortest} to {longest} songs a list, at most {config.k}"),
-        AuditCheck("sound", repeated + not_finite == 0, sound),
+        AuditCheck("valid_lists", repeated + not_finite == 0, valid),
     ]
     if earlier is not None:
         day, before = earlier

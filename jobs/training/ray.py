@@ -47,7 +47,8 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
     storage.write_json(loop.progress, {"steps": 0, "total": 0})  # rank 0 goes on with it
     progress.note("Ray is there")
     try:
-        with polled_progress("train", lambda: _steps(loop.progress), unit="steps"):
+        first = "starting the training workers"
+        with polled_progress("train", lambda: _steps(loop.progress), unit="steps", remaining=True, first=first):
             result = _interruptible(trainer.fit)
     except TrainingFailedError as error:
         raise _worker_error(error) from None

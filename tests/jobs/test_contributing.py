@@ -70,9 +70,9 @@ def test_a_setting_is_two_edits(tree: Path, fuxi: Fuxi, deployment: Callable[...
     made.trained(DAY_ONE)
     metrics = {name: {"all": {"ndcg_30": value}} for name, value in {"challenger": 0.2, "popularity": 0.1}.items()}
     made.day(DAY_ONE).finish("evaluate", {"metrics": metrics, "listeners": 400}, 0.0)
-    few = fuxi("promote", *day_options(made), "--set", "gates.min_listeners=500")
+    few = fuxi("promote", *day_options(made), "--json", "--set", "gates.min_listeners=500")
     assert json.loads(few.stdout)["chosen"] is None and "enough_listeners" in few.stdout, few.stderr
-    enough = fuxi("promote", *day_options(made), "--set", "gates.min_listeners=400", "--force")
+    enough = fuxi("promote", *day_options(made), "--json", "--set", "gates.min_listeners=400", "--force")
     assert json.loads(enough.stdout)["chosen"] == "1", enough.stderr
 
 
@@ -93,8 +93,9 @@ def test_a_stage_is_a_file_its_name_and_its_command(
     assert [line.split()[0] for line in planned.splitlines()][-3:] == ["recommend", "digest", "report"]
 
     made.day(DAY_ONE).finish("recommend", {"listeners": 1234}, 0.0)
-    first, again = (json.loads(fuxi("digest", *day_options(made)).stdout) for _ in range(2))
+    first, again = (json.loads(fuxi("digest", "--json", *day_options(made)).stdout) for _ in range(2))
     assert Path(first["uri"]).read_text() == "2026-03-02: 1,234 lists\n"
     assert again == {**first, "skipped": True}
     Path(made.day(DAY_ONE).path("digest.json")).unlink()  # killed before its marker: run again
-    assert json.loads(fuxi("digest", *day_options(made)).stdout) == first
+    assert json.loads(fuxi("digest", "--json", *day_options(made)).stdout) == first
+    assert "digest of 2026-03-02 was done before" in fuxi("digest", *day_options(made)).stdout

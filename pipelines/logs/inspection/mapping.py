@@ -223,7 +223,7 @@ def _notes_of_choice(
     rank = _rank(ITEM_ID, item)
     if ITEM_ID not in given and rank and rank[0] == len(_NAMES[ITEM_ID]) - 1:
         notes.append(
-            f"{item} holds titles and is taken as {ITEM_ID} for want of an id: songs of one title become one song"
+            f"{item} holds titles and is taken as {ITEM_ID}, as there are no ids: songs of one title become one song"
         )
     for name in (USER_ID, ITEM_ID, TIMESTAMP):
         profile = by_name.get(columns.get(name, ""))

@@ -154,7 +154,7 @@ def _run(plan: Plan, workers: int) -> Iterator[tuple[tuple[int, int], int]]:
                 yield running.pop(done), done.result()
     except BrokenProcessPool:
         raise InputError(
-            f"a process that wrote {plan.out} was killed, perhaps for want of memory: run the same command again to "
+            f"a process that wrote {plan.out} was killed, perhaps as memory ran out: run the same command again to "
             f"continue, with fewer --workers than {workers}"
         ) from None
     finally:

@@ -168,5 +168,5 @@ def test_a_batch_without_listeners_takes_a_step_and_one_without_next_events_is_r
 
 @pytest.mark.parametrize("weight", [-0.1, float("inf"), float("nan")])
 def test_a_weight_that_cannot_be_is_refused(weight):
-    with pytest.raises(ValueError, match=r"train\.completion_weight is .*: it must be 0 \(off\) or more"):
+    with pytest.raises(ValueError, match=r"train\.completion_weight is .*: it must be at least 0"):
         replace(TRAIN, completion_weight=weight)

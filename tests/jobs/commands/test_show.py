@@ -1,19 +1,21 @@
 """What `fuxi show` prints."""
 
 import io
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from rich.console import Console
+from rich.cells import cell_len
 
 from jobs.commands import show
+from jobs.runtime.screen import screen
 
 from ..conftest import DAY_ONE, Deployment
 
 
 def printed(shown: show.ServedListener, width: int = 100) -> str:
     text = io.StringIO()
-    show.render(shown, Console(file=text, width=width))
+    show.render(shown, screen(text, width=width))
     return text.getvalue()
 
 
@@ -37,13 +39,51 @@ def test_below_a_song_stands_the_play_that_pulled_it_in_most(deployment: Callabl
     lines = printed(shown, width).splitlines()
     found = 0
     for item in shown["items"]:
-        place = next(n for n, line in enumerate(lines) if line.startswith(f"│ {item['rank']:2} │ Crooked Meadow in"))
-        assert f" {item['score']:.3f} │" in lines[place] and len(lines[place]) <= width
+        place = next(n for n, line in enumerate(lines) if line.startswith(f"{item['rank']:2}  Crooked Meadow in"))
+        assert lines[place].rstrip().endswith(f"  {item['score']:.3f}") and len(lines[place]) <= width
         for play in item["reasons"][:1]:
             when = f"{play['ds']:%A} {play['ds'].day} {play['ds']:%B}"
-            assert f"because you played {play['title']} " in lines[place + 1] and f" on {when} " in lines[place + 1]
+            assert f"because you played {play['title']} on {when}" in lines[place + 1]
             found += 1
     assert found > 15
+
+
+TITLES = (
+    "A Title of So Many Words That It Needs Two Lines of a Narrow Terminal, or Three of Them, to Be Read at All",
+    "夜の終わりに聞こえる遠い列車の音と静かな街の灯りについての長い長い歌の題名である",
+    "Cafe\u0301 No\u0308el " * 9,
+    "Ohnepausenundleerzeichengeschriebenerliedtiteldersobreitistwiekeinfensterundweitergeht",
+    "\N{FAMILY} \N{WOMAN}\u200d\N{ROCKET} flags \N{REGIONAL INDICATOR SYMBOL LETTER J}" * 3,
+)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("title", TITLES, ids=range(len(TITLES)))
+def test_titles_of_any_length_and_script_are_whole_and_within_the_terminal(title: str, width: int) -> None:
+    play = {"title": title, "artist": "", "day": "Monday 2 March", "time": "2026-03-02 23:00", "completion": 97}
+    song = {"rank": 1, "title": title, "artist": title, "score": 0.25, "reasons": [play]}
+    listener = show.ServedListener(
+        user="3",
+        ds="2026-03-03",
+        known=True,
+        source="model",
+        model_version="2",
+        stale_days=0,
+        timezone="UTC",
+        recent=[play],
+        items=[song],
+    )
+    text = printed(listener, width)
+    assert all(cell_len(line) <= width for line in text.splitlines())
+    left = Counter("".join(text.split()))
+    left.subtract(Counter("".join(title.split()) * 4))
+    assert min(left.values()) >= 0
+
+
+def test_a_song_with_a_blank_title_is_called_by_its_id(deployment: Callable[..., Deployment]) -> None:
+    from jobs.serving.listener import named
+
+    assert named({"item_id": 7}, {7: (" \t ", "  ")}) == {"item_id": 7, "title": "7", "artist": ""}
 
 
 def test_an_unknown_listener_is_told_that_the_list_is_the_default(deployment: Callable[..., Deployment]) -> None:
@@ -74,7 +114,7 @@ def test_songs_passed_over_are_printed_with_their_rule(deployment: Callable[...,
     assert found.songs and {song["rule"] for song in found.songs} == {"heard"}
     assert {song["item_id"] for song in found.songs} <= heard
     text = io.StringIO()
-    show.render_explanation(found, Console(file=text, width=80))
+    show.render_explanation(found, screen(text, width=80))
     assert f"Better-ranked songs that are not listed: heard {len(found.songs)}" in text.getvalue()
     assert all(line.count("heard") == 1 for line in text.getvalue().splitlines() if "0." in line)
 

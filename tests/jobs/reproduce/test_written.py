@@ -248,7 +248,7 @@ def test_pairs_that_are_ordered_otherwise_than_in_the_paper_are_named(fabricated
     text = fabricated.report()
     # In the paper SASRec < LLaMa < HSTU < FuXi-β; here LLaMa < HSTU = FuXi-β < SASRec: 2 as there, 3 not, 1 equal.
     assert rows(text, "Agreement")["Table 3"] == ["NDCG@10", "−0.18", "4", "6", "3", "3"]
-    listed = section(text, "Agreement").split("Pairs the other way round:")[1]
+    listed = section(text, "Agreement").split("Pairs in the other order than in the paper:")[1]
     assert "LLaMa above SASRec | +0.0026 | −0.6250" in listed
     assert "HSTU (31 of 101 epochs) above SASRec" in listed
     assert "Below Markov in NDCG@10, which no sequence model should be: LLaMa." in text

@@ -248,7 +248,7 @@ def test_a_refused_day_is_served_stale_until_it_is_accepted_and_that_is_noted(co
     command = ["sessionize", "--ds", str(DS), "--force", *flags]
     without = CliRunner().invoke(cli, command)
     assert isinstance(without.exception, InputError)
-    done = CliRunner().invoke(cli, [*command, "--accept-quality"], catch_exceptions=False)
+    done = CliRunner().invoke(cli, [*command, "--accept-quality", "--json"], catch_exceptions=False)
     assert json.loads(done.stdout)["accepted_quality"] == details
     assert noted(copy.config, DS) == rows
     assert read_manifest(day.workspace.sequences(DS)).counts["accepted_quality"] == details
