@@ -79,6 +79,9 @@ _NO_RESULT: dict[str, Any] = {
     "quality": True,
     "maintain": True,
     "retain": True,
+    "log_format": True,
+    "metrics": True,
+    "lineage": True,
     "logs": {"path", "catalogue", "max_rejected_share"},
     "sequences": {"check_digests"},
 }
@@ -400,6 +403,9 @@ class Config(Section):
 
     workspace: str = "./workspace"
     deterministic: bool = Field(True, description="same inputs, same lists, bit by bit, at equal worker counts")
+    log_format: Literal["auto", "text", "json"] = Field(
+        "auto", description="log lines; auto: text on a terminal, JSON elsewhere"
+    )
     logs: LogsConfig = LogsConfig()  # type: ignore[call-arg]
     quality: QualityConfig = QualityConfig()  # type: ignore[call-arg]
     sequences: SequencesConfig = SequencesConfig()  # type: ignore[call-arg]

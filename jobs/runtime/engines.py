@@ -130,8 +130,12 @@ def ray_session(cluster: ClusterConfig) -> ModuleType:
 
 def _to_standard_error(message: dict[str, Any], ignore_prefix: bool = False) -> None:
     """In place of Ray's own function, which prints the news of its cluster among a command's results."""
+    text = "".join(f"(ray) {line}\n" for line in message.get("lines", ()))
     with contextlib.suppress(OSError):
-        os.write(2, "".join(f"(ray) {line}\n" for line in message.get("lines", ())).encode())
+        if attempt.supervised():  # beside what Ray's processes write
+            os.write(2, text.encode())
+        else:
+            sys.stderr.write(text)
 
 
 def end() -> None:
