@@ -19,6 +19,7 @@ from pipelines.errors import InputError
 if TYPE_CHECKING:
     from jobs.config import Config
     from jobs.day import Day
+    from jobs.runtime.supervisor import Ended
 
 EXIT_BROKE_OFF = 1
 EXIT_REFUSED = 2
@@ -37,16 +38,22 @@ def _config_options(command: Command) -> Command:
     @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For example train.epochs=3.")
     @functools.wraps(command)
     def with_config(config_file: str | None, workspace: str | None, overrides: tuple[str, ...], **rest: object) -> None:
-        from jobs.config import load_config
+        from jobs.runtime import attempt
 
         log_lines.about(str(rest.get("ds")))
-        # Flags win, the last one given most of all; --workspace is short for --set workspace=...
-        overrides += (f"workspace={workspace}",) if workspace else ()
-        config = load_config(config_file, overrides=overrides)
+        config = _configuration(config_file, workspace, overrides)
         log_lines.choose(config.log_format)
+        attempt.configure(config)
         command(config=config, **rest)
 
     return with_config
+
+
+def _configuration(config_file: str | None, workspace: str | None, overrides: tuple[str, ...]) -> "Config":
+    """Flags win, the last one given most of all; --workspace is short for --set workspace=..."""
+    from jobs.config import load_config
+
+    return load_config(config_file, overrides=overrides + ((f"workspace={workspace}",) if workspace else ()))
 
 
 def _stage_options(command: Command) -> Command:
@@ -243,15 +250,22 @@ _stage_command("report", "Write the day's self-contained HTML page.")
 @click.argument("workspace", default="./workspace", metavar="[WORKSPACE]")
 @click.option("--days", default=14, show_default=True, type=click.IntRange(0), help="The newest so many; 0: all.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list, a day an object: with the seconds of each stage.")
-def status(workspace: str, days: int, as_json: bool) -> None:
-    """Say how the days of a workspace stand, and what they read, published and took. Writes nothing.
+@click.option("--prometheus", "file", metavar="FILE", help="Write the metrics of the newest day to this file instead.")
+def status(workspace: str, days: int, as_json: bool, file: str | None) -> None:
+    """Say how the days of a workspace stand, and what they read, published and took. Writes nothing there.
 
     Below the table: stages that are stale or not run, days that are out of date, and who works on a day now.
     """
     from jobs.commands import status as status_job
     from jobs.config import load_config
 
-    found = status_job.run(load_config(overrides=[f"workspace={workspace}"], environment={}), days=days)
+    config = load_config(overrides=[f"workspace={workspace}"], environment={})
+    if file:
+        from jobs.monitoring import prometheus
+
+        prometheus.export_status(config, file)
+        return
+    found = status_job.run(config, days=days)
     if as_json:
         click.echo(status_job.as_json(found))
     else:
@@ -630,7 +644,7 @@ def main() -> None:
     if works and sys.argv[1] in SUPERVISED:
         from jobs.runtime import supervisor
 
-        supervisor.supervise()  # goes on in a child
+        supervisor.supervise(_tell_end)  # goes on in a child
     log_lines.install(output=bool(works) and sys.argv[1] in (*SUPERVISED, "backfill"))
     stop.install()
     scratch.enter()
@@ -642,6 +656,20 @@ def main() -> None:
     if stop.was_asked():
         stop.leave(code)
     sys.exit(code)
+
+
+def _tell_end(ended: "Ended") -> None:
+    """Tell the systems that watch how a command of a day has ended. Whatever goes wrong changes nothing else."""
+    try:
+        given = cli.commands[sys.argv[1]].make_context(sys.argv[1], sys.argv[2:]).params
+        config = _configuration(given["config_file"], given["workspace"], given["overrides"])
+        ds = _serving_day(config, ended.ds or given["ds"])
+        if sys.argv[1] == "daily":
+            from jobs.monitoring import prometheus
+
+            prometheus.export_end(config, ds, ended.code)
+    except Exception as error:
+        log_lines.say(f"nobody was told how the command ended ({type(error).__name__}: {error})")
 
 
 def _exit_code_of_command() -> int:

@@ -9,6 +9,7 @@ import os
 import select
 import sys
 import time
+import uuid
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from jobs.runtime import deaths, log_lines
 from pipelines import progress
 
 if TYPE_CHECKING:
+    from jobs.config import Config
     from jobs.day import Day
 
 EXIT_DIED = 70
@@ -37,6 +39,7 @@ class Attempt:
     given_up: dict[DayStage, str] = field(default_factory=dict)  # died too often: why the day goes on without it
     day: "Day | None" = None  # that is followed
     told_at: float = 0.0
+    run: str = field(default_factory=lambda: str(uuid.uuid4()))  # of the command, the same in all its attempts
 
 
 _attempt = Attempt()
@@ -54,6 +57,17 @@ def supervised() -> bool:
     return _attempt.channel >= 0
 
 
+def run() -> str:
+    """The id of the run of this command: a UUID, the same in all its attempts."""
+    return _attempt.run
+
+
+def configure(config: "Config") -> None:
+    """Tell what the supervisor needs of the configuration, as soon as it is read."""
+    watched = config.metrics.prometheus_file or config.metrics.push_gateway or config.lineage.openlineage
+    tell(log_format=log_lines.chosen(), watched=bool(watched))
+
+
 def follow(day: "Day", optional: Collection[str] = ()) -> None:
     """Begin a day: tell how long its stages may be silent and how often they are begun again, and let it know what was.
 
@@ -65,7 +79,7 @@ def follow(day: "Day", optional: Collection[str] = ()) -> None:
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # then the JVM, and the session in it, are spark-submit's
     retries = 0 if submitted else cluster.stage_retries
     limits = {"stall_minutes": cluster.stall_minutes, "retries": retries, "optional": sorted(optional)}
-    tell(ds=ds, log_format=log_lines.chosen(), **limits)
+    tell(ds=ds, **limits)
 
 
 def given_up(stage: str) -> str | None:

@@ -91,7 +91,9 @@ def _shown(description: str, total: int | None, unit: str, *, remaining: bool) -
         if time.monotonic() - last >= 5:
             last = time.monotonic()
             seconds = last - started
-            left = {"seconds_left": round(seconds * (total - done) / done)} if remaining and total and done else {}
+            left: dict[str, object] = (
+                {"seconds_left": round(seconds * (total - done) / done)} if remaining and total and done else {}
+            )
             _print(description, done=done, total=total, unit=unit, seconds=round(seconds, 1), **left)
 
     yield show

@@ -148,7 +148,7 @@ class _Lines(RedactingStream):
         with _lock:
             *lines, self._rest = _BREAK.split(self._rest + text)
             for line in filter(str.strip, lines):
-                write(self._level, self._logger, line, {})
+                write(self._level, self._logger, line, {}, to=self._stream)
         return len(text)
 
 

@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
@@ -40,20 +41,35 @@ EXIT_BROKE_OFF, EXIT_REFUSED = 1, 2
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def supervise() -> None:
-    """Return in a child process, again and again until an attempt comes to its end; this process exits as that did."""
+@dataclass(frozen=True)
+class Ended:
+    """How a command has ended."""
+
+    ds: str  # "" if it has read no day
+    code: int
+    run: str  # `attempt.run`
+    died: dict[DayStage, str]  # stages that died too often, and in which way
+
+
+def supervise(at_end: Callable[[Ended], None]) -> None:
+    """Return in a child process, again and again until an attempt comes to its end; this process exits as that did.
+
+    at_end: called in this process before it exits, if the configuration names somebody to tell (`attempt.configure`).
+    """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what the attempt leaves behind becomes a child of this process
-    _Supervisor().run()
+    _Supervisor(at_end).run()
 
 
 class _Supervisor:
-    def __init__(self) -> None:
+    def __init__(self, at_end: Callable[[Ended], None]) -> None:
+        self.at_end, self.watched, self.attempt = at_end, False, Attempt()
         self.ds, self.run_id, self.stage, self.last = "", "", "", ""
         self.stall_s, self.retries, self.optional = FIRST_STALL_S, 0, frozenset[str]()
         self.code: int | None = None  # that the attempt said it would exit with
         self.died: str | None = None
         self.begun: set[DayStage] = set()
         self.given_up: dict[DayStage, str] = {}
+        self.died_for_good = ""
         self.deaths: Counter[DayStage] = Counter()
         self.child, self.asked, self.silent_s = 0, 0, 0.0
         self.written = b""  # by engines
@@ -110,7 +126,7 @@ class _Supervisor:
         )
         for number in (1, 2):
             os.dup2(errors[1], number)
-        attempt.become(Attempt(messages[1], frozenset(self.begun), dict(self.given_up)))
+        attempt.become(Attempt(messages[1], frozenset(self.begun), dict(self.given_up), run=self.attempt.run))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
         return True
 
@@ -153,8 +169,10 @@ class _Supervisor:
             message = json.loads(line)
             self.last = message.get("on") or self.last
             self.run_id = message.get("run_id") or self.run_id
-            if "ds" in message:
+            if "log_format" in message:
                 log_lines.choose(message["log_format"])
+                self.watched = message["watched"]
+            if "ds" in message:
                 self.ds, self.optional = message["ds"], frozenset(message["optional"])
                 self.stall_s, self.retries = 60.0 * message["stall_minutes"], message["retries"]
             if "begun" in message:
@@ -195,6 +213,7 @@ class _Supervisor:
             self.given_up[self.ds, self.stage] = f"{died}{times}{written}"
             self._say(f"{where}: {died}{times}: the day goes on without it{written}")
             return
+        self.died_for_good = f"{died}{times}"
         self._say(f"{where}: {died}{times}: what was published is unchanged, run it again to go on{written}", died=True)
         self._leave(EXIT_BROKE_OFF)
 
@@ -213,9 +232,21 @@ class _Supervisor:
         end = {"kind": "died", "exit_code": EXIT_BROKE_OFF, "remedy": log_lines.remedy(line)} if died else {}
         log_lines.say(line, "error" if died else "warning", logger="fuxi.supervisor", **context, **end)
 
+    def _tell_end(self, code: int) -> None:
+        """Bounded in time, so that it is not interrupted."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        log_lines.install(output=True)
+        died = dict(self.given_up)
+        if self.died_for_good:
+            died[self.ds, self.stage] = self.died_for_good
+        self.at_end(Ended(self.ds, code, self.attempt.run, died))
+
     def _leave(self, code: int) -> NoReturn:
         if code == EXIT_BROKE_OFF and (written := self._store_written()):
             self._say(written.removeprefix("; "))
+        if self.watched:
+            self._tell_end(code)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
