@@ -72,6 +72,7 @@ def _stage_options(command: Command) -> Command:
     @functools.wraps(command)
     def with_day(config: "Config", ds: str | None, dry_run: bool, wait: bool, **flags: Any) -> None:
         from jobs.day import open_day
+        from jobs.runtime import scratch
         from jobs.runtime.console import waiting
 
         if steered := {name: value for name in _STEERING if (value := flags.pop(name, None))}:
@@ -80,6 +81,7 @@ def _stage_options(command: Command) -> Command:
         if ds is None:
             raise click.UsageError("Missing option '--ds'.")
         show = waiting if wait else None
+        scratch.need()
         serving = _serving_day(config, ds)
         log_lines.about(str(serving))
         day = open_day(config, serving, create=not dry_run, wait=show, **flags)
@@ -223,7 +225,7 @@ def _stage_command(name: str, help_text: str, option: Decorator = lambda command
         result = run_stage(day, name, stage_function(name))
         for note in other_settings(day):
             log_lines.say(note)
-        log_lines.result(json.dumps(result, indent=2, default=str), f"result of {name}", **result)
+        log_lines.result(json.dumps(result, indent=2, default=str), f"result of {name}", **{**result, "stage": name})
 
 
 _stage_command(
@@ -660,13 +662,16 @@ def main() -> None:
 
 def _tell_end(ended: "Ended") -> None:
     """Tell the systems that watch how a command of a day has ended. Whatever goes wrong changes nothing else."""
+    from jobs.monitoring import lineage, prometheus
+
     try:
         given = cli.commands[sys.argv[1]].make_context(sys.argv[1], sys.argv[2:]).params
         config = _configuration(given["config_file"], given["workspace"], given["overrides"])
         ds = _serving_day(config, ended.ds or given["ds"])
-        if sys.argv[1] == "daily":
-            from jobs.monitoring import prometheus
-
+        daily_run = sys.argv[1] == "daily"
+        broke_off = ended.code == EXIT_BROKE_OFF
+        lineage.tell_deaths(config, ended.run, ended.died, daily=daily_run, broke_off=broke_off)
+        if daily_run:
             prometheus.export_end(config, ds, ended.code)
     except Exception as error:
         log_lines.say(f"nobody was told how the command ended ({type(error).__name__}: {error})")

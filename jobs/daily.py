@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from jobs.day import STAGES, Day, Stage, StageResult, day_lease, lease_uri, noting_at_stop, run_stage, running
+from jobs.monitoring import lineage
 from jobs.retention import check as check_retention
 from jobs.retention import retain
 from jobs.runtime import attempt, deaths, failures, log_lines
@@ -72,7 +73,7 @@ class DayResult:
 
 def stage_function(name: str) -> Stage:
     """The `run` of a stage; its module is imported now, and only now."""
-    return importlib.import_module(f"jobs.stages.{name}").run
+    return lineage.traced(name, importlib.import_module(f"jobs.stages.{name}").run)
 
 
 def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
@@ -83,11 +84,13 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
     log_lines.follow(day)
     result = DayResult(day.ds)
     check_retention(day.config)
+    lineage.check(day.config)
     wait_for_earlier(day)
     before = backfill(day)
     for note in before:
         log("note", level="warning", about=note)
-    with day_lease(day, "daily"), noting_at_stop(lambda: f"done: {', '.join(result.stages) or 'nothing'}"):
+    done = noting_at_stop(lambda: f"done: {', '.join(result.stages) or 'nothing'}")
+    with day_lease(day, "daily"), lineage.day_run(day), done:
         day.refresh_inputs = day.refresh_inputs or _is_served_stale(day)  # try today's input again
         stages = stages or {name: stage_function(name) for name in STAGES}
         for name, stage in stages.items():

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.runtime import log_lines
 from pipelines import progress as heard
@@ -91,10 +91,10 @@ def _shown(description: str, total: int | None, unit: str, *, remaining: bool) -
         if time.monotonic() - last >= 5:
             last = time.monotonic()
             seconds = last - started
-            left: dict[str, object] = (
-                {"seconds_left": round(seconds * (total - done) / done)} if remaining and total and done else {}
-            )
-            _print(description, done=done, total=total, unit=unit, seconds=round(seconds, 1), **left)
+            values: dict[str, Any] = {"done": done, "total": total, "unit": unit, "seconds": round(seconds, 1)}
+            if remaining and total and done:
+                values["seconds_left"] = round(seconds * (total - done) / done)
+            _print(description, **values)
 
     yield show
     _print(description, done=done, total=total, unit=unit, seconds=round(time.monotonic() - started, 1), finished=True)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from jobs.config import ClusterConfig
-from jobs.runtime import attempt, deaths, stop
+from jobs.runtime import attempt, deaths, java, stop
 from jobs.runtime.console import polled_progress
 from pipelines import leases, object_store
-from pipelines.errors import InputError
+from pipelines.errors import InputError, MachineError
 
 if TYPE_CHECKING:
     from pyspark import Accumulator
@@ -26,7 +26,7 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
     """The process's Spark session, started on first use.
 
     Under spark-submit the submission decides where Spark runs and with which resources; its settings are kept. Raises
-    InputError if the configuration names another master than the submission.
+    InputError if the configuration names another master than the submission, MachineError without a Java to start.
     """
     from pyspark.sql import SparkSession
 
@@ -47,7 +47,9 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
             "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         }
     defaults = {key: value for key, value in options.items() if key not in submitted}
-    session = SparkSession.builder.config(map=defaults | cluster.spark_options).getOrCreate()  # type: ignore[attr-defined]
+    builder = SparkSession.builder.config(map=defaults | cluster.spark_options)  # type: ignore[attr-defined]
+    with contextlib.nullcontext() if submitted else _java():
+        session = builder.getOrCreate()
     if not submitted:  # a submission sets the log level itself
         session.sparkContext.setLogLevel("ERROR")
     _set_worker_environment(session, local=local)
@@ -57,6 +59,21 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
     stop.keep()
     leases.at_stop(end)
     return session
+
+
+@contextlib.contextmanager
+def _java() -> Iterator[None]:
+    """MachineError if there is no Java, or if it does not start as Spark's."""
+    if java.program()[0] is None:
+        raise MachineError(f"Java: {java.look()[0]}: {java.REMEDY}")
+    try:
+        yield
+    except RuntimeError as error:
+        found, fits = java.look()
+        if "JAVA_GATEWAY_EXITED" not in str(error):
+            raise
+        remedy = "see cluster.spark_driver_memory and cluster.spark_options, and the memory that is free"
+        raise MachineError(f"Java: {found} does not start for Spark: {remedy if fits else java.REMEDY}") from error
 
 
 def _not_of_py4j(record: logging.LogRecord) -> bool:

@@ -15,23 +15,32 @@ from pathlib import Path
 
 import psutil
 
+from pipelines.errors import MachineError
+
 _PREFIX = "fuxi-"
 _SOCKET_BYTES, _BELOW = 107, len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 """The longest name of a socket in Linux, and what Ray appends to the folder for the longest of its own."""
 
 _mine: list[tuple[Path, int]] = []
 """The folder of this process and the descriptor of its lock."""
+_state = {"refused": ""}
+"""`refused`: why there is none."""
 
 
 def enter() -> None:
     """Make the folder, let this process and its children use it, and remove those of commands that were killed.
 
-    Nothing changes where no folder can be made. Ray stays where it was if the name would be too long for its sockets.
+    Nothing changes where no folder can be made, until somebody needs one (`need`). Ray stays where it was if the name
+    would be too long for its sockets.
     """
     if _mine:
         return
-    with contextlib.suppress(OSError):
+    wanted = os.environ.get("TMPDIR", "")
+    try:
         root = Path(tempfile.gettempdir()).absolute()
+        if wanted and root != Path(wanted).absolute():
+            _state["refused"] = f"TMPDIR is {wanted}, which cannot be written: correct it"
+            return
         remove_abandoned(root)
         folder = root / f"{_PREFIX}{uuid.uuid4().hex[:8]}"
         if len(os.fsencode(folder)) + _BELOW > _SOCKET_BYTES:
@@ -42,6 +51,14 @@ def enter() -> None:
         _mine.append((folder, lock))
         _use(folder)
         atexit.register(leave)  # before any engine is loaded: so it is called after their own ends
+    except OSError as error:
+        _state["refused"] = f"no folder for temporary files can be made ({error.strerror or error}): set TMPDIR to one"
+
+
+def need() -> None:
+    """MachineError if temporary files have no folder, or another than TMPDIR says."""
+    if _state["refused"]:
+        raise MachineError(_state["refused"])
 
 
 def _use(folder: Path) -> None:

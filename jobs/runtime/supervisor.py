@@ -221,9 +221,12 @@ class _Supervisor:
         """Keep what engines wrote in a file of the system's folder for temporary ones; names it."""
         if not self.written.strip():
             return ""
-        with tempfile.NamedTemporaryFile("w", prefix="fuxi-engines-", suffix=".log", delete=False) as file:
-            file.write(redact(self.written.decode(errors="backslashreplace")))
-        self.written = b""
+        written, self.written = redact(self.written.decode(errors="backslashreplace")), b""
+        try:
+            with tempfile.NamedTemporaryFile("w", prefix="fuxi-engines-", suffix=".log", delete=False) as file:
+                file.write(written)
+        except OSError as error:
+            return f"; what Spark and Ray wrote is lost ({error.strerror or error})"
         return f"; what Spark and Ray wrote is in {file.name}"
 
     def _say(self, line: str, *, died: bool = False) -> None:
