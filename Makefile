@@ -60,14 +60,14 @@ reference: $(STAMP) ## write the reference of docs/configuration.md from the cod
 
 lock: $(STAMP) ## resolve requirements/cpu.txt, cpu-runtime.txt and cuda.txt anew
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml requirements/cpu.in --extra dev --override requirements/cpu-overrides.txt \
+	$(BIN)/uv pip compile pyproject.toml requirements/cpu.in --extra dev --extra lineage --override requirements/cpu-overrides.txt \
 	  --no-emit-package torch --no-emit-package fbgemm-gpu --python-version 3.11 --universal --generate-hashes \
 	  --custom-compile-command "make lock" --upgrade --quiet -o requirements/cpu.txt
 	$(BIN)/uv pip compile pyproject.toml requirements/cpu.in --override requirements/cpu-overrides.txt \
 	  --constraint requirements/cpu.txt --no-emit-package torch --no-emit-package fbgemm-gpu \
 	  --python-version 3.11 --universal --generate-hashes \
 	  --custom-compile-command "make lock" --quiet -o requirements/cpu-runtime.txt
-	$(BIN)/uv pip compile pyproject.toml requirements/cuda.in --extra dev \
+	$(BIN)/uv pip compile pyproject.toml requirements/cuda.in --extra dev --extra lineage \
 	  --python-version 3.11 --universal --generate-hashes \
 	  --custom-compile-command "make lock" --upgrade --quiet -o requirements/cuda.txt
 

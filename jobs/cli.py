@@ -2,6 +2,7 @@
 
 import datetime as dt
 import functools
+import itertools
 import json
 import os
 import sys
@@ -12,17 +13,19 @@ from zoneinfo import ZoneInfo
 
 import click
 
+from jobs.runtime import log_lines
 from pipelines.errors import InputError
-from pipelines.redact import RedactingStream, redact
 
 if TYPE_CHECKING:
     from jobs.config import Config
     from jobs.day import Day
+    from jobs.runtime.supervisor import Ended
 
 EXIT_BROKE_OFF = 1
 EXIT_REFUSED = 2
 EXIT_DEGRADED = 3
 PLAN_INDENT = 21
+LOG_FORMAT = "--log-format"
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
@@ -36,13 +39,22 @@ def _config_options(command: Command) -> Command:
     @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For example train.epochs=3.")
     @functools.wraps(command)
     def with_config(config_file: str | None, workspace: str | None, overrides: tuple[str, ...], **rest: object) -> None:
-        from jobs.config import load_config
+        from jobs.runtime import attempt
 
-        # Flags win, the last one given most of all; --workspace is short for --set workspace=...
-        overrides += (f"workspace={workspace}",) if workspace else ()
-        command(config=load_config(config_file, overrides=overrides), **rest)
+        log_lines.about(str(rest.get("ds")))
+        config = _configuration(config_file, workspace, overrides)
+        log_lines.choose(config.log_format)
+        attempt.configure(config)
+        command(config=config, **rest)
 
     return with_config
+
+
+def _configuration(config_file: str | None, workspace: str | None, overrides: tuple[str, ...]) -> "Config":
+    """Flags win, the last one given most of all; --workspace is short for --set workspace=..."""
+    from jobs.config import load_config
+
+    return load_config(config_file, overrides=overrides + ((f"workspace={workspace}",) if workspace else ()))
 
 
 def _stage_options(command: Command) -> Command:
@@ -61,6 +73,7 @@ def _stage_options(command: Command) -> Command:
     @functools.wraps(command)
     def with_day(config: "Config", ds: str | None, dry_run: bool, wait: bool, **flags: Any) -> None:
         from jobs.day import open_day
+        from jobs.runtime import scratch
         from jobs.runtime.console import waiting
 
         if steered := {name: value for name in _STEERING if (value := flags.pop(name, None))}:
@@ -70,7 +83,11 @@ def _stage_options(command: Command) -> Command:
             raise click.UsageError("Missing option '--ds'.")
         shown = {name: flags.pop(name) for name in ("as_json",) if name in flags}
         show = waiting if wait else None
-        day = open_day(config, _serving_day(config, ds), create=not dry_run, wait=show, **flags)
+        scratch.need()
+        serving = _serving_day(config, ds)
+        log_lines.about(str(serving))
+        day = open_day(config, serving, create=not dry_run, wait=show, **flags)
+        log_lines.follow(day)
         command(day=day, dry_run=dry_run, **shown)
 
     return with_day
@@ -116,6 +133,16 @@ def _steer(config: "Config", asked: dict[str, Any]) -> None:
     click.echo(steer.run(config, **asked))
 
 
+class _Command(click.Command):
+    """A command with --log-format, which `main` has read before."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        help_text = "Log lines. [default: auto: text on a terminal, JSON elsewhere]"
+        kind = click.Choice(log_lines.FORMATS)
+        self.params.append(click.Option([LOG_FORMAT], type=kind, expose_value=False, help=help_text))
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="fuxi-daily")
 def cli() -> None:
@@ -141,6 +168,9 @@ def cli() -> None:
     """
 
 
+cli.command_class = _Command
+
+
 @cli.command()
 @_stage_options
 @_accept_quality
@@ -162,22 +192,25 @@ def daily(day: "Day", dry_run: bool) -> None:
         for stage in plan(day):
             shown.say(str(stage), indent=PLAN_INDENT)
         for note in [*backfill(day), *other_settings(day), *out_of_date_before(day)]:
-            click.echo(f"fuxi: {note}", err=True)
+            log_lines.say(note)
         return
     attempt.follow(day, OPTIONAL_STAGES)
     result = run_day(day)
     for note in result.notes:
-        click.echo(f"fuxi: {note}", err=True)
+        log_lines.say(note)
     for stage, message in result.failures.items():
-        click.echo(f"fuxi: {stage} failed, published without it: {message}", err=True)
+        log_lines.say(f"{stage} failed, published without it: {message}", stage=stage)
     if result.without_model:
         lists = lists_of(result.stages["promote"].get("baseline") or POPULARITY)
-        click.echo(f"fuxi: published {lists} for everyone: {result.without_model}", err=True)
+        log_lines.say(f"published {lists} for everyone: {result.without_model}")
     if result.baseline_note:
-        click.echo(f"fuxi: {result.baseline_note}", err=True)
+        log_lines.say(result.baseline_note)
+    page = result.stages["report"]["uri"]
     if result.degraded:
+        end = {"kind": "degraded", "exit_code": EXIT_DEGRADED, "report": page}
+        log_lines.result("", "published, but not as it should be", "warning", **end)
         sys.exit(EXIT_DEGRADED)
-    click.echo(result.stages["report"]["uri"])
+    log_lines.result(page, "published", exit_code=0, report=page)
 
 
 def _stage_command(name: str, help_text: str, option: Decorator = lambda command: command) -> None:
@@ -199,9 +232,10 @@ def _stage_command(name: str, help_text: str, option: Decorator = lambda command
         wait_for_earlier(day)
         result = run_stage(day, name, stage_function(name))
         for note in other_settings(day):
-            click.echo(f"fuxi: {note}", err=True)
-        if as_json:
-            click.echo(json.dumps(result, indent=2, default=str))
+            log_lines.say(note)
+        values = {**result, "stage": name}
+        if as_json or log_lines.are_json():
+            log_lines.result(json.dumps(result, indent=2, default=str), f"result of {name}", **values)
         else:
             stage_screen.render(day, name, result)
 
@@ -230,15 +264,22 @@ _stage_command("report", "Write the day's self-contained HTML page.")
 @click.argument("workspace", default="./workspace", metavar="[WORKSPACE]")
 @click.option("--days", default=14, show_default=True, type=click.IntRange(0), help="The newest so many; 0: all.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list, a day an object: with the seconds of each stage.")
-def status(workspace: str, days: int, as_json: bool) -> None:
-    """Say how the days of a workspace stand, and what they read, published and took. Writes nothing.
+@click.option("--prometheus", "file", metavar="FILE", help="Write the metrics of the newest day to this file instead.")
+def status(workspace: str, days: int, as_json: bool, file: str | None) -> None:
+    """Say how the days of a workspace stand, and what they read, published and took. Writes nothing there.
 
     Below the table: stages that are stale or not run, days that are out of date, and who works on a day now.
     """
     from jobs.commands import status as status_job
     from jobs.config import load_config
 
-    found = status_job.run(load_config(overrides=[f"workspace={workspace}"], environment={}), days=days)
+    config = load_config(overrides=[f"workspace={workspace}"], environment={})
+    if file:
+        from jobs.monitoring import prometheus
+
+        prometheus.export_status(config, file)
+        return
+    found = status_job.run(config, days=days)
     if as_json:
         click.echo(status_job.as_json(found))
     else:
@@ -424,7 +465,7 @@ def verify(workspace: str, ds: str | None) -> None:
     verified = verify_job.run(workspace, ds=str(_date(ds)) if ds else None)
     verify_job.render(verified)
     for line in verified.damaged:
-        click.echo(f"fuxi: {' '.join(line.split())}", err=True)
+        log_lines.say(line, "error")
     if verified.damaged:
         sys.exit(EXIT_REFUSED)
 
@@ -704,11 +745,13 @@ def main() -> None:
     account.speak_utf8()
     account.settle()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    if sys.argv[1:2] and sys.argv[1] in SUPERVISED and not {"--dry-run", "-h", "--help"} & set(sys.argv):
+    _choose_log_format(sys.argv)
+    works = sys.argv[1:2] and not {"--dry-run", "-h", "--help"} & set(sys.argv)
+    if works and sys.argv[1] in SUPERVISED:
         from jobs.runtime import supervisor
 
-        supervisor.supervise()  # goes on in a child
-    sys.stdout, sys.stderr = RedactingStream(sys.stdout), RedactingStream(sys.stderr)  # type: ignore[assignment]
+        supervisor.supervise(_tell_end)  # goes on in a child
+    log_lines.install(output=bool(works) and sys.argv[1] in (*SUPERVISED, "backfill"))
     stop.install()
     scratch.enter()
     code = _exit_code_of_command()
@@ -721,6 +764,23 @@ def main() -> None:
     sys.exit(code)
 
 
+def _tell_end(ended: "Ended") -> None:
+    """Tell the systems that watch how a command of a day has ended. Whatever goes wrong changes nothing else."""
+    from jobs.monitoring import lineage, prometheus
+
+    try:
+        given = cli.commands[sys.argv[1]].make_context(sys.argv[1], sys.argv[2:]).params
+        config = _configuration(given["config_file"], given["workspace"], given["overrides"])
+        ds = _serving_day(config, ended.ds or given["ds"])
+        daily_run = sys.argv[1] == "daily"
+        broke_off = ended.code == EXIT_BROKE_OFF
+        lineage.tell_deaths(config, ended.run, ended.died, daily=daily_run, broke_off=broke_off)
+        if daily_run:
+            prometheus.export_end(config, ds, ended.code)
+    except Exception as error:
+        log_lines.say(f"nobody was told how the command ended ({type(error).__name__}: {error})")
+
+
 def _exit_code_of_command() -> int:
     from jobs.runtime import stop
 
@@ -729,11 +789,14 @@ def _exit_code_of_command() -> int:
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         asked = error if isinstance(error, KeyboardInterrupt) else error.__cause__
         if isinstance(asked, KeyboardInterrupt):
-            click.echo(f"fuxi: {stop.describe(asked)}", err=True)
+            _say_end(stop.describe(asked), kind="stopped", code=stop.exit_code())
             _end_engines()
         return stop.exit_code()
     except click.ClickException as error:
-        error.show()
+        if log_lines.are_json():
+            _say_end(f"{error.format_message().rstrip('.')}: see --help", kind="usage", code=error.exit_code)
+        else:
+            error.show()
         return error.exit_code
     except SystemExit as leaving:
         return int(leaving.code or 0)
@@ -748,15 +811,36 @@ def _failed(error: Exception) -> int:
 
     if not isinstance(error, InputError):
         attempt.end_if_died(error)
-    line = str(error) if isinstance(error, InputError) else failures.explain(error)
-    code = EXIT_REFUSED
-    if line is None:
-        line, code = deaths.what_died(error), EXIT_BROKE_OFF
-    if line is None:
-        traceback.print_exception(error)
+    if isinstance(error, InputError):
+        line, kind, code = str(error), "refused", EXIT_REFUSED
+    elif line := failures.explain(error):
+        kind, code = "unavailable", EXIT_REFUSED
+    elif line := deaths.what_died(error):
+        kind, code = "died", EXIT_BROKE_OFF
     else:
-        click.echo(redact(f"fuxi: {' '.join(line.split())}"), err=True)
+        line, kind, code = f"{type(error).__name__}: {error}", "unknown", EXIT_BROKE_OFF
+        if not log_lines.are_json():
+            traceback.print_exception(error)
+            return code
+    trace = {"traceback": "".join(traceback.format_exception(error))} if kind == "unknown" else {}
+    _say_end(line, kind=kind, code=code, **trace)
     return code
+
+
+def _say_end(line: str, *, kind: str, code: int, **values: str) -> None:
+    """The last line of a command that does not end well."""
+    hint = {} if kind in ("stopped", "unknown") else {"remedy": log_lines.remedy(line)}
+    log_lines.say(line, "error", kind=kind, exit_code=code, **hint, **values)
+
+
+def _choose_log_format(arguments: list[str]) -> None:
+    """As an option or the environment says: before the supervisor forks, and so before options are parsed."""
+    given = dict(itertools.pairwise(arguments))
+    given |= dict(argument.split("=", 1) for argument in arguments if argument.startswith(f"{LOG_FORMAT}="))
+    by_option, by_environment = given.get(LOG_FORMAT, ""), os.environ.get("FUXI_LOG_FORMAT", "")
+    for chosen in filter(log_lines.FORMATS.__contains__, (by_option, by_environment)):
+        log_lines.choose(chosen, by_option=chosen == by_option)
+        return
 
 
 def _end_engines() -> None:

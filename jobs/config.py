@@ -88,6 +88,9 @@ _NO_RESULT: dict[str, Any] = {
     "quality": True,
     "maintain": True,
     "retain": True,
+    "log_format": True,
+    "metrics": True,
+    "lineage": True,
     "logs": {"path", "catalogue", "max_rejected_share"},
     "sequences": {"check_digests"},
 }
@@ -463,12 +466,37 @@ class MlflowConfig(Section):
     model_name: str = Field("fuxi-beta-daily", description="name of the experiment and of the registered model")
 
 
+class MetricsConfig(Section):
+    """Where Prometheus finds the metrics of a day; docs/operations.md says which."""
+
+    prometheus_file: str = Field("", description="a file that node_exporter's textfile collector reads; empty: none")
+    push_gateway: str = Field("", description="URL of a push gateway; empty: none")
+    job: str = Field("fuxi", min_length=1, description="the job under which metrics are pushed")
+
+    @field_validator("prometheus_file")
+    @classmethod
+    def _is_read(cls, file: str) -> str:
+        if file and not file.endswith(".prom"):
+            raise ValueError("the textfile collector reads files that end in .prom: give one")
+        return file
+
+
+class LineageConfig(Section):
+    """Events of OpenLineage; where they go is said to its client, by OPENLINEAGE_URL or its other variables."""
+
+    openlineage: bool = Field(False, description="tell the start and the end of every day and stage")
+    namespace: str = Field("fuxi", min_length=1, description="of the jobs")
+
+
 class Config(Section):
     """All sections."""
 
     workspace: str = Field("./workspace", description="where everything is stored: a folder or `s3://bucket/prefix`")
     deterministic: bool = Field(
         True, description="whether the same inputs give the same lists, bit by bit, with the same number of workers"
+    )
+    log_format: Literal["auto", "text", "json"] = Field(
+        "auto", description="log lines; auto: text on a terminal, JSON elsewhere"
     )
     logs: LogsConfig = LogsConfig()  # type: ignore[call-arg]
     quality: QualityConfig = QualityConfig()  # type: ignore[call-arg]
@@ -485,6 +513,8 @@ class Config(Section):
     retain: RetainConfig = RetainConfig()  # type: ignore[call-arg]
     cluster: ClusterConfig = ClusterConfig()  # type: ignore[call-arg]
     mlflow: MlflowConfig = MlflowConfig()  # type: ignore[call-arg]
+    metrics: MetricsConfig = MetricsConfig()  # type: ignore[call-arg]
+    lineage: LineageConfig = LineageConfig()  # type: ignore[call-arg]
 
     def hash(self) -> str:
         """Digest of the settings that decide what is computed."""

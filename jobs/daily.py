@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from jobs.day import STAGES, Day, Stage, StageResult, day_lease, lease_uri, noting_at_stop, run_stage, running
+from jobs.monitoring import lineage
 from jobs.retention import check as check_retention
 from jobs.retention import retain
-from jobs.runtime import attempt, deaths, failures
+from jobs.runtime import attempt, deaths, failures, log_lines
 from jobs.runtime.console import log
 from jobs.stage_inputs import STAGE_INPUTS, all_before
 from jobs.status import backfill, out_of_date_before, served_by
@@ -72,7 +73,7 @@ class DayResult:
 
 def stage_function(name: str) -> Stage:
     """The `run` of a stage; its module is imported now, and only now."""
-    return importlib.import_module(f"jobs.stages.{name}").run
+    return lineage.traced(name, importlib.import_module(f"jobs.stages.{name}").run)
 
 
 def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
@@ -80,13 +81,16 @@ def run_day(day: Day, stages: Mapping[str, Stage] | None = None) -> DayResult:
 
     Raises InputError if the day cannot be published at all; nothing published before is changed then.
     """
+    log_lines.follow(day)
     result = DayResult(day.ds)
     check_retention(day.config)
+    lineage.check(day.config)
     wait_for_earlier(day)
     before = backfill(day)
     for note in before:
-        log("note", about=note)
-    with day_lease(day, "daily"), noting_at_stop(lambda: f"done: {', '.join(result.stages) or 'nothing'}"):
+        log("note", level="warning", about=note)
+    done = noting_at_stop(lambda: f"done: {', '.join(result.stages) or 'nothing'}")
+    with day_lease(day, "daily"), lineage.day_run(day), done:
         day.refresh_inputs = day.refresh_inputs or _is_served_stale(day)  # try today's input again
         stages = stages or {name: stage_function(name) for name in STAGES}
         for name, stage in stages.items():
@@ -161,19 +165,20 @@ def _run(day: Day, name: str, stage: Stage, result: DayResult) -> None:
         if name not in OPTIONAL_STAGES:
             raise
         if (line := failures.explain(error) or deaths.what_died(error)) is None:
-            log(f"{name} failed", error=traceback.format_exc())
+            log(f"{name} failed", level="error", error=traceback.format_exc())
             line = f"{type(error).__name__}: {error}"
         result.failures[name] = redact(line)
     else:
         result.stages[name] = done
         if not done.get("skipped"):
-            log(f"{name} done", seconds=round(day.timings[name], 1))
+            log(f"{name} done", stage=name, seconds=round(day.timings[name], 1))
         elif day.must_run("report"):  # else all are, which one line says
-            log(f"{name} already done")
+            log(f"{name} already done", stage=name)
     if name in result.failures:
         if day.has_record:
             day.note_failure(name, result.failures[name])
-        log(f"{name} failed; the day goes on without it", error=result.failures[name])
+        failure = result.failures[name]
+        log(f"{name} failed; the day goes on without it", level="warning", stage=name, error=failure)
 
 
 def _report_refusal(day: Day, name: str, error: InputError, stages: Mapping[str, Stage]) -> None:
@@ -184,7 +189,7 @@ def _report_refusal(day: Day, name: str, error: InputError, stages: Mapping[str,
     try:
         stages["report"](day)
     except Exception as failure:
-        log("report failed", error=redact(f"{type(failure).__name__}: {failure}"))
+        log("report failed", level="warning", stage="report", error=redact(f"{type(failure).__name__}: {failure}"))
 
 
 def maintenance_due(day: Day) -> bool:
@@ -199,7 +204,7 @@ def _maintain(day: Day) -> None:
     if tables is not None:
         removed = sum(table.removed_files for table in tables), sum(table.removed_bytes for table in tables)
         notes = {table.name: table.note for table in tables if table.note}
-        log("maintain done", removed_files=removed[0], removed_bytes=removed[1], **notes)
+        log("maintain done", stage="maintain", removed_files=removed[0], removed_bytes=removed[1], **notes)
 
 
 def _retain(day: Day) -> None:
@@ -208,7 +213,8 @@ def _retain(day: Day) -> None:
         return
     removed = _tidied("retain", lambda: retain(day, held=_lease_of(day)))
     if removed is not None:
-        log("retain done", **{kind.kind: f"{kind.files} files, {kind.bytes:,} bytes" for kind in removed if kind.files})
+        kinds = {kind.kind: f"{kind.files} files, {kind.bytes:,} bytes" for kind in removed if kind.files}
+        log("retain done", stage="retain", **kinds)
 
 
 def _lease_of(day: Day) -> str:
@@ -221,7 +227,8 @@ def _tidied(name: str, tidy: Callable[[], Tidied]) -> Tidied | None:
     try:
         done = tidy()
     except Exception as error:
-        log(f"{name} failed; the day is published", error=redact(f"{type(error).__name__}: {error}"))
+        failure = redact(f"{type(error).__name__}: {error}")
+        log(f"{name} failed; the day is published", level="warning", stage=name, error=failure)
         return None
     progress.finished(name)
     return done

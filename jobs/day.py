@@ -108,6 +108,7 @@ class Day:
     leased: bool = False  # the lease of the ds is held
     begun: frozenset[str] = frozenset()  # stages that an earlier attempt of this command began, with these flags
     timings: dict[str, float] = field(default_factory=dict)
+    run_id: str = ""  # of the run record, once it was read or written
 
     @property
     def calendar(self) -> Calendar:
@@ -137,7 +138,9 @@ class Day:
         """The run record. InputError if the first stage has not made it."""
         if not self.has_record:
             raise InputError(f"{self.record_uri} is not there: run `fuxi sessionize --ds {self.ds}` first")
-        return _RECORD.validate_python(located(storage.read_json(self.record_uri), self.places))
+        record = _RECORD.validate_python(located(storage.read_json(self.record_uri), self.places))
+        self.run_id = record.run_id
+        return record
 
     @cached_property
     def places(self) -> dict[str, str]:
@@ -177,6 +180,7 @@ class Day:
         content = portable(asdict(record), self.places)
         in_workspace = content["logs_path"].startswith("{workspace}")
         leases.publish_json(self.record_uri, content if in_workspace else content | {"logs_path": record.logs_path})
+        self.run_id = record.run_id
 
     def marker(self, stage: str) -> StageMarker | None:
         """The marker of a stage, None if it has not finished under the present run record."""
@@ -292,7 +296,7 @@ class Day:
 
     def at(self, ds: dt.date) -> "Day":
         """The same deployment on another ds."""
-        return replace(self, ds=ds, leased=False)
+        return replace(self, ds=ds, leased=False, run_id="")
 
     @property
     def has_own_registry(self) -> bool:

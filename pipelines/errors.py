@@ -11,3 +11,10 @@ class BusyError(InputError):
 
 class FencedError(BusyError):
     """The lease that this run worked under is another run's by now: nothing more may be published."""
+
+
+class MachineError(RuntimeError):
+    """This machine lacks something that a command needs. The message is one line, as an InputError's.
+
+    It is no refused input: no day is served from older histories because of it.
+    """

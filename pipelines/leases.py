@@ -10,10 +10,10 @@ import contextlib
 import fcntl
 import functools
 import json
+import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -32,6 +32,7 @@ SECONDS = 120.0
 EXIT_LOST = 2
 _CLOCK_STEP_S = 1.0  # times of S3 are whole seconds
 _LOCAL_POLL_S, _S3_POLL_S = 0.5, 3.0
+_LOG = logging.getLogger(__name__)
 
 Waiting = Callable[[str], None]
 """Called with the holder, again and again, while a lease is waited for."""
@@ -328,7 +329,7 @@ class _S3Lease(Lease):
             if self._taken.is_set() or self._left < self.holder.seconds / 4:
                 first, why = self._lose(), "another run has it" if self._taken.is_set() else self._failure
                 if first:
-                    print(f"fuxi: {self.uri} cannot be renewed ({why})", file=sys.stderr, flush=True)
+                    _LOG.error("%s cannot be renewed (%s)", self.uri, why)
                 self._see_the_end(interrupt=first)
                 return
 
@@ -350,7 +351,7 @@ class _S3Lease(Lease):
         if interrupt:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         if not self._done.wait(max(self._left, self.holder.seconds / 8)):
-            print(f"fuxi: {self.uri} is lost and the work did not end: this process ends", file=sys.stderr, flush=True)
+            _LOG.error("%s is lost and the work did not end: this process ends", self.uri)
             os._exit(EXIT_LOST)
 
 

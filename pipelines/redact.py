@@ -38,7 +38,7 @@ def remember(value: Any) -> None:
     """Know the passwords of the URLs in a value, to find them where they stand alone."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            if isinstance(inner, str) and _SECRET_NAME.search(str(name)) and len(inner) >= _LEAST:
+            if isinstance(inner, str) and is_secret_name(str(name)) and len(inner) >= _LEAST:
                 _known.add(inner)
             remember(inner)
     elif isinstance(value, list | tuple):
@@ -46,6 +46,11 @@ def remember(value: Any) -> None:
             remember(inner)
     elif isinstance(value, str):
         _known.update(found for found in _URL_PASSWORD.findall(value) if len(found) >= _LEAST)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a setting, variable or key of this name holds a secret."""
+    return _SECRET_NAME.search(name) is not None
 
 
 def redact(text: str) -> str:
@@ -93,7 +98,7 @@ class RedactingStream:
 
 def _secrets() -> list[str]:
     """Values that stand for themselves, the longest first: of the environment by name, and remembered passwords."""
-    named = {value for name, value in os.environ.items() if len(value) >= _LEAST and _SECRET_NAME.search(name)}
+    named = {value for name, value in os.environ.items() if len(value) >= _LEAST and is_secret_name(name)}
     urls = {found for value in os.environ.values() for found in _URL_PASSWORD.findall(value) if len(found) >= _LEAST}
     files = {value for value in named if value.startswith(("/", "~"))}  # names of files that hold them
     return sorted((named - files) | urls | _known, key=len, reverse=True)

@@ -1,6 +1,7 @@
 """The workspace: the folder of everything that one deployment stores, and the file with its fixed settings."""
 
 import datetime as dt
+import errno
 from dataclasses import asdict, dataclass, fields
 
 from pipelines import storage
@@ -92,12 +93,20 @@ def open_workspace(uri: str, wanted: WorkspaceSpec | None = None, *, create: boo
     storage.check_for_delta(uri)
     marker = storage.join(uri, "_workspace.json")
     storage.check_reachable(uri)
-    if not storage.exists(marker):
-        if wanted is None:
-            raise InputError(f"{uri} is not a workspace (no _workspace.json): run `fuxi daily` in it first")
-        if not create or storage.create_json(marker, asdict(wanted)):
-            return Workspace(uri, wanted)
-    content = storage.read_json(marker)
+    try:
+        if not storage.exists(marker):
+            if wanted is None:
+                raise InputError(f"{uri} is not a workspace (no _workspace.json): run `fuxi daily` in it first")
+            if not create or storage.create_json(marker, asdict(wanted)):
+                return Workspace(uri, wanted)
+        content = storage.read_json(marker)
+    except OSError as error:
+        if storage.is_s3(uri) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"{uri} cannot be a workspace ({reason}): correct its rights, or choose another place with --workspace"
+        ) from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != WORKSPACE_SCHEMA_VERSION:
         raise InputError(

@@ -14,8 +14,8 @@ ROOMS = {
     "pipelines": "errors redact progress calendar schema object_store storage digests leases workspace delta_tables "
     "leftovers spark histories forget logs imports synthetic",
     "fuxi_beta": "config presets data recommender ops layers models baselines training evaluation __init__",
-    "jobs": "config places stage_inputs day runtime tables serving registry training status report stages retention "
-    "daily reproduce commands cli",
+    "jobs": "config places stage_inputs day runtime tables serving registry training status monitoring report "
+    "stages retention daily reproduce commands cli",
 }
 """The folders and files of each package; each imports those before it alone."""
 SHARED = {

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from jobs.daily import PlannedStage, plan
 from jobs.day import STAGES, Day, noting_at_stop
+from jobs.runtime import log_lines
 from jobs.runtime.console import log
 from jobs.runtime.screen import screen
 from jobs.status import DayFigures, day_figures
@@ -132,7 +133,10 @@ def render_plan(planned: Sequence[tuple[dt.date, list[PlannedStage]]]) -> None:
 
 
 def render(done: Sequence[BackfilledDay], asked: int) -> None:
-    """Print a row a day, and how to go on."""
+    """Print a row a day, and how to go on; or the same as JSON lines."""
+    if log_lines.are_json():
+        _log(done, asked)
+        return
     shown, numbers, rows = screen(), ("Seconds", "Lists", "Served by"), []
     for day in done:
         figures = day.figures
@@ -148,3 +152,12 @@ def render(done: Sequence[BackfilledDay], asked: int) -> None:
         shown.say(
             f"{left} day{plural} after it not begun: repair the day and run again, or give --keep-going", indent=2
         )
+
+
+def _log(done: Sequence[BackfilledDay], asked: int) -> None:
+    for day in done:
+        figures = {"lists": day.figures.listeners, "served_by": day.figures.served_by} if day.figures else {}
+        values = {"seconds": round(day.seconds, 1), "why": day.why or None, **figures}
+        level = "info" if day.code == 0 else "warning" if day.published else "error"
+        log_lines.result("", day.state, level, ds=day.ds, exit_code=day.code, **values)
+    log_lines.result("", "backfill ended", done=len(done), left=asked - len(done), exit_code=exit_code(done))

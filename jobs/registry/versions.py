@@ -350,11 +350,11 @@ def _client(day: Day) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
 
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     if day.has_own_registry:
         ensure_database(Path(day.workspace.registry), day.tracking_uri)
         relocate(day.workspace.uri)
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     mlflow.set_tracking_uri(day.tracking_uri)
     mlflow.set_registry_uri(day.tracking_uri)
     return mlflow.MlflowClient(day.tracking_uri, day.tracking_uri)

@@ -9,14 +9,16 @@ import os
 import select
 import sys
 import time
+import uuid
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jobs.runtime import deaths
+from jobs.runtime import deaths, log_lines
 from pipelines import progress
 
 if TYPE_CHECKING:
+    from jobs.config import Config
     from jobs.day import Day
 
 EXIT_DIED = 70
@@ -35,8 +37,9 @@ class Attempt:
     channel: int = -1  # file descriptor that messages are written to; -1: nobody waits
     begun: frozenset[DayStage] = frozenset()  # by earlier attempts of this command
     given_up: dict[DayStage, str] = field(default_factory=dict)  # died too often: why the day goes on without it
-    ds: str = ""  # of the day that is followed
+    day: "Day | None" = None  # that is followed
     told_at: float = 0.0
+    run: str = field(default_factory=lambda: str(uuid.uuid4()))  # of the command, the same in all its attempts
 
 
 _attempt = Attempt()
@@ -54,22 +57,34 @@ def supervised() -> bool:
     return _attempt.channel >= 0
 
 
+def run() -> str:
+    """The id of the run of this command: a UUID, the same in all its attempts."""
+    return _attempt.run
+
+
+def configure(config: "Config") -> None:
+    """Tell what the supervisor needs of the configuration, as soon as it is read."""
+    watched = config.metrics.prometheus_file or config.metrics.push_gateway or config.lineage.openlineage
+    tell(log_format=log_lines.chosen(), watched=bool(watched))
+
+
 def follow(day: "Day", optional: Collection[str] = ()) -> None:
     """Begin a day: tell how long its stages may be silent and how often they are begun again, and let it know what was.
 
     optional: stages without which the day is published.
     """
-    _attempt.ds = str(day.ds)
-    day.begun = frozenset(stage for ds, stage in _attempt.begun if ds == _attempt.ds)
+    _attempt.day, ds = day, str(day.ds)
+    day.begun = frozenset(stage for of, stage in _attempt.begun if of == ds)
     cluster = day.config.cluster
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # then the JVM, and the session in it, are spark-submit's
     retries = 0 if submitted else cluster.stage_retries
-    tell(ds=str(day.ds), stall_minutes=cluster.stall_minutes, retries=retries, optional=sorted(optional))
+    limits = {"stall_minutes": cluster.stall_minutes, "retries": retries, "optional": sorted(optional)}
+    tell(ds=ds, **limits)
 
 
 def given_up(stage: str) -> str | None:
     """Why a stage of the day that is followed is not tried any more; None if it is."""
-    return _attempt.given_up.get((_attempt.ds, stage))
+    return _attempt.given_up.get((str(_attempt.day.ds), stage)) if _attempt.day else None
 
 
 def watch_engines() -> None:
@@ -111,4 +126,4 @@ def _on_progress(event: progress.Event, text: str) -> None:
     now = time.monotonic()
     if event != "on" or now - _attempt.told_at >= NOTE_EVERY_S:
         _attempt.told_at = now if event == "on" else 0.0  # the first note of a stage is never left out
-        tell(**{event: text[:200]})
+        tell(**{event: text[:200]}, run_id=_attempt.day.run_id if _attempt.day else "")

@@ -1,15 +1,14 @@
-"""Log lines and progress bars on a terminal, JSON lines elsewhere; both on standard error."""
+"""Events and progress of long work on standard error: lines and bars on a terminal, JSON lines elsewhere."""
 
 import contextlib
-import datetime as dt
 import functools
-import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from jobs.runtime import log_lines
 from pipelines import progress as heard
 
 if TYPE_CHECKING:
@@ -25,26 +24,29 @@ Advance = Callable[..., None]
 
 
 def interactive() -> bool:
-    """Whether standard error is a terminal."""
-    return sys.stderr.isatty()
+    """Whether somebody looks: lines are text, on a terminal."""
+    return not log_lines.are_json() and sys.stderr.isatty()
 
 
-def log(event: str, **values: object) -> None:
-    """One event: a readable line on a terminal, a JSON line elsewhere. Standard output is for results alone.
+def log(event: str, *, level: str = "info", **values: object) -> None:
+    """One event: a readable line, or a JSON line (`log_lines`). Standard output is for results alone.
 
-    It counts as progress of the stage.
+    It counts as progress of the stage. level: info, warning or error. `stage` among the values is not shown in text,
+    where the event names it.
     """
     heard.note(event)
-    _print(event, **values)
+    _print(event, level=level, **values)
 
 
-def _print(event: str, **values: object) -> None:
-    if interactive():
-        details = "  ".join(f"{key} {value}" for key, value in values.items())
-        console().print(f"[bold]{event}[/bold]  {details}" if details else event, highlight=False)
+def _print(event: str, *, level: str = "info", **values: object) -> None:
+    if log_lines.are_json():
+        log_lines.write(level, "fuxi", event, values)
         return
-    record = {"time": dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds"), "event": event, **values}
-    print(json.dumps(record, default=str), file=sys.stderr, flush=True)
+    details = "  ".join(f"{key} {value}" for key, value in values.items() if key != "stage")
+    if interactive():
+        console().print(f"[bold]{event}[/bold]  {details}" if details else event, highlight=False)
+    else:
+        print(f"{event}  {details}".rstrip(), file=sys.stderr, flush=True)
 
 
 @functools.cache
@@ -77,8 +79,8 @@ def progress(
 ) -> Iterator[Advance]:
     """A bar for a long step: call the yielded function with the amount done since the last call.
 
-    remaining: with an estimate of the time left. done: before this process began. Without a terminal it logs a JSON
-    line at most every five seconds and one at the end. Every amount above 0 counts as progress of the stage.
+    remaining: with an estimate of the time left. done: before this process began. Without a terminal it logs a line at
+    most every five seconds and one at the end. Every amount above 0 counts as progress of the stage.
     """
     with _shown(description, total, unit, remaining=remaining, before=done) as show:
 
@@ -111,8 +113,10 @@ def _shown(
             last = time.monotonic()
             seconds = last - started
             new = done - before
-            left = {"seconds_left": round(seconds * (total - done) / new)} if remaining and total and new else {}
-            _print(description, done=done, total=total, unit=unit, seconds=round(seconds, 1), **left)
+            values: dict[str, Any] = {"done": done, "total": total, "unit": unit, "seconds": round(seconds, 1)}
+            if remaining and total and new:
+                values["seconds_left"] = round(seconds * (total - done) / new)
+            _print(description, **values)
 
     yield show
     _print(description, done=done, total=total, unit=unit, seconds=round(time.monotonic() - started, 1), finished=True)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from jobs.config import ClusterConfig
-from jobs.runtime import account, attempt, deaths, scratch, stop
+from jobs.runtime import account, attempt, deaths, java, scratch, stop
 from jobs.runtime.console import doing, polled_progress
 from pipelines import leases, object_store
-from pipelines.errors import InputError
+from pipelines.errors import InputError, MachineError
 
 if TYPE_CHECKING:
     from pyspark import Accumulator
@@ -27,7 +27,7 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
     """The process's Spark session, started on first use.
 
     Under spark-submit the submission decides where Spark runs and with which resources; its settings are kept. Raises
-    InputError if the configuration names another master than the submission.
+    InputError if the configuration names another master than the submission, MachineError without a Java to start.
     """
     from pyspark.sql import SparkSession
 
@@ -48,12 +48,13 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
             "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         }
     defaults = {key: value for key, value in options.items() if key not in submitted}
-    if not submitted and not account.name_of_user():
-        _log_in(defaults | cluster.spark_options)
-    builder = SparkSession.builder.config(map=defaults | cluster.spark_options)  # type: ignore[attr-defined]
     running = SparkSession.getActiveSession() is not None
-    with contextlib.nullcontext() if running else doing("starting Spark"):
-        session = builder.getOrCreate()
+    with contextlib.nullcontext() if submitted else _java():
+        if not submitted and not account.name_of_user():
+            _log_in(defaults | cluster.spark_options)
+        builder = SparkSession.builder.config(map=defaults | cluster.spark_options)  # type: ignore[attr-defined]
+        with contextlib.nullcontext() if running else doing("starting Spark"):
+            session = builder.getOrCreate()
     if not submitted:  # a submission sets the log level itself
         session.sparkContext.setLogLevel("ERROR")
     _set_worker_environment(session, local=local)
@@ -73,6 +74,21 @@ def _log_in(options: dict[str, str]) -> None:
     jvm: Any = SparkContext._jvm
     users = jvm.org.apache.hadoop.security.UserGroupInformation
     users.setLoginUser(users.createRemoteUser(account.substitute_name()))
+
+
+@contextlib.contextmanager
+def _java() -> Iterator[None]:
+    """MachineError if there is no Java, or if it does not start as Spark's."""
+    if java.program()[0] is None:
+        raise MachineError(f"Java: {java.look()[0]}: {java.REMEDY}")
+    try:
+        yield
+    except RuntimeError as error:
+        found, fits = java.look()
+        if "JAVA_GATEWAY_EXITED" not in str(error):
+            raise
+        remedy = "see cluster.spark_driver_memory and cluster.spark_options, and the memory that is free"
+        raise MachineError(f"Java: {found} does not start for Spark: {remedy if fits else java.REMEDY}") from error
 
 
 def _not_of_py4j(record: logging.LogRecord) -> bool:
@@ -151,8 +167,12 @@ def ray_session(cluster: ClusterConfig) -> ModuleType:
 
 def _to_standard_error(message: dict[str, Any], ignore_prefix: bool = False) -> None:
     """In place of Ray's own function, which prints the news of its cluster among a command's results."""
+    text = "".join(f"(ray) {line}\n" for line in message.get("lines", ()))
     with contextlib.suppress(OSError):
-        os.write(2, "".join(f"(ray) {line}\n" for line in message.get("lines", ())).encode())
+        if attempt.supervised():  # beside what Ray's processes write
+            os.write(2, text.encode())
+        else:
+            sys.stderr.write(text)
 
 
 def end() -> None:

@@ -1,4 +1,7 @@
-"""Failures that are not the program's: a full disk, a store or a registry that is out of reach. One line each."""
+"""Failures that are not the program's: of this machine, of a store or of a registry. One line each.
+
+They are no refused input: no day is served from older histories because of them.
+"""
 
 import errno
 import os
@@ -8,11 +11,12 @@ from pathlib import Path
 
 from jobs.runtime.deaths import chain
 from pipelines import object_store, storage
-from pipelines.errors import InputError
+from pipelines.errors import InputError, MachineError
 
 NEEDS = " needs "
 """In a note of an error that says what room a stage takes."""
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|\[?[Ee]rrno:? (?:28|122)\b")
+_NO_RIGHT = (errno.EROFS, errno.EACCES, errno.EPERM)
 _READ_ONLY = re.compile(r"Read-only file system|Permission denied")
 _STORE = re.compile(
     r"AWS Error|Generic S3 error|botocore|SlowDown|ServiceUnavailable|NETWORK_CONNECTION|EndpointConnectionError"
@@ -28,23 +32,26 @@ def explain(error: BaseException) -> str | None:
     """The failure in one line with its remedy; None if it is none of these and the trace is wanted."""
     chained = list(chain(error))
     for one in chained:
-        if isinstance(one, InputError):
+        if isinstance(one, InputError | MachineError):
             return str(one)
     for one in chained:
         text = f"{one} {getattr(one, 'java_exception', '')}"
         number = getattr(one, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(text):
             return _full_disk(_place(one, text), chained)
-        if isinstance(one, OSError) and (number in (errno.EROFS, errno.EACCES) or _READ_ONLY.search(text)):
-            place = _place(one, text)
-            return (
-                f"{place} cannot be written ({os.strerror(number or errno.EACCES)}): correct the rights and run again"
-            )
+        if isinstance(one, OSError) and (number in _NO_RIGHT or _READ_ONLY.search(text)):
+            return _no_right(one, text, number or errno.EACCES)
         if _of_registry(one):
             return _registry(text)
         if _STORE.search(text) or type(one).__module__.startswith(("botocore.", "boto3.")):
             return _store(text)
     return None
+
+
+def _no_right(error: OSError, text: str, number: int) -> str:
+    writing = number == errno.EROFS or _WRITTEN.search("\n".join(getattr(error, "__notes__", ())))
+    use = "written" if writing else "read or written"
+    return f"{_place(error, text)} cannot be {use} ({os.strerror(number)}): correct the rights and run again"
 
 
 def _full_disk(place: str, chained: Sequence[BaseException]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.errors import InputError
+from pipelines.errors import MachineError
 
 _PREFIX = "fuxi-"
 _SOCKET_BYTES, _BELOW = 107, len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
@@ -25,17 +25,23 @@ _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 _mine: list[tuple[Path, int, Path]] = []
 """The folder of this process, the descriptor of its lock, and the name by which it is used."""
+_state = {"refused": ""}
+"""`refused`: why there is none."""
 
 
 def enter() -> None:
     """Make the folder, let this process and its children use it, and remove those of commands that were killed.
 
-    Nothing changes where no folder can be made.
+    Nothing changes where no folder can be made, until somebody needs one (`need`).
     """
     if _mine:
         return
-    with contextlib.suppress(OSError):
+    wanted = os.environ.get("TMPDIR", "")
+    try:
         root = Path(tempfile.gettempdir()).absolute()
+        if wanted and root != Path(wanted).absolute():
+            _state["refused"] = f"TMPDIR is {wanted}, which cannot be written: correct it"
+            return
         remove_abandoned(root)
         folder = root / f"{_PREFIX}{uuid.uuid4().hex[:8]}"
         lock = os.open(folder.with_suffix(".lock"), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -45,6 +51,14 @@ def enter() -> None:
         _mine.append((folder, lock, name))
         _use(name)
         atexit.register(leave)  # before any engine is loaded: so it is called after their own ends
+    except OSError as error:
+        _state["refused"] = f"no folder for temporary files can be made ({error.strerror or error}): set TMPDIR to one"
+
+
+def need() -> None:
+    """MachineError if temporary files have no folder, or another than TMPDIR says."""
+    if _state["refused"]:
+        raise MachineError(_state["refused"])
 
 
 def too_long(folder: str | Path) -> bool:
@@ -64,11 +78,11 @@ def described() -> str:
 
 
 def check_sockets() -> None:
-    """InputError if Ray could not open its sockets, which it would say in a trace only."""
+    """MachineError if Ray could not open its sockets, which it would say in a trace only."""
     name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
     folder = os.environ.get(name) or tempfile.gettempdir()
     if too_long(folder):
-        raise InputError(
+        raise MachineError(
             f"{name} is {folder}, {len(os.fsencode(folder))} bytes: names of Ray's sockets below it would be too long, "
             f"at most {_SOCKET_BYTES - _BELOW} bytes go: set {name} to a folder with a shorter name, or make one of "
             f"{', '.join(_SHORT)} writable"

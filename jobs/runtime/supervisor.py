@@ -2,7 +2,7 @@
 
 Ray and Spark take the process that uses them along when one of their own processes dies, or let it wait for ever. So
 the work has a process of its own, the attempt. This one starts no engine and holds no lease: it reads what the attempt
-tells (`jobs.runtime.attempt`) and what it and its engines write to standard error, passes signals on, and when the
+tells (`jobs.runtime.attempt`) and what it and its engines write, passes signals on, and when the
 attempt has died it kills whatever is left of it. A new attempt skips what is finished and goes on with the rest, as
 `fuxi daily` does when it is run again.
 """
@@ -17,19 +17,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
 import psutil
 
-from jobs.runtime import attempt, deaths
+from jobs.runtime import attempt, deaths, log_lines
 from jobs.runtime.attempt import Attempt, DayStage
-from pipelines.redact import RedactingStream, redact
+from pipelines.redact import redact
 
 POLL_S = 0.5
 KEPT_BYTES = 1 << 20
-"""Of what engines wrote to standard error, the newest."""
+"""Of what engines wrote, the newest."""
 END_S = 10.0
 """Engines of an attempt that ended by itself may take so long to end, too."""
 FIRST_STALL_S = 1800.0
@@ -40,20 +41,35 @@ EXIT_BROKE_OFF, EXIT_REFUSED = 1, 2
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def supervise() -> None:
-    """Return in a child process, again and again until an attempt comes to its end; this process exits as that did."""
+@dataclass(frozen=True)
+class Ended:
+    """How a command has ended."""
+
+    ds: str  # "" if it has read no day
+    code: int
+    run: str  # `attempt.run`
+    died: dict[DayStage, str]  # stages that died too often, and in which way
+
+
+def supervise(at_end: Callable[[Ended], None]) -> None:
+    """Return in a child process, again and again until an attempt comes to its end; this process exits as that did.
+
+    at_end: called in this process before it exits, if the configuration names somebody to tell (`attempt.configure`).
+    """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what the attempt leaves behind becomes a child of this process
-    _Supervisor().run()
+    _Supervisor(at_end).run()
 
 
 class _Supervisor:
-    def __init__(self) -> None:
-        self.ds, self.stage, self.last = "", "", ""
+    def __init__(self, at_end: Callable[[Ended], None]) -> None:
+        self.at_end, self.watched, self.attempt = at_end, False, Attempt()
+        self.ds, self.run_id, self.stage, self.last = "", "", "", ""
         self.stall_s, self.retries, self.optional = FIRST_STALL_S, 0, frozenset[str]()
         self.code: int | None = None  # that the attempt said it would exit with
         self.died: str | None = None
         self.begun: set[DayStage] = set()
         self.given_up: dict[DayStage, str] = {}
+        self.died_for_good = ""
         self.deaths: Counter[DayStage] = Counter()
         self.child, self.asked, self.silent_s = 0, 0, 0.0
         self.written = b""  # by engines
@@ -105,9 +121,12 @@ class _Supervisor:
         for end in (messages[0], errors[0]):
             os.close(end)
         # What C++ and the JVM write is read by the supervisor; this process writes where it did.
-        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
-        os.dup2(errors[1], 2)
-        attempt.become(Attempt(messages[1], frozenset(self.begun), dict(self.given_up)))
+        sys.stdout, sys.stderr = (
+            os.fdopen(os.dup(number), "w", buffering=1, errors="backslashreplace") for number in (1, 2)
+        )
+        for number in (1, 2):
+            os.dup2(errors[1], number)
+        attempt.become(Attempt(messages[1], frozenset(self.begun), dict(self.given_up), run=self.attempt.run))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
         return True
 
@@ -149,6 +168,10 @@ class _Supervisor:
             self.silent_s = 0.0
             message = json.loads(line)
             self.last = message.get("on") or self.last
+            self.run_id = message.get("run_id") or self.run_id
+            if "log_format" in message:
+                log_lines.choose(message["log_format"])
+                self.watched = message["watched"]
             if "ds" in message:
                 self.ds, self.optional = message["ds"], frozenset(message["optional"])
                 self.stall_s, self.retries = 60.0 * message["stall_minutes"], message["retries"]
@@ -182,29 +205,51 @@ class _Supervisor:
         self.deaths[self.ds, self.stage] += 1
         number = self.deaths[self.ds, self.stage]
         if self.ds and number <= self.retries:
-            _say(f"{where}: {died}: it is begun again, {number} of {self.retries} times")
+            self._say(f"{where}: {died}: it is begun again, {number} of {self.retries} times")
             return
         times = f", {number} times in this run" if number > 1 else ""
         written = self._store_written()
         if self.stage in self.optional:
             self.given_up[self.ds, self.stage] = f"{died}{times}{written}"
-            _say(f"{where}: {died}{times}: the day goes on without it{written}")
+            self._say(f"{where}: {died}{times}: the day goes on without it{written}")
             return
-        _say(f"{where}: {died}{times}: what was published is unchanged, run it again to go on{written}")
+        self.died_for_good = f"{died}{times}"
+        self._say(f"{where}: {died}{times}: what was published is unchanged, run it again to go on{written}", died=True)
         self._leave(EXIT_BROKE_OFF)
 
     def _store_written(self) -> str:
         """Keep what engines wrote in a file of the system's folder for temporary ones; names it."""
         if not self.written.strip():
             return ""
-        with tempfile.NamedTemporaryFile("w", prefix="fuxi-engines-", suffix=".log", delete=False) as file:
-            file.write(redact(self.written.decode(errors="backslashreplace")))
-        self.written = b""
+        written, self.written = redact(self.written.decode(errors="backslashreplace")), b""
+        try:
+            with tempfile.NamedTemporaryFile("w", prefix="fuxi-engines-", suffix=".log", delete=False) as file:
+                file.write(written)
+        except OSError as error:
+            return f"; what Spark and Ray wrote is lost ({error.strerror or error})"
         return f"; what Spark and Ray wrote is in {file.name}"
+
+    def _say(self, line: str, *, died: bool = False) -> None:
+        """died: it is the command's last line."""
+        context = {"ds": self.ds or None, "run_id": self.run_id or None, "stage": self.stage or None}
+        end = {"kind": "died", "exit_code": EXIT_BROKE_OFF, "remedy": log_lines.remedy(line)} if died else {}
+        log_lines.say(line, "error" if died else "warning", logger="fuxi.supervisor", **context, **end)
+
+    def _tell_end(self, code: int) -> None:
+        """Bounded in time, so that it is not interrupted."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        log_lines.install(output=True)
+        died = dict(self.given_up)
+        if self.died_for_good:
+            died[self.ds, self.stage] = self.died_for_good
+        self.at_end(Ended(self.ds, code, self.attempt.run, died))
 
     def _leave(self, code: int) -> NoReturn:
         if code == EXIT_BROKE_OFF and (written := self._store_written()):
-            _say(written.removeprefix("; "))
+            self._say(written.removeprefix("; "))
+        if self.watched:
+            self._tell_end(code)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -224,10 +269,6 @@ class _Lines:
             self.closed = True
         *lines, self._rest = self._rest.split(b"\n")
         return lines
-
-
-def _say(line: str) -> None:
-    print(redact(f"fuxi: {' '.join(line.split())}"), file=RedactingStream(sys.stderr), flush=True)  # type: ignore[arg-type]
 
 
 def _ended(child: int) -> int | None:

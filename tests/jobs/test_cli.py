@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.log_lines import lines, said
+
 
 def fuxi(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "jobs.cli", *arguments]
@@ -17,10 +19,10 @@ def fuxi(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 def refusal(*arguments: str, **environment: str) -> str:
     """The one line on standard error of a command that must refuse."""
     done = fuxi(*arguments, **environment)
-    lines = done.stderr.strip().splitlines()
     assert done.returncode == 2, done.stderr
-    assert len(lines) == 1, done.stderr
-    return lines[0]
+    [line], [shown] = lines(done.stderr), said(done.stderr)
+    assert (line["level"], line["kind"], line["exit_code"]) == ("error", "refused", 2)
+    return shown
 
 
 def test_help_names_every_verb_and_loads_no_engine() -> None:

@@ -18,6 +18,7 @@ from jobs.day import STAGES, Day, Stage, open_day
 from jobs.stage_inputs import all_before
 from pipelines import delta_tables, storage
 from pipelines.errors import BusyError, InputError
+from tests.log_lines import said as shown
 
 DS = dt.date(2026, 3, 2)
 
@@ -355,7 +356,7 @@ def test_a_baseline_that_serves_in_place_of_a_model_that_may_is_said_and_nothing
     monkeypatch.setattr("jobs.daily.stage_function", stages.__getitem__)
     day = make_day(tmp_path)
     result = CliRunner().invoke(cli, ["daily", "--ds", str(day.ds), "--workspace", day.workspace.uri])
-    assert (result.exit_code, result.stderr.splitlines()[-1]) == (code, said), result.stderr
+    assert (result.exit_code, shown(result.stderr)[-1]) == (code, said), result.stderr
 
 
 @pytest.mark.parametrize("refused", ["promote", "recommend"])

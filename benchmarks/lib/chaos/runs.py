@@ -79,7 +79,7 @@ class Watched:
         event = ""
         with contextlib.suppress(ValueError):
             content = json.loads(line)
-            event = str(content["event"]) if isinstance(content, dict) and "event" in content else ""
+            event = str(content["message"]) if isinstance(content, dict) and "message" in content else ""
         if ended := _ENDED.fullmatch(event):
             now = time.monotonic()
             self.stages[ended[1]] = now - self.stage_began

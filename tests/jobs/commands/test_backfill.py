@@ -17,6 +17,7 @@ from jobs.daily import run_day
 from jobs.day import STAGES
 from pipelines import leases
 from pipelines.errors import BusyError, InputError
+from tests.log_lines import lines
 
 from ..test_daily import Recorder, make_day
 
@@ -106,7 +107,10 @@ def test_each_day_is_fuxi_daily_with_what_was_typed(tmp_path: Path) -> None:
     settings = ("--set", f"logs.path={tmp_path}/logs", "--set", "sequences.buckets=8", "--keep-going")
     ended = subprocess.run(command(tmp_path, *settings), capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 2
-    assert ended.stderr.count(f"{tmp_path}/logs") >= 2 and ended.stdout.count("refused") == 2
+    written = lines(ended.stdout + ended.stderr)
+    assert ended.stderr.count(f"{tmp_path}/logs") >= 2
+    refused = [line for line in written if line["message"] == "refused"]
+    assert [(line["ds"], line["exit_code"]) for line in refused] == [("2026-03-02", 2), ("2026-03-03", 2)]
 
 
 def test_a_backfill_that_is_stopped_leaves_no_day_running(tmp_path: Path) -> None:

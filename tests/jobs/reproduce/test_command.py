@@ -160,7 +160,7 @@ def test_runs_are_written_shown_resumed_and_rendered(workspace: Path, tmp_path: 
     assert again.returncode == 0 and (folder / "markov.json").exists()
     assert (folder / "fuxi-beta-L2-e2-s42.json").stat().st_mtime_ns == written
     events = [json.loads(line) for line in again.stderr.splitlines() if line.startswith("{")]
-    assert [event["to_do"] for event in events if event["event"] == "reproduce"] == [1]
+    assert [event["to_do"] for event in events if event["message"] == "reproduce"] == [1]
 
     page = tmp_path / "results.md"
     done = fuxi("reproduce", str(workspace), "--write", str(page))

@@ -91,7 +91,7 @@ def test_a_resumed_series_equals_a_whole_one_and_knows_its_settings(workspace: P
     resumed = fuxi(workspace, *request, *sets)
     assert resumed.returncode == 0, resumed.stderr
     events = [json.loads(line) for line in resumed.stderr.splitlines() if line.startswith("{")]
-    assert [event["to_do"] for event in events if event["event"] == "reproduce"] == [2]
+    assert [event["to_do"] for event in events if event["message"] == "reproduce"] == [2]
     assert "SASRec (small;" in resumed.stdout and "against" in resumed.stdout
     assert (folder / "item-knn-next-day-3d.json").stat().st_mtime_ns == written
     for run in runs.read(folder):

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from jobs.runtime import deaths
+from tests.log_lines import said
 
 DS = "2026-03-02"
 DAY = """
@@ -90,12 +91,12 @@ def test_a_killed_process_of_an_engine_is_named_and_the_stage_is_begun_again(
                 time.sleep(0.1)
             started = kill_one(process.pid, name)
             killed = time.monotonic()
-            _, said = process.communicate(timeout=60)
+            _, written = process.communicate(timeout=60)
         finally:
             process.kill()
     assert time.monotonic() - killed < 30
-    lines = [line for line in said.splitlines() if not line.startswith("{")]
-    assert len(lines) == 1 and process.returncode == 0, said
+    lines = said(written)
+    assert len(lines) == 1 and process.returncode == 0, written
     assert re.fullmatch(rf"fuxi: recommend of {DS}: {died}: it is begun again, 1 of 2 times", lines[0]), lines
     assert not psutil.wait_procs(started, timeout=5)[1]
 

@@ -24,6 +24,7 @@ from pipelines import delta_tables, object_store, storage
 from pipelines.errors import InputError
 from pipelines.redact import RedactingStream, redact
 from pipelines.schema import METRICS_TABLE
+from tests.log_lines import said
 
 PLANTED = "planted-secret-7"
 
@@ -35,7 +36,7 @@ def refusal(*arguments: str, **environment: str) -> str:
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **environment}, check=False, timeout=120
     )
-    lines = done.stderr.strip().splitlines()
+    lines = said(done.stderr)
     assert done.returncode == 2 and len(lines) == 1, done.stderr
     assert PLANTED not in done.stdout + done.stderr
     assert time.monotonic() - started < 60
@@ -226,7 +227,8 @@ def test_a_file_system_that_fills_up_below_spark_is_one_line(tmp_path: Path) -> 
     start = int(dt.datetime(2026, 3, 2, tzinfo=dt.UTC).timestamp())
     plays = pa.table({"user_id": range(20_000), "item_id": range(20_000), "timestamp": range(start, start + 20_000)})
     pq.write_table(plays, folder / "part-0.parquet")
-    said = on_a_small_disk(tmp_path, "30m", SESSIONIZE, logs=tmp_path / "logs")
-    *lines, code = [line for line in said.splitlines() if line and not line.startswith("{")]
-    assert int(code) == 2 and len(lines) == 1, said
+    written = on_a_small_disk(tmp_path, "30m", SESSIONIZE, logs=tmp_path / "logs")
+    written, _, code = written.rstrip().rpartition("\n")
+    lines = said(written.strip())
+    assert int(code) == 2 and len(lines) == 1, written
     assert "the disk is full" in lines[0] and "; ds 2026-03-03 needs " in lines[0]

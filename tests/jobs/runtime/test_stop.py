@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from pipelines import leases
+from tests.log_lines import lines, said
 
 DAY = """
 import sys, time
@@ -59,22 +60,23 @@ def test_a_stopped_day_leaves_nothing_running_and_says_how_far_it_came(
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            assert process.stdout and process.stdout.readline() == "busy\n", process.stderr and process.stderr.read()
+            assert process.stdout and lines(process.stdout.readline())[0]["message"] == "busy"
             time.sleep(1)
             started = psutil.Process(process.pid).children(recursive=True)
             assert len(started) > 3
             assert leases.lease_holder(str(tmp_path / "runs" / f"ds={ds}" / "daily.lock"))
             os.kill(process.pid, number)
             asked = time.monotonic()
-            _, said = process.communicate(timeout=40)
+            _, written = process.communicate(timeout=40)
         finally:
             process.kill()
-    assert process.returncode == code, said
+    assert process.returncode == code, written
     assert time.monotonic() - asked < 30
-    last = said.strip().splitlines()[-1]
-    assert last == (
+    assert said(written)[-1] == (
         f"fuxi: stopped by {number.name}; train of {ds} did not finish; done: sessionize, hits; run it again to go on"
     )
-    assert "Traceback" not in said and "SIGABRT" not in said
+    last = lines(written)[-1]
+    assert (last["kind"], last["exit_code"]) == ("stopped", code)
+    assert "Traceback" not in written and "SIGABRT" not in written
     assert not psutil.wait_procs(started, timeout=5)[1]
     assert not leases.lease_holder(str(tmp_path / "runs" / f"ds={ds}" / "daily.lock"))

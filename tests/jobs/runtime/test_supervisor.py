@@ -1,6 +1,5 @@
 """A command whose work dies or stands still: begun again a bounded number of times, named, and nothing left running."""
 
-import json
 import os
 import re
 import signal
@@ -8,10 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+
+from tests.log_lines import lines, said
 
 DS = "2026-03-02"
 DAY = """
@@ -70,12 +70,11 @@ class Command:
         """The exit code, and the lines for people on standard error."""
         with self.start(*arguments) as process:
             try:
-                _, said = process.communicate(timeout=100)
+                printed, written = process.communicate(timeout=100)
             finally:
                 process.kill()
-        lines = [line for line in said.splitlines() if not line.startswith("{")]
-        assert all(line.startswith("fuxi: ") for line in lines), said
-        return process.returncode, lines
+        self.written = lines(printed + written)
+        return process.returncode, said(written)
 
     @property
     def ran(self) -> list[str]:
@@ -88,14 +87,14 @@ DAY_STAGES = ["sessionize", "hits", "train", "evaluate", "promote", "recommend",
 def test_a_stage_that_dies_is_begun_again_and_the_finished_ones_are_not(tmp_path: Path) -> None:
     for force in ((), ("--force",)):
         command = Command(tmp_path, KILLED, stage="train", times=2)
-        code, lines = command.run("daily", *force)
+        code, shown = command.run("daily", *force)
         assert code == 0
         pattern = rf"fuxi: train of {DS}: the process of the work \(process \d+\) was ended by SIGKILL, .*: it is begun"
-        assert [re.sub(r"\d+(?=\))", "N", line).rpartition(" again, ")[2] for line in lines] == [
+        assert [re.sub(r"\d+(?=\))", "N", line).rpartition(" again, ")[2] for line in shown] == [
             "1 of 2 times",
             "2 of 2 times",
         ]
-        assert all(re.match(pattern, line) for line in lines)
+        assert all(re.match(pattern, line) for line in shown)
         assert command.ran == ["sessionize", "hits", "train", "train", *DAY_STAGES[2:]]
         command.ran_file.unlink()
 
@@ -106,30 +105,30 @@ def test_after_the_retries_the_day_goes_on_without_the_stage_or_ends_in_one_line
 ) -> None:
     noise = f"os.write(2, b'JVM: s3://ann:planted-secret@host');{KILLED}"
     command = Command(tmp_path, noise, stage=stage, times=99, settings=("cluster.stage_retries=1",))
-    found, lines = command.run()
+    found, shown = command.run()
     assert found == code
-    assert "begun again, 1 of 1 times" in lines[0]
-    assert f"{stage} of {DS}: the process of the work" in lines[1] and "SIGKILL" in lines[1]
-    assert ", 2 times in this run" in lines[1]
+    assert "begun again, 1 of 1 times" in shown[0]
+    assert f"{stage} of {DS}: the process of the work" in shown[1] and "SIGKILL" in shown[1]
+    assert ", 2 times in this run" in shown[1]
     if stage == "train":
-        assert "the day goes on without it" in lines[1] and "train failed, published without it" in lines[2]
+        assert "the day goes on without it" in shown[1] and "train failed, published without it" in shown[2]
         assert command.ran[-1] == "report" and command.ran.count("train") == 2
     else:
-        assert "what was published is unchanged, run it again to go on" in lines[1] and len(lines) == 2
+        assert "what was published is unchanged, run it again to go on" in shown[1] and len(shown) == 2
     (log,) = tmp_path.glob("fuxi-engines-*.log")  # what native code wrote is kept, without secrets
-    assert str(log) in lines[1] and log.read_text().startswith("JVM: s3://***@host")
+    assert str(log) in shown[1] and log.read_text().startswith("JVM: s3://***@host")
 
 
 def test_a_stage_that_stands_still_is_ended_and_named_with_who_is_stopped(tmp_path: Path) -> None:
     stopped = f"os.kill(subprocess.Popen(['sleep', '600']).pid, signal.SIGSTOP); {HANGS}"
     command = Command(tmp_path, stopped, stage="evaluate", times=1, settings=("cluster.stall_minutes=0.2",))
     before = set(psutil.pids())
-    code, lines = command.run()
-    assert code == 0 and len(lines) == 1
+    code, shown = command.run()
+    assert code == 0 and len(shown) == 1
     assert re.match(
         rf"fuxi: evaluate of {DS}: no progress for 0.2 minutes after 'half of it' \(cluster.stall_minutes\); "
         r"sleep \(process \d+\) is stopped: it is begun again, 1 of 2 times$",
-        lines[0],
+        shown[0],
     )
     left = [process for process in map(describe, set(psutil.pids()) - before) if "sleep 600" in process]
     assert not left
@@ -160,12 +159,12 @@ def test_a_signal_to_the_command_ends_its_work(tmp_path: Path, number: signal.Si
                 time.sleep(0.1)
             children = psutil.Process(process.pid).children(recursive=True)
             os.kill(process.pid, number)
-            _, said = process.communicate(timeout=60)
+            _, written = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == (143 if number == signal.SIGTERM else -9)
     assert len(children) == 1 and not psutil.wait_procs(children, timeout=10)[1]
-    assert ("stopped by SIGTERM; hits of 2026-03-02 did not finish" in said) == (number == signal.SIGTERM)
+    assert ("stopped by SIGTERM; hits of 2026-03-02 did not finish" in written) == (number == signal.SIGTERM)
     assert command.ran == ["sessionize", "hits"]
 
 
@@ -173,17 +172,20 @@ def test_a_single_stage_is_begun_again_too_and_prints_its_result(tmp_path: Path)
     Command(tmp_path, "", stage="", times=0).run("sessionize")
     command = Command(tmp_path, KILLED, stage="hits", times=1)
     with command.start("hits") as process:
-        printed, said = process.communicate(timeout=100)
-    assert process.returncode == 0 and "begun again, 1 of 2 times" in said
-    result: dict[str, Any] = json.loads(printed)
-    assert result["uri"] == "the page"
+        printed, written = process.communicate(timeout=100)
+    assert process.returncode == 0 and "begun again, 1 of 2 times" in written
+    [result] = lines(printed)
+    assert result["uri"] == "the page" and result["stage"] == "hits"
 
 
 def test_an_error_of_the_program_is_a_trace_and_is_not_tried_again(tmp_path: Path) -> None:
     command = Command(tmp_path, "1 / 0", stage="promote", times=99)
     with command.start() as process:
-        _, said = process.communicate(timeout=100)
-    assert process.returncode == 1 and "ZeroDivisionError" in said and "begun again" not in said
+        _, written = process.communicate(timeout=100)
+    assert process.returncode == 1 and "begun again" not in written
+    last = lines(written)[-1]
+    assert (last["kind"], last["exit_code"], last["stage"]) == ("unknown", 1, "promote")
+    assert last["message"] == "ZeroDivisionError: division by zero" and "in run" in last["traceback"]
     assert command.ran.count("promote") == 1
 
 

@@ -26,6 +26,7 @@ from jobs.training.position import CheckpointPosition
 from jobs.training.resume import SNAPSHOT
 from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest, read_manifest
+from tests.log_lines import lines, said
 
 from ..conftest import DAY_ONE, DAY_TWO, Deployment
 
@@ -208,13 +209,12 @@ def killed_in_mid_training(
             victims = [child for child in started if name in " ".join(child.cmdline())] if name else [process]
             assert len(victims) == 1
             victims[0].send_signal(number)
-            printed, said = process.communicate(timeout=200)
+            printed, written = process.communicate(timeout=200)
         finally:
             process.kill()
     assert not psutil.wait_procs(started, timeout=5)[1]
-    lines = [line for line in said.splitlines() if line and not line.startswith("{")]
-    assert all(line.startswith("fuxi: ") for line in lines), said
-    return process.returncode, printed, "\n".join(lines)
+    assert len(lines(printed)) <= 1
+    return process.returncode, printed, "\n".join(said(written))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What is told of a day to systems that watch: Prometheus and OpenLineage."""
