@@ -24,6 +24,8 @@ BUCKET, KEPT = "chaos", "chaos-kept"
 class Place:
     """A folder with logs, a configuration file and a workspace, and how to disturb it."""
 
+    has_disk = False  # that can be filled, and mounted again without the right to write
+
     def __init__(self, root: Path, settings: Mapping[str, Any]) -> None:
         self.root, self.scratch, self.config_file = root, root / "tmp", root / "daily.yaml"
         for folder in (root, self.scratch):
