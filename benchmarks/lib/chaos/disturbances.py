@@ -42,9 +42,7 @@ class Disturbance:
         return f"{self.what} at {self.share:.0%} of {self.stage}"
 
 
-def draw_round(
-    draw: random.Random, *, kills: int, spell: str | None, only: Sequence[str] = ()
-) -> list[Disturbance]:
+def draw_round(draw: random.Random, *, kills: int, spell: str | None, only: Sequence[str] = ()) -> list[Disturbance]:
     """The disturbances of one day, in the order of the stages: a run goes on where the last one stopped.
 
     spell: of SPELLS, besides the kills; None for kills alone. only: victims to draw from; all by default.
