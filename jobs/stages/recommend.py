@@ -16,6 +16,7 @@ from jobs.day import Day, digest
 from jobs.registry import versions
 from jobs.runtime.console import progress
 from jobs.runtime.engines import need_gpus, ray_session
+from jobs.runtime.remote import redacting
 from jobs.serving.baselines import POPULARITY, fit_baseline, known_songs
 from jobs.serving.count_quality import songs_of_day
 from jobs.serving.day_rules import day_rules, read_item_ids, recent_popularity
@@ -196,6 +197,7 @@ def make_parts(day: Day, job: ListJob, parts: list[ListPart]) -> None:
                 ray.cancel(ref)
 
 
+@redacting
 def _make_part(shared: "list[ObjectRef]", file: ShardFile) -> ListPart:
     """Runs in a Ray worker: fetch the job once per process, then make the part of the file."""
     import ray
