@@ -148,6 +148,7 @@ class Chaos:
         return result
 
     def _run(self, pending: list[Disturbance]) -> Run:
+        self.place.wait_for_calm()  # a run is refused at once while the store is gone, as the operator would see
         done = run(self.place, DAY_TWO, pending, usual=self.usual, limit_s=self.options.limit)
         say(f"  {done}")
         if self.options.keep and (done.traced or done.hung or done.wrong):

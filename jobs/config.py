@@ -369,7 +369,7 @@ class ClusterConfig(Section):
     spark_driver_memory: str = "1g"
     spark_options: dict[str, str] = Field(default_factory=dict, description="passed to Spark as they are")
     ray_address: str = Field("local", description='"local", or the address of a running cluster')
-    ray_object_store_mb: int = 512
+    ray_object_store_mb: int = Field(512, ge=75, description="shared memory of the local Ray; 75 is its least")
     train_workers: int = Field(1, ge=1)
     train_cpus_per_worker: int = Field(1, ge=1)
     train_gpus_per_worker: int = Field(0, ge=0)

@@ -5,17 +5,15 @@ import importlib
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
-import subprocess
 import sys
 import uuid
 from dataclasses import dataclass
 
+from jobs.runtime.starting import java
 from pipelines import storage
 from pipelines.errors import InputError
 
-JAVA_MAJORS = (17, 21)
 TRIPLE = {"torch": "2.13", "torchrec": "1.8", "fbgemm_gpu": "1.8"}
 FREE_DISK_GB = 5
 
@@ -44,17 +42,8 @@ def check_python() -> Finding:
 
 def check_java() -> Finding:
     """Java 17 or 21, which Spark needs."""
-    packages = "openjdk-17-jre-headless (Debian, Ubuntu), java-17-openjdk (Fedora) or openjdk@17 (Homebrew)"
-    remedy = f"Spark needs Java 17 or 21: install {packages}"
-    home = os.environ.get("JAVA_HOME")
-    program = f"{home}/bin/java" if home else shutil.which("java")
-    if not program or not shutil.which(program):
-        return Finding("Java", f"none at JAVA_HOME={home}" if home else "none on the PATH", remedy)
-    output = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=60, check=False).stderr
-    match = re.search(r'version "(\d+)(?:\.(\d+))?', output)
-    major = int(match[2] if match and match[1] == "1" else match[1]) if match else 0
-    found = f"{major or 'unknown version'} at {program}"
-    return Finding("Java", found, "" if major in JAVA_MAJORS else remedy)
+    found, remedy = java()
+    return Finding("Java", found, remedy)
 
 
 def check_triple() -> Finding:

@@ -7,12 +7,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
 from jobs.config import ClusterConfig
-from jobs.runtime import attempt, deaths, stop
+from jobs.runtime import attempt, deaths, starting, stop
 from jobs.runtime.console import polled_progress
 from pipelines import leases, object_store
 from pipelines.errors import InputError
@@ -47,7 +47,8 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
             "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         }
     defaults = {key: value for key, value in options.items() if key not in submitted}
-    session = SparkSession.builder.config(map=defaults | cluster.spark_options).getOrCreate()  # type: ignore[attr-defined]
+    with starting.spark():
+        session = SparkSession.builder.config(map=defaults | cluster.spark_options).getOrCreate()  # type: ignore[attr-defined]
     if not submitted:  # a submission sets the log level itself
         session.sparkContext.setLogLevel("ERROR")
     _set_worker_environment(session, local=local)
@@ -119,9 +120,14 @@ def ray_session(cluster: ClusterConfig) -> ModuleType:
 
     ray._private.worker.print_to_stdstream = _to_standard_error
     if not ray.is_initialized():
+        starting.check_ray(cluster)
         store = {"include_dashboard": False, "object_store_memory": cluster.ray_object_store_mb * 2**20}
         local = store if cluster.ray_address == "local" else {}
-        ray.init(address=cluster.ray_address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        try:
+            ray.init(address=cluster.ray_address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        except (ValueError, ConnectionError) as error:
+            settings = "cluster.ray_object_store_mb" if local else "cluster.ray_address"
+            raise InputError(f"Ray did not start ({error}): correct {settings}") from error
         attempt.watch_engines()
         stop.keep()
     leases.at_stop(end)
@@ -161,16 +167,16 @@ def _end_spark() -> None:
         context.stop()
 
 
-def need_gpus(cluster: ClusterConfig, count: float, *, setting: str) -> None:
-    """InputError if this machine has fewer GPUs than configured, for which Ray would wait for ever.
+def need(cluster: ClusterConfig, count: float, *, setting: str, kind: Literal["CPU", "GPU"] = "GPU") -> None:
+    """InputError if this machine has less of a kind than configured, for which Ray would wait for ever.
 
-    Not checked on a cluster, which may grow. Needs the session.
+    count: in all. Not checked on a cluster, which may grow. Needs the session.
     """
     import ray
 
-    found = ray.cluster_resources().get("GPU", 0.0)
+    found = ray.cluster_resources().get(kind, 0.0)
     if cluster.ray_address == "local" and count > found:
+        remedy = "set it to 0, or see what `fuxi doctor` says of the GPU" if kind == "GPU" else "lower it"
         raise InputError(
-            f"cluster.{setting} asks for {count:g} GPUs, Ray finds {found:g} on this machine: set it to 0, or see what "
-            "`fuxi doctor` says of the GPU"
+            f"cluster.{setting} asks for {count:g} {kind}s in all, Ray finds {found:g} on this machine: {remedy}"
         )

@@ -52,6 +52,7 @@ class _Supervisor:
         self.stall_s, self.retries, self.optional = FIRST_STALL_S, 0, frozenset[str]()
         self.code: int | None = None  # that the attempt said it would exit with
         self.died: str | None = None
+        self.keep = False  # what engines wrote, whatever the exit code is
         self.begun: set[DayStage] = set()
         self.given_up: dict[DayStage, str] = {}
         self.deaths: Counter[DayStage] = Counter()
@@ -157,6 +158,7 @@ class _Supervisor:
                 self.begun.add((self.ds, self.stage))
             if "finished" in message:
                 self.stage = self.last = ""
+            self.keep |= message.get("keep", False)
             self.code = message.get("code", self.code)
             self.died = message.get("died", self.died)
 
@@ -203,7 +205,7 @@ class _Supervisor:
         return f"; what Spark and Ray wrote is in {file.name}"
 
     def _leave(self, code: int) -> NoReturn:
-        if code == EXIT_BROKE_OFF and (written := self._store_written()):
+        if (self.keep or code == EXIT_BROKE_OFF) and (written := self._store_written()):
             _say(written.removeprefix("; "))
         sys.stdout.flush()
         sys.stderr.flush()

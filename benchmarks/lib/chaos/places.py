@@ -71,6 +71,9 @@ class Place:
         """The store is out of reach from now on, for so long."""
         raise NotImplementedError
 
+    def wait_for_calm(self) -> None:
+        """Wait until the store is in reach again."""
+
 
 class LocalPlace(Place):
     """A workspace on a file system of its own, of `DISK_MB`, where this process may mount one (`has_disk`)."""
@@ -193,6 +196,10 @@ class S3Place(Place):
     def outage(self, seconds: float) -> None:
         """Every connection is reset."""
         self.proxy.outage(seconds)
+
+    def wait_for_calm(self) -> None:
+        """For the end of the outage."""
+        self.proxy.wait_for_calm()
 
     def _copy(self, source: str, target: str) -> None:
         for key in self._keys(source):
