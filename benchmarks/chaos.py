@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.lib.chaos import leftovers, processes
-from benchmarks.lib.chaos.disturbances import DISK_FULL, READ_ONLY, VICTIMS, Disturbance, draw_round
+from benchmarks.lib.chaos.disturbances import DISK_FULL, READ_ONLY, SPELLS, VICTIMS, Disturbance, draw_round
 from benchmarks.lib.chaos.inspect_day import Inspected, inspect
 from benchmarks.lib.chaos.outcome import differences
 from benchmarks.lib.chaos.places import LocalPlace, S3Place
@@ -127,9 +127,9 @@ class Chaos:
         draw = random.Random(f"{self.options.seed}-{self.place.name}-{number}")
         self.place.restore()
         memory, known, result = leftovers.in_memory(), processes.children(), Round(self.place.name, number, [])
-        pending = draw_round(draw, where=self.place.name, kills=kills, spells=spells, only=self.options.victims)
-        if not getattr(self.place, "has_disk", True):
-            pending = [one for one in pending if one.what not in (DISK_FULL, READ_ONLY)]
+        each = [one for one in SPELLS[self.place.name] if one not in (DISK_FULL, READ_ONLY) or self.place.has_disk]
+        spell = each[(number - 1) % len(each)] if spells else None  # in turn, so that a few rounds have them all
+        pending = draw_round(draw, kills=kills, spell=spell, only=self.options.victims)
         most = len(pending) + _MOST_RUNS_WITHOUT_KILL
         while len(result.runs) < most and not (result.runs and result.runs[-1].code == 0):
             result.runs.append(self._run(pending))
@@ -148,6 +148,7 @@ class Chaos:
         return result
 
     def _run(self, pending: list[Disturbance]) -> Run:
+        self.place.wait_for_calm()  # a run is refused at once while the store is gone, as the operator would see
         done = run(self.place, DAY_TWO, pending, usual=self.usual, limit_s=self.options.limit)
         say(f"  {done}")
         if self.options.keep and (done.traced or done.hung or done.wrong):

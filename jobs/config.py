@@ -436,7 +436,7 @@ class ClusterConfig(Section):
     spark_driver_memory: str = Field("1g", description="heap of Spark's driver, as Spark writes it")
     spark_options: dict[str, str] = Field(default_factory=dict, description="options that are passed to Spark")
     ray_address: str = Field("local", description="address of a running Ray cluster; local: one is started here")
-    ray_object_store_mb: Mebibytes = Field(512, description="memory of the object store of a local Ray")
+    ray_object_store_mb: Mebibytes = Field(512, ge=75, description="memory of the object store of a local Ray")
     train_workers: int = Field(1, ge=1, description="number of training processes")
     train_cpus_per_worker: int = Field(1, ge=1, description="cores, and threads, of each of them")
     train_gpus_per_worker: int = Field(0, ge=0, description="GPUs of each of them")

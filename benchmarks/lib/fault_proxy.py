@@ -66,6 +66,10 @@ class FaultProxy:
         """Reset every connection for so long from now on, `silent`: at the end of it; 0 ends an outage."""
         self._outage_until, self._silent = time.monotonic() + seconds, silent
 
+    def wait_for_calm(self) -> None:
+        """Wait for the end of an outage."""
+        time.sleep(max(0.0, self._outage_until - time.monotonic()))
+
     def silence(self) -> None:
         """Wait for the end of a silent outage."""
         while self._silent and time.monotonic() < self._outage_until:

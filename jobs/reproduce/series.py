@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.reproduce.days import HEADLINE
 from jobs.reproduce.runs import finished
@@ -83,7 +83,8 @@ def _collect(futures: dict[Future[dict[str, float]], RunTask], display: "_Progre
                 failed[name] = " ".join(str(error).split())
                 log("run failed", run=name, reason=failed[name])
             else:
-                log("run finished", run=name, **{key: round(value, 4) for key, value in run.items()})
+                values: dict[str, Any] = {key: round(value, 4) for key, value in run.items()}
+                log("run finished", run=name, **values)
     return failed
 
 

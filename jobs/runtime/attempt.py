@@ -93,6 +93,11 @@ def watch_engines() -> None:
         deaths.watch(_leave)
 
 
+def keep_written() -> None:
+    """What engines have written to standard error says why the command fails: it is kept, and named."""
+    tell(keep=True)
+
+
 def end_if_died(error: BaseException) -> None:
     """End this attempt if an error came from a death; return if it did not, or if nobody would begin it again."""
     from jobs.runtime import failures

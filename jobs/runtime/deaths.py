@@ -50,10 +50,11 @@ def what_died(error: BaseException) -> str | None:
     """Which process died, if that is what an error came from: "Spark's JVM (process 7) was ended by SIGKILL"."""
     chained = list(chain(error))
     found = next(filter(None, map(_of_one, chained)), None)
-    if found is None:
+    # Py4J answers a command whose JVM is gone with an error that has neither a cause nor a reason.
+    if found is None and not any(type(one).__name__ == "Py4JError" for one in chained):
         return None
     until = time.monotonic() + DYING_S  # its end may be seen a little later than its silence
-    while _watched and found in MAYBE_ENGINES and time.monotonic() < until:
+    while _watched and (found is None or found in MAYBE_ENGINES) and time.monotonic() < until:
         if dead := dead_engines():
             return dead[0]
         time.sleep(0.05)

@@ -8,15 +8,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
 from jobs.config import ClusterConfig
-from jobs.runtime import account, attempt, deaths, java, scratch, stop
+from jobs.runtime import account, attempt, deaths, scratch, starting, stop
 from jobs.runtime.console import doing, polled_progress
 from pipelines import leases, object_store
-from pipelines.errors import InputError, MachineError
+from pipelines.errors import InputError
 
 if TYPE_CHECKING:
     from pyspark import Accumulator
@@ -49,12 +49,10 @@ def spark_session(cluster: ClusterConfig) -> "SparkSession":
         }
     defaults = {key: value for key, value in options.items() if key not in submitted}
     running = SparkSession.getActiveSession() is not None
-    with contextlib.nullcontext() if submitted else _java():
+    with starting.spark(own=not submitted), contextlib.nullcontext() if running else doing("starting Spark"):
         if not submitted and not account.name_of_user():
             _log_in(defaults | cluster.spark_options)
-        builder = SparkSession.builder.config(map=defaults | cluster.spark_options)  # type: ignore[attr-defined]
-        with contextlib.nullcontext() if running else doing("starting Spark"):
-            session = builder.getOrCreate()
+        session = SparkSession.builder.config(map=defaults | cluster.spark_options).getOrCreate()  # type: ignore[attr-defined]
     if not submitted:  # a submission sets the log level itself
         session.sparkContext.setLogLevel("ERROR")
     _set_worker_environment(session, local=local)
@@ -74,21 +72,6 @@ def _log_in(options: dict[str, str]) -> None:
     jvm: Any = SparkContext._jvm
     users = jvm.org.apache.hadoop.security.UserGroupInformation
     users.setLoginUser(users.createRemoteUser(account.substitute_name()))
-
-
-@contextlib.contextmanager
-def _java() -> Iterator[None]:
-    """MachineError if there is no Java, or if it does not start as Spark's."""
-    if java.program()[0] is None:
-        raise MachineError(f"Java: {java.look()[0]}: {java.REMEDY}")
-    try:
-        yield
-    except RuntimeError as error:
-        found, fits = java.look()
-        if "JAVA_GATEWAY_EXITED" not in str(error):
-            raise
-        remedy = "see cluster.spark_driver_memory and cluster.spark_options, and the memory that is free"
-        raise MachineError(f"Java: {found} does not start for Spark: {remedy if fits else java.REMEDY}") from error
 
 
 def _not_of_py4j(record: logging.LogRecord) -> bool:
@@ -152,13 +135,18 @@ def ray_session(cluster: ClusterConfig) -> ModuleType:
     ray._private.worker.print_to_stdstream = _to_standard_error
     if not ray.is_initialized():
         scratch.check_sockets()
+        starting.check_ray(cluster)
         if cluster.ray_address == "local" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
             # Else Ray keeps one in the home, which may be read-only, for whoever may read files there.
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
         store = {"include_dashboard": False, "object_store_memory": cluster.ray_object_store_mb * 2**20}
         local = store if cluster.ray_address == "local" else {}
-        with doing("starting Ray" if local else "connecting to Ray"):
-            ray.init(address=cluster.ray_address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        try:
+            with doing("starting Ray" if local else "connecting to Ray"):
+                ray.init(address=cluster.ray_address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        except (ValueError, ConnectionError) as error:
+            settings = "cluster.ray_object_store_mb" if local else "cluster.ray_address"
+            raise InputError(f"Ray did not start ({error}): correct {settings}") from error
         attempt.watch_engines()
         stop.keep()
     leases.at_stop(end)
@@ -202,16 +190,16 @@ def _end_spark() -> None:
         context.stop()
 
 
-def need_gpus(cluster: ClusterConfig, count: float, *, setting: str) -> None:
-    """InputError if this machine has fewer GPUs than configured, for which Ray would wait for ever.
+def need(cluster: ClusterConfig, count: float, *, setting: str, kind: Literal["CPU", "GPU"] = "GPU") -> None:
+    """InputError if this machine has less of a kind than configured, for which Ray would wait for ever.
 
-    Not checked on a cluster, which may grow. Needs the session.
+    count: in all. Not checked on a cluster, which may grow. Needs the session.
     """
     import ray
 
-    found = ray.cluster_resources().get("GPU", 0.0)
+    found = ray.cluster_resources().get(kind, 0.0)
     if cluster.ray_address == "local" and count > found:
+        remedy = "set it to 0, or see what `fuxi doctor` says of the GPU" if kind == "GPU" else "lower it"
         raise InputError(
-            f"cluster.{setting} asks for {count:g} GPUs, Ray finds {found:g} on this machine: set it to 0, or see what "
-            "`fuxi doctor` says of the GPU"
+            f"cluster.{setting} asks for {count:g} {kind}s in all, Ray finds {found:g} on this machine: {remedy}"
         )

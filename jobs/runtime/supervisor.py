@@ -67,6 +67,7 @@ class _Supervisor:
         self.stall_s, self.retries, self.optional = FIRST_STALL_S, 0, frozenset[str]()
         self.code: int | None = None  # that the attempt said it would exit with
         self.died: str | None = None
+        self.keep = False  # what engines wrote, whatever the exit code is
         self.begun: set[DayStage] = set()
         self.given_up: dict[DayStage, str] = {}
         self.died_for_good = ""
@@ -180,6 +181,7 @@ class _Supervisor:
                 self.begun.add((self.ds, self.stage))
             if "finished" in message:
                 self.stage = self.last = ""
+            self.keep |= message.get("keep", False)
             self.code = message.get("code", self.code)
             self.died = message.get("died", self.died)
 
@@ -246,7 +248,7 @@ class _Supervisor:
         self.at_end(Ended(self.ds, code, self.attempt.run, died))
 
     def _leave(self, code: int) -> NoReturn:
-        if code == EXIT_BROKE_OFF and (written := self._store_written()):
+        if (self.keep or code == EXIT_BROKE_OFF) and (written := self._store_written()):
             self._say(written.removeprefix("; "))
         if self.watched:
             self._tell_end(code)

@@ -15,7 +15,8 @@ from fuxi_beta.training.checkpoint import TrainedModel, load_export
 from jobs.day import Day, digest
 from jobs.registry import versions
 from jobs.runtime.console import doing, progress
-from jobs.runtime.engines import need_gpus, ray_session
+from jobs.runtime.engines import need, ray_session
+from jobs.runtime.remote import redacting
 from jobs.serving.baselines import POPULARITY, fit_baseline, known_songs
 from jobs.serving.count_quality import songs_of_day
 from jobs.serving.day_rules import day_rules, read_item_ids, recent_popularity
@@ -170,7 +171,7 @@ def make_parts(day: Day, job: ListJob, parts: list[ListPart]) -> None:
     """
     ray = ray_session(day.config.cluster)
     gpus = day.config.cluster.recommend_gpus_per_task
-    need_gpus(day.config.cluster, gpus, setting="recommend_gpus_per_task")
+    need(day.config.cluster, gpus, setting="recommend_gpus_per_task")
     shared = ray.put(job)
     task = ray.remote(num_cpus=1, num_gpus=gpus)(_make_part)
     tasks = {task.remote([shared], file): file for file in job.manifest.files}
@@ -197,6 +198,7 @@ def make_parts(day: Day, job: ListJob, parts: list[ListPart]) -> None:
                 ray.cancel(ref)
 
 
+@redacting
 def _make_part(shared: "list[ObjectRef]", file: ShardFile) -> ListPart:
     """Runs in a Ray worker: fetch the job once per process, then make the part of the file."""
     import ray

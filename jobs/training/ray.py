@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from jobs.config import ClusterConfig
 from jobs.runtime.console import polled_progress
 from jobs.runtime.deaths import StageDiedError
-from jobs.runtime.engines import end, need_gpus, ray_session
+from jobs.runtime.engines import end, need, ray_session
 from jobs.training.worker import LoopConfig, train_worker
 from pipelines import progress, storage
 from pipelines.errors import InputError
@@ -39,7 +39,8 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less to start
     ray_session(cluster)
     gpus = cluster.train_workers * cluster.train_gpus_per_worker
-    need_gpus(cluster, gpus, setting="train_gpus_per_worker")
+    need(cluster, gpus, setting="train_gpus_per_worker")
+    need(cluster, cluster.train_workers * cluster.train_cpus_per_worker, setting="train_cpus_per_worker", kind="CPU")
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from fuxi_beta.config import Kernels, ModelConfig, TrainConfig
 from fuxi_beta.data.side import SongSide
+from jobs.runtime.remote import redacting
 from jobs.training.position import CheckpointPosition, check_checkpoint
 from pipelines import storage
 from pipelines.digests import write_digests
@@ -72,6 +73,7 @@ class ProgressFile:
             storage.write_json(self.uri, {"steps": position.steps, "total": self.total, "epoch": position.epoch})
 
 
+@redacting
 def train_worker(settings: dict[str, LoopConfig]) -> str:
     """Run by Ray Train on every worker. Returns why training stopped early, empty when it did not.
 

@@ -61,13 +61,14 @@ def test_a_day_that_is_killed_three_times_is_as_if_it_had_not_been_and_leaves_no
 
 
 def test_what_is_drawn_depends_on_the_seed_alone_and_comes_in_the_order_of_the_stages() -> None:
-    for where in SPELLS:
-        drawn = [draw_round(random.Random(3), where=where, kills=50, spells=True) for _ in range(2)]
-        assert drawn[0] == drawn[1] != draw_round(random.Random(4), where=where, kills=50, spells=True)
+    for spell in {name for spells in SPELLS.values() for name in spells}:
+        drawn = [draw_round(random.Random(3), kills=50, spell=spell) for _ in range(2)]
+        assert drawn[0] == drawn[1] != draw_round(random.Random(4), kills=50, spell=spell)
         places = [(STAGES.index(one.stage), one.share) for one in drawn[0]]
         assert places == sorted(places)
         assert {one.what for one in drawn[0] if one.is_kill} == set(VICTIMS)
-        assert [one.what in SPELLS[where] for one in drawn[0] if not one.is_kill] == [True]
+        assert [one.what for one in drawn[0] if not one.is_kill] == [spell]
+    assert all(one.is_kill for one in draw_round(random.Random(3), kills=5, spell=None))
 
 
 def test_a_difference_is_named_with_how_much_of_it() -> None:

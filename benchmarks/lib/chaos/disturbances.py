@@ -42,17 +42,15 @@ class Disturbance:
         return f"{self.what} at {self.share:.0%} of {self.stage}"
 
 
-def draw_round(
-    draw: random.Random, *, where: str, kills: int, spells: bool, only: Sequence[str] = ()
-) -> list[Disturbance]:
-    """The disturbances of one day, one a run, in the order of the stages: a run goes on where the last one stopped.
+def draw_round(draw: random.Random, *, kills: int, spell: str | None, only: Sequence[str] = ()) -> list[Disturbance]:
+    """The disturbances of one day, in the order of the stages: a run goes on where the last one stopped.
 
-    where: "local" or "s3". spells: one of the place's besides the kills. only: victims to draw from; all by default.
+    spell: of SPELLS, besides the kills; None for kills alone. only: victims to draw from; all by default.
     """
     victims = [name for name in VICTIMS if not only or name in only]
     drawn = [_draw(draw, draw.choice(victims)) for _ in range(kills)]
-    if spells:
-        drawn.append(_draw(draw, draw.choice(SPELLS[where])))
+    if spell:
+        drawn.append(_draw(draw, spell))
     return sorted(drawn, key=lambda one: (STAGES.index(one.stage), one.share))
 
 

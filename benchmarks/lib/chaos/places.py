@@ -24,6 +24,8 @@ BUCKET, KEPT = "chaos", "chaos-kept"
 class Place:
     """A folder with logs, a configuration file and a workspace, and how to disturb it."""
 
+    has_disk = False  # that can be filled, and mounted again without the right to write
+
     def __init__(self, root: Path, settings: Mapping[str, Any]) -> None:
         self.root, self.scratch, self.config_file = root, root / "tmp", root / "daily.yaml"
         for folder in (root, self.scratch):
@@ -68,6 +70,9 @@ class Place:
     def outage(self, seconds: float) -> None:
         """The store is out of reach from now on, for so long."""
         raise NotImplementedError
+
+    def wait_for_calm(self) -> None:
+        """Wait until the store is in reach again."""
 
 
 class LocalPlace(Place):
@@ -191,6 +196,10 @@ class S3Place(Place):
     def outage(self, seconds: float) -> None:
         """Every connection is reset."""
         self.proxy.outage(seconds)
+
+    def wait_for_calm(self) -> None:
+        """For the end of the outage."""
+        self.proxy.wait_for_calm()
 
     def _copy(self, source: str, target: str) -> None:
         for key in self._keys(source):

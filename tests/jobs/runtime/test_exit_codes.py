@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.runtime import failures
-from pipelines.errors import InputError
+from pipelines.errors import InputError, MachineError
 from tests.log_lines import lines, said
 
 DS = "2026-03-03"
@@ -63,17 +63,22 @@ def test_no_java(logs: Path, tmp_path: Path) -> None:
 
 
 def test_no_java_on_the_path_and_a_java_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from jobs.runtime import engines, java
+    from pyspark.java_gateway import launch_gateway
 
-    monkeypatch.delenv("JAVA_HOME", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert java.look() == ("none on the PATH", False)
-    script = tmp_path / "java"
+    from jobs.runtime import java, starting
+
+    with monkeypatch.context() as patch:
+        patch.delenv("JAVA_HOME", raising=False)
+        patch.setenv("PATH", str(tmp_path))
+        assert java.look() == ("none on the PATH", False)
+    script = tmp_path / "bin" / "java"
+    script.parent.mkdir()
     script.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\"' >&2\n")
     script.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     assert java.look() == (f"11 at {script}", False)
-    with pytest.raises(RuntimeError) as raised, engines._java():
-        raise RuntimeError("[JAVA_GATEWAY_EXITED] Java gateway process exited")
+    with pytest.raises(MachineError) as raised, starting.spark(own=True):
+        launch_gateway()
     assert (failures.explain(raised.value) or "").startswith(
         f"Java: 11 at {script} does not start for Spark: Spark needs"
     )

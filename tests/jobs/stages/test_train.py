@@ -209,7 +209,7 @@ def killed_in_mid_training(
             victims = [child for child in started if name in " ".join(child.cmdline())] if name else [process]
             assert len(victims) == 1
             victims[0].send_signal(number)
-            printed, written = process.communicate(timeout=200)
+            printed, written = process.communicate(timeout=400)
         finally:
             process.kill()
     assert not psutil.wait_procs(started, timeout=5)[1]
@@ -222,11 +222,11 @@ def killed_in_mid_training(
     [
         ("TrainController", signal.SIGKILL, (), "Ray Train's controller died"),
         pytest.param(
-            *("TrainController", signal.SIGSTOP, ("cluster.stall_minutes=1",), "TrainController.* is stopped"),
+            *("TrainController", signal.SIGSTOP, ("cluster.stall_minutes=2",), "TrainController.* is stopped"),
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            *("RayTrainWorker", signal.SIGSTOP, ("cluster.stall_minutes=1",), "RayTrainWorker.* is stopped"),
+            *("RayTrainWorker", signal.SIGSTOP, ("cluster.stall_minutes=2",), "RayTrainWorker.* is stopped"),
             marks=pytest.mark.slow,
         ),
     ],
