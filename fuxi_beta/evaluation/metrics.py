@@ -38,14 +38,12 @@ class Metric:
 
     of_lists: of ranked lists at cut-off k. of_ranks: of the rank of one relevant song (float [B], 1 = first, halves
     between ties) at cut-off k. Each returns float [B]; without one, the metric is not measured there. title: in tables
-    for people. more_is_better: whether the largest value is the best one. at_cut_offs: whether there is a value for
-    each cut-off, or one of the whole list (k is 0 then).
+    for people. at_cut_offs: whether there is a value for each cut-off, or one of the whole list (k is 0 then).
     """
 
     title: str
     of_lists: Callable[[RankedLists, int], np.ndarray] | None = None
     of_ranks: Callable[[np.ndarray, int], np.ndarray] | None = None
-    more_is_better: bool = True
     at_cut_offs: bool = True
 
 
@@ -82,8 +80,8 @@ METRICS = {
         lambda ranks, k: (ranks <= k).astype(float),
     ),
     "mrr": Metric("MRR", _mrr_of_lists, lambda ranks, _: 1 / ranks, at_cut_offs=False),
-    "coverage": Metric("Coverage", more_is_better=False),  # of all lists together, so `next_day` computes it
-    "repeats": Metric("Repeats", _repeats, more_is_better=False),
+    "coverage": Metric("Coverage"),  # of all lists together, so `next_day` computes it
+    "repeats": Metric("Repeats", _repeats),
 }
 """Name -> metric, in the order of the report's columns. A name has no "_": tables call a value `name_k`, or `name`."""
 
@@ -107,7 +105,7 @@ def _columns(at: Sequence[int]) -> Iterator[tuple[str, Metric, int]]:
 def metric_of(column: str) -> Metric:
     """The metric of a name in tables. One that is not in METRICS (of an older table) is titled by its name."""
     name = column.removeprefix(SERVED).partition("_")[0]
-    return METRICS.get(name, Metric(name.capitalize(), more_is_better=False))
+    return METRICS.get(name, Metric(name.capitalize()))
 
 
 def metric_title(column: str) -> str:

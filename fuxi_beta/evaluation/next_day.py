@@ -37,10 +37,12 @@ class NextDayResult(Result):
     """What `evaluate_next_day` found on its sample of listeners.
 
     values: recommender -> the kept metric of each listener measured, float64 [U], the same listeners in the same order.
+    members: slice -> which of these listeners are in it, bool [U].
     """
 
     request_time: int
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
+    members: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -209,11 +211,14 @@ def evaluate_next_day(
     makers = ListMakers(recommenders, model, train, max(config.at), fallback, served)
     sums, done = ListMeans(config.at, cases.known), 0
     kept: dict[str, list[np.ndarray]] = {}
+    members: dict[str, list[np.ndarray]] = {}
     groups = sampled_histories(manifest, config.max_listeners)
     chunks = (chunk for histories in groups for chunk in cases.chunks(histories, config.batch_size))
     for chunk, found in on_every_core(lambda chunk: (chunk, list(makers.lists(chunk))), chunks):
         slices = kind_slices(chunk.context, cases.cut, config)
         sums.count(slices)
+        for name, of_chunk in slices.items():
+            members.setdefault(name, []).append(of_chunk)
         for name, prefix, lists in found:
             values = sums.add_lists(name, slices, lists, prefix=prefix)
             if keep in values:
@@ -221,8 +226,11 @@ def evaluate_next_day(
         done += chunk.counted
         if on_progress:
             on_progress(done, min(manifest.rows, config.max_listeners))
-    by_listener = {name: np.concatenate(values) for name, values in kept.items()}
-    return NextDayResult(sums.means(), done - sums.listeners["all"], sums.listeners, cases.request_time, by_listener)
+    by_listener, by_slice = (
+        {name: np.concatenate(parts) for name, parts in found.items()} for found in (kept, members)
+    )
+    excluded = done - sums.listeners["all"]
+    return NextDayResult(sums.means(), excluded, sums.listeners, cases.request_time, by_listener, by_slice)
 
 
 class ListMeans(Means):

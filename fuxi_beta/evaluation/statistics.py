@@ -96,6 +96,29 @@ def paired_difference(
     )
 
 
+def interval_of_each_pair(
+    values: Mapping[str, np.ndarray], members: np.ndarray, *, seed: int, draws: int = 1000
+) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """(a, b) -> mean(a) - mean(b) and its 95 % interval, of each pair of systems, a before b; one training of each.
+
+    values: system -> a metric of each listener, [U], the same listeners in the same order. members: bool [U], the
+    listeners of a slice, who are drawn with replacement, the same ones for all systems. Empty without a listener.
+    """
+    names, listeners = list(values), int(members.sum())
+    if not listeners:
+        return {}
+    metric = np.stack([np.asarray(values[name], dtype=float)[members] for name in names], axis=1)
+    generator, means, block = np.random.default_rng(seed), [], max(_BLOCK // listeners, 1)
+    for start in range(0, draws, block):
+        means.append(_listener_weights(generator, np.ones(listeners), min(block, draws - start)) @ metric)
+    drawn, mean = np.concatenate(means), metric.mean(axis=0)
+    found = {}
+    for a, b in combinations(range(len(names)), 2):
+        low, high = np.quantile(drawn[:, a] - drawn[:, b], [0.025, 0.975])
+        found[names[a], names[b]] = float(mean[a] - mean[b]), float(low), float(high)
+    return found
+
+
 def mean_interval(a: np.ndarray, *, seed: int, draws: int = 2000, cases: np.ndarray | None = None) -> Difference:
     """The mean of one system and its 95 % interval; arguments as of `paired_difference`."""
     return paired_difference(a, np.zeros((1, np.shape(a)[-1])), seed=seed, draws=draws, cases=cases)

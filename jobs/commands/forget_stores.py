@@ -27,6 +27,7 @@ from pipelines.workspace import Workspace
 
 _THREADS = 8
 _EXAMPLE = re.compile(r"<h3>Listener (.*?)</h3>")
+_SAMPLE = re.compile(r'<pre data-listeners="([^"]*)">')
 _RANKS = ".ranks.parquet"
 
 
@@ -133,9 +134,14 @@ def erase_from_reports(removal: Removal, advance: Advance) -> Matches:
 
 
 def _mentions(uri: str, listeners: ListenersToForget) -> int:
-    """How often a page shows the listeners: as examples, and 1 if the message of a failed stage quotes any of them."""
-    page = re.sub(r"<(style|svg).*?</\1>", "", storage.read_bytes(uri).decode(errors="replace"), flags=re.DOTALL)
-    examples = sum(listeners.named_by(html.unescape(text)) for text in _EXAMPLE.findall(page))
+    """How often a page shows the listeners: as examples and in rejected rows, and 1 if a message quotes any of them."""
+    page = storage.read_bytes(uri).decode(errors="replace")
+    shown = [
+        *_EXAMPLE.findall(page),
+        *(one for text in _SAMPLE.findall(page) for one in html.unescape(text).split("\n")),
+    ]
+    examples = sum(listeners.named_by(html.unescape(text)) for text in shown)
+    page = re.sub(r"<(style|svg|pre)\b.*?</\1>", "", page, flags=re.DOTALL)
     text = html.unescape(re.sub(r"<[^>]*>", " ", _EXAMPLE.sub(" ", page)))
     return examples + int(redacted(text, listeners.named_by) != text)
 

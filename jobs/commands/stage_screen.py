@@ -5,7 +5,7 @@ from typing import Any
 
 from fuxi_beta.evaluation.metrics import METRICS, metric_title
 from jobs.day import Day, StageResult
-from jobs.report.content import RECOMMENDERS
+from jobs.report.metrics import RECOMMENDERS
 from jobs.runtime.screen import Screen, screen
 
 FACTS: dict[str, dict[str, str]] = {

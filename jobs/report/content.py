@@ -1,23 +1,24 @@
 """Every value of the day's page, from the stage markers, the Delta tables and the shards."""
 
 import datetime as dt
-import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from fuxi_beta.evaluation.metrics import SERVED, metric_of, metric_order, metric_title
+from fuxi_beta.evaluation.metrics import metric_title
 from jobs.day import STAGES, Day, RunRecord, StageMarker, StageResult
 from jobs.report.charts import loss_chart, temporal_chart, trend_chart
 from jobs.report.examples import example_lists
 from jobs.report.hits import hits_section
 from jobs.report.list_quality import list_quality_section
-from jobs.report.quality import quality_lines, trailing_chart
-from jobs.serving.baselines import LABELS, POPULARITY
+from jobs.report.metrics import RECOMMENDERS, Below, below_baseline, headline_metric, metric_tables
+from jobs.report.quality import like_days, quality_lines, trailing_chart
+from jobs.report.rejected import judged_counts, rejected_rows
+from jobs.serving.baselines import POPULARITY
 from jobs.serving.serving_baseline import lists_of
 from jobs.status import measured_as, served_by
-from jobs.tables.metrics import CHALLENGER, CHAMPION, OF_REFERENCE, REFERENCE
+from jobs.tables.metrics import CHALLENGER, OF_REFERENCE
 from pipelines import delta_tables, storage
 from pipelines.schema import DS, METRIC, MODEL_VERSION, PROTOCOL, SLICE, VALUE
 
@@ -25,25 +26,6 @@ SHOWN_STAGES = STAGES[: STAGES.index("report")]
 ENDING_STAGES = ("sessionize", "promote", "recommend")
 """Stages whose refusal ends a day."""
 TREND_DAYS = 28
-RECOMMENDERS = {
-    CHALLENGER: "Challenger",
-    CHAMPION: "Champion",
-    REFERENCE: "Last full retrain",
-    **LABELS,
-}
-SLICES = {"all": "All listeners", "new": "New listeners", "light": "Light listeners", "heavy": "Heavy listeners"}
-MAX_COLUMNS = 8
-REASONS = {
-    "unparseable": "a value that is not of its column's type",
-    "null_user_id": "no listener",
-    "null_item_id": "no song",
-    "null_timestamp": "no time",
-    "unknown_event_type": "an event type in neither of the configured lists",
-    "negative_duration": "a negative duration, of the play or of the song",
-    "timestamp_after_landing": "later than the day it landed",
-    "timestamp_too_old": "older on landing than logs.max_late_days",
-}
-
 Stages = dict[str, StageMarker]
 """Markers of finished stages by name."""
 
@@ -55,8 +37,8 @@ Results = Mapping[str, StageResult]
 class Status:
     """How the day went.
 
-    level: good, held (the gates kept the champion, a baseline serves in the model's place, or the input broke its
-    bounds and was accepted), degraded, missing (nothing published).
+    level: good, held (the gates kept the champion, a baseline serves in the model's place, the model is below one, or
+    the input broke its bounds and was accepted), degraded, missing (nothing published).
     """
 
     level: str
@@ -69,7 +51,7 @@ def content(day: Day) -> dict[str, Any]:
     stages = finished(day)
     results = {name: marker["result"] for name, marker in stages.items()}
     before = day.at(day.ds - dt.timedelta(days=1))
-    earlier, yesterday = finished(before), before.workspace.report(before.ds)
+    earlier = finished(before)
     train, measured = results.get("train", {}), results.get("evaluate", {})
     metrics = measured.get("metrics", {})
     headline = headline_metric(day.config.gates.metric, metrics)
@@ -77,24 +59,28 @@ def content(day: Day) -> dict[str, Any]:
     trend = metric_trend(day, metric=headline, protocol=protocol)
     gap = metric_trend(day, metric=f"{headline}{OF_REFERENCE}", protocol=protocol)
     quality = _last_days(day, day.workspace.quality)
+    judged = {row[METRIC]: row[VALUE] for row in quality if row[DS] == day.ds}
+    logs, served = results.get("sessionize", {}), measured_as(day, served_by(day, results), results)
+    below = below_baseline(measured, headline, "all", served) if "recommend" in results else None
+    read = logs.get("rows_read") or judged.get("rows_read") or 0
     examples, no_examples = example_lists(day) if "recommend" in results else ((), "nothing is published for this day")
     return {
         "day": day,
         "record": day.record,
         "results": results,
-        "status": day_status(day, results),
-        "yesterday": yesterday if storage.exists(yesterday) else None,
-        "before": before.ds,
+        "status": day_status(day, results, _flag(below, metric_title(headline))),
+        "previous": _page_before(day),
         "earlier": {name: marker["result"] for name, marker in earlier.items()},
         "timing": timing(stages, earlier),
         "headline": metric_title(headline),
-        "served": measured_as(day, served_by(day, results), results),
+        "served": served,
         "headline_values": {n: values.get("all", {}).get(headline) for n, values in metrics.items()},
         "recommenders": RECOMMENDERS,
-        "metric_tables": metric_tables(measured, headline),
-        "rejected": rejected(results.get("sessionize", {})),
+        "metric_tables": metric_tables(measured, headline, served),
+        "rejected": rejected_rows(day, logs.get("rejected") or judged_counts(judged), read),
+        "usual": like_days(quality, day.ds),
         "quality": quality_lines(quality, day.ds),
-        "quality_values": {row[METRIC]: row[VALUE] for row in quality if row[DS] == day.ds},
+        "quality_values": judged,
         "quality_days": len({row[DS] for row in quality}),
         "quality_chart": trailing_chart(quality),
         "loss": loss_chart(train.get("loss_curve", ()), epochs=train.get("epochs")),
@@ -115,8 +101,28 @@ def finished(day: Day) -> Stages:
     return {name: marker for name in SHOWN_STAGES if (marker := day.marker(name))}
 
 
-def day_status(day: Day, results: Results) -> Status:
-    """Whether the day is published, by which model. A missing stage makes a day degraded; a failed gate does not."""
+def _page_before(day: Day) -> dt.date | None:
+    """The newest earlier day with a page."""
+    earlier = (ds for ds in reversed(day.workspace.days("reports")) if ds < day.ds)
+    return next((ds for ds in earlier if storage.exists(day.workspace.report(ds))), None)
+
+
+def _flag(below: Below | None, metric: str) -> str:
+    """What to say at the top of a day whose model is significantly below a baseline."""
+    if below is None or below.lead is None or not below.lead.verdict:
+        return ""
+    lead = below.lead
+    return (
+        f"The model that serves is below {RECOMMENDERS[below.baseline]} in {metric} on the same listeners: by "
+        f"{lead.mean:.4f}, 95 % interval {lead.low:.4f} to {lead.high:.4f}."
+    )
+
+
+def day_status(day: Day, results: Results, flag: str = "") -> Status:
+    """Whether the day is published, by which model. A missing stage makes a day degraded; a failed gate does not.
+
+    flag: what is wrong with the model that serves; its day is not good.
+    """
     missing = _missing_stages(day, results)
     if "recommend" not in results:
         return Status("missing", f"Nothing is published for {day.ds}", tuple(missing))
@@ -130,6 +136,9 @@ def day_status(day: Day, results: Results) -> Status:
     if held or record.chosen_baseline or not (own or missing):
         notes.append(_sentence(record.chosen_reason))
     level, headline = _level(record, missing=bool(missing), own=own, accepted=bool(accepted))
+    if flag:
+        level = "held" if level == "good" else level
+        notes.append(flag)
     return Status(level, headline, () if level == "good" else tuple(notes))
 
 
@@ -177,58 +186,6 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
-def headline_metric(wanted: str, metrics: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """The metric of the gates if it was measured, else the first that was (under another protocol)."""
-    measured = {name for slices in metrics.values() for values in slices.values() for name in values}
-    return wanted if wanted in measured or not measured else min(measured, key=metric_order)
-
-
-def metric_tables(measured: Mapping[str, Any], headline: str) -> list[dict[str, Any]]:
-    """The tables of metrics of raw lists, and of lists as served where they were measured.
-
-    With more than eight columns there are two of each, the second with other cut-offs than the headline's. Each has a
-    title, columns (metric names) and groups, one a slice: title, listeners, and rows of a recommender's name and its
-    cells. A cell is a value and whether it is the best of its group.
-    """
-    metrics = measured.get("metrics", {})
-    names = {name for slices in metrics.values() for values in slices.values() for name in values}
-    raw = sorted((n for n in names if not n.startswith(SERVED)), key=lambda n: (n != headline, metric_order(n)))
-    served = sorted(names - set(raw), key=lambda n: (n != f"{SERVED}{headline}", metric_order(n)))
-    at = headline.partition("_")[2]
-    tables = []
-    for kind, columns in (("", raw), (", as served under the list rules", served)):
-        plain = {name: name.removeprefix(SERVED) for name in columns}
-        few = len(columns) <= MAX_COLUMNS
-        first = [name for name, metric in plain.items() if few or metric.partition("_")[2] in (at, "")]
-        rest = [name for name in columns if name not in first]
-        titled = ((f"Metrics{kind}", first), (f"Metrics at other cut-offs{kind}", rest))
-        tables += [{"title": title} | _metric_table(measured, some) for title, some in titled if some]
-    return tables
-
-
-def _metric_table(measured: Mapping[str, Any], columns: list[str]) -> dict[str, Any]:
-    metrics = measured["metrics"]
-    recommenders = sorted(metrics, key=lambda name: [*RECOMMENDERS, name].index(name))
-    slices = {name for values in metrics.values() for name in values}
-    groups = []
-    for group in sorted(slices, key=lambda name: ([*SLICES, name].index(name), name)):
-        values = {name: metrics[name].get(group, {}) for name in recommenders}
-        best = {column: _best(column, [row.get(column) for row in values.values()]) for column in columns}
-        rows = [
-            (name, [(row.get(column), row.get(column) == best[column] is not None) for column in columns])
-            for name, row in values.items()
-        ]
-        listeners = measured.get("slices", {}).get(group)
-        groups.append({"title": SLICES.get(group, group), "listeners": listeners, "rows": rows})
-    return {"columns": [metric_title(column) for column in columns], "groups": groups}
-
-
-def _best(metric: str, values: list[float | None]) -> float | None:
-    """The largest of a ranking metric's values where they differ; None where there is no best."""
-    numbers = {value for value in values if value is not None and math.isfinite(value)}
-    return max(numbers) if len(numbers) > 1 and metric_of(metric).more_is_better else None
-
-
 def metric_trend(day: Day, *, metric: str, protocol: str) -> dict[str, dict[dt.date, float]]:
     """A metric over all listeners on the last days up to this one: recommender -> ds -> value."""
     wanted = {METRIC: metric, SLICE: "all", PROTOCOL: protocol}
@@ -257,17 +214,6 @@ def _names_of_versions(day: Day) -> dict[str, str]:
 def _last_days(day: Day, table_uri: str) -> list[delta_tables.Row]:
     since, end = day.ds - dt.timedelta(days=TREND_DAYS - 1), day.ds + dt.timedelta(days=1)
     return delta_tables.read_days(table_uri, since=since, before=end)
-
-
-def rejected(sessionized: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Why rows were rejected, the most frequent reason first: reason, meaning, rows, share of all rows read."""
-    read = sessionized.get("rows_read") or 0
-    reasons = sorted(sessionized.get("rejected", {}).items(), key=lambda item: (-item[1], item[0]))
-    return [
-        {"reason": reason, "meaning": REASONS.get(reason, ""), "rows": rows, "share": rows / read if read else None}
-        for reason, rows in reasons
-        if rows
-    ]
 
 
 def timing(stages: Stages, earlier: Stages) -> dict[str, Any]:

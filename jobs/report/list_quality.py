@@ -24,8 +24,8 @@ from jobs.tables.list_quality import (
 from pipelines.schema import DEFAULT_SEGMENT, DS, EVERY, LISTENERS, METRIC, SEGMENT, VALUE
 
 LABELS = {
-    ARTISTS: "Artists a list",
-    TOP_ARTIST_SHARE: "Of a list, by its commonest artist",
+    ARTISTS: "Artists per list",
+    TOP_ARTIST_SHARE: "Of a list, by its most frequent artist",
     NEW_ARTIST_SHARE: "Of a list, by artists never played",
     OVERLAP: "Of a list, in the listener's list before",
     AGE_DAYS: "Days since a song's release, median",
@@ -39,7 +39,7 @@ LABELS = {
 """Metrics of the table `list_quality` in the page's order; what the rules cut has a table of its own."""
 CHARTS = {
     "The songs of a list": {
-        ARTISTS: "artists a list",
+        ARTISTS: "artists per list",
         NEW_ARTIST_SHARE: "by artists never played, share of a list",
         OVERLAP: "in the list before, share of a list",
         AGE_DAYS: "days since release, median",

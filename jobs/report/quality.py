@@ -3,6 +3,7 @@
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from jobs.report.charts import Chart, Panel, panel_chart
@@ -30,7 +31,7 @@ from pipelines.schema import (
 LABELS = {
     ACCEPTED: "Plays",
     REJECTED_SHARE: "Rejected rows",
-    PLAYS_PER_LANDING_DAY: "Plays a landing day",
+    PLAYS_PER_LANDING_DAY: "Plays per landing day",
     UNKNOWN_SONG_SHARE: "Plays of unknown songs",
     NEWEST_PLAY_AGE_S: "Newest play, age",
     DUPLICATE_SHARE: "Duplicates",
@@ -38,10 +39,12 @@ LABELS = {
 """Metrics of the table `quality` in the page's order; those of null shares come before the last."""
 
 PANELS = {
-    PLAYS_PER_LANDING_DAY: "plays a landing day",
+    PLAYS_PER_LANDING_DAY: "plays per landing day",
     REJECTED_SHARE: "rejected, share of rows",
     UNKNOWN_SONG_SHARE: "unknown songs, share of plays",
 }
+
+WEEK = 7
 
 Row = Mapping[str, Any]
 """A row of the table `quality`."""
@@ -77,6 +80,41 @@ def trailing_chart(rows: Sequence[Row]) -> Chart | None:
         broken = frozenset(ds for ds, row in of_days.items() if row[PASSED] is False)
         panels.append(Panel(title, values, lower, upper, broken, share=name != PLAYS_PER_LANDING_DAY))
     return panel_chart(panels)
+
+
+@dataclass(frozen=True)
+class LikeDays:
+    """Earlier days that a day's counts are compared with. label: which they are; empty if there are none."""
+
+    label: str
+    medians: Mapping[str, float]  # metric -> over them
+
+
+def like_days(rows: Sequence[Row], ds: dt.date) -> LikeDays:
+    """The same weekdays of the weeks before; with fewer than two of them, the seven days before.
+
+    Days count that read logs of as many landing days, and whose input was not refused: neither a first build nor a bad
+    day says what is usual. rows: of the table `quality`, of some weeks up to `ds`.
+    """
+    values: dict[dt.date, dict[str, float]] = {}
+    refused = {row[DS] for row in rows if row[PASSED] is False and not row[ACCEPTED_OVERRIDE]}
+    for row in rows:
+        values.setdefault(row[DS], {})[row[METRIC]] = row[VALUE]
+    landing_days = values.get(ds, {}).get("landing_days")
+    like = [
+        day
+        for day, found in sorted(values.items())
+        if day < ds and day not in refused and found.get("landing_days") == landing_days
+    ]
+    same = [day for day in like if day.weekday() == ds.weekday()]
+    week = [day for day in like if (ds - day).days <= WEEK]
+    days, what = (same, f"{ds:%A}") if len(same) > 1 else (week, "day")
+    if not days:
+        return LikeDays("", {})
+    names = {name for day in days for name in values[day]}
+    medians = {name: median(values[day][name] for day in days if name in values[day]) for name in names}
+    plural = f"the {len(days)} {what}s before, median" if len(days) > 1 else f"the {what} before"
+    return LikeDays(plural, medians)
 
 
 def _line(row: Row) -> QualityLine:

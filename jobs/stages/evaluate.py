@@ -1,7 +1,8 @@
 """`fuxi evaluate`: challenger, champion, the last full retrain and baselines measured on the same listeners."""
 
 import datetime as dt
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from fuxi_beta.recommender import Recommender
     from fuxi_beta.training.checkpoint import TrainedModel
 
+_SEED = 1
+"""Of the bootstrap over listeners."""
+
 
 def run(day: Day) -> StageResult:
     """Measure on the shards of `day.ds` and replace the day's rows of the metrics table.
@@ -32,7 +36,8 @@ def run(day: Day) -> StageResult:
     Returns protocol, listeners, excluded, request_time (Unix seconds; None under leave_one_out), slices (listeners of
     each), versions (of challenger, champion and reference), metrics: recommender -> slice -> metric -> value, reference
     (which of them is the last full retrain, None without one), of_reference (challenger and champion -> their share of
-    its value of `gates.metric`) and comparisons (`leads_over_models`). InputError if there is nobody to measure on.
+    its value of `gates.metric`), comparisons (`leads_over_models`) and differences (`_differences`). InputError if
+    there is nobody to measure on.
     """
     trained = day.result("train")
     if trained is None:
@@ -66,9 +71,27 @@ def run(day: Day) -> StageResult:
         "reference": frozen,
         "of_reference": _shares_of_reference(result.metrics, reference=frozen, metric=day.config.gates.metric),
         "comparisons": leads_over_models(getattr(result, "values", {}), models=(CHALLENGER, CHAMPION)),
+        "differences": _differences(day.config.gates.metric, result),
     }
     write_metrics(day.workspace, day.ds, _by_version(day, measured), protocol=protocol, listeners=result.slices)
     return measured
+
+
+def _differences(metric: str, result: "NextDayResult | LeaveOneOutResult") -> list[dict[str, Any]]:
+    """The difference of the metric between each two recommenders in each slice, with its 95 % interval.
+
+    Each has metric, slice, of, less (recommenders), mean, low and high. None under leave_one_out, which keeps no
+    listeners.
+    """
+    from fuxi_beta.evaluation.statistics import interval_of_each_pair
+
+    values: Mapping[str, np.ndarray] = getattr(result, "values", {})
+    members: Mapping[str, np.ndarray] = getattr(result, "members", {})
+    return [
+        {"metric": metric, "slice": name, "of": of, "less": less, "mean": mean, "low": low, "high": high}
+        for name, listeners in members.items()
+        for (of, less), (mean, low, high) in interval_of_each_pair(values, listeners, seed=_SEED).items()
+    ]
 
 
 def _shares_of_reference(metrics: "Metrics", *, reference: str | None, metric: str) -> dict[str, float]:

@@ -36,7 +36,8 @@ def render(values: dict[str, Any], template: str = "report.html") -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": count, "decimal": decimal, "percent": percent, "seconds": seconds}
+    filters = (change, count, decimal, percent, seconds, signed)
+    environment.filters |= {function.__name__: function for function in filters}
     return environment.get_template(template).render(values)
 
 
@@ -52,6 +53,30 @@ def count(value: object) -> str:
 def decimal(value: object, places: int = 3) -> str:
     """A number with three decimals, a dash if there is none."""
     return f"{value:.{places}f}" if _number(value) else NOTHING
+
+
+def signed(value: object, places: int = 4) -> str:
+    """A difference with its sign.
+
+    >>> signed(0.01234), signed(-0.5, 1), signed(None)
+    ('+0.0123', '−0.5', '–')
+    """
+    if not _number(value):
+        return NOTHING
+    return f"{'−' if value < 0 else '+'}{abs(value):.{places}f}"
+
+
+def change(now: object, then: object) -> str:
+    """How much larger a count is than another one, in per cent of that.
+
+    >>> change(110, 100), change(90, 100), change(5, 0), change(100, 100)
+    ('+10 %', '−10 %', '–', '0 %')
+    """
+    if not _number(now) or not _number(then) or then == 0:
+        return NOTHING
+    share = 100 * (now - then) / then
+    text = f"{abs(share):.0f}" if abs(share) >= 10 or share == 0 else f"{abs(share):.1f}"
+    return f"{'+' if share > 0 else '−' if share < 0 else ''}{text} %"
 
 
 def percent(value: object) -> str:

@@ -49,7 +49,7 @@ def test_columns_come_in_the_order_of_the_list_then_of_the_cut_off():
     columns = ["mrr", "hr_50", "hr_10", "serendipity_10", "ndcg_10", "coverage_30"]
     expected = ["ndcg_10", "hr_10", "hr_50", "mrr", "coverage_30", "serendipity_10"]
     assert sorted(columns, key=metric_order) == expected
-    assert not metric_of("serendipity_10").more_is_better
+    assert metric_of("serendipity_10").title == "Serendipity"
 
 
 def test_a_name_is_told_from_its_cut_off():

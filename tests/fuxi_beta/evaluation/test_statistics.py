@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fuxi_beta.evaluation.statistics import mean_interval, order_agreement, paired_difference
+from fuxi_beta.evaluation.statistics import interval_of_each_pair, mean_interval, order_agreement, paired_difference
 
 SEEDS, LISTENERS = 5, 120
 
@@ -163,3 +163,18 @@ def test_discordant_pairs_are_named_with_the_papers_better_one_first():
 def test_one_system_has_no_order():
     found = order_agreement({"a": np.ones((1, 3))}, {"a": 1.0}, seed=1)
     assert np.isnan(found.tau) and found.pairs == 0 and not found.discordant
+
+
+def test_the_interval_of_each_pair_is_that_of_the_two_alone() -> None:
+    random = np.random.default_rng(3)
+    base = random.random(400)
+    values = {"a": base, "b": base + random.normal(0.05, 0.1, 400), "c": base + random.normal(0.0, 0.1, 400)}
+    members = random.random(400) < 0.5
+    found = interval_of_each_pair(values, members, seed=1, draws=4000)
+    assert list(found) == [("a", "b"), ("a", "c"), ("b", "c")]
+    for (one, other), (mean, low, high) in found.items():
+        alone = paired_difference(values[one][None, members], values[other][None, members], seed=2, draws=4000)
+        assert mean == pytest.approx(alone.mean)
+        assert (low, high) == pytest.approx((alone.low, alone.high), abs=0.15 * (alone.high - alone.low))
+    assert found["a", "b"][2] < 0 and found["a", "c"][1] < 0 < found["a", "c"][2]
+    assert interval_of_each_pair(values, np.zeros(400, bool), seed=1) == {}

@@ -166,6 +166,14 @@ def test_the_best_baseline_is_compared_with_each_model_listener_by_listener(depl
         assert lead["mean"] == pytest.approx(value[best] - value[name])
         assert lead["low"] < lead["mean"] < lead["high"]
     assert result["comparisons"]["challenger"]["low"] > 0  # the weights are random
+    pairs = {(one["of"], one["less"]): one for one in result["differences"] if one["slice"] == "all"}
+    assert len(pairs) == len(value) * (len(value) - 1) / 2
+    for (of, less), one in pairs.items():
+        assert one["mean"] == pytest.approx(value[of] - value[less]) and one["low"] <= one["mean"] <= one["high"]
+    lead = result["comparisons"]["challenger"]
+    assert pairs["challenger", best]["high"] == pytest.approx(-lead["low"], abs=0.2 * (lead["high"] - lead["low"]))
+    measured = {one["slice"] for one in result["differences"]}
+    assert measured == {name for name, count in result["slices"].items() if count}
 
 
 def test_a_workspace_goes_on_with_another_request_hour(deployment: Callable[..., Any]) -> None:
