@@ -7,6 +7,7 @@ report from `fuxi report`, the model from MLflow on sqlite; what killed runs lea
 import contextlib
 import datetime as dt
 import hashlib
+import html
 import json
 import os
 import sqlite3
@@ -40,6 +41,7 @@ from pipelines import leases, storage
 from pipelines.calendar import Calendar
 from pipelines.errors import BusyError, InputError
 from pipelines.forget import blocklist
+from pipelines.forget.listeners import ListenersToForget
 from pipelines.histories.shards import listed_uris, read_manifest
 from pipelines.histories.shuffle import Shuffle, ShuffleRows, ShuffleRun, ShuffleWriter, ranges_of, read_in_passes
 
@@ -646,3 +648,15 @@ def test_on_an_object_store(s3: str, deployment: Callable[..., Any], tmp_path: P
     assert locks and not any(map(leases.lease_holder, locks))
     service.land(2)
     assert service.sessionize(2)["forgotten"] > 0 and user not in _users(service, 2)
+
+
+def test_rejected_rows_on_a_page_are_found_by_the_ids_they_may_have_and_by_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    row = html.escape('{"user_id": 1011, "item_id": 102002}')
+    page.write_text(f'<p>1,011 rows</p><pre data-listeners="1011">{row}</pre><pre data-listeners="5&#10;70">5;70</pre>')
+    found = {
+        ids: forget_stores._mentions(str(page), ListenersToForget(pa.array(ids, pa.int64())))
+        for ids in [(1011,), (70,)]
+    }
+    assert found == {(1011,): 1, (70,): 1}
+    assert forget_stores._mentions(str(page), ListenersToForget(pa.array([102002, 7], pa.int64()))) == 0
