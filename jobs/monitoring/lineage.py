@@ -168,7 +168,7 @@ class _Run:
     def _facets(self, error: str) -> dict[str, Any]:
         from openlineage.client.facet_v2 import error_message_run, nominal_time_run, parent_run, tags_run
 
-        zone = ZoneInfo(self.config.sequences.timezone)
+        zone = ZoneInfo(self.day.workspace.spec.timezone if self.day else self.config.sequences.timezone)
         start = dt.datetime.combine(self.ds, dt.time(), zone).isoformat()
         run_id = self.day.run_id if self.day else ""
         tags = {"ds": str(self.ds), **({"run_id": run_id} if run_id else {})}
