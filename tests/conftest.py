@@ -193,7 +193,8 @@ def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> TwoDays:
     day_one, day_two = first + dt.timedelta(21), first + dt.timedelta(22)
     made = TwoDays(load_config(overrides=overrides, environment={}), [], listeners, [], root.with_name("after-day-one"))
     made.lineage = root.with_name("lineage.jsonl")
-    plain, made.config = made.config, made.config.model_copy(update={"lineage": LineageConfig(openlineage=True, namespace="fuxi")})
+    lineage = LineageConfig(openlineage=True, namespace="fuxi")
+    plain, made.config = made.config, made.config.model_copy(update={"lineage": lineage})
     stage = [""]
 
     def hear(event: str, text: str) -> None:
