@@ -489,7 +489,7 @@ class LineageConfig(Section):
     """Events of OpenLineage. Where they go is told to its client, by OPENLINEAGE_URL or its other variables."""
 
     openlineage: bool = Field(
-        False, description="whether the start and the end of every day and stage are told; needs `fuxi-daily[lineage]`"
+        False, description="whether the start and the end of every day and stage are told; needs `openlineage-python`"
     )
     namespace: str = Field("fuxi", min_length=1, description="namespace of the jobs")
 

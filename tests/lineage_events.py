@@ -40,7 +40,7 @@ def _facets(told: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def _facet(values: dict[str, Any]) -> Any:
     schema, producer = values.pop("_schemaURL"), values.pop("_producer")
     kind = _KINDS[schema.rpartition("/")[2]]
-    assert schema == kind._get_schema() and producer.startswith("https://")
+    assert schema == kind._get_schema() and producer.startswith(("urn:fuxi-daily:", "https://github.com/OpenLineage/"))
     if kind is parent_run.ParentRunFacet:
         values = {"run": parent_run.Run(**values["run"]), "job": parent_run.Job(**values["job"])}
     if kind is tags_run.TagsRunFacet:
