@@ -245,7 +245,7 @@ def test_prometheus_sees_the_newest_day_as_its_stages_returned_it(two_days: Any,
     assert {reason: value for reason, value in rejected.items() if value} == stages["sessionize"]["rejected"] != {}
     assert found["fuxi_train_loss",] == pytest.approx(stages["train"]["final_loss"])
     measured = stages["evaluate"]["metrics"]["challenger"]["all"]["ndcg_30"]
-    assert found["fuxi_metric", "challenger", "ndcg_30"] == pytest.approx(measured)
+    assert found["fuxi_metric", "ndcg_30", "challenger"] == pytest.approx(measured)
     assert found["fuxi_served_info", stages["recommend"]["model_version"], "model"] == found["fuxi_day_published",] == 1
     assert found["fuxi_lists",] == stages["recommend"]["listeners"]
     assert found["fuxi_newest_list_day_timestamp_seconds",] == dt.datetime(2026, 1, 27, tzinfo=dt.UTC).timestamp()
