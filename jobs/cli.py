@@ -177,8 +177,9 @@ cli.command_class = _Command
 def daily(day: "Day", dry_run: bool) -> None:
     """Run all stages of one serving day, skipping what is done.
 
-    Exit code 0: published. 3: published, but by the champion, without a model or from older sequences. 2: refused,
-    nothing published.
+    Exit code 0: published. 1: broke off, run it again. 2: refused, or a store, disk or server is out of reach; nothing
+    is published. 3: published, but by the champion, without a model or from older sequences. 130 and 143: stopped by a
+    signal. docs/operations.md says what to do about each.
     """
     from jobs.daily import OPTIONAL_STAGES, other_settings, plan, run_day
     from jobs.runtime import attempt

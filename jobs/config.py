@@ -467,11 +467,15 @@ class MlflowConfig(Section):
 
 
 class MetricsConfig(Section):
-    """Where Prometheus finds the metrics of a day; docs/operations.md says which."""
+    """Where Prometheus finds the metrics of a day; docs/monitoring.md says which."""
 
-    prometheus_file: str = Field("", description="a file that node_exporter's textfile collector reads; empty: none")
-    push_gateway: str = Field("", description="URL of a push gateway; empty: none")
-    job: str = Field("fuxi", min_length=1, description="the job under which metrics are pushed")
+    prometheus_file: str = Field(
+        "", description="local file, ending in `.prom`, that node_exporter's textfile collector reads; empty: none"
+    )
+    push_gateway: str = Field("", description="URL of a push gateway, `http://gateway:9091` for example; empty: none")
+    job: str = Field(
+        "fuxi", min_length=1, description="the job under which metrics are pushed; another one for each workspace"
+    )
 
     @field_validator("prometheus_file")
     @classmethod
@@ -482,10 +486,12 @@ class MetricsConfig(Section):
 
 
 class LineageConfig(Section):
-    """Events of OpenLineage; where they go is said to its client, by OPENLINEAGE_URL or its other variables."""
+    """Events of OpenLineage. Where they go is told to its client, by OPENLINEAGE_URL or its other variables."""
 
-    openlineage: bool = Field(False, description="tell the start and the end of every day and stage")
-    namespace: str = Field("fuxi", min_length=1, description="of the jobs")
+    openlineage: bool = Field(
+        False, description="whether the start and the end of every day and stage are told; needs `openlineage-python`"
+    )
+    namespace: str = Field("fuxi", min_length=1, description="namespace of the jobs")
 
 
 class Config(Section):
@@ -496,7 +502,7 @@ class Config(Section):
         True, description="whether the same inputs give the same lists, bit by bit, with the same number of workers"
     )
     log_format: Literal["auto", "text", "json"] = Field(
-        "auto", description="log lines; auto: text on a terminal, JSON elsewhere"
+        "auto", description="log lines; auto: text on a terminal, JSON elsewhere; `--log-format` overrides it"
     )
     logs: LogsConfig = LogsConfig()  # type: ignore[call-arg]
     quality: QualityConfig = QualityConfig()  # type: ignore[call-arg]

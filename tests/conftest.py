@@ -111,6 +111,7 @@ class TwoDays:
     after_day_one: Path  # a copy of the workspace of then
     told: dict[str, list[str]] = field(default_factory=dict)  # progress of each stage
     written: list[Path] = field(default_factory=list)  # folders that the days wrote to
+    lineage: Path = Path()  # the events that the days told
 
     @property
     def root(self) -> Path:
@@ -161,7 +162,7 @@ def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> TwoDays:
     import ray
     from ray._private.worker import global_worker
 
-    from jobs.config import load_config
+    from jobs.config import LineageConfig, load_config
     from pipelines import progress
     from pipelines.synthetic import SyntheticConfig, generate
 
@@ -191,6 +192,9 @@ def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> TwoDays:
     ]
     day_one, day_two = first + dt.timedelta(21), first + dt.timedelta(22)
     made = TwoDays(load_config(overrides=overrides, environment={}), [], listeners, [], root.with_name("after-day-one"))
+    made.lineage = root.with_name("lineage.jsonl")
+    lineage = LineageConfig(openlineage=True, namespace="fuxi")
+    plain, made.config = made.config, made.config.model_copy(update={"lineage": lineage})
     stage = [""]
 
     def hear(event: str, text: str) -> None:
@@ -200,10 +204,13 @@ def two_days(tmp_path_factory: pytest.TempPathFactory, spark: Any) -> TwoDays:
     try:
         with progress.listening(hear), pytest.MonkeyPatch.context() as environment:
             environment.setenv("MLFLOW_TRACKING_PASSWORD", PLANTED[1])
+            for name, value in {"TYPE": "file", "LOG_FILE_PATH": str(made.lineage), "APPEND": "true"}.items():
+                environment.setenv(f"OPENLINEAGE__TRANSPORT__{name}", value)
             made.results.append(made.run(day_one))
             made.day_one_before_day_two += made.lists(day_one)
             shutil.copytree(root, made.after_day_one)
             made.results.append(made.run(day_two))
+            made.config = plain
         assert global_worker.node
         made.written += [root, Path(global_worker.node.get_session_dir_path())]
     finally:

@@ -10,6 +10,7 @@ import importlib.util
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from openlineage.client import OpenLineageClient, event_v2
 
 DAILY = "daily"
-PRODUCER = "https://pypi.org/project/fuxi-daily/"
 _MODEL = "model"
 _READS = {
     "sessionize": ("logs", "catalogue", "sequences", "vocabulary"),
@@ -64,8 +64,7 @@ def check(config: Config) -> None:
     """InputError where events are asked for and OpenLineage's client is not installed."""
     if config.lineage.openlineage and importlib.util.find_spec("openlineage") is None:
         raise InputError(
-            "lineage.openlineage is true, but openlineage-python is not installed: install fuxi-daily[lineage], or set "
-            "it to false"
+            "lineage.openlineage is true, but openlineage-python is not installed: install it, or set it to false"
         )
 
 
@@ -158,7 +157,7 @@ class _Run:
             job=event_v2.Job(self.config.lineage.namespace, self.name, _job_facets(self.name)),
             inputs=inputs,
             outputs=outputs,
-            producer=PRODUCER,
+            producer=_producer(),
         )
 
     def _id(self, name: str) -> str:
@@ -168,7 +167,7 @@ class _Run:
     def _facets(self, error: str) -> dict[str, Any]:
         from openlineage.client.facet_v2 import error_message_run, nominal_time_run, parent_run, tags_run
 
-        zone = ZoneInfo(self.config.sequences.timezone)
+        zone = ZoneInfo(self.day.workspace.spec.timezone if self.day else self.config.sequences.timezone)
         start = dt.datetime.combine(self.ds, dt.time(), zone).isoformat()
         run_id = self.day.run_id if self.day else ""
         tags = {"ds": str(self.ds), **({"run_id": run_id} if run_id else {})}
@@ -233,10 +232,15 @@ def _job_facets(name: str) -> dict[str, Any]:
     return {"jobType": job_type_job.JobTypeJobFacet("BATCH", "FUXI", kind)}
 
 
+def _producer() -> str:
+    return f"urn:fuxi-daily:{version('fuxi-daily')}"
+
+
 def _client() -> "OpenLineageClient":
     if _state.client is None:
-        from openlineage.client import OpenLineageClient
+        from openlineage.client import OpenLineageClient, event_v2
 
+        event_v2.set_producer(_producer())  # of facets
         _state.client = OpenLineageClient()
         if _state.client.transport.kind == "console":
             raise ValueError("no transport is configured: set OPENLINEAGE_URL, or lineage.openlineage to false")

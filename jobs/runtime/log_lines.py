@@ -9,6 +9,7 @@ import datetime as dt
 import json
 import logging
 import math
+import numbers
 import re
 import sys
 import threading
@@ -195,8 +196,10 @@ def _plain(value: Any, name: str = "") -> Any:
         return [_plain(inner) for inner in value]
     if value is None or isinstance(value, bool | int):
         return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    if isinstance(value, numbers.Integral):  # of numpy
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
     return HIDDEN if is_secret_name(name) else redact(str(value))
 
 

@@ -38,7 +38,7 @@ def test_everything_that_every_day_writes_is_there(two_days: Any) -> None:
     """So that a path that is no longer written does not stay on the page."""
     files = [file.relative_to(two_days.root).as_posix() for file in two_days.root.rglob("*") if file.is_file()]
     runs = ("runs/backfill.lock", "runs/ds=D/staging", "runs/ds=D/parent-", "runs/ds=D/*.failure", "runs/ds=D/side")
-    elsewhere = ("forgotten/", "catalogue/", "reproduce", "logs/", *runs)
+    elsewhere = ("forgotten/", "catalogue/", "reproduce", "logs/", "daily.yaml", *runs)
     for path in documented():
         if not path.startswith(elsewhere) and "delta-" not in path:
             assert any(re.fullmatch(expression(path), file) for file in files), f"{path} is written by no day"

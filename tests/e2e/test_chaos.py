@@ -19,6 +19,7 @@ from benchmarks.lib.chaos.runs import run
 from benchmarks.lib.processes import adopt_orphans
 from jobs.config import load_config
 from jobs.day import open_day
+from tests.log_lines import lines as log_lines
 
 DAY_TWO = dt.date(2026, 1, 27)  # of the fixture `two_days`
 KILLS = [
@@ -49,6 +50,7 @@ def test_a_day_that_is_killed_three_times_is_as_if_it_had_not_been_and_leaves_no
     while len(runs) < 8 and not (runs and runs[-1].code == 0):
         runs.append(run(place, str(DAY_TWO), pending, usual=usual, limit_s=150))
     said = "\n".join(map(str, runs))
+    assert all(log_lines("\n".join(one.output)) for one in runs)  # nothing else is written, whatever dies
     assert runs[-1].code == 0 and not any(one.hung for one in runs), said
     assert not processes.outliving(known, seconds=10), said
     assert sum(len(one.happened) for one in runs) >= 2, said  # a worker of Ray may be gone in an instant

@@ -14,6 +14,7 @@ from jobs.config import load_config
 from pipelines import object_store, storage
 from pipelines.schema import parse_ds
 from pipelines.synthetic import SyntheticConfig, generate
+from tests.log_lines import lines
 
 DS = "2026-01-20"
 PLANTED = ("planted-in-the-url", "planted-by-name-1", "planted-by-name-2")
@@ -48,6 +49,9 @@ def test_a_day_on_s3_publishes_its_lists_and_none_of_its_secrets(s3: str, tmp_pa
         )
     assert done.returncode in (0, 3), done.stderr
     assert "Traceback" not in done.stderr
+    said = lines(done.stdout + done.stderr)  # and nothing else
+    assert {line["ds"] for line in said} == {DS} and len({line["run_id"] for line in said[5:]} - {None}) == 1
+    assert {"sessionize", "train", "evaluate", "recommend", "report"} <= {line["stage"] for line in said}
     assert proxy.counts["errors"] and proxy.counts["resets"] + proxy.counts["late_resets"]
     config = load_config(f"{s3}/conf/daily.yaml", environment={})
     assert len(show.show(config, "1", parse_ds(DS))["items"]) == 30

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.config import Config
+from jobs.monitoring import prometheus
 from jobs.stage_inputs import STAGE_INPUTS, is_declared
 from pipelines.histories.shards import read_manifest
 
 from ..conftest import PLANTED
+from ..lineage_events import read_events
 
 DAY_ONE, DAY_TWO = dt.date(2026, 1, 26), dt.date(2026, 1, 27)  # of the fixture `two_days`
 
@@ -228,3 +231,50 @@ def test_every_stage_tells_its_progress(two_days: Any, stage: str, expected: lis
 def test_the_report_of_each_day_is_there(two_days: Any) -> None:
     for result in two_days.results:
         assert "<html" in Path(result.stages["report"]["uri"]).read_text()
+
+
+def test_prometheus_sees_the_newest_day_as_its_stages_returned_it(two_days: Any, tmp_path: Path) -> None:
+    prometheus.export_status(two_days.config, f"{tmp_path}/fuxi.prom")
+    families = list(text_string_to_metric_families((tmp_path / "fuxi.prom").read_text()))
+    found = {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
+    stages = two_days.results[1].stages
+    seconds = {key[1]: value for key, value in found.items() if key[0] == "fuxi_stage_duration_seconds"}
+    assert seconds == pytest.approx(two_days.results[1].seconds, abs=0.01) and seconds.keys() == stages.keys()
+    assert found["fuxi_rows_read",] == stages["sessionize"]["rows_read"] > 0
+    rejected = {key[1]: value for key, value in found.items() if key[0] == "fuxi_rows_rejected"}
+    assert {reason: value for reason, value in rejected.items() if value} == stages["sessionize"]["rejected"] != {}
+    assert found["fuxi_train_loss",] == pytest.approx(stages["train"]["final_loss"])
+    measured = stages["evaluate"]["metrics"]["challenger"]["all"]["ndcg_30"]
+    assert found["fuxi_metric", "ndcg_30", "challenger"] == pytest.approx(measured)
+    assert found["fuxi_served_info", stages["recommend"]["model_version"], "model"] == found["fuxi_day_published",] == 1
+    assert found["fuxi_lists",] == stages["recommend"]["listeners"]
+    assert found["fuxi_newest_list_day_timestamp_seconds",] == dt.datetime(2026, 1, 27, tzinfo=dt.UTC).timestamp()
+    assert len(found) < 500
+
+
+def test_openlineage_is_told_of_each_stage_of_both_days(two_days: Any) -> None:
+    """Rebuilt with its client's own classes, which check times, ids and facets."""
+    events = read_events(two_days.lineage)
+    told = [(event.job.name, event.eventType.value) for event in events if event.eventType]
+    of_a_day = [(name, kind) for name in STAGE_INPUTS for kind in ("START", "COMPLETE")]
+    assert told == 2 * [("daily", "START"), *of_a_day, ("daily", "COMPLETE")]
+    assert len({event.run.runId for event in events}) == len(events) / 2
+    days = [event.run.runId for event in events if event.job.name == "daily"][::2]
+    half = len(events) // 2
+    for number, (day, ds) in enumerate(zip(days, (DAY_ONE, DAY_TWO), strict=True)):
+        for event in events[number * half : (number + 1) * half]:
+            facets = event.run.facets or {}
+            assert event.job.namespace == "fuxi" and facets["nominalTime"].nominalStartTime == f"{ds}T00:00:00+00:00"
+            if event.job.name != "daily":
+                assert facets["parent"].run.runId == day and facets["parent"].job.name == "daily"
+    [lists] = [e for e in events[half:] if (e.job.name, e.eventType.value) == ("recommend", "COMPLETE")]
+    root = str(two_days.root)
+    names = [(data.namespace, data.name) for data in lists.outputs]
+    assert names == [("file", f"{root}/recommendations"), ("file", f"{root}/list_quality")]
+    rows = lists.outputs[0].outputFacets["outputStatistics"].rowCount
+    assert rows == two_days.results[1].stages["recommend"]["listeners"]
+    read = [data.name for data in lists.inputs]
+    assert read == [f"{root}/sequences", f"{root}/logs/catalogue", f"{root}/mlflow.db/models/fuxi-beta-daily"]
+    assert {"key": "run_id", "value": read_manifest(f"{root}/sequences/ds={DAY_TWO}").run_id} in [
+        {"key": tag.key, "value": tag.value} for tag in lists.run.facets["tags"].tags
+    ]
