@@ -3,7 +3,7 @@
 A data set is read in chunks that are the same each time. The plays of a chunk are appended to a staging file a day,
 songs to one of a few by their id; then a small state file is replaced that says how long each of them is. A run that
 was killed goes on there: what is longer is cut off. When every chunk is staged, each day is read, freed of duplicates,
-and written. Memory: a chunk, then a day.
+and written. Memory: a chunk and eight bytes a song, then a day or a sixteenth of the songs.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 from pyarrow import ipc
 
 from pipelines import progress, storage
@@ -65,6 +66,7 @@ class Landing:
             raise InputError(f"--out {folder}: an import is staged on a disk; give a folder, and copy it then")
         self.folder, self.dataset, self.max_rejected_share = Path(storage.absolute(folder)), dataset, max_rejected_share
         self.staging = self.folder / STAGING
+        self._staged_songs = np.empty(0, np.uint64)  # sorted hashes of ids: eight bytes a song
         self.state = self._open()
 
     def run(self, downloads: Sequence[Download]) -> dict[str, Any]:
@@ -177,13 +179,26 @@ class Landing:
             for day, part in _by_day(plays):
                 self._write(f"{PLAYS}/{day}.arrows", part)
         if rows.songs is not None and rows.songs.num_rows:
-            for number, part in _by_hash(rows.songs.filter(rows.songs[ITEM_ID].is_valid())):
+            for number, part in self._new_songs(rows.songs.filter(rows.songs[ITEM_ID].is_valid())):
                 self._write(f"{CATALOGUE}/{number:02d}.arrows", part)
         if rejected:
             self._reject(rejected, where, key)
         self.state.counts = dict(Counter(self.state.counts) + counts) | {
             name: self.state.counts.get(name, 0) + counts[name] for name in counts
         }
+
+    def _new_songs(self, songs: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+        """The songs of each catalogue file, chosen by a hash of their id, that this run has not staged yet."""
+        ids = pc.unique(songs[ITEM_ID])
+        hashes = np.fromiter(
+            (xxhash.xxh3_64_intdigest(str(one).encode()) for one in ids.to_pylist()), np.uint64, len(ids)
+        )
+        new = ~np.isin(hashes, self._staged_songs)
+        self._staged_songs = np.union1d(self._staged_songs, hashes)
+        first = pc.index_in(ids.filter(pa.array(new)), songs[ITEM_ID].combine_chunks())
+        rows, files = songs.take(first), hashes[new] % SONG_FILES
+        for number in np.unique(files).tolist():
+            yield int(number), rows.filter(pa.array(files == number))
 
     def _write(self, name: str, table: pa.Table) -> None:
         file = self.staging / name
@@ -311,16 +326,6 @@ def _by_day(plays: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     starts = np.flatnonzero(np.diff(days, prepend=-1))
     for start, end in zip(starts, [*starts[1:], len(days)], strict=True):
         yield str(np.datetime64(int(days[start]), "D")), plays.slice(start, end - start)
-
-
-def _by_hash(songs: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-    """The songs of each catalogue file, chosen by their id."""
-    ids = pc.unique(songs[ITEM_ID])
-    codes = [int.from_bytes(hashlib.blake2b(str(one).encode(), digest_size=2).digest()) for one in ids.to_pylist()]
-    place = pc.index_in(songs[ITEM_ID], ids).to_numpy()
-    bucket = (np.array(codes, np.int64) % SONG_FILES)[place]
-    for number in np.unique(bucket).tolist():
-        yield number, songs.filter(pa.array(bucket == number))
 
 
 def _read_staged(file: Path) -> pa.Table:
