@@ -4,6 +4,7 @@ A namespace of the kernel gives a process such an id, with the rights to files t
 """
 
 import datetime as dt
+import json
 import os
 import shutil
 import subprocess
@@ -134,4 +135,4 @@ def test_every_locale_prints_and_names_files_in_utf8(tmp_path: Path, locale: str
         environment["PYTHONUTF8"] = "0"
     command = [sys.executable, "-m", "jobs.cli", "config", "--config", str(name)]
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
-    assert done.returncode == 2 and str(name) in done.stderr.decode(), done.stderr
+    assert done.returncode == 2 and str(name) in json.loads(done.stderr)["message"], done.stderr

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from jobs.runtime import scratch
-from pipelines.errors import InputError
+from pipelines.errors import MachineError
 
 USE = """
 import os, subprocess, sys, tempfile
@@ -117,5 +117,7 @@ def test_the_link_of_a_killed_command_goes_with_the_next(tmp_path: Path) -> None
 
 def test_sockets_that_cannot_be_made_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/" + "x" * 90)
-    with pytest.raises(InputError, match=r"RAY_TMPDIR is /x+, 91 bytes: .* set RAY_TMPDIR to a folder with a shorter"):
+    with pytest.raises(
+        MachineError, match=r"RAY_TMPDIR is /x+, 91 bytes: .* set RAY_TMPDIR to a folder with a shorter"
+    ):
         scratch.check_sockets()
