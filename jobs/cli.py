@@ -752,7 +752,7 @@ def main() -> None:
         from jobs.runtime import supervisor
 
         supervisor.supervise(_tell_end)  # goes on in a child
-    log_lines.install(output=bool(works) and sys.argv[1] in (*SUPERVISED, "backfill"))
+    log_lines.install(output=bool(works) and sys.argv[1] in {*SUPERVISED, "backfill"} - {"demo"})  # that has a screen
     stop.install()
     scratch.enter()
     code = _exit_code_of_command()

@@ -22,6 +22,7 @@ from jobs.daily import DayResult
 from jobs.day import STAGES
 from jobs.retention import Removed
 from jobs.runtime import console as progress_bars
+from jobs.runtime import log_lines
 from jobs.runtime.screen import screen
 from jobs.status import day_figures
 from jobs.tables.maintenance import TableMaintenance
@@ -73,6 +74,13 @@ def too_wide(text: str, width: int) -> list[str]:
     """Lines that are wider than the terminal; one long word, which a path is, may be."""
     lines = [line.rstrip() for line in text.splitlines()]
     return [line for line in lines if cell_len(line) > width and " " in line.strip().removeprefix("- ")]
+
+
+@pytest.fixture(autouse=True)
+def people(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What commands print is for people, as on a terminal."""
+    monkeypatch.setattr(log_lines._state, "chosen", "text")
+    monkeypatch.setattr(log_lines._state, "by_option", True)
 
 
 @pytest.fixture(scope="module")

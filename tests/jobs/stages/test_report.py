@@ -338,7 +338,10 @@ def test_hits_of_the_lists_before_that_failed_are_said_at_the_top(two_days: Any)
 
 def test_metrics_stand_beside_each_other_in_every_slice(two_days: Any) -> None:
     text = text_of(page_of(two_days.day(DAY_TWO)))
-    order = [text.index(title) for title in ("All listeners (1,812)", "New listeners (44)", "Light", "Heavy")]
+    order = [
+        text.index(title)
+        for title in ("All listeners (1,812)", "New listeners (44)", "Light listeners", "Heavy listeners")
+    ]
     assert order == sorted(order)
     assert "Recommender NDCG@30 Recall@30 HR@30 Coverage@30 Repeats@30 All listeners" in text
 
@@ -758,7 +761,7 @@ def test_a_first_day_s_input_is_shown_without_what_could_not_be_judged(deploymen
     text = text_of(page_of(day))
     assert "Plays per landing day not judged 44,000 –" in text
     assert "No play_ms not judged 5% –" in text
-    assert "unknown" not in text
+    assert "unknown songs" not in text
     assert "Input over days the first day judged" in text
 
 
@@ -793,7 +796,7 @@ def test_another_protocol_with_other_metrics_has_its_own_headline(two_days: Any)
     found |= {"protocol": "leave_one_out", "metrics": {"challenger": {"all": {"mrr": 0.175, "ndcg_10": 0.202}}}}
     day.finish("evaluate", found, 1.0)
     text = text_of(page_of(day))
-    assert "NDCG@10 0.202" in text
+    assert "NDCG@10 of what serves 0.202" in text
     assert "Recommender NDCG@10 MRR" in text
 
 
