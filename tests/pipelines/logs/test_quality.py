@@ -220,7 +220,7 @@ def test_a_refusal_is_one_line_with_every_broken_number_and_both_remedies() -> N
 def test_a_day_without_plays_cannot_be_accepted() -> None:
     empty = DayStats(day_start=START, rows_read=0, accepted=0)
     assert refusal(DS, check_day(empty, USUAL, BOUNDS)) == (
-        "ds 2026-03-30: the new log files hold no plays (0 rows, 0 other events); "
+        "ds 2026-03-30: the new log files hold no plays (0 rows, 0 other events): "
         "correct the logs and run with --refresh-inputs"
     )
     dirty = DayStats(day_start=START, rows_read=9, accepted=0, ignored=1, rejected={"unparseable": 8})
