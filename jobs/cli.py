@@ -235,8 +235,10 @@ def _stage_command(name: str, help_text: str, option: Decorator = lambda command
         for note in other_settings(day):
             log_lines.say(note)
         values = {**result, "stage": name}
-        if as_json or log_lines.are_json():
-            log_lines.result(json.dumps(result, indent=2, default=str), f"result of {name}", **values)
+        if as_json:
+            log_lines.show(json.dumps(result, indent=2, default=str))
+        elif log_lines.are_json():
+            log_lines.result("", f"result of {name}", **values)
         else:
             stage_screen.render(day, name, result)
 

@@ -114,6 +114,11 @@ def result(text: str, message: str, level: str = "info", **values: Any) -> None:
         print(text, flush=True)
 
 
+def show(text: str) -> None:
+    """Something that the command was asked to print, on standard output as it is, without secrets."""
+    print(redact(text), file=_state.output or sys.stdout, flush=True)
+
+
 def remedy(message: str) -> str | None:
     """What to do about a refusal: what stands behind its last colon, as `InputError` wants it. None without one."""
     _, colon, what = message.rpartition(": ")

@@ -145,7 +145,7 @@ def refusal(ds: dt.date, checks: Iterable[BoundCheck]) -> str:
         return ""
     accept = ", or --accept-quality to take the day as it is" if all(check.overridable for check in broken) else ""
     details = "; ".join(check.detail for check in broken)
-    return f"ds {ds}: {details}; correct the logs and run with --refresh-inputs{accept}"
+    return f"ds {ds}: {details}: correct the logs and run with --refresh-inputs{accept}"
 
 
 def accepted_days(rows: Iterable[Row]) -> list[dict[str, float]]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.log_lines import lines as log_lines
+
 from .conftest import DAY_ONE, Deployment
 
 ROOT = Path(__file__).parents[2]
@@ -98,4 +100,7 @@ def test_a_stage_is_a_file_its_name_and_its_command(
     assert again == {**first, "skipped": True}
     Path(made.day(DAY_ONE).path("digest.json")).unlink()  # killed before its marker: run again
     assert json.loads(fuxi("digest", "--json", *day_options(made)).stdout) == first
-    assert "digest of 2026-03-02 was done before" in fuxi("digest", *day_options(made)).stdout
+    shown = fuxi("digest", *day_options(made), FUXI_LOG_FORMAT="text").stdout
+    assert "digest of 2026-03-02 was done before" in shown
+    [line] = log_lines(fuxi("digest", *day_options(made)).stdout)
+    assert (line["stage"], line["uri"], line["skipped"]) == ("digest", first["uri"], True)

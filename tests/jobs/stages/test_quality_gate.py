@@ -215,7 +215,7 @@ def test_a_broken_day_is_refused_in_one_line_and_changes_nothing_published(
     with pytest.raises(InputError) as refused:
         run(copy.config, DS)
     remedy = "correct the logs and run with --refresh-inputs, or --accept-quality to take the day as it is"
-    assert str(refused.value) == f"ds {DS}: {'; '.join(lines)}; {remedy}"
+    assert str(refused.value) == f"ds {DS}: {'; '.join(lines)}: {remedy}"
     assert copy.published() == before
     rows = noted(copy.config, DS)
     assert broken(rows) == names

@@ -212,7 +212,7 @@ def test_a_refusal_is_one_line_with_every_broken_number_and_both_remedies() -> N
         "ds 2026-03-30: 300 plays a landing day, 0.30 of 1,000, the median of the last 5 published days "
         "(quality.min_volume_ratio allows 0.5); 100% of plays are of songs unknown before this day "
         "(quality.max_unknown_song_share allows 50%); the newest play is 83.3 h older than ds 00:00 (300,000 s, "
-        "quality.max_age_s allows 172,800); correct the logs and run with --refresh-inputs, or --accept-quality to "
+        "quality.max_age_s allows 172,800): correct the logs and run with --refresh-inputs, or --accept-quality to "
         "take the day as it is"
     )
 
@@ -220,7 +220,7 @@ def test_a_refusal_is_one_line_with_every_broken_number_and_both_remedies() -> N
 def test_a_day_without_plays_cannot_be_accepted() -> None:
     empty = DayStats(day_start=START, rows_read=0, accepted=0)
     assert refusal(DS, check_day(empty, USUAL, BOUNDS)) == (
-        "ds 2026-03-30: the new log files hold no plays (0 rows, 0 other events); "
+        "ds 2026-03-30: the new log files hold no plays (0 rows, 0 other events): "
         "correct the logs and run with --refresh-inputs"
     )
     dirty = DayStats(day_start=START, rows_read=9, accepted=0, ignored=1, rejected={"unparseable": 8})
