@@ -34,7 +34,7 @@ ENGINES = {"pyspark", "ray", "mlflow", "deltalake"}
 HOMES = {
     "torchrec": ["fuxi_beta.training.item_table"],
     "fbgemm_gpu": [],  # TorchRec's kernels; the doctor loads them by name
-    "pyspark": ["jobs.runtime.engines"],
+    "pyspark": ["jobs.runtime.engines", "jobs.runtime.starting"],
     "deltalake": ["jobs.tables.recommendations", "pipelines.delta_tables"],
 }
 """Packages that are imported in these modules alone."""
