@@ -13,7 +13,7 @@ from fuxi_beta.evaluation.metrics import SERVED, metric_title
 from fuxi_beta.presets import preset
 from jobs.reproduce import runs
 from jobs.reproduce.ceiling import synthetic_logs
-from jobs.reproduce.groups import group_by_setting
+from jobs.reproduce.groups import group_by_setting, named
 from jobs.reproduce.paper import DATASETS, PAPER_METRICS, TABLES, Counts, PaperDataset, title_of
 from jobs.reproduce.runs import Dataset, ExperimentRun
 from jobs.reproduce.series import run_missing
@@ -168,7 +168,7 @@ def main(options: dict[str, Any]) -> None:
             show(finished)
             show_against(source, finished, options["against"])
     if options["write"]:
-        write([source.folder, *options["also"]], options["write"])
+        write([source.folder, *options["also"]], options["write"], against=options["against"])
     if failed:
         name, reason = next(iter(failed.items()))
         raise InputError(f"{len(failed)} of the runs failed, {name} for one: {reason}")
@@ -242,8 +242,11 @@ def show_days(source: DatasetSource, finished: Sequence[ExperimentRun], against:
             console.print(shown, highlight=False)
 
 
-def write(workspaces: Sequence[str], file: str) -> None:
-    """Render every finished run of some workspaces as Markdown, with figures in `figures/` beside the file."""
+def write(workspaces: Sequence[str], file: str, *, against: str | None = None) -> None:
+    """Render every finished run of some workspaces as Markdown, with figures in `figures/` beside the file.
+
+    against: as of `tables.render`.
+    """
     from jobs.reproduce import figures, tables
 
     roots = [storage.absolute(workspace) for workspace in workspaces]
@@ -251,11 +254,14 @@ def write(workspaces: Sequence[str], file: str) -> None:
     finished = [run for folder in folders for run in runs.read(folder)]
     if not finished:
         raise InputError(f"{', '.join(folders)}: no run is finished, so there is nothing to write")
+    if against:
+        named(group_by_setting(finished), against)
     files = {storage.name(root): storage.join(root, TIMING_FILE) for root in roots}
     timings = {name: storage.read_json(uri) for name, uri in files.items() if storage.exists(uri)}
     drawn = figures.draw(finished, Path(file).parent / "figures")
     cases_of = runs.cases_in(folders)
-    text = tables.render(finished, timings, runs.ranks_in(folders), cases_of=cases_of, figures=drawn)
+    ranks_of = runs.ranks_in(folders)
+    text = tables.render(finished, timings, ranks_of, cases_of=cases_of, figures=drawn, against=against)
     storage.write_bytes(storage.absolute(file), text.encode())
     log("written", file=file, runs=len(finished), figures=len(drawn))
 

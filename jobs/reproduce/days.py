@@ -168,11 +168,17 @@ def on_the_same_days(groups: Sequence[SeedGroup]) -> dict[tuple[str, int], list[
     return dict(sorted(found.items()))
 
 
-def day_tables(groups: Sequence[SeedGroup], cases_of: Callable[[ExperimentRun], pa.Table]) -> list[str]:
-    """The lines of a chapter under next_day: a part for each choice of days."""
+def day_tables(
+    groups: Sequence[SeedGroup], cases_of: Callable[[ExperimentRun], pa.Table], *, against: str | None = None
+) -> list[str]:
+    """The lines of a chapter under next_day: a part for each choice of days.
+
+    against: as of `DayRuns`, on the days that it was measured on.
+    """
     lines = []
     for (ds, days), measured in on_the_same_days(groups).items():
-        runs = DayRuns(measured, CaseMetrics(cases_of))
+        there = any(against in names_of(g) for g in measured)
+        runs = DayRuns(measured, CaseMetrics(cases_of), against if there else None)
         counts = measured[0].first.listeners
         lines += [f"### {days} {'day' if days == 1 else 'days'} to {ds}", "", _text(days, counts["all"]), ""]
         header, rows = runs.table()

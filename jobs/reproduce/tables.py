@@ -54,13 +54,15 @@ def render(
     *,
     cases_of: Callable[[ExperimentRun], pa.Table] | None = None,
     figures: Sequence["FigureFile"] = (),
+    against: str | None = None,
 ) -> str:
     """The report in Markdown.
 
     timing: data set's name -> `systems.timing_key` -> seconds an epoch, measured by turns on a quiet machine;
     data sets without take the runs' own times. ranks_of: a run's ranks (`runs.ranks_in`). cases_of: its cases
     (`runs.cases_in`), of which the tables of next_day are made. figures: as `figures.draw` returns them; they are
-    shown from "figures/" beside the report. Raises InputError.
+    shown from "figures/" beside the report. against: what the tables of next_day compare with, by one of `names_of`; by
+    default the best baseline. Raises InputError.
     """
     lines = [_INTRO]
     for (dataset, protocol), in_chapter in by_dataset(runs).items():
@@ -68,7 +70,7 @@ def render(
         times = EpochTimes(groups, (timing or {}).get(dataset.name))
         if protocol != "leave_one_out":
             dataset = replace(dataset, paper="")  # noqa: PLW2901 - the paper has no numbers under it
-        days = day_tables(groups, cases_of) if cases_of else []
+        days = day_tables(groups, cases_of, against=against) if cases_of else []
         tables = [] if days else sections(groups, dataset.paper)
         chapter = Chapter(dataset, protocol, groups, times, ListenerMetrics(ranks_of), tables)
         lines += [*_header(dataset, protocol, in_chapter), *days]

@@ -219,6 +219,15 @@ def test_the_table_compares_with_the_best_baseline_and_ends_with_the_ceiling(mea
     assert "light (10)" in "\n".join(lines) and "▲" in rows["FuXi-β"] + "\n".join(lines)
 
 
+def test_the_table_compares_with_what_is_named_where_it_was_measured(measured):
+    groups = group_by_setting(measured["runs"])
+    lines = day_tables(groups, lambda run: measured["cases"][run.name], against="markov")
+    first = next(line for line in lines if line.startswith("| recommender"))
+    assert first.count("against Markov") == 2
+    elsewhere = day_tables(groups, lambda run: measured["cases"][run.name], against="gru4rec")
+    assert next(line for line in elsewhere if line.startswith("| recommender")).count("against item-kNN") == 2
+
+
 def test_runs_of_different_cases_and_files_that_do_not_fit_are_refused(measured, tmp_path: Path):
     groups = group_by_setting(measured["runs"])
     cases = dict(measured["cases"])
