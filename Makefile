@@ -22,7 +22,7 @@ help: ## list the targets
 setup: $(STAMP) ## create .venv with the locked packages (CPU)
 
 $(STAMP): requirements/cpu.txt requirements/torch-cpu.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}: run make with PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12), (3, 13)) else f"Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: run make with PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "torch for CPU ..."
 	@$(BIN)/pip install --quiet --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) -r requirements/torch-cpu.txt

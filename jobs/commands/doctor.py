@@ -45,10 +45,10 @@ def examine(workspace: str) -> list[Finding]:
 
 
 def check_python() -> Finding:
-    """Python 3.11 or 3.12."""
+    """Python 3.11 to 3.13."""
     found = f"{platform.python_version()} at {sys.executable}"
-    remedy = "install Python 3.11 or 3.12 and run `make setup PYTHON=python3.11`"
-    return Finding("Python", found, "" if sys.version_info[:2] in ((3, 11), (3, 12)) else remedy)
+    remedy = "install Python 3.11, 3.12 or 3.13 and run `make setup PYTHON=python3.11`"
+    return Finding("Python", found, "" if sys.version_info[:2] in ((3, 11), (3, 12), (3, 13)) else remedy)
 
 
 def check_java() -> Finding:
