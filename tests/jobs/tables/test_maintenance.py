@@ -350,13 +350,13 @@ def test_the_command_prints_a_line_a_table_within_eighty_columns(workspace: Work
     a_used_workspace(workspace)
     before = tree(workspace)
     command = ["maintain", "--workspace", workspace.uri]
-    plan = CliRunner().invoke(cli.cli, [*command, "--dry-run"])
+    plan = CliRunner().invoke(cli.cli, [*command, "--dry-run"], env={"COLUMNS": "80"})
     assert plan.exit_code == 0 and "Would be done" in plan.stdout and tree(workspace) == before
-    made = CliRunner().invoke(cli.cli, command)
+    made = CliRunner().invoke(cli.cli, command, env={"COLUMNS": "80"})
     assert made.exit_code == 0 and tree(workspace) != before
     for text in (plan.stdout, made.stdout):
         assert max(map(len, text.splitlines())) <= 80
-        assert re.search(r"metrics +│ +20 │ +1 │ +3 │ +0\.0\d\d │", text)
+        assert re.search(r"metrics +20 +1 +3 +0\.0\d\d ", text)
         assert "new checkpoints: vocabulary, metrics" in text
 
 
@@ -364,7 +364,7 @@ def test_the_line_of_a_large_table_fits_too(capsys: pytest.CaptureFixture[str]) 
     large = TableMaintenance("recommendations", 93_440, 93_440, True, 93_440, 4_000_000_000_000, 720)
     render([large], dry_run=False)
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80 and any("4,000,000.000 │           720 │" in line for line in lines)
+    assert max(map(len, lines)) <= 80 and any("4,000,000.000            720" in line for line in lines)
 
 
 def test_every_table_of_a_workspace_is_maintained(workspace: Workspace) -> None:
