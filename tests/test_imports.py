@@ -35,6 +35,8 @@ HOMES = {
     "torchrec": ["fuxi_beta.training.item_table"],
     "fbgemm_gpu": [],  # TorchRec's kernels; the doctor loads them by name
     "pyspark": ["jobs.runtime.engines", "jobs.runtime.starting"],
+    "prometheus_client": ["jobs.monitoring.prometheus"],
+    "openlineage": ["jobs.monitoring.lineage"],
     "deltalake": ["jobs.tables.recommendations", "pipelines.delta_tables"],
 }
 """Packages that are imported in these modules alone."""
