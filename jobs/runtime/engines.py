@@ -14,6 +14,7 @@ import psutil
 from jobs.config import ClusterConfig
 from jobs.runtime import attempt, deaths, starting, stop
 from jobs.runtime.console import polled_progress
+from jobs.runtime.failures import EngineError
 from pipelines import leases, object_store
 from pipelines.errors import InputError
 
@@ -127,7 +128,7 @@ def ray_session(cluster: ClusterConfig) -> ModuleType:
             ray.init(address=cluster.ray_address, log_to_driver=False, logging_level=logging.ERROR, **local)
         except (ValueError, ConnectionError) as error:
             settings = "cluster.ray_object_store_mb" if local else "cluster.ray_address"
-            raise InputError(f"Ray did not start ({error}): correct {settings}") from error
+            raise EngineError(f"Ray did not start ({error}): correct {settings}") from error
         attempt.watch_engines()
         stop.keep()
     leases.at_stop(end)

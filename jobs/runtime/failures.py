@@ -10,6 +10,11 @@ from jobs.runtime.deaths import chain
 from pipelines import object_store, storage
 from pipelines.errors import InputError
 
+
+class EngineError(RuntimeError):
+    """Spark or Ray does not start. The message is one line with the remedy. The day's input is not to blame."""
+
+
 NEEDS = " needs "
 """In a note of an error that says what room a stage takes."""
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|\[?[Ee]rrno:? (?:28|122)\b")
@@ -28,7 +33,7 @@ def explain(error: BaseException) -> str | None:
     """The failure in one line with its remedy; None if it is none of these and the trace is wanted."""
     chained = list(chain(error))
     for one in chained:
-        if isinstance(one, InputError):
+        if isinstance(one, InputError | EngineError):
             return str(one)
     for one in chained:
         text = f"{one} {getattr(one, 'java_exception', '')}"

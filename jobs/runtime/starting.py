@@ -12,7 +12,7 @@ from typing import Any
 from jobs.config import ClusterConfig
 from jobs.runtime import attempt, deaths
 from jobs.runtime.deaths import StageDiedError
-from pipelines.errors import InputError
+from jobs.runtime.failures import EngineError
 
 JAVA_MAJORS = (17, 21)
 CONNECT_S = 5.0
@@ -36,7 +36,7 @@ def java() -> tuple[str, str]:
 
 @contextlib.contextmanager
 def spark() -> Iterator[None]:
-    """Around the start of Spark: StageDiedError if its JVM is killed meanwhile, InputError if it does not start."""
+    """Around the start of Spark: StageDiedError if its JVM is killed meanwhile, EngineError if it does not start."""
     import pyspark.java_gateway as gateway
 
     started: list[subprocess.Popen[bytes]] = []
@@ -71,13 +71,13 @@ def _spark_not_started(error: Exception, jvm: "subprocess.Popen[bytes] | None") 
     if code is not None:
         found, remedy = java()
         why = f"Spark did not start, its JVM ended with code {code}: {_SETTINGS}, or run again"
-        return InputError(f"Java: {found}: {remedy}" if remedy else why)
+        return EngineError(f"Java: {found}: {remedy}" if remedy else why)
     said = str(getattr(error, "java_exception", None) or error).strip().splitlines()
-    return InputError(f"Spark did not start ({' '.join(said[:1])[:200]}): {_SETTINGS}")
+    return EngineError(f"Spark did not start ({' '.join(said[:1])[:200]}): {_SETTINGS}")
 
 
 def check_ray(cluster: ClusterConfig) -> None:
-    """InputError within seconds if nobody listens at the address of a cluster, for which Ray would wait for minutes."""
+    """EngineError within seconds if nobody listens at the address of a cluster, for which Ray waits for minutes."""
     address = cluster.ray_address.removeprefix("ray://")
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -85,7 +85,7 @@ def check_ray(cluster: ClusterConfig) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except OSError as error:
-        raise InputError(
+        raise EngineError(
             f"cluster.ray_address {cluster.ray_address} does not answer ({error.strerror or error}): see whether the "
             "cluster runs, or correct it"
         ) from None

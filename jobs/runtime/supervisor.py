@@ -14,7 +14,6 @@ import os
 import selectors
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -23,7 +22,7 @@ from typing import NoReturn
 
 import psutil
 
-from jobs.runtime import attempt, deaths
+from jobs.runtime import attempt, deaths, scratch
 from jobs.runtime.attempt import Attempt, DayStage
 from pipelines.redact import RedactingStream, redact
 
@@ -43,6 +42,8 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 def supervise() -> None:
     """Return in a child process, again and again until an attempt comes to its end; this process exits as that did."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what the attempt leaves behind becomes a child of this process
+    with contextlib.suppress(OSError):
+        scratch.remove_engine_logs()
     _Supervisor().run()
 
 
@@ -58,6 +59,7 @@ class _Supervisor:
         self.deaths: Counter[DayStage] = Counter()
         self.child, self.asked, self.silent_s = 0, 0, 0.0
         self.written = b""  # by engines
+        self.logs: list[scratch.EngineLog] = []
         self.others = {child.pid for child in psutil.Process().children(recursive=True)}  # not this command's
 
     def run(self) -> None:
@@ -196,17 +198,21 @@ class _Supervisor:
         self._leave(EXIT_BROKE_OFF)
 
     def _store_written(self) -> str:
-        """Keep what engines wrote in a file of the system's folder for temporary ones; names it."""
-        if not self.written.strip():
+        """Keep what engines wrote in a file of the system's folder for temporary ones; names it if there is room."""
+        text, self.written = redact(self.written.decode(errors="backslashreplace")), b""
+        if not text.strip():
             return ""
-        with tempfile.NamedTemporaryFile("w", prefix="fuxi-engines-", suffix=".log", delete=False) as file:
-            file.write(redact(self.written.decode(errors="backslashreplace")))
-        self.written = b""
-        return f"; what Spark and Ray wrote is in {file.name}"
+        try:
+            self.logs.append(scratch.EngineLog(text))
+        except OSError:
+            return ""
+        return f"; what Spark and Ray wrote is in {self.logs[-1].name}"
 
     def _leave(self, code: int) -> NoReturn:
         if (self.keep or code == EXIT_BROKE_OFF) and (written := self._store_written()):
             _say(written.removeprefix("; "))
+        for log in self.logs if code == 0 else ():
+            log.remove()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
