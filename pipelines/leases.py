@@ -301,7 +301,7 @@ class _S3Lease(Lease):
         self._done.set()
         for thread in self._threads:
             thread.join()
-        with contextlib.suppress(ConflictError, OSError, ValueError):  # not ours, or out of reach: it ends by itself
+        with contextlib.suppress(Exception):  # not ours, or out of reach: it ends by itself
             self._put({"released": True})
 
     def _put(self, changed: dict[str, Any]) -> None:
@@ -319,7 +319,7 @@ class _S3Lease(Lease):
                 if not self._still_ours():
                     self._taken.set()
                     return
-            except (OSError, ValueError, RuntimeError) as error:
+            except Exception as error:  # of the store, its client or the network: of no common kind
                 pause, self._failure = min(1.0, self.holder.seconds / 20), type(error).__name__
             else:
                 self._renewed_at, pause = asked_at, self.holder.seconds / 6
@@ -334,12 +334,16 @@ class _S3Lease(Lease):
                 return
 
     def _still_ours(self) -> bool:
-        """After a conflict: whether it was a renewal of this lease whose answer was lost."""
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        """After a conflict: whether it was a renewal of this lease whose answer was lost; also if nobody answers."""
+        try:
             current = object_store.get(self.uri, object_store.client(attempts=2, connect_s=3, read_s=5))
-            self._etag = current.etag
-            return _parsed(current.content).hold == self.holder.hold
-        return False
+        except FileNotFoundError:
+            return False
+        except Exception as error:
+            self._failure = type(error).__name__
+            return True
+        self._etag = current.etag
+        return _parsed(current.content).hold == self.holder.hold
 
     def _see_the_end(self, *, interrupt: bool) -> None:
         """Wait for the end of the block; at the end of the lease end the process.

@@ -146,7 +146,7 @@ def ray_session(cluster: ClusterConfig) -> ModuleType:
                 ray.init(address=cluster.ray_address, log_to_driver=False, logging_level=logging.ERROR, **local)
         except (ValueError, ConnectionError) as error:
             settings = "cluster.ray_object_store_mb" if local else "cluster.ray_address"
-            raise InputError(f"Ray did not start ({error}): correct {settings}") from error
+            raise MachineError(f"Ray did not start ({error}): correct {settings}") from error
         attempt.watch_engines()
         stop.keep()
     leases.at_stop(end)

@@ -1,7 +1,8 @@
 """A folder for the temporary files of a command and of all that it starts on this machine: Spark, Ray, MLflow, torch.
 
 It goes when the command ends. What a killed command left goes with the next command: a lock of the kernel beside the
-folder, which ends with its process, says whether anybody is using it.
+folder, which ends with its process, says whether anybody is using it. What engines wrote to standard error is kept
+beside it for the operator after a failure, until the next command that starts engines.
 """
 
 import atexit
@@ -11,6 +12,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -22,6 +24,8 @@ _SOCKET_BYTES, _BELOW = 107, len("/ray/session_2026-01-01_00-00-00_000000_123456
 """The longest name of a socket in Linux, and what Ray appends to the folder for the longest of its own."""
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 """Where a folder whose name is too long for sockets gets a second, short name: a link."""
+
+_ENGINES = "fuxi-engines-"
 
 _mine: list[tuple[Path, int, Path]] = []
 """The folder of this process, the descriptor of its lock, and the name by which it is used."""
@@ -117,23 +121,59 @@ def leave() -> None:
         os.close(lock)
 
 
+class EngineLog:
+    """A file with what the engines of a command wrote, which nobody removes while this process runs."""
+
+    def __init__(self, text: str) -> None:
+        descriptor, self.name = tempfile.mkstemp(prefix=_ENGINES, suffix=".log")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self._stream = os.fdopen(descriptor, "w")  # open, and so locked, as long as this object is there
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Nobody needs it any more."""
+        Path(self.name).unlink(missing_ok=True)
+
+
+def remove_engine_logs() -> None:
+    """Remove such files of commands of this user that have ended."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_ENGINES}*.log"):
+        with _unused(path) as unused:
+            if unused:
+                path.unlink()
+
+
+@contextlib.contextmanager
+def _unused(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file of this user; False if a process uses it, or it is another user's or gone."""
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+            stack.callback(os.close, descriptor)
+            unused = os.fstat(descriptor).st_uid == os.getuid()
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            unused = False
+        yield unused
+
+
 def remove_abandoned(root: Path) -> None:
     """Remove the folders of commands of this user that were killed, below the machine's folder for temporary files.
 
     Processes that such a command has started, and that have not noticed yet, are killed: Ray's agents wait for minutes.
     """
     for lock in root.glob(f"{_PREFIX}*.lock"):
-        with contextlib.suppress(OSError):  # in use, another user's, or just removed
-            descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)
-            try:
-                if os.fstat(descriptor).st_uid == os.getuid():
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _kill_users(lock.with_suffix(""))
-                    shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-                    if not lock.with_suffix("").exists():
-                        lock.unlink()
-            finally:
-                os.close(descriptor)
+        with _unused(lock) as unused, contextlib.suppress(OSError):
+            if unused:
+                _kill_users(lock.with_suffix(""))
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                if not lock.with_suffix("").exists():
+                    lock.unlink()
     for short in _SHORT:
         for link in Path(short).glob(f"{_PREFIX}*"):
             with contextlib.suppress(OSError):

@@ -9,7 +9,7 @@ from typing import Any
 from jobs.config import ClusterConfig
 from jobs.runtime import attempt, deaths, java
 from jobs.runtime.deaths import StageDiedError
-from pipelines.errors import InputError, MachineError
+from pipelines.errors import MachineError
 
 CONNECT_S = 5.0
 _DYING_S = 1.0
@@ -18,7 +18,7 @@ _SETTINGS = "correct cluster.spark_master, cluster.spark_driver_memory or cluste
 
 @contextlib.contextmanager
 def spark(*, own: bool) -> Iterator[None]:
-    """Around the start of Spark: StageDiedError if its JVM is killed meanwhile, InputError if it does not start.
+    """Around the start of Spark: StageDiedError if its JVM is killed meanwhile, MachineError if it does not start.
 
     own: Python starts the JVM, and not spark-submit. MachineError if there is no Java for it.
     """
@@ -59,13 +59,13 @@ def _spark_not_started(error: Exception, jvm: "subprocess.Popen[bytes] | None") 
         found, fits = java.look()
         if not fits:
             return MachineError(f"Java: {found} does not start for Spark: {java.REMEDY}")
-        return InputError(f"Spark did not start, its JVM ended with code {code}: {_SETTINGS}, or run again")
+        return MachineError(f"Spark did not start, its JVM ended with code {code}: {_SETTINGS}, or run again")
     said = str(getattr(error, "java_exception", None) or error).strip().splitlines()
-    return InputError(f"Spark did not start ({' '.join(said[:1])[:200]}): {_SETTINGS}")
+    return MachineError(f"Spark did not start ({' '.join(said[:1])[:200]}): {_SETTINGS}")
 
 
 def check_ray(cluster: ClusterConfig) -> None:
-    """InputError within seconds if nobody listens at the address of a cluster, for which Ray would wait for minutes."""
+    """MachineError within seconds if nobody listens at the address of a cluster, for which Ray waits for minutes."""
     address = cluster.ray_address.removeprefix("ray://")
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -73,7 +73,7 @@ def check_ray(cluster: ClusterConfig) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except OSError as error:
-        raise InputError(
+        raise MachineError(
             f"cluster.ray_address {cluster.ray_address} does not answer ({error.strerror or error}): see whether the "
             "cluster runs, or correct it"
         ) from None

@@ -14,7 +14,6 @@ import os
 import selectors
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -24,7 +23,7 @@ from typing import NoReturn
 
 import psutil
 
-from jobs.runtime import attempt, deaths, log_lines
+from jobs.runtime import attempt, deaths, log_lines, scratch
 from jobs.runtime.attempt import Attempt, DayStage
 from pipelines.redact import redact
 
@@ -57,6 +56,8 @@ def supervise(at_end: Callable[[Ended], None]) -> None:
     at_end: called in this process before it exits, if the configuration names somebody to tell (`attempt.configure`).
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what the attempt leaves behind becomes a child of this process
+    with contextlib.suppress(OSError):
+        scratch.remove_engine_logs()
     _Supervisor(at_end).run()
 
 
@@ -74,6 +75,7 @@ class _Supervisor:
         self.deaths: Counter[DayStage] = Counter()
         self.child, self.asked, self.silent_s = 0, 0, 0.0
         self.written = b""  # by engines
+        self.logs: list[scratch.EngineLog] = []
         self.others = {child.pid for child in psutil.Process().children(recursive=True)}  # not this command's
 
     def run(self) -> None:
@@ -220,16 +222,15 @@ class _Supervisor:
         self._leave(EXIT_BROKE_OFF)
 
     def _store_written(self) -> str:
-        """Keep what engines wrote in a file of the system's folder for temporary ones; names it."""
-        if not self.written.strip():
+        """Keep what engines wrote in a file of the system's folder for temporary ones; names it if there is room."""
+        text, self.written = redact(self.written.decode(errors="backslashreplace")), b""
+        if not text.strip():
             return ""
-        written, self.written = redact(self.written.decode(errors="backslashreplace")), b""
         try:
-            with tempfile.NamedTemporaryFile("w", prefix="fuxi-engines-", suffix=".log", delete=False) as file:
-                file.write(written)
+            self.logs.append(scratch.EngineLog(text))
         except OSError as error:
             return f"; what Spark and Ray wrote is lost ({error.strerror or error})"
-        return f"; what Spark and Ray wrote is in {file.name}"
+        return f"; what Spark and Ray wrote is in {self.logs[-1].name}"
 
     def _say(self, line: str, *, died: bool = False) -> None:
         """died: it is the command's last line."""
@@ -252,6 +253,8 @@ class _Supervisor:
             self._say(written.removeprefix("; "))
         if self.watched:
             self._tell_end(code)
+        for log in self.logs if code == 0 else ():
+            log.remove()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

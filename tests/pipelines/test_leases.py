@@ -14,7 +14,7 @@ from typing import IO
 
 import pytest
 
-from benchmarks.lib.fault_proxy import FaultProxy
+from benchmarks.lib.fault_proxy import FaultProxy, Faults
 from pipelines import leases, storage
 from pipelines.errors import BusyError, FencedError
 
@@ -171,13 +171,23 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
         yield proxy
 
 
-def test_renewal_survives_an_outage_shorter_than_the_lease(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("answer", ["outage", "errors"])
+def test_renewal_survives_an_outage_shorter_than_the_lease(
+    s3: str, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """Whether connections are reset or every request is answered by 503."""
     uri = f"{s3}/runs/ds=2026-03-02/daily.lock"
     with proxied(monkeypatch) as proxy, leases.lease(uri, purpose="first run", seconds=6) as held:
-        proxy.outage(2)
+        if answer == "outage":
+            proxy.outage(2)
+        else:
+            proxy.faults = Faults(errors=1.0)
         time.sleep(2.5)
+        proxy.faults = Faults()
+        time.sleep(3)  # longer than the lease would last without another renewal
         held.ensure()
-        assert proxy.counts["outage"] > 1
+        assert proxy.counts[answer] > 1
+    assert storage.read_json(uri)["released"]
 
 
 @pytest.mark.parametrize("answer", ["outage", "silence"])

@@ -21,11 +21,8 @@ def of_workspace(day: Any) -> list[str]:
 
 
 def of_host(scratch: Path) -> list[str]:
-    """Entries of a run's folder for temporary files; Spark, Ray and Python make theirs there.
-
-    What engines wrote before they died is kept for the operator, whom the command names it to.
-    """
-    return sorted(str(entry) for entry in scratch.iterdir() if not entry.match("fuxi-engines-*.log"))
+    """Entries of a run's folder for temporary files; Spark, Ray and Python make theirs there."""
+    return sorted(str(entry) for entry in scratch.iterdir())
 
 
 def in_memory() -> set[str]:

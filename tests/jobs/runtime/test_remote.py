@@ -61,9 +61,8 @@ for how in ("print", "log", "raise", "stubborn", "exit"):
 def test_no_file_of_ray_holds_a_secret_that_a_worker_tells() -> None:
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # Ray's sockets need a short path
         environment = {**os.environ, "RAY_TMPDIR": folder, "AWS_SECRET_ACCESS_KEY": PLANTED[0], "OTHER": PLANTED[1]}
-        done = subprocess.run(
-            [sys.executable, "-c", LEAKS], capture_output=True, text=True, env=environment, timeout=120, check=False
-        )
+        command = [sys.executable, "-c", LEAKS]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
         files = {file: file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()}
     assert done.returncode == 0, done.stderr
     assert any(b"told by log" in content for content in files.values()) and "ValueError" in done.stdout

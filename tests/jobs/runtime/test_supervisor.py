@@ -5,12 +5,14 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from jobs.runtime import supervisor
 from tests.log_lines import lines, said
 
 DS = "2026-03-02"
@@ -117,6 +119,29 @@ def test_after_the_retries_the_day_goes_on_without_the_stage_or_ends_in_one_line
         assert "what was published is unchanged, run it again to go on" in shown[1] and len(shown) == 2
     (log,) = tmp_path.glob("fuxi-engines-*.log")  # what native code wrote is kept, without secrets
     assert str(log) in shown[1] and log.read_text().startswith("JVM: s3://***@host")
+    subprocess.run([sys.executable, "-m", "jobs.cli", "--version"], check=True, env=command.environment)
+    assert log.exists()  # to look at something removes nothing
+    code, _ = Command(tmp_path, "", stage="", times=0).run()
+    assert code == 0 and not list(tmp_path.glob("fuxi-*"))
+
+
+def test_what_engines_wrote_goes_with_a_command_that_ends_well_and_stays_while_one_works(tmp_path: Path) -> None:
+    noise = f"os.write(2, b'JVM: no');{KILLED}"
+    settings = ("cluster.stage_retries=0",)
+    dies_in_train = Command(tmp_path, noise, stage="train", times=1, settings=settings)
+    assert dies_in_train.run()[0] == 3
+    (log,) = tmp_path.glob("fuxi-engines-*.log")  # other attempts of the command began after it
+    code, shown = Command(tmp_path, noise, stage="sessionize", times=9, settings=settings).run("daily", "--force")
+    assert code == 1 and not log.exists()  # the next command's is there in its place
+    (log,) = tmp_path.glob("fuxi-engines-*.log")
+    assert any(str(log) in line for line in shown)
+
+
+def test_a_full_folder_for_temporary_files_hides_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    watching = supervisor._Supervisor(lambda ended: None)
+    watching.written = b"JVM: no"
+    monkeypatch.setattr(tempfile, "tempdir", "/proc")  # where nobody can write
+    assert "is lost" in watching._store_written() and not watching.logs
 
 
 def test_a_stage_that_stands_still_is_ended_and_named_with_who_is_stopped(tmp_path: Path) -> None:
