@@ -206,7 +206,22 @@ def promote(day: Day, version: str) -> bool:
     Returns whether the alias is at this version afterwards.
     """
     _set_tag(day, version, "promoted_ds", str(day.ds))
-    return _forward_alias(day, CHAMPION, version_info(day, version))
+    if _forward_alias(day, CHAMPION, version_info(day, version)):
+        _move_on_if_late(day)
+    return alias_version(day, CHAMPION) == version
+
+
+def _move_on_if_late(day: Day) -> None:
+    """After the alias was moved: move it on if another run has promoted a later version meanwhile.
+
+    MLflow has no conditional write, so a process that stood still between the look at the alias and its move may have
+    moved it back, be its lease lost or not. Where it belongs follows from the tags alone, whoever moves it there.
+    """
+    client, name = _client(day), day.config.mlflow.model_name
+    promoted = [info for info in versions(day) if info.promoted_ds and not info.withdrawn]
+    newest = max(promoted, key=promotion, default=None)
+    if newest is not None and newest.version != alias_version(day, CHAMPION):
+        _retry(lambda: client.set_registered_model_alias(name, CHAMPION, newest.version))
 
 
 def withdraw_promotions(day: Day, *, but: str | None) -> None:
@@ -218,9 +233,10 @@ def withdraw_promotions(day: Day, *, but: str | None) -> None:
     alias = alias_version(day, CHAMPION)
     for info in versions(day):
         if info.promoted_ds == day.ds and info.version != but:
-            _retry(lambda info=info: client.delete_model_version_tag(name, info.version, "promoted_ds"))
+            with leases.publishing():
+                _retry(lambda info=info: client.delete_model_version_tag(name, info.version, "promoted_ds"))
             if info.version == alias and (serving := but or getattr(champion(day), "version", None)):
-                _retry(lambda version=serving: client.set_registered_model_alias(name, CHAMPION, version))
+                set_alias(day, CHAMPION, serving)
 
 
 def withdraw(day: Day, version: str) -> None:

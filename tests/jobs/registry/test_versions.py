@@ -2,6 +2,7 @@
 
 import datetime as dt
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -225,3 +226,44 @@ def test_what_a_killed_registration_left_goes_with_the_next(
     assert len(models) == 2 == len(versions.versions(day)) and left.model_id not in {model.model_id for model in models}
     assert not Path(left.artifact_location).exists() and Path(models[0].artifact_location).exists()
     assert {run.info.status for run in client.search_runs(experiment)} == {"FINISHED"}
+
+
+LATE = """
+import datetime as dt, os, signal, sys
+from mlflow import MlflowClient
+from jobs.config import load_config
+from jobs.day import open_day
+from jobs.registry import versions
+
+move = MlflowClient.set_registered_model_alias
+
+
+def stand_still_before(*arguments):
+    MlflowClient.set_registered_model_alias = move
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return move(*arguments)
+
+
+day = open_day(load_config(overrides=sys.argv[3:], environment={}), dt.date.fromisoformat(sys.argv[1]))
+versions.versions(day)
+MlflowClient.set_registered_model_alias = stand_still_before
+print(versions.promote(day, sys.argv[2]))
+"""
+
+
+def test_a_promotion_that_stood_still_does_not_move_the_alias_back(deployment: Callable[..., Any]) -> None:
+    made = deployment()
+    made.sessionized(DAY_ONE)
+    one, two = made.trained(DAY_ONE), made.trained(DAY_TWO, seed=2)
+    overrides = [f"workspace={made.config.workspace}", "sequences.buckets=4"]
+    command = [sys.executable, "-c", LATE, str(DAY_ONE), one, *overrides]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as late:
+        try:
+            assert os.WIFSTOPPED(os.waitpid(late.pid, os.WUNTRACED)[1])
+            assert versions.promote(made.day(DAY_TWO), two)
+            late.send_signal(signal.SIGCONT)
+            said, _ = late.communicate(timeout=60)
+        finally:
+            late.kill()
+    assert said == "False\n" and late.returncode == 0
+    assert versions.alias_version(made.day(DAY_TWO), versions.CHAMPION) == two
