@@ -151,7 +151,7 @@ class Chaos:
         self.place.wait_for_calm()  # a run is refused at once while the store is gone, as the operator would see
         done = run(self.place, DAY_TWO, pending, usual=self.usual, limit_s=self.options.limit)
         say(f"  {done}")
-        if self.options.keep and (done.traced or done.hung or done.wrong):
+        if self.options.keep:
             log = self.place.root / f"run-{time.time():.0f}.log"
             log.write_text("\n".join(done.output))
         return done

@@ -138,7 +138,8 @@ class Day:
         """The run record. InputError if the first stage has not made it."""
         if not self.has_record:
             raise InputError(f"{self.record_uri} is not there: run `fuxi sessionize --ds {self.ds}` first")
-        record = _RECORD.validate_python(located(storage.read_json(self.record_uri), self.places))
+        with storage.reading(self.record_uri):
+            record = _RECORD.validate_python(located(storage.read_json(self.record_uri), self.places))
         self.run_id = record.run_id
         return record
 
@@ -252,7 +253,8 @@ class Day:
         if any(map(self.marker, STAGES)):
             return True
         manifest = storage.join(self.workspace.sequences(self.ds), "_manifest.json")
-        return storage.exists(manifest) and storage.read_json(manifest)["run_id"] == self.record.run_id
+        with storage.reading(manifest):
+            return storage.exists(manifest) and storage.read_json(manifest)["run_id"] == self.record.run_id
 
     def result(self, stage: str) -> StageResult | None:
         """What a stage returned, None if it has not finished under the present run record."""
@@ -291,8 +293,12 @@ class Day:
         """The content of a JSON file that names its run record; None if it is not there or of another record."""
         if not self.has_record or not storage.exists(uri):
             return None
-        content = storage.read_json(uri)
-        return content if content["run_id"] == self.record.run_id else None
+        record, content = self.record, storage.read_json(uri)
+        with storage.reading(uri):
+            if content["run_id"] != record.run_id:
+                return None
+            _check_shape(content)
+        return content
 
     def at(self, ds: dt.date) -> "Day":
         """The same deployment on another ds."""
@@ -317,6 +323,14 @@ class Day:
         if make_url(plain) == URL.create("sqlite", database=database):
             return plain
         return URL.create("sqlite", database=database).render_as_string(hide_password=False)  # ? and % are encoded
+
+
+def _check_shape(content: Any) -> None:
+    """TypeError, ValueError or KeyError if a marker, or a note of a failure, has not the parts that are read."""
+    if "message" not in content:
+        dict(content["result"])
+        dt.datetime.fromisoformat(content["finished_at"])
+        float(content["seconds"])
 
 
 def log_spec(day: Day) -> LogSpec:

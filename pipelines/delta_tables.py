@@ -152,7 +152,8 @@ def compact(table: "DeltaTable") -> bool:
 def commits_since_checkpoint(uri: str, table: "DeltaTable") -> int:
     """Commits that a reader of the table at a URI reads one by one."""
     newest = storage.join(uri, "_delta_log", "_last_checkpoint")
-    return table.version() - (storage.read_json(newest)["version"] if storage.exists(newest) else -1)
+    with storage.reading(newest):
+        return table.version() - (storage.read_json(newest)["version"] if storage.exists(newest) else -1)
 
 
 def versions_to_keep(table: "DeltaTable", *, since: dt.datetime, named: Collection[int] = ()) -> list[int]:

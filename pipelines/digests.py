@@ -97,7 +97,8 @@ def write_listing(uri: str, digests: Mapping[str, FileDigest]) -> None:
 
 def read_listing(uri: str) -> dict[str, FileDigest]:
     """Digests by name, as `write_listing` wrote them."""
-    return {name: FileDigest(**content) for name, content in storage.read_json(uri).items()}
+    with storage.reading(uri):
+        return {name: FileDigest(**content) for name, content in storage.read_json(uri).items()}
 
 
 def note_digests(folder: str, known: Mapping[str, FileDigest] | None = None) -> None:

@@ -176,7 +176,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_json(uri: str) -> Any:
-    """The parsed content of a JSON file. InputError if it is not valid JSON, or not what `write_json` wrote.
+    """The object in a JSON file. InputError if it is not valid JSON, no object, or not what `write_json` wrote.
 
     A file without a digest, of an earlier release or of another program, is taken as it is.
     """
@@ -184,7 +184,9 @@ def read_json(uri: str) -> Any:
         content = json.loads(read_bytes(uri))
     except ValueError as error:  # not JSON, or not UTF-8
         raise InputError(f"{uri} is not valid JSON ({error}): restore it or remove it and run again") from None
-    if not isinstance(content, dict) or not _has_digest(content):
+    if not isinstance(content, dict):
+        raise InputError(f"{uri} holds {_json_kind(content)}, not a JSON object: restore it or remove it and run again")
+    if not _has_digest(content):
         return content
     key, digest = content.popitem()
     if (key, digest) != (JSON_DIGEST, _json_digest(content)):
@@ -193,6 +195,22 @@ def read_json(uri: str) -> Any:
             f"after an edit by hand remove its line {JSON_DIGEST}"
         )
     return content
+
+
+def _json_kind(content: Any) -> str:
+    return {list: "a list", str: "a text", type(None): "null"}.get(type(content), "a number or truth value")
+
+
+@contextlib.contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Around the use of what a JSON file holds: InputError that names it if a key is missing or wrong."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        lacks = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:160]
+        raise InputError(f"{uri} is not as it was written ({lacks}): restore it or remove it and run again") from None
 
 
 def write_json(uri: str, value: Any, *, fence: int = 0) -> None:

@@ -37,7 +37,8 @@ def write_index(day: Day, page: str) -> None:
 def _stored(uri: str) -> dict[str, Any]:
     """The rows of earlier days; none if the file is damaged: they are made again."""
     try:
-        return storage.read_json(uri)["rows"] if storage.exists(uri) else {}
+        with storage.reading(uri):
+            return storage.read_json(uri)["rows"] if storage.exists(uri) else {}
     except (InputError, KeyError):
         return {}
 

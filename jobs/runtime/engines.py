@@ -16,7 +16,7 @@ from jobs.config import ClusterConfig
 from jobs.runtime import account, attempt, deaths, scratch, starting, stop
 from jobs.runtime.console import doing, polled_progress
 from pipelines import leases, object_store
-from pipelines.errors import InputError
+from pipelines.errors import InputError, MachineError
 
 if TYPE_CHECKING:
     from pyspark import Accumulator

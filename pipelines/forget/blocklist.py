@@ -138,7 +138,8 @@ def _key(folder: str) -> bytes:
     uri = storage.join(folder, "key.json")
     if not storage.exists(uri):
         raise InputError(f"{uri} is lost, without it the hashes beside it say nothing: restore it from a backup")
-    return bytes.fromhex(storage.read_json(uri)["key"])
+    with storage.reading(uri):
+        return bytes.fromhex(storage.read_json(uri)["key"])
 
 
 def _slots(ids: pa.Array, key: bytes) -> np.ndarray:

@@ -252,10 +252,11 @@ def read_manifest(folder: str, *, check_digests: bool = False) -> Manifest:
     content = storage.read_json(uri)
     if content.pop("format", None) not in _READABLE:
         raise InputError(f"{uri} is not of shard format {SHARD_FORMAT}: re-run `fuxi sessionize` with this release")
-    ds, parent = (day and dt.date.fromisoformat(day) for day in (content["ds"], content["parent"]))
-    digests = {name: FileDigest(**digest) for name, digest in content.get("digests", {}).items()}
-    read = {"ds": ds, "parent": parent, "digests": digests, "folder": folder, "check_digests": check_digests}
-    return Manifest(**{**content, **read, "files": tuple(_shard_file(file) for file in content["files"])})
+    with storage.reading(uri):
+        ds, parent = (day and dt.date.fromisoformat(day) for day in (content["ds"], content["parent"]))
+        digests = {name: FileDigest(**digest) for name, digest in content.get("digests", {}).items()}
+        read = {"ds": ds, "parent": parent, "digests": digests, "folder": folder, "check_digests": check_digests}
+        return Manifest(**{**content, **read, "files": tuple(_shard_file(file) for file in content["files"])})
 
 
 def _shard_file(content: dict[str, Any]) -> ShardFile:
