@@ -18,12 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.config import load_config
-from jobs.day import day_lease, open_day
+from jobs.day import Day, day_lease, open_day
 from jobs.runtime import failures
-from pipelines import delta_tables, object_store, storage
+from pipelines import delta_tables, digests, object_store, storage
 from pipelines.errors import InputError
+from pipelines.histories.shards import read_manifest
+from pipelines.leases import lease_holder
 from pipelines.redact import RedactingStream, redact
 from pipelines.schema import METRICS_TABLE
+from pipelines.workspace import open_workspace
 from tests.log_lines import said
 
 PLANTED = "planted-secret-7"
@@ -112,19 +115,41 @@ def test_errors_of_every_library_that_talks_to_the_store_are_explained(
             assert line and re.search(expected, line), (call, raised.value)
 
 
-@pytest.mark.parametrize("name", ["run_record.json", "train.json", "daily.lock"])
-@pytest.mark.parametrize("content", [b"", b'{"stage": "tr'])
-def test_a_state_file_that_is_empty_or_cut_off_is_named(tmp_path: Path, name: str, content: bytes) -> None:
-    config = load_config(overrides=[f"workspace={tmp_path}"], environment={})
-    day = open_day(config, dt.date(2026, 3, 2))
+READERS: dict[str, Callable[[Day], object]] = {
+    "run_record.json": lambda day: day.record,
+    "train.json": lambda day: day.result("train"),
+    "evaluate.failure.json": lambda day: day.failure("evaluate"),
+    "_manifest.json": lambda day: read_manifest(day.path("")),
+    "digests.json": lambda day: digests.read_listing(day.path("digests.json")),
+    "_workspace.json": lambda day: open_workspace(day.path("")),
+}
+OTHERS = {("evaluate.failure.json", b'{"run_id": 1}'), ("train.json", b'{"run_id": 1}'), ("digests.json", b"{}")}
+"""Of another run record, and of no file: nothing is wrong with them."""
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    "content", [b"", b'{"stage": "tr', b"[]", b"null", b'"x"', b"7", b"{}", b'{"run_id": 1}', b"\xff"]
+)
+def test_a_state_file_that_holds_something_else_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    day = open_day(load_config(overrides=[f"workspace={tmp_path}"], environment={}), dt.date(2026, 3, 2))
     day.new_record()
-    day.finish("train", {}, 1.0)
     Path(day.path(name)).write_bytes(content)
-    if name == "daily.lock":  # the kernel's lock counts, not what the file says
-        with day_lease(day, "daily"):
-            return
-    with pytest.raises(ValueError, match=rf"{name} is not valid JSON .*: restore it or remove it and run again"):
-        day.result("train")
+    if (name, content) in OTHERS:
+        READERS[name](day)
+        return
+    with pytest.raises(InputError, match=rf"{name}.*: \S") as raised:
+        READERS[name](day)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"stage": "tr', b"[]", b"null", b"7"])
+def test_what_a_local_lock_file_says_does_not_count(tmp_path: Path, content: bytes) -> None:
+    day = open_day(load_config(overrides=[f"workspace={tmp_path}"], environment={}), dt.date(2026, 3, 2))
+    day.new_record()
+    Path(day.path("daily.lock")).write_bytes(content)
+    with day_lease(day, "daily"):
+        assert lease_holder(day.path("daily.lock"))
 
 
 @pytest.mark.parametrize(
