@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 
 from jobs.runtime.console import log, progress
-from pipelines import progress as heard
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.imports import landing, sources
@@ -30,18 +29,8 @@ def run(
     if previous and not Path(storage.absolute(previous), PLAYS).is_dir():
         raise InputError(f"--previous {previous}: no data set was imported there: give such a folder, or leave it out")
     land = Landing(out, dataset, max_rejected_share=max_rejected_share)
-    done = 0
     with progress(f"Importing {dataset.name}", None, unit="rows") as advance:
-
-        def hear(_: str, text: str) -> None:
-            nonlocal done
-            found = text.removeprefix("plays: ").removesuffix(" rows").replace(",", "")
-            if text.startswith("plays: ") and found.isdigit():
-                advance(int(found) - done)
-                done = int(found)
-
-        with heard.listening(hear):
-            result = land.run(downloads)
+        result = land.run(downloads, on_rows=advance)
     if result.get("imported") == "already":
         return result
     for line in _compared(dataset, downloads, result, land):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import xxhash
 from pyarrow import ipc
 
-from pipelines import progress, storage
+from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.imports.dataset import LINE, PLAY_SOURCE, Chunk, Dataset, Published, Rejected, Rows
 from pipelines.imports.sources import Download, reading
@@ -69,9 +69,10 @@ class Landing:
         self._staged_songs = np.empty(0, np.uint64)  # sorted hashes of ids: eight bytes a song
         self.state = self._open()
 
-    def run(self, downloads: Sequence[Download]) -> dict[str, Any]:
+    def run(self, downloads: Sequence[Download], *, on_rows: Callable[[int], Any] = lambda _: None) -> dict[str, Any]:
         """Import files, or go on with it; files that are in the folder already are passed over. Returns counts.
 
+        on_rows: called with the number of rows read since its last call.
         Raises InputError, in one line: a damaged file, another data set in the folder, too many rows that are no plays.
         """
         new = [download for download in downloads if download.key not in self.state.imported]
@@ -85,14 +86,14 @@ class Landing:
             return self._result(nothing_new=True)
         self.dataset.check(new, self.state.imported)
         with self._alone():
-            return self._import(new, keys)
+            return self._import(new, keys, on_rows)
 
-    def _import(self, new: Sequence[Download], keys: list[str]) -> dict[str, Any]:
+    def _import(self, new: Sequence[Download], keys: list[str], on_rows: Callable[[int], Any]) -> dict[str, Any]:
         self.state.files = keys
         self._save()
         if not self.state.written:
             for download in new:
-                self._stage(download)
+                self._stage(download, on_rows)
             self._check_share(final=True)
             self._publish()
             self.state.written = True
@@ -139,7 +140,7 @@ class Landing:
     def _save(self) -> None:
         storage.write_json(str(self.folder / STATE_FILE), asdict(self.state))
 
-    def _stage(self, download: Download) -> None:
+    def _stage(self, download: Download, on_rows: Callable[[int], Any]) -> None:
         self._cut()
         done = set(self.state.chunks)
         chunks = self.dataset.chunks(download)
@@ -153,7 +154,7 @@ class Landing:
             self.state.chunks.append(key)
             self._check_share()
             self._save()
-            progress.amount("plays", self.state.counts["rows_read"], None, "rows")
+            on_rows(rows.read)
 
     def _cut(self) -> None:
         """Take staging files back to what the state says."""
@@ -233,13 +234,12 @@ class Landing:
 
     def _publish(self) -> None:
         names = [name for name in self.state.sizes if name.startswith(f"{PLAYS}/")]
-        for done, name in enumerate(sorted(names), 1):
+        for name in sorted(names):
             day = Path(name).stem
             distinct = _distinct(_read_staged(self.staging / name))
             uri = str(self.folder / PLAYS / f"ds={day}" / f"{self.dataset.name}-{self.state.number:04d}.parquet")
             storage.write_table(uri, distinct.sort_by([(TIMESTAMP, "ascending"), (USER_ID, "ascending")]))
             self.state.days[day] = distinct.num_rows
-            progress.amount("days", done, len(names), "days")
         for name in self.state.sizes:
             if name.startswith(f"{CATALOGUE}/"):
                 self._publish_songs(name)
