@@ -114,6 +114,12 @@ def encryption() -> dict[str, str]:
     return ({"ServerSideEncryption": kind} if kind else {}) | ({"SSEKMSKeyId": key} if kind and key else {})
 
 
+def is_of_store(error: BaseException) -> bool:
+    """Whether an error of PyArrow says that the store did not answer, or refused, and nothing of an object."""
+    text = str(error)
+    return "AWS Error" in text and not any(reason in text for reason in ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND"))
+
+
 def get(uri: str, client_: Any = None) -> StoredObject:
     """An object in one request. FileNotFoundError, or InputError if there is no bucket, answer or permission."""
     bucket, key = split(uri)

@@ -27,6 +27,9 @@ from pipelines.errors import InputError
 JSON_DIGEST = "_sha256"
 """Last key of every JSON object that is written here: the SHA-256 of the object without it."""
 
+WHOLE_BYTES = 8 << 20
+"""Objects up to this size are read by one request."""
+
 
 @dataclass(frozen=True)
 class FileInfo:
@@ -270,18 +273,30 @@ def open_parquet(
     """A Parquet file whose footer is read. InputError that names it, and the remedy, if it is missing or damaged.
 
     Its pages are compared with their checksums where it has any (files of earlier releases have none). size: its bytes,
-    if they are known. sha256: if given, the whole file is read and compared, once a process.
+    if they are known. sha256: if given, the whole file is read and compared, once a process. An object store that
+    does not answer raises OSError: the file is not to blame.
     """
-    fs, path = filesystem(uri)
     try:
-        with fs.open_input_file(path) as source:
+        with _open(uri) as source:
             if size is not None and source.size() != size:
                 raise OSError(f"{source.size():,} bytes, not the {size:,} that were written")
             if sha256:
                 _check_digest(uri, sha256)
             yield pq.ParquetFile(source, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
+        if object_store.is_of_store(error):
+            raise
         raise InputError(f"{uri} cannot be read as Parquet ({' '.join(str(error).split())}): {remedy}") from None
+
+
+def _open(uri: str) -> pa.NativeFile:
+    """A file for random reads. A small object is read whole, by a request that is repeated if it fails."""
+    fs, path = filesystem(uri)
+    source = fs.open_input_file(path)
+    if not is_s3(uri) or source.size() > WHOLE_BYTES:
+        return source
+    source.close()
+    return pa.BufferReader(object_store.get(uri).content)
 
 
 @functools.lru_cache(4096)

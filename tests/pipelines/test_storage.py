@@ -121,6 +121,28 @@ def test_every_library_comes_through_a_faulty_store(s3: str, monkeypatch: pytest
         assert min(proxy.counts[kind] for kind in ("errors", "resets", "late_resets")) > 1
 
 
+@pytest.mark.parametrize("whole", [0, storage.WHOLE_BYTES])
+def test_a_store_that_does_not_answer_makes_no_file_a_damaged_one(
+    s3: str, monkeypatch: pytest.MonkeyPatch, whole: int
+) -> None:
+    monkeypatch.setattr(storage, "WHOLE_BYTES", whole)
+    monkeypatch.setattr(object_store, "ATTEMPTS", 2)
+    object_store._filesystem.cache_clear()
+    storage.write_table(f"{s3}/w/t.parquet", pa.table({"n": list(range(1000))}))
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        with storage.open_parquet(f"{s3}/w/t.parquet") as file:
+            assert file.metadata.num_rows == 1000
+        proxy.outage(120)
+        with pytest.raises(OSError, match="AWS Error"):
+            storage.read_table(f"{s3}/w/t.parquet")
+        proxy.outage(0)
+        storage.write_bytes(f"{s3}/w/t.parquet", b"no Parquet")
+        with pytest.raises(InputError, match="cannot be read as Parquet"):
+            storage.read_table(f"{s3}/w/t.parquet")
+    object_store._filesystem.cache_clear()
+
+
 def test_a_bucket_or_a_server_that_is_not_there_is_named_soon(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"there is no bucket s3://nowhere: create it"):
         storage.check_reachable("s3://nowhere/workspace")
