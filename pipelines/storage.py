@@ -27,7 +27,7 @@ from pipelines.errors import InputError
 JSON_DIGEST = "_sha256"
 """Last key of every JSON object that is written here: the SHA-256 of the object without it."""
 
-WHOLE_BYTES = 8 << 20
+WHOLE_BYTES = 1 << 20
 """Objects up to this size are read by one request."""
 
 

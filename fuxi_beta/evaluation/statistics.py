@@ -102,10 +102,11 @@ def interval_of_each_pair(
     """(a, b) -> mean(a) - mean(b) and its 95 % interval, of each pair of systems, a before b; one training of each.
 
     values: system -> a metric of each listener, [U], the same listeners in the same order. members: bool [U], the
-    listeners of a slice, who are drawn with replacement, the same ones for all systems. Empty without a listener.
+    listeners of a slice, who are drawn with replacement, the same ones for all systems. Empty without a listener or a
+    system.
     """
     names, listeners = list(values), int(members.sum())
-    if not listeners:
+    if not listeners or not names:
         return {}
     metric = np.stack([np.asarray(values[name], dtype=float)[members] for name in names], axis=1)
     generator, means, block = np.random.default_rng(seed), [], max(_BLOCK // listeners, 1)

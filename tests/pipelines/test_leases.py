@@ -177,14 +177,14 @@ def test_renewal_survives_an_outage_shorter_than_the_lease(
 ) -> None:
     """Whether connections are reset or every request is answered by 503."""
     uri = f"{s3}/runs/ds=2026-03-02/daily.lock"
-    with proxied(monkeypatch) as proxy, leases.lease(uri, purpose="first run", seconds=6) as held:
+    with proxied(monkeypatch) as proxy, leases.lease(uri, purpose="first run", seconds=9) as held:
         if answer == "outage":
-            proxy.outage(2)
+            proxy.outage(4)
         else:
             proxy.faults = Faults(errors=1.0)
-        time.sleep(2.5)
+        time.sleep(4.5)
         proxy.faults = Faults()
-        time.sleep(3)  # longer than the lease would last without another renewal
+        time.sleep(5)  # longer than the lease would last without another renewal
         held.ensure()
         assert proxy.counts[answer] > 1
     assert storage.read_json(uri)["released"]

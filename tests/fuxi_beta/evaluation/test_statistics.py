@@ -178,3 +178,4 @@ def test_the_interval_of_each_pair_is_that_of_the_two_alone() -> None:
         assert (low, high) == pytest.approx((alone.low, alone.high), abs=0.15 * (alone.high - alone.low))
     assert found["a", "b"][2] < 0 and found["a", "c"][1] < 0 < found["a", "c"][2]
     assert interval_of_each_pair(values, np.zeros(400, bool), seed=1) == {}
+    assert interval_of_each_pair({}, np.ones(400, bool), seed=1) == {}

@@ -374,6 +374,6 @@ def test_a_run_killed_before_its_commit_shows_readers_nothing_and_runs_again(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpus_that_are_not_there_are_refused_and_leave_no_files(deployment: Callable[..., Any], ray_local: Any) -> None:
     house = deployment("cluster.recommend_gpus_per_task=1.0")
-    with pytest.raises(InputError, match=r"cluster\.recommend_gpus_per_task asks for 1 GPUs, Ray finds 0 on this"):
+    with pytest.raises(InputError, match=r"recommend_gpus_per_task asks for 1 GPUs in all, Ray finds 0 on this"):
         serve(house, DAY_ONE)
     assert not part_files(house.day(DAY_ONE))

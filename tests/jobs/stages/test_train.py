@@ -299,7 +299,7 @@ def test_gpus_that_are_not_there_are_refused_instead_of_waited_for(deployment, r
     gpus = "cluster.train_gpus_per_worker=100"
     house: Deployment = deployment(*SMALL, gpus, listeners=40)
     house.sessionized(DAY_ONE)
-    with pytest.raises(InputError, match=r"cluster\.train_gpus_per_worker asks for 100 GPUs, Ray finds \d on this"):
+    with pytest.raises(InputError, match=r"train_gpus_per_worker asks for 100 GPUs in all, Ray finds \d on this"):
         train.run(house.day(DAY_ONE))
 
 
