@@ -151,11 +151,11 @@ def _in_force(config: Any, key: str) -> Any:
 
 def as_markdown() -> str:
     """The reference: a heading and a table for each section."""
-    about, parts = sections(), []
-    for section in dict.fromkeys(one.section for one in settings()):
+    about, found, parts = sections(), settings(), []
+    for section in dict.fromkeys(one.section for one in found):
         rows = [
             f"| `{one.key}` | `{json.dumps(one.default)}` | {one.values} | {_linked(one.description)} |"
-            for one in settings()
+            for one in found
             if one.section == section
         ]
         head = [f"## {section}", "", _linked(about[section]), ""] if section else []

@@ -255,8 +255,6 @@ class _Supervisor:
             log.remove()
         if self.watched:
             self._tell_end(code)
-        for log in self.logs if code == 0 else ():
-            log.remove()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

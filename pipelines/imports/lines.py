@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from pipelines.imports.dataset import Rejected
-from pipelines.logs.formats.values import escaped
+from pipelines.logs.formats.values import escaped, utf8
 
 BLOCK_BYTES = 32 << 20
 MALFORMED, NOT_UTF8 = "malformed_line", "not_utf8"
@@ -65,17 +65,12 @@ def columns_of(lines: Lines, names: Sequence[str], separator: str = "\t") -> tup
 
 def _valid_utf8(lines: Lines) -> tuple[np.ndarray, list[Rejected]]:
     """bool: which lines are UTF-8; and those that are not."""
-    valid, rejected = np.ones(len(lines.text), bool), []
-    try:
-        lines.text.validate(full=True)
-    except pa.ArrowInvalid:
-        for row, content in enumerate(lines.text.cast(pa.binary()).to_pylist()):
-            try:
-                content.decode()
-            except UnicodeDecodeError:
-                valid[row] = False
-                rejected.append(Rejected(NOT_UTF8, f"line {lines.number + row}", escaped(content)))
-    return valid, rejected
+    _, bad = utf8(lines.text)
+    if bad is None:
+        return np.ones(len(lines.text), bool), []
+    content = lines.text.cast(pa.binary())
+    rows = np.flatnonzero(bad).tolist()
+    return ~bad, [Rejected(NOT_UTF8, f"line {lines.number + row}", escaped(content[row].as_py())) for row in rows]
 
 
 def whole_numbers(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:

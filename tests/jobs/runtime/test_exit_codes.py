@@ -1,20 +1,18 @@
 """What the machine lacks, and what may not be read or written, is one line and exit code 2."""
 
 import ctypes
-import datetime as dt
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from jobs.runtime import failures
 from pipelines.errors import InputError, MachineError
 from tests.log_lines import lines, said
+from tests.small_logs import write_logs
 
 DS = "2026-03-03"
 _DROP_CAPABILITY, _OVERRIDES = 24, (1, 2)
@@ -28,12 +26,7 @@ def obey_permissions() -> None:
 
 @pytest.fixture
 def logs(tmp_path: Path) -> Path:
-    folder = tmp_path / "logs" / "ds=2026-03-02"
-    folder.mkdir(parents=True)
-    start = int(dt.datetime(2026, 3, 2, tzinfo=dt.UTC).timestamp())
-    plays = pa.table({"user_id": range(200), "item_id": range(200), "timestamp": range(start, start + 200)})
-    pq.write_table(plays, folder / "part-0.parquet")
-    return tmp_path / "logs"
+    return write_logs(tmp_path / "logs", 200)
 
 
 def refusal(logs: Path, *options: str, **environment: str) -> str:

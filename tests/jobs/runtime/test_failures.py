@@ -12,9 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 import pytest
 
 from jobs.config import load_config
@@ -28,6 +26,7 @@ from pipelines.redact import RedactingStream, redact
 from pipelines.schema import METRICS_TABLE
 from pipelines.workspace import open_workspace
 from tests.log_lines import said
+from tests.small_logs import write_logs
 
 PLANTED = "planted-secret-7"
 
@@ -247,12 +246,7 @@ def test_a_file_system_that_fills_up_below_arrow_is_named_with_what_the_day_need
 
 @pytest.mark.slow
 def test_a_file_system_that_fills_up_below_spark_is_one_line(tmp_path: Path) -> None:
-    folder = tmp_path / "logs" / "ds=2026-03-02"
-    folder.mkdir(parents=True)
-    start = int(dt.datetime(2026, 3, 2, tzinfo=dt.UTC).timestamp())
-    plays = pa.table({"user_id": range(20_000), "item_id": range(20_000), "timestamp": range(start, start + 20_000)})
-    pq.write_table(plays, folder / "part-0.parquet")
-    written = on_a_small_disk(tmp_path, "30m", SESSIONIZE, logs=tmp_path / "logs")
+    written = on_a_small_disk(tmp_path, "30m", SESSIONIZE, logs=write_logs(tmp_path / "logs", 20_000))
     written, _, code = written.rstrip().rpartition("\n")
     lines = said(written.strip())
     assert int(code) == 2 and len(lines) == 1, written
