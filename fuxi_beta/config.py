@@ -196,6 +196,13 @@ class TrainConfig:
         le=1,
     )
     min_completion: Percent = setting(30, "part of a song below which a play of it is a skip", ge=0, le=100)
+    unchosen_weight: Share = setting(
+        1.0,
+        "weight as a target of a play that its listener did not choose (`logs.unchosen_sources`): the share of epochs "
+        "in which it is one; 0: never, it is context alone",
+        ge=0,
+        le=1,
+    )
     epochs: Epochs = setting(5, "length of a training from random weights (cold start)", ge=1)
     warm_start_epochs: Epochs = setting(
         2, "length of a training that starts from the champion's weights (warm start)", ge=1

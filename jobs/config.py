@@ -38,7 +38,7 @@ from pipelines.logs.formats.base import CsvSpec, LogSpec
 from pipelines.logs.formats.csv import one_character
 from pipelines.logs.formats.values import NULL_TEXTS
 from pipelines.redact import remember
-from pipelines.schema import DS, OPTIONAL_COLUMNS, REQUIRED_COLUMNS
+from pipelines.schema import DS, OPTIONAL_COLUMNS, PLAY_SOURCE, REQUIRED_COLUMNS
 
 ENVIRONMENT_PREFIX = "FUXI_"
 RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
@@ -46,7 +46,7 @@ RENAMED = {"sequences.max_deltas": "sequences.max_increments"}
 _NEWER_SECTIONS = {"serving", "rules"}
 """Sections that run records of earlier releases do not know: they count where they are not the default."""
 _NEWER_KEYS = {
-    "logs": {"timestamp_unit", "partition", "csv", "catalogue_columns"},
+    "logs": {"timestamp_unit", "partition", "csv", "catalogue_columns", "unchosen_sources"},
     "recommend": {"reasons"},
     "model": {"side", "content", "content_channel", "periodic_channel", "interval_channel", "sparse_positions"},
     "train": {
@@ -62,6 +62,7 @@ _NEWER_KEYS = {
         "min_steps",
         "full_every_days",
         "incremental",
+        "unchosen_weight",
     },
     "evaluate": {"baselines", "baseline_events", "baseline_songs"},
     "gates": {"floor", "serve_baseline"},
@@ -157,6 +158,11 @@ class LogsConfig(Section):
     other_events: tuple[str, ...] = Field(
         ("like", "pause", "seek"), description="values of event_type that are known and ignored"
     )
+    unchosen_sources: tuple[str, ...] = Field(
+        (),
+        description="values of play_source of plays that listeners did not choose, for example `[shuffle, "
+        "recommended]`; empty: the column is not read (docs/own-logs.md#plays-that-nobody-chose)",
+    )
     max_late_days: Days = Field(60, ge=0, description="events that are older when they land are rejected")
     max_rejected_share: Share = Field(
         0.25, ge=0, le=1, description="a day with a larger share of rejected rows is refused"
@@ -170,12 +176,21 @@ class LogsConfig(Section):
     def spec(self, *, user_id_type: str, item_id_type: str) -> LogSpec:
         """Where the logs are and how to read them. The types of ids are a workspace's."""
         return LogSpec(
-            **self.model_dump(include={"path", "format", "columns", "timestamp_unit"}),
+            **self.model_dump(include={"path", "format", "columns", "timestamp_unit", "unchosen_sources"}),
             user_id_type=user_id_type,
             item_id_type=item_id_type,
             partition=self.partition_keys,
             csv=CsvSpec(**self.csv.model_dump()),
         )
+
+    @model_validator(mode="after")
+    def _sources_are_told_apart(self) -> "LogsConfig":
+        if PLAY_SOURCE in self.columns and not self.unchosen_sources:
+            raise ValueError(
+                f"columns names {PLAY_SOURCE}, but unchosen_sources is empty, so nothing reads it: list the values of "
+                f"{self.columns[PLAY_SOURCE]} that mean that the listener did not choose the play"
+            )
+        return self
 
     @field_validator("partition")
     @classmethod
@@ -522,6 +537,15 @@ class Config(Section):
     metrics: MetricsConfig = MetricsConfig()  # type: ignore[call-arg]
     lineage: LineageConfig = LineageConfig()  # type: ignore[call-arg]
 
+    @model_validator(mode="after")
+    def _weighs_what_is_read(self) -> "Config":
+        if self.train.unchosen_weight != 1 and not self.logs.unchosen_sources:
+            raise ValueError(
+                f"train.unchosen_weight is {self.train.unchosen_weight:g}, but logs.unchosen_sources is empty, so "
+                "every play counts as chosen: list the values of play_source that mean that it was not"
+            )
+        return self
+
     def hash(self) -> str:
         """Digest of the settings that decide what is computed."""
         return hashlib.sha256(json.dumps(self.hashed(), sort_keys=True).encode()).hexdigest()[:16]
@@ -593,9 +617,11 @@ def load_config(
         config = Config(**merged)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "configuration"
+        where = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}: {message} (found {first.get('input')!r})") from None
+        given = first.get("input")
+        found = "" if isinstance(given, dict) else f" (found {given!r})"  # of a whole section, the message says it
+        raise InputError(f"{where}: {message}{found}" if where else message) from None
     _check_model(config)
     return config
 

@@ -22,8 +22,9 @@ TIMESTAMP = "timestamp"
 EVENT_TYPE = "event_type"
 PLAY_MS = "play_ms"
 DURATION_MS = "duration_ms"
+PLAY_SOURCE = "play_source"
 REQUIRED_COLUMNS = (USER_ID, ITEM_ID, TIMESTAMP)
-OPTIONAL_COLUMNS = (EVENT_TYPE, PLAY_MS, DURATION_MS)
+OPTIONAL_COLUMNS = (EVENT_TYPE, PLAY_MS, DURATION_MS, PLAY_SOURCE)
 
 # Catalogue.
 TITLE = "title"
@@ -43,6 +44,8 @@ UNTIL = "until"
 # Shards, vocabulary, lists.
 ITEM_INDEX = "item_index"
 COMPLETION = "completion"
+UNCHOSEN = 128
+"""Added to a stored `completion`, which is 0 to 100 per cent: the listener did not choose the play."""
 SESSION_INDEX = "session_index"
 HEARD_BEFORE = "heard_before"
 NUM_EVENTS = "num_events"
@@ -129,7 +132,10 @@ CATALOGUE_SCHEMA = pa.schema(
 
 
 def sequence_schema(user_id_type: str) -> pa.Schema:
-    """One listener's history in a shard: parallel lists, oldest event first."""
+    """One listener's history in a shard: parallel lists, oldest event first.
+
+    `completion` is in per cent, plus UNCHOSEN.
+    """
     return pa.schema(
         [
             (USER_ID, id_type(user_id_type)),

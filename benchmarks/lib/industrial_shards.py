@@ -55,7 +55,7 @@ def histories_of(bucket: int, scale: Scale) -> Histories:
         offsets=offsets,
         item_index=np.exp(random.random(total) * np.log(scale.songs + 1)).astype(np.int32).clip(1, scale.songs),
         timestamp=NOW - newest + elapsed,
-        completion=np.full(total, 100, np.uint8),
+        play_code=np.full(total, 100, np.uint8),
         heard_offsets=np.zeros(count + 1, np.int64),
         heard_items=np.zeros(0, np.int32),
     )

@@ -26,7 +26,7 @@ def histories_of(listeners: int, mean_events: int, *, heavy_tail: bool = False) 
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
             item_index=random.integers(1, SONGS + 1, total).astype(np.int32),
             timestamp=times[np.lexsort((times, np.repeat(np.arange(count), lengths)))],
-            completion=np.where(random.random(total) < 0.2 * heavy_tail, 10, 100).astype(np.uint8),
+            play_code=np.where(random.random(total) < 0.2 * heavy_tail, 10, 100).astype(np.uint8),
             heard_offsets=np.zeros(count + 1, np.int64),
             heard_items=np.zeros(0, np.int32),
         )

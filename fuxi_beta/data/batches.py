@@ -287,7 +287,7 @@ def training_samples(
     targets, back = np.flatnonzero(counts)[tokens], None  # events
     if train.target_window > 1 or train.skip_weight:
         weight = np.where(counts, _PLAY, round(train.skip_weight * _PLAY)) * (histories.item_index <= vocabulary_size)
-        keys = _target_keys(offsets, sample[rows], train, epoch)
+        keys = _token_keys(offsets, sample[rows], train, epoch, site=stateless_random.TARGETS)
         targets = _drawn_targets(tokens, np.repeat(newest, lengths), weight, counts, keys, train)
     target = histories.item_index[targets] * (histories.timestamp[targets] >= data_start)
     seen_offsets, seen_items = np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32)
@@ -296,6 +296,8 @@ def training_samples(
         target *= first_listen[targets]
         seen_offsets, songs = gather(all_offsets, rows)
         seen_items = all_items[songs]
+    if train.unchosen_weight < 1:
+        target *= _weighed(histories.chosen[targets], offsets, sample[rows], train, epoch)
     after = np.flatnonzero(counts)[tokens - 1] + 1
     following = _next_events(histories, after, counts, vocabulary_size, train, data_start)
     if train.objective == "next_day":
@@ -342,12 +344,22 @@ def _earlier(spare: np.ndarray, sample: np.ndarray, train: TrainConfig, epoch: i
     return stateless_random.below(stateless_random.combine(keys, 1), bounds).numpy() * chosen
 
 
-def _target_keys(offsets: np.ndarray, sample: np.ndarray, train: TrainConfig, epoch: int) -> torch.Tensor:
-    """The counter by which each token's target is drawn. int64 [T]."""
+def _token_keys(offsets: np.ndarray, sample: np.ndarray, train: TrainConfig, epoch: int, *, site: int) -> torch.Tensor:
+    """The counter of each token at a site of random bits. int64 [T]."""
     listener = np.repeat(np.arange(len(sample)), np.diff(offsets))
     position = torch.from_numpy(np.arange(offsets[-1]) - offsets[listener])
-    keys = stateless_random.combine(train.seed, epoch, stateless_random.TARGETS, torch.from_numpy(sample)[listener])
+    keys = stateless_random.combine(train.seed, epoch, site, torch.from_numpy(sample)[listener])
     return stateless_random.combine(keys, position)
+
+
+def _weighed(chosen: np.ndarray, offsets: np.ndarray, sample: np.ndarray, train: TrainConfig, epoch: int) -> np.ndarray:
+    """Which targets count in this epoch: those that the listener chose, and by counter a share of the others. bool [T].
+
+    Its expectation over epochs is the weight `unchosen_weight`, and the loss stays a mean over targets.
+    """
+    keys = _token_keys(offsets, sample, train, epoch, site=stateless_random.UNCHOSEN)
+    drawn = stateless_random.integers(keys, 1, 1 << 16)[:, 0].numpy()
+    return chosen | (drawn < round(train.unchosen_weight * (1 << 16)))
 
 
 _PLAY = 1 << 16

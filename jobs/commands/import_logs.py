@@ -57,9 +57,11 @@ def _compared(
 def _write_config(dataset: Dataset, folder: Path) -> Path:
     """The configuration that reads the folder, unless it is there: it may have been edited."""
     target = folder / CONFIG_FILE
-    logs = {"path": str(folder / PLAYS)}
+    logs: dict[str, object] = {"path": str(folder / PLAYS)}
     if (folder / CATALOGUE).exists():
         logs["catalogue"] = str(folder / CATALOGUE)
+    if dataset.unchosen_sources:
+        logs["unchosen_sources"] = list(dataset.unchosen_sources)
     types = {"user_id_type": dataset.user_id_type, "item_id_type": dataset.item_id_type}
     settings = {"workspace": str(folder / "workspace"), "logs": logs}
     if text := {name: kind for name, kind in types.items() if kind != "int64"}:

@@ -147,6 +147,8 @@ def _settings(found: layout.Layout, spec: LogSpec, guessed: mapping.Mapping, giv
             logs["play_events"] = list(guessed.play_events)
         if set(guessed.other_events) - set(default.other_events):
             logs["other_events"] = list(dict.fromkeys((*default.other_events, *guessed.other_events)))
+    if guessed.unchosen_sources:
+        logs["unchosen_sources"] = list(guessed.unchosen_sources)
     types = {"user_id_type": guessed.user_id_type, "item_id_type": guessed.item_id_type}
     sequences = {name: type_ for name, type_ in types.items() if type_ != "int64"}
     merged = {"workspace": "./workspace", **given}

@@ -108,7 +108,7 @@ class DailyRecommender(mlflow.pyfunc.PythonModel):
             offsets=np.array([0, index.size], np.int64),
             item_index=index,
             timestamp=timestamps,
-            completion=np.full(index.size, 100, np.uint8),
+            play_code=np.full(index.size, 100, np.uint8),
             heard_offsets=np.zeros(2, np.int64),
             heard_items=np.zeros(0, np.int32),
         )

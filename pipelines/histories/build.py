@@ -174,8 +174,8 @@ def _by_bucket(spec: BuildSpec, task: BuildTask, plays: Plays, built: BuiltShard
 def _indexed(rows: ShuffleRows, songs: SongIndex) -> Plays:
     """Plays with their songs' indices, apart from the marks of earlier plays."""
     item = songs.of(rows.item_id)
-    marks = rows.completion == HEARD_MARK
+    marks = rows.play_code == HEARD_MARK
     if not marks.any():
-        return Plays(rows.user_id, rows.timestamp, item, rows.completion)
+        return Plays(rows.user_id, rows.timestamp, item, rows.play_code)
     plays, heard = rows.take(np.flatnonzero(~marks)), rows.take(np.flatnonzero(marks))
-    return Plays(plays.user_id, plays.timestamp, item[~marks], plays.completion, heard.user_id, item[marks])
+    return Plays(plays.user_id, plays.timestamp, item[~marks], plays.play_code, heard.user_id, item[marks])

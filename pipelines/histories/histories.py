@@ -26,7 +26,7 @@ class Histories:
     offsets: np.ndarray  # int64 [U + 1]: listener u has the events offsets[u]:offsets[u + 1]
     item_index: np.ndarray  # int32 [T], oldest event first
     timestamp: np.ndarray  # int64 [T], Unix seconds, UTC
-    completion: np.ndarray  # uint8 [T], percent played
+    play_code: np.ndarray  # uint8 [T], as a shard's `completion`: per cent played, plus UNCHOSEN
     heard_offsets: np.ndarray  # int64 [U + 1]
     heard_items: np.ndarray  # int32 [S], songs of events older than those kept, ascending and distinct per listener
 
@@ -38,6 +38,16 @@ class Histories:
         """Listeners who never played anything."""
         offsets, items = np.zeros(len(user_id) + 1, np.int64), np.zeros(0, np.int32)
         return Histories(user_id, offsets, items, np.zeros(0, np.int64), np.zeros(0, np.uint8), offsets, items)
+
+    @property
+    def completion(self) -> np.ndarray:
+        """Per cent of each song that was played. uint8 [T]."""
+        return self.play_code & (schema.UNCHOSEN - 1)
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """Whether the listener chose the play, as far as the logs tell. bool [T]."""
+        return self.play_code < schema.UNCHOSEN
 
     @property
     def lengths(self) -> np.ndarray:
@@ -70,7 +80,7 @@ class Histories:
             offsets=before[self.offsets],
             item_index=self.item_index[kept],
             timestamp=self.timestamp[kept],
-            completion=self.completion[kept],
+            play_code=self.play_code[kept],
         )
 
     def take(self, rows: np.ndarray) -> "Histories":
@@ -82,7 +92,7 @@ class Histories:
             offsets=offsets,
             item_index=self.item_index[events],
             timestamp=self.timestamp[events],
-            completion=self.completion[events],
+            play_code=self.play_code[events],
             heard_offsets=heard_offsets,
             heard_items=self.heard_items[heard],
         )
@@ -96,7 +106,7 @@ class Histories:
             offsets=self.offsets[start : stop + 1] - events.start,
             item_index=self.item_index[events],
             timestamp=self.timestamp[events],
-            completion=self.completion[events],
+            play_code=self.play_code[events],
             heard_offsets=self.heard_offsets[start : stop + 1] - heard.start,
             heard_items=self.heard_items[heard],
         )
@@ -138,7 +148,7 @@ class Histories:
         lists = {
             schema.ITEM_INDEX: (offsets, self.item_index),
             schema.TIMESTAMP: (offsets, self.timestamp),
-            schema.COMPLETION: (offsets, self.completion),
+            schema.COMPLETION: (offsets, self.play_code),
             schema.SESSION_INDEX: (offsets, sessions),
             schema.HEARD_BEFORE: (heard_offsets, self.heard_items),
         }
@@ -159,7 +169,7 @@ class Histories:
             offsets=offsets,
             item_index=items,
             timestamp=jagged(table[schema.TIMESTAMP])[0],
-            completion=jagged(table[schema.COMPLETION])[0],
+            play_code=jagged(table[schema.COMPLETION])[0],
             heard_offsets=heard_offsets,
             heard_items=heard,
         )

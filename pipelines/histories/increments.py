@@ -3,7 +3,7 @@
 Shape legend: `U` listeners, `T` events, `S` songs heard before those events.
 
 Most of what is stored has nothing to do with a day's plays. So stored events are first looked up in a Bloom filter of
-the day's (listener, song) pairs, and times and completions are read only of layers that may have a duplicate.
+the day's (listener, song) pairs, and times and play codes are read only of layers that may have a duplicate.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ _FILTER_BITS = 20  # a megabyte, which stays in the cache
 
 @dataclass(frozen=True)
 class Layer:
-    """Stored histories as `increment_over` reads them: times and completions only when they are needed."""
+    """Stored histories as `increment_over` reads them: times and play codes only when they are needed."""
 
     users: np.ndarray  # [U], ascending
     offsets: np.ndarray  # int64 [U+1]
@@ -27,7 +27,7 @@ class Layer:
     heard_offsets: np.ndarray  # int64 [U+1]
     heard_items: np.ndarray  # int32 [S]
     num_events: np.ndarray  # int32 [U], plays that no layer below has
-    read: Callable[[str], np.ndarray]  # values [T] of a column: TIMESTAMP (int64), COMPLETION (uint8)
+    read: Callable[[str], np.ndarray]  # values [T] of a column: TIMESTAMP (int64), COMPLETION (uint8, play codes)
 
     @staticmethod
     def of(histories: Histories, num_events: np.ndarray | None = None) -> "Layer":
@@ -39,7 +39,7 @@ class Layer:
             histories.heard_offsets,
             histories.heard_items,
             histories.lengths if num_events is None else num_events,
-            lambda column: getattr(histories, column),
+            {TIMESTAMP: histories.timestamp, COMPLETION: histories.play_code}.__getitem__,
         )
 
 
@@ -69,10 +69,10 @@ def increment_over(layers: Sequence[Layer], new: Histories, *, since: int) -> In
     late = np.flatnonzero(new.timestamp < since)
     place = np.searchsorted(all_new, new_pair[late])
     late, place = late[known[place]], place[known[place]]
-    duplicate, completion = _duplicates(matches, place, new.timestamp[late])
+    duplicate, play_code = _duplicates(matches, place, new.timestamp[late])
     duplicate = late[duplicate]
     kept = np.ones(len(new_pair), bool)
-    kept[duplicate[new.completion[duplicate] <= completion]] = False
+    kept[duplicate[new.play_code[duplicate] <= play_code]] = False
     num_new = new.lengths - np.bincount(rank[duplicate], minlength=len(new))
     num_before = np.full(len(new), -1, np.int64)
     for match in matches:
@@ -143,8 +143,8 @@ def _duplicates(matches: Sequence[_Matches], pairs: np.ndarray, timestamp: np.nd
             stored.append((match.pair_of[some], times, match.layer.read(COMPLETION)[match.events[some]]))
     if not stored:
         return np.zeros(0, np.int64), np.zeros(0, np.uint8)
-    pair_of, times, completion = (np.concatenate(column) for column in zip(*stored, strict=True))
-    return _same_events((pair_of, times, completion), (pairs, timestamp))
+    pair_of, times, play_code = (np.concatenate(column) for column in zip(*stored, strict=True))
+    return _same_events((pair_of, times, play_code), (pairs, timestamp))
 
 
 def _same_events(
@@ -152,13 +152,13 @@ def _same_events(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Places in `new` of the events that are in `old` too, and the furthest that each was played there.
 
-    old: (pair, timestamp, completion) with repetitions; new: (pair, timestamp), distinct.
+    old: (pair, timestamp, play_code) with repetitions; new: (pair, timestamp), distinct.
     """
     pairs, time = (np.concatenate([a, b]) for a, b in zip(old[:2], new, strict=True))
     count = len(old[0])
     is_new = np.arange(len(pairs)) >= count
-    completion = np.concatenate([old[2], np.zeros(len(new[0]), np.uint8)])
-    order = np.lexsort((completion, is_new, time, pairs))
+    play_code = np.concatenate([old[2], np.zeros(len(new[0]), np.uint8)])
+    order = np.lexsort((play_code, is_new, time, pairs))
     pairs, time, is_new = pairs[order], time[order], is_new[order]
     same = (pairs[1:] == pairs[:-1]) & (time[1:] == time[:-1]) & is_new[1:] & ~is_new[:-1]
-    return order[1:][same] - count, completion[order[:-1][same]]
+    return order[1:][same] - count, play_code[order[:-1][same]]

@@ -5,9 +5,9 @@ Shape legend: `U` listeners, `T` events, `S` songs heard before those events.
 The order of a history is (timestamp, item_index). A song's index never changes, so this order, which events are stored
 and which songs are only heard before do not depend on the day an event arrived: laying day over day equals building
 from all logs at once with the same vocabulary. Two plays are the same event if user, timestamp and song agree; the one
-played furthest is kept.
+played furthest is kept, and before that one that nobody chose (a play code is the per cent played, plus UNCHOSEN).
 
-Events are sorted as one array of 64-bit keys (listener | time | song | completion, each in as few bits as it needs):
+Events are sorted as one array of 64-bit keys (listener | time | song | play_code, each in as few bits as it needs):
 numpy sorts those with vector instructions, fifty times faster than by three columns.
 """
 
@@ -29,7 +29,7 @@ class Plays:
     user_id: pa.Array  # [T]
     timestamp: np.ndarray  # int64 [T], Unix seconds
     item_index: np.ndarray  # int32 [T]
-    completion: np.ndarray  # uint8 [T], percent
+    play_code: np.ndarray  # uint8 [T], per cent played, plus UNCHOSEN
     heard_user_id: pa.Array | None = None  # [S]
     heard_item: np.ndarray | None = None  # int32 [S]
 
@@ -40,7 +40,7 @@ class Events(NamedTuple):
     rank: np.ndarray  # int64 [T] in 0..U-1, the listener's place among all in ascending order
     timestamp: np.ndarray
     item_index: np.ndarray
-    completion: np.ndarray
+    play_code: np.ndarray
 
 
 def merge_plays(plays: Plays, *, max_history: int) -> tuple[Histories, int]:
@@ -49,22 +49,22 @@ def merge_plays(plays: Plays, *, max_history: int) -> tuple[Histories, int]:
     Duplicates are merged, the newest `max_history` events are kept, songs of older ones go to heard_before.
     With max_history=2, one listener:
 
-    ======  =======  ====  ==========      =============================
+    ======  =======  ====  =========       =============================
     before                                 after
     -------------------------------------  -----------------------------
-    user    time     song  completion
-    ======  =======  ====  ==========      =============================
+    user    time     song  play code
+    ======  =======  ====  =========       =============================
     7       300      4     100             heard_before [4]
     7       200      5     20              item_index   [5, 4]
     7       200      5     90              timestamp    [200, 300]
     7       100      4     100             completion   [90, 100]
-    ======  =======  ====  ==========      =============================
+    ======  =======  ====  =========       =============================
 
     >>> plays = Plays(
     ...     user_id=pa.array([7, 7, 7, 7]),
     ...     timestamp=np.array([300, 200, 200, 100]),
     ...     item_index=np.array([4, 5, 5, 4], np.int32),
-    ...     completion=np.array([100, 20, 90, 100], np.uint8),
+    ...     play_code=np.array([100, 20, 90, 100], np.uint8),
     ... )
     >>> histories, duplicates = merge_plays(plays, max_history=2)
     >>> table = histories.to_table(session_gap_s=1800)
@@ -85,7 +85,7 @@ def merge_plays(plays: Plays, *, max_history: int) -> tuple[Histories, int]:
     count = len(plays.timestamp)
     if plays.heard_item is not None:
         heard = pair(rank[count:], plays.heard_item)
-    events, duplicates = _sorted(Events(rank[:count], plays.timestamp, plays.item_index, plays.completion))
+    events, duplicates = _sorted(Events(rank[:count], plays.timestamp, plays.item_index, plays.play_code))
     return in_given_order(events, users, max_history=max_history, heard=heard), duplicates
 
 
@@ -99,7 +99,7 @@ def overlay(layers: Sequence[Histories], *, max_history: int) -> Histories:
         np.concatenate([np.repeat(rank, layer.lengths) for rank, layer in zip(ranks, layers, strict=True)]),
         np.concatenate([layer.timestamp for layer in layers]),
         np.concatenate([layer.item_index for layer in layers]),
-        np.concatenate([layer.completion for layer in layers]),
+        np.concatenate([layer.play_code for layer in layers]),
     )
     heard = [layer.heard_pairs(rank) for rank, layer in zip(ranks, layers, strict=True)]
     user_id = pa.array(users, layers[0].user_id.type)
@@ -126,7 +126,7 @@ def in_given_order(events: Events, users: pa.Array, *, max_history: int, heard: 
         offsets=offsets_of(lengths),
         item_index=events.item_index,
         timestamp=events.timestamp,
-        completion=events.completion,
+        play_code=events.play_code,
         heard_offsets=offsets_of(np.bincount(heard >> 32, minlength=len(users))),
         heard_items=songs_of_pairs(heard),
     )
@@ -145,11 +145,11 @@ def _sorted(events: Events) -> tuple[Events, int]:
     """Distinct events by (rank, timestamp, item_index), each as it was played furthest; and the duplicates dropped."""
     if not len(events.rank):
         return events, 0
-    start, least = int(events.timestamp.min()), int(events.completion.min())
+    start, least = int(events.timestamp.min()), int(events.play_code.min())
     widths = (
         (int(events.timestamp.max()) - start).bit_length(),
         int(events.item_index.max()).bit_length(),
-        (int(events.completion.max()) - least).bit_length(),
+        (int(events.play_code.max()) - least).bit_length(),
     )
     rank_bits = 64 - sum(widths)
     needed = int(events.rank.max()).bit_length()
@@ -173,39 +173,39 @@ def _sorted(events: Events) -> tuple[Events, int]:
 
 def _sorted_by_columns(events: Events) -> tuple[Events, int]:
     """`_sorted` where a key of 64 bits is too short."""
-    order = np.lexsort((events.completion, events.item_index, events.timestamp, events.rank))
-    rank, time, item, completion = (column[order] for column in events)
+    order = np.lexsort((events.play_code, events.item_index, events.timestamp, events.rank))
+    rank, time, item, play_code = (column[order] for column in events)
     last = np.append((rank[1:] != rank[:-1]) | (time[1:] != time[:-1]) | (item[1:] != item[:-1]), True)
-    return Events(rank[last], time[last], item[last], completion[last]), int((~last).sum())
+    return Events(rank[last], time[last], item[last], play_code[last]), int((~last).sum())
 
 
 def _sorted_by_key(events: Events, start: int, least: int, widths: tuple[int, int, int]) -> tuple[Events, int]:
     """`_sorted` by keys of 64 bits.
 
-    start, least: the smallest timestamp and completion. widths: bits of the timestamps and completions above those,
+    start, least: the smallest timestamp and play_code. widths: bits of the timestamps and play codes above those,
     and of item_index in between.
     """
-    time_bits, item_bits, completion_bits = (np.uint64(width) for width in widths)
+    time_bits, item_bits, code_bits = (np.uint64(width) for width in widths)
     key = events.rank.astype(np.uint64)
     key <<= time_bits
     key |= (events.timestamp - start).astype(np.uint64)
     key <<= item_bits
     key |= events.item_index.astype(np.uint64)
-    key <<= completion_bits
+    key <<= code_bits
     if widths[2]:
-        key |= (events.completion - np.uint8(least)).astype(np.uint64)
+        key |= (events.play_code - np.uint8(least)).astype(np.uint64)
     key.sort()
-    last = np.append((key[1:] ^ key[:-1]) >> completion_bits != 0, True)
+    last = np.append((key[1:] ^ key[:-1]) >> code_bits != 0, True)
     duplicates = len(key) - int(np.count_nonzero(last))
     if duplicates:
         key = key[last]
-    completion = np.full(len(key), least, np.uint8)
+    play_code = np.full(len(key), least, np.uint8)
     if widths[2]:
-        completion += (key & np.uint64((1 << widths[2]) - 1)).astype(np.uint8)
-        key >>= completion_bits
+        play_code += (key & np.uint64((1 << widths[2]) - 1)).astype(np.uint8)
+        key >>= code_bits
     item = (key & np.uint64((1 << widths[1]) - 1)).astype(np.int32)
     key >>= item_bits
     timestamp = (key & np.uint64((1 << widths[0]) - 1)).view(np.int64)
     timestamp += start
     key >>= time_bits
-    return Events(key.view(np.int64), timestamp, item, completion), duplicates
+    return Events(key.view(np.int64), timestamp, item, play_code), duplicates

@@ -28,7 +28,7 @@ PASS_ROWS = 12_000_000
 TRIM_ABOVE = 65_536
 """A listener with more plays than this in one run is cut to the newest `max_history`."""
 HEARD_MARK = 255
-"""`completion` of a mark, a row that is no play: the listener heard the song before the newest `max_history` plays."""
+"""`play_code` of a mark, a row that is no play: the listener heard the song before the newest `max_history` plays."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ def ranges_of(runs: Sequence[ShuffleRun], partition: int) -> tuple[ShuffleRange,
 
 @dataclass(frozen=True)
 class ShuffleRows:
-    """Plays of any listeners, in any order; rows whose completion is HEARD_MARK are marks, not plays."""
+    """Plays of any listeners, in any order; rows whose play_code is HEARD_MARK are marks, not plays."""
 
     user_id: pa.Array
     item_id: pa.Array
     timestamp: np.ndarray  # int64, Unix seconds
-    completion: np.ndarray  # uint8
+    play_code: np.ndarray  # uint8, per cent played, plus UNCHOSEN
 
     def __len__(self) -> int:
         return len(self.timestamp)
@@ -112,7 +112,7 @@ class ShuffleRows:
     def take(self, places: np.ndarray) -> "ShuffleRows":
         """The rows at the given places."""
         user_id, item_id = _take(self.user_id, places), _take(self.item_id, places)
-        return ShuffleRows(user_id, item_id, self.timestamp[places], self.completion[places])
+        return ShuffleRows(user_id, item_id, self.timestamp[places], self.play_code[places])
 
     @staticmethod
     def concatenate(pieces: Sequence["ShuffleRows"]) -> "ShuffleRows":
@@ -121,7 +121,7 @@ class ShuffleRows:
             pa.concat_arrays([piece.user_id for piece in pieces]),
             pa.concat_arrays([piece.item_id for piece in pieces]),
             np.concatenate([piece.timestamp for piece in pieces]),
-            np.concatenate([piece.completion for piece in pieces]),
+            np.concatenate([piece.play_code for piece in pieces]),
         )
 
 
@@ -193,14 +193,14 @@ def _newest(rows: ShuffleRows, max_history: int) -> tuple[ShuffleRows, int]:
     their index, by which equal times are ordered.
     """
     song = rows.item_id.dictionary_encode().indices.to_numpy()
-    order = np.lexsort((rows.completion, song, rows.timestamp))
+    order = np.lexsort((rows.play_code, song, rows.timestamp))
     time, song = rows.timestamp[order], song[order]
     last = np.append((time[1:] != time[:-1]) | (song[1:] != song[:-1]), True)
     order, time, song = order[last], time[last], song[last]
     newest = time >= time[-min(max_history, len(time))]
     _, first = np.unique(song[~newest], return_index=True)
     marks = rows.take(order[~newest][first])
-    marks = replace(marks, completion=np.full(len(marks), HEARD_MARK, np.uint8))
+    marks = replace(marks, play_code=np.full(len(marks), HEARD_MARK, np.uint8))
     return ShuffleRows.concatenate([rows.take(order[newest]), marks]), int((~last).sum())
 
 
@@ -265,7 +265,7 @@ def _write_run(uri: str, rows: ShuffleRows, partition: np.ndarray, partitions: i
             columns.append(StoredColumn(name))
             stored.append(values.take(pa.array(order)))
     columns.append(StoredColumn(COMPLETION))
-    stored.append(pa.array(rows.completion[order]))
+    stored.append(pa.array(rows.play_code[order]))
     batch = pa.record_batch(stored, schema=_stored_schema(columns))
     storage.make_parent(uri)
     fs, path = storage.filesystem(uri)

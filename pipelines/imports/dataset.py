@@ -10,7 +10,6 @@ import pyarrow as pa
 from pipelines.errors import InputError
 from pipelines.imports.sources import Download
 
-PLAY_SOURCE = "play_source"
 LINE = "line"
 
 
@@ -67,6 +66,8 @@ class Dataset(ABC):
     item_id_type: str = "int64"
     columns: tuple[str, ...]
     """Of plays: user_id, item_id, timestamp, and of play_ms, duration_ms, play_source what it has."""
+    unchosen_sources: tuple[str, ...] = ()
+    """Values of play_source of plays that listeners did not choose."""
     expected: str
     """Its files, in words."""
     whole: tuple[str, ...] = ()

@@ -25,9 +25,19 @@ from pyarrow import ipc
 
 from pipelines import storage
 from pipelines.errors import InputError
-from pipelines.imports.dataset import LINE, PLAY_SOURCE, Chunk, Dataset, Published, Rejected, Rows
+from pipelines.imports.dataset import LINE, Chunk, Dataset, Published, Rejected, Rows
 from pipelines.imports.sources import Download, reading
-from pipelines.schema import DURATION_MS, ITEM_ID, PLAY_MS, REASON, SOURCE_FILE, TIMESTAMP, USER_ID, id_type
+from pipelines.schema import (
+    DURATION_MS,
+    ITEM_ID,
+    PLAY_MS,
+    PLAY_SOURCE,
+    REASON,
+    SOURCE_FILE,
+    TIMESTAMP,
+    USER_ID,
+    id_type,
+)
 
 PLAYS, CATALOGUE, REJECTED, STAGING = "plays", "catalogue", "rejected", "staging"
 STATE_FILE, LOCK_FILE = "import.json", "import.lock"

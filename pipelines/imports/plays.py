@@ -105,7 +105,7 @@ def _distinct_plays(rank: np.ndarray, plays: Plays) -> tuple[np.ndarray, np.ndar
     for column in columns:
         starts[1:] |= np.diff(column[order]) != 0
     first = order[starts]
-    completion = np.maximum.reduceat(plays.completion[order], np.flatnonzero(starts))
+    completion = np.maximum.reduceat(plays.play_code[order], np.flatnonzero(starts))
     by_row = np.argsort(first)
     return first[by_row], completion[by_row]
 

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from pipelines.errors import InputError
 from pipelines.imports import lines, sources
-from pipelines.imports.dataset import LINE, PLAY_SOURCE, Chunk, Dataset, Rejected, Rows
-from pipelines.schema import ARTIST, DURATION_MS, ITEM_ID, PLAY_MS, TIMESTAMP, TITLE, USER_ID
+from pipelines.imports.dataset import LINE, Chunk, Dataset, Rejected, Rows
+from pipelines.schema import ARTIST, DURATION_MS, ITEM_ID, PLAY_MS, PLAY_SOURCE, TIMESTAMP, TITLE, USER_ID
 
 SHUFFLE, FINISHED = "shuffle", "trackdone"
 _MOST_BYTES = 256 << 20
@@ -31,6 +31,7 @@ class Spotify(Dataset):
     name = "spotify"
     user_id_type = item_id_type = "string"
     columns = (USER_ID, ITEM_ID, TIMESTAMP, PLAY_MS, DURATION_MS, PLAY_SOURCE)
+    unchosen_sources = (SHUFFLE,)
     expected = "Streaming_History_Audio_*.json, endsong_*.json, or the .zip or the folder with them"
 
     def __init__(self, user: str) -> None:

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
 from pipelines.imports import sources
-from pipelines.imports.dataset import LINE, PLAY_SOURCE, Chunk, Dataset, Published, Rejected, Rows
-from pipelines.schema import ARTIST_ID, DURATION_MS, ITEM_ID, PLAY_MS, TIMESTAMP, USER_ID
+from pipelines.imports.dataset import LINE, Chunk, Dataset, Published, Rejected, Rows
+from pipelines.schema import ARTIST_ID, DURATION_MS, ITEM_ID, PLAY_MS, PLAY_SOURCE, TIMESTAMP, USER_ID
 
 FILES = ("listens.parquet", "multi_event.parquet")
 ARTISTS = "artist_item_mapping.parquet"
@@ -37,6 +37,7 @@ class Yambda(Dataset):
 
     name = "yambda"
     columns = (USER_ID, ITEM_ID, TIMESTAMP, PLAY_MS, DURATION_MS, PLAY_SOURCE)
+    unchosen_sources = (RECOMMENDED,)
     expected = f"{' or '.join(FILES)}, or a folder with one of them and {ARTISTS}"
     whole = FILES
 

@@ -215,7 +215,7 @@ def readable(format: Format, uri: str) -> Iterator[None]:
 def _check_columns(spec: LogSpec, uri: str, columns: pa.Schema) -> None:
     """Refuse a file that lacks a column, has it twice, or has one of a type that is never read as it."""
     paths = located(spec, columns)
-    for name in (*REQUIRED_COLUMNS, *(n for n in OPTIONAL_COLUMNS if n in spec.columns)):
+    for name in (*REQUIRED_COLUMNS, *(n for n in OPTIONAL_COLUMNS if n in spec.columns and n in spec.wanted)):
         if name not in paths:
             raise InputError(
                 f"{uri}: column {spec.column(name)} ({name}) is missing, found {_few(columns.names)}: "

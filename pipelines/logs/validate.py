@@ -30,10 +30,12 @@ from pipelines.schema import (
     ITEM_ID,
     LANDING_DAY,
     PLAY_MS,
+    PLAY_SOURCE,
     PLAYS,
     REASON,
     SOURCE_FILE,
     TIMESTAMP,
+    UNCHOSEN,
     USER_ID,
     id_type,
 )
@@ -322,7 +324,7 @@ class CleanTask:
             self._counts["rows_read"] += dropped
             self._counts["forgotten"] += dropped
             codes = validate(batch, self._spec.rules, landing_day)
-            plays = _plays(batch, codes == VALID, self._logs)
+            plays = plays_of(batch, codes == VALID, self._logs)
             self._counts["rows_read"] += len(codes)
             self._counts["accepted"] += len(plays)
             self._counts["ignored"] += int((codes == IGNORED).sum())
@@ -390,17 +392,20 @@ def without_blocked(batch: files.RawBatch, blocked: Blocklist, spec: files.LogSp
     return rest, int(dropped.sum())
 
 
-def _plays(batch: files.RawBatch, valid: np.ndarray, spec: files.LogSpec) -> ShuffleRows:
+def plays_of(batch: files.RawBatch, valid: np.ndarray, spec: files.LogSpec) -> ShuffleRows:
+    """The valid rows of a batch as plays; those of `unchosen_sources` are marked. valid: bool, a row each."""
     columns = batch.columns
-    percent = completion(columns.get(PLAY_MS), columns.get(DURATION_MS), len(valid))
+    play_code = completion(columns.get(PLAY_MS), columns.get(DURATION_MS), len(valid))
+    if PLAY_SOURCE in columns:
+        play_code += _is_in(columns[PLAY_SOURCE], spec.unchosen_sources) * np.uint8(UNCHOSEN)
     user_id = columns[USER_ID].cast(id_type(spec.user_id_type))
     item_id = columns[ITEM_ID].cast(id_type(spec.item_id_type))
     timestamp = columns[TIMESTAMP]
     if not valid.all():
         mask = pa.array(valid)
         user_id, item_id, timestamp = user_id.filter(mask), item_id.filter(mask), timestamp.filter(mask)
-        percent = percent[valid]
-    return ShuffleRows(user_id, item_id, timestamp.to_numpy(zero_copy_only=False), percent)
+        play_code = play_code[valid]
+    return ShuffleRows(user_id, item_id, timestamp.to_numpy(zero_copy_only=False), play_code)
 
 
 def _quarantined(batch: files.RawBatch, positions: np.ndarray, reasons: np.ndarray, file: files.LogFile) -> pa.Table:

@@ -45,7 +45,7 @@ def plays(bucket: int) -> Histories:
         offsets=offsets,
         item_index=(songs % SONGS + 1).astype(np.int32),
         timestamp=times[np.lexsort((times, owner))],
-        completion=np.full(len(owner), 100, np.uint8),
+        play_code=np.full(len(owner), 100, np.uint8),
         heard_offsets=np.arange(count + 1) * 2,
         heard_items=np.tile(np.array([3, 17], np.int32), count),
     )

@@ -141,6 +141,9 @@ def test_what_is_learned_from_counts_in_the_hash_where_it_is_not_what_the_mode_o
         (["quality.max_null_shares={play_ms: 50}"], r"quality\.max_null_shares\.play_ms: .* less than or equal to 1"),
         (["quality.min_volume_ratio=1.5"], r"quality\.min_volume_ratio: .* less than or equal to 1"),
         (["quality.trailing_days=2"], r"quality\.trailing_days: .* greater than or equal to 3"),
+        (["train.unchosen_weight=0.5"], r"^train\.unchosen_weight is 0\.5, but logs\.unchosen_sources is empty.* not$"),
+        (["logs.columns={play_source: how}"], r"^logs: columns names play_source, .* of how that mean .* the play$"),
+        (["train.unchosen_weight=2"], r"^train: train\.unchosen_weight is 2\.0: it must be between 0 and 1$"),
         (["quality.max_age=1"], r"unknown key quality\.max_age: did you mean quality\.max_age_s\?"),
     ],
 )

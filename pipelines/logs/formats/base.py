@@ -17,7 +17,17 @@ from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.logs.formats import values
 from pipelines.logs.formats.values import NULL_TEXTS, escaped
-from pipelines.schema import DS, EVENT_TYPE, ITEM_ID, OPTIONAL_COLUMNS, REQUIRED_COLUMNS, TIMESTAMP, USER_ID, id_type
+from pipelines.schema import (
+    DS,
+    EVENT_TYPE,
+    ITEM_ID,
+    OPTIONAL_COLUMNS,
+    PLAY_SOURCE,
+    REQUIRED_COLUMNS,
+    TIMESTAMP,
+    USER_ID,
+    id_type,
+)
 
 AUTO = "auto"
 """The value of `logs.format`, `logs.timestamp_unit` and `logs.csv.separator` with which the logs themselves decide."""
@@ -62,6 +72,7 @@ class LogSpec:
     timestamp_unit: str = AUTO  # of times that are numbers; or a key of `values.UNITS`
     partition: tuple[str, ...] = (DS,)  # folders' keys: of a date, or of year, month, day
     csv: CsvSpec = CsvSpec()
+    unchosen_sources: tuple[str, ...] = ()  # values of play_source of plays that listeners did not choose
     batch_rows: int = BATCH_ROWS
 
     def __post_init__(self) -> None:
@@ -70,6 +81,11 @@ class LogSpec:
                 near = difflib.get_close_matches(name, COLUMNS, n=1, cutoff=0.0)[0]
                 raise InputError(f"logs.columns: {name!r} is not a column of plays: did you mean {near!r}?")
 
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Our columns that are looked for: `play_source` only where it makes a difference."""
+        return COLUMNS if self.unchosen_sources else tuple(name for name in COLUMNS if name != PLAY_SOURCE)
+
     def column(self, name: str) -> str:
         """The logs' name of one of our columns."""
         return self.columns.get(name, name)
@@ -77,19 +93,20 @@ class LogSpec:
     def mapped(self, available: Iterable[str]) -> dict[str, str]:
         """Our column -> the logs' column, of those that a file has at its top level."""
         available = set(available)
-        return {name: self.column(name) for name in COLUMNS if self.column(name) in available}
+        return {name: self.column(name) for name in self.wanted if self.column(name) in available}
 
     def kind(self, name: str) -> str:
         """What one of our columns holds: a kind of `values`."""
         if name in (USER_ID, ITEM_ID):
             return values.ID if self.type_of(name) == pa.int64() else values.TEXT
-        return {EVENT_TYPE: values.TEXT, TIMESTAMP: values.TIME}.get(name, values.LENGTH)
+        kinds = {EVENT_TYPE: values.TEXT, PLAY_SOURCE: values.LABEL, TIMESTAMP: values.TIME}
+        return kinds.get(name, values.LENGTH)
 
     def type_of(self, name: str) -> pa.DataType:
         """The Arrow type of one of our columns in a `RawBatch`."""
         if name in (USER_ID, ITEM_ID):
             return id_type(self.user_id_type if name == USER_ID else self.item_id_type)
-        return pa.string() if name == EVENT_TYPE else pa.int64()
+        return pa.string() if name in (EVENT_TYPE, PLAY_SOURCE) else pa.int64()
 
 
 @dataclass(frozen=True)
@@ -245,7 +262,7 @@ def parsed(
 def located(spec: LogSpec, schema: pa.Schema) -> dict[str, tuple[str, ...]]:
     """Our column -> where a file has it: its name, or those of a column and its nested fields."""
     found = {}
-    for name in COLUMNS:
+    for name in spec.wanted:
         path = path_of(spec.column(name), schema)
         if path is not None:
             found[name] = path

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.logs.formats.base import (
-    COLUMNS,
     TEXT_ROW_BYTES,
     Batches,
     Fault,
@@ -26,7 +25,7 @@ from pipelines.logs.formats.base import (
     Split,
     parsed,
 )
-from pipelines.logs.formats.values import TEXT, escaped
+from pipelines.logs.formats.values import LABEL, TEXT, escaped
 from pipelines.schema import OPTIONAL_COLUMNS, REQUIRED_COLUMNS
 
 _HEAD_ROWS = 100
@@ -219,7 +218,7 @@ def _batch(spec: LogSpec, rows: list[Row], unit: str) -> RawBatch:
     if twice.any():
         faults.append(Fault("", int(twice.sum()), escaped(rows[int(twice.argmax())][0])))
     found, lacking = {}, {}
-    for name in COLUMNS:
+    for name in spec.wanted:
         column = spec.column(name)
         found[name], wrong = _column([_value(row, column) for row in objects], spec.kind(name))
         if wrong is not None:
@@ -240,7 +239,7 @@ def _batch(spec: LogSpec, rows: list[Row], unit: str) -> RawBatch:
 
 def _with_a_key_twice(spec: LogSpec, rows: list[Row]) -> np.ndarray:
     """Rows that have the key of a used column twice, so that nobody knows which one counts. bool."""
-    names = {spec.column(name) for name in COLUMNS}
+    names = {spec.column(name) for name in spec.wanted}
     names |= {part for name in names for part in name.split(".")}
     keys = {json.dumps(name, ensure_ascii=plain) for name in names for plain in (True, False)}
     marks = {str: tuple(keys), bytes: tuple(key.encode("utf-8", "surrogatepass") for key in keys)}
@@ -279,14 +278,16 @@ def _text(value: Any, kind: str) -> bytes | None:
     """A number or a text as its UTF-8, None for what is neither. A surrogate becomes bytes that are not UTF-8."""
     if isinstance(value, str):
         return value.encode("utf-8", "surrogatepass")
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool):
+        return str(value).lower().encode() if kind == LABEL else None
+    if not isinstance(value, int | float):
         return None
     if isinstance(value, float):
         if not math.isfinite(value):
             return b""
         if value == int(value) and abs(value) < 2**53:
             value = int(value)
-        elif kind == TEXT:
+        elif kind in (TEXT, LABEL):
             return None
     return repr(value).encode()
 

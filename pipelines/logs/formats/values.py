@@ -22,12 +22,13 @@ UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 """Ticks a second, by the value of `logs.timestamp_unit`."""
 _LARGEST_OF_UNIT = ((10**11, "s"), (10**14, "ms"), (10**17, "us"))  # 10**11 s is the year 5138
 
-ID, TEXT, TIME, LENGTH = "id", "text", "time", "length"
-"""What a column holds: whole numbers, texts, moments (Unix seconds), or milliseconds."""
+ID, TEXT, LABEL, TIME, LENGTH = "id", "text", "label", "time", "length"
+"""What a column holds: whole numbers, texts, texts or truth values, moments (Unix seconds), or milliseconds."""
 
 EXPECTED = {
     ID: "whole numbers",
     TEXT: "texts",
+    LABEL: "texts, whole numbers, or true and false",
     TIME: "times: numbers since 1970, timestamps or ISO 8601 texts",
     LENGTH: "numbers",
 }
@@ -44,7 +45,7 @@ _EXACT_FLOAT = 2.0**53
 class Column:
     """A column in our type. Nulls where a row has no value, and where `bad` says that it cannot be read."""
 
-    values: pa.Array  # string for TEXT, else int64
+    values: pa.Array  # string for TEXT and LABEL, else int64
     bad: np.ndarray | None  # bool, a row each; None: every value could be read
 
 
@@ -55,6 +56,8 @@ def accepts(kind: str, type_: pa.DataType) -> bool:
         return True
     if pa.types.is_floating(type_):
         return True
+    if pa.types.is_boolean(type_):
+        return kind == LABEL
     if pa.types.is_timestamp(type_) or pa.types.is_date(type_):
         return kind == TIME
     return pa.types.is_duration(type_) and kind == LENGTH
@@ -64,10 +67,12 @@ def read_column(kind: str, column: pa.Array, *, unit: str = "s", null_texts: Seq
     """A column of an accepted type as one of the kinds. unit: what one tick of a TIME that is a number is.
 
     A value counts only where nothing is lost: 12.0 and "12" are the whole number 12, "007" and 12.5 are none. Fractions
-    of times and lengths are rounded down; NaN and infinity are no values.
+    of times and lengths are rounded down; NaN and infinity are no values. A LABEL is a TEXT that may be true or false.
     """
     if pa.types.is_dictionary(column.type):
         return _of_dictionary(kind, column, unit, null_texts)
+    if kind == LABEL:
+        kind, column = TEXT, column.cast(pa.string()) if pa.types.is_boolean(column.type) else column
     if isinstance(column.type, pa.BaseExtensionType):
         column = _uuid_texts(column) if column.type.extension_name == "arrow.uuid" else column.storage
     if pa.types.is_null(column.type):

@@ -12,6 +12,7 @@ from pipelines.schema import (
     ITEM_ID,
     OPTIONAL_COLUMNS,
     PLAY_MS,
+    PLAY_SOURCE,
     REQUIRED_COLUMNS,
     TIMESTAMP,
     USER_ID,
@@ -45,6 +46,10 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "durationmillis lengthmillis",
         "tracklength trackduration songlength songduration itemduration length duration",
     ),
+    PLAY_SOURCE: (
+        "playsource isorganic organic isautoplay autoplay isshuffle shuffle shuffled playorigin playbackorigin "
+        "streamsource listensource startreason reasonstart playreason",
+    ),
 }
 """Our column -> its names elsewhere, without case and marks, in groups: the likeliest first."""
 _SECONDS = {
@@ -70,6 +75,14 @@ _OTHERS = (
 """Values of an event type, without case and marks, that are plays, and that are none."""
 
 
+_UNCHOSEN = (
+    "shuffle shuffled autoplay autoplayed autostart recommended recommendation recommendations recommender algorithmic "
+    "algorithm radio station mix"
+)
+_ORGANIC = "isorganic organic"
+"""Values of a play's source that no listener chose; and names of columns that say whether one did."""
+
+
 @dataclass(frozen=True)
 class Mapping:
     """The settings that make columns ours, and what is to be known of them."""
@@ -79,6 +92,7 @@ class Mapping:
     item_id_type: str = "int64"
     play_events: tuple[str, ...] = ()  # () where there are no events
     other_events: tuple[str, ...] = ()
+    unchosen_sources: tuple[str, ...] = ()  # () where the column is not mapped
     notes: tuple[str, ...] = ()
     problem: str = ""  # the first required column that was not found; "" if all were
     doubts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # our column -> others that would do as well
@@ -100,7 +114,7 @@ def guess(profiles: Sequence[Profile], *, files: int, given: dict[str, str], eve
     """
     by_name = {profile.name: profile for profile in profiles}
     columns, doubts, notes = dict(given), {}, []
-    for name in (TIMESTAMP, USER_ID, ITEM_ID, EVENT_TYPE, PLAY_MS, DURATION_MS):
+    for name in (TIMESTAMP, USER_ID, ITEM_ID, EVENT_TYPE, PLAY_MS, DURATION_MS, PLAY_SOURCE):
         if name in given:
             continue
         taken = set(columns.values())
@@ -117,12 +131,15 @@ def guess(profiles: Sequence[Profile], *, files: int, given: dict[str, str], eve
     notes += [note for name in types if (note := _note_of_type(name, by_name.get(columns.get(name, "")), types[name]))]
     plays, others, more = _events(by_name.get(columns.get(EVENT_TYPE, "")), events)
     notes += [*more, *_note_of_zone(by_name.get(columns.get(TIMESTAMP, "")))]
+    unchosen = _unchosen(by_name.get(columns.get(PLAY_SOURCE, "")))
+    notes += _note_of_source(by_name.get(columns.get(PLAY_SOURCE, "")), unchosen)
     return Mapping(
         columns,
         user_id_type=types[USER_ID],
         item_id_type=types[ITEM_ID],
         play_events=plays,
         other_events=others,
+        unchosen_sources=unchosen,
         notes=tuple(notes),
         problem=_missing(columns, profiles),
         doubts={name: others for name, others in doubts.items() if others},
@@ -156,6 +173,8 @@ def _rank(name: str, column: str) -> tuple[int, int, int] | None:
 
 def _confirmed(name: str, profile: Profile) -> bool:
     """Whether a column's values are of the kind of one of ours."""
+    if name == PLAY_SOURCE:
+        return bool(_unchosen(profile))
     if profile.nested or not profile.distinct:
         return False
     if name == TIMESTAMP:
@@ -291,6 +310,28 @@ def _events(profile: Profile | None, known: Collection[str]) -> tuple[tuple[str,
             "logs.play_events or logs.other_events names it"
         ],
     )
+
+
+def _unchosen(profile: Profile | None) -> tuple[str, ...]:
+    """The values of a play's source, or of a column that says whether it was chosen, that mean that nobody chose it."""
+    if profile is None or any(value[:1] in ("[", "{") for value in profile.counts):
+        return ()
+    column = normalized(profile.name.split(".")[-1])
+    truth = {"false", "0", "0.0"} if column in _ORGANIC.split() else {"true", "1", "1.0"}
+    told = set(map(str.lower, profile.counts)) <= {"true", "false", "0", "1", "0.0", "1.0"}
+    values = [v for v in profile.counts if (v.lower() in truth if told else normalized(v) in _UNCHOSEN.split())]
+    return tuple(sorted(values))
+
+
+def _note_of_source(profile: Profile | None, unchosen: tuple[str, ...]) -> list[str]:
+    if profile is None or not unchosen:
+        return []
+    rows = sum(profile.counts[value] for value in unchosen)
+    shown = " and ".join(quoted(value) for value in unchosen)
+    return [
+        f"plays whose {profile.name} is {shown} ({rows / max(profile.rows, 1):.0%} of the rows) count as not chosen by "
+        "the listener; train.unchosen_weight below 1 lets training learn less from them"
+    ]
 
 
 def _note_of_zone(profile: Profile | None) -> list[str]:

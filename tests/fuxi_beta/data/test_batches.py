@@ -131,6 +131,37 @@ def test_skips_among_the_next_plays_are_targets_by_their_weight(example):
     assert {int(song) for batch in unknown for song in batch.target} <= {4}
 
 
+@pytest.mark.parametrize("objective", ["next_play", "next_day"])
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_plays_that_nobody_chose_are_context_and_targets_by_their_weight(make_shards, objective, weight):
+    """Of the share of epochs that is their weight; nothing else of a batch changes, and at weight 1 nothing at all."""
+    users = random_users(1, 30)
+    unchosen = {(user, place) for user, events in users.items() for place in range(len(events)) if (user + place) % 3}
+    marked = {
+        user: [
+            (song, time, code + 128 * ((user, place) in unchosen)) for place, (song, time, code) in enumerate(events)
+        ]
+        for user, events in users.items()
+    }
+    train = replace(TRAIN, learn_from="plays", objective=objective)
+    plain = batch_of(make_shards([users], vocabulary_size=40, data_end=MONDAY + 3 * DAY), train)
+    manifest = make_shards([marked], vocabulary_size=40, data_end=MONDAY + 3 * DAY)
+    weighed = replace(train, unchosen_weight=weight)
+    drawn = [batch_of(manifest, weighed, epoch=epoch) for epoch in range(100)]
+    for batch in (*drawn, batch_of(manifest, train)):
+        for name in ("offsets", "item_index", "timestamp", "next_timestamp", "sample"):
+            assert torch.equal(getattr(batch, name), getattr(plain, name))
+    assert torch.equal(batch_of(manifest, train).target, plain.target)
+    assert torch.equal(batch_of(manifest, weighed, epoch=7).target, drawn[7].target)
+    share = torch.stack([batch.target > 0 for batch in drawn]).double().mean(0)[plain.target > 0]
+    always, others = share == 1, share[share < 1]
+    if weight == 1:
+        assert always.all()
+        return
+    assert 0.2 < always.double().mean() < 0.5  # about a third was chosen
+    assert (others > 0).all() == (weight > 0) and abs(others.mean() - weight) < 0.02
+
+
 def test_the_songs_of_a_day_are_predicted_from_the_end_of_the_day_before(example):
     """Of the listener's second day: from the last play of the first one, each song once."""
     train = replace(TRAIN, learn_from="plays", objective="next_day")

@@ -604,6 +604,24 @@ def lastfm_out(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "out"
 
 
+def test_plays_that_nobody_chose_are_told_in_the_histories(tmp_path: Path, spark: Any) -> None:
+    dataset, _, source = downloaded(tmp_path, "yambda")
+    run(dataset, source, tmp_path / "out")
+    overrides = ["sequences.buckets=2", "quality.max_age_s=1000000000"]
+    day = open_day(
+        load_config(str(tmp_path / "out/daily.yaml"), overrides=overrides, environment={}), dt.date(2020, 1, 10)
+    )
+    sessionize.run(day)
+    manifest = day.manifest(day.ds)
+    histories = [manifest.histories(file) for file in manifest.files]
+    rows = pa.concat_tables(storage.read_table(str(file)) for file in (tmp_path / "out" / "plays").rglob("*.parquet"))
+    recommended = pc.sum(pc.equal(rows["play_source"], "recommended")).as_py()
+    assert sum(int((~one.chosen).sum()) for one in histories) == recommended > 0
+    assert sorted(np.concatenate([one.completion for one in histories]).tolist()) == sorted(
+        min(100, (100 * row["play_ms"] + row["duration_ms"] // 2) // row["duration_ms"]) for row in rows.to_pylist()
+    )
+
+
 def test_it_becomes_histories(lastfm_out: Path, spark: Any) -> None:
     overrides = ["sequences.buckets=2", "quality.max_age_s=1000000000"]
     config = load_config(str(lastfm_out / "daily.yaml"), overrides=overrides, environment={})

@@ -147,7 +147,7 @@ def test_more_listeners_than_a_key_has_room_for_are_sorted_in_portions():
     histories, _ = merge_plays(events, max_history=1000)
     order = np.lexsort((items, times, users))
     assert np.array_equal(np.repeat(histories.users, histories.lengths), users[order])
-    for found, given_ in ((histories.timestamp, times), (histories.item_index, items), (histories.completion, done)):
+    for found, given_ in ((histories.timestamp, times), (histories.item_index, items), (histories.play_code, done)):
         assert np.array_equal(found, given_[order])
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipelines.histories.histories import Histories
 from pipelines.histories.increments import Layer, increment_over
 from pipelines.histories.merge import Plays, merge_plays, overlay
-from pipelines.schema import id_type, sequence_schema
+from pipelines.schema import UNCHOSEN, id_type, sequence_schema
 
 GAP = 1800
 LARGEST_INDEX = 2**31 - 1
@@ -59,11 +59,10 @@ def worlds(draw):
 def days(draw, most_days=4, most_plays=25):
     """A world and the plays (user, timestamp, song, completion) that landed on each day; some again, played less."""
     world = draw(worlds())
-    one = st.tuples(*map(st.sampled_from, (world.users, world.times, world.songs)), st.integers(0, 100))
+    code = st.integers(0, 100) | st.integers(UNCHOSEN, UNCHOSEN + 100)  # of one that nobody chose
+    one = st.tuples(*map(st.sampled_from, (world.users, world.times, world.songs)), code)
     landed = draw(st.lists(st.lists(one, max_size=most_plays), min_size=1, max_size=most_days))
-    again = draw(
-        st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, most_days - 1), st.integers(0, 100)), max_size=6)
-    )
+    again = draw(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, most_days - 1), code), max_size=6))
     everything = [play for day in landed for play in day]
     for which, day, completion in again if everything else []:
         landed[day % len(landed)].append((*everything[which % len(everything)][:3], completion))
@@ -168,7 +167,7 @@ class Stored:
         else:
             self.layers.append((found.histories.take(some), found.num_new[some]))
         users = np.repeat(found.histories.users, found.histories.lengths).tolist()
-        columns = (found.histories.timestamp, found.histories.item_index, found.histories.completion)
+        columns = (found.histories.timestamp, found.histories.item_index, found.histories.play_code)
         return list(zip(users, *(column.tolist() for column in columns), strict=True))
 
     def _count(self, found) -> None:
@@ -270,7 +269,7 @@ def test_songs_heard_before_all_plays_are_kept_as_heard(drawn, most):
         given_plays.user_id,
         given_plays.timestamp,
         given_plays.item_index,
-        given_plays.completion,
+        given_plays.play_code,
         pa.array([mark[0] for mark in marks], id_type(world.kind)),
         np.array([mark[2] for mark in marks], np.int32),
     )

@@ -31,7 +31,7 @@ def as_tuples(part):
             part.user_id.to_pylist(),
             part.item_id.to_pylist(),
             part.timestamp.tolist(),
-            part.completion.tolist(),
+            part.play_code.tolist(),
             strict=True,
         )
     )

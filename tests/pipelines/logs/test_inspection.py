@@ -36,6 +36,7 @@ VALUES = {
     "event_type": lambda n: "listen" if n % 3 else "skip",
     "play_ms": lambda n: 100_000 + n,
     "duration_ms": lambda n: 200_000 + n,
+    "play_source": lambda n: "Shuffle" if n % 3 else "click",
 }
 
 
@@ -121,6 +122,27 @@ def test_events_are_divided_and_the_rest_is_named():
     rows = [row(n, event=events[n % 4]) for n in range(40)]
     known = mapping.guess(profiles(rows), files=1, given={}, events=["skip"])
     assert not any("skip" in note for note in known.notes)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "unchosen"),
+    [
+        ("play_source", ["click", "shuffle", "radio", "album"], ("radio", "shuffle")),
+        ("is_organic", [1, 0], ("0",)),
+        ("is_organic", [True, False], ("false",)),
+        ("is_organic", ["True", "False"], ("False",)),
+        ("shuffle", [True, False, None], ("true",)),
+        ("autoplay", ["0", "1"], ("1",)),
+        ("context.shuffle", ["yes", "no"], ()),  # unknown values are nobody's guess
+        ("play_source", ["click", "album"], ()),
+        ("play_source", [["shuffle"], ["click"]], ()),
+    ],
+)
+def test_sources_that_no_listener_chose_are_guessed_by_their_values(column, values, unchosen):
+    found = guess([row(n, **{column: values[n % len(values)]}) for n in range(40)])
+    assert found.unchosen_sources == unchosen
+    assert ("play_source" in found.columns) == bool(unchosen)
+    assert any("train.unchosen_weight" in note for note in found.notes) == bool(unchosen)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,10 @@ def test_an_unpaired_surrogate_costs_its_row(tmp_path, column, bad):
         (values.TEXT, pa.array([12, None]), ["12", None], []),
         (values.TEXT, pa.array([b"\x12" * 16], pa.uuid()), ["12121212-1212-1212-1212-121212121212"], []),
         (values.TEXT, pa.array(["a", "b"]).dictionary_encode(), ["a", "b"], []),
+        (values.LABEL, pa.array([True, False, None]), ["true", "false", None], []),
+        (values.LABEL, pa.array([1, 0, None]), ["1", "0", None], []),
+        (values.LABEL, pa.array(["shuffle ", "NULL", "True"]), ["shuffle", None, "True"], []),
+        (values.LABEL, pa.array(["shuffle", "radio"]).dictionary_encode(), ["shuffle", "radio"], []),
         (
             values.LENGTH,
             pa.array(["1.2E+5", "1500.7", "-0.5", "inf", "nan", "1,5"]),

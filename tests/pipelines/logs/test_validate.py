@@ -7,19 +7,38 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines import schema
 from pipelines.forget import blocklist
 from pipelines.logs.files import LogFile, LogSpec, RawBatch, plan, read
-from pipelines.logs.validate import IGNORED, REASONS, VALID, ValidationRules, completion, validate, without_blocked
+from pipelines.logs.validate import (
+    IGNORED,
+    REASONS,
+    VALID,
+    ValidationRules,
+    completion,
+    plays_of,
+    validate,
+    without_blocked,
+)
+from pipelines.schema import UNCHOSEN
 
 LANDED = dt.date(2026, 3, 2)
 RULES = ValidationRules(play_events=("play",), other_events=("like",), max_late_days=60)
 NOON = int(dt.datetime(2026, 3, 2, 12, tzinfo=dt.UTC).timestamp())
-GOOD = {"user_id": 1, "item_id": 10, "timestamp": NOON, "event_type": "play", "play_ms": 5, "duration_ms": 10}
-TYPES = {"event_type": pa.string()}
+GOOD = {
+    "user_id": 1,
+    "item_id": 10,
+    "timestamp": NOON,
+    "event_type": "play",
+    "play_ms": 5,
+    "duration_ms": 10,
+    "play_source": "shuffle",
+}
+TYPES = {"event_type": pa.string(), "play_source": pa.string()}
 
 
 def verdict(rules=RULES, landed=LANDED, unparseable=False, **changes):
@@ -45,6 +64,9 @@ def verdict(rules=RULES, landed=LANDED, unparseable=False, **changes):
         ({"duration_ms": -1}, "negative_duration"),
         ({"play_ms": None, "duration_ms": None}, "valid"),
         ({"duration_ms": "absent"}, "valid"),
+        ({"play_source": None}, "valid"),
+        ({"play_source": "absent"}, "valid"),
+        ({"play_source": "never heard of"}, "valid"),
         ({"unparseable": True, "event_type": "like"}, "unparseable"),
         ({"user_id": None, "timestamp": None}, "null_user_id"),
     ],
@@ -84,6 +106,39 @@ def test_unknown_completion_is_a_full_play():
 
 def test_every_column_of_a_play_is_known_to_the_schema():
     assert set(GOOD) == {*schema.REQUIRED_COLUMNS, *schema.OPTIONAL_COLUMNS}
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "json"])
+@pytest.mark.parametrize(
+    ("sources", "unchosen", "marked"),
+    [
+        (["click", "shuffle", None, "radio"], ("shuffle", "radio"), [0, 1, 0, 1]),
+        ([True, False, None, True], ("true",), [1, 0, 0, 1]),
+        ([1, 0, None, 1], ("0",), [0, 1, 0, 0]),
+        (["click", "shuffle", None, "radio"], (), [0, 0, 0, 0]),  # the column is not read at all
+    ],
+)
+def test_plays_that_nobody_chose_are_marked_whatever_the_format(tmp_path, format, sources, unchosen, marked):
+    rows = [
+        {"user_id": n, "item_id": 5, "timestamp": NOON, "play_ms": n, "duration_ms": 4, "how": source}
+        for n, source in enumerate(sources)
+    ]
+    file = tmp_path / "ds=2026-03-02" / f"a.{format}"
+    file.parent.mkdir()
+    if format == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif format == "csv":
+        pa_csv.write_csv(pa.Table.from_pylist(rows), file)
+    else:
+        file.write_text("\n".join(json.dumps({k: v for k, v in row.items() if v is not None}) for row in rows))
+    spec = LogSpec(str(tmp_path), columns={"play_source": "how"}, unchosen_sources=unchosen)
+    log = LogFile(str(file), file.stat().st_size, "", "2026-03-02")
+    codes = []
+    for split in plan(spec, [log]):
+        for batch in read(spec, split):
+            assert ("play_source" in batch.columns) == bool(unchosen)
+            codes += plays_of(batch, validate(batch, RULES, LANDED) == VALID, spec).play_code.tolist()
+    assert codes == [25 * n + UNCHOSEN * mark for n, mark in enumerate(marked)]
 
 
 def log_batches(folder, name, content):
