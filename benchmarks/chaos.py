@@ -85,12 +85,14 @@ class Round:
     def wrong(self) -> list[str]:
         """Everything that must not be."""
         hung = [f"hung: {one}" for one in self.runs if one.hung]
+        traced = [f"a trace in place of a line: {one}" for one in self.runs if one.traced]
         return [
             *(f"differs: {line}" for line in self.differing),
             *(f"damaged: {line}" for line in self.damaged),
             *(f"left: {line}" for line in self.left),
             *(line for one in self.runs for line in one.wrong),
             *hung,
+            *traced,
         ]
 
 
@@ -190,13 +192,10 @@ def print_tables(found: Sequence[Round]) -> None:
     console = Console(width=120)
     console.print(table)
     console.print(summary)
-    traces = sum(one.traced for each in found for one in each.runs)
     kills, wrong = sum(each.kills for each in found), [line for each in found for line in each.wrong]
     for line in dict.fromkeys(wrong):
         console.print(f"WRONG: {line}", highlight=False, soft_wrap=True)
-    console.print(
-        f"{kills} SIGKILLs in {len(found)} rounds, {len(wrong)} things wrong, {traces} runs ended with a trace"
-    )
+    console.print(f"{kills} SIGKILLs in {len(found)} rounds, {len(wrong)} things wrong")
 
 
 def places(root: Path, options: argparse.Namespace) -> Iterator[Place]:

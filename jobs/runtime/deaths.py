@@ -75,8 +75,21 @@ def chain(error: BaseException) -> Iterator[BaseException]:
             todo += [getattr(one, "cause", None), *inner, one.__cause__, one.__context__]
 
 
+def text_of(error: BaseException) -> str | None:
+    """What an error says, and the error of Java that it stands for; None for one of Py4J whose JVM is gone.
+
+    Those ask the JVM for their text each time.
+    """
+    try:
+        return f"{error} {getattr(error, 'java_exception', '')}"
+    except Exception:
+        return None
+
+
 def _of_one(error: BaseException) -> str | None:
-    kind, text = type(error), f"{error} {getattr(error, 'java_exception', '')}"
+    kind, text = type(error), text_of(error)
+    if text is None:
+        return JVM_DIED
     if isinstance(error, StageDiedError):
         return str(error)
     if kind.__module__.startswith("ray.") and (name := _named(kind)):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.runtime.deaths import chain
+from jobs.runtime.deaths import chain, text_of
 from pipelines import object_store, storage
 from pipelines.errors import InputError, MachineError
 
@@ -35,13 +35,14 @@ def explain(error: BaseException) -> str | None:
         if isinstance(one, InputError | MachineError):
             return str(one)
     for one in chained:
-        text = f"{one} {getattr(one, 'java_exception', '')}"
+        if (text := text_of(one)) is None:
+            continue
         number = getattr(one, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(text):
             return _full_disk(_place(one, text), chained)
         if isinstance(one, OSError) and (number in _NO_RIGHT or _READ_ONLY.search(text)):
             return _no_right(one, text, number or errno.EACCES)
-        if _of_registry(one):
+        if _of_registry(one, text):
             return _registry(text)
         if _STORE.search(text) or type(one).__module__.startswith(("botocore.", "boto3.")):
             return _store(text)
@@ -72,10 +73,10 @@ def _place(error: BaseException, text: str) -> str:
     return str(name or (found and (found[1] or found[2])) or "a file of this run")
 
 
-def _of_registry(error: BaseException) -> bool:
+def _of_registry(error: BaseException, text: str) -> bool:
     module = type(error).__module__
     gone = r"Max retries|Connection|timed out|API request|refused|unable to open|OperationalError|resolve|5\d\d"
-    return module.startswith(_REGISTRY_MODULES) and re.search(gone, f"{type(error).__name__} {error}") is not None
+    return module.startswith(_REGISTRY_MODULES) and re.search(gone, f"{type(error).__name__} {text}") is not None
 
 
 def _registry(text: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from jobs.runtime import deaths
+from jobs.runtime import deaths, failures
 from tests.log_lines import said
 
 DS = "2026-03-02"
@@ -153,6 +153,20 @@ SPARK_TRACE = """An error occurred while calling o56.collectToPython.
 def test_what_the_jvm_says_of_a_worker_that_died_is_known(error: str, died: str | None) -> None:
     where = "org.apache.spark.api.python.PythonRunner$$anon$3.read"
     assert deaths.what_died(Py4JJavaError(SPARK_TRACE.format(why=error, where=where))) == died
+
+
+def test_an_error_whose_text_the_dead_jvm_was_to_give_is_its_death() -> None:
+    """A worker dies, then the JVM before it is asked for the trace: every look at the error is refused."""
+
+    class AsksJvm(Py4JJavaError):
+        def __str__(self) -> str:
+            raise ConnectionRefusedError(111, "Connection refused")
+
+    outer = RuntimeError("while sessionizing")
+    outer.__context__ = AsksJvm()
+    for error in (AsksJvm(), outer):
+        assert failures.explain(error) is None
+        assert deaths.what_died(error) == "Spark's JVM died"
 
 
 def test_an_end_of_a_file_that_no_worker_wrote_is_no_death() -> None:
