@@ -88,10 +88,8 @@ def text_of(error: BaseException) -> str | None:
 
 def _of_one(error: BaseException) -> str | None:
     kind, text = type(error), text_of(error)
-    if text is None:
-        return JVM_DIED
-    if isinstance(error, StageDiedError):
-        return str(error)
+    if isinstance(error, StageDiedError) or text is None:
+        return JVM_DIED if text is None else str(error)
     if kind.__module__.startswith("ray.") and (name := _named(kind)):
         return f"{name} died"
     if kind is Exception and _START.search(text):

@@ -158,13 +158,13 @@ def test_what_the_jvm_says_of_a_worker_that_died_is_known(error: str, died: str 
 def test_an_error_whose_text_the_dead_jvm_was_to_give_is_its_death() -> None:
     """A worker dies, then the JVM before it is asked for the trace: every look at the error is refused."""
 
-    class AsksJvm(Py4JJavaError):
+    class AsksJvmError(Py4JJavaError):
         def __str__(self) -> str:
             raise ConnectionRefusedError(111, "Connection refused")
 
     outer = RuntimeError("while sessionizing")
-    outer.__context__ = AsksJvm()
-    for error in (AsksJvm(), outer):
+    outer.__context__ = AsksJvmError()
+    for error in (AsksJvmError(), outer):
         assert failures.explain(error) is None
         assert deaths.what_died(error) == "Spark's JVM died"
 
