@@ -26,6 +26,8 @@ from pipelines.errors import FencedError, InputError
 
 ATTEMPTS = 10
 """Tries of a request that a 5xx, SlowDown, a reset or a time-out ended; the pauses double to 20 s, 50 s in all."""
+ARROW_RETRIES = 11
+"""Of PyArrow's requests; its pauses double from 0.05 s to 26 s, 51 s in all, without jitter."""
 CONNECT_S, READ_S = 5, 30
 ENVIRONMENT = (
     "AWS_ENDPOINT_URL",
@@ -39,6 +41,8 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
 _PART_BYTES = 16 << 20
 _ONE_PUT_BYTES = 64 << 20
 _STALE_UPLOAD = dt.timedelta(days=2)
+_PASSING_STATUS = (429, 500, 502, 503, 504)
+_PASSING_CODES = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "OperationAborted")
 _FENCE, _WRITE = "fence", "write"
 """Metadata of an object: the token of the lease it was written under, and an id of the write."""
 
@@ -69,9 +73,21 @@ def _client(_: tuple[Any, ...], attempts: int, connect_s: float, read_s: float) 
     import boto3
     from botocore.config import Config
 
-    retries = {"mode": "standard", "total_max_attempts": attempts}
+    retries = {"mode": "standard", "total_max_attempts": 1}
     config = Config(retries=retries, connect_timeout=connect_s, read_timeout=read_s, max_pool_connections=32)  # type: ignore[arg-type]
-    return boto3.Session().client("s3", config=config)
+    made = boto3.Session().client("s3", config=config)
+    # botocore's own retries share a quota, which 32 threads have used up within seconds of an outage: then none waits.
+    made.meta.events.register("needs-retry.s3", functools.partial(_pause_before_retry, attempts))
+    return made
+
+
+def _pause_before_retry(most: int, *, response: Any, attempts: int, caught_exception: Any, **_: Any) -> float | None:
+    """Seconds after which botocore sends a request again; None if it does not. attempts: that were made."""
+    passing = isinstance(caught_exception, _broken_bodies())
+    if response is not None:
+        answer, parsed = response
+        passing = answer.status_code in _PASSING_STATUS or parsed.get("Error", {}).get("Code") in _PASSING_CODES
+    return _pause(attempts) if passing and attempts < most else None
 
 
 def filesystem() -> pafs.FileSystem:
@@ -88,7 +104,8 @@ def _filesystem(_: tuple[Any, ...]) -> pafs.FileSystem:
         options = {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         options["region"] = region
-    policy = pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
+    # The AWS library's standard strategy shares a quota among all requests, as botocore's does; this one has none.
+    policy = pafs.AwsDefaultS3RetryStrategy(max_attempts=ARROW_RETRIES)
     plain = pafs.S3FileSystem(retry_strategy=policy, connect_timeout=CONNECT_S, request_timeout=READ_S, **options)
     return pafs.PyFileSystem(EncryptingHandler(plain)) if encryption() else plain
 
@@ -246,9 +263,13 @@ def endpoint() -> str:
 
 def pauses() -> Iterator[float | None]:
     """Seconds to wait after each attempt, with full jitter; None after the last."""
-    for attempt in range(ATTEMPTS - 1):
-        yield random.uniform(0, min(20.0, 2.0**attempt))
+    for attempt in range(1, ATTEMPTS):
+        yield _pause(attempt)
     yield None
+
+
+def _pause(attempts: int) -> float:
+    return random.uniform(0, min(20.0, 2.0 ** (attempts - 1)))
 
 
 def _broken_bodies() -> tuple[type[Exception], ...]:
