@@ -26,8 +26,6 @@ from pipelines.errors import FencedError, InputError
 
 ATTEMPTS = 10
 """Tries of a request that a 5xx, SlowDown, a reset or a time-out ended; the pauses double to 20 s, 50 s in all."""
-ARROW_RETRIES = 11
-"""Of PyArrow's requests; its pauses double from 0.05 s to 26 s, 51 s in all, without jitter."""
 CONNECT_S, READ_S = 5, 30
 ENVIRONMENT = (
     "AWS_ENDPOINT_URL",
@@ -62,10 +60,10 @@ class StoredObject:
     metadata: Mapping[str, str]
 
 
-def client(*, attempts: int = ATTEMPTS, connect_s: float = CONNECT_S, read_s: float = READ_S) -> Any:
-    """This process's boto3 client under the policy; safe to use from several threads."""
+def client(*, attempts: int = 0, connect_s: float = CONNECT_S, read_s: float = READ_S) -> Any:
+    """This process's boto3 client under the policy; safe to use from several threads. attempts: if not `ATTEMPTS`."""
     known = tuple(os.environ.get(name) for name in (*ENVIRONMENT, *CREDENTIALS))
-    return _client((os.getpid(), *known), attempts, connect_s, read_s)
+    return _client((os.getpid(), *known), attempts or ATTEMPTS, connect_s, read_s)
 
 
 @functools.lru_cache(maxsize=8)
@@ -105,7 +103,7 @@ def _filesystem(_: tuple[Any, ...]) -> pafs.FileSystem:
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         options["region"] = region
     # The AWS library's standard strategy shares a quota among all requests, as botocore's does; this one has none.
-    policy = pafs.AwsDefaultS3RetryStrategy(max_attempts=ARROW_RETRIES)
+    policy = pafs.AwsDefaultS3RetryStrategy(max_attempts=ATTEMPTS + 1)  # 0.05 s to 26 s, 51 s in all
     plain = pafs.S3FileSystem(retry_strategy=policy, connect_timeout=CONNECT_S, request_timeout=READ_S, **options)
     return pafs.PyFileSystem(EncryptingHandler(plain)) if encryption() else plain
 
@@ -142,8 +140,8 @@ def get(uri: str, client_: Any = None) -> StoredObject:
     bucket, key = split(uri)
     for pause in pauses():
         with _explained(uri):
+            answer = (client_ or client()).get_object(Bucket=bucket, Key=key)  # which the client itself repeats
             try:
-                answer = (client_ or client()).get_object(Bucket=bucket, Key=key)
                 content = answer["Body"].read()
             except _broken_bodies():
                 if pause is None:

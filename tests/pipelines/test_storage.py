@@ -182,7 +182,6 @@ def test_a_store_that_does_not_answer_makes_no_file_a_damaged_one(
 ) -> None:
     monkeypatch.setattr(storage, "WHOLE_BYTES", whole)
     monkeypatch.setattr(object_store, "ATTEMPTS", 2)
-    monkeypatch.setattr(object_store, "ARROW_RETRIES", 2)
     object_store._filesystem.cache_clear()
     storage.write_table(f"{s3}/w/t.parquet", pa.table({"n": list(range(1000))}))
     with FaultProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
