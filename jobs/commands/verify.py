@@ -33,7 +33,7 @@ _REMEDIES = (
         r"(quality|metrics|list_hits|list_quality)/",
         "restore it from a backup, or remove the folder of this table: the history in reports is lost with it",
     ),
-    (r"recommendations/_delta_log/", "restore it from a backup, or remove recommendations/: lists of earlier days are lost"),
+    (r"recommendations/_delta_log/", "restore it from a backup, or remove recommendations/ and all its lists"),
     (r"quarantine/", "restore it from a backup, or `fuxi sessionize --ds {ds} --force`"),
     (r"recommendations/", "restore it from a backup, or `fuxi recommend --ds {ds} --force`"),
     (r"reports/[^/]+$", "write the page of any day again: `fuxi report --ds DATE --force`"),
