@@ -38,7 +38,8 @@ _REMEDIES = (
     (r"recommendations/", "restore it from a backup, or `fuxi recommend --ds {ds} --force`"),
     (r"reports/[^/]+$", "write the page of any day again: `fuxi report --ds DATE --force`"),
     (r"reports/", "`fuxi report --ds {ds} --force`"),
-    (r"mlartifacts/|mlflow\.db", "restore it from a backup, or train another version: `fuxi train --ds {ds} --force`"),
+    (r"mlflow\.db", "restore it from a backup; without one, move it and mlartifacts/ away and train from nothing"),
+    (r"mlartifacts/", "restore it from a backup, or train another version: `fuxi train --ds {ds} --force`"),
     (r"catalogue/", "import the data set again"),
     (r"reproduce", "remove it and run `fuxi reproduce` again"),
     (r"", "restore it from a backup"),
@@ -136,7 +137,8 @@ class _Walk:
             for name, damage in zip(self.wanted, pool.map(digests.damage_of, uris, self.wanted.values()), strict=True):
                 if damage:
                     self.damaged[name] = f"{storage.join(self.root, name)} {damage}"
-        database = {"mlflow.db"} & self.names if self.ds is None else set()
+        models = any(name.startswith("mlartifacts/models/") for name in self.names)
+        database = ({"mlflow.db"} & self.names or models) and self.ds is None
         if database and (damage := _damage_of_database(storage.join(self.root, "mlflow.db"))):
             self.damaged["mlflow.db"] = f"{self.root}/mlflow.db {damage}"
         known = self.wanted.keys() | self.json | self.damaged.keys()
@@ -181,6 +183,7 @@ def _damage_of_database(path: str) -> str:
     try:
         with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
             [first, *_] = database.execute("pragma integrity_check").fetchone()
+            database.execute("select version_num from alembic_version").fetchone()
     except sqlite3.DatabaseError as error:
         return f"is damaged ({error})"
     return "" if first == "ok" else f"is damaged ({' '.join(first.split())})"

@@ -28,9 +28,21 @@ def ensure_database(database: Path, uri: str) -> None:
                 f"{database} has {records} and tables of revision {found or 'unknown'}, this MLflow wants {wanted}: "
                 f"back it up and run `mlflow db upgrade '{uri}'`, or restore it"
             )
+        _refuse_beside_models(database)
         database.unlink()
     if not database.exists():
+        _refuse_beside_models(database)
         _make(database, uri)
+
+
+def _refuse_beside_models(database: Path) -> None:
+    """InputError if models are stored beside a database that knows none: in an empty one, days would begin anew."""
+    artifacts = database.with_name("mlartifacts")
+    if any(artifacts.glob("models/*/artifacts/*")):
+        raise InputError(
+            f"{database} is empty or not there, but {artifacts} has models: restore it from a backup; to begin without "
+            f"any model, move {artifacts} away"
+        )
 
 
 def _make(database: Path, uri: str) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT, SIGHUP: a commit that is being made is finished, engines end, leases are released, one line says so."""
+"""SIGTERM, SIGINT, SIGHUP: a commit being made is finished, engines end, leases are released, one line says so."""
 
 import contextlib
 import os

@@ -96,3 +96,16 @@ def test_what_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"nothing of the kind" * 100)
     with pytest.raises(InputError, match=r"mlflow\.db is damaged .*restore it"):
         made(tmp_path / "mlflow.db")
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_models_without_their_database_are_no_new_registry(tmp_path: Path, content: bytes | None) -> None:
+    """In an empty one, the next day would be trained from nothing and compared with no champion."""
+    database = tmp_path / "mlflow.db"
+    model = tmp_path / "mlartifacts" / "models" / "m-1" / "artifacts" / "MLmodel"
+    model.parent.mkdir(parents=True)
+    model.write_text("flavors: {}")
+    if content is not None:
+        database.write_bytes(content)
+    with pytest.raises(InputError, match=r"mlflow\.db is empty or not there, but .*mlartifacts has models: restore it"):
+        ensure_database(database, f"sqlite:///{database}")

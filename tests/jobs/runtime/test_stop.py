@@ -43,11 +43,14 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize(("number", "engine", "code"), [
+@pytest.mark.parametrize(
+    ("number", "engine", "code"),
+    [
         (signal.SIGTERM, "ray", 143),
         (signal.SIGINT, "spark", 130),
         pytest.param(signal.SIGHUP, "spark", 129, marks=pytest.mark.slow),
-    ])
+    ],
+)
 def test_a_stopped_day_leaves_nothing_running_and_says_how_far_it_came(
     tmp_path: Path, number: signal.Signals, engine: str, code: int
 ) -> None:
