@@ -41,8 +41,8 @@ class MeasuredBehind:
     """Figures of the stages behind sessionize on one machine. Arguments of the command, all of them or none."""
 
     train_cpu_s_per_million: float  # processor seconds for a million plays and an epoch
-    evaluate_cpu_s_per_million: float  # for a million listeners
-    recommend_cpu_s_per_million: float
+    evaluate_cpu_s: float  # of a day of any size: a sample of listeners is measured
+    recommend_cpu_s_per_million: float  # for a million listeners
     listeners_per_play: float
     hours: float  # in which these stages are to be done
 
@@ -52,7 +52,7 @@ class MeasuredBehind:
         return Behind(
             listeners=listeners,
             train_hours=plays / 1e6 * self.train_cpu_s_per_million / 3600,
-            evaluate_hours=listeners / 1e6 * self.evaluate_cpu_s_per_million / 3600,
+            evaluate_hours=self.evaluate_cpu_s / 3600,
             recommend_hours=listeners / 1e6 * self.recommend_cpu_s_per_million / 3600,
             within_hours=self.hours,
         )

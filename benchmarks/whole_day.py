@@ -36,8 +36,8 @@ from jobs.runtime import machine
 from pipelines.synthetic.industrial.config import BASE_DAYS, PRESETS, industrial_config
 
 STAGES = ("sessionize", "hits", "train", "evaluate", "promote", "recommend", "report")
-UNIT = {"sessionize": "plays", "train": "plays", "evaluate": "listeners", "recommend": "listeners"}
-"""What the cost of a stage grows with; that of the others does not."""
+UNIT = {"sessionize": "plays", "train": "plays", "recommend": "listeners"}
+"""What the cost of a stage grows with; the others' does not: evaluate measures a sample of listeners."""
 PRESET = "daily-recommendations"
 SAMPLE_S = 0.5
 RESULT = "whole_day.json"
@@ -218,6 +218,7 @@ def arguments(stages: dict[str, Stage], sizes: dict[str, float]) -> str:
     """What a day costs beyond sessionizing, as arguments of `benchmarks.cluster_sizes`."""
     cost = {name: stages[name].cpu_s / sizes[unit] * 1e6 for name, unit in UNIT.items() if name in stages}
     values = {f"{name}-cpu-s-per-million": f"{cost[name]:.3g}" for name in cost if name != "sessionize"}
+    values["evaluate-cpu-s"] = f"{stages['evaluate'].cpu_s:.3g}"
     values["listeners-per-play"] = f"{sizes['listeners'] / sizes['plays']:.3g}"
     return shlex.join([word for name, value in values.items() for word in (f"--{name}", value)])
 
@@ -248,7 +249,7 @@ def print_projection(stages: dict[str, Stage], sizes: dict[str, float]) -> None:
     for name, _ in days:
         table.add_column(f"{name}: hours", justify="right")
         table.add_column("CPU-hours", justify="right")
-    for stage in UNIT:
+    for stage in (*UNIT, "evaluate"):
         found = [day[stage] for _, day in days if stage in day]
         table.add_row(stage, *(f"{value / 3600:,.2f}" for one in found for value in (one.wall_s, one.cpu_s)))
     totals = [sum(getattr(s, key) for s in day.values()) for _, day in days for key in ("wall_s", "cpu_s")]
