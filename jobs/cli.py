@@ -178,8 +178,8 @@ def daily(day: "Day", dry_run: bool) -> None:
     """Run all stages of one serving day, skipping what is done.
 
     Exit code 0: published. 1: broke off, run it again. 2: refused, or a store, disk or server is out of reach; nothing
-    is published. 3: published, but by the champion, without a model or from older sequences. 130 and 143: stopped by a
-    signal. docs/operations.md says what to do about each.
+    is published. 3: published, but by the champion, without a model or from older sequences. 129, 130 and 143: stopped
+    by a signal. docs/operations.md says what to do about each.
     """
     from jobs.daily import OPTIONAL_STAGES, other_settings, plan, run_day
     from jobs.runtime import attempt
@@ -742,7 +742,7 @@ SUPERVISED = ("demo", "daily", "sessionize", "hits", "train", "evaluate", "promo
 def main() -> None:
     """Entry point: refusals, and failures of disks, stores and servers, are one line on standard error and exit code 2.
 
-    After SIGTERM or SIGINT the code is 143 or 130. No secret is printed.
+    After SIGTERM, SIGINT or SIGHUP the code is 143, 130 or 129. No secret is printed.
     """
     from jobs.runtime import account, scratch, stop
 

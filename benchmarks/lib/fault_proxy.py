@@ -1,4 +1,5 @@
-"""A proxy on loopback before an S3 server that injects faults: 503 SlowDown, delays, connection resets, outages.
+"""A proxy on loopback before an S3 server that injects faults: 503 SlowDown, delays, connection resets, answers
+that end in their middle, outages.
 
     with FaultProxy("http://127.0.0.1:5000", Faults(errors=0.05, delays=0.03, resets=0.02), seed=1) as proxy:
         os.environ["AWS_ENDPOINT_URL"] = proxy.url
@@ -30,6 +31,7 @@ from urllib.parse import parse_qs, urlsplit
 SLOW_DOWN = (
     b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
 )
+_SHORT = 1000
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect", "server", "date"}
 
 
@@ -40,6 +42,7 @@ class Faults:
     errors: float = 0.0  # answered by 503 SlowDown, not forwarded
     delays: float = 0.0  # forwarded after `delay_s`
     resets: float = 0.0  # connection reset: half of them before, half of them after the server has done the request
+    breaks: float = 0.0  # of an answer with more than `_SHORT` bytes the first half, then the end of the connection
     delay_s: tuple[float, float] = (2.0, 5.0)  # drawn uniformly
 
 
@@ -103,7 +106,7 @@ class FaultProxy:
             )
             self.counts["requests"] += 1
             kind = "forwarded"
-            for name in ("errors", "delays", "resets"):
+            for name in ("errors", "delays", "resets", "breaks"):
                 chance -= getattr(self.faults, name)
                 if chance < 0:
                     kind = name
@@ -152,7 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.proxy.note(self.command, self.path, len(body), len(content))
         kept = [(key, value) for key, value in answer.getheaders() if key.lower() not in _HOP - {"date"}]
         length = answer.getheader("Content-Length") if self.command == "HEAD" else None
-        self._answer(answer.status, kept, content, length)
+        self.close_connection = broken = kind == "breaks" and len(content) > _SHORT
+        self._answer(answer.status, kept, content, length, sent=len(content) // 2 if broken else None)
 
     def _body(self) -> bytes:
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
@@ -165,7 +169,14 @@ class _Handler(BaseHTTPRequestHandler):
             return b"".join(chunks)
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, length: str | None = None) -> None:
+    def _answer(
+        self,
+        status: int,
+        headers: list[tuple[str, str]],
+        content: bytes,
+        length: str | None = None,
+        sent: int | None = None,
+    ) -> None:
         self.send_response_only(status)
         for key, value in headers:
             self.send_header(key, value)
@@ -173,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", length or str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[:sent])
 
     def _reset(self) -> None:
         """Close so that the other side sees a reset rather than an end."""
@@ -206,10 +217,10 @@ def main() -> None:
     parser.add_argument("target")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    for name in ("errors", "delays", "resets"):
+    for name in ("errors", "delays", "resets", "breaks"):
         parser.add_argument(f"--{name}", type=float, default=0.0, help="share of requests")
     options = parser.parse_args()
-    faults = Faults(options.errors, options.delays, options.resets)
+    faults = Faults(options.errors, options.delays, options.resets, options.breaks)
     with FaultProxy(options.target, faults, seed=options.seed, port=options.port) as proxy:
         print(proxy.url, flush=True)
         for line in sys.stdin:
