@@ -264,6 +264,15 @@ class TrainConfig:
     )
     capacity_margin: Share = setting(0.10, "spare rows of the item table, for songs of the next days", ge=0)
     checkpoint_every_steps: Steps = setting(200, "distance between checkpoints", ge=1)
+    max_rollbacks: int = setting(
+        2,
+        "how often a training whose loss is not finite, or spikes, goes back to its last checkpoint and on behind the "
+        "batch that led there, before it gives up (docs/model.md#a-loss-that-diverges)",
+        ge=0,
+    )
+    spike_factor: float = setting(
+        0.0, "a loss of more than so many times the median of the steps before it is a spike; 0: none is", ge=0
+    )
     lanes: int = setting(
         16, "parts into which the row groups are divided; each worker reads some, so more workers than parts idle", ge=1
     )

@@ -63,6 +63,8 @@ _NEWER_KEYS = {
         "full_every_days",
         "incremental",
         "unchosen_weight",
+        "max_rollbacks",
+        "spike_factor",
     },
     "evaluate": {"baselines", "baseline_events", "baseline_songs"},
     "gates": {"floor", "serve_baseline"},
@@ -452,7 +454,11 @@ class ClusterConfig(Section):
     spark_options: dict[str, str] = Field(default_factory=dict, description="options that are passed to Spark")
     ray_address: str = Field("local", description="address of a running Ray cluster; local: one is started here")
     ray_object_store_mb: Mebibytes = Field(512, ge=75, description="memory of the object store of a local Ray")
-    train_workers: int = Field(1, ge=1, description="number of training processes")
+    train_workers: int | tuple[int, int] = Field(
+        1,
+        description="number of training processes, at least 1; or [min, max]: as many as the cluster has room for, "
+        "which may change (docs/operations.md#workers-that-come-and-go)",
+    )
     train_cpus_per_worker: int = Field(1, ge=1, description="cores, and threads, of each of them")
     train_gpus_per_worker: int = Field(0, ge=0, description="GPUs of each of them")
     recommend_gpus_per_task: float = Field(
@@ -470,6 +476,22 @@ class ClusterConfig(Section):
         description="implementation of the model's operators: the fastest there is (auto), plain PyTorch (reference), "
         "or only the C++ (cpu) or Triton (triton) kernels, and an error without them",
     )
+
+    @field_validator("train_workers", mode="before")
+    @classmethod
+    def _check_workers(cls, value: object) -> object:
+        """A number, or two of which the second is not smaller."""
+        pair = isinstance(value, (list, tuple))
+        numbers: list[Any] = list(value) if pair else [value]
+        whole = all(isinstance(number, int) and not isinstance(number, bool) and number >= 1 for number in numbers)
+        if not whole or (pair and (len(numbers) != 2 or numbers[0] > numbers[1])):
+            raise ValueError(f"is {value!r}: write a number from 1 on, or [min, max] with min <= max")
+        return value
+
+    @property
+    def worker_bounds(self) -> tuple[int, int]:
+        """The fewest and the most training processes."""
+        return self.train_workers if isinstance(self.train_workers, tuple) else (self.train_workers, self.train_workers)
 
 
 class MlflowConfig(Section):

@@ -38,7 +38,7 @@ STAGE_INPUTS = {
         after=("sessionize",),
         settings=("model", "train", "serving", "deterministic"),
         also_reads=("rules", "evaluate"),  # stored beside the model, for callers of its pyfunc
-        took=("resumed_at", "kernels", "events_per_s", "waiting_share", "seconds_per_epoch", "overhead"),
+        took=("resumed_at", "rollbacks", "kernels", "events_per_s", "waiting_share", "seconds_per_epoch", "overhead"),
     ),
     "evaluate": StageInputs(
         after=("sessionize", "train"),

@@ -26,7 +26,7 @@ from collections import Counter
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 SLOW_DOWN = (
     b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
@@ -47,10 +47,16 @@ class Faults:
 
 
 class FaultProxy:
-    """Serves while the block runs. `counts`: requests by what they met ("requests", "errors", "delays", ...)."""
+    """Serves while the block runs.
+
+    counts: requests by what they met ("requests", "errors", "delays", ...). traffic: those that were answered, by what
+    they are ("list", "get", "head", "put", "delete"; a part of an upload is a put), and bytes "in" and "out" of the
+    store.
+    """
 
     def __init__(self, target: str, faults: Faults = Faults(), *, seed: int = 0, port: int = 0) -> None:
         self.target, self.faults, self.counts = urlsplit(target), faults, Counter[str]()
+        self.traffic = Counter[str]()
         self._random, self._lock, self._outage_until, self._silent = random.Random(seed), threading.Lock(), 0.0, False
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -77,6 +83,18 @@ class FaultProxy:
         """Wait for the end of a silent outage."""
         while self._silent and time.monotonic() < self._outage_until:
             time.sleep(0.05)
+
+    def note(self, verb: str, path: str, bytes_in: int, bytes_out: int) -> None:
+        """Count a request that is answered."""
+        query = parse_qs(urlsplit(path).query, keep_blank_values=True)
+        if verb == "POST":
+            kind = "delete" if "delete" in query else "put"  # many keys at once; the begin and the end of an upload
+        elif verb == "GET":
+            kind = "list" if query.keys() & {"list-type", "prefix", "uploads", "delimiter"} else "get"
+        else:
+            kind = verb.lower()
+        with self._lock:
+            self.traffic.update({kind: 1, "in": bytes_in, "out": bytes_out})
 
     def draw(self) -> tuple[str, float]:
         """What the next request meets, and the seconds it waits before."""
@@ -134,6 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "late_resets":
             self._reset()
             return
+        self.proxy.note(self.command, self.path, len(body), len(content))
         kept = [(key, value) for key, value in answer.getheaders() if key.lower() not in _HOP - {"date"}]
         length = answer.getheader("Content-Length") if self.command == "HEAD" else None
         self.close_connection = broken = kind == "breaks" and len(content) > _SHORT

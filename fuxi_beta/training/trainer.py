@@ -34,12 +34,21 @@ from fuxi_beta.training.loss import training_loss
 from fuxi_beta.training.negatives import NegativeSampler
 from fuxi_beta.training.optimizers import adamw, named_state
 from fuxi_beta.training.song_table import CONTENT, SIDE, logical_song_state, song_vectors
+from pipelines.errors import InputError
 
 DENSE = "dense."
 """Prefix of the names in a checkpoint of the state of the network's optimizer; the others are in `average`."""
 HEAD = "completion_head."
 """Of the head for completion, in a checkpoint and in the names of its optimizer state."""
 ITEM_WEIGHT = f"{ITEMS}weight"
+_SETTINGS_OF = {
+    AVERAGE: "train.ema",
+    HEAD: "train.completion_weight",
+    ITEMS + SIDE: "model.side",
+    ITEMS + CONTENT: "model.content",
+    ITEMS: "train.item_optimizer",
+}
+"""Which setting decides whether tensors with such a name are there; the first that fits."""
 STEPS_IN_FLIGHT = 2
 """Steps that the host launches on a GPU beyond the one whose result it waits for."""
 
@@ -197,15 +206,33 @@ class Trainer:
             **{AVERAGE + name: tensor for name, tensor in average.items()},
         }
 
+    def check_finite(self) -> None:
+        """DivergedError on every rank if a value of `state` is not finite on one. Collective; a pass over all of it.
+
+        A step whose loss is finite can leave such weights; the loss of the next one is then not.
+        """
+        broken = next((name for name, tensor in self.state().items() if not _is_finite(tensor)), "")
+        count = torch.full((), float(bool(broken)), device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(count)
+        if count > 0:
+            raise DivergedError(f"{broken or 'a tensor of another worker'} has values that are not finite")
+
     def save(self, folder: str) -> None:
         """Write this rank's part of a checkpoint to a local folder. Collective; the parts of all ranks are complete."""
         with _no_single_process_warning():
             dcp.save(self.state(), checkpoint_id=folder, no_dist=not dist.is_initialized())
 
     def load(self, folder: str) -> None:
-        """Continue from a checkpoint (a folder with the parts of all ranks) of any world size. Collective."""
+        """Continue from a checkpoint (a folder with the parts of all ranks) of any world size. Collective.
+
+        Raises InputError, with nothing loaded, if it was written under other settings than this trainer's.
+        """
+        state = self.state()
+        _check_fits(folder, state)
         with _no_single_process_warning():
-            dcp.load(self.state(), checkpoint_id=folder, no_dist=not dist.is_initialized())
+            dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+        self._diverged.zero_()
 
     def warm_start_from(self, parent: TrainedModel, state: Mapping[str, Tensor]) -> None:
         """`warm_start` from an export and what `trained_model` gave beside it.
@@ -273,6 +300,12 @@ class _GlobalSums:
         return StepResult(mean, positions, events, listeners)
 
 
+def _is_finite(tensor: Any) -> bool:
+    """Of a tensor, or of this rank's rows of a sharded one. Without a copy: a NaN is both minimum and maximum."""
+    parts = [shard.tensor for shard in tensor.local_shards()] if hasattr(tensor, "local_shards") else [tensor]
+    return all(bool(torch.stack(part.aminmax()).isfinite().all()) for part in parts if part.numel())
+
+
 def _dense_gradient(parameter: nn.Parameter) -> Tensor:
     if parameter.grad is None:
         return torch.zeros_like(parameter)
@@ -285,6 +318,27 @@ def _no_single_process_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
         yield
+
+
+def _check_fits(folder: str, state: Mapping[str, Any]) -> None:
+    """InputError unless a checkpoint has the tensors of a state, of the same sizes, and no others.
+
+    torch.distributed.checkpoint leaves out what the state lacks without a word: a running average, say.
+    """
+    there = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    for name in sorted(there.keys() ^ state.keys()):
+        setting = next((text for part, text in _SETTINGS_OF.items() if part in name), "the settings of the model")
+        raise InputError(
+            f"{folder}: the checkpoint {'has' if name in there else 'lacks'} {name}, which this training "
+            f"{'lacks' if name in there else 'has'}: set {setting} as it was, or start again"
+        )
+    for name, tensor in state.items():
+        size, found = tuple(tensor.size()), tuple(getattr(there[name], "size", ()))
+        if size != found:
+            raise InputError(
+                f"{folder}: {name} of the checkpoint is of size {found}, of this training {size}: "
+                "set the section model and train.capacity_margin as they were, or start again"
+            )
 
 
 def read_checkpoint(folder: str, *, dim: int) -> dict[str, Tensor]:

@@ -49,6 +49,8 @@ def run(day: Day) -> StageResult:
     with tempfile.TemporaryDirectory() as scratch, last.as_directory() as checkpoint:
         check_checkpoint(checkpoint)
         position = CheckpointPosition.read(checkpoint)
+        for rollback in position.rollbacks:
+            log("training went back to a checkpoint and skipped the steps behind it", **rollback)
         if not position.positions:
             raise InputError(f"{manifest.folder}: no listener has a play to learn from {_period(loop)}: add logs")
         exported = _export(day, loop, checkpoint, scratch, songs=songs, parent=parent)
@@ -59,7 +61,11 @@ def run(day: Day) -> StageResult:
     result: StageResult = {**_result(loop, position, parent), **exported, "export": export}
     with doing("registering the model in MLflow"):
         mlflow_run_id = versions.log_training(
-            day, result["parameters"], position.curve, run_key=run_key, metrics={"events_per_s": result["events_per_s"]}
+            day,
+            result["parameters"],
+            position.curve,
+            run_key=run_key,
+            metrics={"events_per_s": result["events_per_s"], "rollbacks": len(position.rollbacks)},
         )
         version = versions.register_challenger(day, export, mlflow_run_id=mlflow_run_id, run_key=run_key)
     overhead = {
@@ -259,6 +265,7 @@ def _result(loop: LoopConfig, position: CheckpointPosition, parent: str | None) 
         "steps": position.steps,
         "samples": position.samples,
         "resumed_at": position.resumed_at,
+        "rollbacks": position.rollbacks,
         "kernels": position.kernels,
         "events_per_s": round(position.events / max(position.seconds, 1e-9)),
         "waiting_share": round(position.waited / max(position.seconds, 1e-9), 4),  # of the time, waiting for the reader

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+RESIZE_EVERY_S = 60.0
+"""Between looks at whether an elastic training (`cluster.train_workers: [min, max]`) has room for more workers."""
 WORKER_ENVIRONMENT = {
     # Where cores are shared, threads that spin while they wait make a step several times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -38,9 +40,9 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
     if cluster.ray_address == "local":
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less to start
     ray_session(cluster)
-    gpus = cluster.train_workers * cluster.train_gpus_per_worker
-    need(cluster, gpus, setting="train_gpus_per_worker")
-    need(cluster, cluster.train_workers * cluster.train_cpus_per_worker, setting="train_cpus_per_worker", kind="CPU")
+    fewest, _ = cluster.worker_bounds
+    need(cluster, fewest * cluster.train_gpus_per_worker, setting="train_gpus_per_worker")
+    need(cluster, fewest * cluster.train_cpus_per_worker, setting="train_cpus_per_worker", kind="CPU")
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
@@ -84,7 +86,10 @@ def _trainer(cluster: ClusterConfig, loop: LoopConfig, storage_uri: str, name: s
         train_loop_config={"loop": loop},
         torch_config=torch_config(backend="nccl" if gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=cluster.train_workers, use_gpu=gpus > 0, resources_per_worker=resources
+            num_workers=cluster.train_workers,
+            use_gpu=gpus > 0,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
         ),
         run_config=RunConfig(
             name=name,

@@ -104,12 +104,47 @@ def train_worker(settings: dict[str, LoopConfig]) -> str:
     position = _start(trainer, loop)
     position.kernels, position.workers = ops.describe(trainer.device), world_size
     progress = ProgressFile(loop, batches.steps_per_epoch) if rank == 0 else None
-    try:
-        while position.epoch < loop.epochs(batches.steps_per_epoch):
+    while position.epoch < loop.epochs(batches.steps_per_epoch):
+        try:
             _run_epoch(trainer, batches, position, progress)
-    except DivergedError as error:
-        return f"{error} at step {position.steps + 1} (epoch {position.epoch + 1})"
+        except DivergedError as error:
+            reason = f"{error} at step {position.steps + 1} (epoch {position.epoch + 1})"
+            _meet()  # a rank may still be uploading its part of the newest checkpoint
+            with _newest_checkpoint(loop) as folder:
+                if not folder or len(position.rollbacks) >= loop.train.max_rollbacks:
+                    return reason + _times(position)
+                behind = min(position.step + 1, batches.steps_per_epoch)
+                position = _rolled_back(trainer, folder, position, behind, reason)
     return ""
+
+
+def _rolled_back(
+    trainer: "Trainer", folder: str, failed: CheckpointPosition, behind: int, reason: str
+) -> CheckpointPosition:
+    """Load a checkpoint into the trainer; the position that skips from there to the step `behind` of the epoch.
+
+    As PaLM was trained (arXiv 2204.02311, section 5.1): a spike comes of a state of the weights together with the
+    batches that follow it, so other batches follow the same state. Every rank is at the same step with the same loss,
+    so all of them do this. Collective.
+    """
+    check_checkpoint(folder)
+    trainer.load(folder)
+    position = CheckpointPosition.read(folder)
+    position.go_on_at(behind, failed, reason)
+    return position
+
+
+def _meet() -> None:
+    """Wait until every rank is here."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _times(position: CheckpointPosition) -> str:
+    """How often a training had gone back, for the line that says that it gave up."""
+    return f", after going back to a checkpoint {len(position.rollbacks)} times" if position.rollbacks else ""
 
 
 def _run_epoch(
@@ -118,6 +153,7 @@ def _run_epoch(
     """The rest of an epoch, in pieces that end where a checkpoint is due, so that no step is under way there."""
     from fuxi_beta.data.reader import prefetched
     from fuxi_beta.data.transfer import pinned
+    from fuxi_beta.training.trainer import DivergedError
 
     epoch, every = position.epoch, trainer.train.checkpoint_every_steps
     read = prefetched(pinned(batches.epoch(epoch, start_step=position.step), trainer.device))
@@ -125,11 +161,14 @@ def _run_epoch(
     while position.step < batches.steps_per_epoch:
         started = time.monotonic()
         for result in trainer.learn(itertools.islice(source, every - position.steps % every), epoch=epoch):
+            if spike := position.spike(result.loss, trainer.train.spike_factor):
+                raise DivergedError(spike)
             now = time.monotonic()
             position.took_step(result, now - started)
             started = now
             if progress:
                 progress.show(position)
+        trainer.check_finite()
         if position.step < batches.steps_per_epoch:
             _checkpoint(trainer, position, progress)
     position.finished_epoch()
@@ -184,20 +223,33 @@ def _new_trainer(loop: LoopConfig, device: "torch.device") -> "Trainer":
 
 def _start(trainer: "Trainer", loop: LoopConfig) -> CheckpointPosition:
     """Load the newest checkpoint of this run, else the parent's weights, else nothing. Returns the position."""
-    import ray.train
-
-    checkpoint = ray.train.get_checkpoint()
-    if not checkpoint and not loop.resume:
-        if loop.parent:
-            warm_start(trainer, loop.parent)
-        return CheckpointPosition()
-    with checkpoint.as_directory() if checkpoint else _local_folder(loop.resume) as folder:
+    with _newest_checkpoint(loop) as folder:
+        if not folder:
+            if loop.parent:
+                warm_start(trainer, loop.parent)
+            return CheckpointPosition()
         check_checkpoint(folder)
         trainer.load(folder)
         position = CheckpointPosition.read(folder)
     position.first_step_at = 0.0
     position.resumed_at.append(position.steps)
     return position
+
+
+@contextlib.contextmanager
+def _newest_checkpoint(loop: LoopConfig) -> Iterator[str]:
+    """The newest checkpoint of this run as a local folder, "" before the first."""
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder:
+            yield folder
+    elif loop.resume:
+        with _local_folder(loop.resume) as folder:
+            yield folder
+    else:
+        yield ""
 
 
 def warm_start(trainer: "Trainer", parent: str) -> None:

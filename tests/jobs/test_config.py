@@ -47,6 +47,26 @@ def test_mistakes_are_one_line_that_names_the_key(tmp_path: Path, text: str, mes
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(("text", "bounds"), [("3", (3, 3)), ("[1, 4]", (1, 4)), ("[2, 2]", (2, 2))])
+def test_the_number_of_workers_is_a_number_or_its_bounds(tmp_path: Path, text: str, bounds: tuple[int, int]) -> None:
+    for config in (
+        load(tmp_path, f"cluster: {{train_workers: {text}}}"),
+        load(tmp_path, overrides=[f"cluster.train_workers={text}"]),
+        load(tmp_path, environment={"FUXI_CLUSTER__TRAIN_WORKERS": text}),
+    ):
+        assert config.cluster.worker_bounds == bounds
+        assert config.hash() == load(tmp_path).hash()
+
+
+@pytest.mark.parametrize("text", ["0", "[0, 2]", "[3, 2]", "[1, 2, 3]", "[2]", "[]", "many", "1.5", "true", "null"])
+def test_another_number_of_workers_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(
+        InputError, match=r"cluster\.train_workers.*write a number from 1 on, or \[min, max\]"
+    ) as refused:
+        load(tmp_path, f"cluster: {{train_workers: {text}}}")
+    assert "\n" not in str(refused.value)
+
+
 def test_a_misspelt_environment_variable_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"FUXI_TRAIN__EPOCH: unknown key train\.epoch"):
         load(tmp_path, environment={"FUXI_TRAIN__EPOCH": "3"})

@@ -23,11 +23,21 @@ from fuxi_beta.training.item_table import PlainItemTable, initial_rows, item_tab
 from fuxi_beta.training.song_table import song_table
 from fuxi_beta.training.trainer import DivergedError, Trainer, read_checkpoint, trained_model
 from pipelines.calendar import Calendar
+from pipelines.errors import InputError
 from pipelines.histories.shards import Manifest
 
 SONGS, DAY, DATA_END = 90, 86_400, 40 * 86_400
 MODEL = ModelConfig(dim=10, layers=2, max_history=12, dropout=0.2)
 TRAIN = TrainConfig(batch_size=12, negatives=16, min_listeners=1, mode="all", item_lr=0.02, seed=5)
+
+EVERYTHING: dict[str, Any] = {
+    "negatives_from": "in_batch",
+    "logq": True,
+    "random_windows": 0.5,
+    "ema": 0.9,
+    "completion_weight": 0.5,
+}
+"""Settings under which a rank draws, or a checkpoint holds, all that there is."""
 
 
 @pytest.fixture
@@ -181,16 +191,65 @@ def test_a_run_with_side_information_is_the_same_whatever_kills_it_and_on_howeve
     tmp_path: Path, manifest: Manifest, worlds: tuple[int, int], optimizer: Literal["adamw", "rowwise_adagrad"]
 ) -> None:
     """And with everything that a rank draws or keeps: negatives of the global batch, windows, the running average."""
-    train = dataclasses.replace(
-        TRAIN, item_optimizer=optimizer, negatives_from="in_batch", logq=True, random_windows=0.5, ema=0.9
-    )
+    train = dataclasses.replace(TRAIN, item_optimizer=optimizer, **EVERYTHING)
     model = dataclasses.replace(MODEL, side=("artist", "genre"), content="vector")
     expected = undisturbed(tmp_path, manifest, stop=12, train=train, model=model)
     assert {"average.steps", "average.model.positions", "average.items.side.weight"} <= expected[1].keys()
+    assert {"completion_head.weight", "dense.exp_avg.completion_head.weight"} <= expected[1].keys()
     assert expected[1]["items.side.weight"].any() and expected[1]["items.content.weight"].any()
     learn_in(worlds[0], tmp_path, manifest, stop=7, train=train, model=model)
     found = learn_in(worlds[1], tmp_path, manifest, start=7, stop=12, train=train, model=model)
     assert_same_run(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adamw"])
+def test_a_run_goes_on_at_one_then_three_then_two_ranks_with_all_that_a_checkpoint_holds(
+    tmp_path: Path, manifest: Manifest, optimizer: Literal["adamw", "rowwise_adagrad"]
+) -> None:
+    """Shards of unequal sizes too: 128 rows, and a side table, over three ranks."""
+    train = dataclasses.replace(TRAIN, item_optimizer=optimizer, **EVERYTHING)
+    model = dataclasses.replace(MODEL, side=("artist", "genre"), content="vector")
+    expected = undisturbed(tmp_path, manifest, stop=9, train=train, model=model)
+    learn_in(1, tmp_path, manifest, stop=3, train=train, model=model)
+    learn_in(3, tmp_path, manifest, start=3, stop=6, train=train, model=model)
+    found = learn_in(2, tmp_path, manifest, start=6, stop=9, train=train, model=model)
+    assert_same_run(found, expected)
+    for name, tensor in found[1].items():
+        if name.startswith(("model.", "completion_head.")):
+            np.testing.assert_allclose(tensor, expected[1][name], atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("wrote", "reads", "said"),
+    [
+        ({"ema": 0.9}, {}, r"has average\.items\.weight, which this training lacks: set train\.ema as it was"),
+        ({}, {"ema": 0.9}, r"lacks average\.\S+, which this training has: set train\.ema"),
+        ({"completion_weight": 0.5}, {}, r"has completion_head\.bias, .*: set train\.completion_weight"),
+        ({}, {"completion_weight": 0.5}, r"lacks completion_head\.bias, .*: set train\.completion_weight"),
+        ({"item_optimizer": "adamw"}, {}, r"(has|lacks) items\.\S+, .*: set train\.item_optimizer"),
+        ({"side": ("artist",)}, {}, r"has items\.side\.\S+, .*: set model\.side"),
+        ({}, {"content": "vector"}, r"lacks items\.content\.\S+, .*: set model\.content"),
+        ({"layers": 1}, {}, r"lacks \S+, which this training has: set the settings of the model"),
+        ({"dim": 12}, {}, r"is of size \(.*12.*\), of this training \(.*10.*\): set the section model"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused_in_one_line(
+    tmp_path: Path, wrote: dict[str, Any], reads: dict[str, Any], said: str
+) -> None:
+    def made(settings: dict[str, Any]) -> Trainer:
+        of_model = {name: value for name, value in settings.items() if hasattr(MODEL, name)}
+        of_train = {name: value for name, value in settings.items() if name not in of_model}
+        model = dataclasses.replace(MODEL, **of_model)
+        return make_trainer(dataclasses.replace(TRAIN, **of_train), plain=True, model=model)
+
+    made(wrote).save(str(tmp_path / "first"))
+    trainer = made(reads)
+    before = {name: tensor.clone() for name, tensor in trainer.state().items()}
+    with pytest.raises(InputError, match=said) as caught:
+        trainer.load(str(tmp_path / "first"))
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.state().items())
 
 
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adamw"])
@@ -259,6 +318,21 @@ def test_a_loss_that_is_not_finite_stops_training_before_weights_change(manifest
     with pytest.raises(DivergedError, match="the training loss is nan"):
         learn(trainer, manifest, start=0, stop=1)
     assert torch.equal(trainer.table.full_weight(), before)
+
+
+def test_a_checkpoint_undoes_what_is_not_finite_bit_for_bit(tmp_path: Path, manifest: Manifest) -> None:
+    trainer = make_trainer(plain=True)
+    learn(trainer, manifest, start=0, stop=3)
+    trainer.check_finite()
+    trainer.save(str(tmp_path / "good"))
+    expected = {name: tensor.clone() for name, tensor in trainer.state().items()}
+    for name in ("model.positions", "items.weight", "items.accumulator", "dense.exp_avg.positions"):
+        for value in (math.nan, math.inf, -math.inf):
+            trainer.state()[name].view(-1)[0] = value
+            with pytest.raises(DivergedError, match=rf"{name} has values that are not finite"):
+                trainer.check_finite()
+            trainer.load(str(tmp_path / "good"))
+            assert all(torch.equal(tensor, expected[name]) for name, tensor in trainer.state().items())
 
 
 def test_warm_start_copies_known_rows_and_moments_and_decays_accumulators(tmp_path: Path, manifest: Manifest) -> None:

@@ -1,6 +1,7 @@
 """`fuxi train` on real Ray workers: what is killed is resumed, and the result is that of an undisturbed run."""
 
 import contextlib
+import copy
 import datetime as dt
 import json
 import os
@@ -43,8 +44,8 @@ SMALL = (
 )
 
 
-def undisturbed(day: Day, manifest: Manifest) -> tuple[list[float], int]:
-    """Mean loss of each epoch, and all steps, of the same training in this process, without Ray or TorchRec."""
+def in_this_process(day: Day, manifest: Manifest) -> tuple[Any, Any, Any]:
+    """The trainer, the batches and the settings of the same training, without Ray or TorchRec."""
     import torch
 
     from fuxi_beta.data.reader import TrainingBatches
@@ -69,6 +70,12 @@ def undisturbed(day: Day, manifest: Manifest) -> tuple[list[float], int]:
         world_size=1,
         vocabulary_size=manifest.vocabulary_size,
     )
+    return trainer, batches, loop
+
+
+def undisturbed(day: Day, manifest: Manifest) -> tuple[list[float], int]:
+    """Mean loss of each epoch, and all steps, of the same training in this process, without Ray or TorchRec."""
+    trainer, batches, loop = in_this_process(day, manifest)
     means = []
     epochs = loop.epochs(batches.steps_per_epoch)
     for epoch in range(epochs):
@@ -137,6 +144,54 @@ def test_a_worker_killed_in_a_two_node_cluster_is_replaced_and_the_loss_is_the_u
     assert result["steps"] == steps and result["epochs"] == 5 and result["samples"] == 5 * 120
     assert result["final_loss"] == pytest.approx(expected[-1], rel=1e-5)
     assert expected[-1] < expected[0]
+
+
+@pytest.mark.slow
+def test_a_training_whose_cluster_loses_a_node_goes_on_with_one_worker_to_the_undisturbed_loss(
+    deployment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    node: Any = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    other = cluster.add_node(**node)
+    cluster.wait_for_nodes()
+    elastic = (f"cluster.ray_address={cluster.address}", "cluster.train_workers=[1, 2]", "train.epochs=30")
+    house: Deployment = deployment(*SMALL, *elastic, "train.checkpoint_every_steps=50", listeners=120)
+    manifest, day = house.sessionized(DAY_ONE), house.day(DAY_ONE)
+    lost: list[float] = []
+
+    def workers() -> int:
+        (snapshots,) = [sorted(Path(day.workspace.run(DAY_ONE), "checkpoints").glob("*/checkpoint_*/position.json"))]
+        return json.loads(snapshots[-1].read_text())["workers"]
+
+    def wait_for_workers(count: int) -> None:
+        started = time.monotonic()
+        while workers() != count:
+            assert time.monotonic() - started < 200
+            time.sleep(0.2)
+        lost.append(time.monotonic() - started)
+
+    def change_nodes() -> None:
+        wait_for_steps(day, 40)
+        wait_for_workers(2)
+        cluster.remove_node(other)
+        wait_for_workers(1)
+
+    try:
+        changes = threading.Thread(target=change_nodes)
+        changes.start()
+        result = train.run(day)
+        changes.join(timeout=10)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    with capsys.disabled():
+        print(f"seconds from the loss of the node to the first checkpoint with one worker: {lost[1]:.1f}")
+    expected, steps = undisturbed(day, manifest)
+    assert len(lost) == 2 and len(result["resumed_at"]) == 1
+    assert result["steps"] == steps and result["final_loss"] == pytest.approx(expected[-1], rel=1e-5)
 
 
 DRIVER = """
@@ -293,6 +348,63 @@ def test_a_loss_that_is_not_finite_stops_training_with_one_line(deployment, ray_
         train.run(house.day(DAY_ONE))
     assert "\n" not in str(caught.value)
     assert not registry.versions(house.day(DAY_ONE))
+
+
+SPIKES = ("train.epochs=10", "train.spike_factor=1.05")
+"""So little above the median that some steps of any training are spikes."""
+
+
+def with_returns(day: Day, manifest: Manifest) -> tuple[list[tuple[int, int]], float]:
+    """(step, to) of each return to a checkpoint and the loss of the last epoch, by a loop without Ray or TorchRec."""
+    trainer, batches, loop = in_this_process(day, manifest)
+    position, kept, returns = CheckpointPosition(), {}, []
+
+    def keep() -> None:
+        kept["state"] = {name: tensor.clone() for name, tensor in trainer.state().items()}
+        kept["position"] = copy.deepcopy(position)
+
+    while position.epoch < loop.train.epochs:
+        if position.step == batches.steps_per_epoch:
+            position.finished_epoch()
+            keep()
+            continue
+        for batch in batches.epoch(position.epoch, start_step=position.step):
+            result = trainer.step(batch, epoch=position.epoch)
+            if position.spike(result.loss, loop.train.spike_factor):
+                for name, tensor in trainer.state().items():
+                    tensor.copy_(kept["state"][name])
+                failed, position = position, copy.deepcopy(kept["position"])
+                returns.append((failed.steps + 1, position.steps))
+                position.go_on_at(failed.step + 1, failed, "")
+                break
+            position.took_step(result, 0.0)
+            if position.steps % loop.train.checkpoint_every_steps == 0 and position.step < batches.steps_per_epoch:
+                keep()
+    return returns, position.epoch_losses[-1]
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_spike_is_rolled_back_and_its_steps_are_skipped(
+    deployment, ray_local: Any, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    house: Deployment = deployment(*SMALL, *SPIKES, f"cluster.train_workers={workers}", listeners=120)
+    manifest, day = house.sessionized(DAY_ONE), house.day(DAY_ONE)
+    expected, loss = with_returns(day, manifest)
+    assert len(expected) > 1 and all(step > to for step, to in expected)
+    result = train.run(day)
+    assert [(rollback["step"], rollback["to"]) for rollback in result["rollbacks"]] == expected
+    assert result["steps"] == 110 and result["final_loss"] == pytest.approx(loss, rel=1e-5)
+    told = capsys.readouterr().err
+    assert told.count("went back to a checkpoint") == len(expected) and "more than 1.05 times the" in told
+    assert registry._client(day).get_run(result["mlflow_run_id"]).data.metrics["rollbacks"] == len(expected)
+
+
+@pytest.mark.slow
+def test_too_many_spikes_end_a_training_in_one_line(deployment, ray_local: Any) -> None:
+    house: Deployment = deployment(*SMALL, *SPIKES, "train.max_rollbacks=1", listeners=120)
+    house.sessionized(DAY_ONE)
+    with pytest.raises(InputError, match=r"the training loss is .*, after going back to a checkpoint 1 times: lower"):
+        train.run(house.day(DAY_ONE))
 
 
 def test_gpus_that_are_not_there_are_refused_instead_of_waited_for(deployment, ray_local: Any) -> None:
