@@ -1,7 +1,8 @@
 """The size of a cluster for a number of plays, from one machine's figures: `python -m benchmarks.cluster_sizes --help`.
 
 Every figure is an argument without a default, so that the command beside a table shows all its inputs.
-`python -m benchmarks.cluster_cost` measures a day on one machine and prints the arguments that are measured.
+`python -m benchmarks.cluster_cost` measures a day on one machine and prints the arguments that are measured;
+`python -m benchmarks.whole_day` those of the stages behind sessionize, which are left out unless all are given.
 """
 
 import argparse
@@ -33,6 +34,45 @@ class Measured:
     shard_bytes: float  # of a play in the shards
     driver_mib: int  # most memory of the driver's Python
     heap_mib: int  # of every JVM
+
+
+@dataclass(frozen=True)
+class MeasuredBehind:
+    """Figures of the stages behind sessionize on one machine. Arguments of the command, all of them or none."""
+
+    train_cpu_s_per_million: float  # processor seconds for a million plays and an epoch
+    evaluate_cpu_s: float  # of a day of any size: a sample of listeners is measured
+    recommend_cpu_s_per_million: float  # for a million listeners
+    listeners_per_play: float
+    hours: float  # in which these stages are to be done
+
+    def of(self, plays: float) -> "Behind":
+        """What a day with so many plays takes."""
+        listeners = plays * self.listeners_per_play
+        return Behind(
+            listeners=listeners,
+            train_hours=plays / 1e6 * self.train_cpu_s_per_million / 3600,
+            evaluate_hours=self.evaluate_cpu_s / 3600,
+            recommend_hours=listeners / 1e6 * self.recommend_cpu_s_per_million / 3600,
+            within_hours=self.hours,
+        )
+
+
+@dataclass(frozen=True)
+class Behind:
+    """Processor hours of the stages behind sessionize."""
+
+    listeners: float
+    train_hours: float
+    evaluate_hours: float
+    recommend_hours: float
+    within_hours: float
+
+    @property
+    def cores(self) -> int:
+        """That do them in the hours wanted, if all are busy."""
+        total = self.train_hours + self.evaluate_hours + self.recommend_hours
+        return max(math.ceil(total / self.within_hours), 1)
 
 
 @dataclass(frozen=True)
@@ -112,8 +152,8 @@ def name(plays: float) -> str:
     return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def table(sizes: list[Size]) -> str:
-    """The sizes in Markdown."""
+def table(sizes: list[Size], behind: MeasuredBehind | None = None) -> str:
+    """The sizes in Markdown. behind: of the other stages, to be told, too."""
     rows = {
         "plays": [name(cluster.plays) for cluster in sizes],
         "processor time": [f"{cluster.cpu_hours:,.1f} hours" for cluster in sizes],
@@ -128,8 +168,21 @@ def table(sizes: list[Size]) -> str:
         "`sequences.buckets`, at least": [f"{cluster.buckets:,}" for cluster in sizes],
         "batches read between the stages": [f"{cluster.runs * cluster.partitions:,}" for cluster in sizes],
     }
+    if behind:
+        rows |= _rows_behind([behind.of(cluster.plays) for cluster in sizes])
     lines = [f"| {title} | {' | '.join(cells)} |" for title, cells in rows.items()]
     return "\n".join([lines[0], "| --- |" + " --- |" * len(sizes), *lines[1:]])
+
+
+def _rows_behind(days: list[Behind]) -> dict[str, list[str]]:
+    hours = f"{days[0].within_hours:g} {'hour' if days[0].within_hours == 1 else 'hours'}"
+    return {
+        "listeners": [f"{day.listeners / 1e6:,.0f} million" for day in days],
+        "train, an epoch: processor time": [f"{day.train_hours:,.1f} hours" for day in days],
+        "evaluate: processor time": [f"{day.evaluate_hours:,.1f} hours" for day in days],
+        "recommend: processor time": [f"{day.recommend_hours:,.1f} hours" for day in days],
+        f"cores that do these in {hours}": [f"{day.cores:,}" for day in days],
+    }
 
 
 def _memory(heap: int, overhead: int) -> str:
@@ -175,14 +228,14 @@ def _wrapped(command: str, margin: str) -> str:
     return " \\\n".join(margin + line for line in lines)
 
 
-def write(folder: Path, sizes: list[Size], command: str) -> None:
+def write(folder: Path, sizes: list[Size], command: str, behind: MeasuredBehind | None = None) -> None:
     """Write the sizes into `sizes-NAME.yaml` and between the marks in README.md."""
     for cluster in sizes:
         (folder / f"sizes-{name(cluster.plays)}.yaml").write_text(patch(cluster, command))
     readme = folder / "README.md"
     before, _, rest = readme.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    block = f"{BEGIN}\n\n{_wrapped(command, '    ')}\n\n{table(sizes)}\n\n{END}"
+    block = f"{BEGIN}\n\n{_wrapped(command, '    ')}\n\n{table(sizes, behind)}\n\n{END}"
     readme.write_text(before + block + after)
 
 
@@ -195,14 +248,22 @@ def main() -> None:
     ]
     for field, kind in kinds:
         parser.add_argument(f"--{field.replace('_', '-')}", type=kind, required=True)
+    later = parser.add_argument_group("the stages behind sessionize")
+    for field in fields(MeasuredBehind):
+        later.add_argument(f"--{field.name.replace('_', '-')}", type=float)
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="infra/spark: README.md and sizes-NAME.yaml there")
     options = vars(parser.parse_args())
     measured = Measured(**{field.name: options[field.name] for field in fields(Measured)})
     wanted = Wanted(**{field.name: options[field.name] for field in fields(Wanted)})
+    figures = {field.name: options[field.name] for field in fields(MeasuredBehind)}
+    missing = [f"--{name.replace('_', '-')}" for name, value in figures.items() if value is None]
+    if 0 < len(missing) < len(figures):
+        parser.error(f"of the stages behind sessionize {', '.join(missing)} is missing: give all of them, or none")
+    behind = None if missing else MeasuredBehind(**figures)
     sizes = [size(plays, measured, wanted) for plays in options["plays"]]
     if options["write"]:
-        write(options["write"], sizes, shlex.join(["python", "-m", "benchmarks.cluster_sizes", *sys.argv[1:]]))
-    print(table(sizes))
+        write(options["write"], sizes, shlex.join(["python", "-m", "benchmarks.cluster_sizes", *sys.argv[1:]]), behind)
+    print(table(sizes, behind))
 
 
 if __name__ == "__main__":

@@ -178,8 +178,8 @@ def daily(day: "Day", dry_run: bool) -> None:
     """Run all stages of one serving day, skipping what is done.
 
     Exit code 0: published. 1: broke off, run it again. 2: refused, or a store, disk or server is out of reach; nothing
-    is published. 3: published, but by the champion, without a model or from older sequences. 130 and 143: stopped by a
-    signal. docs/operations.md says what to do about each.
+    is published. 3: published, but by the champion, without a model or from older sequences. 129, 130 and 143: stopped
+    by a signal. docs/operations.md says what to do about each.
     """
     from jobs.daily import OPTIONAL_STAGES, other_settings, plan, run_day
     from jobs.runtime import attempt
@@ -512,12 +512,13 @@ def synth(context: click.Context, first_day: str, **options: Any) -> None:
 
     Run again, it continues where it stopped.
     """
+    from jobs.commands import stage_screen
     from jobs.commands import synth as synth_job
 
     typed = click.core.ParameterSource.COMMANDLINE
     written = {name for name in (*options, "first_day") if context.get_parameter_source(name) == typed}
     result = synth_job.main({**options, "first_day": _date(first_day)}, written)
-    click.echo(f"{result}")
+    stage_screen.render_facts("Synthetic logs", result)
 
 
 @cli.group(name="import")
@@ -537,11 +538,11 @@ def _import_options(command: Command) -> Command:
     def with_folder(
         paths: tuple[str, ...], out: str, max_rejected_share: float, previous: str | None = None, **rest: Any
     ) -> None:
-        from jobs.commands import import_logs
+        from jobs.commands import import_logs, stage_screen
 
-        dataset = command(**rest)
-        result = import_logs.run(dataset, paths, out, max_rejected_share=max_rejected_share, previous=previous)  # type: ignore[arg-type]
-        click.echo(f"{result}")
+        dataset: Any = command(**rest)
+        result = import_logs.run(dataset, paths, out, max_rejected_share=max_rejected_share, previous=previous)
+        stage_screen.render_facts(f"Import of {dataset.name}", result)
 
     return with_folder
 
@@ -608,10 +609,10 @@ def movielens(path: str, ds: str | None, movies: str | None, config: "Config") -
     fuxi import movielens ml-1m/ratings.dat --workspace ./ml-1m
     fuxi reproduce ml-1m
     """
-    from jobs.commands import import_movielens
+    from jobs.commands import import_movielens, stage_screen
 
     result = import_movielens.run(config, path, ds=_date(ds) if ds else None, movies=movies)
-    click.echo(f"{result}")
+    stage_screen.render_facts("Import of MovieLens", result)
 
 
 @cli.command()
@@ -741,7 +742,7 @@ SUPERVISED = ("demo", "daily", "sessionize", "hits", "train", "evaluate", "promo
 def main() -> None:
     """Entry point: refusals, and failures of disks, stores and servers, are one line on standard error and exit code 2.
 
-    After SIGTERM or SIGINT the code is 143 or 130. No secret is printed.
+    After SIGTERM, SIGINT or SIGHUP the code is 143, 130 or 129. No secret is printed.
     """
     from jobs.runtime import account, scratch, stop
 

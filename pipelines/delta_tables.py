@@ -4,18 +4,24 @@ Their columns, partitions and constraints are the `TableSpec`s of `pipelines.sch
 functions that use it, because most commands open no table.
 """
 
+import contextlib
 import datetime as dt
 import functools
+import operator
+import re
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import digests, leases, object_store, storage
-from pipelines.errors import BusyError, FencedError
+from pipelines.digests import FileDigest
+from pipelines.errors import BusyError, FencedError, InputError
 from pipelines.redact import redacted
 from pipelines.schema import DS, TableSpec
 
@@ -26,19 +32,100 @@ _ATTEMPTS = 3
 _WRITE = "write"
 """In the metadata of a commit: an id by which a commit whose answer was lost is found again."""
 
+_COMMIT = re.compile(r"_delta_log/(\d+)\.")
+_OF_PLACE = re.compile(r"AWS Error|Generic \w+ error|No space left|Permission denied|Read-only file system")
+"""What an error says of a store or a disk, and not of a table's files."""
+
 Row = dict[str, Any]
 """A row of a table, by column name."""
 
 
 def open_table(uri: str, version: int | None = None) -> "DeltaTable | None":
-    """A version of the table at a URI, by default the latest; None if there is no table."""
+    """A version of the table at a URI, by default the latest; None if there is no table.
+
+    InputError if its log is damaged: where the table has digests (`digests.note_digests`), every bit is compared.
+    """
     from deltalake import DeltaTable
     from deltalake.exceptions import TableNotFoundError
 
+    _check_log(uri)
     try:
-        return DeltaTable(uri, version, storage_options=storage.delta_options(uri))
+        with _readable(uri):
+            return DeltaTable(uri, version, storage_options=storage.delta_options(uri))
     except TableNotFoundError:
         return None
+
+
+def rows_of(
+    uri: str, table: "DeltaTable", columns: list[str] | None = None, where: pc.Expression | None = None
+) -> pa.Table:
+    """The rows of an open table that satisfy a condition. InputError if a file that may have some is damaged."""
+    with _readable(uri):
+        check_data(uri, table, where)
+        return table.to_pyarrow_dataset().to_table(columns, filter=where)
+
+
+@contextlib.contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    """One line that names the table, of what delta-rs and Arrow say of damaged files."""
+    from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+    try:
+        yield
+    except (CommitFailedError, TableNotFoundError):
+        raise
+    except (DeltaError, pa.ArrowException, OSError) as error:
+        if _OF_PLACE.search(str(error)):
+            raise
+        reason = " ".join(str(error).partition("\n")[0].split())[:200]
+        raise InputError(f"{uri} is damaged ({reason}): `fuxi verify` names the file and what rebuilds it") from None
+
+
+def _check_log(uri: str) -> None:
+    """InputError if a commit that a reader of the table needs, or its newest checkpoint, is not as it was written."""
+    versions = {name: int(found[1]) for name in _noted(uri) if (found := _COMMIT.match(name))}
+    checkpoints = [number for name, number in versions.items() if not name.endswith(".json")]
+    _check_files(uri, [name for name, number in versions.items() if number >= max(checkpoints, default=0)])
+
+
+def check_data(uri: str, table: "DeltaTable", where: pc.Expression | None = None) -> None:
+    """InputError if a data file that may have rows under a condition is not as it was written."""
+    if noted := _noted(uri):
+        fragments = table.to_pyarrow_dataset().get_fragments(filter=where)
+        _check_files(uri, [name for fragment in fragments if (name := unquote(fragment.path)) in noted])
+
+
+def _check_files(uri: str, names: Sequence[str]) -> None:
+    """Once a process. What is not there is passed over: delta-rs says so if it is needed."""
+    noted = _noted(uri)
+
+    def damage(name: str) -> str:
+        try:
+            storage.check_digest(storage.join(uri, name), noted[name].sha256)
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            if _OF_PLACE.search(str(error)) or error.errno:
+                raise
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(8) as pool:
+        for name, found in zip(names, pool.map(damage, names), strict=True):
+            if found:
+                raise InputError(f"{storage.join(uri, name)} is damaged, {found}: `fuxi verify` says what rebuilds it")
+
+
+def _noted(uri: str) -> Mapping[str, FileDigest]:
+    """The digests of a table's files by name; none of a table that is not ours, or of an earlier release."""
+    listing = storage.join(uri, digests.NOTED_FILE)
+    [info] = storage.file_infos([listing])
+    return {} if info is None else _read_noted(listing, info.etag)
+
+
+@functools.lru_cache(32)
+def _read_noted(listing: str, etag: str) -> Mapping[str, FileDigest]:
+    return digests.read_listing(listing)
 
 
 def version(uri: str) -> int | None:
@@ -66,7 +153,7 @@ def open_or_create(uri: str, spec: TableSpec) -> "DeltaTable":
 def read(uri: str, where: pc.Expression, columns: list[str] | None = None) -> pa.Table | None:
     """The rows that satisfy a condition; None if there is no table."""
     table = open_table(uri)
-    return None if table is None else table.to_pyarrow_dataset().to_table(columns, filter=where)
+    return None if table is None else rows_of(uri, table, columns, where)
 
 
 def read_days(uri: str, *, since: dt.date | None = None, before: dt.date | None = None) -> list[Row]:
@@ -89,6 +176,7 @@ def overwrite(uri: str, spec: TableSpec, rows: Iterable[Row], where: Mapping[str
     replacement = pa.Table.from_pylist(list(rows), spec.schema)
     for attempts_left in reversed(range(_ATTEMPTS)):
         table = open_or_create(uri, spec)
+        check_data(uri, table, _equal(where, spec))  # the other rows of these files are written again
         write = functools.partial(write_deltalake, table, replacement, mode="overwrite", predicate=predicate)
         try:
             commit(uri, lambda properties, write=write: write(commit_properties=properties))
@@ -99,6 +187,12 @@ def overwrite(uri: str, spec: TableSpec, rows: Iterable[Row], where: Mapping[str
                 raise
     digests.note_digests(uri)
     return table.version()
+
+
+def _equal(where: Mapping[str, object], spec: TableSpec) -> pc.Expression | None:
+    kinds = {column: spec.schema.field(column).type for column in where}
+    conditions = [pc.field(column) == pa.scalar(value).cast(kinds[column]) for column, value in where.items()]
+    return functools.reduce(operator.and_, conditions) if conditions else None
 
 
 def append(

@@ -39,6 +39,8 @@ CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
 _PART_BYTES = 16 << 20
 _ONE_PUT_BYTES = 64 << 20
 _STALE_UPLOAD = dt.timedelta(days=2)
+_PASSING_STATUS = (429, 500, 502, 503, 504)
+_PASSING_CODES = ("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling", "OperationAborted")
 _FENCE, _WRITE = "fence", "write"
 """Metadata of an object: the token of the lease it was written under, and an id of the write."""
 
@@ -58,10 +60,10 @@ class StoredObject:
     metadata: Mapping[str, str]
 
 
-def client(*, attempts: int = ATTEMPTS, connect_s: float = CONNECT_S, read_s: float = READ_S) -> Any:
-    """This process's boto3 client under the policy; safe to use from several threads."""
+def client(*, attempts: int = 0, connect_s: float = CONNECT_S, read_s: float = READ_S) -> Any:
+    """This process's boto3 client under the policy; safe to use from several threads. attempts: if not `ATTEMPTS`."""
     known = tuple(os.environ.get(name) for name in (*ENVIRONMENT, *CREDENTIALS))
-    return _client((os.getpid(), *known), attempts, connect_s, read_s)
+    return _client((os.getpid(), *known), attempts or ATTEMPTS, connect_s, read_s)
 
 
 @functools.lru_cache(maxsize=8)
@@ -69,9 +71,21 @@ def _client(_: tuple[Any, ...], attempts: int, connect_s: float, read_s: float) 
     import boto3
     from botocore.config import Config
 
-    retries = {"mode": "standard", "total_max_attempts": attempts}
+    retries = {"mode": "standard", "total_max_attempts": 1}
     config = Config(retries=retries, connect_timeout=connect_s, read_timeout=read_s, max_pool_connections=32)  # type: ignore[arg-type]
-    return boto3.Session().client("s3", config=config)
+    made = boto3.Session().client("s3", config=config)
+    # botocore's own retries share a quota, which 32 threads have used up within seconds of an outage: then none waits.
+    made.meta.events.register("needs-retry.s3", functools.partial(_pause_before_retry, attempts))
+    return made
+
+
+def _pause_before_retry(most: int, *, response: Any, attempts: int, caught_exception: Any, **_: Any) -> float | None:
+    """Seconds after which botocore sends a request again; None if it does not. attempts: that were made."""
+    passing = isinstance(caught_exception, _broken_bodies())
+    if response is not None:
+        answer, parsed = response
+        passing = answer.status_code in _PASSING_STATUS or parsed.get("Error", {}).get("Code") in _PASSING_CODES
+    return _pause(attempts) if passing and attempts < most else None
 
 
 def filesystem() -> pafs.FileSystem:
@@ -88,7 +102,8 @@ def _filesystem(_: tuple[Any, ...]) -> pafs.FileSystem:
         options = {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         options["region"] = region
-    policy = pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
+    # The AWS library's standard strategy shares a quota among all requests, as botocore's does; this one has none.
+    policy = pafs.AwsDefaultS3RetryStrategy(max_attempts=ATTEMPTS + 1)  # 0.05 s to 26 s, 51 s in all
     plain = pafs.S3FileSystem(retry_strategy=policy, connect_timeout=CONNECT_S, request_timeout=READ_S, **options)
     return pafs.PyFileSystem(EncryptingHandler(plain)) if encryption() else plain
 
@@ -125,8 +140,8 @@ def get(uri: str, client_: Any = None) -> StoredObject:
     bucket, key = split(uri)
     for pause in pauses():
         with _explained(uri):
+            answer = (client_ or client()).get_object(Bucket=bucket, Key=key)  # which the client itself repeats
             try:
-                answer = (client_ or client()).get_object(Bucket=bucket, Key=key)
                 content = answer["Body"].read()
             except _broken_bodies():
                 if pause is None:
@@ -246,9 +261,13 @@ def endpoint() -> str:
 
 def pauses() -> Iterator[float | None]:
     """Seconds to wait after each attempt, with full jitter; None after the last."""
-    for attempt in range(ATTEMPTS - 1):
-        yield random.uniform(0, min(20.0, 2.0**attempt))
+    for attempt in range(1, ATTEMPTS):
+        yield _pause(attempt)
     yield None
+
+
+def _pause(attempts: int) -> float:
+    return random.uniform(0, min(20.0, 2.0 ** (attempts - 1)))
 
 
 def _broken_bodies() -> tuple[type[Exception], ...]:

@@ -281,7 +281,7 @@ def open_parquet(
             if size is not None and source.size() != size:
                 raise OSError(f"{source.size():,} bytes, not the {size:,} that were written")
             if sha256:
-                _check_digest(uri, sha256)
+                check_digest(uri, sha256)
             yield pq.ParquetFile(source, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         if object_store.is_of_store(error):
@@ -300,8 +300,8 @@ def _open(uri: str) -> pa.NativeFile:
 
 
 @functools.lru_cache(4096)
-def _check_digest(uri: str, sha256: str) -> None:
-    """OSError if a file is not as it was written; one that is is not read again by this process."""
+def check_digest(uri: str, sha256: str) -> None:
+    """OSError if a file is not as it was written, or not there; one that is is not read again by this process."""
     fs, path = filesystem(uri)
     found = hashlib.sha256()
     with fs.open_input_stream(path, compression=None) as stream:
@@ -313,7 +313,7 @@ def _check_digest(uri: str, sha256: str) -> None:
 
 def forget_digests() -> None:
     """Read files again that this process has already compared with their SHA-256."""
-    _check_digest.cache_clear()
+    check_digest.cache_clear()
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:

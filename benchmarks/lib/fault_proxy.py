@@ -1,4 +1,5 @@
-"""A proxy on loopback before an S3 server that injects faults: 503 SlowDown, delays, connection resets, outages.
+"""A proxy on loopback before an S3 server that injects faults: 503 SlowDown, delays, connection resets, answers
+that end in their middle, outages.
 
     with FaultProxy("http://127.0.0.1:5000", Faults(errors=0.05, delays=0.03, resets=0.02), seed=1) as proxy:
         os.environ["AWS_ENDPOINT_URL"] = proxy.url
@@ -25,11 +26,12 @@ from collections import Counter
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 SLOW_DOWN = (
     b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
 )
+_SHORT = 1000
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect", "server", "date"}
 
 
@@ -40,14 +42,21 @@ class Faults:
     errors: float = 0.0  # answered by 503 SlowDown, not forwarded
     delays: float = 0.0  # forwarded after `delay_s`
     resets: float = 0.0  # connection reset: half of them before, half of them after the server has done the request
+    breaks: float = 0.0  # of an answer with more than `_SHORT` bytes the first half, then the end of the connection
     delay_s: tuple[float, float] = (2.0, 5.0)  # drawn uniformly
 
 
 class FaultProxy:
-    """Serves while the block runs. `counts`: requests by what they met ("requests", "errors", "delays", ...)."""
+    """Serves while the block runs.
+
+    counts: requests by what they met ("requests", "errors", "delays", ...). traffic: those that were answered, by what
+    they are ("list", "get", "head", "put", "delete"; a part of an upload is a put), and bytes "in" and "out" of the
+    store.
+    """
 
     def __init__(self, target: str, faults: Faults = Faults(), *, seed: int = 0, port: int = 0) -> None:
         self.target, self.faults, self.counts = urlsplit(target), faults, Counter[str]()
+        self.traffic = Counter[str]()
         self._random, self._lock, self._outage_until, self._silent = random.Random(seed), threading.Lock(), 0.0, False
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -75,6 +84,18 @@ class FaultProxy:
         while self._silent and time.monotonic() < self._outage_until:
             time.sleep(0.05)
 
+    def note(self, verb: str, path: str, bytes_in: int, bytes_out: int) -> None:
+        """Count a request that is answered."""
+        query = parse_qs(urlsplit(path).query, keep_blank_values=True)
+        if verb == "POST":
+            kind = "delete" if "delete" in query else "put"  # many keys at once; the begin and the end of an upload
+        elif verb == "GET":
+            kind = "list" if query.keys() & {"list-type", "prefix", "uploads", "delimiter"} else "get"
+        else:
+            kind = verb.lower()
+        with self._lock:
+            self.traffic.update({kind: 1, "in": bytes_in, "out": bytes_out})
+
     def draw(self) -> tuple[str, float]:
         """What the next request meets, and the seconds it waits before."""
         with self._lock:
@@ -85,7 +106,7 @@ class FaultProxy:
             )
             self.counts["requests"] += 1
             kind = "forwarded"
-            for name in ("errors", "delays", "resets"):
+            for name in ("errors", "delays", "resets", "breaks"):
                 chance -= getattr(self.faults, name)
                 if chance < 0:
                     kind = name
@@ -131,9 +152,11 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "late_resets":
             self._reset()
             return
+        self.proxy.note(self.command, self.path, len(body), len(content))
         kept = [(key, value) for key, value in answer.getheaders() if key.lower() not in _HOP - {"date"}]
         length = answer.getheader("Content-Length") if self.command == "HEAD" else None
-        self._answer(answer.status, kept, content, length)
+        self.close_connection = broken = kind == "breaks" and len(content) > _SHORT
+        self._answer(answer.status, kept, content, length, sent=len(content) // 2 if broken else None)
 
     def _body(self) -> bytes:
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
@@ -146,7 +169,14 @@ class _Handler(BaseHTTPRequestHandler):
             return b"".join(chunks)
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes, length: str | None = None) -> None:
+    def _answer(
+        self,
+        status: int,
+        headers: list[tuple[str, str]],
+        content: bytes,
+        length: str | None = None,
+        sent: int | None = None,
+    ) -> None:
         self.send_response_only(status)
         for key, value in headers:
             self.send_header(key, value)
@@ -154,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", length or str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[:sent])
 
     def _reset(self) -> None:
         """Close so that the other side sees a reset rather than an end."""
@@ -187,10 +217,10 @@ def main() -> None:
     parser.add_argument("target")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    for name in ("errors", "delays", "resets"):
+    for name in ("errors", "delays", "resets", "breaks"):
         parser.add_argument(f"--{name}", type=float, default=0.0, help="share of requests")
     options = parser.parse_args()
-    faults = Faults(options.errors, options.delays, options.resets)
+    faults = Faults(options.errors, options.delays, options.resets, options.breaks)
     with FaultProxy(options.target, faults, seed=options.seed, port=options.port) as proxy:
         print(proxy.url, flush=True)
         for line in sys.stdin:

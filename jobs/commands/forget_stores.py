@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jobs.config import Config
 from jobs.day import STAGES, Day
 from jobs.runtime.console import Advance
 from jobs.tables import recommendations as lists
+from jobs.tables.published_lists import open_part
 from pipelines import delta_tables, storage
 from pipelines.errors import InputError
 from pipelines.forget.listeners import DayLock, ListenersToForget, Matches
@@ -51,6 +51,7 @@ def erase_from_lists(removal: Removal, advance: Advance) -> Matches:
     table, matches = delta_tables.open_table(removal.workspace.recommendations), Matches()
     if table is None:
         return matches
+    delta_tables.check_data(removal.workspace.recommendations, table)  # damage may hide a listener
     parts = pa.table(table.get_add_actions(flatten=True))
     days = parts[f"partition.{DS}"].to_pylist()
     files = list(zip(parts["path"].to_pylist(), parts["size_bytes"].to_pylist(), strict=True))
@@ -74,9 +75,7 @@ def erase_from_lists(removal: Removal, advance: Advance) -> Matches:
 
 def _rows_in_part(uri: str, listeners: ListenersToForget, buckets: np.ndarray) -> int:
     """Rows of the listeners in a part; row groups whose statistics exclude their buckets are not read."""
-    fs, path = storage.filesystem(uri)
-    with fs.open_input_file(path) as source:
-        file = pq.ParquetFile(source)
+    with open_part(uri) as file:
         groups = range(file.num_row_groups)
         return listeners.rows_in(file, (n for n in groups if _may_have_bucket(file.metadata.row_group(n), buckets)))
 

@@ -1,6 +1,6 @@
 """What a stage that is run alone says of its result, for people; `--json` has all of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fuxi_beta.evaluation.metrics import METRICS, metric_title
@@ -58,6 +58,19 @@ def render(day: Day, name: str, result: StageResult, shown: Screen | None = None
             shown.say(f"  {label}: {_text(result[key])}", indent=4)
     if table := _TABLES.get(name):
         table(shown, result)
+
+
+def render_facts(title: str, result: Mapping[str, Any], shown: Screen | None = None) -> None:
+    """Print what a command that is no stage has done: plain figures by their keys, counts within one as a table."""
+    shown = shown or screen()
+    shown.say(title, style="bold", indent=2)
+    for key, value in result.items():
+        name = key.replace("_", " ")
+        if isinstance(value, Mapping):
+            if rows := [(str(what), f"{count:,}") for what, count in value.items()]:
+                shown.table((name.capitalize(), "Rows"), rows, right=("Rows",), wrapped=(name.capitalize(),))
+        elif value not in (None, "", []):
+            shown.say(f"  {name}: {_text(value)}", indent=4)
 
 
 def _plain(value: object) -> bool:

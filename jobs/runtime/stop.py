@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a commit that is being made is finished, engines end, leases are released, one line says so."""
+"""SIGTERM, SIGINT, SIGHUP: a commit that is being made is finished, engines end, leases are released, one line says so."""
 
 import contextlib
 import os
@@ -13,6 +13,8 @@ import psutil
 from jobs.runtime import scratch
 from pipelines import leases
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What asks a command to stop: a scheduler, Ctrl-C, a terminal that is closed."""
 _state: dict[str, int] = {}
 """`installed`: whether this process stops in this way; `asked`: the signal that it got."""
 
@@ -21,8 +23,13 @@ def install() -> None:
     """Stop in this way from now on, in place of handlers that an engine may have set."""
     if threading.current_thread() is threading.main_thread():
         _state["installed"] = 1
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in asking():
             signal.signal(number, _stop)
+
+
+def asking() -> list[signal.Signals]:
+    """`SIGNALS`, but for SIGHUP under `nohup`, which ignores it."""
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def keep() -> None:
@@ -32,7 +39,7 @@ def keep() -> None:
 
 
 def exit_code() -> int:
-    """Of a process that was asked to stop: 143 after SIGTERM, 130 after SIGINT."""
+    """Of a process that was asked to stop: 143 after SIGTERM, 130 after SIGINT, 129 after SIGHUP."""
     return 128 + _state.get("asked", signal.SIGINT)
 
 

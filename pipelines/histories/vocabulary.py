@@ -77,7 +77,7 @@ def read(uri: str, item_id_type: str) -> Vocabulary:
     delta = delta_tables.open_table(uri)
     if delta is None:
         return Vocabulary(schema.empty_table(), None)
-    table = delta.to_pyarrow_table(columns=schema.names).cast(schema).sort_by(ITEM_INDEX)
+    table = delta_tables.rows_of(uri, delta, schema.names).cast(schema).sort_by(ITEM_INDEX)
     index = table[ITEM_INDEX].to_numpy()
     if not np.array_equal(index, np.arange(1, len(index) + 1)):
         raise InputError(f"{uri} is broken: item_index is not 1..{len(index)} without gaps; restore an earlier version")

@@ -5,13 +5,15 @@ import os
 import pickle
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from benchmarks.lib.fault_proxy import FaultProxy, Faults
-from pipelines import delta_tables, object_store, storage
+from pipelines import delta_tables, digests, object_store, storage
 from pipelines.errors import InputError
 from pipelines.schema import DS, TableSpec
 
@@ -119,6 +121,59 @@ def test_every_library_comes_through_a_faulty_store(s3: str, monkeypatch: pytest
         delta_tables.append(f"{s3}/table", more, base=base, transaction=("test", 1), metadata={})
         assert sorted(row["n"] for row in delta_tables.read_days(f"{s3}/table")) == list(range(5))
         assert min(proxy.counts[kind] for kind in ("errors", "resets", "late_resets")) > 1
+
+
+def _read_parquet(uri: str) -> int:
+    return storage.read_table(uri).num_rows
+
+
+def _read_by_arrow(uri: str) -> int:
+    fs, path = storage.filesystem(uri)
+    with fs.open_input_file(path) as file:
+        return len(file.read())
+
+
+READERS = {
+    "whole": lambda uri: len(storage.read_bytes(uri)),
+    "parts": _read_by_arrow,
+    "stream": lambda uri: digests.digest_of(uri).sha256,
+    "Parquet": _read_parquet,
+    "Delta": lambda uri: delta_tables.read_days(storage.parent(storage.parent(uri)))[-1],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_an_answer_that_breaks_off_in_its_middle_is_asked_for_again(
+    s3: str, monkeypatch: pytest.MonkeyPatch, reader: str
+) -> None:
+    read = READERS[reader]
+    numbers = np.random.default_rng(1).integers(1 << 60, size=150_000).tolist()
+    rows = [{DS: dt.date(2026, 3, 1), "n": number} for number in numbers]
+    delta_tables.overwrite(s3, SPEC, rows, {DS: rows[0][DS]})
+    [uri] = delta_tables.open_table(s3).file_uris()  # type: ignore[union-attr]
+    assert storage.file_info(uri).size > storage.WHOLE_BYTES
+    wanted = read(uri)
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"], Faults(breaks=0.4), seed=1) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setattr(random, "uniform", lambda low, high: min(high, 0.05))
+        assert [read(uri) for _ in range(2)] == [wanted] * 2
+        assert proxy.counts["breaks"]
+
+
+@pytest.mark.parametrize(("reader", "seconds"), [("whole", 2.5), ("parts", 1)])
+def test_an_outage_is_waited_for_by_many_threads_at_once(
+    s3: str, monkeypatch: pytest.MonkeyPatch, reader: str, seconds: float
+) -> None:
+    """The AWS libraries allow a process a number of retries, after which every request fails at once."""
+    uri = f"{s3}/x"
+    storage.write_bytes(uri, b"content")
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy, ThreadPoolExecutor(80) as pool:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setattr(random, "uniform", lambda low, high: min(high / 10, 1))
+        READERS[reader](uri)
+        proxy.outage(seconds)
+        assert list(pool.map(READERS[reader], [uri] * 80)) == [7] * 80
+        assert proxy.counts["outage"] > 110
 
 
 @pytest.mark.parametrize("whole", [0, storage.WHOLE_BYTES])

@@ -594,7 +594,8 @@ def test_the_command_says_what_comes_next(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
     assert f"fuxi daily --ds 2020-01-10 --config {tmp_path}/out/daily.yaml" in done.stderr
-    assert "'plays': 400" in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Import of yambda" and "  plays: 400" in lines and not any("{" in line for line in lines)
 
 
 @pytest.fixture

@@ -43,7 +43,11 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize(("number", "engine", "code"), [(signal.SIGTERM, "ray", 143), (signal.SIGINT, "spark", 130)])
+@pytest.mark.parametrize(("number", "engine", "code"), [
+        (signal.SIGTERM, "ray", 143),
+        (signal.SIGINT, "spark", 130),
+        pytest.param(signal.SIGHUP, "spark", 129, marks=pytest.mark.slow),
+    ])
 def test_a_stopped_day_leaves_nothing_running_and_says_how_far_it_came(
     tmp_path: Path, number: signal.Signals, engine: str, code: int
 ) -> None:
@@ -80,3 +84,12 @@ def test_a_stopped_day_leaves_nothing_running_and_says_how_far_it_came(
     assert "Traceback" not in written and "SIGABRT" not in written
     assert not psutil.wait_procs(started, timeout=5)[1]
     assert not leases.lease_holder(str(tmp_path / "runs" / f"ds={ds}" / "daily.lock"))
+
+
+@pytest.mark.parametrize(("ignored", "code"), [(False, 129), (True, 7)])
+def test_a_closed_terminal_stops_a_command_unless_nohup_keeps_it(ignored: bool, code: int) -> None:
+    program = "import os, signal, sys, time\nfrom jobs.runtime import stop\nstop.install()\ntry:\n"
+    program += "    os.kill(os.getpid(), signal.SIGHUP)\n    time.sleep(0.2)\nexcept KeyboardInterrupt:\n"
+    program += "    sys.exit(stop.exit_code())\nsys.exit(7)"
+    command = [sys.executable, "-c", program]
+    assert subprocess.run([*["nohup"] * ignored, *command], check=False, stdin=subprocess.DEVNULL).returncode == code

@@ -23,7 +23,7 @@ from jobs.config import MaintainConfig
 from jobs.tables import maintenance
 from jobs.tables import recommendations as lists
 from jobs.tables.maintenance import TableMaintenance, maintain
-from pipelines import delta_tables, leases, schema, storage
+from pipelines import delta_tables, digests, leases, schema, storage
 from pipelines.errors import BusyError
 from pipelines.histories import vocabulary
 from pipelines.schema import DS, METRICS_TABLE
@@ -88,6 +88,10 @@ def wait(workspace: Workspace, hours: float) -> None:
                     action["remove"]["deletionTimestamp"] -= passed
             pq.write_table(pa.Table.from_pylist(aged, actions.schema), file)
         os.utime(file, (stat.st_atime, stat.st_mtime - hours * 3600))
+    for uri, _ in workspace.tables():
+        if (noted := Path(uri, digests.NOTED_FILE)).exists():  # of the log as it was
+            noted.unlink()
+            digests.note_digests(uri)
 
 
 def done(workspace: Workspace, **how: Any) -> dict[str, TableMaintenance]:

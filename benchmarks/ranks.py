@@ -1,0 +1,106 @@
+"""What each further training process adds: `python -m benchmarks.ranks [--ranks 1 2]`.
+
+Logs of a share of the paper's Daily Recommendations are sessionized once; then one epoch is trained with each number
+of processes (`cluster.train_workers`), a thread each, in turns. Plays a second are those of the training loop, start-up
+and exports left out. The item table is sharded over the processes and batch sizes are global, so every number of them
+must end with the same loss, to one part in a million; if not, the command ends with exit code 1.
+"""
+
+import argparse
+import datetime as dt
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.lib.processes import available_cores
+from benchmarks.lib.timing import say, spread
+from benchmarks.whole_day import PRESET
+from jobs.runtime import machine
+from pipelines.synthetic.industrial.config import BASE_DAYS, industrial_config
+
+TOLERANCE = 1e-6
+
+
+def fuxi(*arguments: str) -> None:
+    """Run a command. RuntimeError with its last line if it fails."""
+    done = subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(
+            f"fuxi {arguments[0]} ended with exit code {done.returncode}: {done.stderr.splitlines()[-1:]}"
+        )
+
+
+def prepare(folder: Path, options: argparse.Namespace) -> tuple[str, str]:
+    """Make logs and shards; returns the configuration's path and the ds."""
+    scale = ["--scale", str(options.scale), "--days", str(BASE_DAYS)]
+    fuxi("synth", "--preset", PRESET, *scale, "--out", str(folder / "logs"))
+    settings = {
+        "workspace": str(folder / "workspace"),
+        "logs": {"path": str(folder / "logs" / "plays"), "catalogue": str(folder / "logs" / "catalogue")},
+        "model": {"dim": options.dim, "layers": options.layers},
+        "train": {"epochs": 1, "batch_size": options.batch_size, "checkpoint_every_steps": 100_000},
+        "cluster": {"train_cpus_per_worker": 1},
+    }
+    file = folder / "daily.yaml"
+    file.write_text(yaml.safe_dump(settings, sort_keys=False))
+    ds = str(industrial_config(PRESET, scale=options.scale).first_day + dt.timedelta(days=BASE_DAYS))
+    fuxi("sessionize", "--ds", ds, "--config", str(file))
+    return str(file), ds
+
+
+def train(folder: Path, config: str, ds: str, ranks: int) -> dict[str, Any]:
+    """Train with so many processes; the result of the stage."""
+    fuxi("train", "--ds", ds, "--config", config, "--force", "--set", f"cluster.train_workers={ranks}")
+    return json.loads((folder / "workspace" / "runs" / f"ds={ds}" / "train.json").read_text())["result"]
+
+
+def main() -> int:
+    """Measure and print; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="numbers of processes")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=0.005, help="share of the preset: 5 M plays, 16,581 songs")
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--quick", action="store_true", help="one round, a tenth of the plays")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.scale = 1, options.scale / 10
+    found: dict[int, list[dict[str, Any]]] = {ranks: [] for ranks in options.ranks}
+    with tempfile.TemporaryDirectory(prefix="fuxi-ranks-") as name:
+        folder = Path(name)
+        config, ds = prepare(folder, options)
+        for number in range(options.rounds):
+            for ranks, results in found.items():
+                results.append(train(folder, config, ds, ranks))
+                say(f"round {number + 1}, {ranks}: {results[-1]['events_per_s']:,} plays/s")
+    speeds = {ranks: [one["events_per_s"] for one in results] for ranks, results in found.items()}
+    losses = [one["final_loss"] for results in found.values() for one in results]
+    base, first = min(options.ranks), losses[0]
+    table = Table(title="training processes of one thread", caption=f"{machine.describe()}, {available_cores()} cores")
+    for column in ("processes", "plays/s", "spread", "against the fewest", "waiting for data", "loss - the first"):
+        table.add_column(column, justify="right")
+    for ranks, results in found.items():
+        middle = statistics.median(speeds[ranks])
+        waiting = statistics.median(one["waiting_share"] for one in results)
+        apart = max(abs(one["final_loss"] - first) / first for one in results)
+        gain = f"{middle / statistics.median(speeds[base]):.2f}x"
+        table.add_row(
+            str(ranks), f"{middle:,.0f}", f"{spread(speeds[ranks]):,.0f}", gain, f"{waiting:.1%}", f"{apart:.1e}"
+        )
+    Console(width=110).print(table)
+    print(json.dumps({"benchmark": "ranks", "machine": machine.describe(), "events_per_s": speeds, "losses": losses}))
+    return int(max(abs(loss - first) / first for loss in losses) > TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
