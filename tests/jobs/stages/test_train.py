@@ -157,7 +157,7 @@ def test_a_training_whose_cluster_loses_a_node_goes_on_with_one_worker_to_the_un
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     other = cluster.add_node(**node)
     cluster.wait_for_nodes()
-    elastic = (f"cluster.ray_address={cluster.address}", "cluster.train_workers=[1, 2]", "train.epochs=30")
+    elastic = (f"cluster.ray_address={cluster.address}", "cluster.train_workers=[1, 2]", "train.epochs=80")
     house: Deployment = deployment(*SMALL, *elastic, "train.checkpoint_every_steps=50", listeners=120)
     manifest, day = house.sessionized(DAY_ONE), house.day(DAY_ONE)
     lost: list[float] = []
