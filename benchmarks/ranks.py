@@ -20,9 +20,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.lib.industrial_logs import PRESET
 from benchmarks.lib.processes import available_cores
 from benchmarks.lib.timing import say, spread
-from benchmarks.whole_day import PRESET
 from jobs.runtime import machine
 from pipelines.synthetic.industrial.config import BASE_DAYS, industrial_config
 

@@ -24,10 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.lib.fault_proxy import FaultProxy
+from benchmarks.lib.industrial_logs import PRESET
 from benchmarks.lib.processes import available_cores
 from benchmarks.lib.s3_server import environment, s3_server
 from benchmarks.lib.timing import say
-from benchmarks.whole_day import PRESET, STAGES
+from jobs.day import STAGES
 from jobs.runtime import machine
 from pipelines import storage
 from pipelines.synthetic.industrial.config import BASE_DAYS, PRESETS, industrial_config

@@ -30,15 +30,15 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.lib.industrial_logs import PRESET
 from benchmarks.lib.processes import available_cores, folder_bytes
 from benchmarks.lib.timing import say
+from jobs.day import STAGES
 from jobs.runtime import machine
 from pipelines.synthetic.industrial.config import BASE_DAYS, PRESETS, industrial_config
 
-STAGES = ("sessionize", "hits", "train", "evaluate", "promote", "recommend", "report")
 UNIT = {"sessionize": "plays", "train": "plays", "recommend": "listeners"}
 """What the cost of a stage grows with; the others' does not: evaluate measures a sample of listeners."""
-PRESET = "daily-recommendations"
 SAMPLE_S = 0.5
 RESULT = "whole_day.json"
 
