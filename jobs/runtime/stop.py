@@ -10,11 +10,9 @@ from types import FrameType
 
 import psutil
 
-from jobs.runtime import scratch
+from jobs.runtime import scratch, signals
 from pipelines import leases
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""What asks a command to stop: a scheduler, Ctrl-C, a terminal that is closed."""
 _state: dict[str, int] = {}
 """`installed`: whether this process stops in this way; `asked`: the signal that it got."""
 
@@ -23,13 +21,8 @@ def install() -> None:
     """Stop in this way from now on, in place of handlers that an engine may have set."""
     if threading.current_thread() is threading.main_thread():
         _state["installed"] = 1
-        for number in asking():
+        for number in signals.heeded():
             signal.signal(number, _stop)
-
-
-def asking() -> list[signal.Signals]:
-    """`SIGNALS`, but for SIGHUP under `nohup`, which ignores it."""
-    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def keep() -> None:

@@ -23,7 +23,7 @@ from typing import NoReturn
 
 import psutil
 
-from jobs.runtime import attempt, deaths, log_lines, scratch, stop
+from jobs.runtime import attempt, deaths, log_lines, scratch, signals
 from jobs.runtime.attempt import Attempt, DayStage
 from pipelines.redact import redact
 
@@ -101,7 +101,7 @@ class _Supervisor:
         """Begin an attempt. True in the child."""
         sys.stdout.flush()
         sys.stderr.flush()
-        passed_on = set(stop.asking())
+        passed_on = set(signals.heeded())
         signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
         if self.asked:  # to stop, while there was no attempt to pass it on to
             self._leave(128 + self.asked)
@@ -240,7 +240,7 @@ class _Supervisor:
 
     def _tell_end(self, code: int) -> None:
         """Bounded in time, so that it is not interrupted."""
-        for number in stop.SIGNALS:
+        for number in signals.STOPPING:
             signal.signal(number, signal.SIG_IGN)
         log_lines.install(output=True)
         died = dict(self.given_up)
