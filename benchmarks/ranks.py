@@ -7,7 +7,6 @@ must end with the same loss, to one part in a million; if not, the command ends 
 """
 
 import argparse
-import datetime as dt
 import json
 import statistics
 import subprocess
@@ -20,11 +19,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.lib.industrial_logs import PRESET
+from benchmarks.lib.industrial_logs import serving_day, synth
 from benchmarks.lib.processes import available_cores
 from benchmarks.lib.timing import say, spread
 from jobs.runtime import machine
-from pipelines.synthetic.industrial.config import BASE_DAYS, industrial_config
+from pipelines.synthetic.industrial.config import BASE_DAYS
 
 TOLERANCE = 1e-6
 
@@ -40,8 +39,7 @@ def fuxi(*arguments: str) -> None:
 
 def prepare(folder: Path, options: argparse.Namespace) -> tuple[str, str]:
     """Make logs and shards; returns the configuration's path and the ds."""
-    scale = ["--scale", str(options.scale), "--days", str(BASE_DAYS)]
-    fuxi("synth", "--preset", PRESET, *scale, "--out", str(folder / "logs"))
+    synth(folder / "logs", scale=options.scale, days=BASE_DAYS)
     settings = {
         "workspace": str(folder / "workspace"),
         "logs": {"path": str(folder / "logs" / "plays"), "catalogue": str(folder / "logs" / "catalogue")},
@@ -51,7 +49,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> tuple[str, str]:
     }
     file = folder / "daily.yaml"
     file.write_text(yaml.safe_dump(settings, sort_keys=False))
-    ds = str(industrial_config(PRESET, scale=options.scale).first_day + dt.timedelta(days=BASE_DAYS))
+    ds = serving_day(folder / "logs" / "plays")
     fuxi("sessionize", "--ds", ds, "--config", str(file))
     return str(file), ds
 

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.lib.fault_proxy import FaultProxy
-from benchmarks.lib.industrial_logs import PRESET
-from benchmarks.lib.processes import available_cores
+from benchmarks.lib.industrial_logs import PRESET, synth
+from benchmarks.lib.processes import available_cores, log_message
 from benchmarks.lib.s3_server import environment, s3_server
 from benchmarks.lib.timing import say
 from jobs.day import STAGES
@@ -63,9 +63,7 @@ class Store:
 
     def _upload_logs(self) -> None:
         logs = self.folder / "logs"
-        command = [sys.executable, "-m", "jobs.cli", "synth", "--preset", PRESET, "--scale", str(self.scale)]
-        command += ["--days", str(BASE_DAYS + 1), "--out", str(logs)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        synth(logs, scale=self.scale, days=BASE_DAYS + 1)
         storage.upload_folder(str(logs), f"s3://{BUCKET}/logs")
 
     def write_settings(self) -> Path:
@@ -114,11 +112,7 @@ class Store:
 
 def _done(line: str) -> str:
     """The stage that a log line says is done; "" for other lines."""
-    try:
-        message = str(json.loads(line)["message"])
-    except (ValueError, KeyError, TypeError):
-        return ""
-    return next((name for name in STAGES if message == f"{name} done"), "")
+    return next((name for name in STAGES if log_message(line) == f"{name} done"), "")
 
 
 def dollars(requests: Counter[str] | dict[str, float]) -> float:

@@ -30,8 +30,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.lib.industrial_logs import PRESET
-from benchmarks.lib.processes import available_cores, folder_bytes
+from benchmarks.lib.industrial_logs import PRESET, synth
+from benchmarks.lib.processes import available_cores, folder_bytes, log_message
 from benchmarks.lib.timing import say
 from jobs.day import STAGES
 from jobs.runtime import machine
@@ -137,14 +137,12 @@ class Day:
 def _follow(lines: IO[str], done: list[str], last: list[str]) -> None:
     """Note the stages that log lines say are done, and the last message."""
     for line in lines:
-        try:
-            content = json.loads(line)
-            message = str(content["message"])
-        except (ValueError, KeyError, TypeError):
+        message = log_message(line)
+        if not message:
             continue
         if " failed" not in last[0]:
             last[0] = message  # of a stage that failed, the day ends well without it
-        _tell(content)
+        _tell(json.loads(line))
         for name in STAGES:
             if message == f"{name} done":
                 done.append(name)
@@ -184,9 +182,7 @@ def settings(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def generate(options: argparse.Namespace, folder: Path) -> float:
     """Make the logs that are missing; returns seconds."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "jobs.cli", "synth", "--preset", PRESET, "--scale", str(options.scale)]
-    command += ["--days", str(BASE_DAYS + 1), "--out", str(folder / "logs")]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    synth(folder / "logs", scale=options.scale, days=BASE_DAYS + 1)
     return time.monotonic() - began
 
 

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,13 @@ from pipelines.synthetic.industrial.config import BASE_DAYS, industrial_config
 from pipelines.synthetic.industrial.plan import BYTES_A_PLAY, plan, write
 
 PRESET = "daily-recommendations"
+
+
+def synth(out: Path, *, scale: float, days: int) -> None:
+    """Make the days of the preset that are missing below `out` (plays and catalogue), as a user would."""
+    command = [sys.executable, "-m", "jobs.cli", "synth", "--preset", PRESET, "--scale", str(scale)]
+    command += ["--days", str(days), "--out", str(out)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def day_folders(logs: Path) -> list[Path]:

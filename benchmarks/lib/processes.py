@@ -11,6 +11,7 @@ On other systems than Linux neither orphans nor these are counted.
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -75,6 +76,15 @@ def _run(command: Sequence[str], folder: Path, environment: Mapping[str, str], s
     log.unlink()
     peaks = (sampler.memory_bytes / 1e9, sampler.disk_bytes)
     return Cost(process.returncode, wall_s, cpu_s, *peaks, output, *sampler.transferred())
+
+
+def log_message(line: str) -> str:
+    """The message of a log line of a command in JSON; "" for other lines."""
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return ""
+    return str(content.get("message", "")) if isinstance(content, dict) else ""
 
 
 def tree_cpu_s() -> float:

@@ -11,16 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-UNCHOSEN, WINDOWS, TARGETS, SHUFFLE_SHARES, SHUFFLE_LANE, SHUFFLE_ROWS, NEGATIVES, DROPOUT = (
-    -5,
-    -4,
-    -3,
-    -2,
-    0,
-    1,
-    2,
-    3,
-)
+UNCHOSEN, WINDOWS, TARGETS, SHUFFLE_SHARES = (-5, -4, -3, -2)
+SHUFFLE_LANE, SHUFFLE_ROWS, NEGATIVES, DROPOUT = (0, 1, 2, 3)
 """Sites: the purposes of random bits. The dropout sites of a network follow DROPOUT."""
 
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -87,9 +87,14 @@ def text_of(error: BaseException) -> str | None:
 
 
 def _of_one(error: BaseException) -> str | None:
-    kind, text = type(error), text_of(error)
-    if isinstance(error, StageDiedError) or text is None:
-        return JVM_DIED if text is None else str(error)
+    text = text_of(error)
+    if text is None:
+        return JVM_DIED
+    return str(error) if isinstance(error, StageDiedError) else _of_engine(error, text)
+
+
+def _of_engine(error: BaseException, text: str) -> str | None:
+    kind = type(error)
     if kind.__module__.startswith("ray.") and (name := _named(kind)):
         return f"{name} died"
     if kind is Exception and _START.search(text):

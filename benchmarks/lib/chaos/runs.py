@@ -1,7 +1,6 @@
 """One run of `fuxi daily` with at most one disturbance, watched by its log lines."""
 
 import contextlib
-import json
 import queue
 import re
 import subprocess
@@ -15,6 +14,7 @@ from typing import IO
 from benchmarks.lib.chaos import processes
 from benchmarks.lib.chaos.disturbances import OUTAGE, READ_ONLY, STAGES, TWIN, WAITING_TWIN, Disturbance
 from benchmarks.lib.chaos.places import Place
+from benchmarks.lib.processes import log_message
 
 OUTAGE_S = 20.0
 _ENDED = re.compile(rf"({'|'.join(STAGES)}) (?:done|already done|failed.*)")
@@ -76,11 +76,7 @@ class Watched:
 
     def _take(self, line: str) -> None:
         self.lines.append(line)
-        event = ""
-        with contextlib.suppress(ValueError):
-            content = json.loads(line)
-            event = str(content["message"]) if isinstance(content, dict) and "message" in content else ""
-        if ended := _ENDED.fullmatch(event):
+        if ended := _ENDED.fullmatch(log_message(line)):
             now = time.monotonic()
             self.stages[ended[1]] = now - self.stage_began
             after = STAGES.index(ended[1]) + 1
