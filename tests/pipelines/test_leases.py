@@ -178,13 +178,16 @@ def test_renewal_survives_an_outage_shorter_than_the_lease(
     """Whether connections are reset or every request is answered by 503."""
     uri = f"{s3}/runs/ds=2026-03-02/daily.lock"
     with proxied(monkeypatch) as proxy, leases.lease(uri, purpose="first run", seconds=9) as held:
+        began = time.monotonic()
         if answer == "outage":
-            proxy.outage(4)
+            proxy.outage(9)
         else:
             proxy.faults = Faults(errors=1.0)
-        time.sleep(4.5)
+        while proxy.counts[answer] < 2 and time.monotonic() < began + 8:  # a renewal failed, and so did its repetition
+            time.sleep(0.05)
+        proxy.outage(0)
         proxy.faults = Faults()
-        time.sleep(5)  # longer than the lease would last without another renewal
+        time.sleep(max(0.0, began + 9.5 - time.monotonic()))  # longer than the lease lasts without another renewal
         held.ensure()
         assert proxy.counts[answer] > 1
     assert storage.read_json(uri)["released"]
