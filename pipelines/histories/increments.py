@@ -2,8 +2,9 @@
 
 Shape legend: `U` listeners, `T` events, `S` songs heard before those events.
 
-Most of what is stored has nothing to do with a day's plays. So stored events are first looked up in a Bloom filter of
-the day's (listener, song) pairs, and times and play codes are read only of layers that may have a duplicate.
+Most of what is stored has nothing to do with a day's plays. So stored events, of the listeners who played alone, are
+looked up in a hash table of the day's (listener, song) pairs, and times and play codes are read only of layers that may
+have a duplicate.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from pipelines.histories.histories import Histories, pair, places_in, songs_of_pairs
 from pipelines.schema import COMPLETION, TIMESTAMP
 
-_FILTER_BITS = 20  # a megabyte, which stays in the cache
+_TABLE_BITS = 19  # slots of a hash table: two megabytes, which stay in the cache
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,11 @@ def increment_over(layers: Sequence[Layer], new: Histories, *, since: int) -> In
     """
     rank = new.listener
     new_pair, all_new = pair(rank, new.item_index), new.pairs(np.arange(len(new)))
-    matches = [_Matches.of(layer, new.users, all_new) for layer in layers]
+    table = _PairTable(all_new)
+    matches = [_Matches.of(layer, new.users, table) for layer in layers]
     known = np.zeros(len(all_new), bool)
     for match in matches:
-        known[match.places] = True
+        known[match.pair_of] = known[match.heard_place] = True
 
     late = np.flatnonzero(new.timestamp < since)
     place = np.searchsorted(all_new, new_pair[late])
@@ -88,44 +90,65 @@ class _Matches:
     layer: Layer
     rank: np.ndarray  # int32, the place among the given listeners of each that the layer has
     num_events: np.ndarray  # of each of those
-    events: np.ndarray  # events of the layer that have a given pair
+    of_touched: np.ndarray  # bool, the events of the layer that are of one of those
+    found: np.ndarray  # which of these events have a given pair, ascending
     pair_of: np.ndarray  # the place of each such event's pair among the given ones
-    places: np.ndarray  # of the given pairs that the layer has, heard-before ones too; with repetitions
+    heard_place: np.ndarray  # of the given pairs that the layer has as heard before
 
     @staticmethod
-    def of(layer: Layer, users: np.ndarray, pairs: np.ndarray) -> "_Matches":
+    def of(layer: Layer, users: np.ndarray, pairs: "_PairTable") -> "_Matches":
         rank = np.minimum(np.searchsorted(users, layer.users), len(users) - 1).astype(np.int32)
         touched = users[rank] == layer.users
-        lengths = np.diff(layer.offsets)
-        slots = _filter_slots(np.repeat(_rank_hash(rank), lengths), layer.item_index)
-        events = np.flatnonzero(_bloom_filter(pairs)[slots])
-        row = np.repeat(np.arange(len(rank), dtype=np.int32), lengths)[events]
-        events, row = events[touched[row]], row[touched[row]]
-        place = places_in(pairs, pair(rank[row], layer.item_index[events]))
-        events, place = events[place >= 0], place[place >= 0]
+        rank, lengths = rank[touched], np.diff(layer.offsets)
+        of_touched = np.repeat(touched, lengths)
+        found, place = pairs.look_up(np.repeat(rank, lengths[touched]), layer.item_index[of_touched])
         heard_lengths = np.diff(layer.heard_offsets)
-        heard = np.repeat(touched, heard_lengths)
-        heard_place = places_in(pairs, pair(np.repeat(rank, heard_lengths)[heard], layer.heard_items[heard]))
-        places = np.concatenate([place, heard_place[heard_place >= 0]])
-        return _Matches(layer, rank[touched], layer.num_events[touched], events, place, places)
+        heard = layer.heard_items[np.repeat(touched, heard_lengths)]
+        _, heard_place = pairs.look_up(np.repeat(rank, heard_lengths[touched]), heard)
+        return _Matches(layer, rank, layer.num_events[touched], of_touched, found, place, heard_place)
+
+    def events(self, some: np.ndarray) -> np.ndarray:
+        """The events of the layer that the given ones of `found` are."""
+        return np.flatnonzero(self.of_touched)[self.found[some]]
 
 
-def _bloom_filter(pairs: np.ndarray) -> np.ndarray:
-    """A Bloom filter with one hash function: true at the slot of every given pair, bool [2^_FILTER_BITS]."""
-    present = np.zeros(1 << _FILTER_BITS, bool)
-    present[_filter_slots(_rank_hash(pairs >> 32), songs_of_pairs(pairs))] = True
-    return present
+class _PairTable:
+    """A hash table of distinct (listener, song) pairs, int64, ascending: the place of a pair among them.
+
+    A slot has one pair. Few of a day's pairs meet another one in their slot; those are searched for in a list.
+    """
+
+    def __init__(self, pairs: np.ndarray) -> None:
+        self.pairs = pairs
+        number = np.arange(1, len(pairs) + 1, dtype=np.int32)
+        slots = _slots((pairs >> 32).astype(np.int32), songs_of_pairs(pairs))
+        self._number = np.zeros(1 << _TABLE_BITS, np.int32)  # place + 1 of a slot's pair, 0 without any
+        self._number[slots] = number
+        self._displaced = np.flatnonzero(self._number[slots] != number)
+        self._crowded = np.zeros(1 << _TABLE_BITS if len(self._displaced) else 0, bool)
+        self._crowded[slots[self._displaced]] = True
+
+    def look_up(self, rank: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the given int32 (rank, song) are in the table, ascending, and the place of the pair of each."""
+        slots = _slots(rank, item)
+        number = self._number.take(slots, mode="clip")
+        some = np.flatnonzero(number)
+        wanted, place = pair(rank[some], item[some]), number[some] - 1
+        found = self.pairs[place] == wanted
+        if len(self._displaced):
+            again = np.flatnonzero(~found)
+            again = again[self._crowded[slots[some[again]]]]
+            other = places_in(self.pairs[self._displaced], wanted[again])
+            again, other = again[other >= 0], other[other >= 0]
+            place[again], found[again] = self._displaced[other], True
+        return some[found], place[found]
 
 
-def _rank_hash(rank: np.ndarray) -> np.ndarray:
-    return rank.astype(np.uint32) * np.uint32(0x85EBCA6B)
-
-
-def _filter_slots(rank_hash: np.ndarray, item: np.ndarray) -> np.ndarray:
-    """The slot of each (listener, song) pair, in 32-bit arithmetic: it is computed for every stored event."""
+def _slots(rank: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """The slot of each (listener, song) pair, in 32-bit arithmetic: it is computed for very many stored events."""
     slot = item.view(np.uint32) * np.uint32(0x9E3779B1)
-    slot += rank_hash
-    slot >>= np.uint32(32 - _FILTER_BITS)
+    slot += rank.view(np.uint32) * np.uint32(0x85EBCA6B)
+    slot >>= np.uint32(32 - _TABLE_BITS)
     return slot
 
 
@@ -136,11 +159,11 @@ def _duplicates(matches: Sequence[_Matches], pairs: np.ndarray, timestamp: np.nd
     for match in matches if len(wanted) else ():
         some = np.flatnonzero(places_in(wanted, match.pair_of) >= 0)
         if len(some):
-            times = match.layer.read(TIMESTAMP)[match.events[some]]
+            times = match.layer.read(TIMESTAMP)[match.events(some)]
             possible = np.isin(times, timestamp)
             some, times = some[possible], times[possible]
         if len(some):
-            stored.append((match.pair_of[some], times, match.layer.read(COMPLETION)[match.events[some]]))
+            stored.append((match.pair_of[some], times, match.layer.read(COMPLETION)[match.events(some)]))
     if not stored:
         return np.zeros(0, np.int64), np.zeros(0, np.uint8)
     pair_of, times, play_code = (np.concatenate(column) for column in zip(*stored, strict=True))

@@ -7,7 +7,8 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.histories.increments import Layer, increment_over
+from pipelines.histories.histories import distinct, pair, places_in
+from pipelines.histories.increments import Layer, _PairTable, increment_over
 from pipelines.histories.merge import Events, Plays, in_given_order, merge_plays, overlay
 
 GAP = 10
@@ -191,6 +192,18 @@ def test_marks_of_earlier_plays_become_songs_heard_before():
     assert rows_of(histories)["heard_before"].to_pylist() == [[3, 7], [8]]
     assert histories.lengths.tolist() == [1, 0]
     assert sorted(histories.lifetime_songs().tolist()) == [3, 4, 7, 8]
+
+
+def test_pairs_that_meet_in_a_slot_of_the_hash_table_are_told_apart():
+    random = np.random.default_rng(0)
+    ranks, items = random.integers(0, 9_000, 400_000, np.int32), random.integers(1, 3_000, 400_000, np.int32)
+    pairs = distinct(pair(ranks[:200_000], items[:200_000]))
+    table = _PairTable(pairs)
+    assert len(table._displaced) > 10_000
+    found, place = table.look_up(ranks, items)
+    there = places_in(pairs, pair(ranks, items))
+    np.testing.assert_array_equal(found, np.flatnonzero(there >= 0))
+    np.testing.assert_array_equal(place, there[found])
 
 
 def test_ties_stay_as_given_where_the_order_is_the_callers():
