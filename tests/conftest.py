@@ -21,6 +21,13 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file stay in one process; so do those of all files that need the two days, which are made once."""
+    needing = {item.path for item in items if "two_days" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("two days" if item.path in needing else str(item.path)))
+
+
 @pytest.fixture(autouse=True)
 def engines_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lease that is interrupted in a test does not end the Spark session and the Ray instance of all tests."""

@@ -177,7 +177,7 @@ def write_catalogue(made: Any, path: Path) -> None:
 
 
 @pytest.fixture
-def two_days(deployment: Callable[..., Any], tmp_path: Path) -> Any:
+def both_days(deployment: Callable[..., Any], tmp_path: Path) -> Any:
     """Day one measured, day two whole: shards, lists, metrics, markers and a catalogue with a hostile title."""
     made = deployment(f"logs.catalogue={tmp_path}/catalogue")
     write_catalogue(made, tmp_path / "catalogue")
@@ -223,8 +223,8 @@ def drop_marker(day: Day, stage: str) -> None:
     Path(day.path(f"{stage}.json")).unlink()
 
 
-def test_the_page_is_where_the_workspace_says_and_holds_the_figures_of_every_stage(two_days: Any) -> None:
-    day = two_days.day(DAY_TWO)
+def test_the_page_is_where_the_workspace_says_and_holds_the_figures_of_every_stage(both_days: Any) -> None:
+    day = both_days.day(DAY_TWO)
     assert run(day) == {"uri": day.workspace.report(DAY_TWO)}
     text = text_of(page_of(day))
     for figure in (
@@ -276,8 +276,8 @@ def measure_hits(day: Day, ds: dt.date, *, listeners: int = 4) -> None:
     write_list_hits(day.workspace, ds, sums, measured_ds=ds + dt.timedelta(days=1))
 
 
-def test_what_the_lists_are_like_by_segment_and_over_days(two_days: Any) -> None:
-    day = two_days.day(DAY_TWO)
+def test_what_the_lists_are_like_by_segment_and_over_days(both_days: Any) -> None:
+    day = both_days.day(DAY_TWO)
     figures = {"artists": [19.849, 9], "overlap": [0.1234, 9], "age_days": [1293.5, 9], "gini": [0.5, 9]}
     cuts = {"cut:artist cap": [2.5, 4], "cut:heard": [31.25, 4], "cut:blocked": [0.0, 4]}
     write_list_quality(day.workspace, DAY_ONE, {"all": figures | {"artists": [12.0, 8]}})
@@ -295,13 +295,13 @@ def test_what_the_lists_are_like_by_segment_and_over_days(two_days: Any) -> None
     assert len(found.ids) == len(set(found.ids))
 
 
-def test_lists_of_an_earlier_release_were_not_counted(two_days: Any) -> None:
-    text = text_of(page_of(two_days.day(DAY_TWO)))
+def test_lists_of_an_earlier_release_were_not_counted(both_days: Any) -> None:
+    text = text_of(page_of(both_days.day(DAY_TWO)))
     assert "What these lists are like was not counted." in text and "Artists per list" not in text
 
 
-def test_what_listeners_did_with_the_lists_of_the_day_before(two_days: Any) -> None:
-    day = two_days.day(DAY_TWO)
+def test_what_listeners_did_with_the_lists_of_the_day_before(both_days: Any) -> None:
+    day = both_days.day(DAY_TWO)
     for days in (1, 2, 9):
         measure_hits(day, DAY_TWO - dt.timedelta(days=days))
     page = page_of(day)
@@ -320,24 +320,24 @@ def test_what_listeners_did_with_the_lists_of_the_day_before(two_days: Any) -> N
     assert len(found.ids) == len(set(found.ids))
 
 
-def test_a_day_without_lists_before_it_says_so_and_shows_the_newest_measured(two_days: Any) -> None:
-    assert "No lists were published for the day before." in text_of(page_of(two_days.day(DAY_ONE)))
-    day = two_days.day(DAY_TWO)
+def test_a_day_without_lists_before_it_says_so_and_shows_the_newest_measured(both_days: Any) -> None:
+    assert "No lists were published for the day before." in text_of(page_of(both_days.day(DAY_ONE)))
+    day = both_days.day(DAY_TWO)
     assert "The lists of the day before are not measured: none of its plays are there" in text_of(page_of(day))
     measure_hits(day, DAY_ONE - dt.timedelta(days=1))
     assert "The newest lists measured are those of 2026-03-01." in text_of(page_of(day))
 
 
-def test_hits_of_the_lists_before_that_failed_are_said_at_the_top(two_days: Any) -> None:
-    day = two_days.day(DAY_TWO)
+def test_hits_of_the_lists_before_that_failed_are_said_at_the_top(both_days: Any) -> None:
+    day = both_days.day(DAY_TWO)
     day.note_failure("hits", "list_hits cannot be written")
     top = text_of(page_of(day)).partition("Lists published")[0]
     assert "Published, degraded: version 7 serves" in top
     assert "The stage hits did not finish. List_hits cannot be written." in top
 
 
-def test_metrics_stand_beside_each_other_in_every_slice(two_days: Any) -> None:
-    text = text_of(page_of(two_days.day(DAY_TWO)))
+def test_metrics_stand_beside_each_other_in_every_slice(both_days: Any) -> None:
+    text = text_of(page_of(both_days.day(DAY_TWO)))
     order = [
         text.index(title)
         for title in ("All listeners (1,812)", "New listeners (44)", "Light listeners", "Heavy listeners")
@@ -358,8 +358,8 @@ def with_differences(found: dict[str, Any], *, width: float) -> dict[str, Any]:
     return found | {"differences": pairs}
 
 
-def test_differences_have_their_intervals_and_a_colour_only_where_these_exclude_zero(two_days: Any) -> None:
-    day = two_days.day(DAY_TWO)
+def test_differences_have_their_intervals_and_a_colour_only_where_these_exclude_zero(both_days: Any) -> None:
+    day = both_days.day(DAY_TWO)
     assert "Difference" not in text_of(page_of(day)).partition("Metrics at")[0]  # of a release that stored none
     day.finish("evaluate", with_differences(measured(), width=0.01), 1.0)
     page = page_of(day)
@@ -379,8 +379,8 @@ def test_differences_have_their_intervals_and_a_colour_only_where_these_exclude_
 
 
 @pytest.mark.parametrize("width", [0.001, 0.5])
-def test_a_model_below_a_baseline_is_flagged_at_the_top_if_that_is_significant(two_days: Any, width: float) -> None:
-    day, found = two_days.day(DAY_TWO), measured()
+def test_a_model_below_a_baseline_is_flagged_at_the_top_if_that_is_significant(both_days: Any, width: float) -> None:
+    day, found = both_days.day(DAY_TWO), measured()
     found["metrics"]["markov"]["all"]["ndcg_30"] = 0.0974
     day.finish("evaluate", with_differences(found, width=width), 1.0)
     page = page_of(day)
@@ -393,8 +393,8 @@ def test_a_model_below_a_baseline_is_flagged_at_the_top_if_that_is_significant(t
         assert "below Markov, not significantly" in text_of(page)
 
 
-def test_groups_without_a_listener_are_left_out(two_days: Any) -> None:
-    day, found = two_days.day(DAY_TWO), measured()
+def test_groups_without_a_listener_are_left_out(both_days: Any) -> None:
+    day, found = both_days.day(DAY_TWO), measured()
     found["slices"]["new"] = 0
     day.finish("evaluate", found, 1.0)
     text = text_of(page_of(day))
@@ -402,13 +402,13 @@ def test_groups_without_a_listener_are_left_out(two_days: Any) -> None:
 
 
 def test_counts_are_compared_with_the_same_weekday_and_never_with_a_first_build_or_a_refused_day(
-    two_days: Any,
+    both_days: Any,
 ) -> None:
-    day = two_days.day(DAY_TWO)
+    day = both_days.day(DAY_TWO)
     for weeks, rows, landing_days in ((1, 40_000, 1), (2, 44_000, 1), (3, 50_000, 1), (4, 9_000_000, 56)):
         stats = replace(STATS, rows_read=rows, accepted=rows - 800, landing_days=landing_days)
-        note_quality(two_days.day(DAY_TWO - dt.timedelta(weeks=weeks)), stats)
-    refused = two_days.day(DAY_TWO - dt.timedelta(weeks=1))
+        note_quality(both_days.day(DAY_TWO - dt.timedelta(weeks=weeks)), stats)
+    refused = both_days.day(DAY_TWO - dt.timedelta(weeks=1))
     assert note_quality(refused, replace(STATS, accepted=20, rows_read=900))
     text = text_of(page_of(day))
     assert "What came in beside the 2 Tuesdays before, median" in text
@@ -422,9 +422,9 @@ def quarantined(day: Day, rows: list[tuple[str, str]]) -> None:
     storage.write_table(f"{day.workspace.quarantine(day.ds)}/part-0.parquet", written)
 
 
-def test_a_refused_day_shows_its_rejected_rows_by_reason_with_samples(two_days: Any) -> None:
+def test_a_refused_day_shows_its_rejected_rows_by_reason_with_samples(both_days: Any) -> None:
     ds = DAY_TWO + dt.timedelta(days=1)
-    refused = two_days.day(ds)
+    refused = both_days.day(ds)
     assert note_quality(refused, replace(STATS, rejected={"null_item_id": 30_000, "unparseable": 2}, accepted=9_000))
     refused.new_record()
     refused.note_failure("sessionize", "62 % of the rows are rejected")
@@ -440,8 +440,8 @@ def test_a_refused_day_shows_its_rejected_rows_by_reason_with_samples(two_days: 
     assert "\x1b" not in page and "x…" in page and 301 * "x" not in page
 
 
-def test_the_order_is_lists_their_quality_the_model_and_the_machinery(two_days: Any) -> None:
-    page = page_of(two_days.day(DAY_TWO))
+def test_the_order_is_lists_their_quality_the_model_and_the_machinery(both_days: Any) -> None:
+    page = page_of(both_days.day(DAY_TWO))
     order = re.findall(r'<section id="(\w+)">', page)
     assert order == ["lists", "quality", "hits", "model", "input", "training", "run"]
     assert re.findall(r'<a href="#(\w+)">', page) == order
@@ -449,11 +449,11 @@ def test_the_order_is_lists_their_quality_the_model_and_the_machinery(two_days: 
     assert first.index("<h4>List of") < first.index("<h4>Last plays</h4>")
 
 
-def test_a_page_leads_to_the_index_and_the_days_beside_it(two_days: Any) -> None:
+def test_a_page_leads_to_the_index_and_the_days_beside_it(both_days: Any) -> None:
     for ds in (DAY_ONE, DAY_TWO):
-        page_of(two_days.day(ds))
-    one, two = (storage.read_bytes(two_days.day(ds).workspace.report(ds)).decode() for ds in (DAY_ONE, DAY_TWO))
-    index = storage.read_bytes(f"{two_days.config.workspace}/reports/index.html").decode()
+        page_of(both_days.day(ds))
+    one, two = (storage.read_bytes(both_days.day(ds).workspace.report(ds)).decode() for ds in (DAY_ONE, DAY_TWO))
+    index = storage.read_bytes(f"{both_days.config.workspace}/reports/index.html").decode()
     assert f'href="../ds={DAY_ONE}/report.html" rel="prev"' in two and 'rel="prev"' not in one
     assert f'href="../index.html#after-{DAY_ONE}" rel="next"' in one
     row = re.search(rf'<tr id="after-{DAY_ONE}">.*?</tr>', index, re.S)
@@ -461,8 +461,8 @@ def test_a_page_leads_to_the_index_and_the_days_beside_it(two_days: Any) -> None
     assert f'id="after-{DAY_TWO}"' not in index
 
 
-def test_paper_gets_light_colours_whole_tables_and_no_scroll_bars(two_days: Any) -> None:
-    style = page_of(two_days.day(DAY_TWO)).partition("<style>")[2].partition("</style>")[0]
+def test_paper_gets_light_colours_whole_tables_and_no_scroll_bars(both_days: Any) -> None:
+    style = page_of(both_days.day(DAY_TWO)).partition("<style>")[2].partition("</style>")[0]
     screen, _, printed = style.partition("@media print {")
     dark = screen.partition("@media (prefers-color-scheme: dark)")[2]
     names = set(re.findall(r"(--[\w-]+):", dark))
@@ -473,8 +473,8 @@ def test_paper_gets_light_colours_whole_tables_and_no_scroll_bars(two_days: Any)
     assert ".scroll { overflow-x: auto" in screen
 
 
-def test_the_baselines_that_were_measured_stand_at_the_top_whichever_they_are(two_days: Any) -> None:
-    day, found = two_days.day(DAY_TWO), measured()
+def test_the_baselines_that_were_measured_stand_at_the_top_whichever_they_are(both_days: Any) -> None:
+    day, found = both_days.day(DAY_TWO), measured()
     assert "NDCG@30 of what serves 0.087 champion 0.086, Markov 0.060, popularity 0.021" in text_of(page_of(day))
     found["metrics"]["item-knn"] = found["metrics"].pop("markov")
     del found["metrics"]["champion"]
@@ -482,8 +482,8 @@ def test_the_baselines_that_were_measured_stand_at_the_top_whichever_they_are(tw
     assert "NDCG@30 of what serves 0.087 Item-kNN 0.060, popularity 0.021" in text_of(page_of(day))
 
 
-def test_metrics_at_many_cut_offs_are_folded(two_days: Any) -> None:
-    day, found = two_days.day(DAY_TWO), measured()
+def test_metrics_at_many_cut_offs_are_folded(both_days: Any) -> None:
+    day, found = both_days.day(DAY_TWO), measured()
     for slices in found["metrics"].values():
         for values in slices.values():
             values |= {"ndcg_10": 0.5, "hr_10": 0.5, "ndcg_50": 0.5, "hr_50": 0.5}
@@ -495,36 +495,38 @@ def test_metrics_at_many_cut_offs_are_folded(two_days: Any) -> None:
     assert re.findall(r'class="n">([A-Z]\w+@\d+)</th>', table) == ["NDCG@10", "NDCG@50", "HR@10", "HR@50"]
 
 
-def test_the_trend_knows_which_version_was_the_challenger_of_its_day(two_days: Any) -> None:
+def test_the_trend_knows_which_version_was_the_challenger_of_its_day(both_days: Any) -> None:
     from jobs.report.content import metric_trend
 
-    trend = metric_trend(two_days.day(DAY_TWO), metric="ndcg_30", protocol="next_day")
+    trend = metric_trend(both_days.day(DAY_TWO), metric="ndcg_30", protocol="next_day")
     assert trend["challenger"] == {DAY_ONE: 0.0715, DAY_TWO: 0.0874}  # version 6 was day one's challenger
     assert trend["champion"] == {DAY_TWO: 0.0861}
     assert trend["markov"] == {DAY_ONE: 0.0531, DAY_TWO: 0.0602}
-    assert metric_trend(two_days.day(DAY_ONE), metric="ndcg_30", protocol="next_day")["challenger"] == {DAY_ONE: 0.0715}
+    assert metric_trend(both_days.day(DAY_ONE), metric="ndcg_30", protocol="next_day")["challenger"] == {
+        DAY_ONE: 0.0715
+    }
 
 
-def test_the_three_listeners_are_a_light_a_middle_and_a_heavy_one_with_a_list(two_days: Any) -> None:
-    day = two_days.day(DAY_TWO)
+def test_the_three_listeners_are_a_light_a_middle_and_a_heavy_one_with_a_list(both_days: Any) -> None:
+    day = both_days.day(DAY_TWO)
     picked = pick_listeners(day)
     assert picked == pick_listeners(day)
     first = users_of(day, 0)
-    plays = sorted(len(two_days.histories[user]) for user in first)
+    plays = sorted(len(both_days.histories[user]) for user in first)
     assert [band for band, _, _ in picked] == ["light", "middle", "heavy"]
     assert [events for _, _, events in picked] == [plays[round(share * (len(plays) - 1))] for share in (0.1, 0.5, 0.9)]
-    assert all(user in first and len(two_days.histories[user]) == events for _, user, events in picked)
+    assert all(user in first and len(both_days.histories[user]) == events for _, user, events in picked)
 
 
-def test_titles_from_the_logs_are_text_and_never_markup(two_days: Any) -> None:
-    page = page_of(two_days.day(DAY_TWO))
+def test_titles_from_the_logs_are_text_and_never_markup(both_days: Any) -> None:
+    page = page_of(both_days.day(DAY_TWO))
     assert "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt; &amp; &lt;b&gt;Rivers&lt;/b&gt;" in page
     assert "Ørsted &amp; &lt;i&gt;Söhne&lt;/i&gt;" in page
     assert "<script" not in page.lower()
 
 
-def test_reasons_and_failures_from_outside_are_text_and_never_markup(two_days: Any) -> None:
-    day = two_days.day(DAY_TWO)
+def test_reasons_and_failures_from_outside_are_text_and_never_markup(both_days: Any) -> None:
+    day = both_days.day(DAY_TWO)
     day.finish("sessionize", SEQUENCES | {"rejected": {"<img src=x>": 3}}, 1.0)
     drop_marker(day, "evaluate")
     day.note_failure("evaluate", "RuntimeError: <iframe>")
@@ -563,8 +565,8 @@ class Elements(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_one_well_formed_file_that_loads_nothing(two_days: Any) -> None:
-    page = page_of(two_days.day(DAY_TWO))
+def test_the_page_is_one_well_formed_file_that_loads_nothing(both_days: Any) -> None:
+    page = page_of(both_days.day(DAY_TWO))
     found = Elements()
     found.feed(page)
     assert found.open == []
@@ -578,8 +580,8 @@ def test_the_page_is_one_well_formed_file_that_loads_nothing(two_days: Any) -> N
     assert all(ref[1:] in found.ids for ref in found.references if ref.startswith("#"))
 
 
-def test_the_page_can_be_read_by_a_screen_reader(two_days: Any) -> None:
-    page = page_of(two_days.day(DAY_TWO))
+def test_the_page_can_be_read_by_a_screen_reader(both_days: Any) -> None:
+    page = page_of(both_days.day(DAY_TWO))
     found = Elements()
     found.feed(page)
     assert '<html lang="en">' in page
@@ -590,8 +592,8 @@ def test_the_page_can_be_read_by_a_screen_reader(two_days: Any) -> None:
     assert "Training loss from" in page
 
 
-def test_charts_are_well_formed_and_take_their_colours_from_the_page(two_days: Any) -> None:
-    page = page_of(two_days.day(DAY_TWO))
+def test_charts_are_well_formed_and_take_their_colours_from_the_page(both_days: Any) -> None:
+    page = page_of(both_days.day(DAY_TWO))
     charts = re.findall(r"<svg.*?</svg>", page, flags=re.S)
     assert len(charts) == 4
     for chart in charts:
@@ -603,17 +605,17 @@ def test_charts_are_well_formed_and_take_their_colours_from_the_page(two_days: A
         assert "var(--s1)" in chart
 
 
-def test_writing_a_page_again_gives_the_same_bytes(two_days: Any) -> None:
-    day = two_days.day(DAY_TWO)
+def test_writing_a_page_again_gives_the_same_bytes(both_days: Any) -> None:
+    day = both_days.day(DAY_TWO)
     first = page_of(day)
     time.sleep(1.1)  # a second further on, any time of writing would show
-    assert page_of(two_days.day(DAY_TWO)) == first
+    assert page_of(both_days.day(DAY_TWO)) == first
     day.finish("report", {"uri": "x"}, 1.0)
-    assert page_of(two_days.day(DAY_TWO)) == first
+    assert page_of(both_days.day(DAY_TWO)) == first
 
 
-def test_a_day_whose_training_failed_says_so_at_the_top_with_the_reason(two_days: Any) -> None:
-    day = two_days.day(DAY_TWO)
+def test_a_day_whose_training_failed_says_so_at_the_top_with_the_reason(both_days: Any) -> None:
+    day = both_days.day(DAY_TWO)
     for stage in ("train", "evaluate"):
         drop_marker(day, stage)
     day.note_failure("train", "RuntimeError: out of memory")
@@ -630,8 +632,8 @@ def test_a_day_whose_training_failed_says_so_at_the_top_with_the_reason(two_days
     assert "train not finished" in text
 
 
-def test_a_challenger_that_failed_a_gate_is_held_back_not_degraded(two_days: Any) -> None:
-    day = two_days.day(DAY_TWO)
+def test_a_challenger_that_failed_a_gate_is_held_back_not_degraded(both_days: Any) -> None:
+    day = both_days.day(DAY_TWO)
     gates = [{"gate": "near_champion", "passed": False, "detail": "0.0500, at least 0.0818"}]
     reason = "the challenger failed: near_champion; version 6 of 2026-03-02 serves"
     day.update_record(chosen_model="6", chosen_reason=reason)
@@ -643,8 +645,8 @@ def test_a_challenger_that_failed_a_gate_is_held_back_not_degraded(two_days: Any
     assert "near champion fail 0.0500, at least 0.0818" in text
 
 
-def test_a_day_without_any_model_is_degraded(two_days: Any) -> None:
-    day = two_days.day(DAY_TWO)
+def test_a_day_without_any_model_is_degraded(both_days: Any) -> None:
+    day = both_days.day(DAY_TWO)
     reason = "the challenger failed: beats_popularity; there is no champion to serve instead"
     day.update_record(chosen_model=None, chosen_reason=reason)
     day.finish("promote", {"chosen": None, "chosen_ds": None, "alias_moved": False, "reason": reason, "gates": []}, 1.0)
@@ -653,8 +655,8 @@ def test_a_day_without_any_model_is_degraded(two_days: Any) -> None:
     assert "there is no champion to serve instead." in text
 
 
-def test_a_day_served_by_a_baseline_names_it_and_why(two_days: Any) -> None:
-    day = two_days.day(DAY_TWO)
+def test_a_day_served_by_a_baseline_names_it_and_why(both_days: Any) -> None:
+    day = both_days.day(DAY_TWO)
     reason = "the challenger passed every gate; lists of Item-kNN serve until the model is better: ndcg_30 0.0200 above"
     day.update_record(chosen_model="7", chosen_baseline="item-knn", chosen_reason=reason)
     day.finish("promote", PROMOTION | {"baseline": "item-knn", "reason": reason}, 1.0)
@@ -672,8 +674,8 @@ def test_a_day_served_by_a_baseline_names_it_and_why(two_days: Any) -> None:
     assert "Published, degraded: lists of EASE for everyone, no model serves" in text_of(page_of(day))
 
 
-def test_the_gap_to_the_last_full_retrain_is_drawn_over_days(two_days: Any) -> None:
-    day, found = two_days.day(DAY_TWO), measured()
+def test_the_gap_to_the_last_full_retrain_is_drawn_over_days(both_days: Any) -> None:
+    day, found = both_days.day(DAY_TWO), measured()
     assert "share of the last full retrain" not in text_of(page_of(day))
     found["versions"]["reference"] = "3"
     found["metrics"]["reference"] = found["metrics"]["champion"]
@@ -712,9 +714,9 @@ def test_a_day_served_from_older_sequences_says_how_old_they_are_and_why(deploym
     assert "Not shown:" in text  # the lists' table has no partition of this day
 
 
-def test_a_refused_day_shows_the_numbers_that_broke_it_among_the_days_before(two_days: Any) -> None:
+def test_a_refused_day_shows_the_numbers_that_broke_it_among_the_days_before(both_days: Any) -> None:
     ds = DAY_TWO + dt.timedelta(days=1)
-    stale = two_days.day(ds)
+    stale = both_days.day(ds)
     broken = note_quality(stale, replace(STATS, accepted=9_000, unknown_plays=8_100, duplicates=None))
     assert [check.name for check in broken] == ["plays_per_landing_day", "unknown_song_share"]
     stale.new_record(sequences_ds=str(DAY_TWO), parent_sequences=str(DAY_TWO), chosen_model="7")
@@ -738,8 +740,8 @@ def test_a_refused_day_shows_the_numbers_that_broke_it_among_the_days_before(two
     )
 
 
-def test_input_that_was_accepted_in_spite_of_its_bounds_is_said_at_the_top(two_days: Any) -> None:
-    day = two_days.day(DAY_TWO)
+def test_input_that_was_accepted_in_spite_of_its_bounds_is_said_at_the_top(both_days: Any) -> None:
+    day = both_days.day(DAY_TWO)
     broken = note_quality(day, replace(STATS, newest=STATS.day_start - 200_000), accepted=True)
     day.finish("sessionize", SEQUENCES | {"accepted_quality": [check.detail for check in broken]}, 1.0)
     page = page_of(day)
@@ -779,8 +781,8 @@ def test_a_day_that_was_never_run_is_one_line(deployment: Callable[..., Any]) ->
         run(deployment().day(DAY_ONE))
 
 
-def test_numbers_that_are_none_or_not_finite_do_not_break_the_page(two_days: Any) -> None:
-    day, found = two_days.day(DAY_TWO), measured()
+def test_numbers_that_are_none_or_not_finite_do_not_break_the_page(both_days: Any) -> None:
+    day, found = both_days.day(DAY_TWO), measured()
     found["metrics"]["challenger"]["all"]["ndcg_30"] = math.nan
     found["metrics"]["champion"]["new"] = {}
     day.finish("evaluate", found, 1.0)
@@ -791,8 +793,8 @@ def test_numbers_that_are_none_or_not_finite_do_not_break_the_page(two_days: Any
     assert "nan" not in text
 
 
-def test_another_protocol_with_other_metrics_has_its_own_headline(two_days: Any) -> None:
-    day, found = two_days.day(DAY_TWO), measured()
+def test_another_protocol_with_other_metrics_has_its_own_headline(both_days: Any) -> None:
+    day, found = both_days.day(DAY_TWO), measured()
     found |= {"protocol": "leave_one_out", "metrics": {"challenger": {"all": {"mrr": 0.175, "ndcg_10": 0.202}}}}
     day.finish("evaluate", found, 1.0)
     text = text_of(page_of(day))
@@ -853,15 +855,15 @@ def test_the_reason_of_a_failed_stage_outlives_the_process_until_the_stage_finis
     assert made.day(DAY_ONE).failure("train") is None
 
 
-def test_the_index_names_every_day_with_a_page_and_what_serves_it(two_days: Any) -> None:
+def test_the_index_names_every_day_with_a_page_and_what_serves_it(both_days: Any) -> None:
     for ds in (DAY_ONE, DAY_TWO):
-        run(two_days.day(ds))
-    index = Path(two_days.config.workspace, "reports", "index.html")
+        run(both_days.day(ds))
+    index = Path(both_days.config.workspace, "reports", "index.html")
     page = text_of(index.read_text())
     assert page.index(str(DAY_TWO)) < page.index(str(DAY_ONE)) and "2 days with a page" in page
     links = re.findall(r'href="(ds=[^"]+)"', index.read_text())
     assert links and all((index.parent / link).is_file() for link in links)
-    assert 'href="../index.html"' in page_of(two_days.day(DAY_TWO))
+    assert 'href="../index.html"' in page_of(both_days.day(DAY_TWO))
     (index.parent / "index.json").unlink()  # of an earlier release, or of two days at once: made from the markers
-    run(two_days.day(DAY_ONE))
+    run(both_days.day(DAY_ONE))
     assert text_of(index.read_text()) == page
