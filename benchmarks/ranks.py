@@ -4,6 +4,9 @@ Logs of a share of the paper's Daily Recommendations are sessionized once; then 
 of processes (`cluster.train_workers`), a thread each, in turns. Plays a second are those of the training loop, start-up
 and exports left out. The item table is sharded over the processes and batch sizes are global, so every number of them
 must end with the same loss, to one part in a million; if not, the command ends with exit code 1.
+
+A second table takes steps apart (`--steps`): what as many processes need for the same batches with nothing to exchange,
+which is the most that this machine allows, what exchange and waiting for each other add, and the bytes of it.
 """
 
 import argparse
@@ -21,7 +24,9 @@ from rich.table import Table
 
 from benchmarks.lib.industrial_logs import serving_day, synth
 from benchmarks.lib.processes import available_cores
+from benchmarks.lib.rank_steps import StepCost, Steps, measured
 from benchmarks.lib.timing import say, spread
+from jobs.config import load_config
 from jobs.runtime import machine
 from pipelines.synthetic.industrial.config import BASE_DAYS
 
@@ -60,6 +65,46 @@ def train(folder: Path, config: str, ds: str, ranks: int) -> dict[str, Any]:
     return json.loads((folder / "workspace" / "runs" / f"ds={ds}" / "train.json").read_text())["result"]
 
 
+def take_apart(folder: Path, config: str, ds: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Steps of each number of processes, together and apart, in turns; one row a number."""
+    settings = load_config(config)
+    found: dict[tuple[int, bool], list[StepCost]] = {}
+    for number in range(options.rounds):
+        for ranks in options.ranks:
+            for together in (True, False):
+                shards = str(folder / "workspace" / "sequences" / f"ds={ds}")
+                wanted = Steps(shards, settings.model, settings.train, ranks, options.steps, together)
+                found.setdefault((ranks, together), []).append(measured(wanted))
+            say(f"steps, round {number + 1}, {ranks}: {found[ranks, True][-1].wall_s * 1e3:,.0f} ms")
+    return [_parts(ranks, found[ranks, True], found[ranks, False]) for ranks in options.ranks]
+
+
+def _parts(ranks: int, together: list[StepCost], apart: list[StepCost]) -> dict[str, Any]:
+    wall, alone = (statistics.median(one.wall_s for one in costs) for costs in (together, apart))
+    cpu = statistics.median(one.cpu_s for one in together)
+    return {
+        "processes": ranks,
+        "step_ms": wall * 1e3,
+        "apart_ms": alone * 1e3,
+        "exchange": 1 - alone / wall,
+        "idle": max(1 - cpu / wall, 0.0),
+        "sent_mb": statistics.median(one.sent_mb for one in together),
+        "plays_per_s": together[0].plays / wall,
+    }
+
+
+def print_parts(rows: list[dict[str, Any]]) -> None:
+    """The second table."""
+    table = Table(title="steps taken apart, in milliseconds", caption="apart: the same batches, nothing to exchange")
+    for column in ("processes", "a step", "apart", "exchange and waiting", "idle", "MB sent by each", "plays/s"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        shares = f"{row['exchange']:.0%}", f"{row['idle']:.0%}"
+        times = f"{row['step_ms']:,.0f}", f"{row['apart_ms']:,.0f}"
+        table.add_row(str(row["processes"]), *times, *shares, f"{row['sent_mb']:.1f}", f"{row['plays_per_s']:,.0f}")
+    Console(width=110).print(table)
+
+
 def main() -> int:
     """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,10 +114,11 @@ def main() -> int:
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=20, help="steps that are taken apart")
     parser.add_argument("--quick", action="store_true", help="one round, a tenth of the plays")
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.scale = 1, options.scale / 10
+        options.rounds, options.scale, options.steps = 1, options.scale / 10, 3
     found: dict[int, list[dict[str, Any]]] = {ranks: [] for ranks in options.ranks}
     with tempfile.TemporaryDirectory(prefix="fuxi-ranks-") as name:
         folder = Path(name)
@@ -81,6 +127,7 @@ def main() -> int:
             for ranks, results in found.items():
                 results.append(train(folder, config, ds, ranks))
                 say(f"round {number + 1}, {ranks}: {results[-1]['events_per_s']:,} plays/s")
+        parts = take_apart(folder, config, ds, options)
     speeds = {ranks: [one["events_per_s"] for one in results] for ranks, results in found.items()}
     losses = [one["final_loss"] for results in found.values() for one in results]
     base, first = min(options.ranks), losses[0]
@@ -96,7 +143,9 @@ def main() -> int:
             str(ranks), f"{middle:,.0f}", f"{spread(speeds[ranks]):,.0f}", gain, f"{waiting:.1%}", f"{apart:.1e}"
         )
     Console(width=110).print(table)
-    print(json.dumps({"benchmark": "ranks", "machine": machine.describe(), "events_per_s": speeds, "losses": losses}))
+    print_parts(parts)
+    line = {"machine": machine.describe(), "events_per_s": speeds, "losses": losses, "steps": parts}
+    print(json.dumps({"benchmark": "ranks", **line}))
     return int(max(abs(loss - first) / first for loss in losses) > TOLERANCE)
 
 
