@@ -273,11 +273,11 @@ def open_parquet(
     """A Parquet file whose footer is read. InputError that names it, and the remedy, if it is missing or damaged.
 
     Its pages are compared with their checksums where it has any (files of earlier releases have none). size: its bytes,
-    if they are known. sha256: if given, the whole file is read and compared, once a process. An object store that
-    does not answer raises OSError: the file is not to blame.
+    if they are known, of a file that is never written again. sha256: if given, the whole file is read and compared, once
+    a process. An object store that does not answer raises OSError: the file is not to blame.
     """
     try:
-        with _open(uri) as source:
+        with _open(uri, size) as source:
             if size is not None and source.size() != size:
                 raise OSError(f"{source.size():,} bytes, not the {size:,} that were written")
             if sha256:
@@ -289,14 +289,22 @@ def open_parquet(
         raise InputError(f"{uri} cannot be read as Parquet ({' '.join(str(error).split())}): {remedy}") from None
 
 
-def _open(uri: str) -> pa.NativeFile:
+def _open(uri: str, size: int | None) -> pa.NativeFile:
     """A file for random reads. A small object is read whole, by a request that is repeated if it fails."""
+    if is_s3(uri) and size is not None and size <= WHOLE_BYTES:
+        return pa.BufferReader(_written_once(uri, os.getpid()))
     fs, path = filesystem(uri)
     source = fs.open_input_file(path)
     if not is_s3(uri) or source.size() > WHOLE_BYTES:
         return source
     source.close()
     return pa.BufferReader(object_store.get(uri).content)
+
+
+@functools.lru_cache(16)
+def _written_once(uri: str, _: int) -> bytes:
+    """A small object that nobody writes again. Row groups of a bucket are read one after the other: one request."""
+    return object_store.get(uri).content
 
 
 @functools.lru_cache(4096)
@@ -312,7 +320,8 @@ def check_digest(uri: str, sha256: str) -> None:
 
 
 def forget_digests() -> None:
-    """Read files again that this process has already compared with their SHA-256."""
+    """Read files again that this process has already read, or compared with their SHA-256."""
+    _written_once.cache_clear()
     check_digest.cache_clear()
 
 

@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jobs.runtime import account, java, scratch
@@ -15,7 +16,11 @@ from jobs.runtime.screen import screen
 from pipelines import storage
 from pipelines.errors import InputError
 
-TRIPLE = {"torch": "2.13", "torchrec": "1.8", "fbgemm_gpu": "1.8"}
+TRIPLES = (
+    {"torch": "2.13", "torchrec": "1.8", "fbgemm_gpu": "1.8"},  # of the locks
+    {"torch": "2.14", "torchrec": "1.9", "fbgemm_gpu": "1.9"},
+)
+"""Versions that work together; no others of a later fbgemm load."""
 FREE_DISK_GB = 5
 
 
@@ -61,10 +66,10 @@ def check_triple() -> Finding:
     """torch, torchrec and fbgemm in versions that work together."""
     names = {"torch": ("torch",), "torchrec": ("torchrec",), "fbgemm_gpu": ("fbgemm-gpu-cpu", "fbgemm-gpu")}
     found = {module: _installed(packages) for module, packages in names.items()}
-    wanted = ", ".join(f"{module} {version}" for module, version in TRIPLE.items())
+    wanted = " or ".join(", ".join(f"{module} {version}" for module, version in triple.items()) for triple in TRIPLES)
     text = ", ".join(f"{module} {version or 'missing'}" for module, version in found.items())
     remedy = f"wanted {wanted}: run `make setup` (it installs requirements/ with --no-deps)"
-    if any(not (found[module] or "").startswith(f"{version}.") for module, version in TRIPLE.items()):
+    if not any(_is_of(found, triple) for triple in TRIPLES):
         return Finding("torch triple", text, remedy)
     if all(_installed((package,)) for package in names["fbgemm_gpu"]):
         return Finding("torch triple", f"{text}; fbgemm-gpu and fbgemm-gpu-cpu overwrite each other", remedy)
@@ -73,6 +78,10 @@ def check_triple() -> Finding:
     except (ImportError, OSError) as error:
         return Finding("torch triple", f"{text}; fbgemm_gpu does not load: {str(error).splitlines()[0]}", remedy)
     return Finding("torch triple", text)
+
+
+def _is_of(found: Mapping[str, str | None], triple: Mapping[str, str]) -> bool:
+    return all((found[module] or "").startswith(f"{version}.") for module, version in triple.items())
 
 
 def _installed(packages: tuple[str, ...]) -> str | None:

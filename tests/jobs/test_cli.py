@@ -109,6 +109,16 @@ def test_doctor_passes_here_and_says_what_to_install_without_java(tmp_path: Path
     assert "install openjdk-17-jre-headless" in without.stdout
 
 
+@pytest.mark.parametrize(("torch", "fits"), [("2.13.0", True), ("2.14.1", False)])
+def test_doctor_tells_triples_that_work_together_from_mixed_ones(tmp_path: Path, torch: str, fits: bool) -> None:
+    for name, version in {"torch": torch, "torchrec": "1.8.0", "fbgemm_gpu_cpu": "1.8.0"}.items():
+        (tmp_path / f"{name}-{version}.dist-info").mkdir()
+        (tmp_path / f"{name}-{version}.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+    done = fuxi("doctor", "--workspace", str(tmp_path / "w"), PYTHONPATH=f"{tmp_path}:{Path.cwd()}")
+    assert (done.returncode == 0) == fits
+    assert ("or torch 2.14, torchrec 1.9" in " ".join(done.stdout.split())) != fits
+
+
 def test_doctor_names_a_workspace_it_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     done = fuxi("doctor", "--workspace", str(tmp_path / "file" / "w"))

@@ -2,7 +2,9 @@ import datetime as dt
 import hashlib
 import itertools
 import json
+import os
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.lib.fault_proxy import FaultProxy
 from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.histories.buckets import user_bucket
@@ -220,6 +223,21 @@ def test_on_an_object_store_a_shard_is_written_and_read(s3):
     file = write(folder, [rows([3, 9, 1])])
     published = manifest(folder, [file])
     assert published.read(file) == rows([3, 9, 1])
+
+
+@pytest.mark.parametrize(("whole", "asked"), [(storage.WHOLE_BYTES, {"get": 1}), (1_000, {"head": 3, "get": 6})])
+def test_an_object_store_is_asked_once_for_a_small_shard_and_twice_for_a_row_group(s3, monkeypatch, whole, asked):
+    """Of a big one: its footer, and the columns side by side."""
+    monkeypatch.setattr(storage, "WHOLE_BYTES", whole)
+    file = write(f"{s3}/sequences/ds=2026-03-02", [rows([9] * 8)], row_group_events=20)
+    assert len(file.row_groups) == 3 and file.bytes > 1_000
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        published = manifest(f"{s3}/sequences/ds=2026-03-02", [file])
+        before = Counter(proxy.traffic)
+        assert published.read(file) == rows([9] * 8)
+        found = {kind: count for kind, count in (proxy.traffic - before).items() if kind not in ("in", "out")}
+    assert found == asked
 
 
 def flipped(content: bytes, rng: random.Random) -> bytes:
