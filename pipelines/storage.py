@@ -273,7 +273,7 @@ def open_parquet(
     """A Parquet file whose footer is read. InputError that names it, and the remedy, if it is missing or damaged.
 
     Its pages are compared with their checksums where it has any (files of earlier releases have none). size: its bytes,
-    if they are known, of a file that is never written again. sha256: if given, the whole file is read and compared, once
+    if they are known, of a file that nobody writes again. sha256: if given, the whole file is read and compared, once
     a process. An object store that does not answer raises OSError: the file is not to blame.
     """
     try:
