@@ -24,6 +24,7 @@ from fuxi_beta.data.candidates import candidates_and_plays
 from fuxi_beta.data.reader import TrainingBatches
 from fuxi_beta.training.item_table import capacity_rows, item_table
 from fuxi_beta.training.trainer import Trainer
+from jobs.training.ray import WORKER_ENVIRONMENT
 from pipelines.histories.shards import read_manifest
 
 _WARM_UP = 3
@@ -53,6 +54,7 @@ class StepCost:
 
 def measured(wanted: Steps) -> StepCost:
     """Take the steps in new processes."""
+    os.environ |= WORKER_ENVIRONMENT
     with tempfile.TemporaryDirectory(prefix="rank-steps-") as folder:
         before = _loopback_bytes()
         torch.multiprocessing.spawn(_rank, args=(wanted, folder), nprocs=wanted.ranks)

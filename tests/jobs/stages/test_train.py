@@ -98,15 +98,16 @@ def wait_for_steps(day: Day, steps: int, *, alive: Any = lambda: True, seconds: 
 
 
 @pytest.fixture
-def two_raylets() -> Iterator[str]:
-    """A cluster of two one-CPU nodes on this machine; yields its address."""
+def raylets(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A cluster of so many one-CPU nodes (the parameter) on this machine; yields its address."""
     import ray
     from ray.cluster_utils import Cluster
 
     options = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=options)
     try:
-        cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+        for _ in range(request.param - 1):
+            cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
         cluster.wait_for_nodes()
         yield str(cluster.address)
     finally:
@@ -114,12 +115,23 @@ def two_raylets() -> Iterator[str]:
         cluster.shutdown()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("raylets", [4], indirect=True)
+def test_four_workers_of_four_nodes_end_with_the_loss_of_one_process(deployment, raylets: str) -> None:
+    nodes = (f"cluster.ray_address={raylets}", "cluster.train_workers=4", "train.item_optimizer=rowwise_adagrad")
+    house: Deployment = deployment(*SMALL, *nodes, listeners=120)
+    manifest, day = house.sessionized(DAY_ONE), house.day(DAY_ONE)
+    result = train.run(day)
+    expected, steps = undisturbed(day, manifest)
+    assert result["steps"] == steps and result["final_loss"] == pytest.approx(expected[-1], rel=1e-6)
+    assert expected[-1] < expected[0]
+
+
+@pytest.mark.parametrize("raylets", [2], indirect=True)
 def test_a_worker_killed_in_a_two_node_cluster_is_replaced_and_the_loss_is_the_undisturbed_one(
-    deployment, two_raylets: str
+    deployment, raylets: str
 ) -> None:
-    house: Deployment = deployment(
-        *SMALL, f"cluster.ray_address={two_raylets}", "cluster.train_workers=2", listeners=120
-    )
+    house: Deployment = deployment(*SMALL, f"cluster.ray_address={raylets}", "cluster.train_workers=2", listeners=120)
     manifest, day = house.sessionized(DAY_ONE), house.day(DAY_ONE)
     killed: list[int] = []
 
