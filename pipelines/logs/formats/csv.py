@@ -9,6 +9,7 @@ import csv
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,11 @@ class _Layout:
     quote: bytes  # b"": none
     escape: bytes
     time: int = -1  # the column of the timestamp
+
+    @cached_property
+    def others(self) -> bytes:
+        """Every byte but the separator and a line end."""
+        return bytes(range(256)).translate(None, self.separator + b"\n")
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,8 @@ def _blocks(stream: Any, head: bytes, size: int, layout: _Layout) -> Iterator[_B
 
 def _divided(text: bytes, layout: _Layout, *, last: bool) -> tuple[_Block, bytes]:
     """The rows of whole lines, and what belongs to a row that goes on behind them."""
+    if rows := _regular_rows(text, layout):
+        return _Block(text, rows, [], rows), b""
     bytes_ = np.frombuffer(text, np.uint8)
     ends = np.flatnonzero(bytes_ == 10)
     starts = np.concatenate([[0], ends[:-1] + 1])
@@ -183,6 +191,16 @@ def _divided(text: bytes, layout: _Layout, *, last: bool) -> tuple[_Block, bytes
     if good.all():
         return _Block(text, len(ends), [], len(ends)), b""
     return _one_by_one(text, starts, ends, good, blank, doubtful, layout, last=last)
+
+
+def _regular_rows(text: bytes, layout: _Layout) -> int:
+    """The number of lines if each is plainly a row (no quote, no escape, as many separators as the header has), else 0."""
+    width = len(layout.names)
+    if width < 2 or any(mark and mark in text for mark in (layout.quote, layout.escape)):
+        return 0
+    marks = text.translate(None, layout.others)
+    rows, rest = divmod(len(marks), width)
+    return rows if not rest and marks == (layout.separator * (width - 1) + b"\n") * rows else 0
 
 
 def _quoting(
