@@ -194,7 +194,7 @@ def _divided(text: bytes, layout: _Layout, *, last: bool) -> tuple[_Block, bytes
 
 
 def _regular_rows(text: bytes, layout: _Layout) -> int:
-    """The number of lines if each is plainly a row (no quote, no escape, as many separators as the header has), else 0."""
+    """The number of lines if each is plainly a row (no quote or escape, as many separators as the header), else 0."""
     width = len(layout.names)
     if width < 2 or any(mark and mark in text for mark in (layout.quote, layout.escape)):
         return 0
