@@ -86,6 +86,10 @@ def _check_log(uri: str) -> None:
     versions = {name: int(found[1]) for name in _noted(uri) if (found := _COMMIT.match(name))}
     checkpoints = [number for name, number in versions.items() if not name.endswith(".json")]
     _check_files(uri, [name for name, number in versions.items() if number >= max(checkpoints, default=0)])
+    # A reader takes what is there for all there is, so nothing else tells that the newest commits are gone.
+    newest = max(versions.items(), key=lambda item: (item[1], item[0].endswith(".json")), default=("", 0))[0]
+    if newest and not storage.exists(storage.join(uri, newest)):
+        raise InputError(f"{storage.join(uri, newest)} is missing, the newest of its log: restore it from a backup")
 
 
 def check_data(uri: str, table: "DeltaTable", where: pc.Expression | None = None) -> None:

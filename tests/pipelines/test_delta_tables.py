@@ -154,6 +154,25 @@ def test_a_flipped_bit_in_any_file_of_a_table_is_one_line_and_never_another_row(
     assert not digests_noted or len(refused) > 30
 
 
+def test_a_lost_file_of_a_table_never_makes_an_earlier_version_of_it(some_days: Path, tmp_path: Path) -> None:
+    root = tmp_path / "metrics"
+    shutil.copytree(some_days, root)
+    whole, refused = values(str(root)), []
+    for file in sorted(file for file in root.rglob("*") if file.is_file() and file.name != "_digests.json"):
+        content = file.read_bytes()
+        file.unlink()
+        try:
+            assert values(str(root)) == whole
+        except InputError as error:
+            assert str(root) in str(error)
+            refused.append(file.name)
+        file.write_bytes(content)
+    assert "00000000000000000006.json" in refused and any(name.endswith(".parquet") for name in refused)
+    shutil.rmtree(root / "_delta_log")
+    with pytest.raises(InputError, match="is missing, the newest of its log"):
+        values(str(root))
+
+
 @pytest.mark.parametrize("where", [{"ds": TWO}, {"ds": "2026-03-02"}, {"ds": TWO, "protocol": "next_day"}])
 def test_damage_is_not_written_again_with_the_rows_of_another_day(
     some_days: Path, tmp_path: Path, where: dict[str, object]
