@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
 from jobs.config import ClusterConfig
-from jobs.runtime.console import polled_progress
+from jobs.runtime.console import log, polled_progress
 from jobs.runtime.deaths import StageDiedError
 from jobs.runtime.engines import end, need, ray_session
 from jobs.training.worker import LoopConfig, train_worker
@@ -51,7 +51,7 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
     progress.note("Ray is there")
     try:
         first = "starting the training workers"
-        with polled_progress("train", lambda: _steps(loop.progress), unit="steps", remaining=True, first=first):
+        with polled_progress("train", _Follower(loop.progress).steps, unit="steps", remaining=True, first=first):
             result = _interruptible(trainer.fit)
     except TrainingFailedError as error:
         raise _worker_error(error) from None
@@ -59,7 +59,7 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
         raise StageDiedError("Ray Train's controller died") from error
     except KeyboardInterrupt as stop:
         end()  # also the workers, which know nothing of the signal
-        steps, total = _steps(loop.progress)
+        steps, total = _Follower(loop.progress).steps()
         stop.add_note(f"training had taken {steps:,} of {total:,} steps and goes on from its last checkpoint")
         raise
     if result.return_value:
@@ -74,6 +74,7 @@ def _trainer(cluster: ClusterConfig, loop: LoopConfig, storage_uri: str, name: s
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from jobs.training.loopback import LoopbackTorchConfig
+    from jobs.training.notice import SigtermIsANotice
 
     fs, path = storage.filesystem(storage_uri)
     if not storage.is_s3(storage_uri):
@@ -98,14 +99,24 @@ def _trainer(cluster: ClusterConfig, loop: LoopConfig, storage_uri: str, name: s
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            callbacks=[SigtermIsANotice()],  # pyright: ignore[reportArgumentType]
         ),
     )
 
 
-def _steps(progress_file: str) -> tuple[int, int]:
-    """Steps done and in all."""
-    content = storage.read_json(progress_file)
-    return content["steps"], content["total"]
+class _Follower:
+    """What rank 0 has told: the steps are polled, and workers that leave are one line each time."""
+
+    def __init__(self, progress_file: str) -> None:
+        self.uri, self.left = progress_file, 0
+
+    def steps(self) -> tuple[int, int]:
+        """Steps done and in all."""
+        content = storage.read_json(self.uri)
+        for step in content.get("left_at", [])[self.left :]:
+            self.left += 1
+            log("a training worker was told to leave: training is saved and goes on with new workers", step=step)
+        return content["steps"], content["total"]
 
 
 def _worker_error(error: "ray.train.TrainingFailedError") -> Exception:

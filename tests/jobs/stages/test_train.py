@@ -125,11 +125,7 @@ def test_a_worker_killed_in_a_two_node_cluster_is_replaced_and_the_loss_is_the_u
 
     def kill_one_worker() -> None:
         wait_for_steps(day, 14)
-        workers = []
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if any("RayTrainWorker" in part for part in process.cmdline()):
-                    workers.append(process.pid)
+        workers = training_workers()
         if len(workers) == 2:
             os.kill(workers[1], signal.SIGKILL)
             killed.append(workers[1])
@@ -144,6 +140,60 @@ def test_a_worker_killed_in_a_two_node_cluster_is_replaced_and_the_loss_is_the_u
     assert result["steps"] == steps and result["epochs"] == 5 and result["samples"] == 5 * 120
     assert result["final_loss"] == pytest.approx(expected[-1], rel=1e-5)
     assert expected[-1] < expected[0]
+
+
+def training_workers() -> list[int]:
+    """Process ids of Ray Train's workers below this process."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any("RayTrainWorker" in part for part in process.cmdline()):
+                found.append(process.pid)
+    return found
+
+
+def exported(day: Day) -> dict[str, Any]:
+    """Every tensor of the day's export."""
+    from safetensors.torch import load_file
+
+    files = Path(day.path(f"export-{day.record.run_id}")).glob("*.safetensors")
+    return {f"{file.name}:{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.slow
+def test_a_worker_that_gets_sigterm_costs_no_step_and_no_bit_of_the_result(
+    deployment, two_raylets: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    settings = (*SMALL, "train.checkpoint_every_steps=1000", f"cluster.ray_address={two_raylets}")
+    settings += ("cluster.train_workers=2", "cluster.max_failures=0")
+    disturbed: Deployment = deployment(*settings, listeners=120)
+    alone: Deployment = deployment(*settings, listeners=120, folder="alone")
+    for house in (disturbed, alone):
+        house.sessionized(DAY_ONE)
+    day = disturbed.day(DAY_ONE)
+    at: list[int] = []
+
+    def tell_one_worker() -> None:
+        wait_for_steps(day, 13)
+        at.append(steps_taken(day))
+        os.kill(training_workers()[1], signal.SIGTERM)
+
+    teller = threading.Thread(target=tell_one_worker)
+    teller.start()
+    result = train.run(day)
+    teller.join()
+    expected = train.run(alone.day(DAY_ONE))
+
+    (step,) = result["resumed_at"]
+    assert step >= at[0] and step % 8, "saved in mid-epoch"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "told to leave" in line]
+    assert json.loads(line)["step"] == step
+    assert result["steps"] == expected["steps"] and expected["resumed_at"] == []
+    assert result["loss_curve"] == expected["loss_curve"]
+    tensors, wanted = exported(day), exported(alone.day(DAY_ONE))
+    assert tensors.keys() == wanted.keys() and all(torch.equal(tensors[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.slow
