@@ -1,6 +1,7 @@
 """A trainer's results do not depend on the number of ranks, on interruptions, or on where a table lives."""
 
 import dataclasses
+import functools
 import math
 import os
 import socket
@@ -39,6 +40,9 @@ EVERYTHING: dict[str, Any] = {
 }
 """Settings under which a rank draws, or a checkpoint holds, all that there is."""
 
+LEAVES_AT = 5
+"""The step in which the last rank says that it leaves."""
+
 
 @pytest.fixture
 def manifest(make_shards) -> Manifest:
@@ -75,7 +79,7 @@ def make_trainer(
 def learn(
     trainer: Trainer, manifest: Manifest, *, start: int, stop: int, rank: int = 0, world: int = 1
 ) -> list[list[float]]:
-    """Global steps [start, stop) counted over epochs; returns [loss, positions, listeners] of each."""
+    """Global steps [start, stop) counted over epochs; returns [loss, positions, whether a rank leaves, listeners]."""
     batches = TrainingBatches(
         manifest,
         model=trainer.model.config,
@@ -91,8 +95,9 @@ def learn(
         first = max(start - epoch * per_epoch, 0)
         for step, batch in enumerate(batches.epoch(epoch, start_step=first), start=epoch * per_epoch + first):
             if step < stop:
-                result = trainer.step(batch, epoch=epoch)
-                results.append([result.loss, result.positions, result.listeners])
+                leaves = step == LEAVES_AT and rank == world - 1
+                (result,) = trainer.learn([batch], epoch=epoch, leaving=functools.partial(bool, leaves))
+                results.append([result.loss, result.positions, float(result.leaving), result.listeners])
     return results
 
 
@@ -170,6 +175,7 @@ def test_two_sharded_ranks_equal_one_unsharded_process_with_dropout(tmp_path: Pa
     assert len(found[0]) == 20 and sum(listeners for *_, listeners in found[0]) > 100
     assert_same_run(found, expected)
     assert found[0][-1][0] < found[0][0][0]
+    assert [step for step, (_, _, leaving, _) in enumerate(found[0]) if leaving] == [LEAVES_AT]  # as rank 0 was told
 
 
 def test_two_ranks_with_a_sharded_adamw_table_equal_one_with_a_plain_one(tmp_path: Path, manifest: Manifest) -> None:
@@ -308,7 +314,7 @@ def test_a_step_without_targets_changes_no_item_and_counts_nothing(make_shards) 
     manifest = make_shards([{1: [(3, 5, 100)]}], vocabulary_size=SONGS, data_end=DATA_END)
     trainer = make_trainer(plain=True)
     before = trainer.table.full_weight()
-    assert learn(trainer, manifest, start=0, stop=1) == [[0.0, 0, 1]]
+    assert learn(trainer, manifest, start=0, stop=1) == [[0.0, 0, 0, 1]]
     assert torch.equal(trainer.table.full_weight(), before)
 
 
@@ -383,6 +389,20 @@ def growing_worker(rank: int, port: int, folder: str, manifest: Manifest) -> Non
     os._exit(0)
 
 
+def test_a_table_that_new_songs_outgrow_is_copied_into_a_larger_one(tmp_path: Path, manifest: Manifest) -> None:
+    parent = make_trainer(plain=True)
+    learn(parent, manifest, start=0, stop=4)
+    parent.save(str(tmp_path / "parent-rowwise_adagrad"))
+    grow(TRAIN, str(tmp_path), manifest)
+    before = parent.state()
+    start = read_checkpoint(str(tmp_path / "plain-rowwise_adagrad-start"), dim=MODEL.dim)
+    known = slice(SONGS + 1)
+    assert torch.equal(start["items.weight"][known], before["items.weight"][known])
+    assert torch.equal(start["items.accumulator"][known], before["items.accumulator"][known] * TRAIN.accumulator_decay)
+    assert start["items.accumulator"][known].any() and len(start["items.weight"]) == GROWN_ROWS
+
+
+@pytest.mark.slow
 def test_a_table_that_new_songs_outgrow_is_copied_into_a_larger_one_on_two_ranks_as_on_one(
     tmp_path: Path, manifest: Manifest
 ) -> None:
