@@ -10,13 +10,14 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import ray
+import ray.train
 from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2.api.preemption import PreemptionInfo
 from typing_extensions import override
 
 REPLACED_WITHIN_S = 60.0
-"""In which Ray Train ends a worker that has said that it leaves; half a second is usual."""
+"""In which Ray Train takes a checkpoint over, and again ends a worker that then says that it leaves: a second is usual."""
 
 _state: dict[str, Any] = {}
 """Of this process: `heeding` while it trains, `told` from SIGTERM on, `before`: what SIGTERM did without this."""
@@ -44,10 +45,12 @@ def told() -> bool:
 
 
 def leave() -> NoReturn:
-    """Have Ray Train replace all workers, now that each has reported a checkpoint. Every rank calls this.
+    """Have Ray Train replace all workers, once it has the checkpoint that they have reported. Every rank calls this.
 
     Neither a return nor an error would do: the first ends the training, the second counts as a failure.
     """
+    committed = ray.train.CheckpointConsistencyMode.COMMITTED
+    ray.train.get_all_reported_checkpoints(consistency_mode=committed, timeout_s=REPLACED_WITHIN_S)
     context = get_train_context()
     node, rank = ray.get_runtime_context().get_node_id(), context.get_world_rank()
     now = PreemptionInfo(deadline_ms=int(time.time() * 1000), preempted_node_to_ranks={node: [rank]})

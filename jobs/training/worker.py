@@ -111,7 +111,6 @@ def train_worker(settings: dict[str, LoopConfig]) -> str:
     while position.epoch < loop.epochs(batches.steps_per_epoch):
         try:
             if _run_epoch(trainer, batches, position, progress):
-                _meet()  # the controller ends every rank once it knows, so no rank may still be saving
                 notice.leave()
         except DivergedError as error:
             reason = f"{error} at step {position.steps + 1} (epoch {position.epoch + 1})"
