@@ -17,7 +17,7 @@ from ray.train.v2.api.preemption import PreemptionInfo
 from typing_extensions import override
 
 REPLACED_WITHIN_S = 60.0
-"""In which Ray Train takes a checkpoint over, and again ends a worker that then says that it leaves: a second is usual."""
+"""For Ray Train to take a checkpoint over, and again to end a worker that then says that it leaves; 1 s is usual."""
 
 _state: dict[str, Any] = {}
 """Of this process: `heeding` while it trains, `told` from SIGTERM on, `before`: what SIGTERM did without this."""
@@ -44,13 +44,17 @@ def told() -> bool:
     return "told" in _state or get_train_context().preemption_context.preemption_info is not None
 
 
+def wait_for_commit() -> None:
+    """Wait until Ray Train has taken over the checkpoint that all ranks have reported."""
+    committed = ray.train.CheckpointConsistencyMode.COMMITTED
+    ray.train.get_all_reported_checkpoints(consistency_mode=committed, timeout_s=REPLACED_WITHIN_S)
+
+
 def leave() -> NoReturn:
-    """Have Ray Train replace all workers, once it has the checkpoint that they have reported. Every rank calls this.
+    """Have Ray Train replace all workers. Every rank calls this behind `wait_for_commit`.
 
     Neither a return nor an error would do: the first ends the training, the second counts as a failure.
     """
-    committed = ray.train.CheckpointConsistencyMode.COMMITTED
-    ray.train.get_all_reported_checkpoints(consistency_mode=committed, timeout_s=REPLACED_WITHIN_S)
     context = get_train_context()
     node, rank = ray.get_runtime_context().get_node_id(), context.get_world_rank()
     now = PreemptionInfo(deadline_ms=int(time.time() * 1000), preempted_node_to_ranks={node: [rank]})

@@ -54,7 +54,6 @@ class CheckpointPosition:
     loss_positions: int = 0
     epoch_seconds: float = 0.0
     resumed_at: list[int] = field(default_factory=list)  # steps of the checkpoints this run was continued from
-    left_at: list[int] = field(default_factory=list)  # steps of the checkpoints that workers left behind, told to leave
     recent: list[float] = field(default_factory=list)  # losses of the last SPIKE_STEPS steps
     rollbacks: list[Rollback] = field(default_factory=list)
     first_step_at: float = 0.0  # Unix seconds, of the process that wrote this
@@ -88,8 +87,7 @@ class CheckpointPosition:
         self.rollbacks.append(Rollback(step=self.steps + skipped, to=self.steps, reason=reason))
         self.step, self.steps = self.step + skipped, self.steps + skipped
         self.first_step_at, self.last_step_at = failed.first_step_at, failed.last_step_at
-        self.workers, self.kernels = failed.workers, failed.kernels
-        self.resumed_at, self.left_at = failed.resumed_at, failed.left_at
+        self.workers, self.kernels, self.resumed_at = failed.workers, failed.kernels, failed.resumed_at
 
     def finished_epoch(self) -> None:
         """Move to the start of the next epoch."""

@@ -67,12 +67,12 @@ class ProgressFile:
     def __init__(self, loop: LoopConfig, steps_per_epoch: int) -> None:
         self.uri, self.total, self.written = loop.progress, loop.epochs(steps_per_epoch) * steps_per_epoch, 0.0
 
-    def show(self, position: CheckpointPosition, *, now: bool = False) -> None:
-        """Write the position. now: even if that was done just before."""
+    def show(self, position: CheckpointPosition, *, now: bool = False, left: bool = False) -> None:
+        """Write the position. now: even if that was done just before. left: workers leave it, and it is saved."""
         if now or time.monotonic() - self.written >= PROGRESS_EVERY_S:
             self.written = time.monotonic()
-            told = {"steps": position.steps, "total": self.total, "epoch": position.epoch, "left_at": position.left_at}
-            storage.write_json(self.uri, told)
+            done = {"steps": position.steps, "total": self.total, "epoch": position.epoch}
+            storage.write_json(self.uri, {**done, "left": left})
 
 
 @redacting
@@ -111,6 +111,9 @@ def train_worker(settings: dict[str, LoopConfig]) -> str:
     while position.epoch < loop.epochs(batches.steps_per_epoch):
         try:
             if _run_epoch(trainer, batches, position, progress):
+                notice.wait_for_commit()
+                if progress:
+                    progress.show(position, now=True, left=True)
                 notice.leave()
         except DivergedError as error:
             reason = f"{error} at step {position.steps + 1} (epoch {position.epoch + 1})"
@@ -171,7 +174,6 @@ def _run_epoch(
         leaving = _take_steps(trainer, piece, position, progress)
         trainer.check_finite()
         if position.step < batches.steps_per_epoch:
-            position.left_at += [position.steps] if leaving else []
             _checkpoint(trainer, position, progress)
     if position.step < batches.steps_per_epoch:
         return True
