@@ -99,7 +99,7 @@ def run(folder: str, options: argparse.Namespace, *, optimizer: str, ranks: int)
 
 def main() -> int:
     """Measure and print; returns the exit code."""
-    from jobs.config import ClusterConfig
+    from jobs.config import load_config
     from jobs.runtime.engines import ray_session
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,7 +112,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.quick:
         options.ranks, options.rounds = [1], 3
-    ray_session(ClusterConfig())
+    ray_session(load_config(overrides=[], environment={}).cluster)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="fuxi-checkpoints-") as folder:
         for ranks in options.ranks:

@@ -199,9 +199,7 @@ def test_a_worker_that_gets_sigterm_costs_no_step_and_no_bit_of_the_result(
 @pytest.mark.slow
 def test_a_node_that_is_drained_costs_no_step(deployment) -> None:
     import ray
-    from ray._raylet import GcsClient
     from ray.cluster_utils import Cluster
-    from ray.core.generated import autoscaler_pb2
 
     node: Any = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
@@ -216,9 +214,9 @@ def test_a_node_that_is_drained_costs_no_step(deployment) -> None:
     def drain() -> None:
         wait_for_steps(day, 13)
         drained.append(steps_taken(day))
-        reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
-        until = int((time.time() + 60) * 1000)
-        assert GcsClient(address=cluster.address).drain_node(other.node_id, reason, "spot", until)[0]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address]
+        command += ["--node-id", other.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        subprocess.run([*command, "--deadline-remaining-seconds", "60"], check=True, capture_output=True)
 
     try:
         drains = threading.Thread(target=drain)
