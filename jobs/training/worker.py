@@ -114,6 +114,7 @@ def train_worker(settings: dict[str, LoopConfig]) -> str:
                 notice.wait_for_commit()
                 if progress:
                     progress.show(position, now=True, left=True)
+                _meet()  # the first rank that leaves ends the others
                 notice.leave()
         except DivergedError as error:
             reason = f"{error} at step {position.steps + 1} (epoch {position.epoch + 1})"
