@@ -9,7 +9,7 @@ import contextlib
 import math
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,7 @@ class StepResult:
     positions: int  # with a target
     events: int  # tokens of the batch
     listeners: int  # samples of the batch
+    leaving: bool = False  # a rank said so when the step began
 
 
 class Trainer:
@@ -104,16 +105,19 @@ class Trainer:
         self.average = WeightAverage(self.model, table, decay=train.ema) if train.ema else None
         self._diverged = torch.zeros((), device=self.device)  # 1 from the first loss that is not finite
 
-    def learn(self, batches: Iterable[Batch], *, epoch: int) -> Iterator[StepResult]:
+    def learn(
+        self, batches: Iterable[Batch], *, epoch: int, leaving: Callable[[], bool] = lambda: False
+    ) -> Iterator[StepResult]:
         """One step and its result for each global batch, given this rank's share of the batches. Collective.
 
+        leaving: asked in every step; what one rank answers, the result of the step says on every rank.
         Results may lag behind the steps (`STEPS_IN_FLIGHT`). With the last result every step has been launched, so a
         weight read after it includes all updates. Raises DivergedError on every rank, with the weights as before the
         step whose loss is not finite.
         """
         in_flight: deque[_GlobalSums] = deque()
         for batch in to_device(self._with_checked_items(batches), self.device):
-            in_flight.append(self._take_step(batch, epoch))
+            in_flight.append(self._take_step(batch, epoch, leaving()))
             if len(in_flight) > STEPS_IN_FLIGHT or not self.runs_ahead:
                 yield in_flight.popleft().result()
         while in_flight:
@@ -132,7 +136,7 @@ class Trainer:
                 self.table.check(batch.target)
             yield batch
 
-    def _take_step(self, batch: Batch, epoch: int) -> "_GlobalSums":
+    def _take_step(self, batch: Batch, epoch: int, leaving: bool) -> "_GlobalSums":
         self.model.train()
         self.optimizer.zero_grad()
         self.table.zero_grad()
@@ -146,7 +150,7 @@ class Trainer:
             frequencies=self.negatives.frequencies(batch),
             head=self.head,
         )
-        total = self._sum_over_ranks(loss, positions, batch)
+        total = self._sum_over_ranks(loss, positions, batch, leaving)
         if not self.runs_ahead:
             total.result()
         (loss * (self.world_size / total.sums[1].clamp(min=1)).to(loss.dtype)).backward()
@@ -156,8 +160,8 @@ class Trainer:
             self.average.update()
         return total
 
-    def _sum_over_ranks(self, loss: Tensor, positions: int, batch: Batch) -> "_GlobalSums":
-        counts = (positions, batch.item_index.shape[0], batch.num_listeners)
+    def _sum_over_ranks(self, loss: Tensor, positions: int, batch: Batch, leaving: bool) -> "_GlobalSums":
+        counts = (positions, batch.item_index.shape[0], batch.num_listeners, leaving)
         # Counts are filled into tensors of the device, because the host would wait for a copy.
         numbers = [torch.full((), count, dtype=torch.float64, device=self.device) for count in counts]
         sums = torch.stack([loss.detach().double(), *numbers])
@@ -281,7 +285,7 @@ class _GlobalSums:
     """The sums of a step over all ranks, copied to the host in the background."""
 
     def __init__(self, sums: Tensor) -> None:
-        self.sums = sums  # float64 [4]: loss, positions, events, listeners
+        self.sums = sums  # float64 [5]: loss, positions, events, listeners, ranks that leave
         self._on_host, self._copied = sums, None
         if sums.device.type == "cuda":
             self._on_host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True).copy_(sums, non_blocking=True)
@@ -293,11 +297,11 @@ class _GlobalSums:
         if self._copied is not None:
             self._copied.synchronize()
         loss, *counts = self._on_host.tolist()
-        positions, events, listeners = (round(count) for count in counts)
+        positions, events, listeners, leaving = (round(count) for count in counts)
         mean = loss / max(positions, 1)
         if not math.isfinite(mean):
             raise DivergedError(f"the training loss is {mean}")
-        return StepResult(mean, positions, events, listeners)
+        return StepResult(mean, positions, events, listeners, leaving > 0)
 
 
 def _is_finite(tensor: Any) -> bool:

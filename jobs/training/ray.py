@@ -1,13 +1,18 @@
 """Ray Train as `fuxi train` uses it: workers, storage, failures, and a progress bar."""
 
+import contextlib
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
+import psutil
+
 from jobs.config import ClusterConfig
-from jobs.runtime.console import polled_progress
+from jobs.runtime.console import log, polled_progress
 from jobs.runtime.deaths import StageDiedError
 from jobs.runtime.engines import end, need, ray_session
 from jobs.training.worker import LoopConfig, train_worker
@@ -22,6 +27,8 @@ T = TypeVar("T")
 
 RESIZE_EVERY_S = 60.0
 """Between looks at whether an elastic training (`cluster.train_workers: [min, max]`) has room for more workers."""
+SAVED_WITHIN_S = 5.0
+"""For the workers to save their step when the command is told to stop; schedulers kill it after ten seconds or more."""
 WORKER_ENVIRONMENT = {
     # Where cores are shared, threads that spin while they wait make a step several times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -48,19 +55,22 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
 
     trainer = _trainer(cluster, loop, storage_uri, name)
     storage.write_json(loop.progress, {"steps": 0, "total": 0})  # rank 0 goes on with it
+    follower = _Follower(loop.progress)
     progress.note("Ray is there")
     try:
         first = "starting the training workers"
-        with polled_progress("train", lambda: _steps(loop.progress), unit="steps", remaining=True, first=first):
+        with polled_progress("train", follower.steps, unit="steps", remaining=True, first=first):
             result = _interruptible(trainer.fit)
     except TrainingFailedError as error:
         raise _worker_error(error) from None
     except RayActorError as error:
         raise StageDiedError("Ray Train's controller died") from error
     except KeyboardInterrupt as stop:
+        saved = cluster.ray_address == "local" and _saved_by_workers(follower)
         end()  # also the workers, which know nothing of the signal
-        steps, total = _steps(loop.progress)
-        stop.add_note(f"training had taken {steps:,} of {total:,} steps and goes on from its last checkpoint")
+        steps, total = follower.steps()
+        place = "there" if saved else "its last checkpoint"
+        stop.add_note(f"training had taken {steps:,} of {total:,} steps and goes on from {place}")
         raise
     if result.return_value:
         remedy = "lower train.lr or train.item_lr, or raise train.temperature"
@@ -74,6 +84,7 @@ def _trainer(cluster: ClusterConfig, loop: LoopConfig, storage_uri: str, name: s
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from jobs.training.loopback import LoopbackTorchConfig
+    from jobs.training.notice import SigtermIsANotice
 
     fs, path = storage.filesystem(storage_uri)
     if not storage.is_s3(storage_uri):
@@ -98,14 +109,41 @@ def _trainer(cluster: ClusterConfig, loop: LoopConfig, storage_uri: str, name: s
             failure_config=FailureConfig(max_failures=cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            callbacks=[SigtermIsANotice()],  # pyright: ignore[reportArgumentType]
         ),
     )
 
 
-def _steps(progress_file: str) -> tuple[int, int]:
-    """Steps done and in all."""
-    content = storage.read_json(progress_file)
-    return content["steps"], content["total"]
+class _Follower:
+    """What rank 0 has told: the steps are polled, and workers that leave are one line each time."""
+
+    def __init__(self, progress_file: str) -> None:
+        self.uri, self.left, self.stopping = progress_file, False, False
+
+    def steps(self) -> tuple[int, int]:
+        """Steps done and in all."""
+        content = storage.read_json(self.uri)
+        before, self.left = self.left, content.get("left", False)  # saved their step and left
+        if self.left and not before and not self.stopping:
+            what = "a training worker was told to leave: training is saved and goes on with new workers"
+            log(what, step=content["steps"])
+        return content["steps"], content["total"]
+
+
+def _saved_by_workers(follower: _Follower) -> bool:
+    """Tell the workers on this machine to leave; returns whether they have saved their step soon after."""
+    if follower.steps()[1] == 0:  # there are none yet
+        return False
+    follower.stopping = True
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended
+            if any("RayTrainWorker" in part for part in process.cmdline()):
+                process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + SAVED_WITHIN_S
+    while time.monotonic() < until and not follower.left:
+        time.sleep(0.1)
+        follower.steps()
+    return follower.left
 
 
 def _worker_error(error: "ray.train.TrainingFailedError") -> Exception:

@@ -26,6 +26,7 @@ from pipelines.histories.shards import Manifest
 if TYPE_CHECKING:
     import torch
 
+    from fuxi_beta.data.batches import Batch
     from fuxi_beta.data.reader import TrainingBatches
     from fuxi_beta.training.trainer import Trainer
 
@@ -66,11 +67,12 @@ class ProgressFile:
     def __init__(self, loop: LoopConfig, steps_per_epoch: int) -> None:
         self.uri, self.total, self.written = loop.progress, loop.epochs(steps_per_epoch) * steps_per_epoch, 0.0
 
-    def show(self, position: CheckpointPosition, *, now: bool = False) -> None:
-        """Write the position. now: even if that was done just before."""
+    def show(self, position: CheckpointPosition, *, now: bool = False, left: bool = False) -> None:
+        """Write the position. now: even if that was done just before. left: workers leave it, and it is saved."""
         if now or time.monotonic() - self.written >= PROGRESS_EVERY_S:
             self.written = time.monotonic()
-            storage.write_json(self.uri, {"steps": position.steps, "total": self.total, "epoch": position.epoch})
+            done = {"steps": position.steps, "total": self.total, "epoch": position.epoch}
+            storage.write_json(self.uri, {**done, "left": left})
 
 
 @redacting
@@ -85,6 +87,7 @@ def train_worker(settings: dict[str, LoopConfig]) -> str:
     from fuxi_beta import ops
     from fuxi_beta.data.reader import TrainingBatches
     from fuxi_beta.training.trainer import DivergedError
+    from jobs.training import notice
 
     loop, context = settings["loop"], ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -104,9 +107,15 @@ def train_worker(settings: dict[str, LoopConfig]) -> str:
     position = _start(trainer, loop)
     position.kernels, position.workers = ops.describe(trainer.device), world_size
     progress = ProgressFile(loop, batches.steps_per_epoch) if rank == 0 else None
+    notice.heed()
     while position.epoch < loop.epochs(batches.steps_per_epoch):
         try:
-            _run_epoch(trainer, batches, position, progress)
+            if _run_epoch(trainer, batches, position, progress):
+                notice.wait_for_commit()
+                if progress:
+                    progress.show(position, now=True, left=True)
+                _meet()  # the first rank that leaves ends the others
+                notice.leave()
         except DivergedError as error:
             reason = f"{error} at step {position.steps + 1} (epoch {position.epoch + 1})"
             _meet()  # a rank may still be uploading its part of the newest checkpoint
@@ -149,30 +158,54 @@ def _times(position: CheckpointPosition) -> str:
 
 def _run_epoch(
     trainer: "Trainer", batches: "TrainingBatches", position: CheckpointPosition, progress: ProgressFile | None
-) -> None:
-    """The rest of an epoch, in pieces that end where a checkpoint is due, so that no step is under way there."""
+) -> bool:
+    """The rest of an epoch, in pieces that end where a checkpoint is due, so that no step is under way there.
+
+    Returns whether it ended with a checkpoint early, because a worker was told to leave.
+    """
     from fuxi_beta.data.reader import prefetched
     from fuxi_beta.data.transfer import pinned
-    from fuxi_beta.training.trainer import DivergedError
 
     epoch, every = position.epoch, trainer.train.checkpoint_every_steps
     read = prefetched(pinned(batches.epoch(epoch, start_step=position.step), trainer.device))
     source = _with_waiting_time(read, position)
-    while position.step < batches.steps_per_epoch:
-        started = time.monotonic()
-        for result in trainer.learn(itertools.islice(source, every - position.steps % every), epoch=epoch):
-            if spike := position.spike(result.loss, trainer.train.spike_factor):
-                raise DivergedError(spike)
-            now = time.monotonic()
-            position.took_step(result, now - started)
-            started = now
-            if progress:
-                progress.show(position)
+    leaving = False
+    while position.step < batches.steps_per_epoch and not leaving:
+        piece = itertools.islice(source, every - position.steps % every)
+        leaving = _take_steps(trainer, piece, position, progress)
         trainer.check_finite()
         if position.step < batches.steps_per_epoch:
             _checkpoint(trainer, position, progress)
+    if position.step < batches.steps_per_epoch:
+        return True
     position.finished_epoch()
     _checkpoint(trainer, position, progress)
+    return False
+
+
+def _take_steps(
+    trainer: "Trainer", batches: Iterator["Batch"], position: CheckpointPosition, progress: ProgressFile | None
+) -> bool:
+    """A step for each batch, or until a worker was told to leave; returns whether one was. Collective."""
+    from fuxi_beta.training.trainer import DivergedError
+    from jobs.training import notice
+
+    leaving = False
+
+    def until_told() -> Iterator["Batch"]:
+        while not leaving and (batch := next(batches, None)) is not None:
+            yield batch
+
+    started = time.monotonic()
+    for result in trainer.learn(until_told(), epoch=position.epoch, leaving=notice.told):
+        if spike := position.spike(result.loss, trainer.train.spike_factor):
+            raise DivergedError(spike)
+        now = time.monotonic()
+        position.took_step(result, now - started)
+        started, leaving = now, leaving or result.leaving
+        if progress:
+            progress.show(position)
+    return leaving
 
 
 def _with_waiting_time(batches: Iterator[T], position: CheckpointPosition) -> Iterator[T]:

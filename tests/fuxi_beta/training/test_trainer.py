@@ -1,6 +1,7 @@
 """A trainer's results do not depend on the number of ranks, on interruptions, or on where a table lives."""
 
 import dataclasses
+import functools
 import math
 import os
 import socket
@@ -39,6 +40,9 @@ EVERYTHING: dict[str, Any] = {
 }
 """Settings under which a rank draws, or a checkpoint holds, all that there is."""
 
+LEAVES_AT = 5
+"""The step in which the last rank says that it leaves."""
+
 
 @pytest.fixture
 def manifest(make_shards) -> Manifest:
@@ -61,19 +65,21 @@ def side_of(model: ModelConfig) -> SongSide | None:
     return found.side if found else None
 
 
-def make_trainer(train: TrainConfig = TRAIN, *, plain: bool = False, model: ModelConfig = MODEL) -> Trainer:
+def make_trainer(
+    train: TrainConfig = TRAIN, *, plain: bool = False, model: ModelConfig = MODEL, rows: int = 128, songs: int = SONGS
+) -> Trainer:
     torch.manual_seed(train.seed)
     network = FuXiBeta(model)
     kind = PlainItemTable if plain else item_table
-    table = song_table(128, model.dim, train=train, side=side_of(model), kind=kind)
-    songs = torch.arange(1, SONGS + 1)
-    return Trainer(network, table, train=train, candidates=songs, plays=songs % 7)
+    table = song_table(rows, model.dim, train=train, side=side_of(model), kind=kind)
+    candidates = torch.arange(1, songs + 1)
+    return Trainer(network, table, train=train, candidates=candidates, plays=candidates % 7)
 
 
 def learn(
     trainer: Trainer, manifest: Manifest, *, start: int, stop: int, rank: int = 0, world: int = 1
 ) -> list[list[float]]:
-    """Global steps [start, stop) counted over epochs; returns [loss, positions, listeners] of each."""
+    """Global steps [start, stop) counted over epochs; returns [loss, positions, whether a rank leaves, listeners]."""
     batches = TrainingBatches(
         manifest,
         model=trainer.model.config,
@@ -89,8 +95,9 @@ def learn(
         first = max(start - epoch * per_epoch, 0)
         for step, batch in enumerate(batches.epoch(epoch, start_step=first), start=epoch * per_epoch + first):
             if step < stop:
-                result = trainer.step(batch, epoch=epoch)
-                results.append([result.loss, result.positions, result.listeners])
+                leaves = step == LEAVES_AT and rank == world - 1
+                (result,) = trainer.learn([batch], epoch=epoch, leaving=functools.partial(bool, leaves))
+                results.append([result.loss, result.positions, float(result.leaving), result.listeners])
     return results
 
 
@@ -168,6 +175,7 @@ def test_two_sharded_ranks_equal_one_unsharded_process_with_dropout(tmp_path: Pa
     assert len(found[0]) == 20 and sum(listeners for *_, listeners in found[0]) > 100
     assert_same_run(found, expected)
     assert found[0][-1][0] < found[0][0][0]
+    assert [step for step, (_, _, leaving, _) in enumerate(found[0]) if leaving] == [LEAVES_AT]  # as rank 0 was told
 
 
 def test_two_ranks_with_a_sharded_adamw_table_equal_one_with_a_plain_one(tmp_path: Path, manifest: Manifest) -> None:
@@ -306,7 +314,7 @@ def test_a_step_without_targets_changes_no_item_and_counts_nothing(make_shards) 
     manifest = make_shards([{1: [(3, 5, 100)]}], vocabulary_size=SONGS, data_end=DATA_END)
     trainer = make_trainer(plain=True)
     before = trainer.table.full_weight()
-    assert learn(trainer, manifest, start=0, stop=1) == [[0.0, 0, 1]]
+    assert learn(trainer, manifest, start=0, stop=1) == [[0.0, 0, 0, 1]]
     assert torch.equal(trainer.table.full_weight(), before)
 
 
@@ -352,6 +360,86 @@ def test_warm_start_copies_known_rows_and_moments_and_decays_accumulators(tmp_pa
     assert tensors["items.accumulator"][:60].any()
     assert torch.equal(state["items.accumulator"][:60], tensors["items.accumulator"][:60] * 0.5)
     assert not state["items.accumulator"][60:].any()
+
+
+OPTIMIZERS: tuple[Literal["rowwise_adagrad", "adamw"], ...] = ("rowwise_adagrad", "adamw")
+GROWN_SONGS, GROWN_ROWS = 150, 192  # more songs than the parent's table of 128 rows has room for
+
+
+def grow(train: TrainConfig, folder: str, manifest: Manifest, **ranks: Any) -> list[list[float]]:
+    """Start from the parent in a larger table; saves it before and after two steps, and returns these."""
+    trainer = make_trainer(train, rows=GROWN_ROWS, songs=GROWN_SONGS, plain="rank" not in ranks)
+    parent = read_checkpoint(f"{folder}/parent-{train.item_optimizer}", dim=MODEL.dim)
+    trainer.warm_start(parent, known_rows=SONGS + 1)
+    kind = "plain" if not ranks else "sharded"
+    trainer.save(f"{folder}/{kind}-{train.item_optimizer}-start")
+    results = learn(trainer, manifest, start=0, stop=2, **ranks)
+    trainer.save(f"{folder}/{kind}-{train.item_optimizer}-end")
+    return results
+
+
+def growing_worker(rank: int, port: int, folder: str, manifest: Manifest) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    for optimizer in OPTIMIZERS:
+        train = dataclasses.replace(TRAIN, item_optimizer=optimizer)
+        results = grow(train, folder, manifest, rank=rank, world=2)
+        torch.save(results, f"{folder}/{optimizer}-{rank}.pt")
+    dist.destroy_process_group()
+    os._exit(0)
+
+
+def test_a_table_that_new_songs_outgrow_is_copied_into_a_larger_one(tmp_path: Path, manifest: Manifest) -> None:
+    parent = make_trainer(plain=True)
+    learn(parent, manifest, start=0, stop=4)
+    parent.save(str(tmp_path / "parent-rowwise_adagrad"))
+    grow(TRAIN, str(tmp_path), manifest)
+    before = parent.state()
+    start = read_checkpoint(str(tmp_path / "plain-rowwise_adagrad-start"), dim=MODEL.dim)
+    known = slice(SONGS + 1)
+    assert torch.equal(start["items.weight"][known], before["items.weight"][known])
+    assert torch.equal(start["items.accumulator"][known], before["items.accumulator"][known] * TRAIN.accumulator_decay)
+    assert start["items.accumulator"][known].any() and len(start["items.weight"]) == GROWN_ROWS
+
+
+@pytest.mark.slow
+def test_a_table_that_new_songs_outgrow_is_copied_into_a_larger_one_on_two_ranks_as_on_one(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    for optimizer in OPTIMIZERS:
+        parent = make_trainer(dataclasses.replace(TRAIN, item_optimizer=optimizer), plain=True)
+        learn(parent, manifest, start=0, stop=4)
+        parent.save(str(tmp_path / f"parent-{optimizer}"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(growing_worker, args=(port, str(tmp_path), manifest), nprocs=2)
+    for optimizer in OPTIMIZERS:
+        train = dataclasses.replace(TRAIN, item_optimizer=optimizer)
+        expected = grow(train, str(tmp_path), manifest)
+
+        def saved(name: str, optimizer: str = optimizer) -> dict[str, torch.Tensor]:
+            return read_checkpoint(str(tmp_path / name.format(optimizer)), dim=MODEL.dim)
+
+        parent, start, alone = saved("parent-{}"), saved("sharded-{}-start"), saved("plain-{}-start")
+        assert start.keys() == alone.keys() == parent.keys()
+        decayed = (
+            {"items.accumulator": parent["items.accumulator"] * train.accumulator_decay}
+            if (optimizer == "rowwise_adagrad")
+            else {}
+        )
+        for name, tensor in (parent | decayed).items():
+            known = slice(SONGS + 1) if name.startswith("items.") and tensor.ndim else ...
+            torch.testing.assert_close(start[name][known], tensor[known], atol=0, rtol=1e-6, msg=name)
+            torch.testing.assert_close(start[name], alone[name], atol=0, rtol=1e-6, msg=name)
+            assert name != "items.weight" or torch.equal(start[name][known], tensor[known])
+        new = slice(SONGS + 1, None)
+        assert start["items.weight"].shape == (GROWN_ROWS, MODEL.dim)
+        first_rows = initial_rows(SONGS + 1, GROWN_ROWS, dim=MODEL.dim, seed=TRAIN.seed)
+        assert torch.equal(start["items.weight"][new], first_rows)
+        found, end = torch.load(tmp_path / f"{optimizer}-0.pt"), saved("sharded-{}-end")
+        assert_same_run((found, end), (expected, saved("plain-{}-end")))
+        assert not torch.equal(end["items.weight"][SONGS + 1 : GROWN_SONGS + 1], first_rows[: GROWN_SONGS - SONGS])
 
 
 def test_warm_start_under_another_item_optimizer_starts_its_state_afresh(tmp_path: Path, manifest: Manifest) -> None:

@@ -137,11 +137,7 @@ def test_a_worker_killed_in_a_two_node_cluster_is_replaced_and_the_loss_is_the_u
 
     def kill_one_worker() -> None:
         wait_for_steps(day, 14)
-        workers = []
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if any("RayTrainWorker" in part for part in process.cmdline()):
-                    workers.append(process.pid)
+        workers = training_workers()
         if len(workers) == 2:
             os.kill(workers[1], signal.SIGKILL)
             killed.append(workers[1])
@@ -156,6 +152,98 @@ def test_a_worker_killed_in_a_two_node_cluster_is_replaced_and_the_loss_is_the_u
     assert result["steps"] == steps and result["epochs"] == 5 and result["samples"] == 5 * 120
     assert result["final_loss"] == pytest.approx(expected[-1], rel=1e-5)
     assert expected[-1] < expected[0]
+
+
+def training_workers() -> list[int]:
+    """Process ids of Ray Train's workers below this process."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any("RayTrainWorker" in part for part in process.cmdline()):
+                found.append(process.pid)
+    return found
+
+
+def exported(day: Day) -> dict[str, Any]:
+    """Every tensor of the day's export."""
+    from safetensors.torch import load_file
+
+    files = Path(day.path(f"export-{day.record.run_id}")).glob("*.safetensors")
+    return {f"{file.name}:{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.slow
+def test_a_worker_that_gets_sigterm_costs_no_step_and_no_bit_of_the_result(
+    deployment, two_raylets: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    settings = (*SMALL, "train.checkpoint_every_steps=1000", f"cluster.ray_address={two_raylets}")
+    settings += ("cluster.train_workers=2", "cluster.max_failures=0")
+    disturbed: Deployment = deployment(*settings, listeners=120)
+    alone: Deployment = deployment(*settings, listeners=120, folder="alone")
+    for house in (disturbed, alone):
+        house.sessionized(DAY_ONE)
+    day = disturbed.day(DAY_ONE)
+    at: list[int] = []
+
+    def tell_one_worker() -> None:
+        wait_for_steps(day, 13)
+        at.append(steps_taken(day))
+        os.kill(training_workers()[1], signal.SIGTERM)
+
+    teller = threading.Thread(target=tell_one_worker)
+    teller.start()
+    result = train.run(day)
+    teller.join()
+    expected = train.run(alone.day(DAY_ONE))
+
+    (step,) = result["resumed_at"]
+    assert step >= at[0] and step % (result["steps"] // 5), "saved in mid-epoch"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "told to leave" in line]
+    assert json.loads(line)["step"] == step
+    assert result["steps"] == expected["steps"] and expected["resumed_at"] == []
+    assert result["loss_curve"] == expected["loss_curve"]
+    tensors, wanted = exported(day), exported(alone.day(DAY_ONE))
+    assert tensors.keys() == wanted.keys() and all(torch.equal(tensors[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_drained_costs_no_step(deployment) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    node: Any = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    other = cluster.add_node(**node)
+    cluster.wait_for_nodes()
+    settings = (f"cluster.ray_address={cluster.address}", "cluster.train_workers=[1, 2]", "cluster.max_failures=0")
+    settings += ("train.epochs=40", "train.checkpoint_every_steps=1000")
+    house: Deployment = deployment(*SMALL, *settings, listeners=120)
+    manifest, day = house.sessionized(DAY_ONE), house.day(DAY_ONE)
+    drained: list[int] = []
+
+    def drain() -> None:
+        wait_for_steps(day, 13)
+        drained.append(steps_taken(day))
+        command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address]
+        command += ["--node-id", other.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        subprocess.run([*command, "--deadline-remaining-seconds", "60"], check=True, capture_output=True)
+
+    try:
+        drains = threading.Thread(target=drain)
+        drains.start()
+        result = train.run(day)
+        drains.join()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    expected, steps = undisturbed(day, manifest)
+    (resumed,) = result["resumed_at"]
+    assert drained[0] <= resumed < steps == result["steps"]
+    assert result["final_loss"] == pytest.approx(expected[-1], rel=1e-5)
+    positions = [json.loads(path.read_text()) for path in Path(day.path("checkpoints")).glob("*/*/position.json")]
+    assert {position["workers"] for position in positions if position["steps"] == steps} == {1}
 
 
 @pytest.mark.slow
@@ -313,12 +401,15 @@ def test_training_goes_on_from_its_checkpoint_after_what_ray_does_not_survive(
 
 
 @pytest.mark.slow
-def test_a_training_that_is_stopped_leaves_nothing_running(deployment) -> None:
-    house: Deployment = deployment(*SMALL, listeners=120)
+def test_a_training_that_is_stopped_saves_its_step_and_leaves_nothing_running(deployment, ray_local: Any) -> None:
+    house: Deployment = deployment(*SMALL, "train.checkpoint_every_steps=1000", listeners=120)
     house.sessionized(DAY_ONE)
-    code, _, line = killed_in_mid_training(house, "", signal.SIGTERM)
+    code, _, lines_said = killed_in_mid_training(house, "", signal.SIGTERM, "train.checkpoint_every_steps=1000")
     assert code == 143
-    assert re.match(r"fuxi: stopped by SIGTERM; training had taken \d+ of \d+ steps and goes on from its last", line)
+    line = lines_said.splitlines()[-1]
+    found = re.match(r"fuxi: stopped by SIGTERM; training had taken (\d+) of \d+ steps and goes on from there;", line)
+    assert found, line
+    assert train.run(house.day(DAY_ONE))["resumed_at"] == [int(found[1])]
 
 
 def test_a_list_of_checkpoints_cut_off_by_a_kill_costs_no_step(driver_killed: Deployment, ray_local: Any) -> None:
