@@ -124,25 +124,31 @@ def _shown(
 
 @contextlib.contextmanager
 def polled_progress(
-    description: str, poll: Callable[[], tuple[int, int]], *, unit: str = "", remaining: bool = False, first: str = ""
+    description: str,
+    poll: Callable[[], tuple[int, int]],
+    *,
+    unit: str = "",
+    remaining: bool = False,
+    first: str = "",
+    every_s: float = POLL_S,
 ) -> Iterator[None]:
     """A bar for work that other processes do meanwhile, shown once the total is above 0. poll: (amount done, total).
 
-    first: what they do before the total is known.
+    first: what they do before the total is known. every_s: between polls, of which each may be a request.
     """
     ended = threading.Event()
 
     def follow() -> None:
         with doing(first) if first else contextlib.nullcontext():
             while poll()[1] == 0:
-                if ended.wait(POLL_S):
+                if ended.wait(every_s):
                     return
         shown, total = poll()
         heard.amount(description, 0, total, unit)  # the workers are there
         last = False
         with progress(description, total, unit=unit, remaining=remaining, done=shown) as advance:
             while not last:
-                last = ended.wait(POLL_S)
+                last = ended.wait(every_s)
                 done = max(shown, min(poll()[0], total))  # work may be repeated after a failure
                 advance(done - shown)
                 shown = done

@@ -15,7 +15,7 @@ from jobs.config import ClusterConfig
 from jobs.runtime.console import log, polled_progress
 from jobs.runtime.deaths import StageDiedError
 from jobs.runtime.engines import end, need, ray_session
-from jobs.training.worker import LoopConfig, train_worker
+from jobs.training.worker import LoopConfig, progress_every_s, train_worker
 from pipelines import progress, storage
 from pipelines.errors import InputError
 
@@ -58,8 +58,8 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
     follower = _Follower(loop.progress)
     progress.note("Ray is there")
     try:
-        first = "starting the training workers"
-        with polled_progress("train", follower.steps, unit="steps", remaining=True, first=first):
+        shown = {"first": "starting the training workers", "every_s": progress_every_s(loop.progress)}
+        with polled_progress("train", follower.steps, unit="steps", remaining=True, **shown):
             result = _interruptible(trainer.fit)
     except TrainingFailedError as error:
         raise _worker_error(error) from None

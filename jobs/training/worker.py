@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PROGRESS_EVERY_S = 0.5
+PROGRESS_EVERY_S, PROGRESS_EVERY_S_ON_S3 = 0.5, 5.0
+"""Between writes of the progress file, and the driver's looks at it: on an object store each is a paid request."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,23 @@ class LoopConfig:
 
 
 class ProgressFile:
-    """What the driver's progress bar shows: steps done and in all, written by rank 0 at most twice a second."""
+    """What the driver's progress bar shows: steps done and in all, written by rank 0 (`progress_every_s`)."""
 
     def __init__(self, loop: LoopConfig, steps_per_epoch: int) -> None:
         self.uri, self.total, self.written = loop.progress, loop.epochs(steps_per_epoch) * steps_per_epoch, 0.0
+        self.every_s = progress_every_s(self.uri)
 
     def show(self, position: CheckpointPosition, *, now: bool = False, left: bool = False) -> None:
         """Write the position. now: even if that was done just before. left: workers leave it, and it is saved."""
-        if now or time.monotonic() - self.written >= PROGRESS_EVERY_S:
+        if now or time.monotonic() - self.written >= self.every_s:
             self.written = time.monotonic()
             done = {"steps": position.steps, "total": self.total, "epoch": position.epoch}
             storage.write_json(self.uri, {**done, "left": left})
+
+
+def progress_every_s(uri: str) -> float:
+    """Seconds between two looks at a progress file."""
+    return PROGRESS_EVERY_S_ON_S3 if storage.is_s3(uri) else PROGRESS_EVERY_S
 
 
 @redacting
