@@ -163,7 +163,7 @@ def measure(folder: Path, logs_folder: Path, buckets: int) -> list[Stage]:
         own = [file for file in files if (file.landing_day < str(last)) == (name == "full build")]
         rows = sum(split.rows for split in logs.plan(shards.spec, own))
         stored = shards.manifest.events if shards.manifest else 0
-        shuffle = plan_shuffle(buckets, rows + stored, parallelism=2, max_history=2000)
+        shuffle = plan_shuffle(buckets, rows, stored=stored, parallelism=2, max_history=2000)
         results, first = profiled(f"{name}: read", rows, lambda own=own, shuffle=shuffle: shards.read(own, shuffle))
         if name == "full build":
             shards.index(results)

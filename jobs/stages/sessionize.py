@@ -65,7 +65,8 @@ def _sessionize(
     rows = sum(split.rows for split in splits)
     shuffle = plan_shuffle(
         day.workspace.spec.buckets,
-        rows + (parent.events if parent else 0),
+        rows,
+        stored=parent.events if parent else 0,
         parallelism=spark.sparkContext.defaultParallelism,
         max_history=day.config.sequences.max_history,
     )

@@ -36,6 +36,8 @@ from pipelines.spark import run_tasks
 
 PARTITION_EVENTS = 4_000_000
 """Events of a partition of the usual size: some hundred megabytes while it is built."""
+STORED_PER_PLAY = 16
+"""Stored plays that a merge looks through in the time of one new play."""
 MAX_PARTITIONS = 4096
 MOST_SPREAD_IDS = 1 << 24
 """Integer song ids within a range of this size are looked up in a table (64 MB of int32), others by hash."""
@@ -83,9 +85,9 @@ class SongIndex:
         return table
 
 
-def plan_shuffle(buckets: int, events: int, *, parallelism: int, max_history: int) -> Shuffle:
-    """Partitions for so many events, those of the parent included: of the usual size, and enough for all cores."""
-    wanted = max(events / PARTITION_EVENTS, 4 * parallelism, 1)
+def plan_shuffle(buckets: int, plays: int, *, stored: int = 0, parallelism: int, max_history: int) -> Shuffle:
+    """Partitions for so many plays: of the usual size, and enough for all cores. stored: events of the parent."""
+    wanted = max((plays + stored / STORED_PER_PLAY) / PARTITION_EVENTS, 4 * parallelism, 1)
     partitions = 1 << (int(np.ceil(wanted)) - 1).bit_length()
     return Shuffle(min(partitions, buckets, MAX_PARTITIONS), buckets, max_history)
 

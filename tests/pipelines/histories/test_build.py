@@ -15,6 +15,11 @@ def test_partitions_grow_with_the_events_and_never_exceed_the_buckets():
     assert partitions(8, 10**9) == 8 and partitions(65_536, 10**12) == 4096
 
 
+def test_a_merge_has_partitions_by_its_new_plays_more_than_by_what_is_stored():
+    merged = plan_shuffle(256, 40_000_000, stored=10**9, parallelism=2, max_history=9)
+    assert merged.partitions == 32
+
+
 @pytest.mark.parametrize("ids", [[5, 900, 7], [5, 2**62, -(2**62)], ["b", "ß", "a"]])
 def test_songs_have_their_index_however_far_apart_their_ids_are(ids):
     songs = SongIndex(pa.array(ids), np.array([3, 1, 2], np.int32))
