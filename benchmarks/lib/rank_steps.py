@@ -67,13 +67,10 @@ def measured(wanted: Steps) -> StepCost:
 
 
 def _rank(rank: int, wanted: Steps, folder: str) -> None:
-    warnings.simplefilter("ignore")  # of TorchRec, about its own use of PyTorch
-    logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     torch.manual_seed(wanted.train.seed)
     if wanted.together:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=wanted.ranks)
+        join(rank, wanted.ranks, folder)
     manifest = read_manifest(wanted.shards)
     size, train = manifest.vocabulary_size, wanted.train
     candidates, plays = candidates_and_plays(manifest, train=train, data_end=manifest.data_end)
@@ -105,6 +102,14 @@ def _rank(rank: int, wanted: Steps, folder: str) -> None:
     if wanted.together:
         dist.barrier()
         dist.destroy_process_group()
+
+
+def join(rank: int, world_size: int, folder: str) -> None:
+    """Make this process a rank of a group on loopback. folder: where ranks meet, empty before."""
+    warnings.simplefilter("ignore")  # of TorchRec, about its own use of PyTorch
+    logging.disable(logging.WARNING)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
 
 
 def _loopback_bytes() -> int:

@@ -288,8 +288,15 @@ def _check_files(folder: str, *names: str) -> None:
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # A copy each: safetensors refuses tensors that share memory.
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    """As safetensors takes them: on the CPU, contiguous, no two of one memory. Copies are made only for that."""
+    plain: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        ready = tensor.detach().cpu().contiguous()
+        memory = ready.untyped_storage().data_ptr()
+        plain[name] = ready.clone() if memory in taken else ready
+        taken.add(memory)
+    return plain
 
 
 def _network(file: Path, config: ModelConfig) -> SequenceModel:

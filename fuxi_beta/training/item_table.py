@@ -118,19 +118,23 @@ def initial_rows(start: int, stop: int, *, dim: int, seed: int, std: float = INI
 
     A pure function of (seed, row, column): counter-based uniform numbers through the inverse normal distribution.
     """
-    result = torch.zeros(stop - start, dim)
-    if not std:
-        return result
+    return fill_initial_rows(torch.empty(stop - start, dim), start, seed=seed, std=std)
+
+
+def fill_initial_rows(rows: Tensor, start: int, *, seed: int, std: float = INITIAL_STD) -> Tensor:
+    """Give float32 [R, dim] the values of `initial_rows` from `start` on, where it is: some megabytes at a time."""
     bound = math.erf(2 / math.sqrt(2))
+    stop = start + len(rows) if std else start
+    rows[max(stop - start, 0) :] = 0
     for first in range(start, stop, _CHUNK_ROWS):
         last = min(first + _CHUNK_ROWS, stop)
-        bits = words(combine(seed, _SITE, torch.arange(first, last)), dim)  # [rows, dim]
+        bits = words(combine(seed, _SITE, torch.arange(first, last)), rows.shape[1])  # [rows, dim]
         uniform = (((bits >> 11) & (1 << 53) - 1).double() + 0.5) * 2.0**-53  # in (0, 1)
         values = torch.erfinv((2 * uniform - 1) * bound) * (math.sqrt(2) * std)
-        result[first - start : last - start] = values.float()
-    if start == 0 and stop > 0:
-        result[0] = 0
-    return result
+        rows[first - start : last - start] = values.float()
+    if start == 0:
+        rows[:1] = 0
+    return rows
 
 
 class PlainItemTable(ItemTable):
@@ -149,7 +153,8 @@ class PlainItemTable(ItemTable):
         initial_std: float = INITIAL_STD,
     ) -> None:
         self.rows = rows
-        self.weight = nn.Parameter(initial_rows(0, rows, dim=dim, seed=train.seed, std=initial_std).to(device))
+        weight = torch.empty(rows, dim, device=device)
+        self.weight = nn.Parameter(fill_initial_rows(weight, 0, seed=train.seed, std=initial_std))
         self.sparse = train.item_optimizer == "rowwise_adagrad"
         self._lookups = 0  # since the gradients were cleared
         self.optimizer: torch.optim.Optimizer = (
@@ -233,8 +238,7 @@ class ShardedItemTable(ItemTable):
         self.sharded = _shard(rows, self.width, optimizer=self._fused(train), device=torch.device(device))
         self._state = self._make_state(train)
         for start, tensor in self._local("weight"):
-            rows_of_shard = initial_rows(start, start + len(tensor), dim=dim, seed=train.seed, std=initial_std)
-            tensor.zero_()[:, :dim] = rows_of_shard
+            fill_initial_rows(tensor.zero_()[:, :dim], start, seed=train.seed, std=initial_std)
 
     def _fused(self, train: TrainConfig) -> tuple[str, dict[str, float]]:
         """The optimizer that updates rows within the backward pass: its name in torchrec.optim and its settings."""

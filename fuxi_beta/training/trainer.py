@@ -381,7 +381,7 @@ def trained_model(
     The caller fills in `ds`, `data_end` and `metadata`. Raises DivergedError if a weight is not finite.
     """
     tensors = read_checkpoint(folder, dim=model.dim)
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    broken = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if broken:
         raise DivergedError(f"{broken[0]} has values that are not finite")
     tensors.pop(AVERAGE + STEPS, None)
