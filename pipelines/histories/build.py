@@ -102,8 +102,8 @@ def build_shards(
 ) -> BuiltShards:
     """Lay the plays of the runs over the parent's shards (without a parent: build) and write what changes.
 
-    songs: (item_id, item_index) of every song of the plays. staging: folder for the tasks' counts, which is there. finished: a Spark
-    accumulator that counts buckets, for progress.
+    songs: (item_id, item_index) of every song of the plays. staging: folder for the tasks' counts, which is there.
+    finished: a Spark accumulator that counts buckets, for progress.
     """
     context = spark.sparkContext
     parents = {file.bucket: file for file in spec.parent.files} if spec.parent else {}

@@ -222,8 +222,8 @@ def clean(spark: Any, spec: CleanSpec, splits: Sequence[files.Split], *, finishe
     """Read and validate the rows of `splits` with Spark; write plays as runs to `staging`, rejects to `quarantine`.
 
     Both folders get files with new names; older files stay. What a repeated task quarantines replaces the same file, so
-    that one that nobody waits for any more leaves nothing behind. The driver receives one summary a task. finished: a Spark
-    accumulator that counts rows, for progress. Raises InputError naming a file that cannot be read.
+    that one that nobody waits for any more leaves nothing behind. The driver receives one summary a task. finished: a
+    Spark accumulator that counts rows, for progress. Raises InputError naming a file that cannot be read.
     """
     tasks = list(enumerate(assign_to_tasks(splits, spark.sparkContext.defaultParallelism)))
     summaries = run_tasks(spark, functools.partial(_run_task, spec, finished), tasks)

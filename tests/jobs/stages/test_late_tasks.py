@@ -1,4 +1,4 @@
-"""A task that nobody waits for any more: Spark gave it up and repeated it, its stage is over, and it goes on writing."""
+"""A task that nobody waits for any more: Spark repeated it, its stage is over, and it goes on."""
 
 import threading
 import time
