@@ -387,7 +387,9 @@ def delete_folder(uri: str) -> None:
     while exists(uri):
         try:
             return fs.delete_dir(path)
-        except OSError:  # a file came, or went, while the folder was emptied
+        except OSError as error:  # a file came, or went, while the folder was emptied
+            if is_s3(uri) and isinstance(error, FileNotFoundError):
+                return
             if is_s3(uri) or time.monotonic() > until:
                 raise
 

@@ -83,6 +83,7 @@ def _sessionize(
         item_id_type=spec.logs.item_id_type,
         run_id=day.record.run_id,
         before=(parent.vocabulary_size, parent.vocabulary_sha256) if parent else (0, ""),
+        version=parent.vocabulary_version if parent else None,
     )
     index = songs.lookup(cleaned.item_ids)
     target = build_spec(day, songs, parent, played=index)
@@ -96,7 +97,7 @@ def _sessionize(
     counts |= {"parent_shards": shards.content_digest(parent)} if parent else {}
     _remove_old_files(day, parent, manifest)
     _keep_only(day.workspace.quarantine(day.ds), cleaned.quarantined)
-    digests.write_digests(day.workspace.quarantine(day.ds), name=digests.NOTED_FILE)
+    digests.write_digests(day.workspace.quarantine(day.ds), name=digests.NOTED_FILE, files=cleaned.quarantined)
     return counts, manifest, sum(run.bytes for run in cleaned.runs)
 
 

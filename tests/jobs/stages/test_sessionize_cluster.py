@@ -284,7 +284,7 @@ class Cluster:
 
 @pytest.fixture
 def two_hosts(spark_home: Path) -> Iterator[str]:
-    """A standalone cluster whose two workers have addresses of their own: speculation never repeats on the same host."""
+    """A cluster whose two workers have addresses of their own: speculation never repeats a task on the same host."""
     environment = {**os.environ, "SPARK_HOME": str(spark_home), "SPARK_DAEMON_MEMORY": "256m"}
     with contextlib.ExitStack() as stack:
 
