@@ -33,7 +33,9 @@ _WRITE = "write"
 """In the metadata of a commit: an id by which a commit whose answer was lost is found again."""
 
 _COMMIT = re.compile(r"_delta_log/(\d+)\.")
-_LATE = re.compile(r"No files in log segment|no new commits were found after")
+_LATE = re.compile(
+    r"No files in log segment|no new commits were found after|LogSegment end version \d+ not the same as the specified"
+)
 """What delta-rs says after a commit that it has written and does not find in the list of the log."""
 _OF_PLACE = re.compile(r"AWS Error|Generic \w+ error|No space left|Permission denied|Read-only file system")
 """What an error says of a store or a disk, and not of a table's files."""
