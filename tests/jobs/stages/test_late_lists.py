@@ -66,6 +66,7 @@ def late_lists(endpoint: str) -> Iterator[tuple[str, Counter[str]]]:
             counts.update(json.loads(proxy.stdout.readline()))
 
 
+@pytest.mark.slow  # a minute on two busy cores: nine days' worth of commits, each listed two seconds late
 def test_days_are_the_same_where_lists_are_late(s3: str, spark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for day in DAYS:
         storage.write_table(f"{s3}/logs/ds={day}/part-0.parquet", plays(day))
