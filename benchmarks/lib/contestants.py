@@ -1,6 +1,6 @@
 """Play logs to sequence shards, by our stage, by DuckDB and by Polars: the same work, each as fast as we could make it.
 
-`python -m benchmarks.lib.contestants NAME WORK.json` runs one contestant. Its last line is JSON: the Unix time and the
+`python -m benchmarks.lib.contestants NAME WORK.json` runs one contestant. It prints a line of JSON: the Unix time and the
 processor seconds at which it was ready to begin, and for ours the processor seconds of Spark's tasks.
 
 The work: read all days; drop rows with a null or with a time outside [landing day - 60 days, landing day + 1 day); drop
@@ -409,7 +409,8 @@ def run_in_process(name: str, work: Work) -> StageRun:
     if cost.returncode:
         raise RuntimeError(f"{name} ended with {cost.returncode}:\n{cost.output[-4000:]}")
     shutil.rmtree(work.temp, ignore_errors=True)
-    ready = json.loads(cost.output.splitlines()[-1])
+    # Behind it may be what executors of their own say when they end.
+    ready = json.loads(next(line for line in reversed(cost.output.splitlines()) if line.startswith('{"at": ')))
     return StageRun(cost, ready["at"] - started, ready["cpu_s"], ready["task_cpu_s"])
 
 

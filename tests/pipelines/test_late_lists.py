@@ -26,7 +26,7 @@ def test_lists_of_the_proxy_lack_what_is_new(s3: str, monkeypatch: pytest.Monkey
 
 
 def test_who_is_forgotten_stays_so_where_lists_are_late(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, monkey = f"{s3}/forgotten", pa.array(range(12))
+    folder, users = f"{s3}/forgotten", pa.array(range(12))
     with FaultProxy(os.environ["AWS_ENDPOINT_URL"], Faults(stale_lists=NEVER_S)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         monkeypatch.setattr(blocklist, "_MAX_FILES", 3)
