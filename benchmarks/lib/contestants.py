@@ -1,7 +1,7 @@
 """Play logs to sequence shards, by our stage, by DuckDB and by Polars: the same work, each as fast as we could make it.
 
-`python -m benchmarks.lib.contestants NAME WORK.json` runs one contestant. It prints a line of JSON: the Unix time and the
-processor seconds at which it was ready to begin, and for ours the processor seconds of Spark's tasks.
+`python -m benchmarks.lib.contestants NAME WORK.json` runs one contestant. It prints a line of JSON: the Unix time and
+the processor seconds at which it was ready to begin, and for ours the processor seconds of Spark's tasks.
 
 The work: read all days; drop rows with a null or with a time outside [landing day - 60 days, landing day + 1 day); drop
 repeated (listener, time, song); number the songs 1..V by item_id; order each listener's events by (time, song number);
