@@ -41,10 +41,10 @@ def held_worker(sock: Any, authenticated: bool) -> int:
         hold("reading")
         return new_file(*values, **named)
 
-    def commit_shard(sink: Any) -> None:
-        if "/sequences/" in sink._uri:
+    def commit_shard(self: _HashingSink) -> None:
+        if "/sequences/" in self._uri:
             hold("building")
-        commit(sink)
+        commit(self)
 
     ipc.new_file, _HashingSink.commit = new_run, commit_shard
     return worker(sock, authenticated)
