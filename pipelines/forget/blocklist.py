@@ -109,6 +109,7 @@ def add(folder: str, ids: pa.Array) -> int:
     key_uri = storage.join(folder, "key.json")
     if not storage.exists(key_uri):
         storage.write_json(key_uri, {"key": secrets.token_hex(32)})
+        note_digests(folder, {storage.name(key_uri): digest_of(key_uri)})
     new = ids.filter(pa.array(~listed.mask(ids)))
     key = _key(folder)
     if len(new):
