@@ -35,7 +35,7 @@ from pipelines.errors import InputError
 BYTES_AN_EVENT = 60
 """Disk that any of the contestants needs for temporary files and output together, with room to spare."""
 DEFAULT = ("ours", "duckdb", "polars")
-NAMES = {"ours": "ours (Spark)", "duckdb": "DuckDB", "polars": "Polars"}
+NAMES = {"ours": "ours (Spark)", "ours-on-executors": "ours, executors", "duckdb": "DuckDB", "polars": "Polars"}
 
 
 @dataclass(frozen=True)

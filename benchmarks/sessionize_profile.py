@@ -24,6 +24,7 @@ from rich.table import Table
 
 from benchmarks.lib.industrial_logs import day_folders, logs_of
 from jobs.runtime import machine
+from pipelines import storage
 from pipelines.calendar import Calendar
 from pipelines.histories.build import BuildTask, SongIndex, build_buckets, plan_shuffle
 from pipelines.histories.publish import BuildSpec, publish_shards
@@ -121,8 +122,9 @@ class Shards:
         """The tasks that read and partition plays."""
         rules, results = validate.ValidationRules(), []
         spec = validate.CleanSpec(self.spec, rules, shuffle, f"{self.folder}/staging", f"{self.folder}/rejects")
+        storage.make_folder(spec.staging)
         for number, splits in enumerate(validate.assign_to_tasks(logs.plan(self.spec, files), 2)):
-            task = validate.CleanTask(spec, f"{files[-1].landing_day}-{number}")
+            task = validate.CleanTask(spec, f"{number:05d}", attempt=files[-1].landing_day)
             for split in splits:
                 task.read(split)
             results.append(task.finish())

@@ -33,6 +33,10 @@ _WRITE = "write"
 """In the metadata of a commit: an id by which a commit whose answer was lost is found again."""
 
 _COMMIT = re.compile(r"_delta_log/(\d+)\.")
+_LATE = re.compile(
+    r"No files in log segment|no new commits were found after|LogSegment end version \d+ not the same as the specified"
+)
+"""What delta-rs says after a commit that it has written and does not find in the list of the log."""
 _OF_PLACE = re.compile(r"AWS Error|Generic \w+ error|No space left|Permission denied|Read-only file system")
 """What an error says of a store or a disk, and not of a table's files."""
 
@@ -54,6 +58,20 @@ def open_table(uri: str, version: int | None = None) -> "DeltaTable | None":
             return DeltaTable(uri, version, storage_options=storage.delta_options(uri))
     except TableNotFoundError:
         return None
+
+
+def open_listed(uri: str, version: int | None) -> "DeltaTable | None":
+    """The latest version of the table at a URI, once a version is in the list of its log, from which delta-rs opens it.
+
+    A store may list a commit late. If it does not list it in time, another has been restored: the latest is opened.
+    """
+    for pause in object_store.pauses():
+        table = open_table(uri)
+        found = -1 if table is None else table.version()
+        if version is None or found >= version or pause is None or not storage.is_s3(uri):
+            return table
+        time.sleep(pause)
+    raise AssertionError("the last attempt returns")
 
 
 def rows_of(
@@ -141,13 +159,15 @@ def version(uri: str) -> int | None:
 def open_or_create(uri: str, spec: TableSpec) -> "DeltaTable":
     """The table at a URI, created empty if there is none; constraints it lacks are added."""
     from deltalake import DeltaTable
+    from deltalake.exceptions import TableNotFoundError
 
     table = open_table(uri)
     if table is None:
         options, partition_by = storage.delta_options(uri), list(spec.partition_by)
         # Of two runs that create the table at the same time, the second opens the table of the first.
-        DeltaTable.create(uri, spec.schema, "ignore", partition_by, spec.name, storage_options=options)
-        table = DeltaTable(uri, storage_options=options)
+        with contextlib.suppress(TableNotFoundError):  # it is there, and its store does not list it yet
+            DeltaTable.create(uri, spec.schema, "ignore", partition_by, spec.name, storage_options=options)
+        table = open_listed(uri, 0) or DeltaTable(uri, storage_options=options)
     for name, condition in spec.constraints.items():
         if f"delta.constraints.{name}" not in table.metadata().configuration:
             table.alter.add_constraint({name: condition})
@@ -298,6 +318,8 @@ def commit(
     A commit whose answer was lost is looked for in the log, and made again if it is not there: delta-rs does not repeat
     it. metadata, transaction, retry: of `commit_properties`. FencedError if a later holder of the lease has committed.
     """
+    from deltalake.exceptions import DeltaError
+
     mark = uuid.uuid4().hex
     fence, noted = _fence(uri), redacted(dict(metadata or {}))
     transactions = [named for named in (transaction, fence) if named]
@@ -312,7 +334,21 @@ def commit(
                     raise
                 if _landed(uri, mark):
                     return
+            except DeltaError as error:
+                if not storage.is_s3(uri) or not _LATE.search(str(error)):
+                    raise
+                _await(uri, mark)
+                return
         time.sleep(pause)
+
+
+def _await(uri: str, mark: str) -> None:
+    """Wait until a commit that was made is in the list of the log. OSError if a store does not list it in time."""
+    for pause in object_store.pauses():
+        if _landed(uri, mark):
+            return
+        time.sleep(pause or 0)
+    raise OSError(f"{uri}: a commit was written and is not listed: Delta needs a store that lists new objects at once")
 
 
 def _landed(uri: str, mark: str) -> bool:

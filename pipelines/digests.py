@@ -59,9 +59,21 @@ def damage_of(uri: str, wanted: FileDigest) -> str:
     return "" if found.sha256 == wanted.sha256 else "does not match its SHA-256"
 
 
-def write_digests(folder: str, *, name: str = DIGESTS_FILE, to: str = "", without: Collection[str] = ()) -> None:
-    """Write the digests of every file below a folder into a file there, the last to be written, or below `to`."""
-    found = digests_of(storage.join(folder, file) for file in _names_below(folder) if file not in without)
+def write_digests(
+    folder: str,
+    *,
+    name: str = DIGESTS_FILE,
+    to: str = "",
+    without: Collection[str] = (),
+    files: Collection[str] | None = None,
+) -> None:
+    """Write the digests of every file below a folder into a file there, the last to be written, or below `to`.
+
+    files: their URIs, where they are known; the list of an object store may lack what was written a moment ago.
+    """
+    below = [storage.join(folder, file) for file in _names_below(folder)] if files is None else files
+    passed_over = {storage.join(folder, file) for file in without}
+    found = digests_of(uri for uri in below if uri not in passed_over)
     prefix = f"{storage.join(folder)}/"
     write_listing(storage.join(to or folder, name), {uri.removeprefix(prefix): digest for uri, digest in found.items()})
 
@@ -109,10 +121,19 @@ def note_digests(folder: str, known: Mapping[str, FileDigest] | None = None) -> 
     uri = storage.join(folder, NOTED_FILE)
     noted = (read_listing(uri) if storage.exists(uri) else {}) | dict(known or {})
     names = _names_below(folder)
+    names += _not_listed(folder, set(noted).difference(names))
     new = [name for name in names if name not in noted or storage.name(name) in _REPLACED]
     found = digests_of(storage.join(folder, name) for name in new)
     noted |= {name: found[storage.join(folder, name)] for name in new}
     write_listing(uri, {name: noted[name] for name in names})
+
+
+def _not_listed(folder: str, names: Collection[str]) -> list[str]:
+    """Those files of an object store that are there and that its list lacks, because they are too new."""
+    if not names or not storage.is_s3(folder):
+        return []
+    found = storage.file_infos([storage.join(folder, name) for name in names])
+    return [name for name, info in zip(names, found, strict=True) if info]
 
 
 def _names_below(folder: str) -> list[str]:

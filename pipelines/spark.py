@@ -4,10 +4,12 @@ import functools
 import gc
 import re
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from pipelines.errors import InputError
+from pipelines.redact import redact
 
 T = TypeVar("T")
 
@@ -31,8 +33,21 @@ def run_tasks(spark: Any, body: Callable[[T], dict[str, Any]], tasks: Sequence[T
 def _run(body: Callable[[T], dict[str, Any]], task: T) -> dict[str, Any]:
     _freeze_imports()
     began = time.process_time()
-    result = body(task)
+    try:
+        result = body(task)
+    except Exception as error:
+        if (told := _without_secrets(error)) is not error:
+            raise told from None  # executors write traces into logs of their own
+        raise
     return {**result, "task_seconds": time.process_time() - began}
+
+
+def _without_secrets(error: Exception) -> Exception:
+    """The error, or what its trace says without secrets if there are any in it."""
+    trace = "".join(traceback.format_exception(error))
+    if redact(trace) == trace:
+        return error
+    return InputError(redact(str(error))) if isinstance(error, InputError) else RuntimeError(redact(trace))
 
 
 @functools.cache

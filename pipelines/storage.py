@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from pipelines.errors import InputError
 JSON_DIGEST = "_sha256"
 """Last key of every JSON object that is written here: the SHA-256 of the object without it."""
 
+_EMPTYING_S = 5.0
 WHOLE_BYTES = 1 << 20
 """Objects up to this size are read by one request."""
 
@@ -123,6 +125,12 @@ def in_words(size: float) -> str:
     return f"{size:.1f} {unit}"
 
 
+def make_folder(uri: str) -> None:
+    """Create a local folder and those above it; object stores have no folders."""
+    if not is_s3(uri):
+        Path(absolute(uri)).mkdir(parents=True, exist_ok=True)
+
+
 def make_parent(uri: str) -> None:
     """Create the parent folder of a local file; object stores have no folders."""
     if not is_s3(uri):
@@ -144,16 +152,18 @@ def writing(uri: str) -> Iterator[None]:
         raise
 
 
-def write_bytes(uri: str, content: bytes, *, fence: int = 0) -> None:
+def write_bytes(uri: str, content: bytes, *, fence: int = 0, new_folder: bool = True) -> None:
     """Write a file atomically: readers see the old content or the new, never a part of it.
 
     fence: the token of the lease that the file is published under (`leases.publish_json`). FencedError, and nothing is
-    written, if the object is of a later token. Leases of the local disk need none.
+    written, if the object is of a later token. Leases of the local disk need none. new_folder: whether a local folder
+    that is not there is made; else FileNotFoundError.
     """
     if is_s3(uri):
         object_store.put_fenced(uri, content, fence) if fence else object_store.put(uri, content)
         return
-    make_parent(uri)
+    if new_folder:
+        make_parent(uri)
     path = Path(absolute(uri))
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -331,11 +341,11 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
         return file.read(columns=columns)
 
 
-def write_table(uri: str, table: pa.Table) -> None:
-    """Write one Parquet file (zstd, page checksums) atomically."""
+def write_table(uri: str, table: pa.Table, *, new_folder: bool = True) -> None:
+    """Write one Parquet file (zstd, page checksums) atomically. new_folder: of `write_bytes`."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    write_bytes(uri, sink.getvalue().to_pybytes())
+    write_bytes(uri, sink.getvalue().to_pybytes(), new_folder=new_folder)
 
 
 def file_info(uri: str) -> FileInfo:
@@ -380,17 +390,26 @@ def list_folders(uri: str) -> list[str]:
 
 
 def delete_folder(uri: str) -> None:
-    """Remove a folder, if it exists, and all below it."""
+    """Remove a folder, if it exists, and all below it, also while a process puts a last file there."""
     fs, path = filesystem(uri)
-    if exists(uri):
-        fs.delete_dir(path)
+    until = time.monotonic() + _EMPTYING_S
+    while exists(uri):
+        try:
+            return fs.delete_dir(path)
+        except OSError as error:  # a file came, or went, while the folder was emptied
+            if is_s3(uri) and isinstance(error, FileNotFoundError):
+                return
+            if is_s3(uri) or time.monotonic() > until:
+                raise
 
 
-def delete_files(uris: Iterable[str]) -> None:
-    """Remove files, which must exist."""
+def delete_files(uris: Iterable[str], *, missing_ok: bool = False) -> None:
+    """Remove files, which must exist unless `missing_ok`."""
+    passed_over = (FileNotFoundError,) if missing_ok else ()
     for uri in uris:
         fs, path = filesystem(uri)
-        fs.delete_file(path)
+        with contextlib.suppress(*passed_over):
+            fs.delete_file(path)
 
 
 def check_reachable(uri: str) -> None:

@@ -79,8 +79,11 @@ class Workspace:
 
     def days_with_sequences(self) -> list[dt.date]:
         """Every ds whose shards are published, that is, have a manifest; oldest first."""
-        days = self.days("sequences")
-        return [ds for ds in days if storage.exists(storage.join(self.sequences(ds), "_manifest.json"))]
+        return [ds for ds in self.days("sequences") if self.has_sequences(ds)]
+
+    def has_sequences(self, ds: dt.date) -> bool:
+        """Whether the shards of a ds are published."""
+        return storage.exists(storage.join(self.sequences(ds), "_manifest.json"))
 
 
 def open_workspace(uri: str, wanted: WorkspaceSpec | None = None, *, create: bool = True) -> Workspace:

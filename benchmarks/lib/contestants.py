@@ -1,7 +1,7 @@
 """Play logs to sequence shards, by our stage, by DuckDB and by Polars: the same work, each as fast as we could make it.
 
-`python -m benchmarks.lib.contestants NAME WORK.json` runs one contestant. Its last line is JSON: the Unix time and the
-processor seconds at which it was ready to begin, and for ours the processor seconds of Spark's tasks.
+`python -m benchmarks.lib.contestants NAME WORK.json` runs one contestant. It prints a line of JSON: the Unix time and
+the processor seconds at which it was ready to begin, and for ours the processor seconds of Spark's tasks.
 
 The work: read all days; drop rows with a null or with a time outside [landing day - 60 days, landing day + 1 day); drop
 repeated (listener, time, song); number the songs 1..V by item_id; order each listener's events by (time, song number);
@@ -84,15 +84,31 @@ Start = Callable[[Work], Callable[[], object]]
 
 def ours(work: Work) -> Callable[[], object]:
     """`fuxi sessionize` on local[cores]."""
+    return _our_stage(our_settings(work), work.ds)
+
+
+def _our_stage(settings: list[str], ds: str) -> Callable[[], object]:
     from jobs.config import load_config
     from jobs.day import open_day, run_stage
     from jobs.runtime.engines import spark_session
     from jobs.stages import sessionize
 
-    config = load_config(environment={}, overrides=our_settings(work))
+    config = load_config(environment={}, overrides=settings)
     spark_session(config.cluster)
-    day = open_day(config, dt.date.fromisoformat(work.ds))
+    day = open_day(config, dt.date.fromisoformat(ds))
     return lambda: run_stage(day, "sessionize", sessionize.run)
+
+
+def ours_on_executors(work: Work) -> Callable[[], object]:
+    """`fuxi sessionize` on executors of one core and 2 GB, as many as cores, with JVMs of their own."""
+    import pyspark
+
+    home = Path(work.temp, "spark")  # where such executors have their folders
+    home.mkdir()
+    for name in ("bin", "jars", "python"):
+        (home / name).symlink_to(Path(pyspark.__file__).parent / name)
+    os.environ["SPARK_HOME"] = str(home)
+    return _our_stage([*our_settings(work), f"cluster.spark_master=local-cluster[{work.cores},1,2048]"], work.ds)
 
 
 def our_settings(work: Work) -> list[str]:
@@ -315,8 +331,10 @@ def _polars_histories(pl: Any, plays: Any, bits: int) -> Any:
     )
 
 
+OURS = ("ours", "ours-on-executors")
 CONTESTANTS: dict[str, Start] = {
     "ours": ours,
+    "ours-on-executors": ours_on_executors,
     "duckdb": duckdb_lists,
     "polars": polars_partitioned,
     "duckdb-windows": duckdb_windows,
@@ -326,7 +344,7 @@ CONTESTANTS: dict[str, Start] = {
 
 def songs_of(name: str, work: Work) -> pa.Table:
     """A contestant's vocabulary: columns item_id, item_index."""
-    if name != "ours":
+    if name not in OURS:
         return pq.read_table(work.output / "songs.parquet")
     from pipelines.histories import vocabulary
 
@@ -335,7 +353,7 @@ def songs_of(name: str, work: Work) -> pa.Table:
 
 def histories_of(name: str, work: Work) -> Iterator[pa.Table]:
     """The histories that a contestant wrote, a row group at a time, bucket after bucket."""
-    if name != "ours":
+    if name not in OURS:
         for file in sorted(work.output.glob("bucket-*.parquet")):
             source = pq.ParquetFile(file)
             for group in range(source.num_row_groups):
@@ -350,7 +368,7 @@ def histories_of(name: str, work: Work) -> Iterator[pa.Table]:
 
 def output_folder(name: str, work: Work) -> Path:
     """The folder of a contestant's finished files."""
-    return Path(work.folder, "workspace", "sequences") if name == "ours" else work.output
+    return Path(work.folder, "workspace", "sequences") if name in OURS else work.output
 
 
 def main() -> None:
@@ -391,7 +409,8 @@ def run_in_process(name: str, work: Work) -> StageRun:
     if cost.returncode:
         raise RuntimeError(f"{name} ended with {cost.returncode}:\n{cost.output[-4000:]}")
     shutil.rmtree(work.temp, ignore_errors=True)
-    ready = json.loads(cost.output.splitlines()[-1])
+    # Behind it may be what executors of their own say when they end.
+    ready = json.loads(next(line for line in reversed(cost.output.splitlines()) if line.startswith('{"at": ')))
     return StageRun(cost, ready["at"] - started, ready["cpu_s"], ready["task_cpu_s"])
 
 

@@ -1,5 +1,5 @@
 """A proxy on loopback before an S3 server that injects faults: 503 SlowDown, delays, connection resets, answers
-that end in their middle, outages.
+that end in their middle, outages, lists that lack the newest objects.
 
     with FaultProxy("http://127.0.0.1:5000", Faults(errors=0.05, delays=0.03, resets=0.02), seed=1) as proxy:
         os.environ["AWS_ENDPOINT_URL"] = proxy.url
@@ -26,7 +26,8 @@ from collections import Counter
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
+from xml.etree import ElementTree
 
 SLOW_DOWN = (
     b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>'
@@ -44,6 +45,8 @@ class Faults:
     resets: float = 0.0  # connection reset: half of them before, half of them after the server has done the request
     breaks: float = 0.0  # of an answer with more than `_SHORT` bytes the first half, then the end of the connection
     delay_s: tuple[float, float] = (2.0, 5.0)  # drawn uniformly
+    stale_lists: float = 0.0  # no share: seconds for which a new object is in no list; read by its name, it is there
+    stale_commits: float = -1.0  # the same of commits of Delta tables; below 0: as all objects
 
 
 class FaultProxy:
@@ -57,6 +60,7 @@ class FaultProxy:
     def __init__(self, target: str, faults: Faults = Faults(), *, seed: int = 0, port: int = 0) -> None:
         self.target, self.faults, self.counts = urlsplit(target), faults, Counter[str]()
         self.traffic = Counter[str]()
+        self._new: dict[str, float] = {}  # path of an object that came through here -> when it was first written
         self._random, self._lock, self._outage_until, self._silent = random.Random(seed), threading.Lock(), 0.0, False
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -95,6 +99,62 @@ class FaultProxy:
             kind = verb.lower()
         with self._lock:
             self.traffic.update({kind: 1, "in": bytes_in, "out": bytes_out})
+
+    def writes_new(self, verb: str, path: str) -> bool:
+        """Whether a request will make an object that is not there."""
+        url = urlsplit(path)
+        query = parse_qs(url.query, keep_blank_values=True)
+        writes = (verb == "PUT" and "partNumber" not in query) or (verb == "POST" and "uploadId" in query)
+        return writes and self._ask("HEAD", url.path)[0] == 404
+
+    def note_new(self, path: str) -> None:
+        """Remember when an object was written that was not there."""
+        with self._lock:
+            self._new[unquote(urlsplit(path).path)] = time.monotonic()
+
+    def _ask(self, verb: str, path: str) -> tuple[int, bytes]:
+        server = http.client.HTTPConnection(self.target.hostname or "", self.target.port, timeout=60)
+        try:
+            server.request(verb, path)
+            answer = server.getresponse()
+            return answer.status, answer.read()
+        finally:
+            server.close()
+
+    def without_new(self, path: str, content: bytes) -> bytes:
+        """The answer to a list request without objects, and folders of nothing but objects, that are too new."""
+        bucket, now = urlsplit(path).path.strip("/"), time.monotonic()
+        usual, commits = self.faults.stale_lists, self.faults.stale_commits
+        with self._lock:
+            new = {
+                key
+                for key, at in self._new.items()
+                if now - at < (commits if commits >= 0 and "/_delta_log/" in key else usual)
+            }
+        found = ElementTree.fromstring(content)
+        space = found.tag.partition("}")[0] + "}" if found.tag.startswith("{") else ""
+        left_out = 0
+        for kind, name in (("Contents", "Key"), ("CommonPrefixes", "Prefix")):
+            for entry in found.findall(f"{space}{kind}"):
+                key = unquote(entry.findtext(f"{space}{name}") or "")
+                if f"/{bucket}/{key}" in new or (kind == "CommonPrefixes" and self._all_new(bucket, key, new)):
+                    found.remove(entry)
+                    left_out += 1
+        if (count := found.find(f"{space}KeyCount")) is not None:
+            count.text = str(int(count.text or 0) - left_out)
+        with self._lock:
+            self.counts["left_out"] += left_out
+        ElementTree.register_namespace("", space.strip("{}"))
+        return ElementTree.tostring(found)
+
+    def _all_new(self, bucket: str, prefix: str, new: set[str]) -> bool:
+        """Whether there is nothing below a prefix but new objects."""
+        if not any(key.startswith(f"/{bucket}/{prefix}") for key in new):
+            return False
+        _, content = self._ask("GET", f"/{bucket}?{urlencode({'list-type': 2, 'prefix': prefix})}")
+        listed = ElementTree.fromstring(content)
+        keys = [entry.text or "" for entry in listed.iter() if entry.tag.endswith("}Key") or entry.tag == "Key"]
+        return all(f"/{bucket}/{key}" in new for key in keys)
 
     def draw(self) -> tuple[str, float]:
         """What the next request meets, and the seconds it waits before."""
@@ -138,6 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(503, [("Content-Type", "application/xml")], SLOW_DOWN)
             return
         time.sleep(wait)
+        makes_object = self.proxy.faults.stale_lists and self.proxy.writes_new(self.command, self.path)
         target = self.proxy.target
         server = http.client.HTTPConnection(target.hostname or "", target.port, timeout=60)
         try:
@@ -154,6 +215,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
             return
         self.proxy.note(self.command, self.path, len(body), len(content))
+        if self.proxy.faults.stale_lists and answer.status == 200:
+            if makes_object:
+                self.proxy.note_new(self.path)
+            if content.lstrip(b"\xef\xbb\xbf").find(b"<ListBucketResult") in range(200):
+                content = self.proxy.without_new(self.path, content)
         kept = [(key, value) for key, value in answer.getheaders() if key.lower() not in _HOP - {"date"}]
         length = answer.getheader("Content-Length") if self.command == "HEAD" else None
         self.close_connection = broken = kind == "breaks" and len(content) > _SHORT
@@ -220,8 +286,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     for name in ("errors", "delays", "resets", "breaks"):
         parser.add_argument(f"--{name}", type=float, default=0.0, help="share of requests")
+    parser.add_argument("--stale-lists", type=float, default=0.0, help="seconds for which a new object is in no list")
+    parser.add_argument(
+        "--stale-commits", type=float, default=-1.0, help="the same of Delta's commits; below 0: as all"
+    )
     options = parser.parse_args()
-    faults = Faults(options.errors, options.delays, options.resets, options.breaks)
+    shares = options.errors, options.delays, options.resets, options.breaks
+    faults = Faults(*shares, stale_lists=options.stale_lists, stale_commits=options.stale_commits)
     with FaultProxy(options.target, faults, seed=options.seed, port=options.port) as proxy:
         print(proxy.url, flush=True)
         for line in sys.stdin:

@@ -30,7 +30,7 @@ def freeze(day: Day) -> RunRecord:
     """
     if day.has_record and not day.refresh_inputs and day.record.files and day.is_built:
         return _validated_record(day)
-    earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
+    earlier = _earlier_days(day)
     parent = day.manifest(earlier[-1]) if earlier else None
     spec = log_spec(day)
     files, known = _not_consumed(day, logs.discover(spec, before=day.ds), parent)
@@ -52,6 +52,18 @@ def freeze(day: Day) -> RunRecord:
             f"{storage.join(storage.absolute(spec.path), expected)}: wait for the logs, or correct logs.path"
         )
     return record
+
+
+def _earlier_days(day: Day) -> list[dt.date]:
+    """Every ds before this one whose shards are published, oldest first.
+
+    Yesterday is asked for by name: the list of an object store may lack what was published a moment ago.
+    """
+    earlier = [ds for ds in day.workspace.days_with_sequences() if ds < day.ds]
+    yesterday = day.ds - dt.timedelta(days=1)
+    if yesterday not in earlier and storage.is_s3(day.workspace.uri) and day.workspace.has_sequences(yesterday):
+        earlier.append(yesterday)
+    return earlier
 
 
 def parent_manifest(day: Day, record: RunRecord) -> shards.Manifest | None:

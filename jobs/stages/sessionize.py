@@ -44,6 +44,7 @@ def run(day: Day) -> dict[str, Any]:
     needs = _check_space(day, files, splits)
     staging = storage.join(day.workspace.run(day.ds), "staging")
     storage.delete_folder(staging)
+    storage.make_folder(staging)
     with Usage() as usage:
         try:
             counts, manifest, temporary = _sessionize(day, parent, files, splits, staging)
@@ -71,7 +72,7 @@ def _sessionize(
         max_history=day.config.sequences.max_history,
     )
     blocked, quarantine = blocklist.load(day.workspace.forgotten), day.workspace.quarantine(day.ds)
-    spec = CleanSpec(log_spec(day), rules(day), shuffle, staging, quarantine, blocked)
+    spec = CleanSpec(log_spec(day), rules(day), shuffle, staging, quarantine, _attempt(day), blocked)
     with spark_progress(spark, "reading play logs", rows, "rows") as finished:
         cleaned = clean(spark, spec, splits, finished=finished)
     stats = quality_gate.day_stats(day, cleaned, parent)
@@ -83,6 +84,7 @@ def _sessionize(
         item_id_type=spec.logs.item_id_type,
         run_id=day.record.run_id,
         before=(parent.vocabulary_size, parent.vocabulary_sha256) if parent else (0, ""),
+        version=parent.vocabulary_version if parent else None,
     )
     index = songs.lookup(cleaned.item_ids)
     target = build_spec(day, songs, parent, played=index)
@@ -96,7 +98,7 @@ def _sessionize(
     counts |= {"parent_shards": shards.content_digest(parent)} if parent else {}
     _remove_old_files(day, parent, manifest)
     _keep_only(day.workspace.quarantine(day.ds), cleaned.quarantined)
-    digests.write_digests(day.workspace.quarantine(day.ds), name=digests.NOTED_FILE)
+    digests.write_digests(day.workspace.quarantine(day.ds), name=digests.NOTED_FILE, files=cleaned.quarantined)
     return counts, manifest, sum(run.bytes for run in cleaned.runs)
 
 
@@ -146,7 +148,8 @@ def _enforce_bounds(day: Day, stats: DayStats, cleaned: Cleaned, built: BuildSpe
             kept = [file.uri for file in storage.list_files(folder) if file.uri not in set(kept)]
         _keep_only(folder, kept)
         if built:
-            storage.delete_files(file.uri for file in storage.list_files(built.folder) if built.attempt in file.uri)
+            own = (file.uri for file in storage.list_files(built.folder) if built.attempt in file.uri)
+            storage.delete_files(own, missing_ok=True)
         raise
 
 
@@ -162,14 +165,14 @@ def _remove_old_files(day: Day, *manifests: shards.Manifest | None) -> None:
     if held := running(day.workspace, besides=[lease_uri(day.workspace, day.ds)]):
         log("old shards are left to the next run", files=len(old), held=held[0], by=held[1])
         return
-    storage.delete_files(old)
+    storage.delete_files(old, missing_ok=True)  # a killed task's file may just have got its name, or have gone
 
 
 def build_spec(
     day: Day, songs: vocabulary.Vocabulary, parent: shards.Manifest | None, *, played: pa.Table
 ) -> BuildSpec:
     """How the shards of this ds are made, under new file names. played: the songs of its plays, of `songs.lookup`."""
-    run_id, fixed = day.record.run_id, day.workspace.spec
+    fixed = day.workspace.spec
     size = songs.size_for(day.ds, played, at_least=parent.vocabulary_size if parent else 0)
     kept = {"max_history", "session_gap_s", "row_group_events", "max_increments"}
     return BuildSpec(
@@ -179,8 +182,8 @@ def build_spec(
         vocabulary_size=size,
         vocabulary_version=songs.version or 0,
         vocabulary_sha256=songs.digest(size),
-        run_id=run_id,
-        attempt=f"{run_id[:12]}-{uuid.uuid4().hex[:8]}",
+        run_id=day.record.run_id,
+        attempt=_attempt(day),
         buckets=fixed.buckets,
         user_id_type=fixed.user_id_type,
         item_id_type=fixed.item_id_type,
@@ -188,6 +191,11 @@ def build_spec(
         parent=parent,
         **day.config.sequences.model_dump(include=kept),
     )
+
+
+def _attempt(day: Day) -> str:
+    """Part of names of files: new for every run of the stage, the same for all its executors and attempts of tasks."""
+    return f"{day.record.run_id[:12]}-{uuid.uuid4().hex[:8]}"
 
 
 def _counts(day: Day, cleaned: Cleaned, built: BuiltShards, songs: vocabulary.Vocabulary) -> dict[str, Any]:
@@ -217,4 +225,5 @@ def publish(
 
 def _keep_only(folder: str, kept: Iterable[str]) -> None:
     wanted = set(kept)
-    storage.delete_files(file.uri for file in storage.list_files(folder) if file.uri not in wanted)
+    others = (file.uri for file in storage.list_files(folder) if file.uri not in wanted)
+    storage.delete_files(others, missing_ok=True)

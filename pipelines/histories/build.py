@@ -104,8 +104,8 @@ def build_shards(
 ) -> BuiltShards:
     """Lay the plays of the runs over the parent's shards (without a parent: build) and write what changes.
 
-    songs: (item_id, item_index) of every song of the plays. staging: folder for the tasks' counts. finished: a Spark
-    accumulator that counts buckets, for progress.
+    songs: (item_id, item_index) of every song of the plays. staging: folder for the tasks' counts, which is there.
+    finished: a Spark accumulator that counts buckets, for progress.
     """
     context = spark.sparkContext
     parents = {file.bucket: file for file in spec.parent.files} if spec.parent else {}
@@ -139,7 +139,7 @@ def _build_task(spec: BuildSpec, shared: Any, staging: str, finished: Any, task:
     built = spec.nothing_built()
     build_buckets(spec, task, shared.value, built)
     listeners = storage.join(staging, f"listeners-{task.partition:05d}-{spec.attempt}.parquet")
-    write_item_counts(listeners, built.listeners)
+    write_item_counts(listeners, built.listeners, new_folder=False)
     if finished is not None:
         finished.add(len(task.buckets))
     return {

@@ -290,11 +290,11 @@ def with_digests(manifest: Manifest) -> Manifest:
     return replace(manifest, digests={name: digest_of(manifest.uri(name)) for name in names})
 
 
-def write_item_counts(uri: str, counts: np.ndarray) -> None:
-    """Write `read_item_counts`' array; songs without a listener are left out."""
+def write_item_counts(uri: str, counts: np.ndarray, *, new_folder: bool = True) -> None:
+    """Write `read_item_counts`' array; songs without a listener are left out. new_folder: of `storage.write_bytes`."""
     heard = np.flatnonzero(counts)
     table = pa.table({ITEM_INDEX: heard.astype(np.int32), LISTENERS: counts[heard]}, schema=item_counts_schema())
-    storage.write_table(uri, table)
+    storage.write_table(uri, table, new_folder=new_folder)
 
 
 def inputs_table(files: Iterable[dict[str, Any]]) -> pa.Table:

@@ -126,7 +126,10 @@ class ShuffleRows:
 
 
 class ShuffleWriter:
-    """Collects the plays of a task and writes them as runs `<stem>-<number>.arrow`."""
+    """Collects the plays of a task and writes them as runs `<stem>-<number>.arrow` into a folder that is there.
+
+    On a disk a task that goes on after its stage, whose folder is gone, ends by FileNotFoundError.
+    """
 
     def __init__(self, shuffle: Shuffle, folder: str, stem: str):
         self.runs: list[ShuffleRun] = []
@@ -267,7 +270,6 @@ def _write_run(uri: str, rows: ShuffleRows, partition: np.ndarray, partitions: i
     columns.append(StoredColumn(COMPLETION))
     stored.append(pa.array(rows.play_code[order]))
     batch = pa.record_batch(stored, schema=_stored_schema(columns))
-    storage.make_parent(uri)
     fs, path = storage.filesystem(uri)
     options = ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1), use_threads=False)
     with (

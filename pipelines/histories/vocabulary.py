@@ -71,10 +71,10 @@ class Vocabulary:
         return pa.table({ITEM_ID: item_ids.filter(known), ITEM_INDEX: index})
 
 
-def read(uri: str, item_id_type: str) -> Vocabulary:
-    """The vocabulary as it is; an empty one before the first day."""
+def read(uri: str, item_id_type: str, *, version: int | None = None) -> Vocabulary:
+    """The vocabulary as it is; an empty one before the first day. version: of `delta_tables.open_listed`."""
     schema = vocabulary_table(item_id_type).schema
-    delta = delta_tables.open_table(uri)
+    delta = delta_tables.open_listed(uri, version)
     if delta is None:
         return Vocabulary(schema.empty_table(), None)
     table = delta_tables.rows_of(uri, delta, schema.names).cast(schema).sort_by(ITEM_INDEX)
@@ -102,16 +102,26 @@ def _repaired(table: pa.Table) -> pa.Table:
 
 
 def append(
-    uri: str, item_ids: pa.Array, *, ds: dt.date, item_id_type: str, run_id: str, before: tuple[int, str] = (0, "")
+    uri: str,
+    item_ids: pa.Array,
+    *,
+    ds: dt.date,
+    item_id_type: str,
+    run_id: str,
+    before: tuple[int, str] = (0, ""),
+    version: int | None = None,
 ) -> Vocabulary:
     """Give an index to the songs that have none, in item_id order; returns the vocabulary afterwards.
 
     item_ids: distinct songs of a day, no nulls. before: size and digest of an earlier day's, with which this one must
-    begin. Raises BusyError if other runs keep extending the vocabulary meanwhile.
+    begin. version: the table's when that day was published. Raises BusyError if other runs keep extending the
+    vocabulary meanwhile.
     """
     for attempts_left in reversed(range(_ATTEMPTS)):
         try:
-            return _append(uri, item_ids, ds=ds, item_id_type=item_id_type, run_id=run_id, before=before)
+            known = read(uri, item_id_type, version=version)
+            known.check(*before, uri=uri)
+            return _append(uri, known, item_ids, ds=ds, item_id_type=item_id_type, run_id=run_id)
         except BusyError:
             if not attempts_left:
                 raise
@@ -119,10 +129,8 @@ def append(
 
 
 def _append(
-    uri: str, item_ids: pa.Array, *, ds: dt.date, item_id_type: str, run_id: str, before: tuple[int, str]
+    uri: str, known: Vocabulary, item_ids: pa.Array, *, ds: dt.date, item_id_type: str, run_id: str
 ) -> Vocabulary:
-    known = read(uri, item_id_type)
-    known.check(*before, uri=uri)
     fresh = item_ids.filter(pc.invert(pc.is_in(item_ids, value_set=known.table[ITEM_ID].combine_chunks())))
     if not len(fresh):
         return known
@@ -132,4 +140,4 @@ def _append(
     transaction = (_APPLICATION, size + len(fresh))
     rows = vocabulary_rows(fresh, ds, after=size)
     delta_tables.append(uri, rows, base=known.version, transaction=transaction, metadata=metadata)
-    return read(uri, item_id_type)
+    return read(uri, item_id_type, version=0 if known.version is None else known.version + 1)

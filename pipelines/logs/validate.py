@@ -91,8 +91,9 @@ class CleanSpec:
     logs: files.LogSpec
     rules: ValidationRules
     shuffle: Shuffle
-    staging: str  # folder
+    staging: str  # folder, which is there
     quarantine: str  # folder
+    attempt: str = "0"  # part of the names of quarantined files, new for every run of the stage
     blocked: Blocklist = field(default_factory=blocklist.empty)  # listeners whose rows are dropped
 
 
@@ -220,8 +221,9 @@ def completion(play_ms: pa.Array | None, duration_ms: pa.Array | None, rows: int
 def clean(spark: Any, spec: CleanSpec, splits: Sequence[files.Split], *, finished: Any = None) -> Cleaned:
     """Read and validate the rows of `splits` with Spark; write plays as runs to `staging`, rejects to `quarantine`.
 
-    Both folders get files with new names; older files stay. The driver receives one summary a task. finished: a Spark
-    accumulator that counts rows, for progress. Raises InputError naming a file that cannot be read.
+    Both folders get files with new names; older files stay. What a repeated task quarantines replaces the same file, so
+    that one that nobody waits for any more leaves nothing behind. The driver receives one summary a task. finished: a
+    Spark accumulator that counts rows, for progress. Raises InputError naming a file that cannot be read.
     """
     tasks = list(enumerate(assign_to_tasks(splits, spark.sparkContext.defaultParallelism)))
     summaries = run_tasks(spark, functools.partial(_run_task, spec, finished), tasks)
@@ -288,8 +290,9 @@ def assign_to_tasks(splits: Sequence[files.Split], parallelism: int) -> list[lis
 
 def _run_task(spec: CleanSpec, finished: Any, numbered: tuple[int, list[files.Split]]) -> dict[str, Any]:
     number, splits = numbered
-    # A second attempt writes files with other names than the first; only files in a task's summary are read.
-    task = CleanTask(spec, f"{number:05d}-{uuid.uuid4().hex}")
+    # A second attempt writes runs with other names than the first: those may be read while it writes. Only files in a
+    # task's summary are read.
+    task = CleanTask(spec, f"{number:05d}", attempt=uuid.uuid4().hex)
     for split in splits:
         task.read(split)
     if finished is not None:
@@ -300,11 +303,11 @@ def _run_task(spec: CleanSpec, finished: Any, numbered: tuple[int, list[files.Sp
 class CleanTask:
     """Counts and files of one task."""
 
-    def __init__(self, spec: CleanSpec, name: str):
+    def __init__(self, spec: CleanSpec, name: str, *, attempt: str):
         self._spec, self._logs = spec, spec.logs
-        self._plays = ShuffleWriter(spec.shuffle, spec.staging, f"plays-{name}")
-        self._songs = storage.join(spec.staging, f"songs-{name}.parquet")
-        self._quarantined = storage.join(spec.quarantine, f"part-{name}.parquet")
+        self._plays = ShuffleWriter(spec.shuffle, spec.staging, f"plays-{name}-{attempt}")
+        self._songs = storage.join(spec.staging, f"songs-{name}-{attempt}.parquet")
+        self._quarantined = storage.join(spec.quarantine, f"part-{name}-{spec.attempt}.parquet")
         self._rejects = ParquetSink(self._quarantined, QUARANTINE_SCHEMA, row_group_rows=_QUARANTINE_ROW_GROUP)
         self._counts = {"rows_read": 0, "accepted": 0, "ignored": 0, "forgotten": 0}
         self._rejected: Counter[str] = Counter()
@@ -345,17 +348,21 @@ class CleanTask:
         self._nulls.update({name: nulls[name] for name in has})
 
     def finish(self) -> dict[str, Any]:
-        """Close the files and return their URIs and what was counted."""
+        """Close the files and return their URIs and what was counted.
+
+        The quarantine first: in a task that goes on after its stage the next line ends it.
+        """
+        quarantined = [self._quarantined] if self._rejects.close() else []
         self._plays.flush()
         kind = id_type(self._logs.item_id_type)
         songs = [pa.table({ITEM_ID: ids.cast(kind), PLAYS: plays}) for ids, plays in self._plays.songs]
-        storage.write_table(self._songs, _sum_plays(songs, kind))
+        storage.write_table(self._songs, _sum_plays(songs, kind), new_folder=False)
         return {
             "runs": self._plays.runs,
             "songs": self._songs,
             "newest": self._newest,
             "duplicates": self._plays.duplicates,
-            "quarantined": [self._quarantined] if self._rejects.close() else [],
+            "quarantined": quarantined,
             "rejected": dict(self._rejected),
             "nulls": dict(self._nulls),
             "examples": self._examples,

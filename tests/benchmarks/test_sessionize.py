@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.lib import processes
-from benchmarks.lib.contestants import CONTESTANTS, MAX_HISTORY, SESSION_GAP_S, Work, histories_of, songs_of
+from benchmarks.lib.contestants import CONTESTANTS, MAX_HISTORY, OURS, SESSION_GAP_S, Work, histories_of, songs_of
 from benchmarks.lib.industrial_logs import buckets_for
 from benchmarks.lib.sequence_checksums import Checksums, checksums
 
@@ -79,7 +79,7 @@ def stored_by(name, logs, folder) -> tuple[Work, Checksums]:
     return work, checksums(histories_of(name, work), songs_of(name, work), session_gap_s=SESSION_GAP_S)
 
 
-@pytest.mark.parametrize("name", [name for name in CONTESTANTS if name != "ours"])
+@pytest.mark.parametrize("name", [name for name in CONTESTANTS if name not in OURS])
 def test_a_baseline_stores_what_loops_store(name, logs, tmp_path):
     work, found = stored_by(name, logs, tmp_path)
     assert found.differences(reference(logs)) == []

@@ -301,7 +301,9 @@ def leave_leftovers(service: Service, user: Any) -> None:
         (killed / f"part-half-{n}.parquet.{n:032x}.tmp").write_bytes(content[: len(content) // 2])
     spread = Shuffle(2, manifest.buckets, 9)
     ids = pa.array([user] * 3, pa.int64() if isinstance(user, int) else pa.string())
-    writer = ShuffleWriter(spread, f"{day.workspace.run(ds_of(3))}/staging", "plays")
+    staging = f"{day.workspace.run(ds_of(3))}/staging"
+    storage.make_folder(staging)
+    writer = ShuffleWriter(spread, staging, "plays")
     writer.write(ShuffleRows(ids, pa.array([1, 2, 3]), np.arange(3), np.zeros(3, np.uint8)))
     writer.flush()
     _STAGED.update({run.uri: (run, spread.partitions) for run in writer.runs})

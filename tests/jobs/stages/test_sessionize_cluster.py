@@ -5,11 +5,13 @@ import datetime as dt
 import hashlib
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,14 @@ from jobs.config import load_config
 from jobs.day import open_day, run_stage
 from jobs.stages import sessionize
 from pipelines.calendar import Calendar
+from pipelines.digests import read_digests
 from pipelines.histories import vocabulary
-from pipelines.histories.shards import Manifest, read_item_counts, read_manifest
+from pipelines.histories.shards import Manifest, content_digest, read_item_counts, read_manifest
 
 DAYS = [dt.date(2026, 3, 2) + dt.timedelta(days=n) for n in range(4)]
 DS = DAYS[-1] + dt.timedelta(days=1)
+BASE = DAYS[-2] + dt.timedelta(days=1)
+HELD = {"spark.python.daemon.module": "tests.held_workers"}
 FILES, ROWS = 5, 40_000  # of a day
 COUNTS = ("rows_read", "accepted", "ignored", "duplicates", "rejected", "songs", "listeners", "events")
 SETTINGS = ("sequences.buckets=16", "sequences.max_history=40", "sequences.row_group_events=5000")
@@ -74,6 +79,16 @@ def undisturbed(spark: Any, logs: Path) -> "Published":
     return Published.of(workspace, run_stage(day, "sessionize", sessionize.run))
 
 
+@pytest.fixture(scope="module")
+def two_days(spark: Any, logs: Path) -> "dict[dt.date, Published]":
+    """A day, and the next one laid over it, as one machine makes them."""
+    workspace, found = logs.parent / "two-days", {}
+    for ds in (BASE, DS):
+        day = open_day(load_config(environment={}, overrides=overrides(logs, workspace)), ds)
+        found[ds] = Published.of(workspace, run_stage(day, "sessionize", sessionize.run), ds)
+    return found
+
+
 @dataclass
 class Published:
     """What a run left behind, in a form that does not depend on which task wrote what into which file."""
@@ -83,10 +98,11 @@ class Published:
     listeners: list[int]
     songs: pa.Table
     quarantine: pa.Table
+    digest: str  # of all shards, to the bit
 
     @staticmethod
-    def of(workspace: Path, result: dict[str, Any]) -> "Published":
-        manifest = read_manifest(f"{workspace}/sequences/ds={DS}")
+    def of(workspace: Path, result: dict[str, Any], ds: dt.date = DS) -> "Published":
+        manifest = read_manifest(f"{workspace}/sequences/ds={ds}")
         rejects = [pq.ParquetFile(file).read() for file in sorted(workspace.glob("quarantine/ds=*/*.parquet"))]
         quarantine = pa.concat_tables(rejects)
         return Published(
@@ -95,6 +111,7 @@ class Published:
             listeners=read_item_counts(manifest).tolist(),
             songs=vocabulary.read(f"{workspace}/vocabulary", "int64").table,
             quarantine=quarantine.sort_by([(name, "ascending") for name in quarantine.column_names]),
+            digest=content_digest(manifest),
         )
 
 
@@ -110,18 +127,25 @@ def assert_same(found: Published, expected: Published) -> None:
     assert found.listeners == expected.listeners
     assert found.songs.equals(expected.songs)
     assert found.quarantine.equals(expected.quarantine)
+    assert found.digest == expected.digest
 
 
-def assert_files_are_as_listed(workspace: Path) -> None:
+def assert_files_are_as_listed(workspace: Path, ds: dt.date = DS) -> None:
     """Every listed file is there and whole, and nothing else is: neither half-written files nor a dead task's."""
-    folder = workspace / "sequences" / f"ds={DS}"
+    folder = workspace / "sequences" / f"ds={ds}"
     manifest = read_manifest(str(folder))
     listed = {manifest.uri_of(layer): layer for file in manifest.files for layer in file.layers}
+    own = {uri for uri in listed if Path(uri).is_relative_to(folder)}
     for uri, layer in listed.items():
         assert hashlib.sha256(Path(uri).read_bytes()).hexdigest() == layer.sha256, uri
     others = {manifest.uri(name) for name in (manifest.item_counts, manifest.inputs, "_manifest.json")}
-    assert {str(file) for file in folder.rglob("*") if file.is_file()} == {*listed, *others}
-    assert not list(workspace.rglob("staging"))
+    assert {str(file) for file in folder.rglob("*") if file.is_file()} == {*own, *others}
+    assert not list(workspace.rglob("staging")) and not list(workspace.rglob("*.tmp"))
+    rejects = workspace / "quarantine" / f"ds={ds}"
+    noted = read_digests(str(rejects))
+    assert {str(file) for file in rejects.glob("*.parquet")} == set(noted) != set()
+    for uri, digest in noted.items():
+        assert hashlib.sha256(Path(uri).read_bytes()).hexdigest() == digest.sha256, uri
 
 
 @pytest.fixture
@@ -136,93 +160,180 @@ def spark_home(tmp_path: Path) -> Path:
     return home
 
 
-@contextlib.contextmanager
-def on_two_executors(logs: Path, workspace: Path, spark_home: Path) -> Iterator[subprocess.Popen[str]]:
+AT_ONCE = {
+    "spark.speculation": "true",
+    "spark.speculation.interval": "100ms",
+    "spark.speculation.multiplier": "1.1",
+    "spark.speculation.quantile": "0.1",
+    "spark.speculation.minTaskRuntime": "10ms",
+}
+"""Any task that takes longer than others is begun a second time on the other executor."""
+
+
+@dataclass
+class Cluster:
     """`fuxi sessionize` on two executors of one core each, with Spark's own record of events beside the workspace."""
-    events = workspace.parent / "events"
-    events.mkdir()
-    options = {
-        "spark.executor.memory": "512m",
-        "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
-        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
-        "spark.eventLog.enabled": "true",
-        "spark.eventLog.compress": "false",
-        "spark.eventLog.dir": str(events),
-    }
-    settings = [
-        *overrides(logs, workspace),
-        "cluster.spark_master=local-cluster[2,1,1024]",
-        f"cluster.spark_options={json.dumps(options)}",
-    ]
-    command = [sys.executable, "-m", "jobs.cli", "sessionize", "--ds", str(DS)]
-    for setting in settings:
-        command += ["--set", setting]
-    environment = {**os.environ, "SPARK_HOME": str(spark_home)}
-    with (workspace.parent / "stderr").open("w") as errors:
-        process = subprocess.Popen(command, cwd=workspace.parent, env=environment, stdout=-1, stderr=errors, text=True)
+
+    logs: Path
+    workspace: Path
+    spark_home: Path
+    options: dict[str, str] = field(default_factory=dict)
+    ds: dt.date = DS
+    master: str = "local-cluster[2,1,1024]"
+
+    @property
+    def held(self) -> Path:
+        """The folder of `tests.held_workers`."""
+        return self.workspace.parent / f"held-{self.ds}"
+
+    @property
+    def events(self) -> Path:
+        """Where Spark writes what happened."""
+        return self.workspace.parent / f"events-{self.ds}"
+
+    @property
+    def stderr(self) -> Path:
+        """What the command wrote to standard error."""
+        return self.workspace.parent / f"stderr-{self.ds}"
+
+    def __enter__(self) -> "Cluster":
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")]))
+        self.held.mkdir()
+        self.events.mkdir()
+        options = {
+            "spark.executor.memory": "512m",
+            "spark.executor.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+            "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+            "spark.eventLog.enabled": "true",
+            "spark.eventLog.compress": "false",
+            "spark.eventLog.dir": str(self.events),
+            "spark.executorEnv.HELD_WORKERS": str(self.held),
+            "spark.executorEnv.PYTHONPATH": path,
+            **self.options,
+        }
+        settings = [
+            *overrides(self.logs, self.workspace),
+            f"cluster.spark_master={self.master}",
+            f"cluster.spark_options={json.dumps(options)}",
+        ]
+        command = [sys.executable, "-m", "jobs.cli", "sessionize", "--ds", str(self.ds)]
+        for setting in settings:
+            command += ["--set", setting]
+        environment = {**os.environ, "SPARK_HOME": str(self.spark_home), "PYTHONPATH": path}
+        with self.stderr.open("w") as errors:
+            self.process = subprocess.Popen(
+                command, cwd=self.workspace.parent, env=environment, stdout=-1, stderr=errors, text=True
+            )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for child in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        self.process.wait()
+
+    def processes(self) -> list[psutil.Process]:
+        """The command's process, if it runs, and all below it."""
         try:
-            yield process
-        finally:
-            for child in [*psutil.Process().children(recursive=True)]:
-                if child.pid == process.pid or process.pid in {parent.pid for parent in child.parents()}:
-                    child.kill()
-            process.wait()
+            command = psutil.Process(self.process.pid)
+            return [*command.children(recursive=True), command]
+        except psutil.NoSuchProcess:
+            return []
+
+    def executor_at(self, point: str) -> psutil.Process:
+        """The executor whose Python worker waits at a point of its work."""
+        place, until = self.held / f"{point}.at", time.monotonic() + 120
+        while not place.is_symlink():
+            assert self.process.poll() is None, self.stderr.read_text()[-3000:]
+            assert time.monotonic() < until, f"no worker came to {point}"
+            time.sleep(0.02)
+        return next(parent for parent in psutil.Process(int(place.readlink().name)).parents() if is_executor(parent))
+
+    def go_on(self, point: str) -> None:
+        """Let the worker go on that waits at a point."""
+        (self.held / f"{point}.on").touch()
+
+    def finish(self) -> Published:
+        """What is published when the command has ended."""
+        output, _ = self.process.communicate(timeout=300)
+        assert self.process.returncode == 0, self.stderr.read_text()[-3000:]
+        return Published.of(self.workspace, json.loads(output), self.ds)
+
+    def recorded(self, event: str) -> list[dict[str, Any]]:
+        """Everything of a kind that Spark recorded."""
+        files = [file for file in self.events.rglob("*") if file.is_file() and file.stat().st_size]
+        lines = [json.loads(line) for file in files for line in file.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["Event"] == f"SparkListener{event}"]
+
+    def tasks(self) -> list[tuple[str, str, str]]:
+        """Every end of an attempt of a task: the stage, the executor, and the reason."""
+        stages = ["reading", "building"]
+        return [
+            (stages[end["Stage ID"]], end["Task Info"]["Executor ID"], end["Task End Reason"]["Reason"])
+            for end in self.recorded("TaskEnd")
+        ]
+
+    def removed(self) -> dict[str, str]:
+        """The executors that left, and why."""
+        return {one["Executor ID"]: one["Removed Reason"] for one in self.recorded("ExecutorRemoved")}
+
+    def reasons(self) -> set[tuple[str, str]]:
+        """How attempts of tasks of each stage ended."""
+        return {(stage, reason) for stage, _, reason in self.tasks()}
 
 
-def finish(process: subprocess.Popen[str], workspace: Path) -> Published:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, (workspace.parent / "stderr").read_text()[-3000:]
-    return Published.of(workspace, json.loads(output))
+@pytest.fixture
+def two_hosts(spark_home: Path) -> Iterator[str]:
+    """A cluster whose two workers have addresses of their own: speculation never repeats a task on the same host."""
+    environment = {**os.environ, "SPARK_HOME": str(spark_home), "SPARK_DAEMON_MEMORY": "256m"}
+    with contextlib.ExitStack() as stack:
+
+        def start(kind: str, host: str, *arguments: str) -> Path:
+            log = stack.enter_context((spark_home / f"{kind}-{host}").open("w"))
+            java = f"org.apache.spark.deploy.{kind.lower()}.{kind}"
+            options = ("--host", host, "--port", "0", "--webui-port", "0", *arguments)
+            command = [spark_home / "bin" / "spark-class", java, *options]
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return Path(log.name)
+
+        def url(log: Path) -> str:
+            return found[0] if (found := re.findall(r"spark://127[.0-9]+:\d+", log.read_text())) else ""
+
+        log = start("Master", "127.0.0.1")
+        wait_for(lambda: url(log))
+        for host in ("127.0.0.2", "127.0.0.3"):
+            start("Worker", host, "--cores", "1", "--memory", "1g", "--work-dir", f"{spark_home}/work", url(log))
+        wait_for(lambda: log.read_text().count("Registering worker") == 2)
+        yield url(log)
 
 
-def tasks_of(workspace: Path) -> list[dict[str, Any]]:
-    """Every attempt of a task as Spark recorded its end."""
-    files = [file for file in (workspace.parent / "events").rglob("*") if file.is_file() and file.stat().st_size]
-    lines = [json.loads(line) for file in files for line in file.read_text().splitlines() if line.startswith("{")]
-    return [line for line in lines if line["Event"] == "SparkListenerTaskEnd"]
+def wait_for(done: Callable[[], object]) -> None:
+    until = time.monotonic() + 120
+    while not done():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def is_executor(process: psutil.Process) -> bool:
+    return any(argument.endswith("CoarseGrainedExecutorBackend") for argument in process.cmdline())
+
+
+def signal_all(executor: psutil.Process, number: signal.Signals) -> None:
+    """To an executor and its Python workers."""
+    for process in [*executor.children(recursive=True), executor]:
+        process.send_signal(number)
 
 
 def test_a_cluster_publishes_what_one_machine_publishes(
     tmp_path: Path, logs: Path, spark_home: Path, undisturbed: Published
 ) -> None:
-    workspace = tmp_path / "workspace"
-    with on_two_executors(logs, workspace, spark_home) as process:
-        found = finish(process, workspace)
+    with Cluster(logs, tmp_path / "workspace", spark_home) as cluster:
+        found = cluster.finish()
     assert_same(found, undisturbed)
-    assert_files_are_as_listed(workspace)
-    assert {task["Task Info"]["Executor ID"] for task in tasks_of(workspace)} == {"0", "1"}
-
-
-def executors(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if any(argument.endswith("CoarseGrainedExecutorBackend") for argument in child.cmdline()):
-                found.append(child)
-    return found
-
-
-def open_files(executor: psutil.Process) -> list[str]:
-    """What an executor's Python workers are reading or writing."""
-    found = []
-    for worker in executor.children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            found += [file.path for file in worker.open_files()]
-    return found
-
-
-def kill_at_work(process: subprocess.Popen[str], folder: Path) -> None:
-    """SIGKILL to an executor that has a file of the folder open."""
-    known: list[psutil.Process] = []
-    while process.poll() is None:
-        time.sleep(0.01)
-        known = known if len(known) == 2 else executors(process)
-        for executor in known:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if any(Path(file).is_relative_to(folder) for file in open_files(executor)):
-                    executor.kill()
-                    return
-    pytest.fail("the stage was over before an executor could be killed")
+    assert_files_are_as_listed(cluster.workspace)
+    assert {executor for _, executor, _ in cluster.tasks()} == {"0", "1"}
 
 
 @pytest.mark.parametrize("stage", ["reading", "building"])
@@ -230,14 +341,64 @@ def test_an_executor_killed_at_work_changes_nothing(
     stage: str, tmp_path: Path, logs: Path, spark_home: Path, undisturbed: Published
 ) -> None:
     """Killed with a half-written run of the shuffle, or with a half-written shard."""
-    workspace = tmp_path / "workspace"
-    folder = {"reading": workspace / "runs", "building": workspace / "sequences"}[stage]
-    with on_two_executors(logs, workspace, spark_home) as process:
-        kill_at_work(process, folder)
-        assert not (workspace / "sequences" / f"ds={DS}" / "_manifest.json").exists()
-        found = finish(process, workspace)
-    ends = [(task["Stage ID"], task["Task End Reason"]["Reason"]) for task in tasks_of(workspace)]
-    assert (["reading", "building"].index(stage), "ExecutorLostFailure") in ends
+    with Cluster(logs, tmp_path / "workspace", spark_home, HELD) as cluster:
+        cluster.go_on({"reading": "building", "building": "reading"}[stage])
+        cluster.executor_at(stage).kill()
+        assert not (cluster.workspace / "sequences" / f"ds={DS}" / "_manifest.json").exists()
+        cluster.go_on(stage)
+        found = cluster.finish()
+    assert (stage, "ExecutorLostFailure") in cluster.reasons()
     assert_same(found, undisturbed)
-    time.sleep(1)  # for a Python worker that outlives its executor
-    assert_files_are_as_listed(workspace)
+    assert_files_are_as_listed(cluster.workspace)
+
+
+@pytest.mark.slow  # two days on executors of their own: two minutes on two busy cores
+def test_stopped_repeated_and_killed_executors_change_neither_a_day_nor_its_increment(
+    tmp_path: Path, logs: Path, spark_home: Path, two_hosts: str, two_days: "dict[dt.date, Published]"
+) -> None:
+    """A task of a stopped executor is repeated by speculation; it goes on after its stage, and the other is killed."""
+    options = HELD | AT_ONCE | {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+    with Cluster(logs, tmp_path / "workspace", spark_home, options, BASE, two_hosts) as cluster:
+        stopped = cluster.executor_at("reading")
+        signal_all(stopped, signal.SIGSTOP)
+        cluster.go_on("reading")
+        killed = cluster.executor_at("building")
+        assert killed.pid != stopped.pid
+        signal_all(stopped, signal.SIGCONT)
+        killed.kill()
+        cluster.go_on("building")
+        found = cluster.finish()
+    assert {("reading", "TaskKilled"), ("building", "ExecutorLostFailure")} <= cluster.reasons()
+    assert_same(found, two_days[BASE])
+    assert_files_are_as_listed(cluster.workspace, BASE)
+    with Cluster(logs, cluster.workspace, spark_home, options, DS, two_hosts) as cluster:
+        cluster.go_on("reading")
+        stopped = cluster.executor_at("building")
+        signal_all(stopped, signal.SIGSTOP)
+        cluster.go_on("building")
+        found = cluster.finish()  # the task that is stopped is repeated, and never ends
+    assert_same(found, two_days[DS])
+    assert_files_are_as_listed(cluster.workspace)
+
+
+@pytest.mark.slow  # executors of their own
+def test_an_executor_that_has_to_leave_ends_its_task_and_gets_no_other(
+    tmp_path: Path, logs: Path, spark_home: Path, undisturbed: Published
+) -> None:
+    """SIGPWR is how a spot instance, or Kubernetes by Spark's `decom.sh`, tells an executor to leave."""
+    options = HELD | {"spark.decommission.enabled": "true"}
+    with Cluster(logs, tmp_path / "workspace", spark_home, options) as cluster:
+        cluster.go_on("building")
+        leaving = cluster.executor_at("reading")
+        leaving.send_signal(signal.SIGPWR)
+        log = Path(leaving.cwd()) / "stderr"
+        wait_for(
+            lambda: "decommissionExecutor finished" in log.read_text() or "Decommission executor" in log.read_text()
+        )
+        cluster.go_on("reading")
+        found = cluster.finish()
+    assert cluster.reasons() == {("reading", "Success"), ("building", "Success")}
+    [left] = [executor for executor, why in cluster.removed().items() if "ecommission" in why]
+    assert ("building", left) not in {(stage, executor) for stage, executor, _ in cluster.tasks()}
+    assert_same(found, undisturbed)
+    assert_files_are_as_listed(cluster.workspace)

@@ -75,7 +75,9 @@ def publish(workspace, n, rows, *, max_increments=9):
     """A day laid over the day before, with the code of the job's tasks."""
     kind, ds = workspace.spec.user_id_type, day(n)
     parent = read_manifest(workspace.sequences(day(n - 1))) if n else None
-    writer = ShuffleWriter(SPREAD, storage.join(workspace.run(ds), "staging"), "plays")
+    staging = storage.join(workspace.run(ds), "staging")
+    storage.make_folder(staging)
+    writer = ShuffleWriter(SPREAD, staging, "plays")
     writer.write(rows)
     writer.flush()
     spec = BuildSpec(
@@ -96,7 +98,7 @@ def publish(workspace, n, rows, *, max_increments=9):
     songs = np.arange(1, SONGS + 1)
     task = BuildTask(0, SPREAD.buckets_of(0), ranges_of(writer.runs, 0), parents)
     build_buckets(spec, task, SongIndex(pa.array(songs), songs.astype(np.int32)), built)
-    storage.delete_folder(storage.join(workspace.run(ds), "staging"))
+    storage.delete_folder(staging)
     return publish_shards(spec, built)
 
 

@@ -53,7 +53,7 @@ def test_of_two_runs_that_extend_it_at_once_the_second_tries_again_and_is_refuse
     stale = [read(uri, "int64")] * lost  # what the second run saw before the first committed
     append(uri, [2], TWO)
     with monkeypatch.context() as patch, pytest.raises(BusyError, match="run again") if lost > 1 else nullcontext():
-        patch.setattr(vocabulary, "read", lambda *_: stale.pop() if stale else read(*_))
+        patch.setattr(vocabulary, "read", lambda *_, **named: stale.pop() if stale else read(*_, **named))
         append(uri, [2, 3], THREE)
     assert read(uri, "int64").table["item_id"].to_pylist() == [1, 2, 3][: 3 if lost == 1 else 2]
 
