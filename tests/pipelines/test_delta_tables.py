@@ -207,7 +207,7 @@ def stopped_behind_its_look_at_the_lease():
 row = dict.fromkeys(METRICS_TABLE.schema.names) | {"ds": parse_ds("2026-03-02"), "protocol": "next_day"}
 row |= {"metric": "hr_30", "value": float(value), "model_version": "1", "slice": "all", "listeners": 5}
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the lease's own thread would end the work before the table can refuse it
-with leases.lease(lease, purpose="run", seconds=2.0 if stops else 60.0, wait=lambda _: None):
+with leases.lease(lease, purpose="run", seconds=6.0 if stops else 60.0, wait=lambda _: None):
     if stops:
         leases.publishing = stopped_behind_its_look_at_the_lease
     try:
