@@ -9,7 +9,7 @@ WORKSPACE ?= ./workspace
 TEST_WORKERS ?= 2
 # The tests of a file stay together, because they share Ray instances and finished days, as do files that share the two
 # days (tests/conftest.py); files are taken in their order, in which none of the long ones is the last.
-PYTEST := python -m pytest -n $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST := python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 

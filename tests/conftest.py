@@ -21,11 +21,23 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file stay in one process; so do those of all files that need the two days, which are made once."""
-    needing = {item.path for item in items if "two_days" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("two days" if item.path in needing else str(item.path)))
+NEED_TWO_DAYS = {
+    f"tests/{name}.py"
+    for name in ("docs/test_output", "docs/test_workspace", "e2e/test_bits", "e2e/test_chaos", "e2e/test_two_days")
+}
+"""Files that share one process, which makes the two days once."""
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a file stay in one process, and so do those of all files that need the two days."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "two days" if file in NEED_TWO_DAYS else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -130,25 +130,25 @@ def polled_progress(
     unit: str = "",
     remaining: bool = False,
     first: str = "",
-    every_s: float = POLL_S,
+    every_s: float | None = None,
 ) -> Iterator[None]:
     """A bar for work that other processes do meanwhile, shown once the total is above 0. poll: (amount done, total).
 
-    first: what they do before the total is known. every_s: between polls, of which each may be a request.
+    first: what they do before the total is known. every_s: between polls, each of which may be a request (`POLL_S`).
     """
-    ended = threading.Event()
+    ended, pause = threading.Event(), every_s or POLL_S
 
     def follow() -> None:
         with doing(first) if first else contextlib.nullcontext():
             while poll()[1] == 0:
-                if ended.wait(every_s):
+                if ended.wait(pause):
                     return
         shown, total = poll()
         heard.amount(description, 0, total, unit)  # the workers are there
         last = False
         with progress(description, total, unit=unit, remaining=remaining, done=shown) as advance:
             while not last:
-                last = ended.wait(every_s)
+                last = ended.wait(pause)
                 done = max(shown, min(poll()[0], total))  # work may be repeated after a failure
                 advance(done - shown)
                 shown = done
