@@ -1,4 +1,4 @@
-"""An item table that no process could hold: `python -m benchmarks.big_table [--songs 10000000 --dim 256 --ranks 4]`.
+"""An item table that no process could hold: `python -m benchmarks.big_table [--songs 4000000 --dim 256 --ranks 4]`.
 
 Every rank may have so much memory of its own (RLIMIT_DATA, `--limit-gb`) and no more: less than the table. The ranks
 train some steps, write a checkpoint and end; as many new ones read it, and then half as many with twice the limit. All
@@ -101,7 +101,7 @@ def _trainer(work: Work) -> Trainer:
 
 
 def _batch(songs: int, *, seed: int) -> Batch:
-    batch, generator = batch_of(32, 40), torch.Generator().manual_seed(seed)
+    batch, generator = batch_of(16, 20), torch.Generator().manual_seed(seed)
     items, targets = (torch.randint(1, songs + 1, batch.item_index.shape, generator=generator) for _ in range(2))
     return replace(batch, item_index=items, target=targets)
 
@@ -134,16 +134,16 @@ def same_rows(written: list[dict[str, Any]], read: list[dict[str, Any]]) -> bool
 def main() -> int:
     """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--songs", type=int, default=10_000_000)
+    parser.add_argument("--songs", type=int, default=4_000_000)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--ranks", type=int, default=4)
-    parser.add_argument("--limit-gb", type=float, default=5.0, help="memory of each rank's own")
+    parser.add_argument("--limit-gb", type=float, default=3.5, help="memory of each rank's own")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("big-table"), help="of the checkpoint, which is removed")
-    parser.add_argument("--quick", action="store_true", help="a fiftieth of the songs, within 3 GB")
+    parser.add_argument("--quick", action="store_true", help="a twentieth of the songs, within 3 GB")
     options = parser.parse_args()
     if options.quick:
-        options.songs, options.limit_gb = options.songs // 50, 3.0
+        options.songs, options.limit_gb = options.songs // 20, 3.0
     table_gb = options.songs * options.dim * 4 / 1e9
     say(f"{options.songs:,} songs x {options.dim}: {table_gb:.1f} GB over {options.ranks} ranks")
     sizes = {"songs": options.songs, "dim": options.dim}
