@@ -173,12 +173,13 @@ def exported(day: Day) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("raylets", [2], indirect=True)
 def test_a_worker_that_gets_sigterm_costs_no_step_and_no_bit_of_the_result(
-    deployment, two_raylets: str, capsys: pytest.CaptureFixture[str]
+    deployment, raylets: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
 
-    settings = (*SMALL, "train.checkpoint_every_steps=1000", f"cluster.ray_address={two_raylets}")
+    settings = (*SMALL, "train.checkpoint_every_steps=1000", f"cluster.ray_address={raylets}")
     settings += ("cluster.train_workers=2", "cluster.max_failures=0")
     disturbed: Deployment = deployment(*settings, listeners=120)
     alone: Deployment = deployment(*settings, listeners=120, folder="alone")
