@@ -2,7 +2,7 @@
 
 Every rank may have so much memory of its own (RLIMIT_DATA, `--limit-gb`) and no more: less than the table. The ranks
 train some steps, write a checkpoint and end; as many new ones read it, and then half as many with twice the limit. All
-must have the rows that were written, bit for bit, or the command ends with exit code 1.
+must have the weights that were written, bit for bit in each block of rows that both have whole, or it exits with 1.
 """
 
 import argparse
@@ -89,7 +89,8 @@ def _rank(rank: int, work: Work, folder: str, meet: str) -> None:
 
 
 def _trainer(work: Work) -> Trainer:
-    train = TrainConfig(negatives=128, item_optimizer="rowwise_adagrad")
+    # A reader begins with other values, so that a row that is not read shows.
+    train = TrainConfig(negatives=128, item_optimizer="rowwise_adagrad", seed=int(work.read))
     torch.manual_seed(train.seed)
     rows = capacity_rows(work.songs, 0.0)
     return Trainer(
