@@ -121,14 +121,14 @@ def note_digests(folder: str, known: Mapping[str, FileDigest] | None = None) -> 
     uri = storage.join(folder, NOTED_FILE)
     noted = (read_listing(uri) if storage.exists(uri) else {}) | dict(known or {})
     names = _names_below(folder)
-    names += _not_listed(folder, set(noted).difference(names))
+    names += not_listed(folder, set(noted).difference(names))
     new = [name for name in names if name not in noted or storage.name(name) in _REPLACED]
     found = digests_of(storage.join(folder, name) for name in new)
     noted |= {name: found[storage.join(folder, name)] for name in new}
     write_listing(uri, {name: noted[name] for name in names})
 
 
-def _not_listed(folder: str, names: Collection[str]) -> list[str]:
+def not_listed(folder: str, names: Collection[str]) -> list[str]:
     """Those files of an object store that are there and that its list lacks, because they are too new."""
     if not names or not storage.is_s3(folder):
         return []

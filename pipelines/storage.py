@@ -289,8 +289,8 @@ def open_parquet(
     """
     try:
         with _open(uri, size) as source:
-            if size is not None and source.size() != size:
-                raise OSError(f"{source.size():,} bytes, not the {size:,} that were written")
+            if size is not None:
+                _check_size(source.size(), size)
             if sha256:
                 check_digest(uri, sha256)
             yield pq.ParquetFile(source, page_checksum_verification=True)
@@ -316,9 +316,13 @@ def _open(uri: str, size: int | None) -> pa.NativeFile:
 def _written_once(uri: str, size: int, _: int) -> bytes:
     """A small object that nobody writes again. Row groups of a bucket are read one after the other: one request."""
     content = object_store.get(uri).content
-    if len(content) != size:  # not kept, so that it is read again when it is repaired
-        raise OSError(f"{len(content):,} bytes, not the {size:,} that were written")
+    _check_size(len(content), size)  # what is damaged is not kept, so that it is read again when it is repaired
     return content
+
+
+def _check_size(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise OSError(f"{found:,} bytes, not the {wanted:,} that were written")
 
 
 @functools.lru_cache(4096)

@@ -123,9 +123,9 @@ def initial_rows(start: int, stop: int, *, dim: int, seed: int, std: float = INI
 
 def fill_initial_rows(rows: Tensor, start: int, *, seed: int, std: float = INITIAL_STD) -> Tensor:
     """Give float32 [R, dim] the values of `initial_rows` from `start` on, where it is: some megabytes at a time."""
-    bound = math.erf(2 / math.sqrt(2))
-    stop = start + len(rows) if std else start
-    rows[max(stop - start, 0) :] = 0
+    if not std:
+        return rows.zero_()
+    bound, stop = math.erf(2 / math.sqrt(2)), start + len(rows)
     for first in range(start, stop, _CHUNK_ROWS):
         last = min(first + _CHUNK_ROWS, stop)
         bits = words(combine(seed, _SITE, torch.arange(first, last)), rows.shape[1])  # [rows, dim]
@@ -153,8 +153,7 @@ class PlainItemTable(ItemTable):
         initial_std: float = INITIAL_STD,
     ) -> None:
         self.rows = rows
-        weight = torch.empty(rows, dim, device=device)
-        self.weight = nn.Parameter(fill_initial_rows(weight, 0, seed=train.seed, std=initial_std))
+        self.weight = nn.Parameter(initial_rows(0, rows, dim=dim, seed=train.seed, std=initial_std).to(device))
         self.sparse = train.item_optimizer == "rowwise_adagrad"
         self._lookups = 0  # since the gradients were cleared
         self.optimizer: torch.optim.Optimizer = (
@@ -238,7 +237,8 @@ class ShardedItemTable(ItemTable):
         self.sharded = _shard(rows, self.width, optimizer=self._fused(train), device=torch.device(device))
         self._state = self._make_state(train)
         for start, tensor in self._local("weight"):
-            fill_initial_rows(tensor.zero_()[:, :dim], start, seed=train.seed, std=initial_std)
+            tensor[:, dim:] = 0
+            fill_initial_rows(tensor[:, :dim], start, seed=train.seed, std=initial_std)
 
     def _fused(self, train: TrainConfig) -> tuple[str, dict[str, float]]:
         """The optimizer that updates rows within the backward pass: its name in torchrec.optim and its settings."""

@@ -20,7 +20,7 @@ TRIPLES = (
     {"torch": "2.13", "torchrec": "1.8", "fbgemm_gpu": "1.8"},  # of the locks
     {"torch": "2.14", "torchrec": "1.9", "fbgemm_gpu": "1.9"},
 )
-"""Versions that work together; no others of a later fbgemm load."""
+"""Versions that work together: fbgemm loads with one version of torch only."""
 FREE_DISK_GB = 5
 
 

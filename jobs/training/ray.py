@@ -58,8 +58,8 @@ def fit(cluster: ClusterConfig, loop: LoopConfig, *, storage_uri: str, name: str
     follower = _Follower(loop.progress)
     progress.note("Ray is there")
     try:
-        shown = {"first": "starting the training workers", "every_s": progress_every_s(loop.progress)}
-        with polled_progress("train", follower.steps, unit="steps", remaining=True, **shown):
+        first, every_s = "starting the training workers", progress_every_s(loop.progress)
+        with polled_progress("train", follower.steps, unit="steps", remaining=True, first=first, every_s=every_s):
             result = _interruptible(trainer.fit)
     except TrainingFailedError as error:
         raise _worker_error(error) from None

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import storage
-from pipelines.digests import NOTED_FILE, digest_of, note_digests, read_listing
+from pipelines.digests import NOTED_FILE, digest_of, not_listed, note_digests, read_listing
 from pipelines.errors import InputError
 from pipelines.histories.buckets import user_hash
 from pipelines.schema import id_type
@@ -116,9 +116,7 @@ def add(folder: str, ids: pa.Array) -> int:
         digests = pa.array([_digest(user, key) for user in new.to_pylist()], pa.binary(DIGEST_BYTES))
         # Sorted, so that the file does not keep the order of the ids either.
         table = pa.table({SLOT: _slots(new, key), DIGEST: digests}, schema=_SCHEMA).sort_by(SLOT)
-        name = f"part-{uuid.uuid4().hex}.parquet"
-        storage.write_table(storage.join(folder, name), table)
-        note_digests(folder, {name: digest_of(storage.join(folder, name))})  # found by it where a list lacks it
+        _write(folder, table)
     _compact(folder)
     note_digests(folder)
     return len(new)
@@ -129,20 +127,24 @@ def _compact(folder: str) -> None:
     files = _files(folder)
     if len(files) > _MAX_FILES:
         table = pa.concat_tables([storage.read_table(uri) for uri in files]).sort_by(SLOT)
-        name = f"part-{uuid.uuid4().hex}.parquet"
-        storage.write_table(storage.join(folder, name), table)
-        note_digests(folder, {name: digest_of(storage.join(folder, name))})
+        _write(folder, table)
         storage.delete_files(files)
+
+
+def _write(folder: str, table: pa.Table) -> None:
+    """A new file of hashes, which is found by its digest where a list lacks it."""
+    name = f"part-{uuid.uuid4().hex}.parquet"
+    storage.write_table(storage.join(folder, name), table)
+    note_digests(folder, {name: digest_of(storage.join(folder, name))})
 
 
 def _files(folder: str) -> list[str]:
     """The files of hashes: those that are listed, and those with a digest, which the list of a store may still lack."""
-    files = {file.uri for file in storage.list_files(folder)}
+    names = {storage.name(file.uri) for file in storage.list_files(folder)}
     noted = storage.join(folder, NOTED_FILE)
     if storage.is_s3(folder) and storage.exists(noted):
-        new = [uri for name in read_listing(noted) if (uri := storage.join(folder, name)) not in files]
-        files |= {info.uri for info in storage.file_infos(new) if info}
-    return sorted(uri for uri in files if uri.endswith(".parquet"))
+        names.update(not_listed(folder, read_listing(noted).keys() - names))
+    return sorted(storage.join(folder, name) for name in names if name.endswith(".parquet"))
 
 
 def _key(folder: str) -> bytes:
