@@ -6,12 +6,11 @@ must have the weights that were written, bit for bit in each block of rows that 
 """
 
 import argparse
+import functools
 import json
-import os
 import resource
 import shutil
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -20,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.lib.batches import batch_of
-from benchmarks.lib.rank_steps import join
+from benchmarks.lib.rank_processes import in_ranks
 from benchmarks.lib.timing import say
 from fuxi_beta import models
 from fuxi_beta.config import ModelConfig, TrainConfig
@@ -34,10 +31,9 @@ from fuxi_beta.data.batches import Batch
 from fuxi_beta.training.item_table import capacity_rows, item_table
 from fuxi_beta.training.trainer import Trainer
 from jobs.runtime import machine
-from jobs.training.ray import WORKER_ENVIRONMENT
 
 _BLOCK_ROWS = 1 << 12
-"""Rows of a check sum: shards of any number of ranks are made of whole ones or of parts that meet."""
+"""Rows of a check sum, few against those of a shard: blocks across two shards are not compared."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +49,8 @@ class Work:
     write: bool
 
 
-def run(work: Work, folder: Path) -> list[dict[str, Any]]:
-    """Do it in new processes; what each rank measured."""
-    os.environ |= WORKER_ENVIRONMENT
-    with tempfile.TemporaryDirectory(prefix="big-table-") as meet:
-        torch.multiprocessing.spawn(_rank, args=(work, str(folder), meet), nprocs=work.ranks)
-        return [json.loads((Path(meet) / f"{rank}.json").read_text()) for rank in range(work.ranks)]
-
-
-def _rank(rank: int, work: Work, folder: str, meet: str) -> None:
-    torch.set_num_threads(1)
-    join(rank, work.ranks, meet)
+def _rank(work: Work, folder: str, rank: int) -> dict[str, Any]:
+    """The body of a process: what it measured, and the check sums of its rows."""
     limit = round(work.limit_gb * 1e9)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     seconds: dict[str, float] = {}
@@ -82,10 +69,7 @@ def _rank(rank: int, work: Work, folder: str, meet: str) -> None:
         timed("step", lambda batch=batch: trainer.step(batch, epoch=0))
     if work.write:
         timed("write", lambda: trainer.save(folder))
-    found = {"seconds": seconds, "peak_gb": _peak_gb(), "rows": _check_sums(trainer)}
-    Path(meet, f"{rank}.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
+    return {"seconds": seconds, "peak_gb": _peak_gb(), "rows": _check_sums(trainer)}
 
 
 def _trainer(work: Work) -> Trainer:
@@ -132,6 +116,24 @@ def same_rows(written: list[dict[str, Any]], read: list[dict[str, Any]]) -> bool
     return bool(shared) and all(one[block] == other[block] for block in shared)
 
 
+def print_runs(title: str, works: dict[str, Work], found: dict[str, list[dict[str, Any]]]) -> bool:
+    """A line for each group of ranks; returns whether all have the rows of the first."""
+    table = Table(title=title, caption=machine.describe())
+    for column in ("", "ranks", "limit GB", "peak GB of a rank", "begin s", "a step s", "read s", "write s", "rows"):
+        table.add_column(column, justify="right")
+    first, same = next(iter(found.values())), True
+    for name, work in works.items():
+        seconds = [rank["seconds"] for rank in found[name]]
+        slowest = [max(one.get(key, 0.0) for one in seconds) for key in ("begin", "step", "read", "write")]
+        equal = same_rows(first, found[name])
+        same &= equal
+        peak = max(rank["peak_gb"] for rank in found[name])
+        cells = [str(work.ranks), f"{work.limit_gb:.1f}", f"{peak:.2f}", *(f"{s:.1f}" if s else "" for s in slowest)]
+        table.add_row(name, *cells, "same" if equal else "OTHER")
+    Console(width=110).print(table)
+    return same
+
+
 def main() -> int:
     """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,25 +160,11 @@ def main() -> int:
     found: dict[str, list[dict[str, Any]]] = {}
     try:
         for name, work in works.items():
-            found[name] = run(work, options.folder)
+            found[name] = in_ranks(functools.partial(_rank, work, str(options.folder)), work.ranks)
             say(f"{name}: {max(rank['peak_gb'] for rank in found[name]):.2f} GB at most")
     finally:
         shutil.rmtree(options.folder, ignore_errors=True)
-    table = Table(title=f"a table of {table_gb:.1f} GB", caption=machine.describe())
-    for column in ("", "ranks", "limit GB", "peak GB of a rank", "begin s", "a step s", "read s", "write s", "rows"):
-        table.add_column(column, justify="right")
-    first, same = found["train and write"], True
-    for name, work in works.items():
-        seconds = [rank["seconds"] for rank in found[name]]
-        slowest = {key: max(one.get(key, 0.0) for one in seconds) for key in ("begin", "step", "read", "write")}
-        equal = same_rows(first, found[name])
-        same &= equal
-        times = [f"{value:.1f}" if value else "" for value in slowest.values()]
-        peak = max(rank["peak_gb"] for rank in found[name])
-        table.add_row(
-            name, str(work.ranks), f"{work.limit_gb:.1f}", f"{peak:.2f}", *times, "same" if equal else "OTHER"
-        )
-    Console(width=110).print(table)
+    same = print_runs(f"a table of {table_gb:.1f} GB", works, found)
     for ranks in found.values():
         for rank in ranks:
             rank.pop("rows")

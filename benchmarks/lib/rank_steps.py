@@ -4,27 +4,23 @@ Together they are the ranks of a process group on loopback, with the item table 
 same share of the same batches with a table of its own. The difference is what exchange and waiting for each other cost.
 """
 
+import functools
 import itertools
-import logging
-import os
 import statistics
-import tempfile
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 
+from benchmarks.lib.rank_processes import in_ranks
 from fuxi_beta import models
 from fuxi_beta.config import ModelConfig, TrainConfig
 from fuxi_beta.data.candidates import candidates_and_plays
 from fuxi_beta.data.reader import TrainingBatches
 from fuxi_beta.training.item_table import capacity_rows, item_table
 from fuxi_beta.training.trainer import Trainer
-from jobs.training.ray import WORKER_ENVIRONMENT
 from pipelines.histories.shards import read_manifest
 
 _WARM_UP = 3
@@ -54,23 +50,17 @@ class StepCost:
 
 def measured(wanted: Steps) -> StepCost:
     """Take the steps in new processes."""
-    os.environ |= WORKER_ENVIRONMENT
-    with tempfile.TemporaryDirectory(prefix="rank-steps-") as folder:
-        before = _loopback_bytes()
-        torch.multiprocessing.spawn(_rank, args=(wanted, folder), nprocs=wanted.ranks)
-        sent = (_loopback_bytes() - before) / wanted.ranks / (wanted.steps + _WARM_UP)
-        found = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(wanted.ranks)]
+    before = _loopback_bytes()
+    found = in_ranks(functools.partial(_steps_of, wanted), wanted.ranks, together=wanted.together)
+    sent = (_loopback_bytes() - before) / wanted.ranks / (wanted.steps + _WARM_UP)
     wall = statistics.median(max(times) for times in zip(*(one["wall"] for one in found), strict=True))
     cpu = statistics.mean(statistics.median(one["cpu"]) for one in found)
     plays = sum(one["plays"] for one in found) / wanted.steps
     return StepCost(wall, cpu, plays, sent / 1e6 if wanted.together else 0.0)
 
 
-def _rank(rank: int, wanted: Steps, folder: str) -> None:
-    torch.set_num_threads(1)
+def _steps_of(wanted: Steps, rank: int) -> dict[str, Any]:
     torch.manual_seed(wanted.train.seed)
-    if wanted.together:
-        join(rank, wanted.ranks, folder)
     manifest = read_manifest(wanted.shards)
     size, train = manifest.vocabulary_size, wanted.train
     candidates, plays = candidates_and_plays(manifest, train=train, data_end=manifest.data_end)
@@ -98,18 +88,7 @@ def _rank(rank: int, wanted: Steps, folder: str) -> None:
         wall.append(time.perf_counter() - began)
         cpu.append(time.process_time() - used)
     counted = sum(batch.item_index.shape[0] for batch in own[_WARM_UP:])
-    torch.save({"wall": wall[_WARM_UP:], "cpu": cpu[_WARM_UP:], "plays": counted}, f"{folder}/{rank}.pt")
-    if wanted.together:
-        dist.barrier()
-        dist.destroy_process_group()
-
-
-def join(rank: int, world_size: int, folder: str) -> None:
-    """Make this process a rank of a group on loopback. folder: where ranks meet, empty before."""
-    warnings.simplefilter("ignore")  # of TorchRec, about its own use of PyTorch
-    logging.disable(logging.WARNING)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
+    return {"wall": wall[_WARM_UP:], "cpu": cpu[_WARM_UP:], "plays": counted}
 
 
 def _loopback_bytes() -> int:
